@@ -1,0 +1,22 @@
+"""Benchmark harness for parameter-efficient fine-tuning: `run` a suite, `load_results` as a table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import UserError
+from harness.results import load_results
+
+if TYPE_CHECKING:
+    from harness.runner import run
+
+__all__ = ["UserError", "load_results", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the runner, and torch with it, only when it is used."""
+    if name == "run":
+        from harness.runner import run
+
+        return run
+    raise AttributeError(f"module 'harness' has no attribute '{name}'")

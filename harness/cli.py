@@ -1,0 +1,275 @@
+"""The command `harness`. Each command is a thin layer over a function; torch is imported only where it is used."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from harness.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Train every registered tuning method on a suite of tasks and make a leaderboard one can trust.",
+)
+
+Names = Annotated[str | None, typer.Option(metavar="A,B,...")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a suite value, e.g. recipe.steps=300.")
+]
+ResultsDir = Annotated[Path, typer.Option("--results", help="Folder of the results.")]
+DataDir = Annotated[
+    str | None, typer.Option("--data", envvar="HARNESS_DATA", help="Folder with local copies of the tasks' data.")
+]
+MethodDirs = Annotated[
+    list[Path] | None, typer.Option("--methods-dir", help="Another folder of method files; may be repeated.")
+]
+ListFormat = Annotated[Literal["terminal", "json"], typer.Option("--format", help="terminal or json.")]
+
+
+@app.command()
+def run(
+    suite: Annotated[str, typer.Argument(help="Suite file, or the name of a shipped suite.")],
+    methods: Names = None,
+    tasks: Names = None,
+    backbones: Names = None,
+    seeds: Names = None,
+    settings: Settings = None,
+    results: ResultsDir = Path("results"),
+    data: DataDir = None,
+    methods_dir: MethodDirs = None,
+    rerun: Annotated[
+        Literal["none", "failed", "stale"], typer.Option(help="Which stored results to make again.")
+    ] = "none",
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+) -> None:
+    """Train every missing cell of a suite and store the results.
+
+    Example: harness run suites/superglue.yaml --methods accept,ept,dept --tasks cb,wic --set recipe.steps=300
+    """
+    from harness.runner import run as run_suite
+
+    summary = run_suite(
+        find_suite(suite),
+        methods=split(methods),
+        tasks=split(tasks),
+        backbones=split(backbones),
+        seeds=split_ints(seeds),
+        settings=parse_settings(settings),
+        results=results,
+        data=data,
+        method_dirs=methods_dir or (),
+        rerun=rerun,
+        quiet=quiet,
+    )
+    typer.echo(
+        f"{summary.num_trained} cells trained, {summary.num_failed} of them failed; "
+        f"{summary.num_kept} were there already. Results: {summary.results}"
+    )
+    if summary.num_failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def plan(
+    suite: Annotated[str, typer.Argument(help="Suite file, or the name of a shipped suite.")],
+    methods: Names = None,
+    tasks: Names = None,
+    backbones: Names = None,
+    seeds: Names = None,
+    settings: Settings = None,
+    results: ResultsDir = Path("results"),
+    data: DataDir = None,
+    methods_dir: MethodDirs = None,
+    format: ListFormat = "terminal",
+) -> None:
+    """Show the cells of a suite, what is done, missing or stale, and each method's budget; trains nothing.
+
+    Example: harness plan suites/quickstart.yaml
+    """
+    from harness.listings import describe_plan
+    from harness.planning import make_plan
+    from harness.suite import Overrides
+
+    overrides = Overrides(split(methods), split(tasks), split(backbones), split_ints(seeds), parse_settings(settings))
+    made = make_plan(find_suite(suite), overrides, results, data, [str(folder) for folder in methods_dir or ()])
+    show(describe_plan(made), format)
+
+
+@app.command()
+def report(
+    results: Annotated[Path, typer.Argument(help="Folder of the results.")] = Path("results"),
+    format: Annotated[
+        Literal["terminal", "markdown", "csv", "json"], typer.Option("--format", help="Form of the tables.")
+    ] = "terminal",
+    suite: Annotated[str | None, typer.Option(help="Only this suite.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write to this file instead of the screen.")] = None,
+) -> None:
+    """Make the leaderboard from stored results.
+
+    Example: harness report results --format markdown
+    """
+    from harness.report.aggregate import collect
+    from harness.report.tables import render
+    from harness.results import ResultStore
+
+    found = [result for _, result in ResultStore(results).scan() if suite in (None, result.cell.suite)]
+    if not found:
+        raise UserError("holds no results" + (f" of suite '{suite}'" if suite else ""), where=str(results))
+    text = render(collect(found), format)
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot be written: {error.strerror}", where=str(out), field="--out") from None
+
+
+@app.command()
+def methods(methods_dir: MethodDirs = None, format: ListFormat = "terminal") -> None:
+    """List every method found, with what it is and, where a file is broken, why.
+
+    Example: harness methods --methods-dir my_methods
+    """
+    from harness.listings import describe_methods
+    from harness.method import discover
+
+    show(describe_methods(discover(*(methods_dir or ()))), format)
+
+
+@app.command()
+def params(
+    backbone: Annotated[str, typer.Option(help="Known name, folder or hub id.")] = "t5-base",
+    methods: Names = None,
+    settings: Settings = None,
+    methods_dir: MethodDirs = None,
+    format: ListFormat = "terminal",
+) -> None:
+    """Count trainable parameters, in training and kept for inference, without any download.
+
+    Example: harness params --backbone t5-base --methods dept --set dept.source_length=348
+    """
+    from harness.listings import describe_params
+    from harness.method import discover
+
+    found = discover(*(methods_dir or ()))
+    show(describe_params(found, split(methods), backbone, parse_settings(settings)), format)
+
+
+@app.command()
+def tasks(data: DataDir = None, format: ListFormat = "terminal") -> None:
+    """List every task; with --data, what was found there and whether its sizes are the published ones.
+
+    Example: harness tasks --data DIR
+    """
+    from harness.listings import describe_tasks
+
+    show(describe_tasks(data), format)
+
+
+@app.command()
+def preview(
+    task: Annotated[str, typer.Argument(help="Name of a task.")],
+    backbone: Annotated[str, typer.Option(help="Backbone whose tokenizer is used.")] = "micro-t5",
+    split_name: Annotated[Literal["train", "dev", "test"], typer.Option("--split", help="Which split.")] = "train",
+    rows: Annotated[int, typer.Option(min=1, help="How many rows.")] = 3,
+    data: DataDir = None,
+    format: ListFormat = "terminal",
+) -> None:
+    """Show rows of a task exactly as the model sees them, with token counts.
+
+    Example: harness preview cb --data DIR --backbone t5-base --rows 2
+    """
+    from harness.listings import describe_rows
+
+    show(describe_rows(task, backbone, split_name, rows, data), format)
+
+
+@app.command()
+def check(
+    path: Annotated[Path, typer.Argument(help="A suite file (.yaml) or a method file (.py).")],
+    methods_dir: MethodDirs = None,
+    format: ListFormat = "terminal",
+) -> None:
+    """Check a suite file, or hold a method file to the contract on a tiny backbone.
+
+    Example: harness check methods/dept.py
+    """
+    from harness.contract import check_method_file
+    from harness.listings import describe_contract, describe_suite
+
+    if path.suffix != ".py":
+        show(describe_suite(find_suite(str(path)), [str(folder) for folder in methods_dir or ()]), format)
+        return
+    findings = check_method_file(path)
+    show(describe_contract(path, findings), format)
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+def show(data: dict[str, Any], style: str) -> None:
+    """Print a listing: JSON data, or its tables as text."""
+    if style == "json":
+        typer.echo(json.dumps({key: value for key, value in data.items() if key != "text"}, indent=1))
+    else:
+        typer.echo(data["text"])
+
+
+def find_suite(name: str) -> Path:
+    """A path, or the name of a suite that ships with the program."""
+    path = Path(name)
+    if path.exists():
+        return path
+    package = Path(__file__).resolve().parent
+    shipped = next(folder for folder in (package.parent / "suites", package / "_suites") if folder.is_dir())
+    candidates = [shipped / path.name, shipped / f"{path.name}.yaml"]
+    return next((found for found in candidates if found.is_file()), path)
+
+
+def split(names: str | None) -> list[str] | None:
+    """`a,b` -> ["a", "b"]."""
+    return None if names is None else [name.strip() for name in names.split(",") if name.strip()]
+
+
+def split_ints(names: str | None) -> list[int] | None:
+    """`1,2` -> [1, 2]. Raises UserError on anything else."""
+    try:
+        return None if names is None else [int(name) for name in split(names) or []]
+    except ValueError:
+        raise UserError(f"expected whole numbers, got '{names}'", field="--seeds") from None
+
+
+def parse_settings(pairs: list[str] | None) -> dict[str, Any]:
+    """`["recipe.steps=300"]` -> {"recipe.steps": 300}, values read as YAML."""
+    from harness.yaml12 import parse_value
+
+    settings = {}
+    for pair in pairs or []:
+        key, sign, value = pair.partition("=")
+        if not sign or not key:
+            raise UserError(f"expected KEY=VALUE, got '{pair}'", field="--set")
+        settings[key] = parse_value(value)
+    return settings
+
+
+def main() -> None:
+    """Run the command line: a user's mistake ends with one message and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; finished cells are stored, the same command continues", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

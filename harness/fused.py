@@ -1,0 +1,153 @@
+"""One forward pass for the rows of many cells: how prompts and added tables reach the rows.
+
+Cells whose prompt and added table do not depend on the text share one table of vectors [N, H]; every
+position of every row gathers its vector from it (row 0 is zero, for "nothing here"). The cost of a micro-batch
+then does not grow with the number of cells, and the backward pass goes through each method only once a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from harness.backbone import Backbone
+from harness.data import Encoded
+from harness.method import Method
+
+Index = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows drawn for several cells: which cell (position in the bundle), which row of the split."""
+
+    cells: Index
+    rows: Index
+
+    def take(self, order: Index) -> Rows:
+        return Rows(self.cells[order], self.rows[order])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+class FusedInput:
+    """Builds the backbone's input for rows of any of the given methods.
+
+    `source_length` is the padded length that position-indexed tables refer to: with a decoder-only
+    backbone texts are padded on the left, so the last token takes the table's last row.
+    """
+
+    def __init__(self, methods: Sequence[Method], backbone: Backbone, source_length: int) -> None:
+        self.methods = methods
+        self.backbone = backbone
+        self.source_length = source_length
+        self.static = [not method.depends_on_text() for method in methods]
+        self.prompt_lengths = np.array([method.num_prompt_tokens for method in methods], np.int64)
+        self._outputs: list[Tensor] = []
+        self._table = torch.empty(0)
+        self._prompt_starts = np.zeros(len(methods), np.int64)
+        self._added_starts = np.full(len(methods), -1, np.int64)
+
+    def refresh(self, grad: bool, cells: Sequence[int]) -> None:
+        """Compute anew the prompts and tables of the given static methods; call once per optimiser step."""
+        zero = self.backbone.embedding.weight.new_zeros(1, self.backbone.hidden)
+        pieces, position = [zero], 1
+        with torch.set_grad_enabled(grad):
+            for index in cells:
+                if not self.static[index]:
+                    continue
+                prompt, added = self.methods[index].prompt(), self.methods[index].added()
+                if prompt is not None:
+                    self._prompt_starts[index] = position
+                    pieces.append(prompt)
+                    position += len(prompt)
+                if added is not None:
+                    self._added_starts[index] = position
+                    pieces.append(added)
+                    position += len(added)
+        self._outputs = [piece for piece in pieces if piece.requires_grad]
+        self._table = torch.cat([piece.detach() for piece in pieces]).requires_grad_(grad and bool(self._outputs))
+        self._spans = _spans(pieces)
+
+    def backward(self) -> None:
+        """Carry the gradient that all micro-batches left on the table into the methods' tensors."""
+        gradient = self._table.grad
+        if not self._outputs or gradient is None:
+            return
+        parts = [gradient[start:stop] for start, stop, grad in self._spans if grad]
+        torch.autograd.backward(self._outputs, parts)
+
+    def lengths(self, encoded: Encoded, rows: Rows) -> Index:
+        """Positions that each row takes in the backbone, prompt included."""
+        lengths: Index = encoded.source_lengths(rows.rows) + self.prompt_lengths[rows.cells]
+        return lengths
+
+    def build(self, encoded: Encoded, rows: Rows) -> tuple[Tensor, Tensor, Rows]:
+        """Return embeddings [N, L, H], mask [N, L] and the rows in the order of N."""
+        static = np.array([self.static[cell] for cell in rows.cells], bool)
+        if static.all():
+            return (*self._build_static(encoded, rows), rows)
+        pieces = [
+            self._build_text_dependent(encoded, rows.take(np.flatnonzero(rows.cells == cell)), int(cell))
+            for cell in np.unique(rows.cells[~static])
+        ]
+        order = [np.flatnonzero(rows.cells == cell) for cell in np.unique(rows.cells[~static])]
+        if static.any():
+            order.append(np.flatnonzero(static))
+            pieces.append(self._build_static(encoded, rows.take(order[-1])))
+        longest = max(mask.shape[1] for _, mask in pieces)
+        embeds = torch.cat([F.pad(e, (0, 0, 0, longest - e.shape[1])) for e, _ in pieces])
+        mask = torch.cat([F.pad(m, (0, longest - m.shape[1])) for _, m in pieces])
+        return embeds, mask, rows.take(np.concatenate(order))
+
+    def _build_static(self, encoded: Encoded, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Gather token embeddings and table rows position by position."""
+        prompts = self.prompt_lengths[rows.cells][:, None]
+        lengths = encoded.source_lengths(rows.rows)[:, None]
+        sources = encoded.sources(rows.rows, self.backbone.pad_id)
+        position = np.arange(int((prompts + lengths).max()))[None]
+        token = position - prompts
+        is_token = (token >= 0) & (token < lengths)
+        added = self._added_starts[rows.cells][:, None]
+        shift = 0 if self.backbone.is_encoder_decoder else self.source_length - lengths
+        vectors = np.where(is_token & (added >= 0), added + token + shift, 0)
+        vectors = np.where(position < prompts, self._prompt_starts[rows.cells][:, None] + position, vectors)
+        ids = np.take_along_axis(sources, token.clip(0, sources.shape[1] - 1), 1)
+        device = self.backbone.device
+        tokens = self.backbone.embedding(torch.as_tensor(ids, device=device))
+        keep = torch.as_tensor(is_token, device=device)[..., None]
+        table = F.embedding(torch.as_tensor(vectors, device=device), self._table)
+        embeds = torch.where(keep, tokens, torch.zeros((), dtype=tokens.dtype, device=device)) + table
+        return embeds, torch.as_tensor(position < prompts + lengths, device=device).long()
+
+    def _build_text_dependent(self, encoded: Encoded, rows: Rows, cell: int) -> tuple[Tensor, Tensor]:
+        device = self.backbone.device
+        sources = torch.as_tensor(encoded.sources(rows.rows, self.backbone.pad_id), device=device)
+        lengths = torch.as_tensor(encoded.source_lengths(rows.rows), device=device)
+        mask = (torch.arange(sources.shape[1], device=device)[None] < lengths[:, None]).long()
+        embeds, mask = self.methods[cell](self.backbone.embedding(sources), mask)
+        return embeds, mask
+
+
+def micro_batches(lengths: Index, max_tokens: int) -> list[Index]:
+    """Cut rows, sorted by length, so that rows x longest stays within `max_tokens` (one row at least)."""
+    order = np.argsort(-lengths, kind="stable")
+    batches, start = [], 0
+    while start < len(order):
+        count = max(1, max_tokens // int(lengths[order[start]]))
+        batches.append(order[start : start + count])
+        start += count
+    return batches
+
+
+def _spans(pieces: Sequence[Tensor]) -> list[tuple[int, int, bool]]:
+    """(start, stop, takes gradient) of each piece in the table."""
+    stops = np.cumsum([len(piece) for piece in pieces]).tolist()
+    return [(stop - len(p), stop, p.requires_grad) for stop, p in zip(stops, pieces, strict=True)]

@@ -1,0 +1,278 @@
+"""One bundle as a piece of work that any process can do: load, build, train, hand over results."""
+
+from __future__ import annotations
+
+import functools
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save as safetensors_bytes
+
+from harness import provenance
+from harness.backbone import Backbone, load_backbone
+from harness.data import TaskData, load_task
+from harness.errors import UserError
+from harness.method import Method, Registered, Rule, load_file
+from harness.predict import score_split
+from harness.results import PredictionRow
+from harness.schema import BackboneRecord, Cell, DevScore, Failure, MetricRecord, ParamCounts, Result, Usage
+from harness.tasks import all_tasks
+from harness.train import BundleTrainer, OnStep, Outcome
+
+
+@dataclass(frozen=True)
+class BundleJob:
+    """Cells that share a forward pass, and what is needed to compute them; picklable."""
+
+    cells: tuple[Cell, ...]
+    method_files: dict[str, Path]
+    backbone: str
+    data_dir: str | None
+    micro_batch_tokens: int
+
+
+@dataclass(frozen=True)
+class Product:
+    """A cell's result with the contents of the files beside it."""
+
+    result: Result
+    predictions: list[PredictionRow]
+    tensors: bytes | None
+
+
+OnProduct = Callable[[Product], None]
+
+
+def execute(job: BundleJob, on_step: OnStep, on_product: OnProduct) -> None:
+    """Compute a bundle; every cell ends as a product, done or failed. Only the user's interrupt passes through."""
+    finished: set[str] = set()
+
+    def hand_over(product: Product) -> None:
+        finished.add(product.result.cell_id)
+        on_product(product)
+
+    started = provenance.now()
+    try:
+        _execute(job, job.cells, started, on_step, hand_over)
+    except Exception as error:  # recorded as the failure of a cell, with its traceback
+        rest = [cell for cell in job.cells if cell.cell_id not in finished]
+        if len(job.cells) == 1:
+            hand_over(_failed(job, rest[0], error, started))
+            return
+        # one bad cell must not take the others along: each goes on alone
+        for cell in rest:
+            execute(_alone(job, cell), on_step, on_product)
+
+
+def _execute(job: BundleJob, cells: Sequence[Cell], started: str, on_step: OnStep, on_product: OnProduct) -> None:
+    registered = {cell.method: _registered(job, cell.method) for cell in cells}
+    data = cached_task(cells[0].task, job.data_dir)
+    classes = [registered[cell.method].cls for cell in cells]
+    if isinstance(classes[0], type) and issubclass(classes[0], Rule):
+        on_product(_rule_product(cells[0], classes[0](), data, registered[cells[0].method], started))
+        return
+    backbone = cached_backbone(job.backbone, cells[0].recipe.precision)
+    with torch.random.fork_rng():
+        methods = [_build(cell, registered[cell.method], backbone) for cell in cells]
+        torch.manual_seed(cells[0].seed)
+        _reset_peak_memory()
+        trainer = BundleTrainer(cells, methods, data, backbone, job.micro_batch_tokens)
+        layer_side = [method for method in methods if method.is_layer_side()]
+        assert not layer_side or len(methods) == 1, "a layer-side method runs alone"
+        try:
+            for method in layer_side:
+                method.attach(backbone)
+            trainer.run(
+                on_step, lambda outcome: on_product(_product(job, outcome, data, backbone, registered, started))
+            )
+        finally:
+            for method in layer_side:
+                method.detach(backbone)
+
+
+@functools.lru_cache(maxsize=2)
+def cached_backbone(source: str, precision: str) -> Backbone:
+    """Load a backbone once per process."""
+    return load_backbone(source, precision)
+
+
+@functools.lru_cache(maxsize=32)
+def cached_task(name: str, data_dir: str | None) -> TaskData:
+    """Read a task's rows once per process."""
+    return load_task(all_tasks()[name], data_dir)
+
+
+def build_method(cell: Cell, cls: type[Method], backbone: Backbone) -> Method:
+    """Create a cell's tensors. Raises UserError where settings do not fit the backbone."""
+    try:
+        return cls(cls.HP(**cell.hp), backbone)
+    except ValueError as error:
+        raise UserError(str(error), field=f"methods.{cell.label}") from None
+
+
+def _build(cell: Cell, registered: Registered, backbone: Backbone) -> Method:
+    """The same seed gives the same tensors, whatever else is in the bundle."""
+    assert registered.cls is not None
+    assert issubclass(registered.cls, Method)
+    torch.manual_seed(cell.seed)
+    return build_method(cell, registered.cls, backbone).to(backbone.device)
+
+
+def _registered(job: BundleJob, method: str) -> Registered:
+    registered = load_file(job.method_files[method])
+    if registered.cls is None:
+        raise ImportError(registered.spec.error)
+    return registered
+
+
+def _alone(job: BundleJob, cell: Cell) -> BundleJob:
+    return BundleJob((cell,), job.method_files, job.backbone, job.data_dir, job.micro_batch_tokens)
+
+
+def _product(
+    job: BundleJob,
+    outcome: Outcome,
+    data: TaskData,
+    backbone: Backbone,
+    registered: dict[str, Registered],
+    started: str,
+) -> Product:
+    sha256 = registered[outcome.cell.method].spec.source_sha256
+    if outcome.failure is not None:
+        return _failed(job, outcome.cell, outcome.failure, started, outcome.failed_at)
+    method = outcome.method
+    result = Result(
+        cell_id=outcome.cell.cell_id,
+        group_id=outcome.cell.group_id,
+        status="done",
+        cell=outcome.cell,
+        metrics=_metric_record(data),
+        dev_history=outcome.history,
+        selected_step=outcome.selected_step,
+        dev=outcome.scores["dev"],
+        test=outcome.scores["test"],
+        params=ParamCounts(num_trained=method.num_trained, num_kept=method.num_kept),
+        usage=_usage(outcome, len(job.cells)),
+        data=data.record,
+        backbone=backbone.record,
+        method_sha256=sha256,
+        provenance=provenance.collect(_device_name(backbone)),
+        started_at=started,
+        finished_at=provenance.now(),
+    )
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in method.state_dict().items()}
+    return Product(result, _prediction_rows(data, outcome.answers), safetensors_bytes(tensors))
+
+
+def _rule_product(cell: Cell, rule: Rule, data: TaskData, registered: Registered, started: str) -> Product:
+    """Score a rule; there is nothing to select, so its history has the one step 0."""
+    begin = time.perf_counter()
+    targets = [example.target for example in data.train]
+    answers = {name: rule.answers(targets, len(data.split(name)), cell.seed) for name in ("dev", "test")}
+    scores = {name: score_split(data.task, data.split(name), answers[name]) for name in answers}
+    selection = scores["dev"].metrics[data.task.selection]
+    elapsed = time.perf_counter() - begin
+    result = Result(
+        cell_id=cell.cell_id,
+        group_id=cell.group_id,
+        status="done",
+        cell=cell,
+        metrics=_metric_record(data),
+        dev_history=[DevScore(step=0, selection=selection, metrics=scores["dev"].metrics)],
+        selected_step=0,
+        selection_rule="nothing is selected",
+        dev=scores["dev"],
+        test=scores["test"],
+        params=ParamCounts(num_trained=0, num_kept=0),
+        usage=Usage(
+            num_steps=0,
+            num_samples=0,
+            num_tokens=0,
+            train_s=0.0,
+            eval_s=elapsed,
+            total_s=elapsed,
+            peak_memory_bytes=0,
+            bundle_cells=1,
+        ),
+        data=data.record,
+        backbone=BackboneRecord(source="none", revision="none", fingerprint="none", num_params=0),
+        method_sha256=registered.spec.source_sha256,
+        provenance=provenance.collect("cpu"),
+        started_at=started,
+        finished_at=provenance.now(),
+    )
+    return Product(result, _prediction_rows(data, answers), None)
+
+
+def _failed(job: BundleJob, cell: Cell, error: BaseException, started: str, step: int | None = None) -> Product:
+    trace = "".join(traceback.format_exception(error))
+    failure = Failure(type=type(error).__name__, message=str(error), traceback=trace, step=step)
+    result = Result(
+        cell_id=cell.cell_id,
+        group_id=cell.group_id,
+        status="failed",
+        cell=cell,
+        failure=failure,
+        method_sha256=load_file(job.method_files[cell.method]).spec.source_sha256,
+        provenance=provenance.collect("unknown"),
+        started_at=started,
+        finished_at=provenance.now(),
+    )
+    return Product(result, [], None)
+
+
+def _metric_record(data: TaskData) -> MetricRecord:
+    task = data.task
+    return MetricRecord(
+        reported=list(task.reported),
+        extra=[name for name in task.metrics if name not in task.reported],
+        selection=task.selection,
+        labels=task.targets,
+    )
+
+
+def _prediction_rows(data: TaskData, answers: dict[str, list[str]]) -> list[PredictionRow]:
+    return [
+        (split, index, list(example.references), answer)
+        for split in ("dev", "test")
+        for index, (example, answer) in enumerate(zip(data.split(split), answers[split], strict=True))
+    ]
+
+
+def _usage(outcome: Outcome, bundle_cells: int) -> Usage:
+    return Usage(
+        num_steps=outcome.num_steps,
+        num_samples=outcome.num_samples,
+        num_tokens=outcome.num_tokens,
+        train_s=outcome.train_s,
+        eval_s=outcome.eval_s,
+        total_s=outcome.train_s + outcome.eval_s,
+        peak_memory_bytes=_peak_memory(),
+        bundle_cells=bundle_cells,
+    )
+
+
+def _reset_peak_memory() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _peak_memory() -> int:
+    """Peak allocated device memory of the bundle; on a CPU, the process's peak resident memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    try:
+        import resource
+        import sys
+    except ImportError:
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _device_name(backbone: Backbone) -> str:
+    return torch.cuda.get_device_name() if backbone.device.type == "cuda" else backbone.device.type

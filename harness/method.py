@@ -1,0 +1,241 @@
+"""What a method is, and how the files in methods/ are found.
+
+Shapes: B rows, T tokens, H hidden width of the backbone, P prompt vectors, S source length.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from harness.backbone import Backbone
+from harness.errors import UserError, require_choice
+from harness.initialization import vocabulary_rows
+from harness.schema import Defaults, MethodSpec
+
+__all__ = ["Backbone", "Defaults", "Method", "Paper", "Rule", "require_positive", "sweep", "vocabulary_rows"]
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Where a method comes from, and the trainable parameters its paper claims per backbone."""
+
+    key: str
+    url: str
+    params: dict[str, int] = field(default_factory=dict)
+
+
+def sweep(*values: Any) -> dict[str, list[Any]]:
+    """Mark a grid in `Defaults`, as `{sweep: [...]}` does in a suite file."""
+    return {"sweep": list(values)}
+
+
+def require_positive(hp: Any, *names: str) -> None:
+    """Raise ValueError, which the suite reports as a user's mistake, unless each setting is None or >= 1."""
+    for name in names:
+        value = getattr(hp, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+class Method(nn.Module):
+    """A way to tune a frozen backbone: create tensors in `__init__`, then change the input or the layers.
+
+    Override one of three things:
+
+    - `prompt` and/or `added`, when neither depends on the text: the trainer then serves all cells
+      of a bundle with one gather, which is the fastest;
+    - `forward`, when the change depends on the text;
+    - `attach` and `detach`, when the change is inside the backbone.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[Paper]
+    defaults: ClassVar[Defaults] = Defaults()
+
+    @dataclass(frozen=True, kw_only=True)
+    class HP:
+        """A method without settings of its own."""
+
+    def __init__(self, hp: Any, backbone: Backbone) -> None:
+        super().__init__()
+
+    def prompt(self) -> Tensor | None:
+        """Return the vectors put in front of every text, [P, H], or None."""
+        return None
+
+    def added(self) -> Tensor | None:
+        """Return the table added to the token embeddings, [S, H]: row i to the i-th token; or None."""
+        return None
+
+    def forward(self, embeds: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, T, H], [B, T] -> [B, P+T, H], [B, P+T]: the input of the backbone."""
+        table, prompt = self.added(), self.prompt()
+        if table is not None:
+            embeds = embeds + table[: embeds.shape[1]]
+        if prompt is None:
+            return embeds, mask
+        front = prompt.expand(len(embeds), -1, -1)
+        return torch.cat([front, embeds], 1), torch.cat([mask.new_ones(front.shape[:2]), mask], 1)
+
+    def attach(self, backbone: Backbone) -> None:
+        """Change the backbone's layers (layer-side methods)."""
+
+    def detach(self, backbone: Backbone) -> None:
+        """Undo `attach`, leaving the backbone bit-identical."""
+
+    def param_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Split the trainable tensors by learning rate; `lr` is the recipe's."""
+        return [{"params": list(self.parameters()), "lr": lr}]
+
+    def kept(self) -> dict[str, Tensor]:
+        """Return the tensors that inference needs, where that is less than what is trained."""
+        return dict(self.named_parameters())
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Positions that the method puts in front of a text."""
+        prompt = self.prompt()
+        return 0 if prompt is None else len(prompt)
+
+    @property
+    def num_trained(self) -> int:
+        """Trainable parameters in training."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+    @property
+    def num_kept(self) -> int:
+        """Parameters that inference has to keep."""
+        return sum(tensor.numel() for tensor in self.kept().values())
+
+    @classmethod
+    def is_layer_side(cls) -> bool:
+        """Whether the method changes layers and therefore cannot share a plain forward pass."""
+        return cls.attach is not Method.attach
+
+    @classmethod
+    def depends_on_text(cls) -> bool:
+        """Whether the method overrides `forward` instead of `prompt` and `added`."""
+        return cls.forward is not Method.forward
+
+
+class Rule:
+    """A baseline that answers without a backbone, from the training targets alone."""
+
+    name: ClassVar[str]
+    paper: ClassVar[Paper]
+
+    def answers(self, train_targets: Sequence[str], num_rows: int, seed: int) -> list[str]:
+        """Return `num_rows` answers as text."""
+        raise NotImplementedError(f"{type(self).__name__} must define answers()")
+
+
+@dataclass(frozen=True)
+class Registered:
+    """One method file: its class, or the reason why there is none."""
+
+    spec: MethodSpec
+    path: Path
+    cls: type[Method] | type[Rule] | None
+
+    @property
+    def summary(self) -> str:
+        """First line of the file's docstring."""
+        doc = sys.modules[self.cls.__module__].__doc__ if self.cls else None
+        return (doc or "").strip().partition("\n")[0]
+
+
+def discover(*extra_folders: str | Path) -> dict[str, Registered]:
+    """Return every method file by name: the shipped ones, `extra_folders`, entry points `harness.methods`.
+
+    A file that fails to import becomes an entry that holds its traceback.
+    Raises UserError when two files claim one name or a folder does not exist.
+    """
+    found: dict[str, Registered] = {}
+    for path in _method_files(extra_folders):
+        registered = load_file(path)
+        name = registered.spec.name
+        if name in found and found[name].path.resolve() != path.resolve():
+            raise UserError(f"the name '{name}' is taken by {found[name].path}", where=str(path))
+        found[name] = registered
+    return dict(sorted(found.items()))
+
+
+def get_class(methods: dict[str, Registered], name: str) -> type[Method] | type[Rule]:
+    """Return the class of a method. Raises UserError if unknown or broken."""
+    registered = methods[require_choice(name, methods, kind="method")]
+    if registered.cls is None:
+        last = (registered.spec.error or "").strip().splitlines()[-1]
+        raise UserError(f"could not be imported: {last}", where=str(registered.path))
+    return registered.cls
+
+
+def shipped_folder() -> Path:
+    """The folder of the method files that come with the program."""
+    package = Path(__file__).resolve().parent
+    beside = package.parent / "methods"
+    return beside if beside.is_dir() else package / "_methods"
+
+
+def _method_files(extra_folders: Sequence[str | Path]) -> Iterator[Path]:
+    folders = [shipped_folder()]
+    for folder in extra_folders:
+        if not Path(folder).is_dir():
+            raise UserError("no such folder", where=str(folder), field="--methods-dir")
+        folders.append(Path(folder))
+    for folder in folders:
+        yield from (path for path in sorted(folder.glob("*.py")) if not path.name.startswith("_"))
+    for entry in entry_points(group="harness.methods"):
+        module = importlib.util.find_spec(entry.module)
+        if module and module.origin:
+            yield Path(module.origin)
+
+
+def load_file(path: Path) -> Registered:
+    """Import one method file by path."""
+    source = hashlib.sha256(path.read_bytes()).hexdigest()
+    try:
+        cls = _import_class(path)
+    except Exception:  # whatever a broken file raises becomes its visible row
+        return Registered(MethodSpec(path.stem, type(None), Defaults(), source, traceback.format_exc()), path, None)
+    hp_type = cls.HP if issubclass(cls, Method) else type(None)
+    defaults = cls.defaults if issubclass(cls, Method) else Defaults()
+    return Registered(MethodSpec(cls.name, hp_type, defaults, source), path, cls)
+
+
+def _import_class(path: Path) -> type[Method] | type[Rule]:
+    identity = str(path.resolve()).encode() + path.read_bytes()
+    module_name = f"harness_methods.{path.stem}_{hashlib.sha256(identity).hexdigest()[:8]}"
+    if module_name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(module_name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module  # dataclasses and pickle look the module up by name
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[module_name]
+            raise
+    module = sys.modules[module_name]
+    classes = [
+        item
+        for item in vars(module).values()
+        if isinstance(item, type) and issubclass(item, (Method, Rule)) and item.__module__ == module_name
+    ]
+    named = [item for item in classes if hasattr(item, "name")]
+    if len(named) != 1:
+        raise ImportError(f"{path.name} must define exactly one Method or Rule with a `name`, found {len(named)}")
+    if named[0].name != path.stem:
+        raise ImportError(f"{path.name} defines the method '{named[0].name}'; name and file must agree")
+    return named[0]

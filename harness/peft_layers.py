@@ -1,0 +1,50 @@
+"""Methods that PEFT already has: its layers, owned by the method, put in and taken out of the backbone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peft import PeftConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from harness.backbone import Backbone
+from harness.method import Method
+
+
+class PeftMethod(Method):
+    """A layer-side method whose layers come from PEFT; a subclass gives the configuration."""
+
+    def peft_config(self, hp: Any, backbone: Backbone) -> PeftConfig:
+        """Return PEFT's configuration for these settings and backbone."""
+        raise NotImplementedError(f"{type(self).__name__} must define peft_config()")
+
+    def __init__(self, hp: Any, backbone: Backbone) -> None:
+        super().__init__(hp, backbone)
+        model = backbone.model
+        inject_adapter_in_model(self.peft_config(hp, backbone), model)
+        self._tuners = {name: m for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
+        self._originals = {name: tuner.get_base_layer() for name, tuner in self._tuners.items()}
+        self.detach(backbone)
+        self.tensors = nn.ParameterDict(
+            {
+                f"{name}.{key}".replace(".", "/"): parameter
+                for name, tuner in self._tuners.items()
+                for key, parameter in tuner.named_parameters()
+                if parameter.requires_grad
+            }
+        )
+
+    def attach(self, backbone: Backbone) -> None:
+        for name, tuner in self._tuners.items():
+            backbone.model.set_submodule(name, tuner)
+
+    def detach(self, backbone: Backbone) -> None:
+        for name, original in self._originals.items():
+            backbone.model.set_submodule(name, original)
+        vars(backbone.model).pop("peft_config", None)
+
+    def train(self, mode: bool = True) -> PeftMethod:
+        for tuner in self._tuners.values():
+            tuner.train(mode)
+        return super().train(mode)

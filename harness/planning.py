@@ -1,0 +1,168 @@
+"""Before anything is trained: resolve a suite, check it against methods, backbones and data, see what is done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.backbone import Backbone, fingerprint, meta_backbone, resolve
+from harness.errors import UserError
+from harness.job import BundleJob, build_method, cached_task
+from harness.method import Method, Registered, Rule, discover
+from harness.results import ResultStore
+from harness.schema import Cell, Result
+from harness.selection import next_cells
+from harness.sources import find_source
+from harness.suite import Group, Overrides, Suite, expand, load_suite
+from harness.tasks import Task, all_tasks
+
+Key = tuple[int, int]
+"""(grid point, seed) of a cell within its group."""
+
+
+@dataclass
+class Plan:
+    """A suite resolved: its groups, the registry they refer to, and what the results folder holds of them."""
+
+    suite: Suite
+    groups: list[Group]
+    methods: dict[str, Registered]
+    tasks: dict[str, Task]
+    store: ResultStore
+    data_dir: str | None
+    results: list[dict[Key, Result]]
+    """Per group, the stored results."""
+
+    @property
+    def per_seed(self) -> bool:
+        return self.suite.file.tuning.seeds == "each"
+
+    def pending(self) -> list[Cell]:
+        """Cells to train now; the winner's further seeds follow once a grid is complete."""
+        return [
+            group.cells[key]
+            for group, results in zip(self.groups, self.results, strict=True)
+            for key in next_cells(group, results, self.per_seed)
+        ]
+
+    def num_cells(self, group: Group) -> int:
+        """Cells that selection will ask for in all: the grid, then the winner's other seeds."""
+        if self.per_seed:
+            return len(group.points) * len(group.seeds)
+        return len(group.points) + len(group.seeds) - 1
+
+    def record(self, result: Result) -> None:
+        """Take in a new result."""
+        for group, results in zip(self.groups, self.results, strict=True):
+            for key, cell in group.cells.items():
+                if cell.cell_id == result.cell_id and cell.label == result.cell.label:
+                    results[key] = result
+                    return
+
+    def is_stale(self, result: Result) -> bool:
+        """Whether the method's source, the weights or the rows have changed since `result` was made."""
+        cell = result.cell
+        if result.method_sha256 != self.methods[cell.method].spec.source_sha256:
+            return True
+        if result.status == "failed" or result.data is None or result.backbone is None:
+            return False
+        source = self.suite.backbone_sources[cell.backbone]
+        moved = result.backbone.source != "none" and fingerprint(source) not in (
+            result.backbone.fingerprint,
+            "unresolved",
+        )
+        return moved or self._data_moved(result)
+
+    def _data_moved(self, result: Result) -> bool:
+        task = self.tasks[result.cell.task]
+        try:
+            source = find_source(task, self.data_dir)
+        except UserError:
+            return False  # without the rows nothing can be compared, and nothing of the result is wrong
+        if source.hub is not None:
+            return False  # asking the hub costs a download; the recorded revision stands
+        assert result.data is not None
+        return cached_task(task.name, self.data_dir).record.fingerprint != result.data.fingerprint
+
+
+def make_plan(
+    path: str | Path, overrides: Overrides, results: str | Path, data_dir: str | None, method_dirs: Sequence[str] = ()
+) -> Plan:
+    """Resolve a suite file. Raises UserError for anything the user can mend; writes nothing."""
+    methods = discover(*method_dirs)
+    tasks = all_tasks()
+    suite = load_suite(path, overrides)
+    groups = expand(suite, {n: m.spec for n, m in methods.items()}, {n: t.spec for n, t in tasks.items()})
+    for source in suite.backbone_sources.values():
+        resolve(source)
+    store = ResultStore(results)
+    stored = [
+        {key: result for key, cell in group.cells.items() if (result := store.load(cell)) is not None}
+        for group in groups
+    ]
+    return Plan(suite, groups, methods, tasks, store, data_dir, stored)
+
+
+def check_fit(plan: Plan, cells: Iterable[Cell], with_data: bool = True) -> None:
+    """Build each distinct method on a backbone without weights and read each task. Raises UserError."""
+    cells = list(cells)
+    backbones: dict[str, Backbone] = {}
+    seen: set[str] = set()
+    for cell in cells:
+        registered = plan.methods[cell.method]
+        identity = json.dumps([cell.method, cell.hp, cell.backbone, cell.recipe.max_source_length], sort_keys=True)
+        if identity in seen or registered.cls is None or issubclass(registered.cls, Rule):
+            continue
+        seen.add(identity)
+        if cell.backbone not in backbones:
+            backbones[cell.backbone] = meta_backbone(plan.suite.backbone_sources[cell.backbone])
+        _check_positions(
+            cell, build_method(cell, registered.cls, backbones[cell.backbone]), backbones[cell.backbone], plan
+        )
+    for name in dict.fromkeys(cell.task for cell in cells if with_data):
+        cached_task(name, plan.data_dir)
+
+
+def _check_positions(cell: Cell, method: Method, backbone: Backbone, plan: Plan) -> None:
+    limit, task = backbone.max_positions, plan.tasks[cell.task]
+    length = cell.recipe.max_source_length or task.max_source_length
+    target = task.max_target_length if task.kind != "classification" else 4
+    needed = method.num_prompt_tokens + length + target
+    if limit is not None and needed > limit:
+        raise UserError(
+            f"needs {needed} positions ({method.num_prompt_tokens} prompt + {length} source + {target} target), "
+            f"backbone '{cell.backbone}' has {limit}",
+            where=plan.suite.document.path,
+            field=f"{cell.label} on {cell.task}",
+            hint="Lower prompt_length or recipe.max_source_length.",
+        )
+
+
+def pack(plan: Plan, cells: Sequence[Cell]) -> list[BundleJob]:
+    """Put cells that can share a forward pass into bundles."""
+    bundles: dict[str, list[Cell]] = {}
+    for cell in cells:
+        bundles.setdefault(_bundle_key(plan, cell), []).append(cell)
+    limit = plan.suite.file.execution.bundle_cells
+    parts = [bundle[i : i + limit] for bundle in bundles.values() for i in range(0, len(bundle), limit)]
+    return [
+        BundleJob(
+            tuple(part),
+            {cell.method: plan.methods[cell.method].path for cell in part},
+            plan.suite.backbone_sources[part[0].backbone],
+            plan.data_dir,
+            plan.suite.file.execution.micro_batch_tokens,
+        )
+        for part in parts
+    ]
+
+
+def _bundle_key(plan: Plan, cell: Cell) -> str:
+    """Cells with equal keys may share a bundle; rules and layer-side methods run alone."""
+    cls = plan.methods[cell.method].cls
+    alone = cls is None or issubclass(cls, Rule) or cls.is_layer_side()
+    recipe = cell.recipe
+    shared = [cell.backbone, cell.task, recipe.precision, recipe.backbone_dropout, recipe.max_source_length]
+    return json.dumps([*shared, f"{cell.label} {cell.cell_id}" if alone else ""])

@@ -1,0 +1,57 @@
+"""Answers of every cell of a bundle on one split, and their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from harness.backbone import Backbone
+from harness.data import Encoded, Example, max_new_tokens
+from harness.fused import FusedInput, Rows, micro_batches
+from harness.metrics import compute, count_unreadable
+from harness.schema import SplitScore
+from harness.tasks.record import Task
+
+# without a graph to keep, a forward pass may hold more tokens for the same memory
+EVALUATION_FACTOR = 2
+
+
+@torch.no_grad()
+def answer_split(
+    fused: FusedInput, cells: Sequence[int], encoded: Encoded, task: Task, max_tokens: int
+) -> dict[int, list[str]]:
+    """Greedy answers of each of `cells` (positions in `fused`) to every row, in row order."""
+    backbone = fused.backbone
+    fused.refresh(grad=False, cells=cells)
+    count = len(encoded)
+    rows = Rows(np.repeat(np.asarray(cells, np.int64), count), np.tile(np.arange(count), len(cells)))
+    limit = max_new_tokens(task, backbone)
+    answers: dict[int, list[str]] = {cell: [""] * count for cell in cells}
+    for batch in micro_batches(fused.lengths(encoded, rows), max_tokens * EVALUATION_FACTOR):
+        embeds, mask, placed = fused.build(encoded, rows.take(batch))
+        written = backbone.decode(embeds, mask, limit)
+        for cell, row, text in zip(placed.cells, placed.rows, to_text(backbone, written), strict=True):
+            answers[int(cell)][int(row)] = text
+    return answers
+
+
+def to_text(backbone: Backbone, ids: torch.Tensor) -> list[str]:
+    """Decode [N, T] ids, each cut behind its first end token; special tokens dropped, blanks stripped."""
+    cut = [row[: row.index(backbone.eos_id)] if backbone.eos_id in row else row for row in ids.tolist()]
+    unique = {tuple(row) for row in cut}
+    texts = {row: str(backbone.tokenizer.decode(list(row), skip_special_tokens=True)).strip() for row in unique}
+    return [texts[tuple(row)] for row in cut]
+
+
+def score_split(task: Task, examples: Sequence[Example], answers: Sequence[str]) -> SplitScore:
+    """Every metric of the task on one split; the score is the mean of the reported ones."""
+    references = [list(example.references) for example in examples]
+    metrics = compute(task.metrics, answers, references, task.targets)
+    return SplitScore(
+        score=sum(metrics[name] for name in task.reported) / len(task.reported),
+        metrics=metrics,
+        num_rows=len(examples),
+        num_unreadable=count_unreadable(answers, task.targets, task.kind == "regression"),
+    )

@@ -1,0 +1,130 @@
+"""What a run shows while it works: a live display on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
+from rich.progress import Progress as RichProgress
+
+from harness.schema import Cell, Result
+
+PLAIN_EVERY_S = 10.0
+
+
+class Progress:
+    """Counts cells and steps, measures speed, estimates the time left. Writes nothing when `quiet`."""
+
+    def __init__(self, quiet: bool = False, console: Console | None = None) -> None:
+        self.console = console or Console(file=sys.stderr, quiet=quiet, soft_wrap=True)
+        self.live = self.console.is_terminal and not quiet
+        self.num_cells = 0
+        self.num_done = 0
+        self.work_left = 0.0
+        self.work_done = 0.0
+        self.bundle: tuple[Cell, ...] = ()
+        self._bundle_work = 0.0
+        self._started = self._bundle_started = self._last_line = time.monotonic()
+        self._bars: RichProgress | None = None
+        self._run_bar = self._bundle_bar = TaskID(0)
+
+    def __enter__(self) -> Progress:
+        self._started = time.monotonic()
+        if self.live:
+            self._bars = RichProgress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=self.console,
+            )
+            self._bars.start()
+            self._run_bar = self._bars.add_task("cells", total=self.num_cells, note="")
+            self._bundle_bar = self._bars.add_task("bundle", total=1, note="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars:
+            self._bars.stop()
+
+    def expect(self, num_cells: int, work: float) -> None:
+        """Announce cells to train and their work in row-steps (steps x batch size)."""
+        self.num_cells += num_cells
+        self.work_left += work
+        if self._bars:
+            self._bars.update(self._run_bar, total=self.num_cells)
+
+    def start_bundle(self, cells: Sequence[Cell]) -> None:
+        """A bundle begins."""
+        self.bundle = tuple(cells)
+        self._bundle_work = 0.0
+        self._bundle_started = self._last_line = time.monotonic()
+        if self._bars:
+            self._bars.update(self._bundle_bar, description=self._title(), completed=0, total=None, note="")
+        else:
+            self._line(f"bundle: {self._title()}, {max(c.recipe.steps for c in cells):,} steps")
+
+    def step(self, step: int, steps: int, scores: dict[str, float]) -> None:
+        """A step of the current bundle is done; `scores` are the newest dev scores by cell_id."""
+        self._bundle_work = float(sum(min(step, c.recipe.steps) * c.recipe.batch_size for c in self.bundle))
+        rate = step / max(1e-9, time.monotonic() - self._bundle_started)
+        best = f", best dev {max(scores.values()):.1f}" if scores else ""
+        note = f"{rate:.1f} steps/s{best}, {self._time_left()}"
+        if self._bars:
+            self._bars.update(self._bundle_bar, completed=step, total=steps, note=note)
+        elif time.monotonic() - self._last_line > PLAIN_EVERY_S:
+            self._line(f"  step {step:,}/{steps:,}, {note}")
+
+    def cell_done(self, result: Result) -> None:
+        """A cell is stored."""
+        self.num_done += 1
+        work = float(result.cell.recipe.steps * result.cell.recipe.batch_size)
+        self.work_done += work
+        self.work_left -= work
+        self._bundle_work = max(0.0, self._bundle_work - work)
+        cell = result.cell
+        grid = " ".join(f"{key.split('.', 1)[1]}={value}" for key, value in cell.grid.items())
+        name = f"{cell.label} {cell.task} {cell.backbone} seed {cell.seed} {grid}".rstrip()
+        self._line(f"[{self.num_done}/{self.num_cells}] {name}: {_outcome(result)}")
+        if self._bars:
+            self._bars.update(self._run_bar, completed=self.num_done, note=self._time_left())
+
+    def say(self, text: str) -> None:
+        """Print one line above the display."""
+        self._line(text)
+
+    def _line(self, text: str) -> None:
+        self._last_line = time.monotonic()
+        self.console.print(text, markup=False, highlight=False)
+
+    def _title(self) -> str:
+        first = self.bundle[0]
+        labels = ", ".join(dict.fromkeys(cell.label for cell in self.bundle))
+        return f"{first.task} on {first.backbone}: {len(self.bundle)} x {labels}"
+
+    def _time_left(self) -> str:
+        done = self.work_done + self._bundle_work
+        elapsed = time.monotonic() - self._started
+        if done <= 0 or elapsed < 1:
+            return "time left unknown"
+        seconds = max(0.0, (self.work_left - self._bundle_work) * elapsed / done)
+        return f"{_duration(seconds)} left"
+
+
+def _outcome(result: Result) -> str:
+    if result.dev and result.selected_step is not None:
+        return f"dev {result.dev.score:.1f} at step {result.selected_step:,}"
+    lines = result.failure.message.strip().splitlines() if result.failure else []
+    return f"FAILED: {lines[-1] if lines else 'no reason given'}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"

@@ -1,0 +1,1 @@
+"""From result files to tables. Nothing here imports torch, trains, or loads data."""

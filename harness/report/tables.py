@@ -1,0 +1,227 @@
+"""Boards as markdown, CSV, JSON or terminal text, in the shape of the papers' tables."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tabulate import tabulate
+
+from harness.report.aggregate import Board, BoardRow, Entry
+
+DASH = "–"
+Mark = Callable[[str, str], str]
+"""(text, "best" | "second" | "") -> marked text"""
+
+
+@dataclass
+class _Notes:
+    """Footnotes of one table, numbered in the order they are met."""
+
+    texts: list[str]
+
+    def mark(self, text: str) -> str:
+        if text not in self.texts:
+            self.texts.append(text)
+        return f"[{self.texts.index(text) + 1}]"
+
+
+def render(boards: Sequence[Board], style: str) -> str:
+    """Return all boards in one format: terminal, markdown, csv or json."""
+    if style == "json":
+        return json.dumps([_as_json(board) for board in boards], indent=1) + "\n"
+    if style == "csv":
+        return _csv(boards)
+    parts = [_text_table(board, "pipe" if style == "markdown" else "simple_outline", _MARKS[style]) for board in boards]
+    return "\n\n".join(parts) + "\n"
+
+
+def _text_table(board: Board, layout: str, mark: Mark) -> str:
+    notes = _Notes([])
+    headers = [
+        "method",
+        "params",
+        "grid runs",
+        *(f"{task} ({board.metrics.get(task, '?')})" for task in board.tasks),
+        "average",
+    ]
+    ranks = {
+        task: _ranks([row.entries[task].mean if task in row.entries else None for row in board.rows])
+        for task in board.tasks
+    }
+    average_ranks = _ranks([row.average(board.tasks) for row in board.rows])
+    body = [
+        [
+            row.name,
+            _params(row),
+            _grid_runs(row),
+            *(_cell(row.entries.get(task), ranks[task][i], mark, notes) for task in board.tasks),
+            _average(row, board, average_ranks[i], mark),
+        ]
+        for i, row in enumerate(board.rows)
+    ]
+    align = ["left", *["right"] * (len(headers) - 1)]
+    table = tabulate(body, headers, tablefmt=layout, colalign=align, disable_numparse=True)
+    lines = [_caption(board, layout), "", table]
+    if notes.texts:
+        lines += ["", *(f"[{i}] {text}" + ("  " if layout == "pipe" else "") for i, text in enumerate(notes.texts, 1))]
+    return "\n".join(lines)
+
+
+def _caption(board: Board, layout: str) -> str:
+    title = f"{board.suite} on {board.backbone}"
+    text = (
+        "Test score of the checkpoint and grid point chosen by dev score: mean ± standard deviation over seeds "
+        "(number of runs). Best in bold, second underlined."
+    )
+    return f"### {title}\n\n{text}" if layout == "pipe" else f"{title}\n{text}"
+
+
+def _cell(entry: Entry | None, rank: str, mark: Mark, notes: _Notes) -> str:
+    if entry is None:
+        return ""
+    flags = [notes.mark(_failure_note(entry))] if entry.failed else []
+    if entry.mixed:
+        flags.append(notes.mark(f"runs differ in {' and '.join(entry.mixed)}; rerun them with --rerun stale"))
+    if entry.mean is None:
+        return " ".join([DASH, *flags])
+    spread = f" ±{entry.std:.1f}" if entry.std is not None else ""
+    return " ".join([f"{mark(f'{entry.mean:.1f}', rank)}{spread} ({len(entry.runs)})", *flags])
+
+
+def _failure_note(entry: Entry) -> str:
+    failure = entry.failed[0].failure
+    lines = (failure.message.strip().splitlines() if failure else []) or [""]
+    reason = f"{failure.type}: {lines[-1]}" if failure else "unknown"
+    return f"{len(entry.failed)} of {len(entry.failed) + len(entry.runs)} runs failed: {reason}"
+
+
+def _average(row: BoardRow, board: Board, rank: str, mark: Mark) -> str:
+    average = row.average(board.tasks)
+    return DASH if average is None else mark(f"{average:.1f}", rank)
+
+
+def _params(row: BoardRow) -> str:
+    trained, kept = row.params("num_trained"), row.params("num_kept")
+    text = _span(trained)
+    return text if kept == trained else f"{text} (kept {_span(kept)})"
+
+
+def _span(counts: Sequence[int]) -> str:
+    if not counts:
+        return DASH
+    return f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,}{DASH}{counts[-1]:,}"
+
+
+def _grid_runs(row: BoardRow) -> str:
+    return _span(sorted({entry.num_grid_runs for entry in row.entries.values()}))
+
+
+def _ranks(values: Sequence[float | None]) -> list[str]:
+    """Mark the best and second best of what is printed, so that equal prints get equal marks."""
+    printed = [None if value is None else round(value, 1) for value in values]
+    order = sorted({value for value in printed if value is not None}, reverse=True)
+    names = dict(zip(order, ("best", "second"), strict=False))
+    return ["" if value is None else names.get(value, "") for value in printed]
+
+
+def _markdown(text: str, rank: str) -> str:
+    return {"best": f"**{text}**", "second": f"<u>{text}</u>"}.get(rank, text)
+
+
+def _terminal(text: str, rank: str) -> str:
+    """Bold and underline by escape codes, where someone sees them."""
+    if not sys.stdout.isatty():
+        return {"best": f"*{text}*", "second": f"_{text}_"}.get(rank, text)
+    return {"best": f"\x1b[1m{text}\x1b[0m", "second": f"\x1b[4m{text}\x1b[0m"}.get(rank, text)
+
+
+_MARKS: dict[str, Mark] = {"markdown": _markdown, "terminal": _terminal}
+
+
+def _csv(boards: Sequence[Board]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(
+        [
+            "suite",
+            "backbone",
+            "method",
+            "num_trained",
+            "num_kept",
+            "task",
+            "metric",
+            "mean",
+            "std",
+            "num_runs",
+            "num_grid_runs",
+            "num_failed",
+        ]
+    )
+    for board in boards:
+        for row in board.rows:
+            for task, entry in sorted(row.entries.items()):
+                head = [
+                    board.suite,
+                    board.backbone,
+                    row.name,
+                    *(_one(row, entry, k) for k in ("num_trained", "num_kept")),
+                ]
+                scores = [
+                    _number(entry.mean),
+                    _number(entry.std),
+                    len(entry.runs),
+                    entry.num_grid_runs,
+                    len(entry.failed),
+                ]
+                writer.writerow([*head, task, board.metrics.get(task, ""), *scores])
+            average = _number(row.average(board.tasks))
+            writer.writerow([board.suite, board.backbone, row.name, "", "", "average", "", average, "", "", "", ""])
+    return out.getvalue()
+
+
+def _one(row: BoardRow, entry: Entry, kind: str) -> object:
+    return getattr(entry.runs[0].params, kind) if entry.runs else ""
+
+
+def _number(value: float | None) -> object:
+    return "" if value is None else round(value, 4)
+
+
+def _as_json(board: Board) -> dict[str, Any]:
+    rows = [
+        {
+            "method": row.name,
+            "label": row.label,
+            "num_trained": row.params("num_trained"),
+            "num_kept": row.params("num_kept"),
+            "average": row.average(board.tasks),
+            "tasks": {task: _entry_json(entry) for task, entry in sorted(row.entries.items())},
+        }
+        for row in board.rows
+    ]
+    return {
+        "suite": board.suite,
+        "backbone": board.backbone,
+        "tasks": board.tasks,
+        "metrics": board.metrics,
+        "rows": rows,
+    }
+
+
+def _entry_json(entry: Entry) -> dict[str, Any]:
+    return {
+        "mean": entry.mean,
+        "std": entry.std,
+        "scores": entry.scores,
+        "num_grid_runs": entry.num_grid_runs,
+        "grid": entry.grid,
+        "cells": [run.cell_id for run in entry.runs],
+        "mixed": entry.mixed,
+        "failed": [{"cell": run.cell_id, "error": run.failure.message if run.failure else ""} for run in entry.failed],
+    }

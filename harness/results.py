@@ -1,0 +1,186 @@
+"""The results folder: one JSON per cell, its predictions and tensors beside it, whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from harness.errors import UserError
+from harness.schema import RESULT_FORMAT, Cell, Files, Result
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PredictionRow = tuple[str, int, list[str], str]
+"""(split, row index in the split, accepted references, prediction)"""
+
+
+class ResultStore:
+    """Reads and writes the results of cells below one folder."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+
+    def path(self, cell: Cell) -> Path:
+        """Where the JSON of `cell` stands: <suite>/<task>/<label>/<backbone>/<cell_id>.json."""
+        folder = self.root / cell.suite / cell.task / cell.label / cell.backbone
+        return folder / f"{cell.cell_id}.json"
+
+    def load(self, cell: Cell) -> Result | None:
+        """Return the stored result of `cell`, or None. Raises UserError on a damaged or newer file."""
+        path = self.path(cell)
+        return read_result(path) if path.exists() else None
+
+    def scan(self) -> Iterator[tuple[Path, Result]]:
+        """Yield every result below the folder, in a stable order."""
+        if not self.root.is_dir():
+            raise UserError("no such results folder", where=str(self.root), hint="Start one with harness run.")
+        for path in sorted(self.root.rglob("*.json")):
+            if not path.name.startswith("."):
+                yield path, read_result(path)
+
+    def ensure_writable(self) -> None:
+        """Raise UserError if nothing can be written below the folder; leaves no trace in an existing one."""
+        existing = next(parent for parent in (self.root, *self.root.resolve().parents) if parent.exists())
+        if not existing.is_dir():
+            raise UserError("is a file, not a folder", where=str(existing), field="--results")
+        probe = existing / f".harness-write-test-{os.getpid()}"
+        try:
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise UserError(f"cannot write results here: {error.strerror}", where=str(existing)) from None
+
+    def write(self, result: Result, predictions: Sequence[PredictionRow], tensors: bytes | None) -> Result:
+        """Store a result; the JSON appears last, so that a result that exists is complete."""
+        path = self.path(result.cell)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        table = _parquet(predictions) if predictions else None
+        files = Files(predictions=_store(predictions_path(path), table), tensors=_store(tensors_path(path), tensors))
+        complete = result.model_copy(update={"files": files})
+        _store(path, (json.dumps(complete.model_dump(mode="json"), indent=1) + "\n").encode())
+        return complete
+
+
+def predictions_path(path: Path) -> Path:
+    """Parquet of dev and test predictions beside a result JSON."""
+    return path.with_name(f"{path.stem}.predictions.parquet")
+
+
+def tensors_path(path: Path) -> Path:
+    """Selected trainable tensors beside a result JSON."""
+    return path.with_name(f"{path.stem}.safetensors")
+
+
+def read_result(path: Path) -> Result:
+    """Read one result JSON. Raises UserError when it is damaged or written by a newer format."""
+    try:
+        data = json.loads(path.read_bytes())
+        version = data["format"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError("is not a result file of this program", where=str(path)) from None
+    if not isinstance(version, int) or version > RESULT_FORMAT:
+        raise UserError(
+            f"was written in format {version}; this program reads up to {RESULT_FORMAT}",
+            where=str(path),
+            field="format",
+            hint="Update the harness.",
+        )
+    try:
+        return Result.model_validate_json(json.dumps(data))
+    except ValidationError as error:
+        found = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in found["loc"])
+        raise UserError(found["msg"], where=str(path), field=place) from None
+
+
+def read_predictions(path: Path) -> pd.DataFrame:
+    """Predictions of one result JSON: columns split, row, references, prediction."""
+    import pandas as pd
+
+    return pd.read_parquet(predictions_path(path))
+
+
+def load_results(path: str | Path) -> pd.DataFrame:
+    """Tidy table of a results folder: one row per cell and metric.
+
+    Columns: suite, task, method, backbone, seed, status, split, metric, value (percent points),
+    selected_step, num_trained, num_kept, group_id, cell_id, path, and one `hp.*` / `recipe.*` column
+    per swept setting. A failed cell has one row without split, metric and value.
+    """
+    import pandas as pd
+
+    rows = [row for file, result in ResultStore(path).scan() for row in _tidy_rows(file, result)]
+    return pd.DataFrame(rows)
+
+
+def _tidy_rows(path: Path, result: Result) -> list[dict[str, Any]]:
+    cell, params = result.cell, result.params
+    base: dict[str, Any] = {
+        "suite": cell.suite,
+        "task": cell.task,
+        "method": cell.label,
+        "backbone": cell.backbone,
+        "seed": cell.seed,
+        "status": result.status,
+        "split": None,
+        "metric": None,
+        "value": None,
+        "selected_step": result.selected_step,
+        "num_trained": params.num_trained if params else None,
+        "num_kept": params.num_kept if params else None,
+        "group_id": result.group_id,
+        "cell_id": result.cell_id,
+        "path": str(path),
+        **cell.grid,
+    }
+    scored = [(name, split) for name, split in (("dev", result.dev), ("test", result.test)) if split]
+    rows = [
+        {**base, "split": name, "metric": metric, "value": value}
+        for name, split in scored
+        for metric, value in {"score": split.score, **split.metrics}.items()
+    ]
+    return rows or [base]
+
+
+def _parquet(rows: Sequence[PredictionRow]) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    splits, indices, references, predictions = zip(*rows, strict=True)
+    table = pa.table(
+        {
+            "split": pa.array(splits).dictionary_encode(),
+            "row": pa.array(indices, pa.int32()),
+            "references": pa.array(references, pa.list_(pa.string())),
+            "prediction": pa.array(predictions, pa.string()),
+        }
+    )
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def _store(path: Path, content: bytes | None) -> str | None:
+    """Write, flush to disk, rename into place; return the SHA-256."""
+    if content is None:
+        path.unlink(missing_ok=True)
+        return None
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,105 @@
+"""Run a suite: what is missing is packed into bundles, trained, stored; then the grids' winners follow."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from harness.engines import Engine, LocalEngine
+from harness.job import Product
+from harness.planning import Plan, check_fit, make_plan, pack
+from harness.progress import Progress
+from harness.schema import Cell
+from harness.suite import Overrides
+
+Rerun = Literal["none", "failed", "stale"]
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a run did. `results` is the folder that `load_results` and `report` read."""
+
+    results: Path
+    num_trained: int
+    num_failed: int
+    num_kept: int
+    num_stale: int
+    """Stored results that were made with other method sources, weights or rows, and were left as they are."""
+
+
+def run(
+    suite: str | Path,
+    *,
+    methods: Sequence[str] | None = None,
+    tasks: Sequence[str] | None = None,
+    backbones: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    settings: dict[str, object] | None = None,
+    results: str | Path = "results",
+    data: str | Path | None = None,
+    method_dirs: Sequence[str | Path] = (),
+    rerun: Rerun = "none",
+    quiet: bool = False,
+    engine: Engine | None = None,
+) -> RunSummary:
+    """Train every missing cell of a suite file and store the results.
+
+    `settings` are overrides such as {"recipe.steps": 300}. `data` falls back to the environment
+    variable HARNESS_DATA. Raises UserError for anything the user can mend, before anything is written.
+    """
+    overrides = Overrides(methods, tasks, backbones, seeds, settings or {})
+    data_dir = str(data) if data is not None else os.environ.get("HARNESS_DATA")
+    plan = make_plan(suite, overrides, results, data_dir, [str(folder) for folder in method_dirs])
+    stale = _forget(plan, rerun)
+    return _train(plan, stale, engine or LocalEngine(), Progress(quiet=quiet))
+
+
+def _forget(plan: Plan, rerun: Rerun) -> int:
+    """Drop the stored results that shall be made again; return the number of stale ones left."""
+    stale = 0
+    for results in plan.results:
+        for key, result in list(results.items()):
+            is_stale = plan.is_stale(result)
+            if (rerun == "failed" and result.status == "failed") or (rerun == "stale" and is_stale):
+                del results[key]
+            else:
+                stale += is_stale
+    return stale
+
+
+def _train(plan: Plan, num_stale: int, engine: Engine, progress: Progress) -> RunSummary:
+    pending = plan.pending()
+    kept = sum(len(results) for results in plan.results)
+    if pending:
+        check_fit(plan, pending)
+        plan.store.ensure_writable()
+    counts = {"done": 0, "failed": 0}
+
+    def store(product: Product) -> None:
+        result = plan.store.write(product.result, product.predictions, product.tensors)
+        plan.record(result)
+        counts[result.status] += 1
+        progress.cell_done(result)
+
+    if num_stale:
+        progress.say(f"{num_stale} stored results are stale (method, weights or rows changed): harness plan names them")
+    with progress:
+        _expect_all(plan, progress)
+        while pending:
+            engine.run(pack(plan, pending), progress, store)
+            pending = plan.pending()
+    return RunSummary(plan.store.root, counts["done"] + counts["failed"], counts["failed"], kept, num_stale)
+
+
+def _expect_all(plan: Plan, progress: Progress) -> None:
+    """Announce the whole run, the winners' further seeds included, so that the time left is honest."""
+    for group, results in zip(plan.groups, plan.results, strict=True):
+        count = max(0, plan.num_cells(group) - len(results))
+        progress.expect(count, count * _work(group.cells[(0, group.seeds[0])]))
+
+
+def _work(cell: Cell) -> float:
+    return float(cell.recipe.steps * cell.recipe.batch_size)

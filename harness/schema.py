@@ -1,0 +1,286 @@
+"""What a suite file, a cell and a result may hold: typed, versioned, unknown keys refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+SUITE_FORMAT = 1
+RESULT_FORMAT = 1
+
+SLUG = r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,79}$"
+
+
+class Strict(BaseModel):
+    """Base of everything read from a file: no unknown keys, no silent conversion, immutable."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Recipe(Strict):
+    """Training settings shared by methods. Defaults are those of the ACCEPT paper's code."""
+
+    steps: int = Field(30_000, ge=1, le=10_000_000)
+    batch_size: int = Field(16, ge=1, le=65_536)
+    lr: float = Field(0.3, gt=0, allow_inf_nan=False)
+    warmup_steps: int = Field(1_800, ge=0)
+    warmup_max_share: float = Field(0.06, ge=0, le=1)
+    """Upper bound of the warm-up as a share of `steps`, so that a shortened run still reaches its lr."""
+    schedule: Literal["linear", "constant"] = "linear"
+    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.999, ge=0, lt=1)
+    eps: float = Field(1e-6, gt=0, allow_inf_nan=False)
+    clip_norm: float = Field(1.0, gt=0)
+    eval_every: int = Field(1_000, ge=1)
+    max_source_length: int | None = Field(None, ge=4, le=1_000_000)
+    """Tokens of the source text; None takes the task's own."""
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    backbone_dropout: bool = True
+    """Whether dropout inside the frozen backbone is active in training, as in the papers' code."""
+
+    @property
+    def effective_warmup(self) -> int:
+        """Warm-up steps after the bound by `warmup_max_share`."""
+        return min(self.warmup_steps, int(self.warmup_max_share * self.steps))
+
+
+class Tuning(Strict):
+    """How the grid is searched: on the first seed only, or again for each seed."""
+
+    seeds: Literal["first", "each"] = "first"
+
+
+class Where(Strict):
+    """Which cells an exception applies to; an empty list means all."""
+
+    tasks: list[str] = []
+    methods: list[str] = []
+    backbones: list[str] = []
+
+
+class ExceptionRule(Strict):
+    """Settings that differ for the cells selected by `where`."""
+
+    where: Where
+    recipe: dict[str, Any] = {}
+    hp: dict[str, Any] = {}
+
+
+class Execution(Strict):
+    """How cells are computed; none of this may change a result."""
+
+    micro_batch_tokens: int = Field(16_384, ge=64)
+    """Tokens, padding included, that one forward pass of the backbone may hold."""
+    bundle_cells: int = Field(64, ge=1)
+    """At most this many cells share a bundle."""
+
+
+class SuiteFile(Strict):
+    """One suite file as written; `{sweep: [...]}` may stand for any value of recipe or hp."""
+
+    suite: str = Field(pattern=SLUG)
+    version: int = SUITE_FORMAT
+    description: str = ""
+    backbones: list[str] = Field(min_length=1)
+    tasks: list[str] = Field(min_length=1)
+    seeds: list[int] = Field(min_length=1)
+    tuning: Tuning = Tuning()
+    recipe: dict[str, Any] = {}
+    methods: dict[str, dict[str, Any]] = Field(min_length=1)
+    exceptions: list[ExceptionRule] = []
+    execution: Execution = Execution()
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _methods_as_mapping(cls, value: Any) -> Any:
+        """Allow `methods: [accept, dept]` and a bare `accept:` for "with its own defaults"."""
+        if isinstance(value, list) and all(isinstance(name, str) for name in value):
+            return {name: {} for name in value}
+        if isinstance(value, dict):
+            return {name: {} if settings is None else settings for name, settings in value.items()}
+        return value
+
+    @field_validator("seeds", "tasks", "backbones")
+    @classmethod
+    def _no_repeats(cls, value: list[Any]) -> list[Any]:
+        repeated = sorted({str(item) for item in value if value.count(item) > 1})
+        if repeated:
+            raise ValueError(f"lists {', '.join(repeated)} more than once")
+        return value
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a method's paper prescribes for it; values may be `sweep(...)`."""
+
+    recipe: dict[str, Any] = field(default_factory=dict)
+    hp: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """What suites need to know of a method, without its tensors."""
+
+    name: str
+    hp_type: type
+    defaults: Defaults
+    source_sha256: str
+    error: str | None = None
+    """Traceback of a file that failed to import; its cells are recorded as failed."""
+
+
+class Cell(Strict):
+    """One point of the grid; `suite`, `label`, `grid*` and `search_seed` place it, the rest is its identity."""
+
+    suite: str
+    label: str
+    method: str
+    hp: dict[str, Any]
+    task: str
+    task_version: int
+    backbone: str
+    seed: int
+    recipe: Recipe
+    grid: dict[str, Any] = {}
+    """The swept settings and this cell's values, e.g. {"recipe.lr": 0.3}."""
+    grid_index: int = 0
+    """Place of this point in the grid; the earliest of equals wins."""
+    search_seed: int
+    """The seed whose grid runs decide which point this seed's table entry shows."""
+
+    @property
+    def cell_id(self) -> str:
+        """Hash of the resolved cell, defaults included."""
+        return _digest(self._identity())
+
+    @property
+    def group_id(self) -> str:
+        """Hash of what all grid points and seeds of one table cell have in common."""
+        identity = self._identity()
+        identity.pop("seed")
+        for key in self.grid:
+            part, name = key.split(".", 1)
+            identity[part].pop(name, None)
+        return _digest({**identity, "label": self.label, "swept": sorted(self.grid)})
+
+    def _identity(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude={"suite", "label", "grid", "grid_index", "search_seed"})
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Failure(Strict):
+    """Why a cell has no score."""
+
+    type: str
+    message: str
+    traceback: str
+    step: int | None = None
+
+
+class DevScore(Strict):
+    """The dev split scored at one step; `selection` is the task's selection metric, higher is better."""
+
+    step: int
+    selection: float
+    metrics: dict[str, float]
+    train_loss: float | None = None
+
+
+class SplitScore(Strict):
+    """One split scored with the selected checkpoint; `score` is the mean of the reported metrics, 0-100."""
+
+    score: float
+    metrics: dict[str, float]
+    num_rows: int
+    num_unreadable: int
+
+
+class DataRecord(Strict):
+    """Which rows a cell used."""
+
+    source: str
+    revision: str
+    split_rule: str
+    num_train: int
+    num_dev: int
+    num_test: int
+    fingerprint: str
+
+
+class BackboneRecord(Strict):
+    """Which weights a cell stood on."""
+
+    source: str
+    revision: str
+    fingerprint: str
+    num_params: int
+
+
+class ParamCounts(Strict):
+    """Trainable parameters: in training, and what inference has to keep."""
+
+    num_trained: int
+    num_kept: int
+
+
+class Usage(Strict):
+    """What a cell cost. Times are this cell's share of its bundle; memory is the bundle's peak."""
+
+    num_steps: int
+    num_samples: int
+    num_tokens: int
+    train_s: float
+    eval_s: float
+    total_s: float
+    peak_memory_bytes: int
+    bundle_cells: int
+
+
+class MetricRecord(Strict):
+    """How to recompute a task's metrics from stored predictions."""
+
+    reported: list[str]
+    extra: list[str]
+    selection: str
+    labels: list[str]
+
+
+class Files(Strict):
+    """SHA-256 of the files beside the JSON; None where there is nothing to keep."""
+
+    predictions: str | None = None
+    tensors: str | None = None
+
+
+class Result(Strict):
+    """The JSON that a cell leaves behind."""
+
+    format: int = RESULT_FORMAT
+    cell_id: str
+    group_id: str
+    status: Literal["done", "failed"]
+    cell: Cell
+    failure: Failure | None = None
+    metrics: MetricRecord | None = None
+    dev_history: list[DevScore] = []
+    selected_step: int | None = None
+    selection_rule: str = "best dev selection metric, earliest of equals"
+    dev: SplitScore | None = None
+    test: SplitScore | None = None
+    params: ParamCounts | None = None
+    usage: Usage | None = None
+    data: DataRecord | None = None
+    backbone: BackboneRecord | None = None
+    method_sha256: str
+    provenance: dict[str, Any]
+    started_at: str
+    finished_at: str
+    files: Files = Files()

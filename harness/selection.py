@@ -1,0 +1,51 @@
+"""Which grid point wins: by dev score alone, the earliest of equals. Shared by runner and report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from harness.schema import Result
+from harness.suite import Group
+
+
+def dev_selection(result: Result) -> float:
+    """Dev score of the selected checkpoint by the task's selection metric; -inf for a failed cell."""
+    scores = {item.step: item.selection for item in result.dev_history}
+    if result.status != "done" or result.selected_step is None:
+        return float("-inf")
+    return scores[result.selected_step]
+
+
+def best_point(results: Sequence[Result | None]) -> int | None:
+    """Index of the grid point with the best dev score; None when every point failed or is missing."""
+    scores = [float("-inf") if result is None else dev_selection(result) for result in results]
+    best = max(scores, default=float("-inf"))
+    return None if best == float("-inf") else scores.index(best)
+
+
+def best_step(history: Iterable[tuple[int, float]]) -> int | None:
+    """The step with the best dev score, the earliest of equals."""
+    selected, best = None, float("-inf")
+    for step, score in history:
+        if score > best:
+            selected, best = step, score
+    return selected
+
+
+def next_cells(group: Group, results: Mapping[tuple[int, int], Result | None], per_seed: bool) -> list[tuple[int, int]]:
+    """Return the (point, seed) keys of `group` that selection asks for, given what is known.
+
+    `results` maps a key to its result; a missing key is not finished. With a grid, the first seed
+    (or, with `per_seed`, every seed) runs all points; the winner then runs the other seeds.
+    """
+    search_seeds = group.seeds if per_seed else group.seeds[:1]
+    search = [(point, seed) for seed in search_seeds for point in range(len(group.points))]
+    missing = [key for key in search if key not in results]
+    if len(group.points) == 1:
+        return [(0, seed) for seed in group.seeds if (0, seed) not in results]
+    if missing or per_seed:
+        return missing
+    winner = best_point([results.get((point, group.seeds[0])) for point in range(len(group.points))])
+    if winner is None:
+        return []
+    return [(winner, seed) for seed in group.seeds[1:] if (winner, seed) not in results]

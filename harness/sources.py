@@ -1,0 +1,146 @@
+"""Where rows come from: generated, a folder below --data, or the hub. Every row knows its file and line."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UserError
+from harness.tasks.record import Hub, Task
+
+SPLIT_FILES = {"train": ("train",), "validation": ("validation", "val", "dev"), "test": ("test",)}
+SUFFIXES = (".jsonl", ".parquet", ".csv")
+
+LocatedRow = tuple[str, dict[str, Any]]
+"""(file:line, row)"""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The place chosen for a task's rows; `name` and `revision` go into results."""
+
+    name: str
+    revision: str
+    files: dict[str, list[Path]] | None = None
+    hub: Hub | None = None
+
+
+def find_source(task: Task, data_dir: str | Path | None) -> Source:
+    """Choose where the rows of `task` are. Raises UserError naming every place looked at."""
+    if task.generate:
+        return Source("generated", f"version {task.version}")
+    if data_dir is None:
+        return Source(str(task.hub[0]), "newest", hub=task.hub[0])
+    root = Path(data_dir)
+    if not root.is_dir():
+        raise UserError("no such data folder", where=str(root), field="--data")
+    for folder in task.folders:
+        files = _split_files(root / folder)
+        if files:
+            return Source(f"folder {folder}", "local files", files=files)
+    looked = ", ".join(
+        f"{root / folder}/{{train,validation|val|dev}}{{{'|'.join(SUFFIXES)}}}" for folder in task.folders
+    )
+    raise UserError(
+        f"no files of task '{task.name}' in the data folder; looked for {looked}",
+        field="--data",
+        hint="Without --data the task is loaded from the hub.",
+    )
+
+
+def read_split(task: Task, source: Source, split: str) -> Iterator[LocatedRow]:
+    """Yield the rows of "train", "validation" or "test", each with its place. Raises UserError on broken files."""
+    if task.generate:
+        for index, row in enumerate(task.generate(split)):
+            yield f"{task.name} {split} row {index}", row
+    elif source.files is not None:
+        for path in source.files.get(split, []):
+            yield from _read_file(path)
+    else:
+        yield from _read_hub(task, split)
+
+
+def _split_files(folder: Path) -> dict[str, list[Path]] | None:
+    """Files of each split in `folder`; None unless both train and validation are there."""
+    found = {}
+    for split, stems in SPLIT_FILES.items():
+        for stem in stems:
+            files = [path for suffix in SUFFIXES for path in [folder / f"{stem}{suffix}"] if path.is_file()]
+            files = files[:1] or sorted(folder.glob(f"{stem}-*.parquet"))
+            if files:
+                found[split] = files
+                break
+    return found if {"train", "validation"} <= set(found) else None
+
+
+def _read_file(path: Path) -> Iterator[LocatedRow]:
+    reader = {".jsonl": _read_jsonl, ".parquet": _read_parquet, ".csv": _read_csv}[path.suffix]
+    try:
+        yield from reader(path)
+    except UnicodeDecodeError as error:
+        raise UserError(f"is not UTF-8 text: {error.reason} at byte {error.start}", where=str(path)) from None
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror or error}", where=str(path)) from None
+
+
+def _read_jsonl(path: Path) -> Iterator[LocatedRow]:
+    with open(path, encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                raise UserError("is not a complete JSON object", where=f"{path}:{number}") from None
+            if not isinstance(row, dict):
+                raise UserError("is not a JSON object", where=f"{path}:{number}")
+            yield f"{path}:{number}", row
+
+
+def _read_parquet(path: Path) -> Iterator[LocatedRow]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        rows = pq.read_table(path).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"is not a readable Parquet file: {error}", where=str(path)) from None
+    for index, row in enumerate(rows):
+        yield f"{path}: row {index}", row
+
+
+def _read_csv(path: Path) -> Iterator[LocatedRow]:
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        try:
+            for row in reader:
+                where = f"{path}:{reader.line_num}"
+                if None in row or None in row.values():
+                    raise UserError(f"has not the {len(reader.fieldnames or ())} columns of the header", where=where)
+                yield where, dict(row)
+        except csv.Error as error:
+            raise UserError(f"is not readable CSV: {error}", where=f"{path}:{reader.line_num}") from None
+
+
+def _read_hub(task: Task, split: str) -> Iterator[LocatedRow]:
+    from datasets import load_dataset
+
+    reasons = []
+    for hub in task.hub:
+        try:
+            rows = load_dataset(hub.path, hub.config, split=split, revision=hub.revision)
+        except Exception as error:  # the hub client raises dozens of types; each alternative gets its turn
+            reasons.append(
+                f"{hub}: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
+            )
+            continue
+        yield from ((f"{hub} {split} row {index}", dict(row)) for index, row in enumerate(rows))
+        return
+    raise UserError(
+        f"task '{task.name}' could not be loaded from the hub: {'; '.join(reasons)}",
+        hint="Give a local copy with --data DIR.",
+    )

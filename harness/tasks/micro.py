@@ -1,0 +1,85 @@
+"""Six generated tasks for the embedded default: no download, the kinds of GLUE, SuperGLUE and MRQA."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from harness.tasks.record import Task
+
+SIZES = {"train": 2_000, "validation": 200, "test": 400}
+
+
+def _rows(task: str) -> Callable[[str], list[dict[str, Any]]]:
+    def generate(split: str) -> list[dict[str, Any]]:
+        from harness.micro.grammar import generate as from_grammar
+
+        return from_grammar(task, split, SIZES[split])
+
+    return generate
+
+
+def _task(name: str, title: str, fields: tuple[str, ...], **settings: Any) -> Task:
+    return Task(
+        name=f"micro_{name}",
+        title=title,
+        benchmark="Micro",
+        split="given",
+        max_source_length=64,
+        fields=tuple((field, field) for field in fields),
+        generate=_rows(name),
+        label=settings.pop("label", "label"),
+        sizes=(2_000, 200, 400),
+        licence="Apache-2.0",
+        **settings,
+    )
+
+
+TASKS = (
+    _task("sentiment", "Sentiment", ("sentence",), kind="classification", labels=("negative", "positive")),
+    _task(
+        "entailment",
+        "Entailment",
+        ("premise", "hypothesis"),
+        kind="classification",
+        labels=("entailment", "neutral", "contradiction"),
+        extra=("macro_f1",),
+    ),
+    _task(
+        "paraphrase",
+        "Paraphrase",
+        ("sentence1", "sentence2"),
+        kind="classification",
+        labels=("different", "paraphrase"),
+        extra=("f1",),
+    ),
+    _task(
+        "similarity",
+        "Similarity",
+        ("sentence1", "sentence2"),
+        kind="regression",
+        reported=("pearson",),
+        extra=("spearman",),
+        selection="pearson",
+    ),
+    _task(
+        "acceptability",
+        "Acceptability",
+        ("sentence",),
+        kind="classification",
+        labels=("unacceptable", "acceptable"),
+        reported=("matthews",),
+        extra=("accuracy",),
+        selection="matthews",
+    ),
+    _task(
+        "qa",
+        "QA",
+        ("question", "context"),
+        kind="text",
+        label="answers",
+        reported=("token_f1",),
+        extra=("exact_match",),
+        selection="exact_match",
+    ),
+)

@@ -1,0 +1,80 @@
+"""Tiny random backbones and rows, for the contract of methods and for tests: no files, no download."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from harness.backbone import DTYPES, Backbone
+from harness.data import Encoded
+
+VOCABULARY = 128
+WIDTH = 64
+
+
+class TinyTokenizer:
+    """Stands for a tokenizer where ids are made up: it only knows its special tokens and one sentence."""
+
+    pad_token_id = 0
+    eos_token_id = 1
+
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        ids = [3 + ord(char) % (VOCABULARY - 3) for char in text]
+        return {"input_ids": [*ids, self.eos_token_id] if add_special_tokens else ids}
+
+
+def tiny_backbone(
+    kind: Literal["encoder-decoder", "decoder"] = "encoder-decoder", precision: str = "float32", meta: bool = False
+) -> Backbone:
+    """Return a random T5 or Llama of width 64 with two layers; the same weights each time."""
+    from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
+
+    config: Any
+    if kind == "encoder-decoder":
+        config = T5Config(
+            vocab_size=VOCABULARY,
+            d_model=WIDTH,
+            d_kv=16,
+            d_ff=128,
+            num_layers=2,
+            num_decoder_layers=2,
+            num_heads=4,
+            decoder_start_token_id=0,
+            pad_token_id=0,
+            eos_token_id=1,
+        )
+        make: Any = T5ForConditionalGeneration
+    else:
+        config = LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=WIDTH,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+            pad_token_id=0,
+            eos_token_id=1,
+        )
+        make = LlamaForCausalLM
+    with torch.random.fork_rng(), torch.device("meta" if meta else "cpu"):
+        torch.manual_seed(0)
+        model = make(config)
+    if not meta:
+        model = model.to(DTYPES[precision])
+    return Backbone(f"tiny-{kind}", model.eval(), TinyTokenizer(), None, precision)
+
+
+def tiny_rows(lengths: Sequence[int], backbone: Backbone) -> Encoded:
+    """Made-up rows with these source lengths and two-token targets."""
+    rng = np.random.default_rng(0)
+    sources = [rng.integers(3, VOCABULARY, length) for length in lengths]
+    targets = [np.array([3 + index % 7, backbone.eos_id]) for index in range(len(lengths))]
+    return Encoded(np.concatenate(sources), _offsets(sources), np.concatenate(targets), _offsets(targets))
+
+
+def _offsets(rows: Sequence[Any]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    return np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)

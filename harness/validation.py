@@ -1,0 +1,109 @@
+"""Turn pydantic's findings into one UserError that names file, line, field, value and nearest match."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from harness.errors import UserError
+
+Model = TypeVar("Model", bound=BaseModel)
+Locate = Callable[..., str]
+"""Maps a key path to `file:line`."""
+
+
+def validate_model(model: type[Model], data: Any, locate: Locate) -> Model:
+    """Validate plain data as `model`. Raises UserError at the first finding."""
+    try:
+        return model.model_validate_json(json.dumps(data, allow_nan=True))
+    except ValidationError as error:
+        raise _user_error(error, model, locate, ()) from None
+
+
+def validate_settings(kind: type, values: Mapping[str, Any], locate: Locate, prefix: tuple[str, ...]) -> dict[str, Any]:
+    """Validate a method's hp or a recipe; return every field, defaults filled in.
+
+    `kind` is a dataclass or a pydantic model. Raises UserError naming `prefix` and the field.
+    """
+    names = field_names(kind)
+    for name, value in values.items():
+        if name not in names:
+            raise UserError(
+                "unknown",
+                where=locate(*prefix, name),
+                field=".".join((*prefix, name)),
+                value=name,
+                choices=names,
+            )
+        if isinstance(value, dict):
+            raise UserError(
+                f"expected a value or {{sweep: [...]}}, got {value}",
+                where=locate(*prefix, name),
+                field=".".join((*prefix, name)),
+            )
+    adapter: TypeAdapter[Any] = TypeAdapter(kind)
+    try:
+        checked = adapter.validate_json(json.dumps(dict(values)), strict=True)
+    except ValidationError as error:
+        raise _user_error(error, kind, locate, prefix) from None
+    dumped = adapter.dump_python(checked, mode="json")
+    assert isinstance(dumped, dict)
+    return dumped
+
+
+def field_names(kind: type) -> list[str]:
+    """Names of the fields of a dataclass or pydantic model."""
+    if dataclasses.is_dataclass(kind):
+        return [item.name for item in dataclasses.fields(kind)]
+    assert issubclass(kind, BaseModel)
+    return list(kind.model_fields)
+
+
+def _user_error(error: ValidationError, kind: type, locate: Locate, prefix: tuple[str, ...]) -> UserError:
+    found = error.errors(include_url=False)[0]
+    key = tuple(found["loc"])
+    path = (*prefix, *(str(part) for part in key))
+    where, field = locate(*prefix, *key), ".".join(path)
+    if found["type"] == "extra_forbidden":
+        owner = _model_at(kind, key[:-1])
+        return UserError("unknown", where=where, field=field, value=str(key[-1]), choices=field_names(owner or kind))
+    if found["type"] == "missing":
+        return UserError("is missing", where=where, field=field)
+    message = found["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    choices = _literal_choices(kind, key)
+    shown = "" if found["type"] == "value_error" and not key else f", got {_short(found['input'])}"
+    value = found["input"] if isinstance(found["input"], str) else None
+    if choices:
+        return UserError(f"unknown value{shown}", where=where, field=field, value=value, choices=choices)
+    return UserError(message + shown, where=where, field=field or None)
+
+
+def _model_at(kind: type, key: Iterable[str | int]) -> type | None:
+    """Follow `key` through nested models and lists of models."""
+    current: Any = kind
+    for part in key:
+        if isinstance(part, int):
+            continue
+        hints = get_type_hints(current) if isinstance(current, type) else {}
+        current = hints.get(str(part))
+        while get_origin(current) in (list, dict):
+            current = get_args(current)[-1]
+    return current if isinstance(current, type) else None
+
+
+def _literal_choices(kind: type, key: tuple[str | int, ...]) -> list[str]:
+    if not key:
+        return []
+    owner = _model_at(kind, key[:-1])
+    hint = get_type_hints(owner).get(str(key[-1])) if owner else None
+    return [str(choice) for choice in get_args(hint)] if str(get_origin(hint)) == "typing.Literal" else []
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,136 @@
+"""ACCEPT: prompts and added embeddings as weighted codewords of learned codebooks (Lin et al., EMNLP 2024 Findings).
+
+A codebook table CB(n, K, R) has weights W [n, K, R] and codebooks C [K, R, t] with K t = H (eq. 3, all terms
+on codebook k): row i is the concatenation over k of sum_j W[i, k, j] C[k, j, :]. SCPP = CB(P, H/t, R) is put in
+front, SCAP = CB(S, H/t', R') is added to the token embeddings: X = [SCPP; E(x) + SCAP].
+
+Stands taken: tensors start kaiming-uniform as in the authors' code (`init: gaussian`, matched in standard
+deviation, is the paper's word); SCAP is not scaled; the width t of a subvector is fixed, not K, since K = 24
+divides no other backbone's H; R = floor(budget H / (H + n K)) per part, with budgets of P and
+`budget_length - P` vectors, which reproduces all rows of the paper's Table 12.
+`prompt_side: free` is the paper's SCAP-only, `added_side: lowrank` (DePT's table) its SCPP-only.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from harness.method import Backbone, Defaults, Method, Paper, require_positive, sweep, vocabulary_rows
+
+
+class Codebook(nn.Module):
+    """A table [n, H] as products of subspaces; `a` is the negative slope of the codebook's kaiming bound."""
+
+    def __init__(self, n: int, t: int, rank: int | None, budget: int, a: float, init: str, like: Tensor) -> None:
+        super().__init__()
+        width = like.shape[1]
+        if width % t:
+            raise ValueError(f"a subvector width of {t} does not divide the backbone's width {width}")
+        k = width // t
+        rank = rank or budget * width // (width + n * k)
+        if rank < 1:
+            raise ValueError(f"a budget of {budget} vectors leaves no codeword for {n} rows in {k} subspaces")
+        self.weights = nn.Parameter(torch.empty(n, k, rank, dtype=like.dtype, device=like.device))
+        self.codebooks = nn.Parameter(torch.empty(k, rank, t, dtype=like.dtype, device=like.device))
+        self._fill(self.weights, math.sqrt(5), init)
+        self._fill(self.codebooks, a, init)
+
+    @staticmethod
+    def _fill(tensor: Tensor, a: float, init: str) -> None:
+        if init == "kaiming":
+            nn.init.kaiming_uniform_(tensor, a=a)
+        else:
+            bound = math.sqrt(6 / ((1 + a * a) * tensor[0].numel()))
+            nn.init.normal_(tensor, std=bound / math.sqrt(3))
+
+    def table(self) -> Tensor:
+        """Return the table, [n, H]."""
+        return torch.einsum("nkr,krt->nkt", self.weights, self.codebooks).flatten(1)
+
+
+class LowRank(nn.Module):
+    """DePT's added table s A B, the comparison side of the paper's ablations."""
+
+    def __init__(self, n: int, budget: int, like: Tensor) -> None:
+        super().__init__()
+        rank = budget * like.shape[1] // (like.shape[1] + n)
+        self.scale = 8 / math.sqrt(rank)
+        self.a = nn.Parameter(torch.empty(n, rank, dtype=like.dtype, device=like.device))
+        self.b = nn.Parameter(torch.zeros(rank, like.shape[1], dtype=like.dtype, device=like.device))
+        nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
+
+    def table(self) -> Tensor:
+        """Return the table, [n, H]."""
+        return self.scale * self.a @ self.b
+
+
+class Free(nn.Module):
+    """Plain prompt vectors, the comparison side of the paper's ablations."""
+
+    def __init__(self, vectors: Tensor) -> None:
+        super().__init__()
+        self.vectors = nn.Parameter(vectors)
+
+    def table(self) -> Tensor:
+        """Return the table, [P, H]."""
+        return self.vectors
+
+
+class ACCEPT(Method):
+    """SCPP at the recipe's lr, SCAP at `added_lr`."""
+
+    name = "accept"
+    paper = Paper("lin-etal-2024-accept", "https://arxiv.org/abs/2410.12847", params={"t5-base": 74_880})
+    defaults = Defaults(recipe={"lr": sweep(0.3, 0.4, 0.5)}, hp={"added_lr": sweep(1e-4, 5e-4, 1e-3, 5e-3)})
+
+    @dataclass(frozen=True, kw_only=True)
+    class HP:
+        prompt_length: int = 60
+        budget_length: int = 100
+        source_length: int | None = None
+        prompt_width: int = 32
+        added_width: int | None = None
+        prompt_rank: int | None = None
+        added_rank: int | None = None
+        added_lr: float = 1e-4
+        init: Literal["kaiming", "gaussian"] = "kaiming"
+        prompt_side: Literal["scpp", "free"] = "scpp"
+        added_side: Literal["scap", "lowrank"] = "scap"
+        free_init: Literal["text_repeat", "top5000", "first_m", "sample_vocab"] = "text_repeat"
+
+        def __post_init__(self) -> None:
+            require_positive(self, "prompt_length", "budget_length", "source_length", "prompt_width", "added_width")
+            require_positive(self, "prompt_rank", "added_rank")
+            if self.budget_length <= self.prompt_length:
+                raise ValueError("budget_length must exceed prompt_length; the rest pays for the added table")
+
+    def __init__(self, hp: HP, backbone: Backbone) -> None:
+        super().__init__(hp, backbone)
+        like, length = backbone.embedding.weight, hp.source_length or 256
+        added_budget, added_width = hp.budget_length - hp.prompt_length, hp.added_width or backbone.hidden // 2
+        self.added_lr = hp.added_lr
+        self.front: Codebook | Free = (
+            Codebook(hp.prompt_length, hp.prompt_width, hp.prompt_rank, hp.prompt_length, math.sqrt(5), hp.init, like)
+            if hp.prompt_side == "scpp"
+            else Free(vocabulary_rows(backbone, hp.prompt_length, hp.free_init))
+        )
+        self.offset: Codebook | LowRank = (
+            Codebook(length, added_width, hp.added_rank, added_budget, 0.0, hp.init, like)
+            if hp.added_side == "scap"
+            else LowRank(length, added_budget, like)
+        )
+
+    def prompt(self) -> Tensor:
+        return self.front.table()
+
+    def added(self) -> Tensor:
+        return self.offset.table()
+
+    def param_groups(self, lr: float) -> list[dict[str, Any]]:
+        return [
+            {"params": list(self.front.parameters()), "lr": lr},
+            {"params": list(self.offset.parameters()), "lr": self.added_lr},
+        ]

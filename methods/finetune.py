@@ -1,0 +1,41 @@
+"""Full fine-tuning: every weight of the backbone trains."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from harness.method import Backbone, Defaults, Method, Paper, sweep
+
+
+class Finetune(Method):
+    """Trains copies of all weights; attaching puts them in the backbone's place, tied weights staying tied."""
+
+    name = "finetune"
+    paper = Paper("raffel-etal-2020-t5", "https://jmlr.org/papers/v21/20-074.html", params={"t5-base": 220_000_000})
+    defaults = Defaults(recipe={"lr": sweep(1e-4, 3e-4, 1e-3)})
+
+    @dataclass(frozen=True, kw_only=True)
+    class HP:
+        """Full fine-tuning has no settings of its own."""
+
+    def __init__(self, hp: HP, backbone: Backbone) -> None:
+        super().__init__(hp, backbone)
+        names = {id(p): name.replace(".", "/") for name, p in backbone.model.named_parameters()}
+        self.weights = nn.ParameterDict(
+            {names[id(p)]: nn.Parameter(p.detach().clone()) for p in backbone.model.parameters()}
+        )
+        # every place that holds a weight, tied ones included, with the original to restore
+        self._places = [
+            (module, key, weight, self.weights[names[id(weight)]])
+            for module in backbone.model.modules()
+            for key, weight in module._parameters.items()
+            if weight is not None
+        ]
+
+    def attach(self, backbone: Backbone) -> None:
+        for module, key, _, own in self._places:
+            module._parameters[key] = own
+
+    def detach(self, backbone: Backbone) -> None:
+        for module, key, original, _ in self._places:
+            module._parameters[key] = original

@@ -1,0 +1,35 @@
+"""LoRA: low-rank updates of the attention's query and value projections (Hu et al., ICLR 2022), through PEFT.
+
+W' = W + (alpha / R) B A with A [R, in] kaiming-uniform and B [out, R] zero, on q and v of every attention.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from peft import LoraConfig, PeftConfig
+
+from harness.method import Backbone, Defaults, Paper, require_positive, sweep
+from harness.peft_layers import PeftMethod
+
+
+class LoRA(PeftMethod):
+    """Published T5-base rows (3.8M) also train biases; this is LoRA as defined."""
+
+    name = "lora"
+    paper = Paper("hu-etal-2022-lora", "https://openreview.net/forum?id=nZeVKeeFYf9", params={"t5-base": 3_800_000})
+    defaults = Defaults(recipe={"lr": sweep(1e-4, 3e-4, 1e-3)})
+
+    @dataclass(frozen=True, kw_only=True)
+    class HP:
+        rank: int = 32
+        alpha: float = 32
+        dropout: float = 0.1
+
+        def __post_init__(self) -> None:
+            require_positive(self, "rank")
+            if not 0 <= self.dropout < 1:
+                raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+
+    def peft_config(self, hp: Any, backbone: Backbone) -> PeftConfig:
+        targets = ["q", "v"] if backbone.is_encoder_decoder else ["q_proj", "v_proj"]
+        return LoraConfig(r=hp.rank, lora_alpha=hp.alpha, lora_dropout=hp.dropout, target_modules=targets)
