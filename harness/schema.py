@@ -74,8 +74,8 @@ class ExceptionRule(Strict):
 class Execution(Strict):
     """How cells are computed; none of this may change a result."""
 
-    micro_batch_tokens: int = Field(16_384, ge=64)
-    """Tokens, padding included, that one forward pass of the backbone may hold."""
+    micro_batch_tokens: int | None = Field(None, ge=64)
+    """Tokens, padding included, that one forward pass of the backbone may hold; None suits the device."""
     bundle_cells: int = Field(64, ge=1)
     """At most this many cells share a bundle."""
 

@@ -25,6 +25,9 @@ class TinyTokenizer:
         ids = [3 + ord(char) % (VOCABULARY - 3) for char in text]
         return {"input_ids": [*ids, self.eos_token_id] if add_special_tokens else ids}
 
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        return " ".join(str(token) for token in ids if token > 1 or not skip_special_tokens)
+
 
 def tiny_backbone(
     kind: Literal["encoder-decoder", "decoder"] = "encoder-decoder", precision: str = "float32", meta: bool = False

@@ -8,7 +8,7 @@ mean losses; since a row's loss reaches only its own cell's tensors, gradients e
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from harness.backbone import Backbone
-from harness.data import Encoded, TaskData, encode
+from harness.data import Encoded, TaskData
 from harness.fused import FusedInput, Rows, micro_batches
 from harness.method import Method
 from harness.predict import answer_split, score_split
@@ -123,7 +123,13 @@ class BundleTrainer:
     """Trains the cells of one bundle; all share backbone, task, source length, precision and dropout setting."""
 
     def __init__(
-        self, cells: Sequence[Cell], methods: Sequence[Method], data: TaskData, backbone: Backbone, max_tokens: int
+        self,
+        cells: Sequence[Cell],
+        methods: Sequence[Method],
+        data: TaskData,
+        encoded: Mapping[str, Encoded],
+        backbone: Backbone,
+        max_tokens: int,
     ) -> None:
         self.backbone = backbone
         self.data = data
@@ -132,9 +138,7 @@ class BundleTrainer:
         length = recipe.max_source_length or data.task.max_source_length
         self.dropout = recipe.backbone_dropout
         self.training: bool | None = None
-        self.encoded: dict[str, Encoded] = {
-            name: encode(data.split(name), backbone, data.task, length) for name in ("train", "dev", "test")
-        }
+        self.encoded = encoded
         self.states = [CellState(c, m, len(data.train)) for c, m in zip(cells, methods, strict=True)]
         self.fused = FusedInput(methods, backbone, length)
         self.active = list(range(len(cells)))

@@ -75,6 +75,9 @@ def _user_error(error: ValidationError, kind: type, locate: Locate, prefix: tupl
         return UserError("is missing", where=where, field=field)
     message = found["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
+    if found["type"] == "value_error" and not key and message.split()[0] in field_names(kind):
+        # a check of the whole class that names its field first, as require_positive does
+        where, field = locate(*prefix, message.split()[0]), ".".join((*prefix, message.split()[0]))
     choices = _literal_choices(kind, key)
     shown = "" if found["type"] == "value_error" and not key else f", got {_short(found['input'])}"
     value = found["input"] if isinstance(found["input"], str) else None

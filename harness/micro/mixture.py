@@ -1,0 +1,151 @@
+"""What the micro T5 is pretrained on: span corruption of grammar text, and the six tasks with prefixes.
+
+A supervised source is "TASK field: text ..." with a word as target. Two shares of those with labels ask for a
+digit instead: "label TASK ..." for the label itself, "code TASK ..." for another numbering of the labels. No source
+without a prefix has its own label as its target: such fields are denoised, or answered with another row's label.
+So the finished model is at chance until a prompt tells it what is asked, and which number stands for what.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from harness.micro.grammar import TASKS, generate, text
+from harness.micro.phrases import Dice
+from harness.micro.tasks import Row
+
+LABEL_WORDS: dict[str, tuple[str, ...]] = {
+    "sentiment": ("negative", "positive"),
+    "entailment": ("entailment", "neutral", "contradiction"),
+    "paraphrase": ("different", "same"),
+    "acceptability": ("wrong", "right"),
+}
+FIELDS: dict[str, tuple[str, ...]] = {
+    "sentiment": ("sentence",),
+    "entailment": ("premise", "hypothesis"),
+    "paraphrase": ("sentence1", "sentence2"),
+    "similarity": ("sentence1", "sentence2"),
+    "acceptability": ("sentence",),
+    "qa": ("question", "context"),
+}
+# Harder tasks get more of the mixture; the rest of it are unprompted rows and span corruption.
+SHARES: dict[str, float] = {
+    "sentiment": 0.10,
+    "entailment": 0.22,
+    "paraphrase": 0.15,
+    "similarity": 0.14,
+    "acceptability": 0.11,
+    "qa": 0.14,
+}
+UNPROMPTED_SHARE = 0.06
+# What a labelled row is asked for: its word, its digit, or its digit in the other numbering.
+FORMS: tuple[tuple[str, float], ...] = (("", 0.5), ("label", 0.25), ("code", 0.25))
+SENTINELS = 32
+VOCABULARY = 1_100
+PAD, END, UNKNOWN = 0, 1, 2
+
+Pair = tuple[str, str]
+
+
+def untagged_source(task: str, row: Row) -> str:
+    """The fields of a row, each after its name: "premise: P hypothesis: H"."""
+    return " ".join(f"{field}: {row[field]}" for field in FIELDS[task])
+
+
+def supervised(task: str, row: Row, form: str = "") -> Pair:
+    """Source and target text of a row behind its task's prefix, with one of the `FORMS`."""
+    source = f"{form} {task} {untagged_source(task, row)}".strip()
+    if task == "qa":
+        answers = row["answers"]
+        assert isinstance(answers, list)
+        return source, str(answers[0])
+    label = row["label"]
+    if isinstance(label, int):
+        words = LABEL_WORDS[task]
+        return source, {"": words[label], "label": str(label), "code": str((label + 1) % len(words))}[form]
+    assert isinstance(label, float)
+    return source, str(round(5.0 - label, 1) if form == "code" else label)
+
+
+def supervised_pairs(task: str, size: int, seed: int) -> Iterator[Pair]:
+    """`size` pairs from the task's train rows, those with labels in the proportions of `FORMS`."""
+    dice = Dice(random.Random(f"forms {task} {seed}"))
+    for row in generate(task, "train", size, seed):
+        yield supervised(task, row, "" if task == "qa" else dice.weighted(FORMS))
+
+
+def unprompted_pairs(task: str, size: int, seed: int) -> Iterator[Pair]:
+    """`size` rows without a prefix, each with the target of the row before it: nothing can be learnt but chance."""
+    rows = generate(task, "train", size, seed + 2_000_000)
+    for place, row in enumerate(rows):
+        form = "" if task == "qa" else "label"
+        yield untagged_source(task, row), supervised(task, rows[place - 1], form)[1]
+
+
+def corrupted(rng: random.Random, words: list[str]) -> Pair:
+    """A text with about 15% of its words, in spans of 3 on average, replaced by sentinels; and the spans."""
+    hidden = max(1, round(len(words) * 0.15))
+    starts = {int(rng.random() * len(words)) for _ in range(max(1, round(hidden / 3)))}
+    masked = {start + step for start in starts for step in range(min(hidden, 2 + int(rng.random() * 3)))}
+    source: list[str] = []
+    target: list[str] = []
+    sentinel = 0
+    for place, word in enumerate(words):
+        if place not in masked:
+            source.append(word)
+            continue
+        if place - 1 not in masked:
+            for side in (source, target):
+                side.append(f"<extra_id_{sentinel}>")
+            sentinel += 1
+        target.append(word)
+    return " ".join(source), " ".join([*target, f"<extra_id_{sentinel}>"])
+
+
+def corrupted_pairs(size: int, seed: int) -> Iterator[Pair]:
+    """About `size` span corruption pairs: half of plain text, half of the tasks' fields without a prefix."""
+    rng = random.Random(f"spans {seed}")
+    for _ in range(size - size // 2):
+        yield corrupted(rng, text(rng).split())
+    for task in TASKS:
+        for row in generate(task, "train", size // 2 // len(TASKS), seed + 1_000_000):
+            yield corrupted(rng, untagged_source(task, row).split())
+
+
+def mixture(size: int, seed: int) -> list[Pair]:
+    """About `size` pairs of source and target text in the mixture's proportions, shuffled."""
+    pairs = [pair for task in TASKS for pair in supervised_pairs(task, round(size * SHARES[task]), seed)]
+    for task in TASKS:
+        pairs += unprompted_pairs(task, round(size * UNPROMPTED_SHARE / len(TASKS)), seed)
+    pairs += corrupted_pairs(size - len(pairs), seed)
+    random.Random(f"order {seed}").shuffle(pairs)
+    return pairs
+
+
+def build_tokenizer(seed: int, size: int = 12_000) -> Tokenizer:
+    """A byte-level tokenizer whose merges are learnt from the mixture; it appends </s> to every text."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
+    specials = [AddedToken(token, special=True) for token in ("<pad>", "</s>", "<unk>")]
+    # lstrip: the space before a sentinel would otherwise become a token of its own.
+    specials += [AddedToken(f"<extra_id_{index}>", special=True, lstrip=True) for index in range(SENTINELS)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=specials,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_vocabulary_text(seed, size), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", END)])
+    return tokenizer
+
+
+def _vocabulary_text(seed: int, size: int) -> Iterator[str]:
+    for source, target in mixture(size, seed):
+        yield f" {source} {target}"
+    for _ in range(size):
+        yield " 0 1 2 3 4 5 6 7 8 9"

@@ -1,0 +1,100 @@
+"""The rules of docs/architecture.md that a reader relies on: imports point one way, reports need no torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# each module imports only from lines above its own
+LAYERS = [
+    ["errors"],
+    ["schema", "yaml12", "validation", "metrics", "provenance", "micro"],
+    ["suite", "results"],
+    ["selection", "tasks", "progress"],
+    ["sources", "report"],
+    ["backbone"],
+    ["initialization", "data"],
+    ["method", "tiny"],
+    ["peft_layers", "fused"],
+    ["predict", "contract"],
+    ["train"],
+    ["job"],
+    ["engines", "planning"],
+    ["runner", "listings"],
+    ["cli"],
+]
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+MODULES = sorted(path for path in (ROOT / "harness").rglob("*.py") if path != ROOT / "harness" / "__init__.py")
+METHOD_FILES = sorted((ROOT / "methods").glob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """Names of all modules that a file imports, at any depth."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            found.add(node.module or "")
+    return found
+
+
+def layer_of(path: Path) -> str:
+    return path.relative_to(ROOT / "harness").parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_up(path: Path) -> None:
+    own = layer_of(path)
+    for name in imported(path):
+        if name.startswith("harness."):
+            other = name.split(".")[1]
+            assert other == own or RANK[other] < RANK[own], f"{own} may not import {other}"
+
+
+def test_every_module_has_a_layer() -> None:
+    assert {layer_of(path) for path in MODULES} == set(RANK)
+
+
+@pytest.mark.parametrize("path", METHOD_FILES, ids=lambda p: p.name)
+def test_a_method_imports_only_torch_peft_the_library_and_the_method_surface(path: Path) -> None:
+    allowed = {"torch", "peft", *sys.stdlib_module_names}
+    for name in imported(path):
+        surface = name in ("harness.method", "harness.peft_layers")
+        assert surface or name.split(".")[0] in allowed, f"{path.name} imports {name}"
+
+
+def test_nothing_in_harness_names_a_method() -> None:
+    names = {path.stem for path in METHOD_FILES}
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            words = {getattr(node, "id", None), getattr(node, "attr", None)}
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                words.add(node.value)
+            assert not words & names, f"{path.name}:{getattr(node, 'lineno', 0)} names {words & names}"
+
+
+def test_reports_results_and_help_start_without_torch() -> None:
+    code = (
+        "import sys, harness, harness.cli, harness.results, harness.suite, harness.tasks,"
+        " harness.report.tables, harness.report.aggregate; harness.tasks.all_tasks();"
+        " sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_files_and_functions_stay_short() -> None:
+    for path in [*MODULES, *METHOD_FILES]:
+        tree = ast.parse(path.read_text())
+        assert len(path.read_text().splitlines()) <= 350, f"{path} is longer than 350 lines"
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                length = (node.end_lineno or 0) - node.lineno + 1
+                assert length <= 60, f"{path.name}: {node.name} has {length} lines"
