@@ -198,7 +198,9 @@ def load_backbone(source: str, precision: str = "float32", device: str | None = 
     Local files are tried first, then the hub. Raises UserError when neither resolves.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     place = resolve(source)
     try:
         local = _in_cache(place)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -261,6 +262,8 @@ def parse_settings(pairs: list[str] | None) -> dict[str, Any]:
 
 def main() -> None:
     """Run the command line: a user's mistake ends with one message and exit code 2."""
+    # peft imports bitsandbytes where it is installed, which then complains about kernels nobody asked for
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         app()
     except UserError as error:

@@ -116,12 +116,12 @@ def _encode(cell: Cell, data: TaskData, backbone: Backbone) -> dict[str, Encoded
     return {name: encode(data.split(name), backbone, data.task, length) for name in ("train", "dev", "test")}
 
 
-def build_method(cell: Cell, cls: type[Method], backbone: Backbone) -> Method:
-    """Create a cell's tensors. Raises UserError where settings do not fit the backbone."""
+def build_method(cell: Cell, cls: type[Method], backbone: Backbone, where: str | None = None) -> Method:
+    """Create a cell's tensors. Raises UserError, at `where`, if settings do not fit the backbone."""
     try:
         return cls(cls.HP(**cell.hp), backbone)
     except ValueError as error:
-        raise UserError(str(error), field=f"methods.{cell.label}") from None
+        raise UserError(str(error), where=where, field=f"methods.{cell.label}") from None
 
 
 def _build(cell: Cell, registered: Registered, backbone: Backbone) -> Method:

@@ -118,9 +118,9 @@ def check_fit(plan: Plan, cells: Iterable[Cell], with_data: bool = True) -> None
         seen.add(identity)
         if cell.backbone not in backbones:
             backbones[cell.backbone] = meta_backbone(plan.suite.backbone_sources[cell.backbone])
-        _check_positions(
-            cell, build_method(cell, registered.cls, backbones[cell.backbone]), backbones[cell.backbone], plan
-        )
+        backbone = backbones[cell.backbone]
+        where = plan.suite.document.where("methods", cell.label)
+        _check_positions(cell, build_method(cell, registered.cls, backbone, where), backbone, plan)
     for name in dict.fromkeys(cell.task for cell in cells if with_data):
         cached_task(name, plan.data_dir)
 

@@ -19,7 +19,7 @@ suite: small
 backbones: [micro-t5]
 tasks: [micro_sentiment]
 seeds: [1, 2]
-recipe: {steps: 4, batch_size: 4, eval_every: 2, warmup_steps: 1, warmup_max_share: 1.0}
+recipe: {steps: 4, batch_size: 4, eval_every: 2, warmup_steps: 1, warmup_max_share: 1.0, backbone_dropout: false}
 methods:
   majority:
   prompt_tuning: {prompt_length: 4, recipe: {lr: {sweep: [0.1, 0.3]}}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -23,6 +24,7 @@ class Entry:
     runs: list[Result] = field(default_factory=list)
     failed: list[Result] = field(default_factory=list)
     num_grid_runs: int = 0
+    num_grid_failed: int = 0
     grid: list[dict[str, Any]] = field(default_factory=list)
     """The winning grid point of each search."""
 
@@ -96,7 +98,7 @@ def collect(results: Iterable[Result]) -> list[Board]:
 
 
 def _board(suite: str, backbone: str, results: list[Result]) -> Board:
-    metrics = {r.cell.task: _metric_label(r) for r in results if r.metrics}
+    metrics = dict(sorted((r.cell.task, _metric_label(r)) for r in results if r.metrics))
     groups: dict[tuple[str, str], list[Result]] = defaultdict(list)
     for result in results:
         groups[(result.cell.task, result.group_id)].append(result)
@@ -109,7 +111,7 @@ def _board(suite: str, backbone: str, results: list[Result]) -> Board:
         variant = ", ".join(f"{key.split('.', 1)[1]}={settings.get(key, 'swept')}" for key in keys)
         row = rows.setdefault((cell.label, variant), BoardRow(cell.label, variant, {}))
         row.entries[task] = _entry(members)
-    ordered = sorted(rows.values(), key=lambda row: (max(row.params("num_trained"), default=0), row.name))
+    ordered = sorted(rows.values(), key=lambda row: (max(row.params("num_trained"), default=math.inf), row.name))
     return Board(suite, backbone, sorted({r.cell.task for r in results}), metrics, ordered)
 
 
@@ -122,6 +124,7 @@ def _entry(members: list[Result]) -> Entry:
         winner = best_point(searched)
         grid = searched[winner].cell.grid if winner is not None else None
         entry.num_grid_runs += len(searched)
+        entry.num_grid_failed += sum(r.status == "failed" for r in searched)
         chosen = [r for r in runs if r.cell.grid == grid] if grid is not None else []
         entry.runs += [r for r in chosen if r.status == "done"]
         entry.failed += [r for r in (chosen or runs) if r.status == "failed"]

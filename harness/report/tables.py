@@ -86,6 +86,8 @@ def _cell(entry: Entry | None, rank: str, mark: Mark, notes: _Notes) -> str:
     if entry is None:
         return ""
     flags = [notes.mark(_failure_note(entry))] if entry.failed else []
+    if entry.num_grid_failed and not entry.failed:
+        flags.append(notes.mark(f"{entry.num_grid_failed} of {entry.num_grid_runs} grid runs failed"))
     if entry.mixed:
         flags.append(notes.mark(f"runs differ in {' and '.join(entry.mixed)}; rerun them with --rerun stale"))
     if entry.mean is None:
@@ -220,6 +222,7 @@ def _entry_json(entry: Entry) -> dict[str, Any]:
         "std": entry.std,
         "scores": entry.scores,
         "num_grid_runs": entry.num_grid_runs,
+        "num_grid_failed": entry.num_grid_failed,
         "grid": entry.grid,
         "cells": [run.cell_id for run in entry.runs],
         "mixed": entry.mixed,
