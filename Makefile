@@ -11,7 +11,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/harness report
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 check: lint types test
 

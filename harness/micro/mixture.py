@@ -9,12 +9,13 @@ So the finished model is at chance until a prompt tells it what is asked, and wh
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from harness.micro.grammar import TASKS, generate, text
-from harness.micro.phrases import Dice
+from harness.micro.lexicon import heldout_combinations
+from harness.micro.phrases import ARRANGEMENTS, Dice, arrange, encounter, voiced
 from harness.micro.tasks import Row
 
 LABEL_WORDS: dict[str, tuple[str, ...]] = {
@@ -31,16 +32,6 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "acceptability": ("sentence",),
     "qa": ("question", "context"),
 }
-# Harder tasks get more of the mixture; the rest of it are unprompted rows and span corruption.
-SHARES: dict[str, float] = {
-    "sentiment": 0.10,
-    "entailment": 0.22,
-    "paraphrase": 0.15,
-    "similarity": 0.14,
-    "acceptability": 0.11,
-    "qa": 0.14,
-}
-UNPROMPTED_SHARE = 0.06
 # What a labelled row is asked for: its word, its digit, or its digit in the other numbering.
 FORMS: tuple[tuple[str, float], ...] = (("", 0.5), ("label", 0.25), ("code", 0.25))
 SENTINELS = 32
@@ -78,11 +69,30 @@ def supervised_pairs(task: str, size: int, seed: int) -> Iterator[Pair]:
 
 
 def unprompted_pairs(task: str, size: int, seed: int) -> Iterator[Pair]:
-    """`size` rows without a prefix, each with the target of the row before it: nothing can be learnt but chance."""
+    """Up to `size` rows without a prefix, each with the target of the row before it: only chance is learnt."""
     rows = generate(task, "train", size, seed + 2_000_000)
     for place, row in enumerate(rows):
         form = "" if task == "qa" else "label"
-        yield untagged_source(task, row), supervised(task, rows[place - 1], form)[1]
+        source, target = untagged_source(task, row), supervised(task, rows[place - 1], form)[1]
+        if not heldout_combinations(f"{source} {target}"):
+            yield source, target
+
+
+def role_pairs(size: int, seed: int) -> Iterator[Pair]:
+    """`size` sentences in either voice behind "agent" or "patient", with that noun as target.
+
+    No task of its own: it teaches who did it to whom, without which swapped roles are noticed very late.
+    """
+    dice = Dice(random.Random(f"roles {seed}"))
+    while size > 0:
+        event = encounter(dice)
+        placed = arrange(event, dice.pick(ARRANGEMENTS))
+        sentence = dice.pick((placed, voiced(event, dice.chance(0.5), dice.pick(("", "not", "never")))))
+        if not heldout_combinations(sentence):
+            size -= 1
+            yield dice.pick(
+                ((f"agent sentence: {sentence}", event.agent), (f"patient sentence: {sentence}", event.patient))
+            )
 
 
 def corrupted(rng: random.Random, words: list[str]) -> Pair:
@@ -115,17 +125,22 @@ def corrupted_pairs(size: int, seed: int) -> Iterator[Pair]:
             yield corrupted(rng, untagged_source(task, row).split())
 
 
-def mixture(size: int, seed: int) -> list[Pair]:
-    """About `size` pairs of source and target text in the mixture's proportions, shuffled."""
-    pairs = [pair for task in TASKS for pair in supervised_pairs(task, round(size * SHARES[task]), seed)]
+def mixture(size: int, seed: int, shares: Mapping[str, float]) -> list[Pair]:
+    """About `size` pairs of source and target text, shuffled.
+
+    `shares` gives the part of each task, of "roles" and of "unprompted" rows (of all tasks together); what they
+    leave of 1 is span corruption.
+    """
+    pairs = [pair for task in TASKS for pair in supervised_pairs(task, round(size * shares[task]), seed)]
     for task in TASKS:
-        pairs += unprompted_pairs(task, round(size * UNPROMPTED_SHARE / len(TASKS)), seed)
+        pairs += unprompted_pairs(task, round(size * shares["unprompted"] / len(TASKS)), seed)
+    pairs += role_pairs(round(size * shares["roles"]), seed)
     pairs += corrupted_pairs(size - len(pairs), seed)
     random.Random(f"order {seed}").shuffle(pairs)
     return pairs
 
 
-def build_tokenizer(seed: int, size: int = 12_000) -> Tokenizer:
+def build_tokenizer(seed: int, shares: Mapping[str, float], size: int = 12_000) -> Tokenizer:
     """A byte-level tokenizer whose merges are learnt from the mixture; it appends </s> to every text."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -139,13 +154,13 @@ def build_tokenizer(seed: int, size: int = 12_000) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_vocabulary_text(seed, size), trainer)
+    tokenizer.train_from_iterator(_vocabulary_text(mixture(size, seed, shares)), trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", END)])
     return tokenizer
 
 
-def _vocabulary_text(seed: int, size: int) -> Iterator[str]:
-    for source, target in mixture(size, seed):
+def _vocabulary_text(pairs: list[Pair]) -> Iterator[str]:
+    for source, target in pairs:
         yield f" {source} {target}"
-    for _ in range(size):
+    for _ in pairs:
         yield " 0 1 2 3 4 5 6 7 8 9"
