@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from harness.errors import UserError
 from harness.provenance import sha256_file
 from harness.schema import BackboneRecord
+from harness.suite import short_name
+
+Loaded = TypeVar("Loaded")
 
 CONFIGS = Path(__file__).parent / "configs"
 SHIPPED = {"micro-t5": Path(__file__).parent / "micro" / "t5"}
@@ -202,17 +206,16 @@ def load_backbone(source: str, precision: str = "float32", device: str | None = 
 
     logging.disable_progress_bar()
     place = resolve(source)
-    try:
-        local = _in_cache(place)
+
+    def load(local: bool) -> tuple[Any, Any, Any]:
         config = AutoConfig.from_pretrained(place, local_files_only=local)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         model = auto.from_pretrained(
             place, local_files_only=local, dtype=DTYPES[precision], use_safetensors=True, attn_implementation="sdpa"
         )
-        tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=local)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"backbone '{source}' could not be loaded from '{place}': {reason}") from None
+        return config, model, AutoTokenizer.from_pretrained(place, local_files_only=local)
+
+    config, model, tokenizer = _local_first(source, place, load)
     model.to(device or best_device()).eval()
     record = BackboneRecord(
         source=_public_source(source, place),
@@ -233,11 +236,7 @@ def meta_backbone(source: str) -> Backbone:
         values = dict(json.loads(known.read_text())["config"])
         config = AutoConfig.for_model(**values)
     else:
-        try:
-            config = AutoConfig.from_pretrained(place, local_files_only=_in_cache(place))
-        except (OSError, ValueError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"backbone '{source}' has no readable configuration at '{place}': {reason}") from None
+        config = _local_first(source, place, lambda local: AutoConfig.from_pretrained(place, local_files_only=local))
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     with torch.device("meta"):
         model = auto.from_config(config)
@@ -273,11 +272,6 @@ def resolve(source: str) -> str:
     return source
 
 
-def short_name(source: str) -> str:
-    """Name of a backbone in results: the last part of a path or hub id."""
-    return source.rstrip("/").rsplit("/", 1)[-1]
-
-
 def fingerprint(source: str) -> str:
     """Identify weights without reading all of them: configuration, sizes, both ends of each file.
 
@@ -309,9 +303,14 @@ def best_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def _in_cache(place: str) -> bool:
-    """Whether a folder or the hub's cache answers without network."""
-    return Path(place).is_dir() or _snapshot(place) is not None
+def _local_first(source: str, place: str, load: Callable[[bool], Loaded]) -> Loaded:
+    """Call `load(True)` for what is on disk, then `load(False)` for the hub. Raises UserError with the last reason."""
+    for local in (True,) if Path(place).is_dir() else (True, False):
+        try:
+            return load(local)
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    raise UserError(f"backbone '{source}' could not be loaded from '{place}': {reason}", field="backbones")
 
 
 def _snapshot(hub_id: str) -> Path | None:

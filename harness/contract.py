@@ -14,7 +14,7 @@ from torch import Tensor
 from harness.backbone import Backbone
 from harness.errors import UserError
 from harness.fused import FusedInput, Rows
-from harness.method import Method, Rule, load_file
+from harness.method import Method, Rule, checked_groups, load_file
 from harness.tiny import tiny_backbone, tiny_rows
 
 SOURCE_LENGTH = 24
@@ -204,7 +204,7 @@ def _train(attached: _Attached, steps: int) -> tuple[float, float]:
 
 
 def _optimizer(method: Method) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(method.param_groups(0.01), lr=0.01, weight_decay=0.0)
+    return torch.optim.AdamW(checked_groups(method, 0.01), lr=0.01, weight_decay=0.0)
 
 
 def _step(attached: _Attached, optimizer: torch.optim.Optimizer) -> float:

@@ -64,6 +64,7 @@ class FusedInput:
                 if not self.static[index]:
                     continue
                 prompt, added = self.methods[index].prompt(), self.methods[index].added()
+                self._check_shapes(index, prompt, added)
                 if prompt is not None:
                     self._prompt_starts[index] = position
                     pieces.append(prompt)
@@ -75,6 +76,14 @@ class FusedInput:
         self._outputs = [piece for piece in pieces if piece.requires_grad]
         self._table = torch.cat([piece.detach() for piece in pieces]).requires_grad_(grad and bool(self._outputs))
         self._spans = _spans(pieces)
+
+    def _check_shapes(self, index: int, prompt: Tensor | None, added: Tensor | None) -> None:
+        """Refuse what would read another cell's vectors. Raises ValueError."""
+        name, width = type(self.methods[index]).__name__, self.backbone.hidden
+        if prompt is not None and prompt.shape != (self.prompt_lengths[index], width):
+            raise ValueError(f"{name}.prompt() has shape {tuple(prompt.shape)}, num_prompt_tokens and H say otherwise")
+        if added is not None and (added.shape[1:] != (width,) or len(added) < self.source_length):
+            raise ValueError(f"{name}.added() has shape {tuple(added.shape)}, texts have {self.source_length} tokens")
 
     def backward(self) -> None:
         """Carry the gradient that all micro-batches left on the table into the methods' tensors."""

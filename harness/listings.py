@@ -172,6 +172,8 @@ def describe_tasks(data_dir: str | None) -> dict[str, Any]:
 def _describe_task(task: Task, data_dir: str | None) -> dict[str, Any]:
     row: dict[str, Any] = {
         "name": task.name,
+        "title": task.title,
+        "notes": task.notes,
         "benchmark": task.benchmark,
         "kind": task.kind,
         "score": " + ".join(task.reported),
@@ -248,7 +250,7 @@ def describe_suite(path: Path, method_dirs: Sequence[str]) -> dict[str, Any]:
     """Check a suite against methods and backbones; no data is read."""
     plan = make_plan(path, Overrides(), Path("results"), None, method_dirs)
     cells = [cell for group in plan.groups for cell in group.cells.values()]
-    check_fit(plan, cells, with_data=False)
+    check_fit(plan, cells, to_run=False)
     broken = sorted({cell.method for cell in cells if plan.methods[cell.method].cls is None})
     total = sum(plan.num_cells(group) for group in plan.groups)
     text = f"{path}: {len(plan.groups)} table entries, {total} cells to train in all; every setting is known and fits"

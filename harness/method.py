@@ -10,7 +10,7 @@ import importlib.util
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, ClassVar
@@ -140,6 +140,23 @@ class Rule:
         raise NotImplementedError(f"{type(self).__name__} must define answers()")
 
 
+def checked_groups(method: Method, lr: float) -> list[dict[str, Any]]:
+    """Return `method.param_groups(lr)` once it is sound.
+
+    Raises ValueError if a group's lr is not positive and finite, or a trainable tensor is in no group or in two.
+    """
+    groups = [{**group, "params": list(group["params"])} for group in method.param_groups(lr)]
+    for group in groups:
+        if not (isinstance(group["lr"], (int, float)) and 0 < group["lr"] < float("inf")):
+            raise ValueError(f"a learning rate must be positive, got {group['lr']}")
+    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    trainable = {id(p): name for name, p in method.named_parameters() if p.requires_grad}
+    missing = [name for key, name in trainable.items() if grouped.count(key) != 1]
+    if missing:
+        raise ValueError(f"param_groups must hold every trainable tensor once; see {', '.join(missing[:3])}")
+    return groups
+
+
 @dataclass(frozen=True)
 class Registered:
     """One method file: its class, or the reason why there is none."""
@@ -206,7 +223,7 @@ def load_file(path: Path) -> Registered:
     source = hashlib.sha256(path.read_bytes()).hexdigest()
     try:
         cls = _import_class(path)
-    except Exception:  # whatever a broken file raises becomes its visible row
+    except (Exception, SystemExit):  # whatever a broken file raises becomes its visible row
         return Registered(MethodSpec(path.stem, type(None), Defaults(), source, traceback.format_exc()), path, None)
     hp_type = cls.HP if issubclass(cls, Method) else type(None)
     defaults = cls.defaults if issubclass(cls, Method) else Defaults()
@@ -238,4 +255,12 @@ def _import_class(path: Path) -> type[Method] | type[Rule]:
         raise ImportError(f"{path.name} must define exactly one Method or Rule with a `name`, found {len(named)}")
     if named[0].name != path.stem:
         raise ImportError(f"{path.name} defines the method '{named[0].name}'; name and file must agree")
+    _check_class(named[0])
     return named[0]
+
+
+def _check_class(cls: type[Method] | type[Rule]) -> None:
+    if not isinstance(getattr(cls, "paper", None), Paper):
+        raise ImportError(f"{cls.__name__} must state its `paper`, a Paper(key, url)")
+    if issubclass(cls, Method) and not (isinstance(cls.HP, type) and is_dataclass(cls.HP)):
+        raise ImportError(f"{cls.__name__}.HP must be a dataclass")

@@ -23,12 +23,11 @@ Score = Callable[[Predictions, References, Sequence[str]], float]
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric's function, how tables print it, and which way is better."""
+    """A metric's function and how tables print it; higher is better in all of them."""
 
     name: str
     label: str
     score: Score
-    higher_is_better: bool = True
 
 
 def accuracy(predictions: Predictions, references: References, labels: Sequence[str] = ()) -> float:

@@ -22,10 +22,12 @@ class PeftMethod(Method):
     def __init__(self, hp: Any, backbone: Backbone) -> None:
         super().__init__(hp, backbone)
         model = backbone.model
-        inject_adapter_in_model(self.peft_config(hp, backbone), model)
-        self._tuners = {name: m for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
-        self._originals = {name: tuner.get_base_layer() for name, tuner in self._tuners.items()}
-        self.detach(backbone)
+        try:
+            inject_adapter_in_model(self.peft_config(hp, backbone), model)
+        finally:  # also what an injection that failed half-way has replaced
+            self._tuners = {name: m for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
+            self._originals = {name: tuner.get_base_layer() for name, tuner in self._tuners.items()}
+            self.detach(backbone)
         self.tensors = nn.ParameterDict(
             {
                 f"{name}.{key}".replace(".", "/"): parameter

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.backbone import Backbone, fingerprint, meta_backbone, resolve
+from harness.bundle import Bundle, build_method, cached_backbone, cached_task
 from harness.errors import UserError
-from harness.job import BundleJob, build_method, cached_task
 from harness.method import Method, Registered, Rule, discover
 from harness.results import ResultStore
 from harness.schema import Cell, Result
 from harness.selection import next_cells
-from harness.sources import find_source
 from harness.suite import Group, Overrides, Suite, expand, load_suite
 from harness.tasks import Task, all_tasks
 
@@ -34,6 +33,7 @@ class Plan:
     data_dir: str | None
     results: list[dict[Key, Result]]
     """Per group, the stored results."""
+    _fingerprints: dict[str, str] = field(default_factory=dict)
 
     @property
     def per_seed(self) -> bool:
@@ -59,7 +59,6 @@ class Plan:
             for key, cell in group.cells.items():
                 if cell.cell_id == result.cell_id and cell.label == result.cell.label:
                     results[key] = result
-                    return
 
     def is_stale(self, result: Result) -> bool:
         """Whether the method's source, the weights or the rows have changed since `result` was made."""
@@ -68,23 +67,27 @@ class Plan:
             return True
         if result.status == "failed" or result.data is None or result.backbone is None:
             return False
-        source = self.suite.backbone_sources[cell.backbone]
-        moved = result.backbone.source != "none" and fingerprint(source) not in (
-            result.backbone.fingerprint,
-            "unresolved",
-        )
-        return moved or self._data_moved(result)
+        return self._weights_moved(result) or self._data_moved(result)
+
+    def _weights_moved(self, result: Result) -> bool:
+        assert result.backbone is not None
+        if result.backbone.source == "none":
+            return False
+        source = self.suite.backbone_sources[result.cell.backbone]
+        if source not in self._fingerprints:
+            self._fingerprints[source] = fingerprint(source)
+        return self._fingerprints[source] not in (result.backbone.fingerprint, "unresolved")
 
     def _data_moved(self, result: Result) -> bool:
         task = self.tasks[result.cell.task]
+        if task.generate is None and self.data_dir is None:
+            return False  # a plan downloads nothing; a run that loads the rows compares them
         try:
-            source = find_source(task, self.data_dir)
+            found = cached_task(task.name, self.data_dir).record.fingerprint
         except UserError:
             return False  # without the rows nothing can be compared, and nothing of the result is wrong
-        if source.hub is not None:
-            return False  # asking the hub costs a download; the recorded revision stands
         assert result.data is not None
-        return cached_task(task.name, self.data_dir).record.fingerprint != result.data.fingerprint
+        return found != result.data.fingerprint
 
 
 def make_plan(
@@ -105,24 +108,29 @@ def make_plan(
     return Plan(suite, groups, methods, tasks, store, data_dir, stored)
 
 
-def check_fit(plan: Plan, cells: Iterable[Cell], with_data: bool = True) -> None:
-    """Build each distinct method on a backbone without weights and read each task. Raises UserError."""
+def check_fit(plan: Plan, cells: Iterable[Cell], to_run: bool = True) -> None:
+    """Build each distinct method on a backbone without weights; before a run, read all rows and weights too.
+
+    Raises UserError, before anything is written.
+    """
     cells = list(cells)
     backbones: dict[str, Backbone] = {}
     seen: set[str] = set()
     for cell in cells:
-        registered = plan.methods[cell.method]
+        cls = plan.methods[cell.method].cls
         identity = json.dumps([cell.method, cell.hp, cell.backbone, cell.recipe.max_source_length], sort_keys=True)
-        if identity in seen or registered.cls is None or issubclass(registered.cls, Rule):
+        if identity in seen or cls is None or issubclass(cls, Rule):
             continue
         seen.add(identity)
         if cell.backbone not in backbones:
             backbones[cell.backbone] = meta_backbone(plan.suite.backbone_sources[cell.backbone])
-        backbone = backbones[cell.backbone]
         where = plan.suite.document.where("methods", cell.label)
-        _check_positions(cell, build_method(cell, registered.cls, backbone, where), backbone, plan)
-    for name in dict.fromkeys(cell.task for cell in cells if with_data):
-        cached_task(name, plan.data_dir)
+        _check_positions(cell, build_method(cell, cls, backbones[cell.backbone], where), backbones[cell.backbone], plan)
+    if to_run:
+        for name in dict.fromkeys(cell.task for cell in cells):
+            cached_task(name, plan.data_dir)
+        for name in backbones:
+            cached_backbone(plan.suite.backbone_sources[name], cells[0].recipe.precision)
 
 
 def _check_positions(cell: Cell, method: Method, backbone: Backbone, plan: Plan) -> None:
@@ -140,7 +148,7 @@ def _check_positions(cell: Cell, method: Method, backbone: Backbone, plan: Plan)
         )
 
 
-def pack(plan: Plan, cells: Sequence[Cell]) -> list[BundleJob]:
+def pack(plan: Plan, cells: Sequence[Cell]) -> list[Bundle]:
     """Put cells that can share a forward pass into bundles."""
     bundles: dict[str, list[Cell]] = {}
     for cell in cells:
@@ -148,7 +156,7 @@ def pack(plan: Plan, cells: Sequence[Cell]) -> list[BundleJob]:
     limit = plan.suite.file.execution.bundle_cells
     parts = [bundle[i : i + limit] for bundle in bundles.values() for i in range(0, len(bundle), limit)]
     return [
-        BundleJob(
+        Bundle(
             tuple(part),
             {cell.method: plan.methods[cell.method].path for cell in part},
             plan.suite.backbone_sources[part[0].backbone],

@@ -84,10 +84,10 @@ class Progress:
     def cell_done(self, result: Result) -> None:
         """A cell is stored."""
         self.num_done += 1
-        work = float(result.cell.recipe.steps * result.cell.recipe.batch_size)
-        self.work_done += work
-        self.work_left -= work
-        self._bundle_work = max(0.0, self._bundle_work - work)
+        spent = work(result.cell) if result.usage is None or result.usage.num_steps else 0.0
+        self.work_done += spent
+        self.work_left -= spent
+        self._bundle_work = max(0.0, self._bundle_work - spent)
         cell = result.cell
         grid = " ".join(f"{key.split('.', 1)[1]}={value}" for key, value in cell.grid.items())
         name = f"{cell.label} {cell.task} {cell.backbone} seed {cell.seed} {grid}".rstrip()
@@ -115,6 +115,11 @@ class Progress:
             return "time left unknown"
         seconds = max(0.0, (self.work_left - self._bundle_work) * elapsed / done)
         return f"{_duration(seconds)} left"
+
+
+def work(cell: Cell) -> float:
+    """Rows that training a cell goes through, the unit of the time left."""
+    return float(cell.recipe.steps * cell.recipe.batch_size)
 
 
 def _outcome(result: Result) -> str:

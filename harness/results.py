@@ -42,9 +42,17 @@ class ResultStore:
         """Yield every result below the folder, in a stable order."""
         if not self.root.is_dir():
             raise UserError("no such results folder", where=str(self.root), hint="Start one with harness run.")
+        seen: dict[tuple[str, str, str], Path] = {}
         for path in sorted(self.root.rglob("*.json")):
-            if not path.name.startswith("."):
-                yield path, read_result(path)
+            if any(part.startswith(".") for part in path.relative_to(self.root).parts):
+                continue
+            result = read_result(path)
+            identity = (result.cell.suite, result.cell.label, result.cell_id)
+            if identity in seen:
+                problem = "is a copy of a result that counts already; a copy would pass for another run"
+                raise UserError(problem, where=str(path), hint=f"The other is {seen[identity]}.")
+            seen[identity] = path
+            yield path, result
 
     def ensure_writable(self) -> None:
         """Raise UserError if nothing can be written below the folder; leaves no trace in an existing one."""

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from harness.bundle import Product
 from harness.engines import Engine, LocalEngine
-from harness.job import Product
+from harness.errors import UserError
 from harness.planning import Plan, check_fit, make_plan, pack
-from harness.progress import Progress
-from harness.schema import Cell
+from harness.progress import Progress, work
 from harness.suite import Overrides
 
 Rerun = Literal["none", "failed", "stale"]
@@ -79,7 +79,11 @@ def _train(plan: Plan, num_stale: int, engine: Engine, progress: Progress) -> Ru
     counts = {"done": 0, "failed": 0}
 
     def store(product: Product) -> None:
-        result = plan.store.write(product.result, product.predictions, product.tensors)
+        try:
+            result = plan.store.write(product.result, product.predictions, product.tensors)
+        except OSError as error:
+            where = str(plan.store.path(product.result.cell))
+            raise UserError(f"the result could not be stored: {error.strerror or error}", where=where) from None
         plan.record(result)
         counts[result.status] += 1
         progress.cell_done(result)
@@ -90,7 +94,9 @@ def _train(plan: Plan, num_stale: int, engine: Engine, progress: Progress) -> Ru
         _expect_all(plan, progress)
         while pending:
             engine.run(pack(plan, pending), progress, store)
-            pending = plan.pending()
+            left = plan.pending()
+            assert not {c.cell_id for c in left} & {c.cell_id for c in pending}, "a cell was run and left no result"
+            pending = left
     return RunSummary(plan.store.root, counts["done"] + counts["failed"], counts["failed"], kept, num_stale)
 
 
@@ -98,8 +104,5 @@ def _expect_all(plan: Plan, progress: Progress) -> None:
     """Announce the whole run, the winners' further seeds included, so that the time left is honest."""
     for group, results in zip(plan.groups, plan.results, strict=True):
         count = max(0, plan.num_cells(group) - len(results))
-        progress.expect(count, count * _work(group.cells[(0, group.seeds[0])]))
-
-
-def _work(cell: Cell) -> float:
-    return float(cell.recipe.steps * cell.recipe.batch_size)
+        rule = plan.methods[group.method].spec.is_rule
+        progress.expect(count, 0 if rule else count * work(group.cells[(0, group.seeds[0])]))

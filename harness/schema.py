@@ -133,6 +133,11 @@ class MethodSpec:
     error: str | None = None
     """Traceback of a file that failed to import; its cells are recorded as failed."""
 
+    @property
+    def is_rule(self) -> bool:
+        """Whether it answers without training, so that no recipe applies."""
+        return self.hp_type is type(None) and self.error is None
+
 
 class Cell(Strict):
     """One point of the grid; `suite`, `label`, `grid*` and `search_seed` place it, the rest is its identity."""
@@ -166,6 +171,8 @@ class Cell(Strict):
         for key in self.grid:
             part, name = key.split(".", 1)
             identity[part].pop(name, None)
+        if "recipe.max_source_length" in self.grid:
+            identity["hp"].pop("source_length", None)  # follows the swept length
         return _digest({**identity, "label": self.label, "swept": sorted(self.grid)})
 
     def _identity(self) -> dict[str, Any]:

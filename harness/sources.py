@@ -26,15 +26,16 @@ class Source:
     name: str
     revision: str
     files: dict[str, list[Path]] | None = None
-    hub: Hub | None = None
+    tables: dict[str, Any] | None = None
+    """Splits loaded from the hub."""
 
 
 def find_source(task: Task, data_dir: str | Path | None) -> Source:
-    """Choose where the rows of `task` are. Raises UserError naming every place looked at."""
+    """Choose where the rows of `task` are; loads them if that is the hub. Raises UserError naming every place."""
     if task.generate:
         return Source("generated", f"version {task.version}")
     if data_dir is None:
-        return Source(str(task.hub[0]), "newest", hub=task.hub[0])
+        return _load_hub(task)
     root = Path(data_dir)
     if not root.is_dir():
         raise UserError("no such data folder", where=str(root), field="--data")
@@ -42,9 +43,8 @@ def find_source(task: Task, data_dir: str | Path | None) -> Source:
         files = _split_files(root / folder)
         if files:
             return Source(f"folder {folder}", "local files", files=files)
-    looked = ", ".join(
-        f"{root / folder}/{{train,validation|val|dev}}{{{'|'.join(SUFFIXES)}}}" for folder in task.folders
-    )
+    names = f"{{train,validation|val|dev}}{{{'|'.join(SUFFIXES)}}}"
+    looked = ", ".join(f"{root / folder}/{names}" for folder in task.folders)
     raise UserError(
         f"no files of task '{task.name}' in the data folder; looked for {looked}",
         field="--data",
@@ -60,8 +60,9 @@ def read_split(task: Task, source: Source, split: str) -> Iterator[LocatedRow]:
     elif source.files is not None:
         for path in source.files.get(split, []):
             yield from _read_file(path)
-    else:
-        yield from _read_hub(task, split)
+    elif source.tables is not None:
+        for index, row in enumerate(source.tables[split]):
+            yield f"{source.name} {split} row {index}", dict(row)
 
 
 def _split_files(folder: Path) -> dict[str, list[Path]] | None:
@@ -126,21 +127,31 @@ def _read_csv(path: Path) -> Iterator[LocatedRow]:
             raise UserError(f"is not readable CSV: {error}", where=f"{path}:{reader.line_num}") from None
 
 
-def _read_hub(task: Task, split: str) -> Iterator[LocatedRow]:
+def _load_hub(task: Task) -> Source:
+    """Load every split from the first alternative that has them all; splits of two copies are never mixed."""
     from datasets import load_dataset
 
+    splits = ("train", "validation", "test") if task.split == "given" else ("train", "validation")
     reasons = []
     for hub in task.hub:
         try:
-            rows = load_dataset(hub.path, hub.config, split=split, revision=hub.revision)
+            tables = {split: load_dataset(hub.path, hub.config, split=split, revision=hub.revision) for split in splits}
         except Exception as error:  # the hub client raises dozens of types; each alternative gets its turn
-            reasons.append(
-                f"{hub}: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
-            )
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            reasons.append(f"{hub}: {lines[0]}")
             continue
-        yield from ((f"{hub} {split} row {index}", dict(row)) for index, row in enumerate(rows))
-        return
+        return Source(f"hub {hub}", hub.revision or _commit(hub), tables=tables)
     raise UserError(
-        f"task '{task.name}' could not be loaded from the hub: {'; '.join(reasons)}",
+        f"task '{task.name}' could not be loaded from the hub: {'; '.join(reasons) or 'no copy is known there'}",
         hint="Give a local copy with --data DIR.",
     )
+
+
+def _commit(hub: Hub) -> str:
+    """Commit of the data set's main branch; "unknown" where the hub does not answer (rows from the cache)."""
+    from huggingface_hub import HfApi
+
+    try:
+        return str(HfApi().dataset_info(hub.path).sha)
+    except Exception:  # without network the rows' fingerprint still identifies them
+        return "unknown"

@@ -19,7 +19,7 @@ from torch import Tensor
 from harness.backbone import Backbone
 from harness.data import Encoded, TaskData
 from harness.fused import FusedInput, Rows, micro_batches
-from harness.method import Method
+from harness.method import Method, checked_groups
 from harness.predict import answer_split, score_split
 from harness.schema import Cell, DevScore, Recipe, SplitScore
 from harness.selection import best_step
@@ -58,7 +58,7 @@ class CellState:
         self.recipe = cell.recipe
         self.outcome = Outcome(cell, method)
         self.order = _DataOrder(num_rows, cell.seed)
-        groups = [{**group, "base_lr": group["lr"]} for group in method.param_groups(cell.recipe.lr)]
+        groups = [{**group, "base_lr": group["lr"]} for group in checked_groups(method, cell.recipe.lr)]
         self.parameters: list[Tensor] = [p for group in groups for p in group["params"]]
         recipe = cell.recipe
         self.optimizer = torch.optim.AdamW(

@@ -54,9 +54,11 @@ class Codebook(nn.Module):
 class LowRank(nn.Module):
     """DePT's added table s A B, the comparison side of the paper's ablations."""
 
-    def __init__(self, n: int, budget: int, like: Tensor) -> None:
+    def __init__(self, n: int, rank: int | None, budget: int, like: Tensor) -> None:
         super().__init__()
-        rank = budget * like.shape[1] // (like.shape[1] + n)
+        rank = rank or budget * like.shape[1] // (like.shape[1] + n)
+        if rank < 1:
+            raise ValueError(f"a budget of {budget} vectors leaves no rank for a table of {n} rows")
         self.scale = 8 / math.sqrt(rank)
         self.a = nn.Parameter(torch.empty(n, rank, dtype=like.dtype, device=like.device))
         self.b = nn.Parameter(torch.zeros(rank, like.shape[1], dtype=like.dtype, device=like.device))
@@ -102,6 +104,8 @@ class ACCEPT(Method):
         free_init: Literal["text_repeat", "top5000", "first_m", "sample_vocab"] = "text_repeat"
 
         def __post_init__(self) -> None:
+            if not 0 < self.added_lr < math.inf:
+                raise ValueError(f"added_lr must be positive, got {self.added_lr}")
             require_positive(self, "prompt_length", "budget_length", "source_length", "prompt_width", "added_width")
             require_positive(self, "prompt_rank", "added_rank")
             if self.budget_length <= self.prompt_length:
@@ -120,7 +124,7 @@ class ACCEPT(Method):
         self.offset: Codebook | LowRank = (
             Codebook(length, added_width, hp.added_rank, added_budget, 0.0, hp.init, like)
             if hp.added_side == "scap"
-            else LowRank(length, added_budget, like)
+            else LowRank(length, hp.added_rank, added_budget, like)
         )
 
     def prompt(self) -> Tensor:

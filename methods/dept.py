@@ -35,6 +35,8 @@ class DePT(Method):
         scale: Literal["code", "none"] = "code"
 
         def __post_init__(self) -> None:
+            if not 0 < self.added_lr < math.inf:
+                raise ValueError(f"added_lr must be positive, got {self.added_lr}")
             require_positive(self, "prompt_length", "budget_length", "rank", "source_length")
 
     def __init__(self, hp: HP, backbone: Backbone) -> None:

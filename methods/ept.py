@@ -41,6 +41,8 @@ class EPT(Method):
         init: Literal["top5000", "text_repeat", "first_m", "sample_vocab"] = "top5000"
 
         def __post_init__(self) -> None:
+            if not 0 < self.added_lr < math.inf:
+                raise ValueError(f"added_lr must be positive, got {self.added_lr}")
             require_positive(self, "prompt_length", "budget_length", "rank", "source_length", "spaces", "bottleneck")
             if self.prompt_length > self.budget_length:
                 raise ValueError("prompt_length cannot exceed budget_length, the rows of the original prompt")

@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     ["errors"],
     ["schema", "yaml12", "validation", "metrics", "provenance", "micro"],
-    ["suite", "results"],
+    ["settings", "results"],
+    ["suite"],
     ["selection", "tasks", "progress"],
     ["sources", "report"],
     ["backbone"],
@@ -24,7 +25,7 @@ LAYERS = [
     ["peft_layers", "fused"],
     ["predict", "contract"],
     ["train"],
-    ["job"],
+    ["bundle"],
     ["engines", "planning"],
     ["runner", "listings"],
     ["cli"],

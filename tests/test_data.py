@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.bundle import cached_backbone
 from harness.data import _padded, _ragged, encode, load_task, max_new_tokens, permutation, target_ids
 from harness.errors import UserError
-from harness.job import cached_backbone
 from harness.tasks import all_tasks
 from harness.tasks.superglue import mark_wsc_spans
 

@@ -143,3 +143,56 @@ def test_csv_and_json_hold_the_same_numbers() -> None:
         mean = as_json[row["method"]][row["task"]]["mean"]
         assert (row["mean"] == "") == (mean is None)
         assert mean is None or float(row["mean"]) == pytest.approx(mean, abs=1e-4)
+
+
+def moved(item: Result, **placement: object) -> Result:
+    """The same result as another run of the harness would have placed it."""
+    return item.model_copy(update={"cell": item.cell.model_copy(update=placement)})
+
+
+def test_a_seed_that_was_searched_later_counts_once() -> None:
+    first = [
+        result("grid", "cb", 1, dev=70, test=50, lr=0.1),
+        result("grid", "cb", 1, dev=80, test=60, lr=0.2, index=1),
+    ]
+    follower = result("grid", "cb", 2, dev=75, test=64, lr=0.2, index=1)  # placed as the winner of seed 1
+    own = moved(result("grid", "cb", 2, dev=90, test=70, lr=0.1), search_seed=2)
+    (made,) = collect([*first, follower, own])
+    entry = made.rows[0].entries["cb"]
+    assert entry.scores == [60, 70]
+    assert entry.num_grid_runs == 4
+
+
+def test_a_failed_first_seed_does_not_hide_the_others() -> None:
+    runs = [result("plain", "cb", 1, 0, None), result("plain", "cb", 2, 1, 80), result("plain", "cb", 3, 1, 80)]
+    (made,) = collect(runs)
+    assert made.rows[0].entries["cb"].scores == [80, 80]
+    assert "1 of 3 runs failed" in render([made], "markdown")
+
+
+def test_results_that_differ_in_length_or_task_version_are_rows_of_their_own() -> None:
+    one = result("plain", "cb", 1, 1, 50)
+    for change in ({"recipe": one.cell.recipe.model_copy(update={"max_source_length": 64})}, {"task_version": 2}):
+        other = one.model_copy(update={"cell": one.cell.model_copy(update=change)})
+        other = other.model_copy(update={"cell_id": other.cell.cell_id, "group_id": other.cell.group_id})
+        (made,) = collect([one, other])
+        assert len(made.rows) == 2
+
+
+def test_a_column_made_with_different_rows_says_so() -> None:
+    one, other = result("plain", "cb", 1, 1, 50), result("grid", "cb", 1, 1, 60)
+    assert other.data is not None
+    other = other.model_copy(update={"data": other.data.model_copy(update={"fingerprint": "other"})})
+    text = render(collect([one, other]), "markdown")
+    assert "rows of this column were made with different rows: not comparable" in text
+
+
+def test_a_source_length_swept_with_the_text_length_stays_one_group() -> None:
+    cells = [
+        result("plain", "cb", 1, 1, 50).cell.model_copy(
+            update={"hp": {"source_length": n}, "grid": {"recipe.max_source_length": n},
+                    "recipe": Recipe(max_source_length=n)}
+        )
+        for n in (32, 64)
+    ]  # fmt: skip
+    assert cells[0].group_id == cells[1].group_id

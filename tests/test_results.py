@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import statistics
 from pathlib import Path
 
@@ -146,3 +147,16 @@ def test_failed_and_missing_grid_points_never_win(small_results: Path) -> None:
     assert best_point([failed, None, good]) == 2
     assert best_point([failed, None]) is None
     assert best_point([good, good]) == 0
+
+
+def test_a_copied_folder_does_not_pass_for_more_runs(small_results: Path, tmp_path: Path) -> None:
+    shutil.copytree(small_results, tmp_path / "results")
+    shutil.copytree(small_results / "small", tmp_path / "results" / "backup" / "small")
+    with pytest.raises(UserError, match="is a copy of a result"):
+        stored(tmp_path / "results")
+
+
+def test_hidden_folders_are_not_read(small_results: Path, tmp_path: Path) -> None:
+    shutil.copytree(small_results, tmp_path / "results")
+    shutil.copytree(small_results / "small", tmp_path / "results" / ".ipynb_checkpoints")
+    assert len(stored(tmp_path / "results")) == len(stored(small_results))

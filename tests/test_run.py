@@ -1,4 +1,4 @@
-"""The whole job on the shipped backbone: run, continue, fail in one place, drop a method in."""
+"""The whole way on the shipped backbone: run, continue, fail in one place, drop a method in."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import pytest
 from conftest import SMALL_SUITE
 
 import harness
+from harness.backbone import SHIPPED
+from harness.contract import check_method_file
 from harness.errors import UserError
+from harness.method import discover
 from harness.planning import make_plan
 from harness.results import ResultStore
 from harness.schema import Result
@@ -253,3 +256,80 @@ def test_a_plan_knows_what_is_done_and_what_is_missing(small_results: Path, tmp_
     wider = make_plan(tmp_path / "suite.yaml", Overrides(seeds=[1, 2, 3]), small_results, None)
     assert {cell.seed for cell in wider.pending()} == {3}
     assert len(wider.pending()) == 3
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ('paper = Paper("nobody-2026-shift", "https://example.org/shift")', "pass", "must state its `paper`"),
+        ("    @dataclass(frozen=True, kw_only=True)\n", "", "HP must be a dataclass"),
+        ('name = "shift"', 'name = "shifted"', "name and file must agree"),
+        ("import torch\n", "import torch\nraise SystemExit(3)\n", "SystemExit: 3"),
+    ],
+)
+def test_an_unsound_method_file_is_a_broken_row(tmp_path: Path, old: str, new: str, expected: str) -> None:
+    assert old in NEW_METHOD
+    (tmp_path / "shift.py").write_text(NEW_METHOD.replace(old, new))
+    broken = discover(tmp_path)["shift"]
+    assert broken.cls is None
+    assert expected in broken.spec.error
+
+
+@pytest.mark.parametrize(
+    ("groups", "expected"),
+    [
+        ("[]", "must hold every trainable tensor once"),
+        ("[{'params': [self.vector], 'lr': -1.0}]", "a learning rate must be positive"),
+    ],
+)
+def test_unsound_parameter_groups_are_refused(folder: Path, groups: str, expected: str) -> None:
+    (folder / "mine").mkdir()
+    extra = f"\n    def param_groups(self, lr):\n        return {groups}\n"
+    (folder / "mine" / "shift.py").write_text(NEW_METHOD + extra)
+    with pytest.raises(UserError, match=expected):
+        run(folder, methods=["shift"], method_dirs=[folder / "mine"])
+
+
+def test_groups_given_as_a_generator_are_trained(tmp_path: Path) -> None:
+    extra = "\n    def param_groups(self, lr):\n        return [{'params': self.parameters(), 'lr': lr}]\n"
+    (tmp_path / "shift.py").write_text(NEW_METHOD + extra)
+    assert all(finding.ok for finding in check_method_file(tmp_path / "shift.py"))
+
+
+def test_a_table_shorter_than_the_texts_is_a_failure_not_a_neighbours_vector(folder: Path) -> None:
+    (folder / "mine").mkdir()
+    forward = "def forward(self, embeds: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:"
+    short = NEW_METHOD.replace("shift", "short").replace(forward, "def added(self):")
+    short = short.replace("return embeds + self.scale * self.vector, mask", "return self.vector.expand(3, -1)")
+    (folder / "mine" / "short.py").write_text(short)
+    run(folder, methods=["short", "dept"], method_dirs=[folder / "mine"], seeds=[1])
+    by_label = {result.cell.label: result for result in results_of(folder)}
+    assert "texts have 64 tokens" in by_label["short"].failure.message
+    assert by_label["dept"].status == "done"
+
+
+def test_a_full_disk_stops_the_run_and_keeps_what_is_stored(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, calls = ResultStore.write, []
+
+    def write(self: ResultStore, *args: object) -> Result:
+        calls.append(args)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        return original(self, *args)
+
+    monkeypatch.setattr(ResultStore, "write", write)
+    with pytest.raises(UserError, match="could not be stored: No space left on device"):
+        run(folder, methods=["prompt_tuning"], seeds=[1])
+    monkeypatch.undo()
+    assert len(results_of(folder)) == 1
+    assert run(folder, methods=["prompt_tuning"], seeds=[1]).num_trained == 1
+
+
+def test_weights_that_cannot_be_read_are_found_before_anything_is_written(folder: Path) -> None:
+    broken = folder / "micro-broken"
+    shutil.copytree(SHIPPED["micro-t5"], broken)
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"backbone .* could not be loaded"):
+        run(folder, methods=["dept"], backbones=[str(broken)])
+    assert not (folder / "results").exists()

@@ -199,3 +199,33 @@ def test_any_text_gives_a_document_or_one_message(text: str) -> None:
             document = None
             said = str(error)
         assert "x.yaml" in said if document is None else isinstance(document.data, dict)
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "expected"),
+    [
+        (BASE.replace("  dept:", "  dept: {source_length: 256}"), {}, "256 is less than the 348 tokens"),
+        (BASE.replace("lr: 0.2", "lr: {sweep: [null, 0.3]}"), {}, "lists an empty value"),
+        (BASE.replace("steps: 100", "steps: "), {}, "recipe.steps"),
+        (BASE.replace("  dept:", "  ../../dept: {method: dept}"), {}, "cannot name a method"),
+        (BASE.replace("  dept:", "  dept: {method: [1]}"), {}, "unknown method '[1]'"),
+        (BASE.replace("  dept:", "  dept: {added_lr: -0.1}"), {}, "added_lr must be positive"),
+        (BASE.replace("  dept:", "  dept: {recipe: 3}"), {}, "expected a mapping"),
+        (BASE + "exceptions:\n  - where: {backbones: [t5-bas]}\n", {}, "did you mean t5-base?"),
+        (BASE, {"tasks": ["cb", "cb"]}, "lists cb more than once"),
+        (BASE, {"seeds": [1, 1]}, "lists 1 more than once"),
+        (BASE, {"tasks": []}, "is empty"),
+        (BASE, {"settings": {"tasks.foo": 1}}, "expected recipe.KEY"),
+        (BASE, {"settings": {"seeds": [1]}}, "expected recipe.KEY"),
+        (BASE + "execution: 5\n", {"settings": {"execution.bundle_cells": 3}}, "expected a mapping"),
+    ],
+)
+def test_more_mistakes_are_named(write_suite: Write, text: str, overrides: dict[str, object], expected: str) -> None:
+    assert expected in message(write_suite(text), **overrides)
+
+
+def test_a_grid_of_absurd_size_is_refused_at_once(write_suite: Write) -> None:
+    sweep = "{sweep: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]}"
+    names = ["steps", "batch_size", "warmup_steps", "eval_every", "lr", "eps"]
+    text = BASE.replace("recipe: {steps: 100}", f"recipe: {{{', '.join(f'{name}: {sweep}' for name in names)}}}")
+    assert "grid has more than 100,000 points" in message(write_suite(text))

@@ -13,9 +13,6 @@ from harness.metrics import METRICS
 from harness.schema import Result
 from harness.selection import best_point
 
-PER_TASK_SETTINGS = ("recipe.max_source_length", "hp.source_length")
-"""Settings that follow from the task and therefore do not make another row."""
-
 
 @dataclass
 class Entry:
@@ -23,7 +20,7 @@ class Entry:
 
     runs: list[Result] = field(default_factory=list)
     failed: list[Result] = field(default_factory=list)
-    num_grid_runs: int = 0
+    num_grid_runs: int = 1
     num_grid_failed: int = 0
     grid: list[dict[str, Any]] = field(default_factory=list)
     """The winning grid point of each search."""
@@ -41,15 +38,8 @@ class Entry:
         """Sample standard deviation over seeds; None for fewer than two."""
         return statistics.stdev(self.scores) if len(self.scores) > 1 else None
 
-    @property
-    def mixed(self) -> list[str]:
-        """What the runs do not have in common although they should."""
-        marks = {
-            "method source": {run.method_sha256 for run in self.runs},
-            "rows": {run.data.fingerprint for run in self.runs if run.data},
-            "backbone weights": {run.backbone.fingerprint for run in self.runs if run.backbone},
-        }
-        return [name for name, values in marks.items() if len(values) > 1]
+    mixed: list[str] = field(default_factory=list)
+    """What the runs and grid runs do not have in common although they should."""
 
 
 @dataclass
@@ -87,6 +77,8 @@ class Board:
     metrics: dict[str, str]
     """Task -> label of its reported metrics."""
     rows: list[BoardRow]
+    differences: dict[str, list[str]]
+    """Task -> what results of different rows were not made with in common."""
 
 
 def collect(results: Iterable[Result]) -> list[Board]:
@@ -110,28 +102,63 @@ def _board(suite: str, backbone: str, results: list[Result]) -> Board:
         settings = _settings(members[0])
         variant = ", ".join(f"{key.split('.', 1)[1]}={settings.get(key, 'swept')}" for key in keys)
         row = rows.setdefault((cell.label, variant), BoardRow(cell.label, variant, {}))
+        assert task not in row.entries, "two groups of results would share a table entry"
         row.entries[task] = _entry(members)
     ordered = sorted(rows.values(), key=lambda row: (max(row.params("num_trained"), default=math.inf), row.name))
-    return Board(suite, backbone, sorted({r.cell.task for r in results}), metrics, ordered)
+    tasks = sorted({r.cell.task for r in results})
+    notes = {task: _differences([r for r in results if r.cell.task == task], ROWS_AND_WEIGHTS) for task in tasks}
+    return Board(suite, backbone, tasks, metrics, ordered, notes)
 
 
 def _entry(members: list[Result]) -> Entry:
-    """Repeat the selection from the stored dev scores: per search seed, the best grid point's runs."""
-    entry = Entry()
-    for search_seed in sorted({r.cell.search_seed for r in members}):
-        runs = [r for r in members if r.cell.search_seed == search_seed]
-        searched = sorted((r for r in runs if r.cell.seed == search_seed), key=lambda r: r.cell.grid_index)
-        winner = best_point(searched)
-        grid = searched[winner].cell.grid if winner is not None else None
-        entry.num_grid_runs += len(searched)
-        entry.num_grid_failed += sum(r.status == "failed" for r in searched)
-        chosen = [r for r in runs if r.cell.grid == grid] if grid is not None else []
-        entry.runs += [r for r in chosen if r.status == "done"]
-        entry.failed += [r for r in (chosen or runs) if r.status == "failed"]
-        if grid:
-            entry.grid.append(grid)
-    entry.runs.sort(key=lambda r: r.cell.seed)
+    """Repeat the selection from the stored dev scores, and keep the runs that it leads to."""
+    entry = Entry(mixed=_differences(members, SOURCES))
+    by_seed: dict[int, list[Result]] = defaultdict(list)
+    for result in sorted(members, key=lambda r: (r.cell.seed, r.cell.grid_index, r.cell_id)):
+        by_seed[result.cell.seed].append(result)
+    has_grid = any(result.cell.grid != members[0].cell.grid for result in members)
+    shown = _winning_runs(by_seed, entry) if has_grid else members
+    entry.runs = sorted((r for r in shown if r.status == "done"), key=lambda r: r.cell.seed)
+    entry.failed = [r for r in shown if r.status == "failed"]
+    for run in entry.runs:
+        if run.cell.grid and run.cell.grid not in entry.grid:
+            entry.grid.append(run.cell.grid)
     return entry
+
+
+def _winning_runs(by_seed: dict[int, list[Result]], entry: Entry) -> list[Result]:
+    """Per seed, the run of the grid point that won on dev.
+
+    A seed on which the whole grid was run is searched on its own; any other shows the point that won on the
+    seed its run names, or on the first searched seed. Where every grid run failed, the failures are returned.
+    """
+    size = max(len(results) for results in by_seed.values())
+    searched = {seed: results for seed, results in by_seed.items() if len(results) == size}
+    winners = {seed: results[best] for seed, results in searched.items() if (best := best_point(results)) is not None}
+    grid_runs = [result for results in searched.values() for result in results]
+    entry.num_grid_runs = len(grid_runs)
+    entry.num_grid_failed = sum(result.status == "failed" for result in grid_runs)
+    if not winners:
+        return grid_runs
+    shown = []
+    for seed, results in by_seed.items():
+        winner = winners.get(seed) or winners.get(results[0].cell.search_seed) or next(iter(winners.values()))
+        shown += [result for result in results if result.cell.grid == winner.cell.grid]
+    return shown
+
+
+SOURCES = ("method source", "rows", "backbone weights")
+ROWS_AND_WEIGHTS = ("rows", "backbone weights")
+
+
+def _differences(results: list[Result], kinds: Sequence[str]) -> list[str]:
+    """Which of `kinds` is not the same in all results that have it."""
+    marks = {
+        "method source": {run.method_sha256 for run in results},
+        "rows": {run.data.fingerprint for run in results if run.data},
+        "backbone weights": {run.backbone.fingerprint for run in results if run.backbone and run.backbone.num_params},
+    }
+    return [kind for kind in kinds if len(marks[kind]) > 1]
 
 
 def _distinguishing(groups: dict[tuple[str, str], list[Result]]) -> dict[str, list[str]]:
@@ -147,11 +174,13 @@ def _distinguishing(groups: dict[tuple[str, str], list[Result]]) -> dict[str, li
 
 
 def _settings(result: Result) -> dict[str, Any]:
-    """All settings of a cell that are not swept and not implied by the task."""
+    """All settings of a cell that are not swept."""
     cell = result.cell
     flat = {f"recipe.{k}": v for k, v in cell.recipe.model_dump(mode="json").items()}
     flat |= {f"hp.{k}": v for k, v in cell.hp.items()} | {"method.name": cell.method}
-    return {k: v for k, v in flat.items() if k not in cell.grid and k not in PER_TASK_SETTINGS}
+    flat |= {"task.version": cell.task_version}
+    follows = {"hp.source_length"} if "recipe.max_source_length" in cell.grid else set()
+    return {k: v for k, v in flat.items() if k not in cell.grid and k not in follows}
 
 
 def _metric_label(result: Result) -> str:

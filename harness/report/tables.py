@@ -47,7 +47,7 @@ def _text_table(board: Board, layout: str, mark: Mark) -> str:
         "method",
         "params",
         "grid runs",
-        *(f"{task} ({board.metrics.get(task, '?')})" for task in board.tasks),
+        *(_column(board, task, notes) for task in board.tasks),
         "average",
     ]
     ranks = {
@@ -71,6 +71,15 @@ def _text_table(board: Board, layout: str, mark: Mark) -> str:
     if notes.texts:
         lines += ["", *(f"[{i}] {text}" + ("  " if layout == "pipe" else "") for i, text in enumerate(notes.texts, 1))]
     return "\n".join(lines)
+
+
+def _column(board: Board, task: str, notes: _Notes) -> str:
+    flags = [
+        " " + notes.mark(f"rows of this column were made with different {' and '.join(kinds)}: not comparable")
+        for kinds in [board.differences.get(task)]
+        if kinds
+    ]
+    return f"{task} ({board.metrics.get(task, '?')}){''.join(flags)}"
 
 
 def _caption(board: Board, layout: str) -> str:

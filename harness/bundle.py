@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from harness import provenance
 from harness.backbone import Backbone, load_backbone
 from harness.data import Encoded, TaskData, encode, load_task
 from harness.errors import UserError
-from harness.method import Method, Registered, Rule, load_file
+from harness.method import Method, Registered, Rule, checked_groups, load_file
 from harness.predict import score_split
 from harness.results import PredictionRow
 from harness.schema import BackboneRecord, Cell, DevScore, Failure, MetricRecord, ParamCounts, Result, Usage
@@ -28,7 +28,7 @@ MICRO_BATCH_TOKENS = {"cpu": 4_096}
 
 
 @dataclass(frozen=True)
-class BundleJob:
+class Bundle:
     """Cells that share a forward pass, and what is needed to compute them; picklable."""
 
     cells: tuple[Cell, ...]
@@ -50,41 +50,65 @@ class Product:
 OnProduct = Callable[[Product], None]
 
 
-def execute(job: BundleJob, on_step: OnStep, on_product: OnProduct) -> None:
-    """Compute a bundle; every cell ends as a product, done or failed. Only the user's interrupt passes through."""
-    finished: set[str] = set()
+def execute(bundle: Bundle, on_step: OnStep, on_product: OnProduct) -> None:
+    """Compute a bundle; every cell ends as a product, done or failed.
+
+    Passes through what no other cell could survive: UserError (weights or rows that cannot be read, a results
+    folder that cannot be written) and the user's interrupt.
+    """
+    finished: set[tuple[str, str]] = set()
 
     def hand_over(product: Product) -> None:
-        finished.add(product.result.cell_id)
         on_product(product)
+        finished.add((product.result.cell.label, product.result.cell_id))
 
     started = provenance.now()
-    try:
-        _execute(job, job.cells, started, on_step, hand_over)
-    except Exception as error:  # recorded as the failure of a cell, with its traceback
-        rest = [cell for cell in job.cells if cell.cell_id not in finished]
-        if len(job.cells) == 1:
-            hand_over(_failed(job, rest[0], error, started))
-            return
-        # one bad cell must not take the others along: each goes on alone
+    data = cached_task(bundle.cells[0].task, bundle.data_dir)
+    failure = _attempt(bundle, data, started, on_step, hand_over)
+    rest = [cell for cell in bundle.cells if (cell.label, cell.cell_id) not in finished]
+    if failure is not None and len(bundle.cells) == 1:
+        hand_over(_failed(bundle, rest[0], failure, started))
+    elif failure is not None:
+        # one bad cell must not take the others along: each goes on alone, on a device that is free again
         for cell in rest:
-            execute(_alone(job, cell), on_step, on_product)
+            execute(replace(bundle, cells=(cell,)), on_step, on_product)
 
 
-def _execute(job: BundleJob, cells: Sequence[Cell], started: str, on_step: OnStep, on_product: OnProduct) -> None:
-    registered = {cell.method: _registered(job, cell.method) for cell in cells}
-    data = cached_task(cells[0].task, job.data_dir)
-    classes = [registered[cell.method].cls for cell in cells]
-    if isinstance(classes[0], type) and issubclass(classes[0], Rule):
-        on_product(_rule_product(cells[0], classes[0](), data, registered[cells[0].method], started))
-        return
-    backbone = cached_backbone(job.backbone, cells[0].recipe.precision)
+def _attempt(bundle: Bundle, data: TaskData, started: str, on_step: OnStep, on_product: OnProduct) -> Failure | None:
+    """Compute the bundle; return why it could not be finished. The exception, and all it holds, ends here."""
+    try:
+        registered = {cell.method: _registered(bundle, cell.method) for cell in bundle.cells}
+        cls = registered[bundle.cells[0].method].cls
+        if cls is not None and issubclass(cls, Rule):
+            on_product(_rule_product(bundle.cells[0], cls(), data, registered[bundle.cells[0].method], started))
+        else:
+            _train(bundle, data, registered, started, on_step, on_product)
+    except UserError:
+        raise
+    except Exception as error:  # recorded as the failure of a cell, with its traceback
+        return describe_failure(error)
+    finally:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return None
+
+
+def _train(
+    bundle: Bundle,
+    data: TaskData,
+    registered: dict[str, Registered],
+    started: str,
+    on_step: OnStep,
+    on_product: OnProduct,
+) -> None:
+    cells = bundle.cells
+    backbone = cached_backbone(bundle.backbone, cells[0].recipe.precision)
     with torch.random.fork_rng():
         methods = [_build(cell, registered[cell.method], backbone) for cell in cells]
         torch.manual_seed(cells[0].seed)
         _reset_peak_memory()
         encoded = _encode(cells[0], data, backbone)
-        max_tokens = job.micro_batch_tokens or MICRO_BATCH_TOKENS.get(backbone.device.type, 32_768)
+        max_tokens = bundle.micro_batch_tokens or MICRO_BATCH_TOKENS.get(backbone.device.type, 32_768)
         trainer = BundleTrainer(cells, methods, data, encoded, backbone, max_tokens)
         layer_side = [method for method in methods if method.is_layer_side()]
         assert not layer_side or len(methods) == 1, "a layer-side method runs alone"
@@ -92,14 +116,14 @@ def _execute(job: BundleJob, cells: Sequence[Cell], started: str, on_step: OnSte
             for method in layer_side:
                 method.attach(backbone)
             trainer.run(
-                on_step, lambda outcome: on_product(_product(job, outcome, data, backbone, registered, started))
+                on_step, lambda outcome: on_product(_product(bundle, outcome, data, backbone, registered, started))
             )
         finally:
             for method in layer_side:
                 method.detach(backbone)
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=1)
 def cached_backbone(source: str, precision: str) -> Backbone:
     """Load a backbone once per process."""
     return load_backbone(source, precision)
@@ -119,7 +143,9 @@ def _encode(cell: Cell, data: TaskData, backbone: Backbone) -> dict[str, Encoded
 def build_method(cell: Cell, cls: type[Method], backbone: Backbone, where: str | None = None) -> Method:
     """Create a cell's tensors. Raises UserError, at `where`, if settings do not fit the backbone."""
     try:
-        return cls(cls.HP(**cell.hp), backbone)
+        method = cls(cls.HP(**cell.hp), backbone)
+        checked_groups(method, cell.recipe.lr)
+        return method
     except ValueError as error:
         raise UserError(str(error), where=where, field=f"methods.{cell.label}") from None
 
@@ -129,22 +155,18 @@ def _build(cell: Cell, registered: Registered, backbone: Backbone) -> Method:
     assert registered.cls is not None
     assert issubclass(registered.cls, Method)
     torch.manual_seed(cell.seed)
-    return build_method(cell, registered.cls, backbone).to(backbone.device)
+    return registered.cls(registered.cls.HP(**cell.hp), backbone).to(backbone.device)
 
 
-def _registered(job: BundleJob, method: str) -> Registered:
-    registered = load_file(job.method_files[method])
+def _registered(bundle: Bundle, method: str) -> Registered:
+    registered = load_file(bundle.method_files[method])
     if registered.cls is None:
         raise ImportError(registered.spec.error)
     return registered
 
 
-def _alone(job: BundleJob, cell: Cell) -> BundleJob:
-    return BundleJob((cell,), job.method_files, job.backbone, job.data_dir, job.micro_batch_tokens)
-
-
 def _product(
-    job: BundleJob,
+    bundle: Bundle,
     outcome: Outcome,
     data: TaskData,
     backbone: Backbone,
@@ -153,7 +175,8 @@ def _product(
 ) -> Product:
     sha256 = registered[outcome.cell.method].spec.source_sha256
     if outcome.failure is not None:
-        return _failed(job, outcome.cell, outcome.failure, started, outcome.failed_at)
+        failure = describe_failure(outcome.failure).model_copy(update={"step": outcome.failed_at})
+        return _failed(bundle, outcome.cell, failure, started)
     method = outcome.method
     result = Result(
         cell_id=outcome.cell.cell_id,
@@ -166,7 +189,7 @@ def _product(
         dev=outcome.scores["dev"],
         test=outcome.scores["test"],
         params=ParamCounts(num_trained=method.num_trained, num_kept=method.num_kept),
-        usage=_usage(outcome, len(job.cells)),
+        usage=_usage(outcome, len(bundle.cells)),
         data=data.record,
         backbone=backbone.record,
         method_sha256=sha256,
@@ -218,16 +241,20 @@ def _rule_product(cell: Cell, rule: Rule, data: TaskData, registered: Registered
     return Product(result, _prediction_rows(data, answers), None)
 
 
-def _failed(job: BundleJob, cell: Cell, error: BaseException, started: str, step: int | None = None) -> Product:
-    trace = "".join(traceback.format_exception(error))
-    failure = Failure(type=type(error).__name__, message=str(error), traceback=trace, step=step)
+def describe_failure(error: BaseException) -> Failure:
+    """An exception as a record, with its own traceback only."""
+    trace = "".join(traceback.format_exception(error, chain=error.__cause__ is not None))
+    return Failure(type=type(error).__name__, message=str(error), traceback=trace)
+
+
+def _failed(bundle: Bundle, cell: Cell, failure: Failure, started: str) -> Product:
     result = Result(
         cell_id=cell.cell_id,
         group_id=cell.group_id,
         status="failed",
         cell=cell,
         failure=failure,
-        method_sha256=load_file(job.method_files[cell.method]).spec.source_sha256,
+        method_sha256=load_file(bundle.method_files[cell.method]).spec.source_sha256,
         provenance=provenance.collect("unknown"),
         started_at=started,
         finished_at=provenance.now(),

@@ -1,0 +1,161 @@
+"""The settings of one table entry: layers merged, sweeps taken out, each grid point validated."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.errors import UserError
+from harness.schema import ExceptionRule, MethodSpec, Recipe
+from harness.validation import field_names, validate_settings
+from harness.yaml12 import Document
+
+MAX_CELLS = 100_000
+
+
+@dataclass
+class Layered:
+    """Settings merged so far, and the place each came from."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+
+    def update(self, values: Mapping[str, Any], document: Document, *key: str | int, origin: str | None = None) -> None:
+        """Lay `values` over what is there; their place is `origin`, or where the document holds them."""
+        for name, value in values.items():
+            self.values[name] = value
+            self.origins[name] = origin or document.where(*key, name)
+
+    def locate(self, *key: str | int) -> str:
+        """Place of a setting, or of any setting where that one is not set."""
+        return self.origins.get(str(key[-1]) if key else "", "") or next(iter(self.origins.values()), "")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What decides the settings of one method on one task and backbone."""
+
+    document: Document
+    label: str
+    spec: MethodSpec
+    recipe: Mapping[str, Any]
+    """The suite's shared recipe."""
+    own: Mapping[str, Any]
+    """The method's block in the suite."""
+    exceptions: Mapping[int, ExceptionRule]
+    """Those that apply here, by their place in the suite."""
+    overrides: Mapping[str, Any]
+    """From --set, e.g. {"recipe.steps": 300}."""
+    source_length: int
+    """The task's own maximum."""
+
+
+Point = dict[str, Any]
+"""Swept settings of one grid point, e.g. {"recipe.lr": 0.3, "hp.rank": 4}."""
+
+
+def resolve_entry(entry: Entry) -> list[tuple[Point, Recipe, dict[str, Any]]]:
+    """Return every grid point with its recipe and hp. Raises UserError for anything unknown or impossible."""
+    recipe, hp = _merge(entry)
+    if entry.spec.is_rule:  # a rule such as majority trains nothing: no recipe applies
+        recipe = Layered()
+    sweeps = _sweeps(recipe, "recipe", "recipe") | _sweeps(hp, "hp", f"methods.{entry.label}")
+    if math.prod(len(values) for values in sweeps.values()) > MAX_CELLS:
+        raise UserError(f"its grid has more than {MAX_CELLS:,} points", where=entry.document.path, field=entry.label)
+    points = [dict(zip(sweeps, values, strict=True)) for values in itertools.product(*sweeps.values())]
+    return [(point, *_resolve(entry, recipe, hp, point)) for point in points]
+
+
+def _merge(entry: Entry) -> tuple[Layered, Layered]:
+    """Weakest first: the method's defaults, the suite, the method in the suite, exceptions, --set."""
+    document, label, recipe, hp = entry.document, entry.label, Layered(), Layered()
+    file_name = f"methods/{entry.spec.name}.py"
+    recipe.update(entry.spec.defaults.recipe, document, origin=file_name)
+    hp.update(entry.spec.defaults.hp, document, origin=file_name)
+    recipe.update(entry.recipe, document, "recipe")
+    own_recipe = entry.own.get("recipe", {})
+    if not isinstance(own_recipe, dict):
+        where = document.where("methods", label, "recipe")
+        raise UserError("expected a mapping", where=where, field=f"methods.{label}.recipe")
+    recipe.update(own_recipe, document, "methods", label, "recipe")
+    hp.update({k: v for k, v in entry.own.items() if k not in ("recipe", "method")}, document, "methods", label)
+    for index, rule in entry.exceptions.items():
+        recipe.update(rule.recipe, document, "exceptions", index, "recipe")
+        hp.update(rule.hp, document, "exceptions", index, "hp")
+    _merge_overrides(entry, recipe, hp)
+    return recipe, hp
+
+
+def _merge_overrides(entry: Entry, recipe: Layered, hp: Layered) -> None:
+    """Apply --set; what names a method wins over what does not."""
+    for key, value in sorted(entry.overrides.items(), key=lambda item: item[0].startswith("methods.")):
+        parts = key.split(".")
+        if parts[0] == "recipe":
+            recipe.update({parts[1]: value}, entry.document, origin=f"--set {key}")
+        elif parts[0] == "methods" and parts[1] == entry.label:
+            target = recipe if parts[2] == "recipe" else hp
+            target.update({parts[-1]: value}, entry.document, origin=f"--set {key}")
+
+
+def _sweeps(layer: Layered, part: str, shown: str) -> dict[str, list[Any]]:
+    """Take `{sweep: [...]}` values out of a layer's settings."""
+    found: dict[str, list[Any]] = {}
+    for name, value in layer.values.items():
+        if not (isinstance(value, dict) and "sweep" in value):
+            continue
+        where, field_name, values = layer.origins[name], f"{shown}.{name}.sweep", value["sweep"]
+        if set(value) != {"sweep"}:
+            raise UserError("takes no other key beside it", where=where, field=field_name)
+        if not isinstance(values, list) or not values:
+            raise UserError("is empty; a sweep lists the values to try", where=where, field=field_name)
+        if any(item is None for item in values):
+            raise UserError("lists an empty value", where=where, field=field_name)
+        if any(values.count(item) > 1 for item in values):
+            raise UserError(f"lists a value twice: {values}", where=where, field=field_name)
+        found[f"{part}.{name}"] = values
+    return found
+
+
+def _resolve(entry: Entry, recipe: Layered, hp: Layered, point: Point) -> tuple[Recipe, dict[str, Any]]:
+    """Validate one grid point; fill in the lengths that depend on the task."""
+    recipe_values = recipe.values | _of_part(point, "recipe")
+    hp_values = hp.values | _of_part(point, "hp")
+    if recipe_values.get("max_source_length") is None:
+        recipe_values["max_source_length"] = entry.source_length
+    checked = Recipe.model_validate(validate_settings(Recipe, recipe_values, recipe.locate, ("recipe",)))
+    if entry.spec.error:
+        return checked, hp_values
+    if entry.spec.is_rule:
+        _refuse_settings(entry, hp)
+        return checked, {}
+    _fill_source_length(entry, hp, hp_values, checked.max_source_length or entry.source_length)
+    return checked, validate_settings(entry.spec.hp_type, hp_values, hp.locate, ("methods", entry.label))
+
+
+def _of_part(point: Point, part: str) -> dict[str, Any]:
+    return {key.split(".", 1)[1]: value for key, value in point.items() if key.split(".", 1)[0] == part}
+
+
+def _refuse_settings(entry: Entry, hp: Layered) -> None:
+    for name in hp.values:
+        field_name = f"methods.{entry.label}.{name}"
+        raise UserError("unknown; this method has no settings", where=hp.locate(name), field=field_name)
+
+
+def _fill_source_length(entry: Entry, hp: Layered, values: dict[str, Any], length: int) -> None:
+    """Position-indexed tables need a row for every token that a text may have."""
+    if "source_length" not in field_names(entry.spec.hp_type):
+        return
+    given = values.get("source_length")
+    if given is None:
+        values["source_length"] = length
+    elif isinstance(given, int) and given < length:
+        raise UserError(
+            f"{given} is less than the {length} tokens that a source text may have",
+            where=hp.locate("source_length"),
+            field=f"methods.{entry.label}.source_length",
+            hint="Leave it out to follow the task, or lower recipe.max_source_length too.",
+        )
