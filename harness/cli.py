@@ -262,8 +262,9 @@ def parse_settings(pairs: list[str] | None) -> dict[str, Any]:
 
 def main() -> None:
     """Run the command line: a user's mistake ends with one message and exit code 2."""
-    # peft imports bitsandbytes where it is installed, which then complains about kernels nobody asked for
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # what they warn of (kernels nobody asked for, retries of the hub) ends in a message of our own if it matters
+    for library in ("bitsandbytes", "huggingface_hub", "datasets"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     try:
         app()
     except UserError as error:
