@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: quickstart test check lint types clean
+.PHONY: quickstart test check leaderboard lint types clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/harness run suites/quickstart.yaml
@@ -14,6 +14,10 @@ test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2
 
 check: lint types test
+
+leaderboard: quickstart
+	$(BIN)/harness report --suite quickstart --format markdown --out reports/quickstart.md
+	UPDATE_GOLDEN=1 $(BIN)/python -m pytest tests/test_docs.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

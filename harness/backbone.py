@@ -210,9 +210,7 @@ def load_backbone(source: str, precision: str = "float32", device: str | None = 
     def load(local: bool) -> tuple[Any, Any, Any]:
         config = AutoConfig.from_pretrained(place, local_files_only=local)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        model = auto.from_pretrained(
-            place, local_files_only=local, dtype=DTYPES[precision], use_safetensors=True
-        )
+        model = auto.from_pretrained(place, local_files_only=local, dtype=DTYPES[precision], use_safetensors=True)
         return config, model, AutoTokenizer.from_pretrained(place, local_files_only=local)
 
     config, model, tokenizer = _local_first(source, place, load)

@@ -77,6 +77,8 @@ class Board:
     metrics: dict[str, str]
     """Task -> label of its reported metrics."""
     rows: list[BoardRow]
+    origin: str
+    """When, with which commit and on what the runs were made."""
     differences: dict[str, list[str]]
     """Task -> what results of different rows were not made with in common."""
 
@@ -107,7 +109,7 @@ def _board(suite: str, backbone: str, results: list[Result]) -> Board:
     ordered = sorted(rows.values(), key=lambda row: (max(row.params("num_trained"), default=math.inf), row.name))
     tasks = sorted({r.cell.task for r in results})
     notes = {task: _differences([r for r in results if r.cell.task == task], ROWS_AND_WEIGHTS) for task in tasks}
-    return Board(suite, backbone, tasks, metrics, ordered, notes)
+    return Board(suite, backbone, tasks, metrics, ordered, _origin(results), notes)
 
 
 def _entry(members: list[Result]) -> Entry:
@@ -181,6 +183,26 @@ def _settings(result: Result) -> dict[str, Any]:
     flat |= {"task.version": cell.task_version}
     follows = {"hp.source_length"} if "recipe.max_source_length" in cell.grid else set()
     return {k: v for k, v in flat.items() if k not in cell.grid and k not in follows}
+
+
+def _origin(results: list[Result]) -> str:
+    """One line on dates, commits, versions and hardware; empty where the results do not say."""
+    days = sorted({r.finished_at[:10] for r in results if r.finished_at})
+    made = [r.provenance for r in results]
+    commits = sorted(
+        {f"{p['commit'][:10]}{' with local changes' if p.get('dirty') else ''}" for p in made if p.get("commit")}
+    )
+    machines = sorted({f"{p['processor']} ({p['num_cpus']} CPUs)" for p in made if p.get("processor")})
+    devices = sorted({p["device"] for p in made if p.get("device") not in (None, "cpu", "unknown")})
+    torch = sorted({p["versions"]["torch"] for p in made if p.get("versions", {}).get("torch")})
+    parts = [
+        "Runs of " + " to ".join(days[:: max(1, len(days) - 1)]) if days else "",
+        "commit " + ", ".join(commits) if commits else "",
+        *("torch " + version for version in torch),
+        *machines,
+        *devices,
+    ]
+    return "; ".join(part for part in parts if part)
 
 
 def _metric_label(result: Result) -> str:

@@ -70,6 +70,8 @@ def _text_table(board: Board, layout: str, mark: Mark) -> str:
     lines = [_caption(board, layout), "", table]
     if notes.texts:
         lines += ["", *(f"[{i}] {text}" + ("  " if layout == "pipe" else "") for i, text in enumerate(notes.texts, 1))]
+    if board.origin:
+        lines += ["", f"{board.origin}."]
     return "\n".join(lines)
 
 
@@ -221,6 +223,7 @@ def _as_json(board: Board) -> dict[str, Any]:
         "backbone": board.backbone,
         "tasks": board.tasks,
         "metrics": board.metrics,
+        "origin": board.origin,
         "rows": rows,
     }
 

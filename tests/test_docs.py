@@ -1,0 +1,80 @@
+"""What the documents say is true: links lead somewhere, examples run, the README shows the rendered leaderboard."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+import harness
+from harness.contract import check_method_file
+from harness.tasks import all_tasks
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "results").glob("*.md")])
+BEGIN, END = "<!-- leaderboard:begin -->\n", "<!-- leaderboard:end -->"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_local_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text()):
+        assert target.startswith("http") or (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_the_readme_shows_the_rendered_leaderboard() -> None:
+    readme, table = ROOT / "README.md", (ROOT / "reports" / "quickstart.md").read_text()
+    head, rest = readme.read_text().split(BEGIN)
+    shown, tail = rest.split(END)
+    if os.environ.get("UPDATE_GOLDEN"):
+        readme.write_text(f"{head}{BEGIN}{table}{END}{tail}")
+        shown = table
+    assert shown == table, "run make leaderboard"
+
+
+def test_the_example_method_of_the_docs_meets_the_contract_and_trains(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "adding-a-method.md").read_text()
+    code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
+    assert len(code.strip().splitlines()) < 40
+    (tmp_path / "mine").mkdir()
+    file = tmp_path / "mine" / "scaled_prompt.py"
+    file.write_text(code)
+    assert all(finding.ok for finding in check_method_file(file))
+    settings = {"recipe.steps": 2, "recipe.eval_every": 1, "methods.scaled_prompt.prompt_length": 4}
+    summary = harness.run(
+        ROOT / "suites" / "quickstart.yaml", methods=["scaled_prompt"], tasks=["micro_sentiment"], seeds=[1],
+        method_dirs=[tmp_path / "mine"], results=tmp_path / "out", settings=settings, quiet=True,
+    )  # fmt: skip
+    assert (summary.num_trained, summary.num_failed) == (2, 0)
+
+
+def test_the_suite_of_the_readme_is_valid(tmp_path: Path) -> None:
+    from harness.planning import make_plan
+    from harness.suite import Overrides
+
+    text = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[0]
+    (tmp_path / "mine.yaml").write_text(text)
+    plan = make_plan(tmp_path / "mine.yaml", Overrides(), tmp_path / "out", None)
+    assert {group.label for group in plan.groups} == {"majority", "dept", "short"}
+
+
+def test_commands_named_in_the_documents_exist() -> None:
+    from harness.cli import app
+
+    known = {(command.name or command.callback.__name__) for command in app.registered_commands if command.callback}
+    for path in DOCUMENTS:
+        for name in re.findall(r"^(?:\| `)?harness ([a-z]+)\b", path.read_text(), re.MULTILINE):
+            assert name in known, f"{path.name} names harness {name}"
+
+
+def test_the_example_record_of_the_docs_is_the_tasks_own() -> None:
+    task = all_tasks()["cb"]
+    text = (ROOT / "docs" / "adding-a-task.md").read_text()
+    for part in (
+        f'name="{task.name}"',
+        f'title="{task.title}"',
+        f"sizes={task.sizes}",
+        f'selection="{task.selection}"',
+    ):
+        assert part in text
