@@ -246,27 +246,25 @@ def known_backbones() -> list[str]:
     return sorted([*SHIPPED, *(path.stem for path in CONFIGS.glob("*.json"))])
 
 
-def resolve(source: str) -> str:
-    """Return the folder or hub id behind what the user wrote. Raises UserError for an unknown plain name."""
+def resolve(source: str, where: str | None = None) -> str:
+    """Return the folder or hub id behind what the user wrote. Raises UserError, at `where`, for what is neither."""
     if source in SHIPPED:
         return str(SHIPPED[source])
     if Path(source).is_dir():
         if not (Path(source) / "config.json").exists():
-            raise UserError("holds no config.json, so it is no checkpoint", where=source, field="backbones")
+            raise UserError("holds no config.json, so it is no checkpoint", where=where, field=source)
         return source
     known = CONFIGS / f"{source}.json"
     if known.exists():
         return str(json.loads(known.read_text())["hub"])
-    looks_like_path = source.startswith((".", "/", "~")) or source.count("/") > 1
-    if looks_like_path or "/" not in source:
-        problem = f"no such folder '{source}'" if looks_like_path else f"unknown backbone '{source}'"
-        raise UserError(
-            problem,
-            field="backbones",
-            value=source,
-            choices=known_backbones(),
-            hint="A folder or a hub id such as google-t5/t5-base is accepted too.",
-        )
+    if source.startswith((".", "/", "~")) or source.count("/") > 1:
+        parent = Path(source).parent
+        folders = sorted(str(p) for p in parent.iterdir() if p.is_dir()) if parent.is_dir() else []
+        raise UserError(f"no such folder '{source}'", where=where, value=source, choices=folders[:20])
+    if "/" not in source:
+        hint = "A folder or a hub id such as google-t5/t5-base is accepted too."
+        problem = f"unknown backbone '{source}'"
+        raise UserError(problem, where=where, value=source, choices=known_backbones(), hint=hint)
     return source
 
 

@@ -147,7 +147,8 @@ def build_method(cell: Cell, cls: type[Method], backbone: Backbone, where: str |
         checked_groups(method, cell.recipe.lr)
         return method
     except ValueError as error:
-        raise UserError(str(error), where=where, field=f"methods.{cell.label}") from None
+        problem = f"does not fit backbone '{cell.backbone}': {error}"
+        raise UserError(problem, where=where, field=f"methods.{cell.label}") from None
 
 
 def _build(cell: Cell, registered: Registered, backbone: Backbone) -> Method:

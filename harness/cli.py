@@ -71,9 +71,11 @@ def run(
     )
     typer.echo(
         f"{summary.num_trained} cells trained, {summary.num_failed} of them failed; "
-        f"{summary.num_kept} were there already. Results: {summary.results}"
+        f"{summary.num_kept} were there already"
+        + (f", {summary.num_kept_failed} as failures (--rerun failed tries again)" if summary.num_kept_failed else "")
+        + f". Results: {summary.results}"
     )
-    if summary.num_failed:
+    if summary.num_failed or summary.num_kept_failed:
         raise typer.Exit(1)
 
 
@@ -231,7 +233,11 @@ def find_suite(name: str) -> Path:
     package = Path(__file__).resolve().parent
     shipped = next(folder for folder in (package.parent / "suites", package / "_suites") if folder.is_dir())
     candidates = [shipped / path.name, shipped / f"{path.name}.yaml"]
-    return next((found for found in candidates if found.is_file()), path)
+    found = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if found is None and path.parent == Path():
+        choices = sorted([*map(str, Path().glob("*.y*ml")), *(item.stem for item in shipped.glob("*.yaml"))])
+        raise UserError("no such file, nor a shipped suite of that name", where=name, value=name, choices=choices)
+    return found or path
 
 
 def split(names: str | None) -> list[str] | None:
@@ -256,14 +262,14 @@ def parse_settings(pairs: list[str] | None) -> dict[str, Any]:
         key, sign, value = pair.partition("=")
         if not sign or not key:
             raise UserError(f"expected KEY=VALUE, got '{pair}'", field="--set")
-        settings[key] = parse_value(value)
+        settings[key] = parse_value(value, f"--set {key}")
     return settings
 
 
 def main() -> None:
     """Run the command line: a user's mistake ends with one message and exit code 2."""
     # what they warn of (kernels nobody asked for, retries of the hub) ends in a message of our own if it matters
-    for library in ("bitsandbytes", "huggingface_hub", "datasets"):
+    for library in ("bitsandbytes", "huggingface_hub", "datasets", "transformers"):
         logging.getLogger(library).setLevel(logging.ERROR)
     try:
         app()

@@ -35,8 +35,7 @@ def check_method_file(path: Path) -> list[Finding]:
         raise UserError("no such file", where=str(path))
     registered = load_file(path)
     if registered.cls is None:
-        last = (registered.spec.error or "").strip().splitlines()[-1]
-        return [Finding("the file imports and defines one method of its own name", False, last)]
+        return [Finding("the file imports and defines one method of its own name", False, registered.problem)]
     findings = [Finding("the file imports and defines one method of its own name", True, registered.spec.name)]
     if issubclass(registered.cls, Rule):
         return [*findings, _finding("answers are texts, one per row", lambda: _check_rule(registered.cls))]  # type: ignore[arg-type]

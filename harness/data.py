@@ -85,11 +85,8 @@ def load_task(task: Task, data_dir: str | Path | None) -> TaskData:
     splits = {name: _examples(task, read_split(task, source, name)) for name in names}
     for name, rows in splits.items():
         if not rows:
-            raise UserError(f"split '{name}' of task '{task.name}' has no rows", where=source.name)
+            raise UserError(f"split '{name}' of task '{task.name}' has no rows", where=source.place(name))
     train, dev, test = _carve(task, splits)
-    for name, rows in (("dev", dev), ("test", test)):
-        if not rows:
-            raise UserError(f"split '{name}' of task '{task.name}' has no rows after cutting", where=source.name)
     record = DataRecord(
         source=source.name,
         revision=source.revision,
@@ -99,6 +96,10 @@ def load_task(task: Task, data_dir: str | Path | None) -> TaskData:
         num_test=len(test),
         fingerprint=_fingerprint(train, dev, test),
     )
+    for name, rows in (("dev", dev), ("test", test)):
+        if not rows:
+            problem = f"split '{name}' of task '{task.name}' has no rows: {record.split_rule}"
+            raise UserError(problem, where=source.place("validation"))
     return TaskData(task, train, dev, test, record)
 
 
@@ -128,8 +129,10 @@ def max_new_tokens(task: Task, backbone: Backbone) -> int:
 def to_example(task: Task, where: str, row: Row) -> Example:
     """Convert one flat row. Raises UserError naming its place when a field is missing or a label unknown."""
     for _, column in (*task.fields, ("", task.label)):
-        if row.get(column) is None:
+        if column not in row:
             raise UserError(f"field '{column}' is missing", where=where, value=column, choices=list(row))
+        if row[column] is None:
+            raise UserError(f"field '{column}' is empty", where=where)
     source = " ".join(f"{tag}: {row[column]}" for tag, column in task.fields)
     if task.kind == "text":
         answers = _answers(row[task.label], where, task.label)

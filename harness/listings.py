@@ -78,9 +78,7 @@ def describe_methods(methods: Mapping[str, Registered]) -> dict[str, Any]:
         {
             "name": name,
             "kind": _kind(registered),
-            "summary": registered.summary
-            if not registered.spec.error
-            else f"BROKEN: {registered.spec.error.strip().splitlines()[-1]}",
+            "summary": f"BROKEN: {registered.problem}" if registered.spec.error else registered.summary,
             "paper": _paper_url(registered),
             "grid": {
                 **{f"recipe.{k}": v for k, v in registered.spec.defaults.recipe.items()},
@@ -162,6 +160,8 @@ def _check_setting_names(settings: Mapping[str, Any], known: Sequence[str]) -> N
 
 def describe_tasks(data_dir: str | None) -> dict[str, Any]:
     """Every task record; with a data folder also what is there."""
+    if data_dir is not None and not Path(data_dir).is_dir():
+        raise UserError("no such data folder", where=data_dir, field="--data")
     rows = [_describe_task(task, data_dir) for task in all_tasks().values()]
     columns = ["name", "benchmark", "kind", "score", "split", "published sizes"]
     if data_dir is not None:

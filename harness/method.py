@@ -166,6 +166,14 @@ class Registered:
     cls: type[Method] | type[Rule] | None
 
     @property
+    def problem(self) -> str:
+        """Why there is no class: the exception, and the line of the file it came from; empty if all is well."""
+        lines = (self.spec.error or "").strip().splitlines()
+        places = [line.strip() for line in lines if f'"{self.path}", line ' in line]
+        number = f" (line {places[-1].split('line ')[1].split(',')[0]})" if places else ""
+        return f"{lines[-1].strip()}{number}" if lines else ""
+
+    @property
     def summary(self) -> str:
         """First line of the file's docstring."""
         doc = sys.modules[self.cls.__module__].__doc__ if self.cls else None
@@ -192,8 +200,7 @@ def get_class(methods: dict[str, Registered], name: str) -> type[Method] | type[
     """Return the class of a method. Raises UserError if unknown or broken."""
     registered = methods[require_choice(name, methods, kind="method")]
     if registered.cls is None:
-        last = (registered.spec.error or "").strip().splitlines()[-1]
-        raise UserError(f"could not be imported: {last}", where=str(registered.path))
+        raise UserError(f"could not be imported: {registered.problem}", where=str(registered.path))
     return registered.cls
 
 
@@ -211,7 +218,7 @@ def _method_files(extra_folders: Sequence[str | Path]) -> Iterator[Path]:
             raise UserError("no such folder", where=str(folder), field="--methods-dir")
         folders.append(Path(folder))
     for folder in folders:
-        yield from (path for path in sorted(folder.glob("*.py")) if not path.name.startswith("_"))
+        yield from (p for p in sorted(folder.glob("*.py")) if p.is_file() and not p.name.startswith(("_", ".")))
     for entry in entry_points(group="harness.methods"):
         module = importlib.util.find_spec(entry.module)
         if module and module.origin:
@@ -220,8 +227,9 @@ def _method_files(extra_folders: Sequence[str | Path]) -> Iterator[Path]:
 
 def load_file(path: Path) -> Registered:
     """Import one method file by path."""
-    source = hashlib.sha256(path.read_bytes()).hexdigest()
+    source = ""
     try:
+        source = hashlib.sha256(path.read_bytes()).hexdigest()
         cls = _import_class(path)
     except (Exception, SystemExit):  # whatever a broken file raises becomes its visible row
         return Registered(MethodSpec(path.stem, type(None), Defaults(), source, traceback.format_exc()), path, None)

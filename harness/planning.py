@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -98,8 +98,9 @@ def make_plan(
     tasks = all_tasks()
     suite = load_suite(path, overrides)
     groups = expand(suite, {n: m.spec for n, m in methods.items()}, {n: t.spec for n, t in tasks.items()})
+    where = "--backbones" if overrides.backbones else suite.document.where("backbones")
     for source in suite.backbone_sources.values():
-        resolve(source)
+        resolve(source, where)
     store = ResultStore(results)
     stored = [
         {key: result for key, cell in group.cells.items() if (result := store.load(cell)) is not None}
@@ -115,17 +116,18 @@ def check_fit(plan: Plan, cells: Iterable[Cell], to_run: bool = True) -> None:
     """
     cells = list(cells)
     backbones: dict[str, Backbone] = {}
-    seen: set[str] = set()
-    for cell in cells:
-        cls = plan.methods[cell.method].cls
-        identity = json.dumps([cell.method, cell.hp, cell.backbone, cell.recipe.max_source_length], sort_keys=True)
-        if identity in seen or cls is None or issubclass(cls, Rule):
-            continue
-        seen.add(identity)
+    misfits: dict[str, dict[str, UserError]] = {}
+    for cell in _distinct(plan, cells):
         if cell.backbone not in backbones:
             backbones[cell.backbone] = meta_backbone(plan.suite.backbone_sources[cell.backbone])
-        where = plan.suite.document.where("methods", cell.label)
-        _check_positions(cell, build_method(cell, cls, backbones[cell.backbone], where), backbones[cell.backbone], plan)
+        try:
+            _check_cell(plan, cell, backbones[cell.backbone])
+        except UserError as error:
+            misfits.setdefault(cell.label, {})[cell.backbone] = error
+    for errors in misfits.values():
+        # what fits one backbone and not another is no mistake in the suite: those cells are recorded as failed
+        if len(errors) == len(backbones):
+            raise next(iter(errors.values()))
     if to_run:
         for name in dict.fromkeys(cell.task for cell in cells):
             cached_task(name, plan.data_dir)
@@ -133,15 +135,31 @@ def check_fit(plan: Plan, cells: Iterable[Cell], to_run: bool = True) -> None:
             cached_backbone(plan.suite.backbone_sources[name], cells[0].recipe.precision)
 
 
-def _check_positions(cell: Cell, method: Method, backbone: Backbone, plan: Plan) -> None:
-    limit, task = backbone.max_positions, plan.tasks[cell.task]
+def _distinct(plan: Plan, cells: Sequence[Cell]) -> Iterator[Cell]:
+    """One cell for each way in which a method can be built."""
+    seen: set[str] = set()
+    for cell in cells:
+        cls = plan.methods[cell.method].cls
+        identity = json.dumps([cell.method, cell.hp, cell.backbone, cell.recipe.max_source_length], sort_keys=True)
+        if identity not in seen and cls is not None and not issubclass(cls, Rule):
+            seen.add(identity)
+            yield cell
+
+
+def _check_cell(plan: Plan, cell: Cell, backbone: Backbone) -> None:
+    """Raise UserError unless the method can be built and its prompt, text and target fit the positions."""
+    cls, where = plan.methods[cell.method].cls, plan.suite.document.where("methods", cell.label)
+    assert cls is not None
+    assert issubclass(cls, Method)
+    method = build_method(cell, cls, backbone, where)
+    task = plan.tasks[cell.task]
     length = cell.recipe.max_source_length or task.max_source_length
     target = task.max_target_length if task.kind != "classification" else 4
     needed = method.num_prompt_tokens + length + target
-    if limit is not None and needed > limit:
+    if backbone.max_positions is not None and needed > backbone.max_positions:
         raise UserError(
             f"needs {needed} positions ({method.num_prompt_tokens} prompt + {length} source + {target} target), "
-            f"backbone '{cell.backbone}' has {limit}",
+            f"backbone '{cell.backbone}' has {backbone.max_positions}",
             where=plan.suite.document.path,
             field=f"{cell.label} on {cell.task}",
             hint="Lower prompt_length or recipe.max_source_length.",

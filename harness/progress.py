@@ -68,7 +68,7 @@ class Progress:
         if self._bars:
             self._bars.update(self._bundle_bar, description=self._title(), completed=0, total=None, note="")
         else:
-            self._line(f"bundle: {self._title()}, {max(c.recipe.steps for c in cells):,} steps")
+            self._line(f"bundle: {self._title()}")
 
     def step(self, step: int, steps: int, scores: dict[str, float]) -> None:
         """A step of the current bundle is done; `scores` are the newest dev scores by cell_id."""

@@ -94,7 +94,8 @@ def read_result(path: Path) -> Result:
         data = json.loads(path.read_bytes())
         version = data["format"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError("is not a result file of this program", where=str(path)) from None
+        hint = "If it was cut short, delete it: the next run makes it again."
+        raise UserError("is not a result file of this program", where=str(path), hint=hint) from None
     if not isinstance(version, int) or version > RESULT_FORMAT:
         raise UserError(
             f"was written in format {version}; this program reads up to {RESULT_FORMAT}",

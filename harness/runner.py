@@ -26,6 +26,8 @@ class RunSummary:
     num_trained: int
     num_failed: int
     num_kept: int
+    num_kept_failed: int
+    """Failures among the stored results; `rerun="failed"` trains them again."""
     num_stale: int
     """Stored results that were made with other method sources, weights or rows, and were left as they are."""
 
@@ -72,7 +74,8 @@ def _forget(plan: Plan, rerun: Rerun) -> int:
 
 def _train(plan: Plan, num_stale: int, engine: Engine, progress: Progress) -> RunSummary:
     pending = plan.pending()
-    kept = sum(len(results) for results in plan.results)
+    stored = [result for results in plan.results for result in results.values()]
+    old_failures = sum(result.status == "failed" for result in stored)
     if pending:
         check_fit(plan, pending)
         plan.store.ensure_writable()
@@ -97,7 +100,8 @@ def _train(plan: Plan, num_stale: int, engine: Engine, progress: Progress) -> Ru
             left = plan.pending()
             assert not {c.cell_id for c in left} & {c.cell_id for c in pending}, "a cell was run and left no result"
             pending = left
-    return RunSummary(plan.store.root, counts["done"] + counts["failed"], counts["failed"], kept, num_stale)
+    num_trained = counts["done"] + counts["failed"]
+    return RunSummary(plan.store.root, num_trained, counts["failed"], len(stored), old_failures, num_stale)
 
 
 def _expect_all(plan: Plan, progress: Progress) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 SUITE_FORMAT = 1
 RESULT_FORMAT = 1
 
+MAX_SEED = 2**32
 SLUG = r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,79}$"
 
 
@@ -88,7 +89,7 @@ class SuiteFile(Strict):
     description: str = ""
     backbones: list[str] = Field(min_length=1)
     tasks: list[str] = Field(min_length=1)
-    seeds: list[int] = Field(min_length=1)
+    seeds: list[Annotated[int, Field(ge=0, lt=MAX_SEED)]] = Field(min_length=1)
     tuning: Tuning = Tuning()
     recipe: dict[str, Any] = {}
     methods: dict[str, dict[str, Any]] = Field(min_length=1)

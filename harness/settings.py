@@ -109,7 +109,9 @@ def _sweeps(layer: Layered, part: str, shown: str) -> dict[str, list[Any]]:
         where, field_name, values = layer.origins[name], f"{shown}.{name}.sweep", value["sweep"]
         if set(value) != {"sweep"}:
             raise UserError("takes no other key beside it", where=where, field=field_name)
-        if not isinstance(values, list) or not values:
+        if not isinstance(values, list):
+            raise UserError(f"expected a list of the values to try, got {values}", where=where, field=field_name)
+        if not values:
             raise UserError("is empty; a sweep lists the values to try", where=where, field=field_name)
         if any(item is None for item in values):
             raise UserError("lists an empty value", where=where, field=field_name)
@@ -125,7 +127,8 @@ def _resolve(entry: Entry, recipe: Layered, hp: Layered, point: Point) -> tuple[
     hp_values = hp.values | _of_part(point, "hp")
     if recipe_values.get("max_source_length") is None:
         recipe_values["max_source_length"] = entry.source_length
-    checked = Recipe.model_validate(validate_settings(Recipe, recipe_values, recipe.locate, ("recipe",)))
+    shown = ("methods", entry.label, "recipe") if entry.own.get("recipe") else ("recipe",)
+    checked = Recipe.model_validate(validate_settings(Recipe, recipe_values, recipe.locate, shown))
     if entry.spec.error:
         return checked, hp_values
     if entry.spec.is_rule:

@@ -29,6 +29,10 @@ class Source:
     tables: dict[str, Any] | None = None
     """Splits loaded from the hub."""
 
+    def place(self, split: str) -> str:
+        """Where the rows of a split are, for messages."""
+        return str(self.files[split][0]) if self.files and split in self.files else f"{self.name} {split}"
+
 
 def find_source(task: Task, data_dir: str | Path | None) -> Source:
     """Choose where the rows of `task` are; loads them if that is the hub. Raises UserError naming every place."""
@@ -43,6 +47,11 @@ def find_source(task: Task, data_dir: str | Path | None) -> Source:
         files = _split_files(root / folder)
         if files:
             return Source(f"folder {folder}", "local files", files=files)
+    for folder in task.folders:
+        if _has_split(root / folder, "train") != _has_split(root / folder, "validation"):
+            have, lack = ("train", "validation") if _has_split(root / folder, "train") else ("validation", "train")
+            wanted = " or ".join(f"{stem}{{{'|'.join(SUFFIXES)}}}" for stem in SPLIT_FILES[lack])
+            raise UserError(f"has a {have} file but no {wanted}", where=str(root / folder))
     names = f"{{train,validation|val|dev}}{{{'|'.join(SUFFIXES)}}}"
     looked = ", ".join(f"{root / folder}/{names}" for folder in task.folders)
     raise UserError(
@@ -63,6 +72,10 @@ def read_split(task: Task, source: Source, split: str) -> Iterator[LocatedRow]:
     elif source.tables is not None:
         for index, row in enumerate(source.tables[split]):
             yield f"{source.name} {split} row {index}", dict(row)
+
+
+def _has_split(folder: Path, split: str) -> bool:
+    return any((folder / f"{stem}{suffix}").is_file() for stem in SPLIT_FILES[split] for suffix in SUFFIXES)
 
 
 def _split_files(folder: Path) -> dict[str, list[Path]] | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError, require_choice
-from harness.schema import SLUG, SUITE_FORMAT, Cell, ExceptionRule, MethodSpec, Recipe, SuiteFile
+from harness.schema import MAX_SEED, SLUG, SUITE_FORMAT, Cell, ExceptionRule, MethodSpec, Recipe, SuiteFile
 from harness.settings import MAX_CELLS, Entry, resolve_entry
 from harness.validation import field_names, validate_model
 from harness.yaml12 import Document, read_document
@@ -197,6 +197,8 @@ def _check_override_lists(overrides: Overrides) -> None:
         values = getattr(overrides, name)
         if values is not None and not values:
             raise UserError("is empty; leave it out to take the suite's own list", field=f"--{name}")
+        if name == "seeds" and any(not 0 <= seed < MAX_SEED for seed in values or ()):
+            raise UserError(f"must be from 0 to {MAX_SEED - 1}, got {values}", field="--seeds")
         repeated = [str(item) for item, count in Counter(values or ()).items() if count > 1]
         if repeated:
             raise UserError(f"lists {', '.join(repeated)} more than once", field=f"--{name}")
@@ -204,6 +206,10 @@ def _check_override_lists(overrides: Overrides) -> None:
 
 def _check_setting_key(key: str) -> None:
     parts, where = key.split("."), f"--set {key}"
+    if parts[0] in ("methods", "tasks", "backbones", "seeds") and len(parts) == 1:
+        raise UserError(f"use --{parts[0]} A,B,... instead", where=where)
+    if parts[0] in field_names(Recipe) and len(parts) == 1:
+        raise UserError(f"unknown key; did you mean recipe.{parts[0]}?", where=where)
     require_choice(parts[0], SuiteFile.model_fields, kind="key", where=where)
     if parts[0] == "recipe" and len(parts) == 2:
         require_choice(parts[1], field_names(Recipe), kind="recipe key", where=where)

@@ -40,11 +40,9 @@ def validate_settings(kind: type, values: Mapping[str, Any], locate: Locate, pre
                 choices=names,
             )
         if isinstance(value, dict):
-            raise UserError(
-                f"expected a value or {{sweep: [...]}}, got {value}",
-                where=locate(*prefix, name),
-                field=".".join((*prefix, name)),
-            )
+            where, field, key = locate(*prefix, name), ".".join((*prefix, name)), next(iter(value), "")
+            raise UserError(f"expected a value or {{sweep: [...]}}, got {_short(value)}", where=where, field=field,
+                            value=str(key), choices=["sweep"])  # fmt: skip
     adapter: TypeAdapter[Any] = TypeAdapter(kind)
     try:
         checked = adapter.validate_json(json.dumps(dict(values)), strict=True)
@@ -64,7 +62,9 @@ def field_names(kind: type) -> list[str]:
 
 
 def _user_error(error: ValidationError, kind: type, locate: Locate, prefix: tuple[str, ...]) -> UserError:
-    found = error.errors(include_url=False)[0]
+    errors = error.errors(include_url=False)
+    # a misspelt key is missing under its right name too; the misspelling is what helps
+    found = next((item for item in errors if item["type"] == "extra_forbidden"), errors[0])
     key = tuple(found["loc"])
     path = (*prefix, *(str(part) for part in key))
     where, field = locate(*prefix, *key), ".".join(path)
@@ -73,7 +73,7 @@ def _user_error(error: ValidationError, kind: type, locate: Locate, prefix: tupl
         return UserError("unknown", where=where, field=field, value=str(key[-1]), choices=field_names(owner or kind))
     if found["type"] == "missing":
         return UserError("is missing", where=where, field=field)
-    message = found["msg"].removeprefix("Value error, ")
+    message = _PLAIN.get(found["type"], found["msg"].removeprefix("Value error, "))
     message = message[0].lower() + message[1:]
     if found["type"] == "value_error" and not key and message.split()[0] in field_names(kind):
         # a check of the whole class that names its field first, as require_positive does
@@ -84,6 +84,20 @@ def _user_error(error: ValidationError, kind: type, locate: Locate, prefix: tupl
     if choices:
         return UserError(f"unknown value{shown}", where=where, field=field, value=value, choices=choices)
     return UserError(message + shown, where=where, field=field or None)
+
+
+_PLAIN = {
+    "list_type": "expected a list",
+    "dict_type": "expected a mapping",
+    "too_short": "lists nothing; at least 1 is needed",
+    "int_type": "expected an integer",
+    "int_from_float": "expected an integer",
+    "float_type": "expected a number",
+    "bool_type": "expected true or false",
+    "string_type": "expected a text",
+    "string_pattern_mismatch": "may hold only letters, digits and _ . + -, for it names a folder",
+}
+"""Words for pydantic's findings that a beginner meets first."""
 
 
 def _model_at(kind: type, key: Iterable[str | int]) -> type | None:
@@ -108,5 +122,5 @@ def _literal_choices(kind: type, key: tuple[str | int, ...]) -> list[str]:
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value, default=str)
+    text = json.dumps(value, default=str, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "..."

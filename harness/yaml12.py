@@ -55,13 +55,13 @@ def read_document(path: str | FilePath) -> Document:
     return Document(str(file), data, lines)
 
 
-def parse_value(text: str) -> Any:
-    """Read one YAML 1.2 value, as given to `--set key=value`. Raises UserError on broken YAML."""
+def parse_value(text: str, where: str = "--set") -> Any:
+    """Read one YAML 1.2 value, as given to `--set key=value`. Raises UserError, at `where`, on broken YAML."""
     try:
         raw = _parser().load(text)
     except (YAMLError, ValueError, RecursionError):
-        raise UserError(f"'{text}' is not a YAML value") from None
-    return _plain(raw, (), {}, "--set")
+        raise UserError(f"'{text}' is not a YAML value", where=where) from None
+    return _plain(raw, (), {}, where)
 
 
 def _parser() -> YAML:

@@ -53,8 +53,11 @@ def test_a_failed_cell_makes_the_exit_code_one(tmp_path: Path) -> None:
     (tmp_path / "mine" / "broken.py").write_text("import nothing_of_this_name\n")
     done = harness("run", "suite.yaml", "--methods", "broken", "--methods-dir", "mine", cwd=tmp_path)
     assert done.returncode == 1
+    again = harness("run", "suite.yaml", "--methods", "broken", "--methods-dir", "mine", cwd=tmp_path)
+    assert again.returncode == 1
+    assert "2 were there already, 2 as failures (--rerun failed tries again)" in again.stdout
     listed = harness("methods", "--methods-dir", "mine", cwd=tmp_path)
-    assert "BROKEN: ModuleNotFoundError" in listed.stdout
+    assert "BROKEN: ModuleNotFoundError: No module named 'nothing_of_this_name' (line 1)" in listed.stdout
 
 
 @pytest.mark.parametrize(
@@ -62,6 +65,8 @@ def test_a_failed_cell_makes_the_exit_code_one(tmp_path: Path) -> None:
     [
         (["run", "suite.yaml", "--methods", "detp"], "did you mean dept?"),
         (["run", "nowhere.yaml"], "no such file"),
+        (["run", "quickstrt"], "did you mean quickstart?"),
+        (["tasks", "--data", "nowhere"], "no such data folder"),
         (["run", "suite.yaml", "--set", "recipe.steps"], "expected KEY=VALUE"),
         (["run", "suite.yaml", "--seeds", "one"], "expected whole numbers"),
         (["run", "suite.yaml", "--data", "nowhere", "--tasks", "cb", "--methods", "majority"], "no such data folder"),

@@ -144,6 +144,8 @@ def test_a_folder_without_the_task_names_what_was_looked_for(tmp_path: Path) -> 
             "train.jsonl:1: field 'hypothesis' is missing",
         ),
         (lambda path: path.write_bytes(b'{"premise": "\xff\xfe"}\n'), "is not UTF-8"),
+        (lambda path: path.write_text(json.dumps(cb_row(0) | {"premise": None}) + "\n"), "field 'premise' is empty"),
+        (lambda path: path.unlink(), "has a validation file but no train{.jsonl|.parquet|.csv}"),
         (lambda path: path.write_text(""), "split 'train' of task 'cb' has no rows"),
     ],
 )

@@ -333,3 +333,23 @@ def test_weights_that_cannot_be_read_are_found_before_anything_is_written(folder
     with pytest.raises(UserError, match=r"backbone .* could not be loaded"):
         run(folder, methods=["dept"], backbones=[str(broken)])
     assert not (folder / "results").exists()
+
+
+def test_a_folder_among_the_method_files_is_no_method(tmp_path: Path) -> None:
+    (tmp_path / "folder.py").mkdir()
+    (tmp_path / "gone.py").symlink_to(tmp_path / "nowhere.py")
+    assert {"folder", "gone"}.isdisjoint(discover(tmp_path))
+
+
+def test_a_method_that_fits_one_backbone_of_two_is_a_failed_cell_on_the_other(folder: Path) -> None:
+    other = folder / "other"
+    shutil.copytree(SHIPPED["micro-t5"], other)
+    (folder / "mine").mkdir()
+    check = "        if backbone.name == 'other':\n            raise ValueError('no such layer')\n"
+    text = NEW_METHOD.replace("        self.scale = hp.scale\n", check + "        self.scale = hp.scale\n")
+    (folder / "mine" / "shift.py").write_text(text)
+    options = {"methods": ["shift"], "method_dirs": [folder / "mine"], "seeds": [1]}
+    summary = run(folder, **options, backbones=["micro-t5", str(other)])
+    assert (summary.num_trained, summary.num_failed) == (4, 2)
+    with pytest.raises(UserError, match="does not fit backbone 'other': no such layer"):
+        run(folder, **options, backbones=[str(other)], rerun="failed")

@@ -110,7 +110,8 @@ def _cell(entry: Entry | None, rank: str, mark: Mark, notes: _Notes) -> str:
 def _failure_note(entry: Entry) -> str:
     failure = entry.failed[0].failure
     lines = (failure.message.strip().splitlines() if failure else []) or [""]
-    reason = f"{failure.type}: {lines[-1]}" if failure else "unknown"
+    named = lines[-1].partition(":")[0].endswith("Error")
+    reason = (lines[-1] if named else f"{failure.type}: {lines[-1]}") if failure else "unknown"
     return f"{len(entry.failed)} of {len(entry.failed) + len(entry.runs)} runs failed: {reason}"
 
 
