@@ -169,7 +169,8 @@ class Registered:
     def problem(self) -> str:
         """Why there is no class: the exception, and the line of the file it came from; empty if all is well."""
         lines = (self.spec.error or "").strip().splitlines()
-        places = [line.strip() for line in lines if f'"{self.path}", line ' in line]
+        files = {str(self.path), str(self.path.absolute()), str(self.path.resolve())}
+        places = [line.strip() for line in lines if any(f'"{file}", line ' in line for file in files)]
         number = f" (line {places[-1].split('line ')[1].split(',')[0]})" if places else ""
         return f"{lines[-1].strip()}{number}" if lines else ""
 
