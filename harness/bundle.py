@@ -23,7 +23,7 @@ from harness.schema import BackboneRecord, Cell, DevScore, Failure, MetricRecord
 from harness.tasks import all_tasks
 from harness.train import BundleTrainer, OnStep, Outcome
 
-# on a processor, larger tensors than these leave its caches: 1.7 times slower at four times the tokens
+# on a processor, tensors of larger micro-batches leave its caches, and a step takes longer, not shorter
 MICRO_BATCH_TOKENS = {"cpu": 4_096}
 
 
