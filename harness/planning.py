@@ -81,7 +81,7 @@ class Plan:
     def _data_moved(self, result: Result) -> bool:
         task = self.tasks[result.cell.task]
         if task.generate is None and self.data_dir is None:
-            return False  # a plan downloads nothing; a run that loads the rows compares them
+            return False  # a plan downloads nothing; a report still flags results made with different rows
         try:
             found = cached_task(task.name, self.data_dir).record.fingerprint
         except UserError:
@@ -121,9 +121,12 @@ def check_fit(plan: Plan, cells: Iterable[Cell], to_run: bool = True) -> None:
         if cell.backbone not in backbones:
             backbones[cell.backbone] = meta_backbone(plan.suite.backbone_sources[cell.backbone])
         try:
-            _check_cell(plan, cell, backbones[cell.backbone])
+            method = _build(plan, cell, backbones[cell.backbone])
         except UserError as error:
             misfits.setdefault(cell.label, {})[cell.backbone] = error
+        else:
+            # unlike a misfit, this would not fail by itself: a network may run on past its positions
+            _check_positions(plan, cell, method, backbones[cell.backbone])
     for errors in misfits.values():
         # what fits one backbone and not another is no mistake in the suite: those cells are recorded as failed
         if len(errors) == len(backbones):
@@ -146,12 +149,15 @@ def _distinct(plan: Plan, cells: Sequence[Cell]) -> Iterator[Cell]:
             yield cell
 
 
-def _check_cell(plan: Plan, cell: Cell, backbone: Backbone) -> None:
-    """Raise UserError unless the method can be built and its prompt, text and target fit the positions."""
-    cls, where = plan.methods[cell.method].cls, plan.suite.document.where("methods", cell.label)
+def _build(plan: Plan, cell: Cell, backbone: Backbone) -> Method:
+    cls = plan.methods[cell.method].cls
     assert cls is not None
     assert issubclass(cls, Method)
-    method = build_method(cell, cls, backbone, where)
+    return build_method(cell, cls, backbone, plan.suite.document.where("methods", cell.label))
+
+
+def _check_positions(plan: Plan, cell: Cell, method: Method, backbone: Backbone) -> None:
+    """Raise UserError unless prompt, text and target fit the backbone's positions."""
     task = plan.tasks[cell.task]
     length = cell.recipe.max_source_length or task.max_source_length
     target = task.max_target_length if task.kind != "classification" else 4

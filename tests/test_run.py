@@ -213,6 +213,14 @@ def test_a_text_too_long_for_the_backbone_is_refused(folder: Path, real_models: 
         run(folder, **options, settings=settings)
 
 
+def test_a_text_too_long_for_one_backbone_of_two_is_refused(folder: Path, real_models: Path) -> None:
+    """A network may run on past its positions, so nothing would fail by itself."""
+    options = {"methods": ["prompt_tuning"], "backbones": ["micro-t5", str(real_models / "stories260k")]}
+    with pytest.raises(UserError, match=r"needs 528 positions.*'stories260k' has 512"):
+        run(folder, **options, settings={"methods.prompt_tuning.prompt_length": 460})
+    assert not (folder / "results").exists()
+
+
 def test_a_results_folder_of_a_newer_format_is_refused(small_results: Path, tmp_path: Path) -> None:
     shutil.copytree(small_results, tmp_path / "results")
     (tmp_path / "suite.yaml").write_text(SMALL_SUITE)
