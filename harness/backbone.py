@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from harness.dropout import fast_dropout
 from harness.errors import UserError
 from harness.provenance import sha256_file
 from harness.schema import BackboneRecord
@@ -92,7 +93,7 @@ class Backbone:
 
     def token_losses(self, embeds: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
         """[N, L, H], [N, L], [N, T] with -100 behind the end -> cross-entropy per target token, [N, T]."""
-        with self._autocast():
+        with self._autocast(), self._dropout():
             logits = self._target_logits(embeds, mask, labels)
         shape = labels.shape
         losses = F.cross_entropy(
@@ -117,6 +118,11 @@ class Backbone:
             return
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
             yield
+
+    def _dropout(self) -> contextlib.AbstractContextManager[object]:
+        """On a CPU in training, the context in which dropout is cheap."""
+        on_cpu = self.device.type == "cpu" and self.model.training
+        return fast_dropout() if on_cpu else contextlib.nullcontext()
 
     def _target_logits(self, embeds: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
         """Logits [N, T, V] that predict each target token."""

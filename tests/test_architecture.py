@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # each module imports only from lines above its own
 LAYERS = [
-    ["errors"],
+    ["errors", "dropout"],
     ["schema", "yaml12", "validation", "metrics", "provenance", "micro"],
     ["settings", "results"],
     ["suite"],
