@@ -3,9 +3,9 @@
     python -m harness.micro.pretrain --out DIR [--steps N] [--seed 0] [--threads 1]
 
 writes config.json, generation_config.json, model.safetensors, tokenizer.json, tokenizer_config.json and
-pretraining.json (accuracy per task on validation rows, seed, stages, seconds, versions). It goes through the
-16,500 steps of `stages.STAGES` in about 30 minutes on one CPU core, at about 10 steps a second. The same seed
-gives the same data, order and initial weights.
+pretraining.json (accuracy per task on validation rows, seed, stages, seconds, versions). Each of `stages.STAGES`
+has seeds and an optimiser of its own, so a stopped run goes on after the last finished stage when the same command
+is given again, and ends with the same weights. The same seed gives the same data, order and initial weights.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from harness.micro.stages import STAGES, Shares, Stage
 BATCH = 64
 CHUNK_BATCHES = 500
 WARM_UP = 300
+RECORD = "pretraining.json"
 
 Batch = tuple[Tensor, Tensor]
 
@@ -173,30 +174,43 @@ def save(model: T5ForConditionalGeneration, tokenizer: Tokenizer, out: Path) -> 
     wrapped.save_pretrained(out)
 
 
-def pretrain(out: Path, stages: Sequence[Stage], seed: int) -> dict[str, object]:
-    """Pretrain through the stages, saving after each, and evaluate; returns what pretraining.json says."""
-    started = time.perf_counter()
-    torch.manual_seed(seed)
-    tokenizer = build_tokenizer(seed, stages[0].shares.parts())
-    model = build_model(tokenizer.get_vocab_size())
-    print(f"{model.num_parameters():,} parameters, vocabulary {tokenizer.get_vocab_size()}", flush=True)
+def pretrain(out: Path, stages: Sequence[Stage], seed: int) -> dict[str, Any]:
+    """Pretrain through the stages, saving and scoring after each; returns what pretraining.json says."""
     out.mkdir(parents=True, exist_ok=True)
+    record = finished_stages(out, stages, seed)
+    if record["stages"]:
+        tokenizer = Tokenizer.from_file(str(out / "tokenizer.json"))
+        model = T5ForConditionalGeneration.from_pretrained(out)
+    else:
+        torch.manual_seed(seed)
+        tokenizer = build_tokenizer(seed, stages[0].shares.parts())
+        model = build_model(tokenizer.get_vocab_size())
+    print(f"{model.num_parameters():,} parameters, vocabulary {tokenizer.get_vocab_size()}", flush=True)
     for index, stage in enumerate(stages):
+        if index < len(record["stages"]):
+            continue
+        started = time.perf_counter()
         torch.manual_seed(10 * seed + index)
         train(model, tokenizer, stage, 10 * seed + index)
         save(model, tokenizer, out)
-    record: dict[str, object] = {
-        "validation": {task: round(score(model, tokenizer, task), 4) for task in TASKS},
-        "parameters": model.num_parameters(),
-        "seed": seed,
-        "steps": sum(stage.steps for stage in stages),
-        "batch": BATCH,
-        "seconds": round(time.perf_counter() - started),
-        "stages": [asdict(stage) for stage in stages],
-        "versions": versions(),
-    }
-    (out / "pretraining.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        record["validation"] = {task: round(score(model, tokenizer, task), 4) for task in TASKS}
+        record["seconds"] += round(time.perf_counter() - started)
+        record["stages"].append(asdict(stage))
+        record.update(parameters=model.num_parameters(), steps=sum(done["steps"] for done in record["stages"]))
+        (out / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        print(f"stage {index + 1} of {len(stages)}: {json.dumps(record['validation'])}", flush=True)
     return record
+
+
+def finished_stages(out: Path, stages: Sequence[Stage], seed: int) -> dict[str, Any]:
+    """The record of the stages that a stopped run of the same seed finished in `out`; empty where there is none."""
+    empty: dict[str, Any] = {"seed": seed, "batch": BATCH, "seconds": 0, "versions": versions(), "stages": []}
+    if not (out / RECORD).exists():
+        return empty
+    record: dict[str, Any] = json.loads((out / RECORD).read_text(encoding="utf-8"))
+    planned = [asdict(stage) for stage in stages[: len(record["stages"])]]
+    same = record["stages"] == planned and all(record[key] == empty[key] for key in ("seed", "batch", "versions"))
+    return record if same else empty
 
 
 def versions() -> dict[str, str]:
@@ -228,7 +242,6 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     record = pretrain(options.out, shortened(STAGES, options.steps), options.seed)
-    print(json.dumps(record["validation"]))
     print(f"done in {record['seconds']} s")
 
 
