@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save as safetensors_bytes
@@ -18,9 +19,22 @@ from harness.data import Encoded, TaskData, encode, load_task
 from harness.errors import UserError
 from harness.method import Method, Registered, Rule, checked_groups, load_file
 from harness.predict import score_split
+from harness.protocol import resolve
 from harness.results import PredictionRow
-from harness.schema import BackboneRecord, Cell, DevScore, Failure, MetricRecord, ParamCounts, Result, Usage
-from harness.tasks import all_tasks
+from harness.schema import (
+    BackboneRecord,
+    Cell,
+    DevScore,
+    Failure,
+    MetricRecord,
+    ParamCounts,
+    ProtocolReference,
+    Result,
+    Strict,
+    TaskFile,
+    Usage,
+)
+from harness.tasks.own import cell_task
 from harness.train import BundleTrainer, OnStep, Outcome
 
 # on a processor, tensors of larger micro-batches leave its caches, and a step takes longer, not shorter
@@ -35,6 +49,8 @@ class Bundle:
     method_files: dict[str, Path]
     backbone: str
     data_dir: str | None
+    suite_folder: str
+    """Where the suite file lies, for paths that it declares."""
     micro_batch_tokens: int | None
 
 
@@ -63,7 +79,7 @@ def execute(bundle: Bundle, on_step: OnStep, on_product: OnProduct) -> None:
         finished.add((product.result.cell.label, product.result.cell_id))
 
     started = provenance.now()
-    data = cached_task(bundle.cells[0].task, bundle.data_dir)
+    data = cached_task(bundle.cells[0], bundle.data_dir, bundle.suite_folder)
     failure = _attempt(bundle, data, started, on_step, hand_over)
     rest = [cell for cell in bundle.cells if (cell.label, cell.cell_id) not in finished]
     if failure is not None and len(bundle.cells) == 1:
@@ -129,10 +145,24 @@ def cached_backbone(source: str, precision: str) -> Backbone:
     return load_backbone(source, precision)
 
 
-@functools.lru_cache(maxsize=32)
-def cached_task(name: str, data_dir: str | None) -> TaskData:
-    """Read a task's rows once per process."""
-    return load_task(all_tasks()[name], data_dir)
+def cached_task(cell: Cell, data_dir: str | None, suite_folder: str) -> TaskData:
+    """Load the rows that a cell needs, once per process."""
+    what = cell.model_dump_json(include={"task", "protocol", "definition"})
+    return _load_rows(what, cell.task_version, data_dir, suite_folder)
+
+
+@functools.lru_cache(maxsize=4)
+def _load_rows(what: str, version: int, data_dir: str | None, suite_folder: str) -> TaskData:
+    asked = _Rows.model_validate_json(what)
+    return load_task(cell_task(asked.task, asked.protocol, asked.definition, suite_folder), data_dir)
+
+
+class _Rows(Strict):
+    """What of a cell decides its rows."""
+
+    task: str
+    protocol: ProtocolReference
+    definition: TaskFile | None
 
 
 def _encode(cell: Cell, data: TaskData, backbone: Backbone) -> dict[str, Encoded]:
@@ -184,6 +214,7 @@ def _product(
         group_id=outcome.cell.group_id,
         status="done",
         cell=outcome.cell,
+        protocol=_protocol_values(outcome.cell),
         metrics=_metric_record(data),
         dev_history=outcome.history,
         selected_step=outcome.selected_step,
@@ -215,6 +246,7 @@ def _rule_product(cell: Cell, rule: Rule, data: TaskData, registered: Registered
         group_id=cell.group_id,
         status="done",
         cell=cell,
+        protocol=_protocol_values(cell),
         metrics=_metric_record(data),
         dev_history=[DevScore(step=0, selection=selection, metrics=scores["dev"].metrics)],
         selected_step=0,
@@ -254,6 +286,7 @@ def _failed(bundle: Bundle, cell: Cell, failure: Failure, started: str) -> Produ
         group_id=cell.group_id,
         status="failed",
         cell=cell,
+        protocol=_protocol_values(cell),
         failure=failure,
         method_sha256=load_file(bundle.method_files[cell.method]).spec.source_sha256,
         provenance=provenance.collect("unknown"),
@@ -261,6 +294,10 @@ def _failed(bundle: Bundle, cell: Cell, failure: Failure, started: str) -> Produ
         finished_at=provenance.now(),
     )
     return Product(result, [], None)
+
+
+def _protocol_values(cell: Cell) -> dict[str, Any]:
+    return dict(resolve(cell.protocol).values)
 
 
 def _metric_record(data: TaskData) -> MetricRecord:

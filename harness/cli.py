@@ -24,6 +24,9 @@ Names = Annotated[str | None, typer.Option(metavar="A,B,...")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a suite value, e.g. recipe.steps=300.")
 ]
+ProtocolName = Annotated[
+    str | None, typer.Option("--protocol", metavar="NAME", help="Another protocol than the suite's, unchanged.")
+]
 ResultsDir = Annotated[Path, typer.Option("--results", help="Folder of the results.")]
 DataDir = Annotated[
     str | None, typer.Option("--data", envvar="HARNESS_DATA", help="Folder with local copies of the tasks' data.")
@@ -42,6 +45,7 @@ def run(
     backbones: Names = None,
     seeds: Names = None,
     settings: Settings = None,
+    protocol: ProtocolName = None,
     results: ResultsDir = Path("results"),
     data: DataDir = None,
     methods_dir: MethodDirs = None,
@@ -63,6 +67,7 @@ def run(
         backbones=split(backbones),
         seeds=split_ints(seeds),
         settings=parse_settings(settings),
+        protocol=protocol,
         results=results,
         data=data,
         method_dirs=methods_dir or (),
@@ -87,6 +92,7 @@ def plan(
     backbones: Names = None,
     seeds: Names = None,
     settings: Settings = None,
+    protocol: ProtocolName = None,
     results: ResultsDir = Path("results"),
     data: DataDir = None,
     methods_dir: MethodDirs = None,
@@ -100,7 +106,9 @@ def plan(
     from harness.planning import make_plan
     from harness.suite import Overrides
 
-    overrides = Overrides(split(methods), split(tasks), split(backbones), split_ints(seeds), parse_settings(settings))
+    overrides = Overrides(
+        split(methods), split(tasks), split(backbones), split_ints(seeds), parse_settings(settings), protocol
+    )
     made = make_plan(find_suite(suite), overrides, results, data, [str(folder) for folder in methods_dir or ()])
     show(describe_plan(made), format)
 
@@ -183,6 +191,7 @@ def preview(
     backbone: Annotated[str, typer.Option(help="Backbone whose tokenizer is used.")] = "micro-t5",
     split_name: Annotated[Literal["train", "dev", "test"], typer.Option("--split", help="Which split.")] = "train",
     rows: Annotated[int, typer.Option(min=1, help="How many rows.")] = 3,
+    suite: Annotated[str | None, typer.Option(help="Suite file: its own tasks, its protocol.")] = None,
     data: DataDir = None,
     format: ListFormat = "terminal",
 ) -> None:
@@ -192,7 +201,20 @@ def preview(
     """
     from harness.listings import describe_rows
 
-    show(describe_rows(task, backbone, split_name, rows, data), format)
+    show(describe_rows(task, backbone, split_name, rows, data, find_suite(suite) if suite else None), format)
+
+
+@app.command()
+def protocols(
+    format: Annotated[Literal["terminal", "markdown", "json"], typer.Option("--format", help="Form.")] = "terminal",
+) -> None:
+    """Show the protocols side by side: what each key decides, its value and the reason.
+
+    Example: harness protocols --format markdown
+    """
+    from harness.listings_protocols import describe_protocols
+
+    show(describe_protocols(format), format)
 
 
 @app.command()

@@ -13,10 +13,13 @@ from harness.backbone import Backbone, load_backbone, meta_backbone
 from harness.contract import Finding
 from harness.data import TaskData, encode, load_task
 from harness.errors import UserError, require_choice
+from harness.listings_protocols import protocol_table
 from harness.method import Method, Registered, Rule, get_class
 from harness.planning import Plan, check_fit, make_plan
-from harness.suite import Overrides
+from harness.protocol import describe
+from harness.suite import Overrides, load_suite
 from harness.tasks import Task, all_tasks
+from harness.tasks.own import suite_tasks
 from harness.tasks.record import SPLIT_RULES
 from harness.validation import validate_settings
 
@@ -36,9 +39,12 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
         "Budget per method (the winner's further seeds included)",
         _table(list(budgets.values()), ["method", "cells", "done", "missing", "failed", "stale", "steps_to_train"]),
         *(f"{task}: {SPLIT_RULES[plan.tasks[task].split]}" for task in dict.fromkeys(g.task for g in plan.groups)),
+        f"Protocol {plan.suite.protocol.name}: {plan.suite.protocol.description}",
+        protocol_table(plan.suite.protocol),
     ]
     return {
         "suite": plan.suite.file.suite,
+        "protocol": {"name": plan.suite.protocol.name, "keys": describe(plan.suite.protocol)},
         "groups": groups,
         "budgets": list(budgets.values()),
         "text": "\n\n".join(text),
@@ -207,9 +213,12 @@ def _sizes(sizes: tuple[int, int, int] | None) -> str:
     return " / ".join(f"{size:,}" for size in sizes) if sizes else ""
 
 
-def describe_rows(name: str, backbone: str, split: str, count: int, data_dir: str | None) -> dict[str, Any]:
-    """Rows of a task after tokenisation and truncation, decoded again."""
-    task = all_tasks()[require_choice(name, all_tasks(), kind="task")]
+def describe_rows(
+    name: str, backbone: str, split: str, count: int, data_dir: str | None, suite: Path | None = None
+) -> dict[str, Any]:
+    """Rows of a task after tokenisation and truncation, decoded again; with a suite, its own tasks and protocol."""
+    tasks = suite_tasks(load_suite(suite, Overrides())) if suite else all_tasks()
+    task = tasks[require_choice(name, tasks, kind="task")]
     data = load_task(task, data_dir)
     built = load_backbone(backbone, device="cpu")
     rows = _tokenised(data, built, split, count)

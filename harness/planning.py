@@ -15,7 +15,8 @@ from harness.results import ResultStore
 from harness.schema import Cell, Result
 from harness.selection import next_cells
 from harness.suite import Group, Overrides, Suite, expand, load_suite
-from harness.tasks import Task, all_tasks
+from harness.tasks import Task
+from harness.tasks.own import suite_tasks
 
 Key = tuple[int, int]
 """(grid point, seed) of a cell within its group."""
@@ -83,7 +84,7 @@ class Plan:
         if task.generate is None and self.data_dir is None:
             return False  # a plan downloads nothing; a report still flags results made with different rows
         try:
-            found = cached_task(task.name, self.data_dir).record.fingerprint
+            found = cached_task(result.cell, self.data_dir, self.suite.folder).record.fingerprint
         except UserError:
             return False  # without the rows nothing can be compared, and nothing of the result is wrong
         assert result.data is not None
@@ -95,8 +96,8 @@ def make_plan(
 ) -> Plan:
     """Resolve a suite file. Raises UserError for anything the user can mend; writes nothing."""
     methods = discover(*method_dirs)
-    tasks = all_tasks()
     suite = load_suite(path, overrides)
+    tasks = suite_tasks(suite)
     groups = expand(suite, {n: m.spec for n, m in methods.items()}, {n: t.spec for n, t in tasks.items()})
     where = "--backbones" if overrides.backbones else suite.document.where("backbones")
     for source in suite.backbone_sources.values():
@@ -132,8 +133,8 @@ def check_fit(plan: Plan, cells: Iterable[Cell], to_run: bool = True) -> None:
         if len(errors) == len(backbones):
             raise next(iter(errors.values()))
     if to_run:
-        for name in dict.fromkeys(cell.task for cell in cells):
-            cached_task(name, plan.data_dir)
+        for cell in {cell.task: cell for cell in cells}.values():
+            cached_task(cell, plan.data_dir, plan.suite.folder)
         for name in backbones:
             cached_backbone(plan.suite.backbone_sources[name], cells[0].recipe.precision)
 
@@ -185,6 +186,7 @@ def pack(plan: Plan, cells: Sequence[Cell]) -> list[Bundle]:
             {cell.method: plan.methods[cell.method].path for cell in part},
             plan.suite.backbone_sources[part[0].backbone],
             plan.data_dir,
+            plan.suite.folder,
             plan.suite.file.execution.micro_batch_tokens,
         )
         for part in parts

@@ -43,16 +43,17 @@ def run(
     results: str | Path = "results",
     data: str | Path | None = None,
     method_dirs: Sequence[str | Path] = (),
+    protocol: str | None = None,
     rerun: Rerun = "none",
     quiet: bool = False,
     engine: Engine | None = None,
 ) -> RunSummary:
     """Train every missing cell of a suite file and store the results.
 
-    `settings` are overrides such as {"recipe.steps": 300}. `data` falls back to the environment
-    variable HARNESS_DATA. Raises UserError for anything the user can mend, before anything is written.
+    `settings` are overrides such as {"recipe.steps": 300}; `protocol` is the name of one. `data` falls back to
+    the environment variable HARNESS_DATA. Raises UserError for anything the user can mend, before anything is written.
     """
-    overrides = Overrides(methods, tasks, backbones, seeds, settings or {})
+    overrides = Overrides(methods, tasks, backbones, seeds, settings or {}, protocol)
     data_dir = str(data) if data is not None else os.environ.get("HARNESS_DATA")
     plan = make_plan(suite, overrides, results, data_dir, [str(folder) for folder in method_dirs])
     stale = _forget(plan, rerun)

@@ -81,6 +81,45 @@ class Execution(Strict):
     """At most this many cells share a bundle."""
 
 
+class ProtocolReference(Strict):
+    """Which protocol, in which version, with which keys changed."""
+
+    name: str = "accept-2024"
+    version: int | None = None
+    overrides: dict[str, Any] = {}
+
+
+class TaskFile(Strict):
+    """A user's own task, declared in a suite file under `define_tasks`."""
+
+    kind: Literal["classification", "regression", "text"] = "classification"
+    files: str | dict[Literal["train", "validation", "test"], str] | None = None
+    """A file of training rows, a folder of splits, or a file for each split; relative to the suite file."""
+    hub: str | None = None
+    """Hub id, with ":CONFIG" where it has several."""
+    revision: str | None = None
+    """Commit of the hub's data set; None takes the newest and records it."""
+    fields: dict[str, str] = {}
+    """Tag -> column, in the order of the source text "tag: value tag: value"."""
+    template: str | None = None
+    """The source text with {column} in it, instead of `fields`."""
+    label: str = "label"
+    labels: list[str] = []
+    """Class names in the order of their digits."""
+    metrics: list[str] = Field([], max_length=20)
+    """The reported ones; empty takes the usual of the kind."""
+    extra_metrics: list[str] = []
+    selection: str | None = None
+    """Metric that chooses the checkpoint; None takes the first reported."""
+    split: Literal["given", "halve_validation", "hold_out_1000", "cut_train"] = "cut_train"
+    dev_share: float | int = 0.1
+    test_share: float | int = 0.1
+    max_source_length: int = Field(256, ge=4, le=1_000_000)
+    max_target_length: int = Field(20, ge=2, le=10_000)
+    version: int = 1
+    """Raise it when the rows or their meaning change."""
+
+
 class SuiteFile(Strict):
     """One suite file as written; `{sweep: [...]}` may stand for any value of recipe or hp."""
 
@@ -89,7 +128,10 @@ class SuiteFile(Strict):
     description: str = ""
     backbones: list[str] = Field(min_length=1)
     tasks: list[str] = Field(min_length=1)
-    seeds: list[Annotated[int, Field(ge=0, lt=MAX_SEED)]] = Field(min_length=1)
+    seeds: list[Annotated[int, Field(ge=0, lt=MAX_SEED)]] | None = Field(None, min_length=1)
+    """Training seeds; None takes the protocol's for each task."""
+    protocol: ProtocolReference = ProtocolReference()
+    define_tasks: dict[Annotated[str, Field(pattern=SLUG)], TaskFile] = {}
     tuning: Tuning = Tuning()
     recipe: dict[str, Any] = {}
     methods: dict[str, dict[str, Any]] = Field(min_length=1)
@@ -106,10 +148,21 @@ class SuiteFile(Strict):
             return {name: {} if settings is None else settings for name, settings in value.items()}
         return value
 
+    @field_validator("protocol", mode="before")
+    @classmethod
+    def _protocol_as_reference(cls, value: Any) -> Any:
+        """Allow `protocol: NAME` and `protocol: {base: NAME, key: value, ...}`."""
+        if isinstance(value, str):
+            return {"name": value}
+        if isinstance(value, dict) and "overrides" not in value:
+            changed = {key: item for key, item in value.items() if key != "base"}
+            return {"name": value.get("base", ProtocolReference().name), "overrides": changed}
+        return value
+
     @field_validator("seeds", "tasks", "backbones")
     @classmethod
-    def _no_repeats(cls, value: list[Any]) -> list[Any]:
-        repeated = sorted({str(item) for item in value if value.count(item) > 1})
+    def _no_repeats(cls, value: list[Any] | None) -> list[Any] | None:
+        repeated = sorted({str(item) for item in value or [] if (value or []).count(item) > 1})
         if repeated:
             raise ValueError(f"lists {', '.join(repeated)} more than once")
         return value
@@ -151,6 +204,9 @@ class Cell(Strict):
     task_version: int
     backbone: str
     seed: int
+    protocol: ProtocolReference
+    definition: TaskFile | None = None
+    """The task itself where the suite file declares it."""
     recipe: Recipe
     grid: dict[str, Any] = {}
     """The swept settings and this cell's values, e.g. {"recipe.lr": 0.3}."""
@@ -280,6 +336,8 @@ class Result(Strict):
     metrics: MetricRecord | None = None
     dev_history: list[DevScore] = []
     selected_step: int | None = None
+    protocol: dict[str, Any] = {}
+    """Every key of the protocol with its value."""
     selection_rule: str = "best dev selection metric, earliest of equals"
     dev: SplitScore | None = None
     test: SplitScore | None = None

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.errors import UserError
+from harness.protocol import Protocol
 from harness.schema import ExceptionRule, MethodSpec, Recipe
 from harness.validation import field_names, validate_settings
 from harness.yaml12 import Document
@@ -35,12 +36,25 @@ class Layered:
 
 
 @dataclass(frozen=True)
+class TaskSpec:
+    """What suites need to know of a task, under the suite's protocol."""
+
+    name: str
+    version: int
+    max_source_length: int
+    benchmark: str
+    num_train: int | None
+    """Published training rows."""
+
+
+@dataclass(frozen=True)
 class Entry:
     """What decides the settings of one method on one task and backbone."""
 
     document: Document
     label: str
     spec: MethodSpec
+    protocol: Protocol
     recipe: Mapping[str, Any]
     """The suite's shared recipe."""
     own: Mapping[str, Any]
@@ -49,8 +63,7 @@ class Entry:
     """Those that apply here, by their place in the suite."""
     overrides: Mapping[str, Any]
     """From --set, e.g. {"recipe.steps": 300}."""
-    source_length: int
-    """The task's own maximum."""
+    task: TaskSpec
 
 
 Point = dict[str, Any]
@@ -70,11 +83,15 @@ def resolve_entry(entry: Entry) -> list[tuple[Point, Recipe, dict[str, Any]]]:
 
 
 def _merge(entry: Entry) -> tuple[Layered, Layered]:
-    """Weakest first: the method's defaults, the suite, the method in the suite, exceptions, --set."""
+    """Weakest first: the method's defaults, protocol, suite, the method in the suite, exceptions, --set."""
     document, label, recipe, hp = entry.document, entry.label, Layered(), Layered()
     file_name = f"methods/{entry.spec.name}.py"
     recipe.update(entry.spec.defaults.recipe, document, origin=file_name)
     hp.update(entry.spec.defaults.hp, document, origin=file_name)
+    task, protocol, origin = entry.task, entry.protocol, f"protocol {entry.protocol.reference.name}"
+    ruled = protocol.recipe(entry.spec.name, task.name, task.benchmark, task.num_train)
+    recipe.update(ruled, document, origin=origin)
+    hp.update(protocol.hp(entry.spec.name, task.name, task.benchmark), document, origin=origin)
     recipe.update(entry.recipe, document, "recipe")
     own_recipe = entry.own.get("recipe", {})
     if not isinstance(own_recipe, dict):
@@ -126,7 +143,7 @@ def _resolve(entry: Entry, recipe: Layered, hp: Layered, point: Point) -> tuple[
     recipe_values = recipe.values | _of_part(point, "recipe")
     hp_values = hp.values | _of_part(point, "hp")
     if recipe_values.get("max_source_length") is None:
-        recipe_values["max_source_length"] = entry.source_length
+        recipe_values["max_source_length"] = entry.task.max_source_length
     shown = ("methods", entry.label, "recipe") if entry.own.get("recipe") else ("recipe",)
     checked = Recipe.model_validate(validate_settings(Recipe, recipe_values, recipe.locate, shown))
     if entry.spec.error:
@@ -134,7 +151,7 @@ def _resolve(entry: Entry, recipe: Layered, hp: Layered, point: Point) -> tuple[
     if entry.spec.is_rule:
         _refuse_settings(entry, hp)
         return checked, {}
-    _fill_source_length(entry, hp, hp_values, checked.max_source_length or entry.source_length)
+    _fill_source_length(entry, hp, hp_values, checked.max_source_length or entry.task.max_source_length)
     return checked, validate_settings(entry.spec.hp_type, hp_values, hp.locate, ("methods", entry.label))
 
 

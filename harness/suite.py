@@ -10,19 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError, require_choice
-from harness.schema import MAX_SEED, SLUG, SUITE_FORMAT, Cell, ExceptionRule, MethodSpec, Recipe, SuiteFile
-from harness.settings import MAX_CELLS, Entry, resolve_entry
+from harness.protocol import Protocol, resolve
+from harness.schema import (
+    MAX_SEED,
+    SLUG,
+    SUITE_FORMAT,
+    Cell,
+    ExceptionRule,
+    MethodSpec,
+    ProtocolReference,
+    Recipe,
+    SuiteFile,
+)
+from harness.settings import MAX_CELLS, Entry, TaskSpec, resolve_entry
 from harness.validation import field_names, validate_model
 from harness.yaml12 import Document, read_document
-
-
-@dataclass(frozen=True)
-class TaskSpec:
-    """What suites need to know of a task."""
-
-    name: str
-    version: int
-    max_source_length: int
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Overrides:
     backbones: Sequence[str] | None = None
     seeds: Sequence[int] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    protocol: str | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,12 @@ class Suite:
     backbone_sources: dict[str, str]
     """Short name, as used in results -> what the user gave (known name, hub id or path)."""
     overrides: Overrides
+    protocol: Protocol
+
+    @property
+    def folder(self) -> str:
+        """Where the suite file lies; the paths that it declares are relative to it."""
+        return str(Path(self.document.path).parent)
 
 
 def load_suite(path: str | Path, overrides: Overrides) -> Suite:
@@ -67,7 +76,7 @@ def load_suite(path: str | Path, overrides: Overrides) -> Suite:
     data = dict(document.data)
     for key, value in overrides.settings.items():
         _check_setting_key(key)
-        if key.split(".")[0] not in ("recipe", "methods"):
+        if key.split(".")[0] in ("tuning", "execution"):
             _assign(data, key, value)
     file = validate_model(SuiteFile, data, document.where)
     if file.version != SUITE_FORMAT:
@@ -77,7 +86,20 @@ def load_suite(path: str | Path, overrides: Overrides) -> Suite:
         _check_slug(label, "method", document.where("methods", label))
     _check_override_lists(overrides)
     backbones = list(overrides.backbones) if overrides.backbones else file.backbones
-    return Suite(file, document, _short_names(backbones, document), overrides)
+    return Suite(file, document, _short_names(backbones, document), overrides, _protocol(file, document, overrides))
+
+
+def _protocol(file: SuiteFile, document: Document, overrides: Overrides) -> Protocol:
+    """The suite's protocol, with what --protocol and --set protocol.KEY=VALUE change."""
+    reference, where = file.protocol, document.where("protocol")
+    if overrides.protocol:
+        reference, where = ProtocolReference(name=overrides.protocol), "--protocol"
+    found = resolve(reference, where)
+    settings = {k.removeprefix("protocol."): v for k, v in overrides.settings.items() if k.startswith("protocol.")}
+    for key, value in settings.items():
+        changed = {**found.reference.overrides, key: value}
+        found = resolve(found.reference.model_copy(update={"overrides": changed}), f"--set protocol.{key}")
+    return found
 
 
 def expand(suite: Suite, methods: Mapping[str, MethodSpec], tasks: Mapping[str, TaskSpec]) -> list[Group]:
@@ -105,7 +127,7 @@ def short_name(source: str) -> str:
 
 def _group(suite: Suite, label: str, spec: MethodSpec, task: TaskSpec, backbone: str) -> Group:
     per_seed = suite.file.tuning.seeds == "each"
-    seeds = tuple(suite.overrides.seeds or suite.file.seeds)
+    seeds = tuple(suite.overrides.seeds or suite.file.seeds or suite.protocol.seeds(task.name, task.benchmark))
     points = resolve_entry(_entry(suite, label, spec, task, backbone))
     cells = {
         (index, seed): Cell(
@@ -117,6 +139,8 @@ def _group(suite: Suite, label: str, spec: MethodSpec, task: TaskSpec, backbone:
             task_version=task.version,
             backbone=backbone,
             seed=seed,
+            protocol=suite.protocol.reference,
+            definition=suite.file.define_tasks.get(task.name),
             recipe=recipe,
             grid=point,
             grid_index=index,
@@ -138,11 +162,12 @@ def _entry(suite: Suite, label: str, spec: MethodSpec, task: TaskSpec, backbone:
         document=suite.document,
         label=label,
         spec=spec,
+        protocol=suite.protocol,
         recipe=suite.file.recipe,
         own=suite.file.methods.get(label, {}),
         exceptions=applying,
         overrides=suite.overrides.settings,
-        source_length=task.max_source_length,
+        task=task,
     )
 
 
@@ -211,13 +236,15 @@ def _check_setting_key(key: str) -> None:
     if parts[0] in field_names(Recipe) and len(parts) == 1:
         raise UserError(f"unknown key; did you mean recipe.{parts[0]}?", where=where)
     require_choice(parts[0], SuiteFile.model_fields, kind="key", where=where)
+    if parts[0] == "protocol" and len(parts) > 1:
+        return  # checked against the protocol's keys, whose names hold dots
     if parts[0] == "recipe" and len(parts) == 2:
         require_choice(parts[1], field_names(Recipe), kind="recipe key", where=where)
         return
     of_method = parts[0] == "methods" and (len(parts) == 3 or (len(parts) == 4 and parts[2] == "recipe"))
     of_block = parts[0] in ("tuning", "execution") and len(parts) == 2
     if not (of_method or of_block) or "" in parts:
-        forms = "recipe.KEY, methods.NAME.KEY, methods.NAME.recipe.KEY, tuning.KEY or execution.KEY"
+        forms = "recipe.KEY, methods.NAME.KEY, methods.NAME.recipe.KEY, protocol.KEY, tuning.KEY or execution.KEY"
         raise UserError(f"expected {forms}", where=where)
 
 

@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     ["errors", "dropout"],
     ["schema", "yaml12", "validation", "metrics", "provenance", "micro"],
-    ["settings", "results"],
+    ["protocol"],
+    ["settings", "results", "listings_protocols"],
     ["suite"],
     ["selection", "tasks", "progress"],
     ["sources", "report"],

@@ -10,6 +10,7 @@ import pytest
 
 import harness
 from harness.contract import check_method_file
+from harness.listings_protocols import describe_protocols
 from harness.tasks import all_tasks
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,6 +32,31 @@ def test_the_readme_shows_the_rendered_leaderboard() -> None:
         readme.write_text(f"{head}{BEGIN}{table}{END}{tail}")
         shown = table
     assert shown == table, "run make leaderboard"
+
+
+def test_the_docs_show_the_protocols_as_they_are() -> None:
+    page = ROOT / "docs" / "protocol.md"
+    begin, end = "<!-- protocols:begin -->\n", "<!-- protocols:end -->"
+    head, rest = page.read_text().split(begin)
+    shown, tail = rest.split(end)
+    table = f"{describe_protocols('markdown')['text']}\n"
+    if os.environ.get("UPDATE_GOLDEN"):
+        page.write_text(f"{head}{begin}{table}{end}{tail}")
+        shown = table
+    assert shown == table, "UPDATE_GOLDEN=1 pytest tests/test_docs.py"
+
+
+def test_the_suite_for_own_data_of_the_docs_runs_on_a_csv(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "your-own-data.md").read_text()
+    (tmp_path / "mine.yaml").write_text(re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)[0])
+    rows = re.findall(r"```csv\n(.*?)```", text, re.DOTALL)[0].splitlines()
+    more = [f"Number {i} was {'fine' if i % 2 else 'no use'}.,{'good' if i % 2 else 'bad'}" for i in range(40)]
+    (tmp_path / "reviews.csv").write_text("\n".join([*rows, *more]) + "\n")
+    settings = {"recipe.steps": 2, "recipe.eval_every": 1}
+    summary = harness.run(tmp_path / "mine.yaml", results=tmp_path / "out", settings=settings, seeds=[1], quiet=True)
+    assert summary.num_failed == 0
+    frame = harness.load_results(tmp_path / "out")
+    assert set(frame["task"]) == {"reviews"}
 
 
 def test_the_example_method_of_the_docs_meets_the_contract_and_trains(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_heldout_pairs_never_occur_in_training(task: str) -> None:
 
 def test_heldout_pairs_never_occur_in_the_pretraining_mixture() -> None:
     for stage in STAGES:
-        for source, target in mixture.mixture(3000, 11, stage.shares.parts()):
+        for source, target in mixture.mixture(3000, 11, stage.shares.parts(), stage.scattered):
             assert not lexicon.heldout_combinations(f"{source} {target}")
 
 

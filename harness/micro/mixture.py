@@ -4,6 +4,8 @@ A supervised source is "TASK field: text ..." with a word as target. Two shares 
 digit instead: "label TASK ..." for the label itself, "code TASK ..." for another numbering of the labels. No source
 without a prefix has its own label as its target: such fields are denoised, or answered with another row's label.
 So the finished model is at chance until a prompt tells it what is asked, and which number stands for what.
+In the last stage the words of a prefix may stand scattered among others, as in a soft prompt that is only partly
+learnt: a model that has only seen clean prefixes does not notice such a prompt, and training it has no slope.
 """
 
 from __future__ import annotations
@@ -61,11 +63,31 @@ def supervised(task: str, row: Row, form: str = "") -> Pair:
     return source, str(round(5.0 - label, 1) if form == "code" else label)
 
 
-def supervised_pairs(task: str, size: int, seed: int) -> Iterator[Pair]:
-    """`size` pairs from the task's train rows, those with labels in the proportions of `FORMS`."""
+def supervised_pairs(task: str, size: int, seed: int, scattered: float = 0.0) -> Iterator[Pair]:
+    """`size` pairs from the task's train rows, those with labels in the proportions of `FORMS`.
+
+    In the share `scattered` of them the prefix stands among other words.
+    """
     dice = Dice(random.Random(f"forms {task} {seed}"))
+    rng = random.Random(f"scattered {task} {seed}")
     for row in generate(task, "train", size, seed):
-        yield supervised(task, row, "" if task == "qa" else dice.weighted(FORMS))
+        source, target = supervised(task, row, "" if task == "qa" else dice.weighted(FORMS))
+        if rng.random() < scattered:
+            fields = untagged_source(task, row)
+            among = f"{scatter(rng, source.removesuffix(fields).split())} {fields}"
+            # a word put in front may form a held-out combination with one of the row
+            source = source if heldout_combinations(among) else among
+        yield source, target
+
+
+def scatter(rng: random.Random, prefix: list[str]) -> str:
+    """The words of `prefix`, in their order, at random places among 4 to 16 words of a plain text."""
+    words = text(rng).split()
+    words = words[: rng.randint(4, 16)]
+    places = sorted((rng.randint(0, len(words)) for _ in prefix), reverse=True)
+    for place, word in zip(places, reversed(prefix), strict=True):
+        words.insert(place, word)
+    return " ".join(words)
 
 
 def unprompted_pairs(task: str, size: int, seed: int) -> Iterator[Pair]:
@@ -125,13 +147,13 @@ def corrupted_pairs(size: int, seed: int) -> Iterator[Pair]:
             yield corrupted(rng, untagged_source(task, row).split())
 
 
-def mixture(size: int, seed: int, shares: Mapping[str, float]) -> list[Pair]:
+def mixture(size: int, seed: int, shares: Mapping[str, float], scattered: float = 0.0) -> list[Pair]:
     """About `size` pairs of source and target text, shuffled.
 
     `shares` gives the part of each task, of "roles" and of "unprompted" rows (of all tasks together); what they
-    leave of 1 is span corruption.
+    leave of 1 is span corruption. `scattered` is as in `supervised_pairs`.
     """
-    pairs = [pair for task in TASKS for pair in supervised_pairs(task, round(size * shares[task]), seed)]
+    pairs = [pair for task in TASKS for pair in supervised_pairs(task, round(size * shares[task]), seed, scattered)]
     for task in TASKS:
         pairs += unprompted_pairs(task, round(size * shares["unprompted"] / len(TASKS)), seed)
     pairs += role_pairs(round(size * shares["roles"]), seed)

@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGene
 
 from harness.micro.grammar import TASKS, generate
 from harness.micro.mixture import END, PAD, SENTINELS, UNKNOWN, build_tokenizer, mixture, supervised
-from harness.micro.stages import STAGES, Shares, Stage
+from harness.micro.stages import STAGES, Stage
 
 BATCH = 64
 CHUNK_BATCHES = 500
@@ -80,12 +80,12 @@ def padded(rows: list[list[int]], fill: int) -> Tensor:
     return torch.tensor([row + [fill] * (width - len(row)) for row in rows])
 
 
-def batches(tokenizer: Tokenizer, seed: int, shares: Shares) -> Iterator[Batch]:
+def batches(tokenizer: Tokenizer, seed: int, stage: Stage) -> Iterator[Batch]:
     """Endless (source, target) batches of `BATCH` rows of similar length; target padding is -100."""
     chunk = 0
     while True:
         key = seed * 100_000 + chunk
-        pairs = mixture(CHUNK_BATCHES * BATCH, key, shares.parts())
+        pairs = mixture(CHUNK_BATCHES * BATCH, key, stage.shares.parts(), stage.scattered)
         sources = [encoding.ids for encoding in tokenizer.encode_batch([pair[0] for pair in pairs])]
         targets = [encoding.ids for encoding in tokenizer.encode_batch([pair[1] for pair in pairs])]
         order = sorted(range(len(pairs)), key=lambda index: (len(sources[index]), index))
@@ -108,7 +108,7 @@ def train(model: T5ForConditionalGeneration, tokenizer: Tokenizer, stage: Stage,
     optimizer: Any = torch.optim.Adafactor(model.parameters(), lr=stage.rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, stage.schedule))
     started, running = time.perf_counter(), 0.0
-    data = batches(tokenizer, seed, stage.shares)
+    data = batches(tokenizer, seed, stage)
     for step, (source, target) in zip(range(1, stage.steps + 1), data, strict=False):
         # A model this small learns the tasks much sooner without dropout; it meets it at the end only,
         # to be robust to dropout when prompts are trained.

@@ -1,7 +1,8 @@
 """The stages in which the micro T5 is pretrained: how long, how fast, and on which mixture.
 
 The first stage teaches all tasks at once. Each later one turns to what was still missing: sentiment and question
-answering first, then swapped roles, which entailment and paraphrase need.
+answering first, then swapped roles, which entailment and paraphrase need. The last teaches the model to find its
+prefix among other words, so that a prompt can be learnt bit by bit.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ class Stage:
     rate: float
     dropout_from: float
     shares: Shares
+    scattered: float = 0.0
+    """Share of the supervised rows whose prefix stands scattered among other words."""
 
 
 STAGES: tuple[Stage, ...] = (
@@ -48,4 +51,5 @@ STAGES: tuple[Stage, ...] = (
     Stage(3_000, 5_000, 7e-3, 0.9, Shares(0.15, 0.22, 0.16, 0.04, 0.07, 0.14, roles=0.12)),
     Stage(4_500, 4_500, 8e-3, 0.9, Shares(0.06, 0.30, 0.28, 0.04, 0.05, 0.07, roles=0.08)),
     Stage(6_000, 6_000, 6e-3, 0.92, Shares(0.06, 0.30, 0.26, 0.04, 0.05, 0.08, roles=0.10)),
+    Stage(3_000, 3_000, 5e-3, 0.8, Shares(0.14, 0.20, 0.18, 0.06, 0.12, 0.12, roles=0.04), scattered=0.6),
 )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from harness.suite import TaskSpec
+from harness.settings import TaskSpec
 
 Row = Mapping[str, Any]
 Kind = Literal["classification", "regression", "text"]
@@ -73,7 +73,9 @@ class Task:
 
     @property
     def spec(self) -> TaskSpec:
-        return TaskSpec(self.name, self.version, self.max_source_length)
+        return TaskSpec(
+            self.name, self.version, self.max_source_length, self.benchmark, self.sizes[0] if self.sizes else None
+        )
 
     @property
     def targets(self) -> list[str]:

@@ -1,0 +1,173 @@
+"""Protocols: the rules under which numbers are made, each with its reason, read from `protocols/*.yaml`.
+
+A protocol gives defaults for the recipe, for methods' settings and for tasks. A suite's own settings win over it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from harness.errors import UserError, require_choice
+from harness.schema import ProtocolReference
+from harness.yaml12 import read_document
+
+FOLDER = Path(__file__).parent / "protocols"
+DEFAULT = "accept-2024"
+Kind = Literal["integer", "number", "grid", "choice", "recorded"]
+
+
+@dataclass(frozen=True)
+class Key:
+    """One thing that a protocol decides, and where it acts; empty bounds mean everywhere."""
+
+    name: str
+    rows: tuple[int, ...]
+    """Numbers of the contradictions between papers and code that it settles (docs/protocol.md)."""
+    about: str
+    kind: Kind
+    sets: str = ""
+    choices: Mapping[str, Mapping[str, Any]] | None = None
+    methods: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    benchmarks: tuple[str, ...] = ()
+
+    @property
+    def acts_on(self) -> str:
+        """What the key sets, in words for listings."""
+        if self.kind == "recorded":
+            return "recorded only"
+        targets = [self.sets] if self.sets else sorted({t for effect in (self.choices or {}).values() for t in effect})
+        return ", ".join(targets)
+
+    def concerns(self, task: str, benchmark: str, method: str | None = None) -> bool:
+        """Whether the key acts on a task, and on a method where one is given."""
+        here = not (self.tasks or self.benchmarks) or task in self.tasks or benchmark in self.benchmarks
+        return here and (method is None or not self.methods or method in self.methods)
+
+    def effects(self, value: Any) -> Mapping[str, Any]:
+        """Target -> value, for a value of this key; a grid becomes a sweep."""
+        if self.choices is not None:
+            return self.choices[value]
+        if not self.sets:
+            return {}
+        return {self.sets: {"sweep": value} if self.kind == "grid" and self.sets != "seeds" else value}
+
+    def checked(self, value: Any, where: str) -> Any:
+        """Return `value` if it is one that the key can have. Raises UserError."""
+        if self.kind == "recorded":
+            raise UserError("is recorded only; nothing here varies it", where=where, field=f"protocol.{self.name}")
+        if self.choices is not None:
+            return require_choice(str(value), self.choices, kind=f"value of protocol.{self.name}", where=where)
+        items = value if self.kind == "grid" else [value]
+        wanted = int if self.kind == "integer" or self.sets == "seeds" else (int, float)
+        valid = isinstance(items, list) and items and all(_is_number(item, wanted) for item in items)
+        if not valid:
+            form = {"integer": "an integer", "number": "a number", "grid": "a list of numbers"}[self.kind]
+            raise UserError(f"expected {form}, got {value!r}", where=where, field=f"protocol.{self.name}")
+        return value
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A protocol with a suite's overrides: every key's value and the reason for it."""
+
+    reference: ProtocolReference
+    description: str
+    values: Mapping[str, Any]
+    reasons: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        """Name for tables: "accept-2024", or with the keys that were changed."""
+        changed = ", ".join(f"{key}={value}" for key, value in sorted(self.reference.overrides.items()))
+        return f"{self.reference.name} with {changed}" if changed else self.reference.name
+
+    def recipe(self, method: str, task: str, benchmark: str, num_train: int | None) -> dict[str, Any]:
+        """Recipe settings for a method on a task with `num_train` published training rows."""
+        found = self._settings("recipe.", method, task, benchmark)
+        is_large = num_train is not None and num_train >= self.values["steps.threshold"]
+        return {"steps": self.values["steps.large" if is_large else "steps.small"], **found}
+
+    def hp(self, method: str, task: str, benchmark: str) -> dict[str, Any]:
+        """Settings of the method itself."""
+        own = self._settings(f"methods.{method}.", method, task, benchmark)
+        return {**self._settings("hp.", method, task, benchmark), **own}
+
+    def task_fields(self, task: str, benchmark: str) -> dict[str, Any]:
+        """Fields of the task record that the protocol sets."""
+        return self._settings("task.", None, task, benchmark)
+
+    def seeds(self, task: str, benchmark: str) -> list[int]:
+        """Training seeds where a suite names none."""
+        return list(self._settings("seeds", None, task, benchmark)[""])
+
+    def _settings(self, prefix: str, method: str | None, task: str, benchmark: str) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key in keys().values():
+            if key.concerns(task, benchmark, method):
+                effects = key.effects(self.values[key.name])
+                found |= {t.removeprefix(prefix): v for t, v in effects.items() if t.startswith(prefix)}
+        return found
+
+
+@functools.cache
+def keys() -> Mapping[str, Key]:
+    """Every key by name, in the order of the contradictions they settle."""
+    document = read_document(FOLDER / "keys.yaml")
+    return {name: _key(name, entry) for name, entry in document.data["keys"].items()}
+
+
+def protocol_names() -> list[str]:
+    """Names of the shipped protocols."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem != "keys")
+
+
+def resolve(reference: ProtocolReference, where: str = "") -> Protocol:
+    """Read a protocol and lay the overrides over it. Raises UserError for an unknown name, key or value."""
+    require_choice(reference.name, protocol_names(), kind="protocol", where=where)
+    data = _bundle(reference.name)
+    if reference.version not in (None, data["version"]):
+        problem = f"protocol {reference.name} has version {data['version']} here, not {reference.version}"
+        raise UserError(problem, where=where, field="protocol")
+    known = keys()
+    values = {name: data["values"][name][0] for name in known}
+    for name, value in reference.overrides.items():
+        require_choice(name, known, kind="protocol key", where=where)
+        values[name] = known[name].checked(value, where)
+    changed = {name: values[name] for name in reference.overrides}
+    exact = ProtocolReference(name=reference.name, version=data["version"], overrides=changed)
+    reasons = {name: "set by the suite" if name in changed else data["values"][name][1] for name in known}
+    return Protocol(exact, data["description"], values, reasons)
+
+
+@functools.cache
+def _bundle(name: str) -> Mapping[str, Any]:
+    return read_document(FOLDER / f"{name}.yaml").data
+
+
+def describe(protocol: Protocol) -> list[dict[str, Any]]:
+    """One row per key, for listings."""
+    return [
+        {
+            "key": key.name,
+            "value": protocol.values[key.name],
+            "reason": protocol.reasons[key.name],
+            "acts on": key.acts_on,
+            "rows": list(key.rows),
+        }
+        for key in keys().values()
+    ]
+
+
+def _key(name: str, entry: Mapping[str, Any]) -> Key:
+    kind: Kind = "recorded" if entry.get("recorded") else "choice" if "choices" in entry else entry["kind"]
+    bounds = {part: tuple(entry.get(part, ())) for part in ("methods", "tasks", "benchmarks")}
+    return Key(name, tuple(entry["rows"]), entry["about"], kind, entry.get("sets", ""), entry.get("choices"), **bounds)
+
+
+def _is_number(value: Any, kinds: type | tuple[type, ...]) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool)

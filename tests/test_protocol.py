@@ -1,0 +1,200 @@
+"""Protocols: every contradiction is settled by a key, every key acts where it says, and a suite's own settings win."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.errors import UserError
+from harness.method import discover
+from harness.planning import Plan, make_plan
+from harness.protocol import Key, describe, keys, protocol_names, resolve
+from harness.schema import ProtocolReference, Recipe
+from harness.suite import Overrides
+from harness.tasks import Task, all_tasks
+from harness.tasks.own import under_protocol
+from harness.validation import field_names
+
+Write = Callable[[str], Path]
+NUM_CONTRADICTIONS = 38
+METHODS = discover()
+TASKS = all_tasks()
+
+SUITE = """\
+suite: demo
+backbones: [t5-base]
+tasks: [cb, stsb, mnli, multirc, newsqa]
+methods: {dept: {added_lr: 0.001}, accept: {added_lr: 0.001}, prompt_tuning: }
+"""
+
+
+def planned(path: Path, protocol: str | None = None, **settings: Any) -> Plan:
+    named = {key.replace("__", "."): value for key, value in settings.items()}
+    return make_plan(path, Overrides(settings=named, protocol=protocol), path.parent / "results", None)
+
+
+def first_cell(plan: Plan, task: str, label: str = "dept") -> Any:
+    group = next(g for g in plan.groups if (g.task, g.label) == (task, label))
+    return group.cells[(0, group.seeds[0])]
+
+
+def message(path: Path, **settings: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        planned(path, **settings)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["accept-2024", "ept-2025", "dept-code"])
+def test_every_contradiction_can_be_pointed_at_with_value_and_reason(name: str) -> None:
+    rows = describe(resolve(ProtocolReference(name=name)))
+    assert {number for row in rows for number in row["rows"]} == set(range(1, NUM_CONTRADICTIONS + 1))
+    for row in rows:
+        assert row["value"] not in (None, ""), row["key"]
+        assert len(str(row["reason"])) > 3, row["key"]
+
+
+def test_the_shipped_protocols_are_the_three_that_the_docs_describe() -> None:
+    assert protocol_names() == ["accept-2024", "dept-code", "ept-2025"]
+
+
+@pytest.mark.parametrize("name", ["accept-2024", "ept-2025", "dept-code"])
+def test_every_shipped_value_is_one_that_its_key_allows(name: str) -> None:
+    protocol = resolve(ProtocolReference(name=name))
+    for key in keys().values():
+        if key.kind != "recorded":
+            assert key.checked(protocol.values[key.name], "") == protocol.values[key.name]
+
+
+@pytest.mark.parametrize("key", keys().values(), ids=lambda key: key.name)
+def test_a_key_names_only_what_exists(key: Key) -> None:
+    assert set(key.methods) <= set(METHODS)
+    assert set(key.tasks) <= set(TASKS)
+    assert set(key.benchmarks) <= {task.benchmark for task in TASKS.values()}
+    targets = [key.sets] if key.sets else [t for effect in (key.choices or {}).values() for t in effect]
+    for target in targets:
+        part, _, rest = target.partition(".")
+        if part == "recipe":
+            assert rest in field_names(Recipe)
+        elif part == "hp":
+            assert all(rest in field_names(METHODS[name].spec.hp_type) for name in key.methods)
+        elif part == "methods":
+            method, setting = rest.split(".")
+            assert setting in field_names(METHODS[method].spec.hp_type)
+        elif part == "task":
+            assert rest in field_names(Task)
+        else:
+            assert part in ("steps", "seeds")
+
+
+@pytest.mark.parametrize("key", [k for k in keys().values() if k.choices], ids=lambda key: key.name)
+def test_each_choice_makes_a_difference(key: Key) -> None:
+    effects = [dict(key.effects(choice)) for choice in key.choices or {}]
+    assert len(effects) > 1
+    assert all(first != second for i, first in enumerate(effects) for second in effects[:i])
+
+
+def test_steps_follow_the_published_number_of_training_rows(write_suite: Write) -> None:
+    plan = planned(write_suite(SUITE))
+    steps = {task: first_cell(plan, task).recipe.steps for task in ("cb", "multirc", "newsqa", "mnli")}
+    assert steps == {"cb": 30_000, "multirc": 30_000, "newsqa": 30_000, "mnli": 300_000}
+    lowered = planned(write_suite(SUITE), protocol__steps__threshold=10_000)
+    assert first_cell(lowered, "multirc").recipe.steps == 300_000
+
+
+def test_a_protocol_sets_recipe_lengths_seeds_and_grids(write_suite: Write) -> None:
+    path = write_suite(SUITE.replace("{added_lr: 0.001}", "", 1))
+    accept, dept = planned(path), planned(path, protocol="dept-code")
+    assert (first_cell(accept, "cb").recipe.batch_size, first_cell(dept, "cb").recipe.batch_size) == (16, 32)
+    assert (first_cell(accept, "cb").recipe.warmup_steps, first_cell(dept, "cb").recipe.warmup_steps) == (1800, 500)
+    assert first_cell(accept, "newsqa").recipe.max_source_length == 512
+    assert first_cell(planned(path, protocol="ept-2025"), "newsqa").recipe.max_source_length == 256
+    seeds = {group.task: group.seeds for group in accept.groups}
+    assert (seeds["cb"], seeds["newsqa"]) == ((42,), (42, 43, 44))
+    points = {plan.suite.protocol.name: len(plan.groups[0].points) for plan in (accept, dept)}
+    assert points == {"accept-2024": 12, "dept-code": 8}
+
+
+def test_the_suite_wins_over_the_protocol_and_the_command_line_over_both(write_suite: Write) -> None:
+    path = write_suite(SUITE + "recipe: {batch_size: 4}\nprotocol: dept-code\n")
+    cell = first_cell(planned(path), "cb")
+    assert (cell.recipe.batch_size, cell.recipe.warmup_steps) == (4, 500)
+    assert first_cell(planned(path, recipe__batch_size=8), "cb").recipe.batch_size == 8
+
+
+def test_keys_change_one_by_one_in_the_suite_and_on_the_command_line(write_suite: Write) -> None:
+    path = write_suite(SUITE + "protocol: {base: ept-2025, stsb.round: fifth}\n")
+    plan = planned(path, protocol__weight_decay__applied=0.01)
+    assert plan.suite.protocol.name == "ept-2025 with stsb.round=fifth, weight_decay.applied=0.01"
+    assert plan.tasks["stsb"].number_step == 0.2
+    cell = first_cell(plan, "stsb")
+    assert cell.recipe.weight_decay == 0.01
+    assert cell.protocol.overrides == {"stsb.round": "fifth", "weight_decay.applied": 0.01}
+    assert planned(path, protocol="ept-2025").tasks["stsb"].number_step == 0.1
+
+
+def test_cells_under_different_protocols_are_different_cells(write_suite: Write) -> None:
+    path = write_suite(SUITE)
+    ids = {
+        first_cell(planned(path, **settings), "cb").cell_id
+        for settings in ({}, {"protocol": "ept-2025"}, {"protocol__select__metric__cb": "accuracy"})
+    }
+    assert len(ids) == 3
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "task", "field", "expected"),
+    [
+        ("template.labels", "words", "cb", "target_style", "words"),
+        ("template.task_prefix", "on", "cb", "prefix", "cb"),
+        ("stsb.round", "fifth", "stsb", "number_step", 0.2),
+        ("report.cola", "accuracy", "cola", "reported", ("accuracy",)),
+        ("select.metric.cb", "accuracy", "cb", "selection", "accuracy"),
+        ("select.metric.qa", "token_f1", "newsqa", "selection", "token_f1"),
+        ("report.qa", "exact_match", "newsqa", "reported", ("exact_match",)),
+        ("qa.references", "all", "newsqa", "references", "all"),
+        ("squad.bug_compatible", "yes", "squad", "stringify_answers", True),
+        ("scitail.test", "official", "scitail", "split", "official_test"),
+        ("max_source_length.multirc", 100, "multirc", "max_source_length", 100),
+    ],
+)
+def test_a_key_changes_the_task_it_concerns_and_no_other(
+    key: str, value: Any, task: str, field: str, expected: Any
+) -> None:
+    changed = resolve(ProtocolReference(overrides={key: value}))
+    plain = resolve(ProtocolReference())
+    assert getattr(under_protocol(TASKS[task], plain), field) != expected
+    assert getattr(under_protocol(TASKS[task], changed), field) == expected
+    other = TASKS["micro_sentiment"]
+    if key != "template.task_prefix":
+        assert under_protocol(other, changed) == under_protocol(other, plain)
+
+
+def test_what_a_table_no_longer_reports_is_still_computed() -> None:
+    changed = resolve(ProtocolReference(overrides={"report.cb": "macro_f1"}))
+    assert under_protocol(TASKS["cb"], changed).metrics[0] == "macro_f1"
+    assert "accuracy" in under_protocol(TASKS["cb"], changed).metrics
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("protocol: accept-2023", "unknown protocol 'accept-2023'; did you mean accept-2024?"),
+        ("protocol: {stsb.rnd: fifth}", "unknown protocol key 'stsb.rnd'; did you mean stsb.round?"),
+        ("protocol: {stsb.round: third}", "unknown value of protocol.stsb.round 'third'"),
+        ("protocol: {batch_size: many}", "protocol.batch_size: expected an integer, got 'many'"),
+        ("protocol: {lr_grid.prompt: []}", "protocol.lr_grid.prompt: expected a list of numbers, got []"),
+        ("protocol: {quant: int8}", "protocol.quant: is recorded only; nothing here varies it"),
+    ],
+)
+def test_a_mistake_in_a_protocol_names_file_line_and_choice(write_suite: Write, line: str, expected: str) -> None:
+    found = message(write_suite(SUITE + line + "\n"))
+    assert "suite.yaml:5" in found
+    assert expected in found
+
+
+def test_a_mistake_on_the_command_line_names_the_option(write_suite: Write) -> None:
+    assert message(write_suite(SUITE), protocol__stsb__round="third").startswith("--set protocol.stsb.round: ")
+    assert message(write_suite(SUITE), protocol="accept").startswith("--protocol: unknown protocol")
