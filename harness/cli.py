@@ -172,7 +172,7 @@ def tasks(data: DataDir = None, format: ListFormat = "terminal") -> None:
 
     Example: harness tasks --data DIR
     """
-    from harness.listings import describe_tasks
+    from harness.listings_data import describe_tasks
 
     show(describe_tasks(data), format)
 
@@ -190,7 +190,7 @@ def preview(
 
     Example: harness preview cb --data DIR --backbone t5-base --rows 2
     """
-    from harness.listings import describe_rows
+    from harness.listings_data import describe_rows
 
     show(describe_rows(task, backbone, split_name, rows, data), format)
 
