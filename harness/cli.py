@@ -180,7 +180,7 @@ def tasks(data: DataDir = None, format: ListFormat = "terminal") -> None:
 
     Example: harness tasks --data DIR
     """
-    from harness.listings import describe_tasks
+    from harness.listings_data import describe_tasks
 
     show(describe_tasks(data), format)
 
@@ -199,7 +199,7 @@ def preview(
 
     Example: harness preview cb --data DIR --backbone t5-base --rows 2
     """
-    from harness.listings import describe_rows
+    from harness.listings_data import describe_rows
 
     show(describe_rows(task, backbone, split_name, rows, data, find_suite(suite) if suite else None), format)
 

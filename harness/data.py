@@ -1,10 +1,9 @@
-"""From rows to examples to token ids: labels, splits, fingerprints, ragged token arrays."""
+"""From rows to splits to token ids: how splits are cut, fingerprints, ragged token arrays."""
 
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,10 @@ import torch
 
 from harness.backbone import Backbone
 from harness.errors import UserError
+from harness.examples import Converter, Example
 from harness.schema import DataRecord
-from harness.sources import LocatedRow, find_source, read_split
-from harness.tasks.record import SPLIT_RULES, Row, Task
+from harness.sources import find_source, read_split
+from harness.tasks.record import NEEDED_SPLITS, SPLIT_RULES, Task
 
 SPLIT_SEED = 42
 NUM_HELD_OUT = 1_000
@@ -24,13 +24,8 @@ DECODER_SUFFIX = " Label : "
 """Put behind the source text where one network reads the text and writes the answer (DePT's code)."""
 
 
-@dataclass(frozen=True)
-class Example:
-    """One row as the model sees it."""
-
-    source: str
-    target: str
-    references: tuple[str, ...]
+Rows = list[list[Example]]
+"""Examples by published row; a row is cut into a split as a whole."""
 
 
 @dataclass(frozen=True)
@@ -81,25 +76,26 @@ class Encoded:
 def load_task(task: Task, data_dir: str | Path | None) -> TaskData:
     """Read, convert and split the rows of a task. Raises UserError naming file and row of what is wrong."""
     source = find_source(task, data_dir)
-    names = ("train", "validation", "test") if task.split == "given" else ("train", "validation")
-    splits = {name: _examples(task, read_split(task, source, name)) for name in names}
-    for name, rows in splits.items():
+    convert = Converter(task)
+    read = {name: convert.read(read_split(task, source, name)) for name in NEEDED_SPLITS[task.split]}
+    for name, rows in read.items():
         if not rows:
             raise UserError(f"split '{name}' of task '{task.name}' has no rows", where=source.place(name))
-    train, dev, test = _carve(task, splits)
+    train, dev, test = ([example for row in rows for example in row] for rows in _carve(task, list(read.values())))
     record = DataRecord(
-        source=source.name,
+        source=source.describe(),
         revision=source.revision,
         split_rule=SPLIT_RULES[task.split],
         num_train=len(train),
         num_dev=len(dev),
         num_test=len(test),
+        num_duplicates=_count_duplicates(train, [*dev, *test]),
         fingerprint=_fingerprint(train, dev, test),
     )
-    for name, rows in (("dev", dev), ("test", test)):
-        if not rows:
+    for name, examples in (("train", train), ("dev", dev), ("test", test)):
+        if not examples:
             problem = f"split '{name}' of task '{task.name}' has no rows: {record.split_rule}"
-            raise UserError(problem, where=source.place("validation"))
+            raise UserError(problem, where=source.place(NEEDED_SPLITS[task.split][-1]))
     return TaskData(task, train, dev, test, record)
 
 
@@ -126,79 +122,37 @@ def max_new_tokens(task: Task, backbone: Backbone) -> int:
     return task.max_target_length - 1
 
 
-def to_example(task: Task, where: str, row: Row) -> Example:
-    """Convert one flat row. Raises UserError naming its place when a field is missing or a label unknown."""
-    for _, column in (*task.fields, ("", task.label)):
-        if column not in row:
-            raise UserError(f"field '{column}' is missing", where=where, value=column, choices=list(row))
-        if row[column] is None:
-            raise UserError(f"field '{column}' is empty", where=where)
-    source = " ".join(f"{tag}: {row[column]}" for tag, column in task.fields)
-    if task.kind == "text":
-        answers = _answers(row[task.label], where, task.label)
-        return Example(source, answers[0], (answers[0],))
-    target = _digit(task, row[task.label], where) if task.kind == "classification" else _number(row[task.label], where)
-    return Example(source, target, (target,))
-
-
-def _examples(task: Task, rows: Iterable[LocatedRow]) -> list[Example]:
-    examples: list[Example] = []
-    for where, row in rows:
-        try:
-            flat = list(task.prepare(row)) if task.prepare else [row]
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"has not the fields of task '{task.name}': {error!r}", where=where) from None
-        examples.extend(to_example(task, where, item) for item in flat)
-    return examples
-
-
-def _digit(task: Task, label: object, where: str) -> str:
-    """Label id as a digit, from an id, a bool, or a class name."""
-    names = {name.lower(): index for index, name in enumerate(task.labels)} | dict(task.label_words)
-    text = str(label).strip().lower()
-    if text in names:
-        return str(names[text])
-    if text in task.targets:
-        return text
-    raise UserError(
-        f"label {label!r} is not one of task '{task.name}'",
-        where=where,
-        field=task.label,
-        value=str(label),
-        choices=task.labels,
-        hint="Hidden test labels (-1) cannot be scored." if text == "-1" else None,
-    )
-
-
-def _number(label: object, where: str) -> str:
-    """Gold value rounded to one decimal, the form that is trained on and scored against."""
-    try:
-        value = float(str(label))
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise UserError(f"label {label!r} is not a number", where=where)
-    return f"{value:.1f}"
-
-
-def _answers(value: object, where: str, column: str) -> list[str]:
-    texts = value.get("text") if isinstance(value, dict) else [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-        raise UserError(f"'{column}' holds no answer text", where=where)
-    return texts
-
-
-def _carve(task: Task, splits: dict[str, list[Example]]) -> tuple[list[Example], list[Example], list[Example]]:
-    train, validation = splits["train"], splits["validation"]
-    if task.split == "given":
-        return train, validation, splits["test"]
+def _carve(task: Task, read: Sequence[Rows]) -> tuple[Rows, Rows, Rows]:
+    """Cut train, dev and test from the splits that the task's rule needs, in its order."""
+    if len(read) == 3:
+        return read[0], read[1], read[2]
     if task.split == "halve_validation":
-        order = permutation(len(validation))
+        train, validation = read
         half = len(validation) // 2
-        return train, [validation[i] for i in order[:half]], [validation[i] for i in order[half:]]
-    order = permutation(len(train))
-    held_out, kept = order[:NUM_HELD_OUT], order[NUM_HELD_OUT:]
-    return [train[i] for i in kept], [train[i] for i in held_out], validation
+        dev, test = _cut(validation, half)
+        return train, dev, test
+    if task.split == "hold_out_1000":
+        dev, train = _cut(read[0], min(NUM_HELD_OUT, len(read[0]) // 2))
+        return train, dev, read[1]
+    total = len(read[0])
+    num_dev, num_test = _num_rows(task.dev_share, total), _num_rows(task.test_share, total)
+    if min(num_dev, num_test, total - num_dev - num_test) < 1:
+        problem = f"{num_dev} dev and {num_test} test rows cannot be cut from {total} rows with one left for each split"
+        raise UserError(problem, where=f"task '{task.name}'", field="dev_share, test_share")
+    dev, test, train = _cut(read[0], num_dev, num_dev + num_test)
+    return train, dev, test
+
+
+def _cut(rows: Rows, *ends: int) -> list[Rows]:
+    """Cut the permuted rows before each of `ends`; the last piece is the rest."""
+    order = permutation(len(rows))
+    pieces = zip((0, *ends), (*ends, len(rows)), strict=True)
+    return [[rows[index] for index in order[start:end]] for start, end in pieces]
+
+
+def _num_rows(share: float | int, total: int) -> int:
+    """Rows that a share stands for: a float is a part of `total`, an integer a number."""
+    return round(share * total) if isinstance(share, float) else share
 
 
 def permutation(num_rows: int) -> list[int]:
@@ -206,6 +160,12 @@ def permutation(num_rows: int) -> list[int]:
     generator = torch.Generator().manual_seed(SPLIT_SEED)
     order: list[int] = torch.randperm(num_rows, generator=generator).tolist()
     return order
+
+
+def _count_duplicates(train: Sequence[Example], others: Sequence[Example]) -> int:
+    """Rows of dev and test whose source text also stands in train."""
+    seen = {example.source for example in train}
+    return sum(example.source in seen for example in others)
 
 
 def _fingerprint(*splits: Sequence[Example]) -> str:

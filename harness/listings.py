@@ -6,20 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from tabulate import tabulate
-
-from harness.backbone import Backbone, load_backbone, meta_backbone
+from harness.backbone import Backbone, meta_backbone
 from harness.contract import Finding
-from harness.data import TaskData, encode, load_task
 from harness.errors import UserError, require_choice
+from harness.listings_data import table
 from harness.listings_protocols import protocol_table
 from harness.method import Method, Registered, Rule, get_class
 from harness.planning import Plan, check_fit, make_plan
 from harness.protocol import describe
-from harness.suite import Overrides, load_suite
-from harness.tasks import Task, all_tasks
-from harness.tasks.own import suite_tasks
+from harness.suite import Overrides
 from harness.tasks.record import SPLIT_RULES
 from harness.validation import validate_settings
 
@@ -35,9 +30,9 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
     columns = ["method", "task", "backbone", "grid_points", "seeds", "cells", "done", "missing", "failed", "stale"]
     text = [
         f"suite {plan.suite.file.suite} ({plan.suite.document.path}); results: {plan.store.root}",
-        _table(groups, columns),
+        table(groups, columns),
         "Budget per method (the winner's further seeds included)",
-        _table(list(budgets.values()), ["method", "cells", "done", "missing", "failed", "stale", "steps_to_train"]),
+        table(list(budgets.values()), ["method", "cells", "done", "missing", "failed", "stale", "steps_to_train"]),
         *(f"{task}: {SPLIT_RULES[plan.tasks[task].split]}" for task in dict.fromkeys(g.task for g in plan.groups)),
         f"Protocol {plan.suite.protocol.name}: {plan.suite.protocol.description}",
         protocol_table(plan.suite.protocol),
@@ -95,7 +90,7 @@ def describe_methods(methods: Mapping[str, Registered]) -> dict[str, Any]:
         }
         for name, registered in methods.items()
     ]
-    return {"methods": rows, "text": _table(rows, ["name", "kind", "summary", "file"])}
+    return {"methods": rows, "text": table(rows, ["name", "kind", "summary", "file"])}
 
 
 def _kind(registered: Registered) -> str:
@@ -144,7 +139,7 @@ def describe_params(
         for row in rows
     ]
     title = f"{built.name}: {built.num_params:,} parameters, width {built.hidden}"
-    text = f"{title}\n{_table(shown, ['method', 'trained', 'kept', '% of backbone', 'published'])}"
+    text = f"{title}\n{table(shown, ['method', 'trained', 'kept', '% of backbone', 'published'])}"
     return {"backbone": built.name, "num_params": built.num_params, "methods": rows, "text": text}
 
 
@@ -162,97 +157,6 @@ def _check_setting_names(settings: Mapping[str, Any], known: Sequence[str]) -> N
         require_choice(name, known, kind="method", where=f"--set {key}")
         if not setting:
             raise UserError("expected METHOD.SETTING=VALUE", where=f"--set {key}")
-
-
-def describe_tasks(data_dir: str | None) -> dict[str, Any]:
-    """Every task record; with a data folder also what is there."""
-    if data_dir is not None and not Path(data_dir).is_dir():
-        raise UserError("no such data folder", where=data_dir, field="--data")
-    rows = [_describe_task(task, data_dir) for task in all_tasks().values()]
-    columns = ["name", "benchmark", "kind", "score", "split", "published sizes"]
-    if data_dir is not None:
-        columns += ["found", "sizes", "as published"]
-    return {"tasks": rows, "text": _table(rows, columns)}
-
-
-def _describe_task(task: Task, data_dir: str | None) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "name": task.name,
-        "title": task.title,
-        "notes": task.notes,
-        "benchmark": task.benchmark,
-        "kind": task.kind,
-        "score": " + ".join(task.reported),
-        "selection": task.selection,
-        "split": task.split,
-        "published sizes": _sizes(task.sizes),
-        "hub": [str(hub) for hub in task.hub],
-        "version": task.version,
-        "licence": task.licence,
-        "citation": task.citation,
-    }
-    if data_dir is None:
-        return row
-    try:
-        record = load_task(task, data_dir).record
-    except UserError as error:
-        missing = "no files of task" in error.problem
-        return {**row, "found": "" if missing else str(error), "sizes": "", "as published": ""}
-    sizes = (record.num_train, record.num_dev, record.num_test)
-    same = "" if task.sizes is None else "yes" if sizes == task.sizes else "NO"
-    return {
-        **row,
-        "found": record.source,
-        "sizes": _sizes(sizes),
-        "as published": same,
-        "fingerprint": record.fingerprint,
-    }
-
-
-def _sizes(sizes: tuple[int, int, int] | None) -> str:
-    return " / ".join(f"{size:,}" for size in sizes) if sizes else ""
-
-
-def describe_rows(
-    name: str, backbone: str, split: str, count: int, data_dir: str | None, suite: Path | None = None
-) -> dict[str, Any]:
-    """Rows of a task after tokenisation and truncation, decoded again; with a suite, its own tasks and protocol."""
-    tasks = suite_tasks(load_suite(suite, Overrides())) if suite else all_tasks()
-    task = tasks[require_choice(name, tasks, kind="task")]
-    data = load_task(task, data_dir)
-    built = load_backbone(backbone, device="cpu")
-    rows = _tokenised(data, built, split, count)
-    parts = [
-        f"{task.name} {split} row {row['row']}: {row['source_tokens']} source tokens"
-        f"{' (cut)' if row['cut'] else ''}, {row['target_tokens']} target tokens\n"
-        f"  source: {row['source']}\n  target: {row['target']}"
-        for row in rows
-    ]
-    record = data.record
-    head = f"{record.source}; {record.split_rule}; {record.num_train:,} / {record.num_dev:,} / {record.num_test:,} rows"
-    return {"task": name, "data": record.model_dump(), "rows": rows, "text": "\n\n".join([head, *parts])}
-
-
-def _tokenised(data: TaskData, backbone: Backbone, split: str, count: int) -> list[dict[str, Any]]:
-    examples = data.split(split)[:count]
-    limit = data.task.max_source_length
-    encoded = encode(examples, backbone, data.task, limit)
-    rows: list[dict[str, Any]] = []
-    for index in range(len(examples)):
-        at = np.array([index])
-        source, target = encoded.sources(at, 0)[0], encoded.targets(at)[0]
-        whole = len(backbone.tokenizer(examples[index].source)["input_ids"])
-        rows.append(
-            {
-                "row": index,
-                "source": backbone.tokenizer.decode(source),
-                "target": backbone.tokenizer.decode(target),
-                "source_tokens": len(source),
-                "target_tokens": len(target),
-                "cut": whole > limit,
-            }
-        )
-    return rows
 
 
 def describe_suite(path: Path, method_dirs: Sequence[str]) -> dict[str, Any]:
@@ -275,14 +179,3 @@ def describe_contract(path: Path, findings: Sequence[Finding]) -> dict[str, Any]
     ]
     rows = [{"check": item.check, "ok": item.ok, "detail": item.detail} for item in findings]
     return {"file": str(path), "checks": rows, "text": "\n".join([str(path), *lines])}
-
-
-def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    body = [[_show(row.get(column, "")) for column in columns] for row in rows]
-    return tabulate(body, [column.replace("_", " ") for column in columns], tablefmt="simple", disable_numparse=True)
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, list):
-        return ",".join(str(item) for item in value)
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from harness.backbone import Backbone
-from harness.data import Encoded, Example, max_new_tokens
+from harness.data import Encoded, max_new_tokens
+from harness.examples import Example
 from harness.fused import FusedInput, Rows, micro_batches
 from harness.metrics import compute, count_unreadable
 from harness.schema import SplitScore

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from harness.bundle import Product
+from harness.bundle import Product, cached_task
 from harness.engines import Engine, LocalEngine
 from harness.errors import UserError
 from harness.planning import Plan, check_fit, make_plan, pack
 from harness.progress import Progress, work
+from harness.schema import Cell
 from harness.suite import Overrides
 
 Rerun = Literal["none", "failed", "stale"]
@@ -80,6 +81,7 @@ def _train(plan: Plan, num_stale: int, engine: Engine, progress: Progress) -> Ru
     if pending:
         check_fit(plan, pending)
         plan.store.ensure_writable()
+        _warn_of_duplicates(plan, pending, progress)
     counts = {"done": 0, "failed": 0}
 
     def store(product: Product) -> None:
@@ -103,6 +105,15 @@ def _train(plan: Plan, num_stale: int, engine: Engine, progress: Progress) -> Ru
             pending = left
     num_trained = counts["done"] + counts["failed"]
     return RunSummary(plan.store.root, num_trained, counts["failed"], len(stored), old_failures, num_stale)
+
+
+def _warn_of_duplicates(plan: Plan, cells: Iterable[Cell], progress: Progress) -> None:
+    """Say which tasks have dev or test rows that also stand in train: such rows reward memory."""
+    for name, cell in sorted({cell.task: cell for cell in cells}.items()):
+        record = cached_task(cell, plan.data_dir, plan.suite.folder).record
+        if record.num_duplicates:
+            total = record.num_dev + record.num_test
+            progress.say(f"{name}: {record.num_duplicates:,} of {total:,} dev and test rows also stand in train")
 
 
 def _expect_all(plan: Plan, progress: Progress) -> None:

@@ -276,6 +276,8 @@ class DataRecord(Strict):
     num_train: int
     num_dev: int
     num_test: int
+    num_duplicates: int = 0
+    """Rows of dev and test whose source text also stands in train."""
     fingerprint: str
 
 

@@ -1,22 +1,25 @@
-"""Where rows come from: generated, a folder below --data, or the hub. Every row knows its file and line."""
+"""Where rows come from: generated, the user's own files, a folder below --data, or the hub."""
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.errors import UserError
-from harness.tasks.record import Hub, Task
+from harness.errors import UserError, require_choice
+from harness.readers import SAVED_MARK, SUFFIXES, LocatedRow, TsvRules, is_readable, read_file
+from harness.tasks.record import NEEDED_SPLITS, Hub, Task
 
-SPLIT_FILES = {"train": ("train",), "validation": ("validation", "val", "dev"), "test": ("test",)}
-SUFFIXES = (".jsonl", ".parquet", ".csv")
-
-LocatedRow = tuple[str, dict[str, Any]]
-"""(file:line, row)"""
+STEMS: dict[str, tuple[str, ...]] = {
+    "train": ("train",),
+    "validation": ("validation", "val", "dev"),
+    "validation_matched": ("validation_matched", "dev_matched"),
+    "validation_mismatched": ("validation_mismatched", "dev_mismatched"),
+    "test": ("test",),
+}
+"""Names that a split's file may have in any layout."""
 
 
 @dataclass(frozen=True)
@@ -25,126 +28,173 @@ class Source:
 
     name: str
     revision: str
-    files: dict[str, list[Path]] | None = None
-    tables: dict[str, Any] | None = None
+    files: Mapping[str, list[Path]] | None = None
+    tables: Mapping[str, Any] | None = None
     """Splits loaded from the hub."""
+    skipped: list[str] = field(default_factory=list)
+    """Places of the broken rows that were left out while reading."""
 
     def place(self, split: str) -> str:
         """Where the rows of a split are, for messages."""
         return str(self.files[split][0]) if self.files and split in self.files else f"{self.name} {split}"
 
+    def describe(self) -> str:
+        """The name, and after reading the number of broken rows left out."""
+        return self.name + (f" ({len(self.skipped)} broken rows left out)" if self.skipped else "")
+
+
+class MissingData(UserError):
+    """A data folder does not hold a task completely; `lacking` says what the folders with a part of it lack."""
+
+    def __init__(self, task: Task, root: Path, lacking: Mapping[str, Sequence[str]]) -> None:
+        self.lacking = {folder: list(splits) for folder, splits in lacking.items()}
+        if lacking:
+            parts = [f"{root / folder} has no {' and no '.join(splits)}" for folder, splits in lacking.items()]
+            problem = f"task '{task.name}' is not complete in the data folder: {'; '.join(parts)}"
+        else:
+            looked = ", ".join(str(root / folder) for folder in _folders(task))
+            problem = f"no files of task '{task.name}' in the data folder; looked in {looked}"
+        names = ", ".join("|".join(_stems(task, split)) for split in NEEDED_SPLITS[task.split])
+        hint = f"Looked for {names} with {', '.join(SUFFIXES)}. Without --data the task is loaded from the hub."
+        super().__init__(problem, field="--data", hint=hint)
+
 
 def find_source(task: Task, data_dir: str | Path | None) -> Source:
-    """Choose where the rows of `task` are; loads them if that is the hub. Raises UserError naming every place."""
+    """Choose where the rows of `task` are; loads them if that is the hub.
+
+    A folder counts only if it holds every split that the task's split rule needs, so splits of two copies are never
+    mixed. Raises UserError naming every place.
+    """
     if task.generate:
         return Source("generated", f"version {task.version}")
+    if task.files:
+        return _declared(task)
     if data_dir is None:
         return _load_hub(task)
     root = Path(data_dir)
     if not root.is_dir():
         raise UserError("no such data folder", where=str(root), field="--data")
-    for folder in task.folders:
-        files = _split_files(root / folder)
-        if files:
+    lacking: dict[str, list[str]] = {}
+    for folder in _folders(task):
+        files, missing = _search(root / folder, task)
+        if not missing:
             return Source(f"folder {folder}", "local files", files=files)
-    for folder in task.folders:
-        if _has_split(root / folder, "train") != _has_split(root / folder, "validation"):
-            have, lack = ("train", "validation") if _has_split(root / folder, "train") else ("validation", "train")
-            wanted = " or ".join(f"{stem}{{{'|'.join(SUFFIXES)}}}" for stem in SPLIT_FILES[lack])
-            raise UserError(f"has a {have} file but no {wanted}", where=str(root / folder))
-    names = f"{{train,validation|val|dev}}{{{'|'.join(SUFFIXES)}}}"
-    looked = ", ".join(f"{root / folder}/{names}" for folder in task.folders)
-    raise UserError(
-        f"no files of task '{task.name}' in the data folder; looked for {looked}",
-        field="--data",
-        hint="Without --data the task is loaded from the hub.",
-    )
+        if files:
+            lacking[folder] = missing
+    raise MissingData(task, root, lacking)
 
 
 def read_split(task: Task, source: Source, split: str) -> Iterator[LocatedRow]:
-    """Yield the rows of "train", "validation" or "test", each with its place. Raises UserError on broken files."""
+    """Yield the rows of a split, named as on the hub, each with its place. Raises UserError on broken files."""
     if task.generate:
         for index, row in enumerate(task.generate(split)):
             yield f"{task.name} {split} row {index}", row
     elif source.files is not None:
-        for path in source.files.get(split, []):
-            yield from _read_file(path)
+        for path in source.files[split]:
+            yield from read_file(path, _tsv_rules(task, source))
     elif source.tables is not None:
-        for index, row in enumerate(source.tables[split]):
-            yield f"{source.name} {split} row {index}", dict(row)
+        for index, row in enumerate(source.tables[split].to_list()):
+            yield f"{source.name} {split} row {index}", row
 
 
-def _has_split(folder: Path, split: str) -> bool:
-    return any((folder / f"{stem}{suffix}").is_file() for stem in SPLIT_FILES[split] for suffix in SUFFIXES)
+def _tsv_rules(task: Task, source: Source) -> TsvRules:
+    names = {task.label, *(column for _, column in task.fields), *task.tsv_columns}
+    names.update(name for others in task.aliases.values() for name in others)
+    return TsvRules(task.tsv_columns, names, task.skips_broken_rows, source.skipped)
 
 
-def _split_files(folder: Path) -> dict[str, list[Path]] | None:
-    """Files of each split in `folder`; None unless both train and validation are there."""
-    found = {}
-    for split, stems in SPLIT_FILES.items():
-        for stem in stems:
-            files = [path for suffix in SUFFIXES for path in [folder / f"{stem}{suffix}"] if path.is_file()]
-            files = files[:1] or sorted(folder.glob(f"{stem}-*.parquet"))
-            if files:
-                found[split] = files
-                break
-    return found if {"train", "validation"} <= set(found) else None
+def _folders(task: Task) -> list[str]:
+    """Folders below --data that may hold the task: the official names, then those of a copy of the hub."""
+    hub = []
+    for copy in task.hub:
+        name = copy.path.rsplit("/", 1)[-1]
+        inside = f"/{copy.config}" if copy.config else ""
+        hub += [f"hub/{copy.config or name}", copy.path + inside, name + inside]
+    return list(dict.fromkeys([*task.folders, *hub]))
 
 
-def _read_file(path: Path) -> Iterator[LocatedRow]:
-    reader = {".jsonl": _read_jsonl, ".parquet": _read_parquet, ".csv": _read_csv}[path.suffix]
-    try:
-        yield from reader(path)
-    except UnicodeDecodeError as error:
-        raise UserError(f"is not UTF-8 text: {error.reason} at byte {error.start}", where=str(path)) from None
-    except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror or error}", where=str(path)) from None
+def _stems(task: Task, split: str) -> tuple[str, ...]:
+    return (*STEMS[split], *task.stems.get(split, ()))
 
 
-def _read_jsonl(path: Path) -> Iterator[LocatedRow]:
-    with open(path, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                raise UserError("is not a complete JSON object", where=f"{path}:{number}") from None
-            if not isinstance(row, dict):
-                raise UserError("is not a JSON object", where=f"{path}:{number}")
-            yield f"{path}:{number}", row
+def _search(folder: Path, task: Task) -> tuple[dict[str, list[Path]], list[str]]:
+    """Files of the needed splits that are in `folder`, and what is missing there."""
+    files: dict[str, list[Path]] = {}
+    missing = []
+    for split in NEEDED_SPLITS[task.split]:
+        found = _split_files(folder, _stems(task, split))
+        announced = _num_shards(found)
+        if found:
+            files[split] = found
+        if not found:
+            missing.append(split)
+        elif announced != len(found):
+            missing.append(f"complete {split} ({len(found)} of {announced} shards)")
+    return files, missing
 
 
-def _read_parquet(path: Path) -> Iterator[LocatedRow]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def _split_files(folder: Path, stems: Sequence[str]) -> list[Path]:
+    """Files of one split: a file, a folder of `save_to_disk`, or Parquet shards; empty where there is none."""
+    if not folder.is_dir():
+        return []
+    for stem in stems:
+        for suffix in ("", *SUFFIXES):
+            path = folder / f"{stem}{suffix}"
+            if is_readable(path):
+                return [path]
+        for pattern in (f"{stem}-*.parquet", f"data/{stem}-*.parquet", f"{stem}/*.parquet"):
+            shards = sorted(folder.glob(pattern))
+            if shards:
+                return shards
+    return []
 
-    try:
-        rows = pq.read_table(path).to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"is not a readable Parquet file: {error}", where=str(path)) from None
-    for index, row in enumerate(rows):
-        yield f"{path}: row {index}", row
+
+def _num_shards(files: Sequence[Path]) -> int:
+    """As many files as there are, or as a name like `train-00000-of-00002.parquet` announces."""
+    announced = re.search(r"-of-(\d+)\.parquet$", files[-1].name) if files else None
+    return int(announced[1]) if announced else len(files)
 
 
-def _read_csv(path: Path) -> Iterator[LocatedRow]:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        try:
-            for row in reader:
-                where = f"{path}:{reader.line_num}"
-                if None in row or None in row.values():
-                    raise UserError(f"has not the {len(reader.fieldnames or ())} columns of the header", where=where)
-                yield where, dict(row)
-        except csv.Error as error:
-            raise UserError(f"is not readable CSV: {error}", where=f"{path}:{reader.line_num}") from None
+def _declared(task: Task) -> Source:
+    """The user's own files. Raises UserError where a split is unknown, missing or not to be found."""
+    splits = {name: split for split, names in STEMS.items() for name in names}
+    files = {}
+    for name, path in task.files.items():
+        split = splits[require_choice(name, splits, kind="split", where=f"files of task '{task.name}'")]
+        files[split] = _declared_files(Path(path), task, split)
+    needed = NEEDED_SPLITS[task.split]
+    lacking = [split for split in needed if split not in files]
+    if lacking:
+        raise UserError(
+            f"split rule '{task.split}' needs {' and '.join(needed)}; there is no {' and no '.join(lacking)}",
+            where=f"files of task '{task.name}'",
+            hint="Split rule 'cut_train' cuts dev and test from train.",
+        )
+    return Source("files " + ", ".join(task.files[name] for name in task.files), "local files", files=files)
+
+
+def _declared_files(path: Path, task: Task, split: str) -> list[Path]:
+    """Files of a declared split: the file itself, a folder with that split, or a folder with nothing else."""
+    where, suffixes = str(path), ", ".join(SUFFIXES)
+    if not path.exists():
+        raise UserError(f"no such file or folder for split '{split}' of task '{task.name}'", where=where)
+    if is_readable(path):
+        return [path]
+    if path.is_file():
+        raise UserError(f"is in no known format; known are {suffixes}", where=where)
+    found = _split_files(path, _stems(task, split)) or [file for file in sorted(path.iterdir()) if is_readable(file)]
+    if not found:
+        raise UserError(f"holds no data files ({suffixes}, or {SAVED_MARK} of save_to_disk)", where=where)
+    if len(found) != _num_shards(found):
+        raise UserError(f"holds {len(found)} of {_num_shards(found)} shards", where=where)
+    return found
 
 
 def _load_hub(task: Task) -> Source:
     """Load every split from the first alternative that has them all; splits of two copies are never mixed."""
     from datasets import load_dataset
 
-    splits = ("train", "validation", "test") if task.split == "given" else ("train", "validation")
+    splits = NEEDED_SPLITS[task.split]
     reasons = []
     for hub in task.hub:
         try:

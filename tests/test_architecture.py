@@ -18,8 +18,8 @@ LAYERS = [
     ["protocol"],
     ["settings", "results", "listings_protocols"],
     ["suite"],
-    ["selection", "tasks", "progress"],
-    ["sources", "report"],
+    ["selection", "tasks", "progress", "readers"],
+    ["sources", "examples", "report"],
     ["backbone"],
     ["initialization", "data"],
     ["method", "tiny"],
@@ -27,9 +27,9 @@ LAYERS = [
     ["predict", "contract"],
     ["train"],
     ["bundle"],
-    ["engines", "planning"],
+    ["engines", "planning", "listings_data"],
     ["runner", "listings"],
-    ["cli"],
+    ["cli", "__main__"],
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 MODULES = sorted(path for path in (ROOT / "harness").rglob("*.py") if path != ROOT / "harness" / "__init__.py")

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from harness.backbone import Backbone
-from harness.data import Encoded, Example, TaskData
+from harness.data import Encoded, TaskData
+from harness.examples import Example
 from harness.fused import FusedInput, Rows, micro_batches
 from harness.method import Method, discover
 from harness.schema import Cell, DataRecord, Recipe

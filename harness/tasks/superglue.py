@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable
+from typing import Any
 
 from harness.tasks.record import Hub, Row, Task
 
@@ -26,6 +28,7 @@ def _multirc_row(paragraph: str, question: str, answer: str, label: object) -> R
     return {"paragraph": _strip_markup(paragraph), "question": question, "answer": answer, "label": label}
 
 
+@functools.lru_cache(maxsize=256)
 def _strip_markup(text: str) -> str:
     """`<br>` becomes a blank, `<b>` and `</b>` vanish."""
     return re.sub(r"</?b>", "", text.replace("<br>", " "))
@@ -45,18 +48,57 @@ def _mark(text: str, span: str, index: int, mark: str) -> str:
     return re.sub(pattern, rf"\g<1>{mark} \g<2> {mark}", text)
 
 
-TASKS = (
-    Task(
-        name="boolq",
-        title="BoolQ",
+def flatten_record(row: Row) -> Iterable[Row]:
+    """One row per query, entities joined by `, `; entities and answers are sets, sorted as in the hub copy."""
+    if "qas" in row:
+        text = row["passage"]["text"]
+        # the last position of a span belongs to it
+        entities = sorted({text[span["start"] : span["end"] + 1] for span in row["passage"]["entities"]})
+        for question in row["qas"]:
+            answers = sorted({answer["text"] for answer in question.get("answers", ())})
+            yield _record_row(text, question["query"], entities, answers)
+    else:
+        yield _record_row(row["passage"], row["query"], row["entities"], row["answers"])
+
+
+def _record_row(passage: str, query: str, entities: list[str], answers: list[str]) -> Row:
+    return {
+        "passage": _join_highlights(passage),
+        "query": query,
+        "entities": ", ".join(entities),
+        "answers": answers,
+    }
+
+
+@functools.lru_cache(maxsize=256)
+def _join_highlights(text: str) -> str:
+    """A line `@highlight` becomes a blank after a sentence end or a quote, a full stop elsewhere (T5's ReCoRD)."""
+    return re.sub(r"\n@highlight\n", ". ", re.sub(r"([.?!\"'])\n@highlight\n", r"\1 ", text))
+
+
+def _hub(config: str) -> tuple[Hub, ...]:
+    return (Hub("aps/super_glue", config), Hub("hgissbkh/super_glue", config))
+
+
+def _yes_no(**settings: Any) -> Task:
+    return Task(
         benchmark="SuperGLUE",
         kind="classification",
-        fields=(("question", "question"), ("passage", "passage")),
         label="label",
         labels=("false", "true"),
+        target_words=("False", "True"),
+        **settings,
+    )
+
+
+TASKS = (
+    _yes_no(
+        name="boolq",
+        title="BoolQ",
+        fields=(("question", "question"), ("passage", "passage")),
         sizes=(9_427, 1_635, 1_635),
-        hub=(Hub("aps/super_glue", "boolq"), Hub("hgissbkh/super_glue", "boolq")),
-        folders=("superglue/BoolQ", "BoolQ", "hub/boolq", "super_glue/boolq"),
+        hub=_hub("boolq"),
+        folders=("superglue/BoolQ", "BoolQ"),
         licence="CC BY-SA 3.0",
         citation="clark-etal-2019-boolq",
     ),
@@ -71,8 +113,8 @@ TASKS = (
         extra=("macro_f1",),
         selection="macro_f1",
         sizes=(250, 28, 28),
-        hub=(Hub("aps/super_glue", "cb"), Hub("hgissbkh/super_glue", "cb")),
-        folders=("superglue/CB", "CB", "hub/cb", "super_glue/cb"),
+        hub=_hub("cb"),
+        folders=("superglue/CB", "CB"),
         licence=LICENCE,
         citation="de-marneffe-etal-2019-commitmentbank",
     ),
@@ -85,80 +127,67 @@ TASKS = (
         label="label",
         labels=("choice1", "choice2"),
         sizes=(400, 50, 50),
-        hub=(Hub("aps/super_glue", "copa"), Hub("hgissbkh/super_glue", "copa")),
-        folders=("superglue/COPA", "COPA", "hub/copa", "super_glue/copa"),
+        hub=_hub("copa"),
+        folders=("superglue/COPA", "COPA"),
         licence="BSD 2-Clause",
         citation="roemmele-etal-2011-copa",
         notes="In neither paper's tables; the question (cause or effect) is left out as in their code.",
     ),
-    Task(
+    _yes_no(
         name="multirc",
         title="MultiRC",
-        benchmark="SuperGLUE",
-        kind="classification",
         fields=(("question", "question"), ("answer", "answer"), ("paragraph", "paragraph")),
-        label="label",
-        labels=("false", "true"),
         reported=("f1",),
         extra=("accuracy",),
         selection="f1",
         max_source_length=348,
         sizes=(27_243, 2_424, 2_424),
-        hub=(Hub("aps/super_glue", "multirc"), Hub("hgissbkh/super_glue", "multirc")),
-        folders=("superglue/MultiRC", "MultiRC", "hub/multirc", "super_glue/multirc"),
+        hub=_hub("multirc"),
+        folders=("superglue/MultiRC", "MultiRC"),
         prepare=flatten_multirc,
         licence=LICENCE,
         citation="khashabi-etal-2018-multirc",
         notes="Binary F1 over all answers of the half; halves are cut by answer, so no EM per question.",
     ),
-    Task(
-        name="rte",
-        title="RTE",
-        benchmark="SuperGLUE",
-        kind="classification",
-        fields=(("sentence1", "sentence1"), ("sentence2", "sentence2")),
-        label="label",
-        labels=("entailment", "not_entailment"),
-        sizes=(2_490, 138, 139),
-        hub=(Hub("nyu-mll/glue", "rte"),),
-        folders=("glue/RTE", "superglue/RTE", "RTE", "hub/rte", "glue/rte"),
-        prepare=lambda row: [
-            {
-                "sentence1": row.get("sentence1", row.get("premise")),
-                "sentence2": row.get("sentence2", row.get("hypothesis")),
-                "label": row["label"],
-            }
-        ],
-        licence=LICENCE,
-        citation="wang-etal-2018-glue",
-    ),
-    Task(
+    _yes_no(
         name="wic",
         title="WiC",
-        benchmark="SuperGLUE",
-        kind="classification",
         fields=(("sentence1", "sentence1"), ("sentence2", "sentence2"), ("word", "word")),
-        label="label",
-        labels=("false", "true"),
         sizes=(5_428, 319, 319),
-        hub=(Hub("aps/super_glue", "wic"), Hub("hgissbkh/super_glue", "wic")),
-        folders=("superglue/WiC", "WiC", "hub/wic", "super_glue/wic"),
+        hub=_hub("wic"),
+        folders=("superglue/WiC", "WiC"),
         licence="CC BY-NC 4.0",
         citation="pilehvar-camacho-collados-2019-wic",
     ),
-    Task(
+    _yes_no(
         name="wsc",
         title="WSC",
-        benchmark="SuperGLUE",
-        kind="classification",
         fields=(("text", "text"),),
-        label="label",
-        labels=("false", "true"),
         sizes=(554, 52, 52),
-        hub=(Hub("aps/super_glue", "wsc.fixed"), Hub("hgissbkh/super_glue", "wsc.fixed")),
-        folders=("superglue/WSC", "WSC", "hub/wsc.fixed", "hub/wsc", "super_glue/wsc.fixed"),
+        hub=_hub("wsc.fixed"),
+        folders=("superglue/WSC", "WSC", "hub/wsc"),
         prepare=mark_wsc_spans,
         licence="CC BY 4.0",
         citation="levesque-etal-2012-wsc",
+    ),
+    Task(
+        name="record",
+        title="ReCoRD",
+        benchmark="SuperGLUE",
+        kind="text",
+        fields=(("record query", "query"), ("entities", "entities"), ("passage", "passage")),
+        label="answers",
+        copy_per_answer=True,
+        reported=("token_f1",),
+        extra=("exact_match",),
+        selection="exact_match",
+        split="hold_out_1000",
+        sizes=(137_484, 1_370, 15_176),
+        hub=_hub("record"),
+        folders=("superglue/ReCoRD", "ReCoRD"),
+        prepare=flatten_record,
+        licence=LICENCE,
+        citation="zhang-etal-2018-record",
+        notes="One copy per distinct answer in every split; 99,730 / 1,000 / 10,000 queries. Used as a source task.",
     ),
 )

@@ -1,0 +1,172 @@
+"""From one flat row to what a model reads, writes and is judged by."""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+import string
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from harness.errors import UserError
+from harness.readers import LocatedRow
+from harness.tasks.record import Row, Task
+
+NO_ANSWER = "<unk>"
+"""Target of a copy of a row without answers (T5's ReCoRD)."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row as the model sees it."""
+
+    source: str
+    target: str
+    references: tuple[str, ...]
+
+
+class Converter:
+    """Turns the rows of one task into examples, with everything that is the same for all rows worked out once."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self._pieces = _template_pieces(task) if task.template else _field_pieces(task)
+        self._ids = {str(index): index for index in range(len(task.labels))}
+        # a class name wins over an id: stars "1" to "5" are names
+        self._ids.update({name.lower(): index for index, name in enumerate(task.labels)}, **task.label_words)
+
+    def read(self, rows: Iterable[LocatedRow]) -> list[list[Example]]:
+        """Convert rows of any layout. Each inner list is one row of the published data, to be split as a whole."""
+        converted: list[list[Example]] = []
+        for where, row in rows:
+            try:
+                flat = list(self.task.prepare(row)) if self.task.prepare else [row]
+            except (KeyError, TypeError, AttributeError, IndexError) as error:
+                raise UserError(f"has not the fields of task '{self.task.name}': {error!r}", where=where) from None
+            converted.extend(self.examples(where, item) for item in flat)
+        return converted
+
+    def examples(self, where: str, row: Row) -> list[Example]:
+        """Convert one flat row. Raises UserError naming its place when a field is missing or a label unknown."""
+        source = self._source(where, row)
+        label = self._value(where, row, self.task.label)
+        if self.task.kind == "text":
+            return self._answered(source, label, where)
+        target = self._class(label, where) if self.task.kind == "classification" else self._number(label, where)
+        return [Example(source, target, (target,))]
+
+    def _source(self, where: str, row: Row) -> str:
+        parts = []
+        for literal, column in self._pieces:
+            value = str(self._value(where, row, column)) if column is not None else ""
+            parts.append(literal + (space_punctuation(value) if self.task.space_punctuation else value))
+        return "".join(parts)
+
+    def _value(self, where: str, row: Row, column: str) -> object:
+        names = (column, *self.task.aliases.get(column, ()))
+        name = next((name for name in names if name in row), None)
+        if name is None:
+            raise UserError(f"field '{column}' is missing", where=where, value=column, choices=list(row))
+        value: object = row[name]
+        if value is None:
+            raise UserError(f"field '{name}' is empty", where=where)
+        return value
+
+    def _class(self, label: object, where: str) -> str:
+        """Target of a class given by its id, as a bool, or by its name."""
+        text = str(label).strip().lower()
+        if text in self._ids:
+            return self.task.targets[self._ids[text]]
+        raise UserError(
+            f"label {label!r} is not one of task '{self.task.name}'",
+            where=where,
+            field=self.task.label,
+            value=str(label),
+            choices=self.task.labels,
+            hint="Hidden test labels (-1) cannot be scored." if text == "-1" else None,
+        )
+
+    def _number(self, label: object, where: str) -> str:
+        """Gold value as the text that is trained on and scored against."""
+        try:
+            value = float(str(label))
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise UserError(f"label {label!r} is not a number", where=where)
+        return round_number(value, self.task.number_step)
+
+    def _answered(self, source: str, label: object, where: str) -> list[Example]:
+        spaced = space_punctuation if self.task.space_punctuation else str
+        if self.task.stringify_answers:
+            target = spaced(str(label))
+            return [Example(source, target, (target,))]
+        answers = list(dict.fromkeys(spaced(answer) for answer in _answers(label, where, self.task.label)))
+        if not answers and not self.task.copy_per_answer:
+            raise UserError(f"'{self.task.label}' holds no answer text", where=where)
+        targets = (answers or [NO_ANSWER]) if self.task.copy_per_answer else answers[:1]
+        others = answers if self.task.references == "all" else []
+        return [Example(source, target, tuple(dict.fromkeys([target, *others]))) for target in targets]
+
+
+def round_number(value: float, step: float) -> str:
+    """Nearest multiple of `step`, with one decimal; labels are 32-bit floats in the hub copy.
+
+    The papers' code cancels its rounding to fifths, so one decimal of the label is what is left (step 0.1). Coarser
+    steps count in 32-bit floats with ties to the even count, as T5's code does for 0.2 (Raffel et al. 2020).
+    """
+    label = np.float32(value)
+    if step == 0.1:
+        return f"{float(label):.1f}"
+    return f"{float(np.rint(label * np.float32(1 / step))) * step:.1f}"
+
+
+@functools.lru_cache(maxsize=256)
+def space_punctuation(text: str) -> str:
+    """Blanks around every character but letters, marks, digits, `_` and white space; runs of white space collapse.
+
+    Leading and trailing blanks go too: T5's tokenizer drops them in any case.
+    """
+    replacement = r" \g<0> " if text.isascii() else _spaced_unless_mark
+    return " ".join(re.sub(r"[^\w\s]", replacement, text).split())
+
+
+def _spaced_unless_mark(match: re.Match[str]) -> str:
+    # combining marks are part of a letter, though Python's \w leaves them out
+    return match[0] if unicodedata.category(match[0]).startswith("M") else f" {match[0]} "
+
+
+def _field_pieces(task: Task) -> list[tuple[str, str | None]]:
+    if not task.fields:
+        raise UserError("has neither fields nor a template", where=f"task '{task.name}'")
+    pieces: list[tuple[str, str | None]] = [(f" {tag}: ", column) for tag, column in task.fields]
+    first = pieces[0][0].lstrip()
+    return [(_prefix(task) + first, pieces[0][1]), *pieces[1:]]
+
+
+def _template_pieces(task: Task) -> list[tuple[str, str | None]]:
+    """(text before, column) of each place in the template. Raises UserError where braces do not match."""
+    try:
+        parsed = list(string.Formatter().parse(task.template))
+    except ValueError as error:
+        raise UserError(f"{task.template!r}: {error}", where=f"task '{task.name}'", field="template") from None
+    if any(column == "" or spec or conversion for _, column, spec, conversion in parsed):
+        problem = f"{task.template!r}: braces may hold a column name and nothing else"
+        raise UserError(problem, where=f"task '{task.name}'", field="template")
+    return [(_prefix(task), None), *((literal, column) for literal, column, _, _ in parsed)]
+
+
+def _prefix(task: Task) -> str:
+    return f"{task.prefix.strip()} " if task.prefix.strip() else ""
+
+
+def _answers(value: object, where: str, column: str) -> list[str]:
+    """Accepted answers, from a text, a list of texts, or SQuAD's {"text": [...]}."""
+    texts = value.get("text") if isinstance(value, dict) else [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise UserError(f"'{column}' holds no answer text", where=where)
+    return texts

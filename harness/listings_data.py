@@ -1,0 +1,129 @@
+"""What `harness tasks` and `harness preview` show: data for JSON, and under "text" the same as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+
+from harness.backbone import Backbone, load_backbone
+from harness.data import TaskData, encode, load_task
+from harness.errors import UserError, require_choice
+from harness.sources import MissingData
+from harness.suite import Overrides, load_suite
+from harness.tasks import Task, all_tasks
+from harness.tasks.own import suite_tasks
+
+
+def describe_tasks(data_dir: str | None) -> dict[str, Any]:
+    """Every task record; with a data folder also what is there."""
+    if data_dir is not None and not Path(data_dir).is_dir():
+        raise UserError("no such data folder", where=data_dir, field="--data")
+    rows = [_describe_task(task, data_dir) for task in all_tasks().values()]
+    columns = ["name", "benchmark", "kind", "score", "split", "published sizes"]
+    if data_dir is not None:
+        columns += ["found", "sizes", "as published", "duplicates"]
+    return {"tasks": rows, "text": table(rows, columns)}
+
+
+def _describe_task(task: Task, data_dir: str | None) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "name": task.name,
+        "title": task.title,
+        "notes": task.notes,
+        "benchmark": task.benchmark,
+        "kind": task.kind,
+        "score": " + ".join(task.reported),
+        "selection": task.selection,
+        "split": task.split,
+        "published sizes": _sizes(task.sizes),
+        "hub": [str(hub) for hub in task.hub],
+        "version": task.version,
+        "licence": task.licence,
+        "citation": task.citation,
+    }
+    if data_dir is None:
+        return row
+    try:
+        record = load_task(task, data_dir).record
+    except MissingData as error:
+        return {**row, "found": _lacking(error), "sizes": "", "as published": "", "duplicates": ""}
+    except UserError as error:
+        return {**row, "found": f"BROKEN: {error}", "sizes": "", "as published": "", "duplicates": ""}
+    sizes = (record.num_train, record.num_dev, record.num_test)
+    same = "" if task.sizes is None else "yes" if sizes == task.sizes else "NO"
+    return {
+        **row,
+        "found": record.source,
+        "sizes": _sizes(sizes),
+        "as published": same,
+        "duplicates": record.num_duplicates,
+        "fingerprint": record.fingerprint,
+    }
+
+
+def _lacking(error: MissingData) -> str:
+    parts = [f"{folder} has no {' and no '.join(splits)}" for folder, splits in error.lacking.items()]
+    return f"incomplete: {'; '.join(parts)}" if parts else ""
+
+
+def _sizes(sizes: tuple[int, int, int] | None) -> str:
+    return " / ".join(f"{size:,}" for size in sizes) if sizes else ""
+
+
+def describe_rows(
+    name: str, backbone: str, split: str, count: int, data_dir: str | None, suite: Path | None = None
+) -> dict[str, Any]:
+    """Rows of a task after tokenisation and truncation, decoded again; with a suite, its own tasks and protocol."""
+    tasks = suite_tasks(load_suite(suite, Overrides())) if suite else all_tasks()
+    task = tasks[require_choice(name, tasks, kind="task")]
+    data = load_task(task, data_dir)
+    built = load_backbone(backbone, device="cpu")
+    rows = _tokenised(data, built, split, count)
+    parts = [
+        f"{task.name} {split} row {row['row']}: {row['source_tokens']} source tokens"
+        f"{' (cut)' if row['cut'] else ''}, {row['target_tokens']} target tokens\n"
+        f"  source: {row['source']}\n  target: {row['target']}"
+        for row in rows
+    ]
+    record = data.record
+    sizes = _sizes((record.num_train, record.num_dev, record.num_test))
+    head = f"{record.source}; {record.split_rule}; {sizes} rows"
+    return {"task": name, "data": record.model_dump(), "rows": rows, "text": "\n\n".join([head, *parts])}
+
+
+def _tokenised(data: TaskData, backbone: Backbone, split: str, count: int) -> list[dict[str, Any]]:
+    examples = data.split(split)[:count]
+    limit = data.task.max_source_length
+    encoded = encode(examples, backbone, data.task, limit)
+    rows: list[dict[str, Any]] = []
+    for index in range(len(examples)):
+        at = np.array([index])
+        source, target = encoded.sources(at, 0)[0], encoded.targets(at)[0]
+        whole = len(backbone.tokenizer(examples[index].source)["input_ids"])
+        rows.append(
+            {
+                "row": index,
+                "source": backbone.tokenizer.decode(source),
+                "target": backbone.tokenizer.decode(target),
+                "source_tokens": len(source),
+                "target_tokens": len(target),
+                "cut": whole > limit,
+            }
+        )
+    return rows
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """Rows as a plain table; lists joined by commas, integers with thousands separators."""
+    body = [[_show(row.get(column, "")) for column in columns] for row in rows]
+    return tabulate(body, [column.replace("_", " ") for column in columns], tablefmt="simple", disable_numparse=True)
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(str(item) for item in value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -1,0 +1,180 @@
+"""File formats: every reader yields rows with the place they stand in, and says where a file is broken."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from harness.errors import UserError
+
+LocatedRow = tuple[str, dict[str, Any]]
+"""(file:line, row)"""
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".csv", ".tsv")
+SAVED_MARK = "state.json"
+"""The file by which a folder written by `datasets.Dataset.save_to_disk` is known."""
+
+
+@dataclass(frozen=True)
+class TsvRules:
+    """What cannot be seen in a TSV file itself."""
+
+    columns: tuple[str, ...] = ()
+    """Names of the columns of a file without header."""
+    header_names: Collection[str] = ()
+    """A first line that holds one of these is a header all the same."""
+    skips_broken: bool = False
+    """Whether rows with fewer cells than the header, or with an empty last one, are left out and counted."""
+    skipped: list[str] = field(default_factory=list)
+    """Places of the rows left out."""
+
+
+def is_readable(path: Path) -> bool:
+    """Whether `path` is a file of a known format or a folder written by `save_to_disk`."""
+    return (path.is_file() and _format(path) is not None) or (path / SAVED_MARK).is_file()
+
+
+def read_file(path: Path, tsv: TsvRules | None = None) -> Iterator[LocatedRow]:
+    """Yield the rows of a file, or of a folder written by `save_to_disk`. Raises UserError naming file and row."""
+    try:
+        if path.is_dir():
+            yield from _read_saved(path)
+        elif _format(path) == ".tsv":
+            yield from _read_tsv(path, tsv or TsvRules())
+        else:
+            yield from _READERS[_format(path) or ""](path)
+    except UnicodeDecodeError as error:
+        raise UserError(f"is not UTF-8 text: {error.reason}", where=f"{path}:{_undecodable_line(path)}") from None
+    except (EOFError, zlib.error):
+        raise UserError("is not a complete gzip file", where=str(path)) from None
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror or error}", where=str(path)) from None
+
+
+def _format(path: Path) -> str | None:
+    """Longest known suffix of a file name; SciTail's `.txt` files hold JSON lines."""
+    if path.suffix == ".txt":
+        return ".jsonl"
+    return next((suffix for suffix in (".jsonl.gz", *SUFFIXES) if path.name.endswith(suffix)), None)
+
+
+def _open(path: Path) -> IO[str]:
+    opener = gzip.open if path.suffix == ".gz" else open
+    return opener(path, "rt", encoding="utf-8-sig")  # some official files start with a byte-order mark
+
+
+def _undecodable_line(path: Path) -> int:
+    """Number of the first line that is not UTF-8."""
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                return number
+    return 1
+
+
+def _read_jsonl(path: Path) -> Iterator[LocatedRow]:
+    with _open(path) as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                raise UserError("is not a complete JSON object", where=f"{path}:{number}") from None
+            if not isinstance(row, dict):
+                raise UserError("is not a JSON object", where=f"{path}:{number}")
+            yield f"{path}:{number}", row
+
+
+def _read_json(path: Path) -> Iterator[LocatedRow]:
+    """One document: a list of rows, or SQuAD's object with the list under "data". Otherwise JSON lines."""
+    with _open(path) as file:
+        text = file.read()
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        document = None
+    rows = document.get("data") if isinstance(document, dict) else document
+    if not isinstance(rows, list):
+        yield from _read_jsonl(path)
+        return
+    for index, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise UserError("is not a JSON object", where=f"{path}: row {index}")
+        yield f"{path}: row {index}", row
+
+
+def _read_parquet(path: Path) -> Iterator[LocatedRow]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        rows = pq.read_table(path).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"is not a readable Parquet file: {error}", where=str(path)) from None
+    for index, row in enumerate(rows):
+        yield f"{path}: row {index}", row
+
+
+def _read_saved(folder: Path) -> Iterator[LocatedRow]:
+    import pyarrow as pa
+    from datasets import load_from_disk
+
+    try:
+        rows = load_from_disk(str(folder)).to_list()
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"is not a readable folder of save_to_disk: {error}", where=str(folder)) from None
+    for index, row in enumerate(rows):
+        yield f"{folder}: row {index}", row
+
+
+def _read_csv(path: Path) -> Iterator[LocatedRow]:
+    csv.field_size_limit(2**31 - 1)  # the module's own limit is shorter than many documents
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        try:
+            for row in reader:
+                where = f"{path}:{reader.line_num}"
+                if None in row or None in row.values():
+                    raise UserError(f"has not the {len(reader.fieldnames or ())} columns of the header", where=where)
+                yield where, dict(row)
+        except csv.Error as error:
+            raise UserError(f"is not readable CSV: {error}", where=f"{path}:{reader.line_num}") from None
+
+
+def _read_tsv(path: Path, rules: TsvRules) -> Iterator[LocatedRow]:
+    """Cells as they stand between the tabs: quotes are part of the text, as in the GLUE download."""
+    with _open(path) as file:
+        columns = rules.columns
+        for number, line in enumerate(file, 1):
+            cells = line.rstrip("\n").split("\t")
+            if number == 1 and (not columns or set(cells) & set(rules.header_names)):
+                columns = tuple(cells)
+                continue
+            if cells == [""]:
+                continue
+            where = f"{path}:{number}"
+            if rules.skips_broken and (len(cells) < len(columns) or not cells[-1]):
+                rules.skipped.append(where)
+                continue
+            if len(cells) != len(columns) and not rules.skips_broken:
+                raise UserError(f"has {len(cells)} columns, expected {len(columns)}", where=where)
+            yield where, dict(zip(columns, cells, strict=False))
+
+
+_READERS = {
+    ".jsonl": _read_jsonl,
+    ".jsonl.gz": _read_jsonl,
+    ".json": _read_json,
+    ".parquet": _read_parquet,
+    ".csv": _read_csv,
+}
