@@ -96,7 +96,8 @@ def _attempt(bundle: Bundle, data: TaskData, started: str, on_step: OnStep, on_p
         registered = {cell.method: _registered(bundle, cell.method) for cell in bundle.cells}
         cls = registered[bundle.cells[0].method].cls
         if cls is not None and issubclass(cls, Rule):
-            on_product(_rule_product(bundle.cells[0], cls(), data, registered[bundle.cells[0].method], started))
+            rule = cls(data.task.targets)
+            on_product(_rule_product(bundle.cells[0], rule, data, registered[bundle.cells[0].method], started))
         else:
             _train(bundle, data, registered, started, on_step, on_product)
     except UserError:

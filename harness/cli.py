@@ -121,19 +121,28 @@ def report(
     ] = "terminal",
     suite: Annotated[str | None, typer.Option(help="Only this suite.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write to this file instead of the screen.")] = None,
+    published: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[:TABLE]",
+            help="Put a record of published numbers beside the measured ones, e.g. accept-2024, or one table of it.",
+        ),
+    ] = None,
 ) -> None:
     """Make the leaderboard from stored results.
 
-    Example: harness report results --format markdown
+    Example: harness report results --format markdown --published accept-2024
     """
     from harness.report.aggregate import collect
+    from harness.report.published import find
     from harness.report.tables import render
     from harness.results import ResultStore
 
+    record = None if published is None else find(published)
     found = [result for _, result in ResultStore(results).scan() if suite in (None, result.cell.suite)]
     if not found:
         raise UserError("holds no results" + (f" of suite '{suite}'" if suite else ""), where=str(results))
-    text = render(collect(found), format)
+    text = render(collect(found, record), format)
     if out is None:
         typer.echo(text, nl=False)
         return

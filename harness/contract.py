@@ -65,9 +65,11 @@ def _finding(name: str, check: Callable[[], str]) -> Finding:
 
 
 def _check_rule(cls: type[Rule]) -> str:
-    answers = cls().answers(["0", "1", "1"], 5, 0)
-    assert len(answers) == 5, f"{len(answers)} answers for 5 rows"
-    assert all(isinstance(answer, str) for answer in answers), "an answer is no text"
+    for labels, targets in ((["0", "1"], ["0", "1", "1"]), ([], ["Rome", "in 1990"])):
+        answers = cls(labels).answers(targets, 5, 0)
+        assert len(answers) == 5, f"{len(answers)} answers for 5 rows"
+        assert all(isinstance(answer, str) for answer in answers), "an answer is no text"
+        assert answers == cls(labels).answers(targets, 5, 0), "the same seed gives other answers"
     return ""
 
 

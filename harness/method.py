@@ -130,10 +130,14 @@ class Method(nn.Module):
 
 
 class Rule:
-    """A baseline that answers without a backbone, from the training targets alone."""
+    """A baseline that answers without a backbone, from the labels and the training targets alone."""
 
     name: ClassVar[str]
     paper: ClassVar[Paper]
+
+    def __init__(self, labels: Sequence[str] = ()) -> None:
+        self.labels = list(labels)
+        """Target texts of a classification in label order; empty for any other task."""
 
     def answers(self, train_targets: Sequence[str], num_rows: int, seed: int) -> list[str]:
         """Return `num_rows` answers as text."""

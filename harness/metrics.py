@@ -3,6 +3,8 @@
 Every metric takes predictions and lists of accepted references and returns percent points
 (0-100, correlations -100-100). They are computed from decoded text, never from class ids,
 so an unreadable output counts as wrong instead of as some class.
+
+A metric that is not here may be named from the `evaluate` library, see `get_metric`.
 """
 
 from __future__ import annotations
@@ -10,15 +12,22 @@ from __future__ import annotations
 import math
 import re
 import string
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from numbers import Real
+from typing import Any
 
-from harness.errors import UserError
+from harness.errors import UserError, require_choice
 
 Predictions = Sequence[str]
 References = Sequence[Sequence[str]]
 Score = Callable[[Predictions, References, Sequence[str]], float]
+
+FOREIGN = "evaluate:"
+_SPELLING = re.compile(FOREIGN + r"([^#*]+)(?:#([^#*]+))?(?:\*(-?\d+(?:\.\d+)?))?")
 
 
 @dataclass(frozen=True)
@@ -36,8 +45,13 @@ def accuracy(predictions: Predictions, references: References, labels: Sequence[
 
 
 def binary_f1(predictions: Predictions, references: References, labels: Sequence[str] = ("0", "1")) -> float:
-    """F1 of the second label in percent; an unreadable output becomes the opposite of its target."""
-    negative, positive = labels[0], labels[1]
+    """F1 of the second label in percent; an unreadable output becomes the opposite of its target.
+
+    Raises UserError unless there are two labels.
+    """
+    if len(labels) != 2:
+        raise UserError(f"the metric f1 is for tasks with two labels, this one has {len(labels)}")
+    negative, positive = labels
     opposite = {negative: positive, positive: negative}
     truth = [r[0] for r in references]
     answers = [p if p in opposite else opposite[t] for p, t in zip(predictions, truth, strict=True)]
@@ -51,7 +65,10 @@ def macro_f1(predictions: Predictions, references: References, labels: Sequence[
 
 
 def matthews(predictions: Predictions, references: References, labels: Sequence[str] = ()) -> float:
-    """Multi-class Matthews correlation (Gorodkin 2004), in percent; an unreadable output is a class of its own."""
+    """Multi-class Matthews correlation (Gorodkin 2004, eq. 8), in percent.
+
+    An unreadable output is a class of its own; where answers or targets are all alike the value is 0.
+    """
     truth = [r[0] for r in references]
     predicted, actual = Counter(predictions), Counter(truth)
     total = len(truth)
@@ -105,10 +122,37 @@ METRICS: dict[str, Metric] = {
 def compute(
     names: Sequence[str], predictions: Predictions, references: References, labels: Sequence[str]
 ) -> dict[str, float]:
-    """Return each named metric of one split. Raises UserError on an empty split."""
+    """Return each named metric of one split. Raises UserError on an empty split or an unknown metric."""
     if not references:
         raise UserError("a split without rows cannot be scored")
-    return {name: METRICS[name].score(predictions, references, labels) for name in names}
+    return {name: get_metric(name).score(predictions, references, labels) for name in names}
+
+
+def get_metric(name: str) -> Metric:
+    """Return the metric called `name`, or the one of the `evaluate` library that `name` spells out.
+
+    `evaluate:PATH[#KEY][*FACTOR]`: PATH is what `evaluate.load` takes (a hub name or a script on this machine).
+    KEY picks one number out of the returned dict and may be left out where there is only one. The number is
+    multiplied by FACTOR and otherwise left as it is: own metrics are percent points and higher is better, so a
+    share wants `*100`, an error rate `*-100`. Example: `evaluate:rouge#rougeL*100`. An undefined value counts 0.
+
+    Raises UserError if there is no such metric or it cannot be loaded.
+    """
+    if not name.startswith(FOREIGN):
+        return METRICS[require_choice(name, METRICS, kind="metric")]
+    parts = _SPELLING.fullmatch(name)
+    if parts is None:
+        raise UserError(f"expected {FOREIGN}PATH[#KEY][*FACTOR], got '{name}'", field="metric")
+    path, key, factor = parts.groups()
+    module = _load_module(path)
+    scale = 1.0 if factor is None else float(factor)
+
+    def score(predictions: Predictions, references: References, labels: Sequence[str]) -> float:
+        inputs = _module_inputs(name, module, predictions, references, labels)
+        value = scale * _pick(name, key, module.compute(**inputs))
+        return value if math.isfinite(value) else 0.0
+
+    return Metric(name, name, score)
 
 
 def count_unreadable(predictions: Predictions, labels: Sequence[str], numeric: bool) -> int:
@@ -148,13 +192,79 @@ def _number(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def _numbers(predictions: Predictions) -> list[float]:
+    """Outputs as numbers, -1.0 for an unreadable one (no score of a task is negative)."""
+    numbers = [_number(text) for text in predictions]
+    return [-1.0 if number is None else number for number in numbers]
+
+
 def _correlation(function: str, predictions: Predictions, references: References) -> float:
+    import numpy as np
     import scipy.stats
 
-    numbers = [_number(text) for text in predictions]
-    got = [-1.0 if number is None else number for number in numbers]
-    want = [float(refs[0]) for refs in references]
+    got, want = _numbers(predictions), [float(refs[0]) for refs in references]
     if len(got) < 2 or len(set(got)) == 1 or len(set(want)) == 1:
         return 0.0
-    value = float(getattr(scipy.stats, function)(got, want).statistic)
+    # a model may write 1e308, or numbers that differ in the last bit: undefined counts 0 and needs no warning
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore", scipy.stats.ConstantInputWarning)
+        warnings.simplefilter("ignore", scipy.stats.NearConstantInputWarning)
+        value = float(getattr(scipy.stats, function)(got, want).statistic)
     return 100 * value if math.isfinite(value) else 0.0
+
+
+@lru_cache
+def _load_module(path: str) -> Any:
+    """Load a metric of the `evaluate` library once per process. Raises UserError if that fails."""
+    try:
+        import evaluate
+    except ImportError:
+        raise UserError(f"{FOREIGN}{path} needs the package evaluate", hint="pip install evaluate") from None
+    try:
+        return evaluate.load(path, keep_in_memory=True)
+    except Exception as error:  # no network, no such name, or whatever a broken script raises
+        problem = f"the evaluate library cannot load '{path}': {type(error).__name__}: {error}"
+        raise UserError(problem, field="metric", value=path, choices=METRICS) from error
+
+
+def _module_inputs(
+    name: str, module: Any, predictions: Predictions, references: References, labels: Sequence[str]
+) -> dict[str, list[Any]]:
+    """Predictions and references in the form that the metric's features ask for.
+
+    Text features get texts: all references where a list is asked for, otherwise the first. Number features get
+    class ids in label order, or the numbers themselves in a regression. An unreadable class becomes the one
+    behind its target (of two, the opposite), an unreadable number -1.0. Raises UserError on any other features.
+    """
+    features = module.features[0] if isinstance(module.features, list) else module.features
+    answer, wanted = features.get("predictions"), features.get("references")
+    several = getattr(wanted, "feature", None)
+    kinds = {getattr(item, "dtype", "") for item in (answer, several or wanted)}
+    if set(features) == {"predictions", "references"} and len(kinds) == 1:
+        kind = kinds.pop()
+        if kind in ("string", "large_string"):
+            texts = [list(refs) if several else refs[0] for refs in references]
+            return {"predictions": list(predictions), "references": texts}
+        if not several and kind.startswith(("int", "uint", "float")):
+            if labels:
+                return _class_ids(predictions, references, labels)
+            if kind.startswith("float"):
+                return {"predictions": _numbers(predictions), "references": [float(refs[0]) for refs in references]}
+    raise UserError(f"{name} asks for {features}, which answers of this task cannot fill", field="metric")
+
+
+def _class_ids(predictions: Predictions, references: References, labels: Sequence[str]) -> dict[str, list[Any]]:
+    ids = {label: index for index, label in enumerate(labels)}
+    truth = [ids[refs[0]] for refs in references]
+    answers = [ids.get(text, (right + 1) % len(ids)) for text, right in zip(predictions, truth, strict=True)]
+    return {"predictions": answers, "references": truth}
+
+
+def _pick(name: str, key: str | None, values: dict[str, Any]) -> float:
+    """One number out of what a metric returned. Raises UserError if it is not there or there are several."""
+    numbers = {k: float(v) for k, v in values.items() if isinstance(v, Real)}
+    if key is not None:
+        return numbers[require_choice(key, numbers, kind="number", where=name)]
+    if len(numbers) != 1:
+        raise UserError(f"{name} returns {len(numbers)} numbers; name one as #KEY", field="metric", choices=numbers)
+    return next(iter(numbers.values()))

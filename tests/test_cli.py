@@ -71,6 +71,7 @@ def test_a_failed_cell_makes_the_exit_code_one(tmp_path: Path) -> None:
         (["run", "suite.yaml", "--seeds", "one"], "expected whole numbers"),
         (["run", "suite.yaml", "--data", "nowhere", "--tasks", "cb", "--methods", "majority"], "no such data folder"),
         (["report", "nowhere"], "no such results folder"),
+        (["report", "nowhere", "--published", "acept-2024"], "did you mean accept-2024?"),
         (["params", "--backbone", "t5-bas"], "did you mean t5-base?"),
         (["params", "--methods", "dept", "--set", "dept.ranks=3"], "did you mean rank?"),
         (["preview", "boolqq"], "did you mean boolq?"),

@@ -10,8 +10,12 @@ import os
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from harness.cli import app
+from harness.errors import UserError
 from harness.report.aggregate import Board, collect
+from harness.report.published import find
 from harness.report.tables import render
 from harness.schema import (
     BackboneRecord,
@@ -31,13 +35,14 @@ GOLDEN = Path(__file__).parent / "golden"
 
 def result(
     label: str, task: str, seed: int, dev: float, test: float | None, lr: float | None = None, index: int = 0,
-    steps: int = 100, kept: int = 800, source: str = "a",
+    steps: int = 100, kept: int = 800, source: str = "a", backbone: str = "tiny", num_train: int = 9,
+    num_unreadable: int = 0,
 ) -> Result:  # fmt: skip
     """A stored result; `test` None makes it a failure."""
     cell = Cell(
-        suite="demo", label=label, method=label, hp={"rank": 4}, task=task, task_version=1, backbone="tiny", seed=seed,
-        recipe=Recipe(steps=steps, lr=lr or 0.3), grid={} if lr is None else {"recipe.lr": lr}, grid_index=index,
-        search_seed=1,
+        suite="demo", label=label, method=label, hp={"rank": 4}, task=task, task_version=1, backbone=backbone,
+        seed=seed, recipe=Recipe(steps=steps, lr=lr or 0.3), grid={} if lr is None else {"recipe.lr": lr},
+        grid_index=index, search_seed=1,
     )  # fmt: skip
     base = {"cell_id": cell.cell_id, "group_id": cell.group_id, "cell": cell, "method_sha256": source,
             "provenance": {}, "started_at": "", "finished_at": ""}  # fmt: skip
@@ -46,13 +51,14 @@ def result(
         return Result(status="failed", failure=trace, **base)
 
     def split(value: float) -> SplitScore:
-        return SplitScore(score=value, metrics={"accuracy": value}, num_rows=100, num_unreadable=0)
+        return SplitScore(score=value, metrics={"accuracy": value}, num_rows=100, num_unreadable=num_unreadable)
 
     return Result(
         status="done", dev_history=[DevScore(step=10, selection=dev, metrics={"accuracy": dev})], selected_step=10,
         dev=split(dev), test=split(test), params=ParamCounts(num_trained=1_000, num_kept=kept),
         metrics=MetricRecord(reported=["accuracy"], extra=[], selection="accuracy", labels=["0", "1"]),
-        data=DataRecord(source="x", revision="", split_rule="", num_train=9, num_dev=9, num_test=9, fingerprint="f"),
+        data=DataRecord(source="x", revision="", split_rule="", num_train=num_train, num_dev=9, num_test=9,
+                        fingerprint="f"),
         backbone=BackboneRecord(source="x", revision="", fingerprint="w", num_params=5), **base,
     )  # fmt: skip
 
@@ -80,9 +86,26 @@ def board() -> Board:
     return made
 
 
+def beside(spelling: str, *results: Result) -> Board:
+    """The board of runs on T5-base, with a record beside it."""
+    (made,) = collect(results or on_t5(), find(spelling))
+    return made
+
+
+def on_t5() -> list[Result]:
+    """A method far better and one far worse than everything published."""
+    return [
+        result(label, task, 1, dev=50, test=test, backbone="t5-base", num_train=250, num_unreadable=unreadable)
+        for label, test, unreadable in (("best", 99.0, 0), ("worst", 10.0, 7))
+        for task in ("cb", "rte")
+    ]
+
+
 @pytest.mark.parametrize("style", ["markdown", "terminal", "csv", "json"])
-def test_each_format_equals_its_golden_file(style: str) -> None:
-    text, path = render([board()], style), GOLDEN / f"demo.{style}"
+@pytest.mark.parametrize("name", ["demo", "published"])
+def test_each_format_equals_its_golden_file(name: str, style: str) -> None:
+    made = board() if name == "demo" else beside("accept-2024")
+    text, path = render([made], style), GOLDEN / f"{name}.{style}"
     if os.environ.get("UPDATE_GOLDEN"):
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
@@ -196,3 +219,108 @@ def test_a_source_length_swept_with_the_text_length_stays_one_group() -> None:
         for n in (32, 64)
     ]  # fmt: skip
     assert cells[0].group_id == cells[1].group_id
+
+
+def test_unreadable_answers_of_all_runs_are_told_in_a_footnote() -> None:
+    runs = [result("plain", "cb", seed, 1, 50, num_unreadable=seed) for seed in (1, 2)]
+    (made,) = collect(runs)
+    assert "| **50.0** ±0.0 (2) [1] |" in render([made], "markdown")
+    assert "[1] 3 of 200 answers unreadable, so wrong" in render([made], "markdown")
+    row = next(csv.DictReader(io.StringIO(render([made], "csv"))))
+    assert (row["num_unreadable"], row["num_answers"]) == ("3", "200")
+    assert "unreadable" not in render([board()], "markdown")
+
+
+def test_published_rows_stand_below_and_change_nothing_above() -> None:
+    (alone,) = collect(on_t5())
+    plain = render([alone], "json")
+    with_record = json.loads(render([beside("accept-2024")], "json"))
+    assert with_record[0]["rows"] == json.loads(plain)[0]["rows"]
+    lines = [line for line in render([beside("accept-2024")], "markdown").splitlines() if line.startswith("| ")][1:]
+    measured = [line for line in lines if ", published [" not in line]
+    assert lines[:2] == measured
+    assert len(lines) > 10
+
+
+def test_published_numbers_are_never_marked_and_never_ranked() -> None:
+    for results in (on_t5(), [item for item in on_t5() if item.cell.label == "worst"]):
+        for style, marks in (("markdown", ("**", "<u>")), ("terminal", ("*", "_"))):
+            rows = [
+                line for line in render([beside("accept-2024", *results)], style).splitlines() if ", published" in line
+            ]
+            assert rows
+            assert not any(mark in line for line in rows for mark in marks)
+    only_worst = beside("accept-2024", *[item for item in on_t5() if item.cell.label == "worst"])
+    assert "**10.0**" in render([only_worst], "markdown")
+
+
+def test_a_published_row_names_its_source_and_what_it_was_cited_from() -> None:
+    text = render([beside("accept-2024")], "markdown")
+    row = next(line for line in text.splitlines() if line.startswith("| LoRA, published"))
+    assert [cell.strip() for cell in row.split("|")[2:-1]] == ["3.8M", "", "92.9", "75.5", "84.2"]
+    number = row.partition("[")[2].partition("]")[0]
+    note = next(line for line in text.splitlines() if line.startswith(f"[{number}]"))
+    assert "published: Lin et al. 2024, arXiv:2410.12847, Table 1; cited there from Shi & Lipani 2024" in note
+
+
+def test_a_row_from_two_tables_names_both() -> None:
+    runs = [result("best", "rte", 1, 1, 50, backbone="t5-base", num_train=2_490)]
+    other = result("best", "newsqa", 1, 1, 50, backbone="t5-base", num_train=73_160)
+    other = other.model_copy(
+        update={"metrics": MetricRecord(reported=["token_f1"], extra=[], selection="token_f1", labels=[])}
+    )
+    row = next(row for row in beside("accept-2024", *runs, other).published if row.method == "ACCEPT")
+    assert row.origin == "Lin et al. 2024, arXiv:2410.12847, Table 1 and Table 2"
+    assert row.params == ["74.9K", "74.2K"]
+    assert row.average(["newsqa", "rte"]) == pytest.approx((64.6 + 86.3) / 2)
+
+
+def test_published_tables_of_parts_are_shown_by_name_only() -> None:
+    names = {row.method for row in beside("accept-2024").published}
+    assert {"ACCEPT", "DePT", "PT", "LoRA"} <= names
+    assert not any(name.startswith(("SCPP", "SCAP")) for name in names)
+    table = beside("accept-2024:Table 12").published
+    assert {name.split()[0] for name in (row.method for row in table)} == {"SCPP", "SCAP"}
+    assert {task for row in table for task in row.numbers} == {"rte"}
+
+
+def test_few_shot_numbers_stand_beside_few_shot_runs_only() -> None:
+    assert {row.k_shot for row in beside("accept-2024").published} == {None}
+    few = [result("best", "cb", 1, 1, 50, backbone="t5-base", num_train=n, steps=n) for n in (16, 30)]
+    rows = {row.name: row for row in beside("accept-2024", *few).published}
+    assert {row.k_shot for row in rows.values()} == {16, 32}
+    assert rows["ACCEPT (k=32)"].numbers["cb"].value == 83.3
+
+
+def test_numbers_in_another_metric_are_left_out() -> None:
+    runs = [item.model_copy(update={"metrics": MetricRecord(reported=["macro_f1"], extra=[], selection="macro_f1",
+            labels=["0", "1"])}) for item in on_t5() if item.cell.task == "cb"]  # fmt: skip
+    assert beside("accept-2024", *runs).published == []
+    assert {row.numbers["cb"].value for row in beside("dept-code", *runs).published} == {89.5031}
+
+
+@pytest.mark.parametrize("style", ["markdown", "terminal", "json"])
+@pytest.mark.parametrize("spelling", ["accept-2024", "ept-2025"])
+def test_a_board_without_published_numbers_says_so_once(style: str, spelling: str) -> None:
+    runs = demo() if spelling == "accept-2024" else on_t5()
+    text = render([beside(spelling, *runs)], style)
+    assert text.count(f"{spelling} has no score on {runs[0].cell.backbone} for these tasks") == 1
+
+
+@pytest.mark.parametrize(
+    ("spelling", "expected"),
+    [
+        ("acept-2024", "did you mean accept-2024"),
+        ("accept-2024:Table 99", "allowed: Table 1, Table 2"),
+        ("accept-2024:table 13", "did you mean Table 13"),
+    ],
+)
+def test_an_unknown_record_or_table_is_a_mistake_with_choices(spelling: str, expected: str) -> None:
+    with pytest.raises(UserError, match=expected):
+        find(spelling)
+
+
+def test_the_command_says_that_a_backbone_has_no_published_numbers(small_results: Path) -> None:
+    done = CliRunner().invoke(app, ["report", str(small_results), "--published", "accept-2024"])
+    assert done.exit_code == 0
+    assert "accept-2024 has no score on micro-t5 for these tasks." in done.output

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.metrics import METRICS
+from harness.report.published import PublishedRow, Record
 from harness.schema import Result
 from harness.selection import best_point
 
@@ -37,6 +38,16 @@ class Entry:
     def std(self) -> float | None:
         """Sample standard deviation over seeds; None for fewer than two."""
         return statistics.stdev(self.scores) if len(self.scores) > 1 else None
+
+    @property
+    def num_answers(self) -> int:
+        """Test rows answered, over all runs."""
+        return sum(run.test.num_rows for run in self.runs if run.test)
+
+    @property
+    def num_unreadable(self) -> int:
+        """Answers among them that are no label of the task, no number or empty; each counted as wrong."""
+        return sum(run.test.num_unreadable for run in self.runs if run.test)
 
     mixed: list[str] = field(default_factory=list)
     """What the runs and grid runs do not have in common although they should."""
@@ -81,14 +92,35 @@ class Board:
     """When, with which commit and on what the runs were made."""
     differences: dict[str, list[str]]
     """Task -> what results of different rows were not made with in common."""
+    published: list[PublishedRow] = field(default_factory=list)
+    """Rows of other people's numbers, apart from `rows`: not measured, not ranked."""
+    published_note: str = ""
+    """Why there are none although some were asked for."""
 
 
-def collect(results: Iterable[Result]) -> list[Board]:
-    """Group results into one board per suite and backbone, in the order of their names."""
+def collect(results: Iterable[Result], record: Record | None = None) -> list[Board]:
+    """Group results into one board per suite and backbone, in the order of their names.
+
+    With a `record`, each board also holds the published numbers on its backbone and tasks.
+    """
     by_board: dict[tuple[str, str], list[Result]] = defaultdict(list)
     for result in results:
         by_board[(result.cell.suite, result.cell.backbone)].append(result)
-    return [_board(suite, backbone, items) for (suite, backbone), items in sorted(by_board.items())]
+    boards = [_board(suite, backbone, items) for (suite, backbone), items in sorted(by_board.items())]
+    if record is not None:
+        for board in boards:
+            _add_published(board, record)
+    return boards
+
+
+def _add_published(board: Board, record: Record) -> None:
+    num_train: dict[str, set[int]] = defaultdict(set)
+    for row in board.rows:
+        for task, entry in row.entries.items():
+            num_train[task] |= {run.data.num_train for run in entry.runs if run.data}
+    board.published = record.rows(board.backbone, board.metrics, num_train)
+    if not board.published:
+        board.published_note = f"{record.name} has no score on {board.backbone} for these tasks"
 
 
 def _board(suite: str, backbone: str, results: list[Result]) -> Board:

@@ -7,12 +7,13 @@ import io
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from tabulate import tabulate
 
 from harness.report.aggregate import Board, BoardRow, Entry
+from harness.report.published import Number, PublishedRow
 
 DASH = "–"
 Mark = Callable[[str, str], str]
@@ -65,13 +66,13 @@ def _text_table(board: Board, layout: str, mark: Mark) -> str:
         ]
         for i, row in enumerate(board.rows)
     ]
+    body += [_published_row(row, board, notes) for row in board.published]
     align = ["left", *["right"] * (len(headers) - 1)]
     table = tabulate(body, headers, tablefmt=layout, colalign=align, disable_numparse=True)
     lines = [_caption(board, layout), "", table]
     if notes.texts:
         lines += ["", *(f"[{i}] {text}" + ("  " if layout == "pipe" else "") for i, text in enumerate(notes.texts, 1))]
-    if board.origin:
-        lines += ["", f"{board.origin}."]
+    lines += [line for text in (board.published_note, board.origin) if text for line in ("", f"{text}.")]
     return "\n".join(lines)
 
 
@@ -90,6 +91,8 @@ def _caption(board: Board, layout: str) -> str:
         "Test score of the checkpoint and grid point chosen by dev score: mean ± standard deviation over seeds "
         "(number of runs). Best in bold, second underlined."
     )
+    if board.published:
+        text += " Rows marked published are figures of the named source: not measured here, not ranked."
     return f"### {title}\n\n{text}" if layout == "pipe" else f"{title}\n{text}"
 
 
@@ -101,10 +104,32 @@ def _cell(entry: Entry | None, rank: str, mark: Mark, notes: _Notes) -> str:
         flags.append(notes.mark(f"{entry.num_grid_failed} of {entry.num_grid_runs} grid runs failed"))
     if entry.mixed:
         flags.append(notes.mark(f"runs differ in {' and '.join(entry.mixed)}; rerun them with --rerun stale"))
+    if entry.num_unreadable:
+        flags.append(notes.mark(f"{entry.num_unreadable:,} of {entry.num_answers:,} answers unreadable, so wrong"))
     if entry.mean is None:
         return " ".join([DASH, *flags])
     spread = f" ±{entry.std:.1f}" if entry.std is not None else ""
     return " ".join([f"{mark(f'{entry.mean:.1f}', rank)}{spread} ({len(entry.runs)})", *flags])
+
+
+def _published_row(row: PublishedRow, board: Board, notes: _Notes) -> list[str]:
+    average = row.average(board.tasks)
+    return [
+        f"{row.name}, published {notes.mark(f'published: {row.origin}')}",
+        ", ".join(row.params) or DASH,
+        "",
+        *(_published_cell(row.numbers.get(task), row.common_note, notes) for task in board.tasks),
+        DASH if average is None else f"{average:.1f}",
+    ]
+
+
+def _published_cell(number: Number | None, common_note: str, notes: _Notes) -> str:
+    if number is None:
+        return ""
+    score = DASH if number.value is None else f"{number.value:.1f}"
+    spread = f" ±{number.std:g}" if number.std is not None else ""
+    flag = f" {notes.mark(f'published: {number.note}')}" if number.note not in ("", common_note) else ""
+    return f"{score}{spread}{flag}"
 
 
 def _failure_note(entry: Entry) -> str:
@@ -158,48 +183,48 @@ def _terminal(text: str, rank: str) -> str:
 _MARKS: dict[str, Mark] = {"markdown": _markdown, "terminal": _terminal}
 
 
+CSV_COLUMNS = (
+    "suite", "backbone", "method", "origin", "num_trained", "num_kept", "task", "metric", "mean", "std", "num_runs",
+    "num_grid_runs", "num_failed", "num_unreadable", "num_answers",
+)  # fmt: skip
+
+
 def _csv(boards: Sequence[Board]) -> str:
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
-        [
-            "suite",
-            "backbone",
-            "method",
-            "num_trained",
-            "num_kept",
-            "task",
-            "metric",
-            "mean",
-            "std",
-            "num_runs",
-            "num_grid_runs",
-            "num_failed",
-        ]
-    )
+    writer = csv.DictWriter(out, CSV_COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
     for board in boards:
+        place = {"suite": board.suite, "backbone": board.backbone}
         for row in board.rows:
+            head = {**place, "method": row.name, "origin": "measured"}
             for task, entry in sorted(row.entries.items()):
-                head = [
-                    board.suite,
-                    board.backbone,
-                    row.name,
-                    *(_one(row, entry, k) for k in ("num_trained", "num_kept")),
-                ]
-                scores = [
-                    _number(entry.mean),
-                    _number(entry.std),
-                    len(entry.runs),
-                    entry.num_grid_runs,
-                    len(entry.failed),
-                ]
-                writer.writerow([*head, task, board.metrics.get(task, ""), *scores])
-            average = _number(row.average(board.tasks))
-            writer.writerow([board.suite, board.backbone, row.name, "", "", "average", "", average, "", "", "", ""])
+                metric = {"task": task, "metric": board.metrics.get(task, "")}
+                writer.writerow({**head, **metric, **_entry_csv(entry)})
+            writer.writerow({**head, "task": "average", "mean": _number(row.average(board.tasks))})
+        for published in board.published:
+            head = {**place, "method": published.name, "origin": f"published: {published.record}"}
+            for task, number in sorted(published.numbers.items()):
+                scores = {"mean": _number(number.value), "std": _number(number.std)}
+                writer.writerow({**head, "task": task, "metric": board.metrics[task], **scores})
+            writer.writerow({**head, "task": "average", "mean": _number(published.average(board.tasks))})
     return out.getvalue()
 
 
-def _one(row: BoardRow, entry: Entry, kind: str) -> object:
+def _entry_csv(entry: Entry) -> dict[str, object]:
+    return {
+        "num_trained": _one(entry, "num_trained"),
+        "num_kept": _one(entry, "num_kept"),
+        "mean": _number(entry.mean),
+        "std": _number(entry.std),
+        "num_runs": len(entry.runs),
+        "num_grid_runs": entry.num_grid_runs,
+        "num_failed": len(entry.failed),
+        "num_unreadable": entry.num_unreadable if entry.runs else "",
+        "num_answers": entry.num_answers if entry.runs else "",
+    }
+
+
+def _one(entry: Entry, kind: str) -> object:
     return getattr(entry.runs[0].params, kind) if entry.runs else ""
 
 
@@ -226,6 +251,18 @@ def _as_json(board: Board) -> dict[str, Any]:
         "metrics": board.metrics,
         "origin": board.origin,
         "rows": rows,
+        "published": [_published_json(row, board) for row in board.published],
+        "published_note": board.published_note,
+    }
+
+
+def _published_json(row: PublishedRow, board: Board) -> dict[str, Any]:
+    return {
+        "record": row.record,
+        "method": row.name,
+        "params": row.params,
+        "average": row.average(board.tasks),
+        "tasks": {task: asdict(number) for task, number in sorted(row.numbers.items())},
     }
 
 
@@ -236,6 +273,8 @@ def _entry_json(entry: Entry) -> dict[str, Any]:
         "scores": entry.scores,
         "num_grid_runs": entry.num_grid_runs,
         "num_grid_failed": entry.num_grid_failed,
+        "num_unreadable": entry.num_unreadable,
+        "num_answers": entry.num_answers,
         "grid": entry.grid,
         "cells": [run.cell_id for run in entry.runs],
         "mixed": entry.mixed,
