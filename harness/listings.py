@@ -34,12 +34,12 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
         "Budget per method (the winner's further seeds included)",
         table(list(budgets.values()), ["method", "cells", "done", "missing", "failed", "stale", "steps_to_train"]),
         *(f"{task}: {SPLIT_RULES[plan.tasks[task].split]}" for task in dict.fromkeys(g.task for g in plan.groups)),
-        f"Protocol {plan.suite.protocol.name}: {plan.suite.protocol.description}",
+        f"Protocol {plan.suite.protocol.reference.title}: {plan.suite.protocol.description}",
         protocol_table(plan.suite.protocol),
     ]
     return {
         "suite": plan.suite.file.suite,
-        "protocol": {"name": plan.suite.protocol.name, "keys": describe(plan.suite.protocol)},
+        "protocol": {"name": plan.suite.protocol.reference.title, "keys": describe(plan.suite.protocol)},
         "groups": groups,
         "budgets": list(budgets.values()),
         "text": "\n\n".join(text),

@@ -80,12 +80,6 @@ class Protocol:
     values: Mapping[str, Any]
     reasons: Mapping[str, str]
 
-    @property
-    def name(self) -> str:
-        """Name for tables: "accept-2024", or with the keys that were changed."""
-        changed = ", ".join(f"{key}={value}" for key, value in sorted(self.reference.overrides.items()))
-        return f"{self.reference.name} with {changed}" if changed else self.reference.name
-
     def recipe(self, method: str, task: str, benchmark: str, num_train: int | None) -> dict[str, Any]:
         """Recipe settings for a method on a task with `num_train` published training rows."""
         found = self._settings("recipe.", method, task, benchmark)

@@ -88,6 +88,12 @@ class ProtocolReference(Strict):
     version: int | None = None
     overrides: dict[str, Any] = {}
 
+    @property
+    def title(self) -> str:
+        """Name for tables: "accept-2024", or with the keys that were changed."""
+        changed = ", ".join(f"{key}={value}" for key, value in sorted(self.overrides.items()))
+        return f"{self.name} with {changed}" if changed else self.name
+
 
 class TaskFile(Strict):
     """A user's own task, declared in a suite file under `define_tasks`."""

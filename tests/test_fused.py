@@ -12,7 +12,7 @@ from harness.data import Encoded, TaskData
 from harness.examples import Example
 from harness.fused import FusedInput, Rows, micro_batches
 from harness.method import Method, discover
-from harness.schema import Cell, DataRecord, Recipe
+from harness.schema import Cell, DataRecord, ProtocolReference, Recipe
 from harness.tasks import all_tasks
 from harness.tiny import tiny_backbone, tiny_rows
 from harness.train import BundleTrainer
@@ -54,7 +54,7 @@ def make_cell(method: str, hp: dict[str, object], lr: float, seed: int, batch_si
     )  # fmt: skip
     return Cell(
         suite="s", label=method, method=method, hp=hp, task="micro_sentiment", task_version=1, backbone="tiny",
-        seed=seed, recipe=recipe, search_seed=seed,
+        seed=seed, recipe=recipe, search_seed=seed, protocol=ProtocolReference(),
     )  # fmt: skip
 
 

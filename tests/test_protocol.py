@@ -113,7 +113,7 @@ def test_a_protocol_sets_recipe_lengths_seeds_and_grids(write_suite: Write) -> N
     assert first_cell(planned(path, protocol="ept-2025"), "newsqa").recipe.max_source_length == 256
     seeds = {group.task: group.seeds for group in accept.groups}
     assert (seeds["cb"], seeds["newsqa"]) == ((42,), (42, 43, 44))
-    points = {plan.suite.protocol.name: len(plan.groups[0].points) for plan in (accept, dept)}
+    points = {plan.suite.protocol.reference.title: len(plan.groups[0].points) for plan in (accept, dept)}
     assert points == {"accept-2024": 12, "dept-code": 8}
 
 
@@ -127,7 +127,7 @@ def test_the_suite_wins_over_the_protocol_and_the_command_line_over_both(write_s
 def test_keys_change_one_by_one_in_the_suite_and_on_the_command_line(write_suite: Write) -> None:
     path = write_suite(SUITE + "protocol: {base: ept-2025, stsb.round: fifth}\n")
     plan = planned(path, protocol__weight_decay__applied=0.01)
-    assert plan.suite.protocol.name == "ept-2025 with stsb.round=fifth, weight_decay.applied=0.01"
+    assert plan.suite.protocol.reference.title == "ept-2025 with stsb.round=fifth, weight_decay.applied=0.01"
     assert plan.tasks["stsb"].number_step == 0.2
     cell = first_cell(plan, "stsb")
     assert cell.recipe.weight_decay == 0.01

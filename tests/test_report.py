@@ -25,24 +25,26 @@ from harness.schema import (
     Failure,
     MetricRecord,
     ParamCounts,
+    ProtocolReference,
     Recipe,
     Result,
     SplitScore,
 )  # fmt: skip
 
+ACCEPT, EPT = ProtocolReference(version=1), ProtocolReference(name="ept-2025", version=1)
 GOLDEN = Path(__file__).parent / "golden"
 
 
 def result(
     label: str, task: str, seed: int, dev: float, test: float | None, lr: float | None = None, index: int = 0,
     steps: int = 100, kept: int = 800, source: str = "a", backbone: str = "tiny", num_train: int = 9,
-    num_unreadable: int = 0,
+    num_unreadable: int = 0, protocol: ProtocolReference = ACCEPT, reported: str = "accuracy",
 ) -> Result:  # fmt: skip
     """A stored result; `test` None makes it a failure."""
     cell = Cell(
         suite="demo", label=label, method=label, hp={"rank": 4}, task=task, task_version=1, backbone=backbone,
         seed=seed, recipe=Recipe(steps=steps, lr=lr or 0.3), grid={} if lr is None else {"recipe.lr": lr},
-        grid_index=index, search_seed=1,
+        grid_index=index, search_seed=1, protocol=protocol,
     )  # fmt: skip
     base = {"cell_id": cell.cell_id, "group_id": cell.group_id, "cell": cell, "method_sha256": source,
             "provenance": {}, "started_at": "", "finished_at": ""}  # fmt: skip
@@ -56,7 +58,7 @@ def result(
     return Result(
         status="done", dev_history=[DevScore(step=10, selection=dev, metrics={"accuracy": dev})], selected_step=10,
         dev=split(dev), test=split(test), params=ParamCounts(num_trained=1_000, num_kept=kept),
-        metrics=MetricRecord(reported=["accuracy"], extra=[], selection="accuracy", labels=["0", "1"]),
+        metrics=MetricRecord(reported=[reported], extra=[], selection="accuracy", labels=["0", "1"]),
         data=DataRecord(source="x", revision="", split_rule="", num_train=num_train, num_dev=9, num_test=9,
                         fingerprint="f"),
         backbone=BackboneRecord(source="x", revision="", fingerprint="w", num_params=5), **base,
@@ -324,3 +326,27 @@ def test_the_command_says_that_a_backbone_has_no_published_numbers(small_results
     done = CliRunner().invoke(app, ["report", str(small_results), "--published", "accept-2024"])
     assert done.exit_code == 0
     assert "accept-2024 has no score on micro-t5 for these tasks." in done.output
+
+
+def test_a_row_whose_tasks_were_run_under_different_protocols_says_so() -> None:
+    boards = collect(
+        [result("a", "cb", 1, 1, 50), result("a", "rte", 1, 1, 60, protocol=EPT), result("b", "cb", 1, 1, 40)]
+    )
+    text = render(boards, "markdown")
+    assert "a [1]" in text
+    assert "[1] tasks of this row were run under different protocols: accept-2024; ept-2025" in text
+    assert "b [" not in text
+    assert "Protocol accept-2024 and ept-2025" in text
+
+
+def test_a_column_whose_rows_were_run_under_different_protocols_says_so() -> None:
+    changed = ProtocolReference(version=1, overrides={"report.cb": "macro_f1"})
+    boards = collect([result("a", "cb", 1, 1, 50), result("b", "cb", 1, 1, 60, protocol=changed, reported="macro_f1")])
+    text = render(boards, "markdown")
+    assert "cb (Acc. or Macro-F1) [1]" in text
+    assert "[1] rows of this column were made with different protocols" in text
+
+
+def test_the_same_label_under_two_protocols_is_two_rows() -> None:
+    board = collect([result("a", "cb", 1, 1, 50), result("a", "cb", 1, 1, 60, protocol=EPT)])[0]
+    assert [row.name for row in board.rows] == ["a (protocol=accept-2024)", "a (protocol=ept-2025)"]

@@ -66,6 +66,12 @@ class BoardRow:
     def name(self) -> str:
         return f"{self.label} ({self.variant})" if self.variant else self.label
 
+    @property
+    def protocols(self) -> list[str]:
+        """Titles of the protocols that stand behind the row."""
+        results = [run for entry in self.entries.values() for run in (*entry.runs, *entry.failed)]
+        return sorted({run.cell.protocol.title for run in results})
+
     def average(self, tasks: Sequence[str]) -> float | None:
         """Unweighted mean over all `tasks`; None unless each has a score."""
         means = [self.entries[task].mean if task in self.entries else None for task in tasks]
@@ -86,7 +92,7 @@ class Board:
     backbone: str
     tasks: list[str]
     metrics: dict[str, str]
-    """Task -> label of its reported metrics."""
+    """Task -> label of its reported metrics; of all of them where protocols differ."""
     rows: list[BoardRow]
     origin: str
     """When, with which commit and on what the runs were made."""
@@ -124,7 +130,11 @@ def _add_published(board: Board, record: Record) -> None:
 
 
 def _board(suite: str, backbone: str, results: list[Result]) -> Board:
-    metrics = dict(sorted((r.cell.task, _metric_label(r)) for r in results if r.metrics))
+    labels: dict[str, set[str]] = defaultdict(set)
+    for result in results:
+        if result.metrics:
+            labels[result.cell.task].add(_metric_label(result))
+    metrics = {task: " or ".join(sorted(names)) for task, names in sorted(labels.items())}
     groups: dict[tuple[str, str], list[Result]] = defaultdict(list)
     for result in results:
         groups[(result.cell.task, result.group_id)].append(result)
@@ -140,7 +150,7 @@ def _board(suite: str, backbone: str, results: list[Result]) -> Board:
         row.entries[task] = _entry(members)
     ordered = sorted(rows.values(), key=lambda row: (max(row.params("num_trained"), default=math.inf), row.name))
     tasks = sorted({r.cell.task for r in results})
-    notes = {task: _differences([r for r in results if r.cell.task == task], ROWS_AND_WEIGHTS) for task in tasks}
+    notes = {task: _differences([r for r in results if r.cell.task == task], COMMON_TO_A_COLUMN) for task in tasks}
     return Board(suite, backbone, tasks, metrics, ordered, _origin(results), notes)
 
 
@@ -182,12 +192,13 @@ def _winning_runs(by_seed: dict[int, list[Result]], entry: Entry) -> list[Result
 
 
 SOURCES = ("method source", "rows", "backbone weights")
-ROWS_AND_WEIGHTS = ("rows", "backbone weights")
+COMMON_TO_A_COLUMN = ("protocols", "rows", "backbone weights")
 
 
 def _differences(results: list[Result], kinds: Sequence[str]) -> list[str]:
     """Which of `kinds` is not the same in all results that have it."""
     marks = {
+        "protocols": {run.cell.protocol.title for run in results},
         "method source": {run.method_sha256 for run in results},
         "rows": {run.data.fingerprint for run in results if run.data},
         "backbone weights": {run.backbone.fingerprint for run in results if run.backbone and run.backbone.num_params},
@@ -212,7 +223,7 @@ def _settings(result: Result) -> dict[str, Any]:
     cell = result.cell
     flat = {f"recipe.{k}": v for k, v in cell.recipe.model_dump(mode="json").items()}
     flat |= {f"hp.{k}": v for k, v in cell.hp.items()} | {"method.name": cell.method}
-    flat |= {"task.version": cell.task_version}
+    flat |= {"task.version": cell.task_version, "suite.protocol": cell.protocol.title}
     follows = {"hp.source_length"} if "recipe.max_source_length" in cell.grid else set()
     return {k: v for k, v in flat.items() if k not in cell.grid and k not in follows}
 
@@ -228,6 +239,7 @@ def _origin(results: list[Result]) -> str:
     devices = sorted({p["device"] for p in made if p.get("device") not in (None, "cpu", "unknown")})
     torch = sorted({p["versions"]["torch"] for p in made if p.get("versions", {}).get("torch")})
     parts = [
+        "Protocol " + " and ".join(sorted({r.cell.protocol.title for r in results})),
         "Runs of " + " to ".join(days[:: max(1, len(days) - 1)]) if days else "",
         "commit " + ", ".join(commits) if commits else "",
         *("torch " + version for version in torch),

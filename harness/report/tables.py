@@ -58,7 +58,7 @@ def _text_table(board: Board, layout: str, mark: Mark) -> str:
     average_ranks = _ranks([row.average(board.tasks) for row in board.rows])
     body = [
         [
-            row.name,
+            _name(row, notes),
             _params(row),
             _grid_runs(row),
             *(_cell(row.entries.get(task), ranks[task][i], mark, notes) for task in board.tasks),
@@ -145,6 +145,13 @@ def _average(row: BoardRow, board: Board, rank: str, mark: Mark) -> str:
     return DASH if average is None else mark(f"{average:.1f}", rank)
 
 
+def _name(row: BoardRow, notes: _Notes) -> str:
+    if len(row.protocols) < 2:
+        return row.name
+    text = f"tasks of this row were run under different protocols: {'; '.join(row.protocols)}"
+    return f"{row.name} {notes.mark(text)}"
+
+
 def _params(row: BoardRow) -> str:
     trained, kept = row.params("num_trained"), row.params("num_kept")
     text = _span(trained)
@@ -185,7 +192,7 @@ _MARKS: dict[str, Mark] = {"markdown": _markdown, "terminal": _terminal}
 
 CSV_COLUMNS = (
     "suite", "backbone", "method", "origin", "num_trained", "num_kept", "task", "metric", "mean", "std", "num_runs",
-    "num_grid_runs", "num_failed", "num_unreadable", "num_answers",
+    "num_grid_runs", "num_failed", "num_unreadable", "num_answers", "protocol",
 )  # fmt: skip
 
 
@@ -221,6 +228,7 @@ def _entry_csv(entry: Entry) -> dict[str, object]:
         "num_failed": len(entry.failed),
         "num_unreadable": entry.num_unreadable if entry.runs else "",
         "num_answers": entry.num_answers if entry.runs else "",
+        "protocol": next((run.cell.protocol.title for run in (*entry.runs, *entry.failed)), ""),
     }
 
 
@@ -239,6 +247,7 @@ def _as_json(board: Board) -> dict[str, Any]:
             "label": row.label,
             "num_trained": row.params("num_trained"),
             "num_kept": row.params("num_kept"),
+            "protocols": row.protocols,
             "average": row.average(board.tasks),
             "tasks": {task: _entry_json(entry) for task, entry in sorted(row.entries.items())},
         }
@@ -249,6 +258,7 @@ def _as_json(board: Board) -> dict[str, Any]:
         "backbone": board.backbone,
         "tasks": board.tasks,
         "metrics": board.metrics,
+        "differences": {task: kinds for task, kinds in board.differences.items() if kinds},
         "origin": board.origin,
         "rows": rows,
         "published": [_published_json(row, board) for row in board.published],
