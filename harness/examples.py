@@ -35,6 +35,7 @@ class Converter:
     def __init__(self, task: Task) -> None:
         self.task = task
         self._pieces = _template_pieces(task) if task.template else _field_pieces(task)
+        self._targets = task.targets
         self._ids = {str(index): index for index in range(len(task.labels))}
         # a class name wins over an id: stars "1" to "5" are names
         self._ids.update({name.lower(): index for index, name in enumerate(task.labels)}, **task.label_words)
@@ -80,7 +81,7 @@ class Converter:
         """Target of a class given by its id, as a bool, or by its name."""
         text = str(label).strip().lower()
         if text in self._ids:
-            return self.task.targets[self._ids[text]]
+            return self._targets[self._ids[text]]
         raise UserError(
             f"label {label!r} is not one of task '{self.task.name}'",
             where=where,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from harness.bundle import cached_backbone
 from harness.data import _carve, _padded, _ragged, encode, load_task, max_new_tokens, permutation, target_ids
 from harness.errors import UserError
 from harness.examples import Example
+from harness.runner import run
 from harness.tasks import all_tasks
 from harness.tasks.record import NEEDED_SPLITS, SPLIT_RULES
 
@@ -121,10 +123,16 @@ def test_a_split_that_ends_up_empty_is_named(tmp_path: Path) -> None:
         load_task(TASKS["cb"], write_cb(tmp_path, [cb_row(0)], [cb_row(0)]))
 
 
-def test_dev_and_test_rows_that_stand_in_train_are_counted(tmp_path: Path) -> None:
+def test_dev_and_test_rows_that_stand_in_train_are_counted_and_told(
+    tmp_path: Path, write_suite: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     train = [cb_row(0), cb_row(1), cb_row(1), cb_row(2, "entailment")]
     validation = [cb_row(1), cb_row(2), cb_row(2), cb_row(8), cb_row(9), cb_row(10)]
-    assert load_task(TASKS["cb"], write_cb(tmp_path, train, validation)).record.num_duplicates == 3
+    folder = write_cb(tmp_path, train, validation)
+    assert load_task(TASKS["cb"], folder).record.num_duplicates == 3
+    suite = write_suite("suite: s\nbackbones: [micro-t5]\ntasks: [cb]\nseeds: [1]\nmethods: [majority]\n")
+    run(suite, results=tmp_path / "results", data=folder)
+    assert "cb: 3 of 6 dev and test rows also stand in train" in capsys.readouterr().err
 
 
 @given(st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=9), min_size=1, max_size=9), st.randoms())

@@ -166,6 +166,7 @@ def test_a_declared_split_may_have_any_usual_name(key: str, tmp_path: Path) -> N
     [
         ({"train": "a.jsonl"}, "there is no validation"),
         ({"train": "a.jsonl", "valid": "a.jsonl"}, "did you mean val?"),
+        ({"train": "a.jsonl", "dev": "a.jsonl", "val": "a.jsonl"}, "split 'validation' is given twice"),
         ({"train": "none.csv", "dev": "a.jsonl"}, "none.csv: no such file or folder"),
         ({"train": "a.pickle", "dev": "a.jsonl"}, "a.pickle: is in no known format"),
         ({"train": "empty", "dev": "a.jsonl"}, "empty: holds no data files"),

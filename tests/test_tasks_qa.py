@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.data import load_task
+from harness.errors import UserError
 from harness.tasks import all_tasks
 
 TASKS = all_tasks()
@@ -62,6 +63,18 @@ def test_official_and_hub_rows_of_mrqa_agree(name: str, detected_only: bool, suf
     assert [example.source for example in data.test] == SOURCES
     assert [example.target for example in data.test] == ["Rome", "Ann", "Bob ' s"]
     assert [example.references for example in data.test] == [("Rome",), ("Ann",), ("Bob ' s",)]
+
+
+def test_files_of_another_set_beside_it_are_not_taken_for_a_task(tmp_path: Path) -> None:
+    for name in ("train/HotpotQA", "dev/HotpotQA", "dev/NewsQA", "train", "dev"):
+        path = tmp_path / "mrqa" / f"{name}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(mrqa_lines(False))
+    assert load_task(TASKS["hotpotqa"], tmp_path).record.num_test == 3
+    with pytest.raises(UserError, match="mrqa has no train"):
+        load_task(TASKS["newsqa"], tmp_path)
+    with pytest.raises(UserError, match="no files of task 'searchqa'"):
+        load_task(TASKS["searchqa"], tmp_path)
 
 
 def test_official_and_hub_rows_of_squad_agree(tmp_path: Path) -> None:
