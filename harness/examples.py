@@ -68,11 +68,14 @@ class Converter:
         return "".join(parts)
 
     def _value(self, where: str, row: Row, column: str) -> object:
+        value: object = row.get(column)
+        if value is not None:
+            return value
         names = (column, *self.task.aliases.get(column, ()))
         name = next((name for name in names if name in row), None)
         if name is None:
             raise UserError(f"field '{column}' is missing", where=where, value=column, choices=list(row))
-        value: object = row[name]
+        value = row[name]
         if value is None:
             raise UserError(f"field '{name}' is empty", where=where)
         return value
