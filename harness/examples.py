@@ -35,6 +35,7 @@ class Converter:
     def __init__(self, task: Task) -> None:
         self.task = task
         self._pieces = _template_pieces(task) if task.template else _field_pieces(task)
+        self._targets = task.targets
         self._ids = {str(index): index for index in range(len(task.labels))}
         # a class name wins over an id: stars "1" to "5" are names
         self._ids.update({name.lower(): index for index, name in enumerate(task.labels)}, **task.label_words)
@@ -67,11 +68,14 @@ class Converter:
         return "".join(parts)
 
     def _value(self, where: str, row: Row, column: str) -> object:
+        value: object = row.get(column)
+        if value is not None:
+            return value
         names = (column, *self.task.aliases.get(column, ()))
         name = next((name for name in names if name in row), None)
         if name is None:
             raise UserError(f"field '{column}' is missing", where=where, value=column, choices=list(row))
-        value: object = row[name]
+        value = row[name]
         if value is None:
             raise UserError(f"field '{name}' is empty", where=where)
         return value
@@ -80,7 +84,7 @@ class Converter:
         """Target of a class given by its id, as a bool, or by its name."""
         text = str(label).strip().lower()
         if text in self._ids:
-            return self.task.targets[self._ids[text]]
+            return self._targets[self._ids[text]]
         raise UserError(
             f"label {label!r} is not one of task '{self.task.name}'",
             where=where,

@@ -46,17 +46,7 @@ class Source:
 class MissingData(UserError):
     """A data folder does not hold a task completely; `lacking` says what the folders with a part of it lack."""
 
-    def __init__(self, task: Task, root: Path, lacking: Mapping[str, Sequence[str]]) -> None:
-        self.lacking = {folder: list(splits) for folder, splits in lacking.items()}
-        if lacking:
-            parts = [f"{root / folder} has no {' and no '.join(splits)}" for folder, splits in lacking.items()]
-            problem = f"task '{task.name}' is not complete in the data folder: {'; '.join(parts)}"
-        else:
-            looked = ", ".join(str(root / folder) for folder in _folders(task))
-            problem = f"no files of task '{task.name}' in the data folder; looked in {looked}"
-        names = ", ".join("|".join(_stems(task, split)) for split in NEEDED_SPLITS[task.split])
-        hint = f"Looked for {names} with {', '.join(SUFFIXES)}. Without --data the task is loaded from the hub."
-        super().__init__(problem, field="--data", hint=hint)
+    lacking: dict[str, list[str]] = {}
 
 
 def find_source(task: Task, data_dir: str | Path | None) -> Source:
@@ -76,12 +66,26 @@ def find_source(task: Task, data_dir: str | Path | None) -> Source:
         raise UserError("no such data folder", where=str(root), field="--data")
     lacking: dict[str, list[str]] = {}
     for folder in _folders(task):
-        files, missing = _search(root / folder, task)
+        files, missing = _search(root, folder, task)
         if not missing:
             return Source(f"folder {folder}", "local files", files=files)
         if files:
             lacking[folder] = missing
-    raise MissingData(task, root, lacking)
+    raise _missing(task, root, lacking)
+
+
+def _missing(task: Task, root: Path, lacking: dict[str, list[str]]) -> MissingData:
+    if lacking:
+        parts = [f"{root / folder} has no {' and no '.join(splits)}" for folder, splits in lacking.items()]
+        problem = f"task '{task.name}' is not complete in the data folder: {'; '.join(parts)}"
+    else:
+        looked = ", ".join(str(root / folder) for folder in _folders(task))
+        problem = f"no files of task '{task.name}' in the data folder; looked in {looked}"
+    names = ", ".join("|".join((*STEMS[split], *task.stems.get(split, ()))) for split in NEEDED_SPLITS[task.split])
+    hint = f"Looked for {names} with {', '.join(SUFFIXES)}. Without --data the task is loaded from the hub."
+    error = MissingData(problem, field="--data", hint=hint)
+    error.lacking = lacking
+    return error
 
 
 def read_split(task: Task, source: Source, split: str) -> Iterator[LocatedRow]:
@@ -110,19 +114,16 @@ def _folders(task: Task) -> list[str]:
         name = copy.path.rsplit("/", 1)[-1]
         inside = f"/{copy.config}" if copy.config else ""
         hub += [f"hub/{copy.config or name}", copy.path + inside, name + inside]
-    return list(dict.fromkeys([*task.folders, *hub]))
+    return list(dict.fromkeys([*task.folders, *task.shared_folders, *hub]))
 
 
-def _stems(task: Task, split: str) -> tuple[str, ...]:
-    return (*STEMS[split], *task.stems.get(split, ()))
-
-
-def _search(folder: Path, task: Task) -> tuple[dict[str, list[Path]], list[str]]:
+def _search(root: Path, folder: str, task: Task) -> tuple[dict[str, list[Path]], list[str]]:
     """Files of the needed splits that are in `folder`, and what is missing there."""
     files: dict[str, list[Path]] = {}
     missing = []
     for split in NEEDED_SPLITS[task.split]:
-        found = _split_files(folder, _stems(task, split))
+        usual = () if folder in task.shared_folders else STEMS[split]
+        found = _split_files(root / folder, (*usual, *task.stems.get(split, ())))
         announced = _num_shards(found)
         if found:
             files[split] = found
@@ -158,9 +159,11 @@ def _num_shards(files: Sequence[Path]) -> int:
 def _declared(task: Task) -> Source:
     """The user's own files. Raises UserError where a split is unknown, missing or not to be found."""
     splits = {name: split for split, names in STEMS.items() for name in names}
-    files = {}
+    files: dict[str, list[Path]] = {}
     for name, path in task.files.items():
         split = splits[require_choice(name, splits, kind="split", where=f"files of task '{task.name}'")]
+        if split in files:
+            raise UserError(f"split '{split}' is given twice", where=f"files of task '{task.name}'")
         files[split] = _declared_files(Path(path), task, split)
     needed = NEEDED_SPLITS[task.split]
     lacking = [split for split in needed if split not in files]
@@ -182,7 +185,7 @@ def _declared_files(path: Path, task: Task, split: str) -> list[Path]:
         return [path]
     if path.is_file():
         raise UserError(f"is in no known format; known are {suffixes}", where=where)
-    found = _split_files(path, _stems(task, split)) or [file for file in sorted(path.iterdir()) if is_readable(file)]
+    found = _split_files(path, STEMS[split]) or [file for file in sorted(path.iterdir()) if is_readable(file)]
     if not found:
         raise UserError(f"holds no data files ({suffixes}, or {SAVED_MARK} of save_to_disk)", where=where)
     if len(found) != _num_shards(found):

@@ -1,23 +1,24 @@
-"""Splits, labels and text, and what is said about files that are not as they should be."""
+"""Splits, fingerprints, duplicates and token arrays; sizes of the real data sets where they are here."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.bundle import cached_backbone
-from harness.data import _padded, _ragged, encode, load_task, max_new_tokens, permutation, target_ids
+from harness.data import _carve, _padded, _ragged, encode, load_task, max_new_tokens, permutation, target_ids
 from harness.errors import UserError
+from harness.examples import Example
+from harness.runner import run
 from harness.tasks import all_tasks
-from harness.tasks.superglue import mark_wsc_spans
+from harness.tasks.record import NEEDED_SPLITS, SPLIT_RULES
 
 TASKS = all_tasks()
 
@@ -76,101 +77,62 @@ def test_the_fingerprint_follows_the_rows(tmp_path: Path) -> None:
     assert one == same != other.record.fingerprint
 
 
-def test_the_same_rows_come_from_every_file_format(tmp_path: Path) -> None:
-    rows = [cb_row(i, i % 3) for i in range(6)]
-    prints = {load_task(TASKS["cb"], write_cb(tmp_path / "jsonl", rows, rows)).record.fingerprint}
-    for suffix in ("parquet", "csv"):
-        folder = tmp_path / suffix / "cb"
-        folder.mkdir(parents=True)
-        for split in ("train", "validation"):
-            if suffix == "parquet":
-                pq.write_table(pa.Table.from_pylist(rows), folder / f"{split}.parquet")
-            else:
-                lines = ["premise,hypothesis,label,idx", *(",".join(map(str, row.values())) for row in rows)]
-                (folder / f"{split}.csv").write_text("\ufeff" + "\n".join(lines))
-        task = TASKS["cb"]
-        prints.add(load_task(type(task)(**{**vars(task), "folders": ("cb",)}), tmp_path / suffix).record.fingerprint)
-    assert len(prints) == 1
+def numbered(count: int, start: int = 0) -> list[list[Example]]:
+    return [[Example(f"row {i}", "0", ("0",))] for i in range(start, start + count)]
 
 
-def test_wsc_marks_both_spans_and_moves_a_later_one() -> None:
-    row = {
-        "text": "Mark told Pete many lies about himself.", "label": True,
-        "target": {"span1_text": "Mark", "span1_index": 0, "span2_text": "himself", "span2_index": 6},
-    }  # fmt: skip
-    assert next(iter(mark_wsc_spans(row)))["text"] == "* Mark * told Pete many lies about # himself #."
-    flat = {"text": "He saw (Pete).", "label": 0, "span1_text": "(Pete)", "span1_index": 2, "span2_text": "He",
-            "span2_index": 0}  # fmt: skip
-    assert next(iter(mark_wsc_spans(flat)))["text"] == "# He # saw * (Pete) *."
+@given(st.sampled_from(sorted(SPLIT_RULES)), st.integers(3, 40), st.integers(2, 40))
+def test_a_split_rule_hands_out_every_row_once(rule: str, num_train: int, num_other: int) -> None:
+    sizes = [num_train, num_other, num_other][: len(NEEDED_SPLITS[rule])]
+    starts = [0, 1_000, 2_000]
+    read = [numbered(size, start) for size, start in zip(sizes, starts, strict=False)]
+    task = replace(TASKS["cb"], split=rule, dev_share=1, test_share=1)
+    parts = [[example.source for row in rows for example in row] for rows in _carve(task, read)]
+    everything = [row[0].source for rows in read for row in rows]
+    assert sorted([*parts[0], *parts[1], *parts[2]]) == sorted(everything)
+    assert all(parts)
 
 
-def test_multirc_is_flattened_and_stripped_of_markup(tmp_path: Path) -> None:
-    nested = {
-        "passage": {
-            "text": "<b>Sent 1: </b>One.<br>Two.",
-            "questions": [{"question": "Q?", "answers": [{"text": "A", "label": 1}, {"text": "B", "label": 0}]}],
-        }
-    }
-    (tmp_path / "MultiRC").mkdir()
-    for name in ("train", "val"):
-        (tmp_path / "MultiRC" / f"{name}.jsonl").write_text(json.dumps(nested) + "\n")
-    data = load_task(TASKS["multirc"], tmp_path)
-    assert data.train[0].source == "question: Q? answer: A paragraph: Sent 1: One. Two."
-    assert [example.target for example in data.train] == ["1", "0"]
+@given(st.integers(30, 300), st.floats(0.05, 0.4), st.integers(1, 5))
+def test_cut_train_takes_dev_then_test_then_the_rest(total: int, dev_share: float, num_test: int) -> None:
+    task = replace(TASKS["cb"], split="cut_train", dev_share=dev_share, test_share=num_test)
+    num_dev = round(dev_share * total)
+    train, dev, test = ([row[0].source for row in rows] for rows in _carve(task, [numbered(total)]))
+    assert [f"row {i}" for i in permutation(total)] == [*dev, *test, *train]
+    assert (len(dev), len(test)) == (num_dev, num_test)
 
 
-def raised(folder: Path) -> str:
-    with pytest.raises(UserError) as caught:
-        load_task(TASKS["cb"], folder)
-    return str(caught.value)
+@pytest.mark.parametrize(("dev", "test"), [(5, 5), (1.0, 0.5), (0, 2), (-3, 2), (0.01, 2)])
+def test_cut_train_leaves_no_split_empty(dev: float, test: float) -> None:
+    task = replace(TASKS["cb"], split="cut_train", dev_share=dev, test_share=test)
+    with pytest.raises(UserError, match="cannot be cut from 10 rows"):
+        _carve(task, [numbered(10)])
 
 
-def test_a_folder_without_the_task_names_what_was_looked_for(tmp_path: Path) -> None:
-    said = raised(tmp_path)
-    assert "no files of task 'cb'" in said
-    assert "superglue/CB" in said
-    assert "no such data folder" in raised(tmp_path / "nowhere")
+def test_a_thousand_training_rows_are_held_out_and_half_of_a_small_set(tmp_path: Path) -> None:
+    task = replace(TASKS["cb"], split="hold_out_1000")
+    folder = write_cb(tmp_path / "large", [cb_row(i) for i in range(2_500)], [cb_row(-1)])
+    record = load_task(task, folder).record
+    assert (record.num_train, record.num_dev, record.num_test) == (1_500, 1_000, 1)
+    small = load_task(task, write_cb(tmp_path / "small", [cb_row(i) for i in range(10)], [cb_row(-1)]))
+    assert [example.source.split()[2] for example in small.dev] == ["2", "6", "1", "8", "4"]
 
 
-@pytest.mark.parametrize(
-    ("spoil", "expected"),
-    [
-        (lambda path: path.write_text(path.read_text()[:-20]), "train.jsonl:3: is not a complete JSON object"),
-        (lambda path: path.write_text('["a"]\n'), "train.jsonl:1: is not a JSON object"),
-        (lambda path: path.write_text(json.dumps(cb_row(0, "maybe")) + "\n"), "train.jsonl:1: label: label 'maybe'"),
-        (lambda path: path.write_text(json.dumps(cb_row(0, -1)) + "\n"), "Hidden test labels"),
-        (
-            lambda path: path.write_text('{"premise": "x", "label": 0}\n'),
-            "train.jsonl:1: field 'hypothesis' is missing",
-        ),
-        (lambda path: path.write_bytes(b'{"premise": "\xff\xfe"}\n'), "is not UTF-8"),
-        (lambda path: path.write_text(json.dumps(cb_row(0) | {"premise": None}) + "\n"), "field 'premise' is empty"),
-        (lambda path: path.unlink(), "has a validation file but no train{.jsonl|.parquet|.csv}"),
-        (lambda path: path.write_text(""), "split 'train' of task 'cb' has no rows"),
-    ],
-)
-def test_a_broken_file_is_named_with_its_row(tmp_path: Path, spoil: Callable[[Path], None], expected: str) -> None:
-    folder = write_cb(tmp_path, [cb_row(i) for i in range(3)], [cb_row(i) for i in range(3)])
-    spoil(folder / "CB" / "train.jsonl")
-    assert expected in raised(folder)
+def test_a_split_that_ends_up_empty_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="split 'dev' of task 'cb' has no rows"):
+        load_task(TASKS["cb"], write_cb(tmp_path, [cb_row(0)], [cb_row(0)]))
 
 
-def test_a_truncated_parquet_file_is_named(tmp_path: Path) -> None:
-    folder = tmp_path / "CB"
-    folder.mkdir()
-    for split in ("train", "validation"):
-        pq.write_table(pa.Table.from_pylist([cb_row(i, 0) for i in range(50)]), folder / f"{split}.parquet")
-    whole = (folder / "train.parquet").read_bytes()
-    (folder / "train.parquet").write_bytes(whole[: len(whole) // 2])
-    assert "train.parquet: is not a readable Parquet file" in raised(tmp_path)
-
-
-def test_a_csv_row_with_a_missing_column_is_named(tmp_path: Path) -> None:
-    folder = tmp_path / "CB"
-    folder.mkdir()
-    for split in ("train", "validation"):
-        (folder / f"{split}.csv").write_text("premise,hypothesis,label\na,b,0\na,b\n")
-    assert "train.csv:3: has not the 3 columns" in raised(tmp_path)
+def test_dev_and_test_rows_that_stand_in_train_are_counted_and_told(
+    tmp_path: Path, write_suite: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = [cb_row(0), cb_row(1), cb_row(1), cb_row(2, "entailment")]
+    validation = [cb_row(1), cb_row(2), cb_row(2), cb_row(8), cb_row(9), cb_row(10)]
+    folder = write_cb(tmp_path, train, validation)
+    assert load_task(TASKS["cb"], folder).record.num_duplicates == 3
+    suite = write_suite("suite: s\nbackbones: [micro-t5]\ntasks: [cb]\nseeds: [1]\nmethods: [majority]\n")
+    run(suite, results=tmp_path / "results", data=folder)
+    assert "cb: 3 of 6 dev and test rows also stand in train" in capsys.readouterr().err
 
 
 @given(st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=9), min_size=1, max_size=9), st.randoms())
@@ -213,3 +175,22 @@ def test_every_task_record_is_complete() -> None:
         assert task.generate or (task.hub and task.folders and task.citation), task.name
         assert task.kind != "classification" or len(task.labels) > 1, task.name
         assert task.selection in task.metrics
+
+
+SIZES = {
+    "rte": (2_490, 138, 139), "cb": (250, 28, 28), "wic": (5_428, 319, 319), "boolq": (9_427, 1_635, 1_635),
+    "multirc": (27_243, 2_424, 2_424), "cola": (8_551, 521, 522), "sst2": (66_349, 1_000, 872),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_real_data_has_the_published_sizes(name: str, real_data: Path) -> None:
+    record = load_task(TASKS[name], real_data).record
+    assert (record.num_train, record.num_dev, record.num_test) == SIZES[name] == TASKS[name].sizes
+
+
+@pytest.mark.parametrize("name", ["newsqa", "naturalquestions", "hotpotqa", "squad", "scitail"])
+def test_samples_of_real_data_load(name: str, real_data: Path) -> None:
+    record = load_task(TASKS[name], real_data).record
+    assert min(record.num_train, record.num_dev, record.num_test) > 100
+    assert (record.num_train, record.num_dev, record.num_test) != TASKS[name].sizes

@@ -93,6 +93,8 @@ class Task:
     hub: tuple[Hub, ...] = ()
     folders: tuple[str, ...] = ()
     """Folders looked for below --data, in this order; folders named as on the hub follow by themselves."""
+    shared_folders: tuple[str, ...] = ()
+    """Folders that hold other tasks too, so that only `stems` count there."""
     stems: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Further names of a split's file in the official download, relative to the folder, with or without suffix."""
     files: Mapping[str, str] = field(default_factory=dict)
