@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 import traceback
 from collections.abc import Callable
@@ -14,8 +13,9 @@ import torch
 from safetensors.torch import save as safetensors_bytes
 
 from harness import provenance
-from harness.backbone import Backbone, load_backbone
-from harness.data import Encoded, TaskData, encode, load_task
+from harness.backbone import Backbone
+from harness.caches import cached_backbone, cached_task
+from harness.data import Encoded, TaskData, encode
 from harness.errors import UserError
 from harness.method import Method, Registered, Rule, checked_groups, load_file
 from harness.predict import score_split
@@ -28,13 +28,9 @@ from harness.schema import (
     Failure,
     MetricRecord,
     ParamCounts,
-    ProtocolReference,
     Result,
-    Strict,
-    TaskFile,
     Usage,
 )
-from harness.tasks.own import cell_task
 from harness.train import BundleTrainer, OnStep, Outcome
 
 # on a processor, tensors of larger micro-batches leave its caches, and a step takes longer, not shorter
@@ -138,32 +134,6 @@ def _train(
         finally:
             for method in layer_side:
                 method.detach(backbone)
-
-
-@functools.lru_cache(maxsize=1)
-def cached_backbone(source: str, precision: str) -> Backbone:
-    """Load a backbone once per process."""
-    return load_backbone(source, precision)
-
-
-def cached_task(cell: Cell, data_dir: str | None, suite_folder: str) -> TaskData:
-    """Load the rows that a cell needs, once per process."""
-    what = cell.model_dump_json(include={"task", "protocol", "definition"})
-    return _load_rows(what, cell.task_version, data_dir, suite_folder)
-
-
-@functools.lru_cache(maxsize=4)
-def _load_rows(what: str, version: int, data_dir: str | None, suite_folder: str) -> TaskData:
-    asked = _Rows.model_validate_json(what)
-    return load_task(cell_task(asked.task, asked.protocol, asked.definition, suite_folder), data_dir)
-
-
-class _Rows(Strict):
-    """What of a cell decides its rows."""
-
-    task: str
-    protocol: ProtocolReference
-    definition: TaskFile | None
 
 
 def _encode(cell: Cell, data: TaskData, backbone: Backbone) -> dict[str, Encoded]:

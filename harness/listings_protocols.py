@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 from tabulate import tabulate
 
+from harness.declarations import ProtocolReference
 from harness.protocol import Protocol, describe, keys, protocol_names, resolve
-from harness.schema import ProtocolReference
 
 
 def describe_protocols(style: str) -> dict[str, Any]:
@@ -23,18 +24,23 @@ def describe_protocols(style: str) -> dict[str, Any]:
         }
         for key in keys().values()
     ]
-    form = "github" if style == "markdown" else "simple"
-    widths = None if style == "markdown" else [None, None, 24, 24, 30, 30, 30]
-    text = tabulate(rows, headers="keys", tablefmt=form, disable_numparse=True, maxcolwidths=widths)
+    if style == "markdown":
+        text = tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
+    else:
+        text = _wrapped([list(row.values()) for row in rows], list(rows[0]), [99, 99, 24, 24, 30, 30, 30])
     return {"protocols": {name: describe(protocol) for name, protocol in protocols.items()}, "text": text}
 
 
 def protocol_table(protocol: Protocol) -> str:
     """One protocol as a table for `harness plan`."""
-    rows = [{**row, "value": shown(row["value"])} for row in describe(protocol)]
-    columns = ["key", "value", "acts on", "reason"]
-    body = [[row[column] for column in columns] for row in rows]
-    return tabulate(body, columns, disable_numparse=True, maxcolwidths=[None, 24, 28, 60])
+    body = [[row["key"], shown(row["value"]), row["acts on"], row["reason"]] for row in describe(protocol)]
+    return _wrapped(body, ["key", "value", "acts on", "reason"], [99, 24, 28, 60])
+
+
+def _wrapped(body: list[list[str]], headers: list[str], widths: list[int]) -> str:
+    """A plain table whose cells are wrapped at `widths` characters."""
+    cells = [[textwrap.fill(str(cell), width) for cell, width in zip(row, widths, strict=True)] for row in body]
+    return tabulate(cells, headers, disable_numparse=True)
 
 
 def shown(value: Any) -> str:

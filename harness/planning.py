@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.backbone import Backbone, fingerprint, meta_backbone, resolve
-from harness.bundle import Bundle, build_method, cached_backbone, cached_task
+from harness.bundle import Bundle, build_method
+from harness.caches import cached_backbone, cached_task
 from harness.errors import UserError
 from harness.method import Method, Registered, Rule, discover
 from harness.results import ResultStore

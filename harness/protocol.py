@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from harness.declarations import ProtocolReference
 from harness.errors import UserError, require_choice
-from harness.schema import ProtocolReference
 from harness.yaml12 import read_document
 
 FOLDER = Path(__file__).parent / "protocols"
@@ -140,6 +140,7 @@ def resolve(reference: ProtocolReference, where: str = "") -> Protocol:
 
 @functools.cache
 def _bundle(name: str) -> Mapping[str, Any]:
+    """A shipped file; each value is [value, reason], and nothing more."""
     return read_document(FOLDER / f"{name}.yaml").data
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from harness.bundle import Product, cached_task
+from harness.bundle import Product
+from harness.caches import cached_task
 from harness.engines import Engine, LocalEngine
 from harness.errors import UserError
 from harness.planning import Plan, check_fit, make_plan, pack

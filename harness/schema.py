@@ -7,19 +7,15 @@ import json
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
+
+from harness.declarations import ProtocolReference, Strict, TaskFile
 
 SUITE_FORMAT = 1
 RESULT_FORMAT = 1
 
 MAX_SEED = 2**32
 SLUG = r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,79}$"
-
-
-class Strict(BaseModel):
-    """Base of everything read from a file: no unknown keys, no silent conversion, immutable."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class Recipe(Strict):
@@ -79,51 +75,6 @@ class Execution(Strict):
     """Tokens, padding included, that one forward pass of the backbone may hold; None suits the device."""
     bundle_cells: int = Field(64, ge=1)
     """At most this many cells share a bundle."""
-
-
-class ProtocolReference(Strict):
-    """Which protocol, in which version, with which keys changed."""
-
-    name: str = "accept-2024"
-    version: int | None = None
-    overrides: dict[str, Any] = {}
-
-    @property
-    def title(self) -> str:
-        """Name for tables: "accept-2024", or with the keys that were changed."""
-        changed = ", ".join(f"{key}={value}" for key, value in sorted(self.overrides.items()))
-        return f"{self.name} with {changed}" if changed else self.name
-
-
-class TaskFile(Strict):
-    """A user's own task, declared in a suite file under `define_tasks`."""
-
-    kind: Literal["classification", "regression", "text"] = "classification"
-    files: str | dict[Literal["train", "validation", "test"], str] | None = None
-    """A file of training rows, a folder of splits, or a file for each split; relative to the suite file."""
-    hub: str | None = None
-    """Hub id, with ":CONFIG" where it has several."""
-    revision: str | None = None
-    """Commit of the hub's data set; None takes the newest and records it."""
-    fields: dict[str, str] = {}
-    """Tag -> column, in the order of the source text "tag: value tag: value"."""
-    template: str | None = None
-    """The source text with {column} in it, instead of `fields`."""
-    label: str = "label"
-    labels: list[str] = []
-    """Class names in the order of their digits."""
-    metrics: list[str] = Field([], max_length=20)
-    """The reported ones; empty takes the usual of the kind."""
-    extra_metrics: list[str] = []
-    selection: str | None = None
-    """Metric that chooses the checkpoint; None takes the first reported."""
-    split: Literal["given", "halve_validation", "hold_out_1000", "cut_train"] = "cut_train"
-    dev_share: float | int = 0.1
-    test_share: float | int = 0.1
-    max_source_length: int = Field(256, ge=4, le=1_000_000)
-    max_target_length: int = Field(20, ge=2, le=10_000)
-    version: int = 1
-    """Raise it when the rows or their meaning change."""
 
 
 class SuiteFile(Strict):

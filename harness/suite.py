@@ -9,19 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.declarations import ProtocolReference
 from harness.errors import UserError, require_choice
 from harness.protocol import Protocol, resolve
-from harness.schema import (
-    MAX_SEED,
-    SLUG,
-    SUITE_FORMAT,
-    Cell,
-    ExceptionRule,
-    MethodSpec,
-    ProtocolReference,
-    Recipe,
-    SuiteFile,
-)
+from harness.schema import MAX_SEED, SLUG, SUITE_FORMAT, Cell, ExceptionRule, MethodSpec, Recipe, SuiteFile
 from harness.settings import MAX_CELLS, Entry, TaskSpec, resolve_entry
 from harness.validation import field_names, validate_model
 from harness.yaml12 import Document, read_document

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # each module imports only from lines above its own
 LAYERS = [
-    ["errors", "dropout"],
+    ["errors", "dropout", "declarations"],
     ["schema", "yaml12", "validation", "metrics", "provenance", "micro"],
     ["protocol"],
     ["settings", "results", "listings_protocols"],
@@ -25,11 +25,12 @@ LAYERS = [
     ["method", "tiny"],
     ["peft_layers", "fused"],
     ["predict", "contract"],
-    ["train"],
+    ["train", "caches"],
     ["bundle"],
     ["engines", "planning", "listings_data"],
     ["runner", "listings"],
-    ["cli", "__main__"],
+    ["cli"],
+    ["__main__"],
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 MODULES = sorted(path for path in (ROOT / "harness").rglob("*.py") if path != ROOT / "harness" / "__init__.py")

@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 
+from harness.declarations import ProtocolReference
 from harness.errors import UserError
 from harness.method import discover
 from harness.planning import Plan, make_plan
-from harness.protocol import Key, describe, keys, protocol_names, resolve
-from harness.schema import ProtocolReference, Recipe
+from harness.protocol import FOLDER, Key, describe, keys, protocol_names, resolve
+from harness.schema import Recipe
 from harness.suite import Overrides
 from harness.tasks import Task, all_tasks
 from harness.tasks.own import under_protocol
 from harness.validation import field_names
+from harness.yaml12 import read_document
 
 Write = Callable[[str], Path]
 NUM_CONTRADICTIONS = 38
@@ -66,6 +68,13 @@ def test_every_shipped_value_is_one_that_its_key_allows(name: str) -> None:
     for key in keys().values():
         if key.kind != "recorded":
             assert key.checked(protocol.values[key.name], "") == protocol.values[key.name]
+
+
+@pytest.mark.parametrize("name", ["accept-2024", "ept-2025", "dept-code"])
+def test_a_shipped_file_holds_every_key_once_with_one_value_and_one_reason(name: str) -> None:
+    values = read_document(FOLDER / f"{name}.yaml").data["values"]
+    assert list(values) == list(keys())
+    assert all(len(entry) == 2 and isinstance(entry[1], str) for entry in values.values())
 
 
 @pytest.mark.parametrize("key", keys().values(), ids=lambda key: key.name)

@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from harness.cli import app
+from harness.declarations import ProtocolReference
 from harness.errors import UserError
 from harness.report.aggregate import Board, collect
 from harness.report.published import find
@@ -25,11 +26,10 @@ from harness.schema import (
     Failure,
     MetricRecord,
     ParamCounts,
-    ProtocolReference,
     Recipe,
     Result,
     SplitScore,
-)  # fmt: skip
+)
 
 ACCEPT, EPT = ProtocolReference(version=1), ProtocolReference(name="ept-2025", version=1)
 GOLDEN = Path(__file__).parent / "golden"

@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from harness.declarations import ProtocolReference, TaskFile
 from harness.errors import UserError, require_choice
 from harness.metrics import METRICS
 from harness.protocol import Protocol, resolve
-from harness.schema import ProtocolReference, TaskFile
 from harness.suite import Suite
 from harness.tasks import all_tasks
 from harness.tasks.record import Hub, Task

@@ -1,0 +1,37 @@
+"""What a process loads once and keeps: backbones, and the rows of tasks."""
+
+from __future__ import annotations
+
+import functools
+
+from harness.backbone import Backbone, load_backbone
+from harness.data import TaskData, load_task
+from harness.declarations import ProtocolReference, Strict, TaskFile
+from harness.schema import Cell
+from harness.tasks.own import cell_task
+
+
+@functools.lru_cache(maxsize=1)
+def cached_backbone(source: str, precision: str) -> Backbone:
+    """Load a backbone once per process."""
+    return load_backbone(source, precision)
+
+
+def cached_task(cell: Cell, data_dir: str | None, suite_folder: str) -> TaskData:
+    """Load the rows that a cell needs, once per process."""
+    what = cell.model_dump_json(include={"task", "protocol", "definition"})
+    return _load_rows(what, data_dir, suite_folder)
+
+
+@functools.lru_cache(maxsize=32)
+def _load_rows(what: str, data_dir: str | None, suite_folder: str) -> TaskData:
+    asked = _Rows.model_validate_json(what)
+    return load_task(cell_task(asked.task, asked.protocol, asked.definition, suite_folder), data_dir)
+
+
+class _Rows(Strict):
+    """What of a cell decides its rows."""
+
+    task: str
+    protocol: ProtocolReference
+    definition: TaskFile | None
