@@ -9,7 +9,7 @@ import hashlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -33,6 +33,8 @@ class Paper:
     key: str
     url: str
     params: dict[str, int] = field(default_factory=dict)
+    params_note: str = ""
+    """Why a published figure is not the count with the default settings, in words."""
 
 
 def sweep(*values: Any) -> dict[str, list[Any]]:
@@ -99,8 +101,27 @@ class Method(nn.Module):
         return [{"params": list(self.parameters()), "lr": lr}]
 
     def kept(self) -> dict[str, Tensor]:
-        """Return the tensors that inference needs, where that is less than what is trained."""
+        """Return the fewest numbers that inference has to store; override where that is less than is trained.
+
+        Factors count as factors here (DePT's A and B), although `export` writes their product.
+        """
         return dict(self.named_parameters())
+
+    def export(self) -> dict[str, Tensor]:
+        """Return what answers without this class's networks and factors, detached and contiguous.
+
+        A method whose vectors do not depend on the text: `prompt` [P, H] and/or `added` [S, H]. Any other method:
+        its own tensors, which `load_export` takes back; override both where training holds more than inference.
+        """
+        if self.is_layer_side() or self.depends_on_text():
+            found: Mapping[str, Tensor | None] = self.state_dict()
+        else:
+            found = {"prompt": self.prompt(), "added": self.added()}
+        return {name: tensor.detach().clone().contiguous() for name, tensor in found.items() if tensor is not None}
+
+    def load_export(self, tensors: Mapping[str, Tensor]) -> None:
+        """Answer from exported tensors from now on; only for methods that export more than prompt and added table."""
+        self.load_state_dict(dict(tensors))
 
     @property
     def num_prompt_tokens(self) -> int:
