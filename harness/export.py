@@ -126,7 +126,7 @@ def load_export(path: Path, backbone: Backbone, method_dirs: tuple[str, ...] = (
 
 def _stored_tensors(path: Path, result: Result) -> dict[str, Tensor]:
     """The selected tensors beside a result. Raises UserError where there are none, or others than were stored."""
-    if result.status != "done" or result.files is None or result.files.tensors is None:
+    if result.status != "done" or result.files.tensors is None:
         reason = "failed" if result.status != "done" else "has no trained tensors"
         raise UserError(f"{reason}, so there is nothing to export", where=str(path))
     file = tensors_path(path)

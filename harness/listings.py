@@ -9,16 +9,15 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from harness.backbone import Backbone, load_backbone, meta_backbone
+from harness.backbone import Backbone, load_backbone
 from harness.contract import Finding
 from harness.data import TaskData, encode, load_task
 from harness.errors import UserError, require_choice
-from harness.method import Method, Registered, Rule, get_class
+from harness.method import Registered, Rule
 from harness.planning import Plan, check_fit, make_plan
 from harness.suite import Overrides
 from harness.tasks import Task, all_tasks
 from harness.tasks.record import SPLIT_RULES
-from harness.validation import validate_settings
 
 
 def describe_plan(plan: Plan) -> dict[str, Any]:
@@ -32,9 +31,9 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
     columns = ["method", "task", "backbone", "grid_points", "seeds", "cells", "done", "missing", "failed", "stale"]
     text = [
         f"suite {plan.suite.file.suite} ({plan.suite.document.path}); results: {plan.store.root}",
-        _table(groups, columns),
+        table(groups, columns),
         "Budget per method (the winner's further seeds included)",
-        _table(list(budgets.values()), ["method", "cells", "done", "missing", "failed", "stale", "steps_to_train"]),
+        table(list(budgets.values()), ["method", "cells", "done", "missing", "failed", "stale", "steps_to_train"]),
         *(f"{task}: {SPLIT_RULES[plan.tasks[task].split]}" for task in dict.fromkeys(g.task for g in plan.groups)),
     ]
     return {
@@ -89,7 +88,7 @@ def describe_methods(methods: Mapping[str, Registered]) -> dict[str, Any]:
         }
         for name, registered in methods.items()
     ]
-    return {"methods": rows, "text": _table(rows, ["name", "kind", "summary", "file"])}
+    return {"methods": rows, "text": table(rows, ["name", "kind", "summary", "file"])}
 
 
 def _kind(registered: Registered) -> str:
@@ -105,59 +104,6 @@ def _paper_url(registered: Registered) -> str:
     return registered.cls.paper.url if registered.cls else ""
 
 
-def describe_params(
-    methods: dict[str, Registered], names: Sequence[str] | None, backbone: str, settings: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Trainable parameters of each method with its defaults and `settings` such as {"dept.rank": 10}."""
-    built = meta_backbone(backbone)
-    rows: list[dict[str, Any]] = []
-    for name in names or methods:
-        cls = get_class(methods, name) if names else methods[name].cls
-        if cls is None or issubclass(cls, Rule):
-            continue
-        own = {key.split(".", 1)[1]: value for key, value in settings.items() if key.split(".", 1)[0] == name}
-        method = _build_default(cls, own, built)
-        rows.append(
-            {
-                "method": name,
-                "num_trained": method.num_trained,
-                "num_kept": method.num_kept,
-                "percent_of_backbone": 100 * method.num_trained / built.num_params,
-                "published": cls.paper.params.get(built.name),
-            }
-        )
-    _check_setting_names(settings, [row["method"] for row in rows])
-    shown = [
-        {
-            "method": row["method"],
-            "trained": f"{row['num_trained']:,}",
-            "kept": f"{row['num_kept']:,}",
-            "% of backbone": f"{row['percent_of_backbone']:.3f}",
-            "published": f"{row['published']:,}" if row["published"] else "",
-        }
-        for row in rows
-    ]
-    title = f"{built.name}: {built.num_params:,} parameters, width {built.hidden}"
-    text = f"{title}\n{_table(shown, ['method', 'trained', 'kept', '% of backbone', 'published'])}"
-    return {"backbone": built.name, "num_params": built.num_params, "methods": rows, "text": text}
-
-
-def _build_default(cls: type[Method], settings: dict[str, Any], backbone: Backbone) -> Method:
-    values = validate_settings(cls.HP, settings, lambda *key: f"--set {cls.name}.{key[-1]}", (cls.name,))
-    try:
-        return cls(cls.HP(**values), backbone)
-    except ValueError as error:
-        raise UserError(str(error), field=cls.name) from None
-
-
-def _check_setting_names(settings: Mapping[str, Any], known: Sequence[str]) -> None:
-    for key in settings:
-        name, _, setting = key.partition(".")
-        require_choice(name, known, kind="method", where=f"--set {key}")
-        if not setting:
-            raise UserError("expected METHOD.SETTING=VALUE", where=f"--set {key}")
-
-
 def describe_tasks(data_dir: str | None) -> dict[str, Any]:
     """Every task record; with a data folder also what is there."""
     if data_dir is not None and not Path(data_dir).is_dir():
@@ -166,7 +112,7 @@ def describe_tasks(data_dir: str | None) -> dict[str, Any]:
     columns = ["name", "benchmark", "kind", "score", "split", "published sizes"]
     if data_dir is not None:
         columns += ["found", "sizes", "as published"]
-    return {"tasks": rows, "text": _table(rows, columns)}
+    return {"tasks": rows, "text": table(rows, columns)}
 
 
 def _describe_task(task: Task, data_dir: str | None) -> dict[str, Any]:
@@ -268,7 +214,7 @@ def describe_contract(path: Path, findings: Sequence[Finding]) -> dict[str, Any]
     return {"file": str(path), "checks": rows, "text": "\n".join([str(path), *lines])}
 
 
-def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
     body = [[_show(row.get(column, "")) for column in columns] for row in rows]
     return tabulate(body, [column.replace("_", " ") for column in columns], tablefmt="simple", disable_numparse=True)
 

@@ -23,7 +23,16 @@ from harness.errors import UserError, require_choice
 from harness.initialization import vocabulary_rows
 from harness.schema import Defaults, MethodSpec
 
-__all__ = ["Backbone", "Defaults", "Method", "Paper", "Rule", "require_positive", "sweep", "vocabulary_rows"]
+__all__ = [
+    "Backbone",
+    "Defaults",
+    "Method",
+    "Paper",
+    "Rule",
+    "require_positive",
+    "sweep",
+    "vocabulary_rows",
+]
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,21 @@ class Paper:
     params: dict[str, int] = field(default_factory=dict)
     params_note: str = ""
     """Why a published figure is not the count with the default settings, in words."""
+
+
+def explain_figure(figure: int, trained: int, kept: int) -> str:
+    """How a published figure comes from the counts, in words; empty if it does not.
+
+    A figure of one or two significant digits, such as 220M, is taken as rounded, any other as exact.
+    """
+    for count, what in ((trained, "the number trained"), (kept, "the number kept for inference")):
+        if figure == count:
+            return f"It is {what}."
+    digits = len(str(figure).rstrip("0"))
+    for count, what in ((trained, "the number trained"), (kept, "the number kept for inference")):
+        if digits <= 2 and float(f"{count:.{digits - 1}e}") == figure:
+            return f"It is {what}, rounded."
+    return ""
 
 
 def sweep(*values: Any) -> dict[str, list[Any]]:
@@ -95,6 +119,9 @@ class Method(nn.Module):
 
     def detach(self, backbone: Backbone) -> None:
         """Undo `attach`, leaving the backbone bit-identical."""
+
+    def on_step(self, step: int, num_steps: int) -> None:
+        """Called before each training step, counted from 0, for methods that change while they train."""
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """Split the trainable tensors by learning rate; `lr` is the recipe's."""

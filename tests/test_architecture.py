@@ -22,12 +22,13 @@ LAYERS = [
     ["backbone"],
     ["initialization", "data"],
     ["method", "tiny"],
-    ["peft_layers", "fused"],
-    ["predict", "contract"],
-    ["train"],
+    ["peft_layers", "prefix_layers", "fused", "export"],
+    ["predict", "contract_checks"],
+    ["train", "contract"],
     ["bundle"],
     ["engines", "planning"],
     ["runner", "listings"],
+    ["listings_params"],
     ["cli"],
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
@@ -68,7 +69,7 @@ def test_every_module_has_a_layer() -> None:
 def test_a_method_imports_only_torch_peft_the_library_and_the_method_surface(path: Path) -> None:
     allowed = {"torch", "peft", *sys.stdlib_module_names}
     for name in imported(path):
-        surface = name in ("harness.method", "harness.peft_layers")
+        surface = name in ("harness.method", "harness.peft_layers", "harness.prefix_layers")
         assert surface or name.split(".")[0] in allowed, f"{path.name} imports {name}"
 
 
