@@ -66,7 +66,7 @@ class PrefixLayers:
 
     def keys_and_values(self, vectors: Tensor, count: int) -> Tensor:
         """[P, L, 2, W] -> [L, 2, N, heads, P, size] for `count` rows."""
-        split = vectors.unflatten(-1, (self.heads, self.size))
+        split = vectors.reshape(*vectors.shape[:-1], self.heads, self.size)
         return split.permute(1, 2, 3, 0, 4).unsqueeze(2).expand(-1, -1, count, -1, -1, -1)
 
     def _before_decoder(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -101,7 +101,7 @@ class _EncoderHook:
         vectors = self.owner.encoder()[:, self.index : self.index + 1]
         ((keys, values),) = self.owner.keys_and_values(vectors, len(args[0]))
         cache = DynamicCache()
-        cache.update(keys, values, module.layer_idx)  # type: ignore[arg-type]
+        cache.update(keys, values, module.layer_idx)
         kwargs["past_key_values"] = cache
         mask = kwargs.get("mask")
         if mask is not None:

@@ -92,7 +92,7 @@ class ACCEPT(Method):
         "lin-etal-2024-accept",
         "https://arxiv.org/abs/2410.12847",
         params={"t5-base": 74_880, "llama-2-7b": 405_000},
-        params_note="The Llama-2-7B figure (405K) comes out as 404,992 with a trained 4096 x 2 head, which is not here.",
+        params_note="The Llama-2-7B figure (405K) is 404,992 with a trained 4096 x 2 head, which is not here.",
     )
     defaults = Defaults(recipe={"lr": sweep(0.3, 0.4, 0.5)}, hp={"added_lr": sweep(1e-4, 5e-4, 1e-3, 5e-3)})
 

@@ -11,6 +11,7 @@ network weights train, is ours.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -58,6 +59,6 @@ class PTuning(Method):
 def _stack(*widths: int, **make: Any) -> nn.Sequential:
     """Linear layers of these widths with ReLU between them."""
     layers: list[nn.Module] = []
-    for inner, outer in zip(widths, widths[1:], strict=False):
+    for inner, outer in pairwise(widths):
         layers += [nn.Linear(inner, outer, **make), nn.ReLU()]
     return nn.Sequential(*layers[:-1])

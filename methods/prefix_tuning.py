@@ -56,9 +56,7 @@ class PrefixTuning(Method):
         self.vectors = nn.Parameter(torch.randn(hp.prefix_length, rows, **make))  # [P, 2 L W] or [P, H]
         self.network: nn.Sequential | None = None
         if hp.network == "mlp":
-            self.network = nn.Sequential(
-                nn.Linear(rows, inner, **make), nn.Tanh(), nn.Linear(inner, total, **make)
-            )
+            self.network = nn.Sequential(nn.Linear(rows, inner, **make), nn.Tanh(), nn.Linear(inner, total, **make))
         self._served: Tensor | None = None
         self._layers = PrefixLayers(backbone, self._of_decoder, self._of_encoder if num_encoder else None)
 
@@ -68,11 +66,16 @@ class PrefixTuning(Method):
             return self._served
         return self.vectors if self.network is None else self.network(self.vectors)
 
+    def _by_layer(self) -> Tensor:
+        """[P, L, 2, W]."""
+        prefix = self.prefix()
+        return prefix.reshape(len(prefix), -1, 2, self.width)
+
     def _of_decoder(self) -> Tensor:
-        return self.prefix().unflatten(-1, (-1, 2, self.width))[:, : self.num_decoder]
+        return self._by_layer()[:, : self.num_decoder]
 
     def _of_encoder(self) -> Tensor:
-        return self.prefix().unflatten(-1, (-1, 2, self.width))[:, self.num_decoder :]
+        return self._by_layer()[:, self.num_decoder :]
 
     def attach(self, backbone: Backbone) -> None:
         self._layers.attach()

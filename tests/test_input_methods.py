@@ -132,7 +132,11 @@ def test_a_prefix_in_the_encoder_is_what_its_attention_sees() -> None:
     handle.remove()
     normed = backbone.model.encoder.block[0].layer[0].layer_norm(embeds)
     keys, values = (method.prefix().unflatten(-1, (4, 2, 64))[:, 2, i].expand(3, 3, 64) for i in range(2))
-    q, k, v = attention.q(normed), torch.cat([keys, attention.k(normed)], 1), torch.cat([values, attention.v(normed)], 1)
+    q, k, v = (
+        attention.q(normed),
+        torch.cat([keys, attention.k(normed)], 1),
+        torch.cat([values, attention.v(normed)], 1),
+    )
     split = [x.unflatten(-1, (4, 16)).transpose(1, 2) for x in (q, k, v)]
     bias = attention.compute_bias(7, 10, past_seen_tokens=3)
     weights = (split[0] @ split[1].transpose(-1, -2) + bias).softmax(-1)
