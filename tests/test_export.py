@@ -84,8 +84,8 @@ def test_the_command_writes_an_export_and_says_what_is_in_it(
     done = CliRunner().invoke(app, ["export", str(trained["ept"][0]), str(out)])
     assert done.exit_code == 0, done.output
     tensors = load_file(out)
-    assert tensors["prompt"].shape == (3, 128)
-    assert "prompt [3, 128]" in done.output
+    assert tensors["prompt"].shape == (3, 96)
+    assert "prompt [3, 96]" in done.output
     assert f"as few as {trained['ept'][1].params.num_kept:,} numbers" in done.output
 
 
@@ -119,7 +119,7 @@ def test_what_cannot_be_exported_is_refused(
 
 
 def test_an_export_does_not_pass_for_another_backbones(trained: dict[str, tuple[Path, Result]], tmp_path: Path) -> None:
-    for label, words in (("ept", "holds vectors of width 128"), ("lora", "does not fit")):
+    for label, words in (("ept", "holds vectors of width 96"), ("lora", "does not fit")):
         export_result(trained[label][0], tmp_path / "out.safetensors", None)
         with pytest.raises(UserError, match=words):
             load_export(tmp_path / "out.safetensors", tiny_backbone())
