@@ -32,7 +32,7 @@ methods:
   majority:
   accept: {prompt_length: 3, budget_length: 8, added_lr: 0.05}
   ept: {prompt_length: 3, budget_length: 8, added_lr: 0.05}
-  half: {method: ept, prompt_length: 3, budget_length: 8, added_lr: 0.05, discard_at: 0.5}
+  half: {method: ept, prompt_length: 3, budget_length: 8, added_lr: 0.05, discard_at: 0.5, recipe: {eval_every: 6}}
   dpt: {prompt_length: 3, rank: 2}
   residual_prompt_tuning: {prompt_length: 3, bottleneck: 8}
   p_tuning: {prompt_length: 3, encoder_width: 8}
@@ -94,6 +94,12 @@ def test_an_export_of_factors_is_their_product(trained: dict[str, tuple[Path, Re
     export_result(path, tmp_path / "out.safetensors", None)
     stored = load_file(path.with_suffix(".safetensors"))
     torch.testing.assert_close(load_file(tmp_path / "out.safetensors")["prompt"], stored["a"] @ stored["b"])
+
+
+def test_a_method_that_changes_half_way_is_told_of_the_steps(trained: dict[str, tuple[Path, Result]]) -> None:
+    stored = load_file(trained["half"][0].with_suffix(".safetensors"))
+    assert bool(stored["is_discarded"])
+    assert stored["collapsed"].any()
 
 
 def test_what_cannot_be_exported_is_refused(
