@@ -94,7 +94,7 @@ class Backbone:
     def token_losses(self, embeds: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
         """[N, L, H], [N, L], [N, T] with -100 behind the end -> cross-entropy per target token, [N, T]."""
         with self._autocast(), self._dropout():
-            logits = self._target_logits(embeds, mask, labels)
+            logits = self.target_logits(embeds, mask, labels)
         shape = labels.shape
         losses = F.cross_entropy(
             logits.reshape(-1, logits.shape[-1]).to(torch.promote_types(logits.dtype, torch.float32)),
@@ -124,7 +124,7 @@ class Backbone:
         on_cpu = self.device.type == "cpu" and self.model.training
         return fast_dropout() if on_cpu else contextlib.nullcontext()
 
-    def _target_logits(self, embeds: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+    def target_logits(self, embeds: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
         """Logits [N, T, V] that predict each target token."""
         tokens = labels.masked_fill(labels == -100, self.pad_id)
         if self.is_encoder_decoder:

@@ -176,7 +176,7 @@ def params(
 
     Example: harness params --backbone t5-base --methods dept --set dept.source_length=348
     """
-    from harness.listings import describe_params
+    from harness.listings_params import describe_params
     from harness.method import discover
 
     found = discover(*(methods_dir or ()))
@@ -246,6 +246,27 @@ def check(
     show(describe_contract(path, findings), format)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    result: Annotated[Path, typer.Argument(help="JSON of a trained cell.")],
+    out: Annotated[Path, typer.Argument(help="Where to write, e.g. prompt.safetensors.")],
+    backbone: Annotated[str | None, typer.Option(help="Folder or hub id, if the result's name is neither.")] = None,
+    methods_dir: MethodDirs = None,
+) -> None:
+    """Write what inference needs of a trained cell: its prompt and added table, without the networks behind them.
+
+    Example: harness export results/quickstart/micro_sentiment/ept/micro-t5/CELL.json ept.safetensors
+    """
+    from harness.export import export_result
+
+    done = export_result(result, out, backbone, tuple(str(folder) for folder in methods_dir or ()))
+    for name, shape in done.shapes.items():
+        typer.echo(f"{name} {shape}")
+    typer.echo(f"written to {done.path}; as few as {done.num_kept:,} numbers determine it")
+    if done.source_changed:
+        typer.echo("note: the method's file has changed since this cell was trained", err=True)
 
 
 def show(data: dict[str, Any], style: str) -> None:

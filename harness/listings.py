@@ -6,17 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.backbone import Backbone, meta_backbone
 from harness.contract import Finding
-from harness.errors import UserError, require_choice
 from harness.listings_data import table
 from harness.listings_protocols import protocol_table
-from harness.method import Method, Registered, Rule, get_class
+from harness.method import Registered, Rule
 from harness.planning import Plan, check_fit, make_plan
 from harness.protocol import describe
 from harness.suite import Overrides
 from harness.tasks.record import SPLIT_RULES
-from harness.validation import validate_settings
 
 
 def describe_plan(plan: Plan) -> dict[str, Any]:
@@ -104,59 +101,6 @@ def _kind(registered: Registered) -> str:
 
 def _paper_url(registered: Registered) -> str:
     return registered.cls.paper.url if registered.cls else ""
-
-
-def describe_params(
-    methods: dict[str, Registered], names: Sequence[str] | None, backbone: str, settings: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Trainable parameters of each method with its defaults and `settings` such as {"dept.rank": 10}."""
-    built = meta_backbone(backbone)
-    rows: list[dict[str, Any]] = []
-    for name in names or methods:
-        cls = get_class(methods, name) if names else methods[name].cls
-        if cls is None or issubclass(cls, Rule):
-            continue
-        own = {key.split(".", 1)[1]: value for key, value in settings.items() if key.split(".", 1)[0] == name}
-        method = _build_default(cls, own, built)
-        rows.append(
-            {
-                "method": name,
-                "num_trained": method.num_trained,
-                "num_kept": method.num_kept,
-                "percent_of_backbone": 100 * method.num_trained / built.num_params,
-                "published": cls.paper.params.get(built.name),
-            }
-        )
-    _check_setting_names(settings, [row["method"] for row in rows])
-    shown = [
-        {
-            "method": row["method"],
-            "trained": f"{row['num_trained']:,}",
-            "kept": f"{row['num_kept']:,}",
-            "% of backbone": f"{row['percent_of_backbone']:.3f}",
-            "published": f"{row['published']:,}" if row["published"] else "",
-        }
-        for row in rows
-    ]
-    title = f"{built.name}: {built.num_params:,} parameters, width {built.hidden}"
-    text = f"{title}\n{table(shown, ['method', 'trained', 'kept', '% of backbone', 'published'])}"
-    return {"backbone": built.name, "num_params": built.num_params, "methods": rows, "text": text}
-
-
-def _build_default(cls: type[Method], settings: dict[str, Any], backbone: Backbone) -> Method:
-    values = validate_settings(cls.HP, settings, lambda *key: f"--set {cls.name}.{key[-1]}", (cls.name,))
-    try:
-        return cls(cls.HP(**values), backbone)
-    except ValueError as error:
-        raise UserError(str(error), field=cls.name) from None
-
-
-def _check_setting_names(settings: Mapping[str, Any], known: Sequence[str]) -> None:
-    for key in settings:
-        name, _, setting = key.partition(".")
-        require_choice(name, known, kind="method", where=f"--set {key}")
-        if not setting:
-            raise UserError("expected METHOD.SETTING=VALUE", where=f"--set {key}")
 
 
 def describe_suite(path: Path, method_dirs: Sequence[str]) -> dict[str, Any]:

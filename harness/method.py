@@ -9,7 +9,7 @@ import hashlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -23,7 +23,16 @@ from harness.errors import UserError, require_choice
 from harness.initialization import vocabulary_rows
 from harness.schema import Defaults, MethodSpec
 
-__all__ = ["Backbone", "Defaults", "Method", "Paper", "Rule", "require_positive", "sweep", "vocabulary_rows"]
+__all__ = [
+    "Backbone",
+    "Defaults",
+    "Method",
+    "Paper",
+    "Rule",
+    "require_positive",
+    "sweep",
+    "vocabulary_rows",
+]
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,23 @@ class Paper:
     key: str
     url: str
     params: dict[str, int] = field(default_factory=dict)
+    params_note: str = ""
+    """Why a published figure is not the count with the default settings, in words."""
+
+
+def explain_figure(figure: int, trained: int, kept: int) -> str:
+    """How a published figure comes from the counts, in words; empty if it does not.
+
+    A figure of one or two significant digits, such as 220M, is taken as rounded, any other as exact.
+    """
+    for count, what in ((trained, "the number trained"), (kept, "the number kept for inference")):
+        if figure == count:
+            return f"It is {what}."
+    digits = len(str(figure).rstrip("0"))
+    for count, what in ((trained, "the number trained"), (kept, "the number kept for inference")):
+        if digits <= 2 and float(f"{count:.{digits - 1}e}") == figure:
+            return f"It is {what}, rounded."
+    return ""
 
 
 def sweep(*values: Any) -> dict[str, list[Any]]:
@@ -94,13 +120,35 @@ class Method(nn.Module):
     def detach(self, backbone: Backbone) -> None:
         """Undo `attach`, leaving the backbone bit-identical."""
 
+    def on_step(self, step: int, num_steps: int) -> None:
+        """Called before each training step, counted from 0, for methods that change while they train."""
+
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """Split the trainable tensors by learning rate; `lr` is the recipe's."""
         return [{"params": list(self.parameters()), "lr": lr}]
 
     def kept(self) -> dict[str, Tensor]:
-        """Return the tensors that inference needs, where that is less than what is trained."""
+        """Return the fewest numbers that inference has to store; override where that is less than is trained.
+
+        Factors count as factors here (DePT's A and B), although `export` writes their product.
+        """
         return dict(self.named_parameters())
+
+    def export(self) -> dict[str, Tensor]:
+        """Return what answers without this class's networks and factors, detached and contiguous.
+
+        A method whose vectors do not depend on the text: `prompt` [P, H] and/or `added` [S, H]. Any other method:
+        its own tensors, which `load_export` takes back; override both where training holds more than inference.
+        """
+        if self.is_layer_side() or self.depends_on_text():
+            found: Mapping[str, Tensor | None] = self.state_dict()
+        else:
+            found = {"prompt": self.prompt(), "added": self.added()}
+        return {name: tensor.detach().clone().contiguous() for name, tensor in found.items() if tensor is not None}
+
+    def load_export(self, tensors: Mapping[str, Tensor]) -> None:
+        """Answer from exported tensors from now on; only for methods that export more than prompt and added table."""
+        self.load_state_dict(dict(tensors))
 
     @property
     def num_prompt_tokens(self) -> int:

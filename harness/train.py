@@ -167,6 +167,8 @@ class BundleTrainer:
     def _train_step(self, step: int) -> None:
         started = time.perf_counter()
         self._set_training(True)
+        for i in self.active:
+            self.states[i].outcome.method.on_step(step, self.states[i].recipe.steps)
         rows = self._draw()
         losses = self._accumulate(rows)
         for i in self.active:

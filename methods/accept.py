@@ -8,7 +8,10 @@ Stands taken: tensors start kaiming-uniform as in the authors' code (`init: gaus
 deviation, is the paper's word); SCAP is not scaled; the width t of a subvector is fixed, not K, since K = 24
 divides no other backbone's H; R = floor(budget H / (H + n K)) per part, with budgets of P and
 `budget_length - P` vectors, which reproduces all rows of the paper's Table 12.
-`prompt_side: free` is the paper's SCAP-only, `added_side: lowrank` (DePT's table) its SCPP-only.
+`prompt_side: free` is the paper's SCAP-only, `added_side: lowrank` (DePT's table) its SCPP-only. The code starts
+the free prompt N(0, 1) unless asked for text (`free_init: normal`); the default here is DePT's own start, with which
+the comparison was meant. Inference keeps codebooks and weights, 74,880 numbers, as the code stores them; an export
+writes both tables worked out, [P, H] and [S, H], which is more numbers but no codebook.
 """
 
 import math
@@ -85,7 +88,12 @@ class ACCEPT(Method):
     """SCPP at the recipe's lr, SCAP at `added_lr`."""
 
     name = "accept"
-    paper = Paper("lin-etal-2024-accept", "https://arxiv.org/abs/2410.12847", params={"t5-base": 74_880})
+    paper = Paper(
+        "lin-etal-2024-accept",
+        "https://arxiv.org/abs/2410.12847",
+        params={"t5-base": 74_880, "llama-2-7b": 405_000},
+        params_note="The Llama-2-7B figure (405K) is 404,992 with a trained 4096 x 2 head, which is not here.",
+    )
     defaults = Defaults(recipe={"lr": sweep(0.3, 0.4, 0.5)}, hp={"added_lr": sweep(1e-4, 5e-4, 1e-3, 5e-3)})
 
     @dataclass(frozen=True, kw_only=True)
@@ -101,7 +109,7 @@ class ACCEPT(Method):
         init: Literal["kaiming", "gaussian"] = "kaiming"
         prompt_side: Literal["scpp", "free"] = "scpp"
         added_side: Literal["scap", "lowrank"] = "scap"
-        free_init: Literal["text_repeat", "top5000", "first_m", "sample_vocab"] = "text_repeat"
+        free_init: Literal["text_repeat", "top5000", "first_m", "sample_vocab", "normal"] = "text_repeat"
 
         def __post_init__(self) -> None:
             if not 0 < self.added_lr < math.inf:

@@ -4,7 +4,8 @@ X = [P; E(x) + s A B] with P [P, H], A [S, R], B [R, H]; row i of A B goes to th
 
 Stands taken: the factor s = 8 / sqrt(R) is in the authors' code only (`scale: none` is the paper's reading);
 R = floor((budget - P) H / (H + S)) keeps the parameters within `budget_length` vectors when the source
-length changes (the released MultiRC run kept R = 30 instead: set `rank: 30`).
+length changes (the released MultiRC run kept R = 30 instead: set `rank: 30`). Inference keeps P, A and B, as the
+authors' checkpoints do; an export writes the product s A B [S, H], which is larger than its factors.
 """
 
 import math
@@ -21,7 +22,12 @@ class DePT(Method):
     """Prompt at the recipe's lr; A and B at `added_lr`. B starts at zero, so training starts as prompt tuning."""
 
     name = "dept"
-    paper = Paper("shi-lipani-2024-dept", "https://arxiv.org/abs/2309.05173", params={"t5-base": 76_800})
+    paper = Paper(
+        "shi-lipani-2024-dept",
+        "https://arxiv.org/abs/2309.05173",
+        params={"t5-base": 76_800, "llama-2-7b": 413_440},
+        params_note="The Llama-2-7B figure (413.4K) is for prompt_length 40, rank 60, source_length 64.",
+    )
     defaults = Defaults(recipe={"lr": sweep(0.3, 0.4, 0.5)}, hp={"added_lr": sweep(1e-4, 5e-4, 1e-3, 5e-3)})
 
     @dataclass(frozen=True, kw_only=True)

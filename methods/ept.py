@@ -6,8 +6,11 @@ E_i: H -> S -> H with ReLU and per-token gates G = softmax_i(f_i(P_s)). X = [P_a
 
 Stands taken, since no code is public: as printed, fused = einsum(W, P_s) over "p l, p d -> p d" sums softmax rows
 and returns P_s itself (`fusion: literal`); the default reads the values as A B (`fusion: lowrank_values`).
-P is tiled to S rows (`align: zero` pads instead); singular values go to both factors by their square roots.
-The networks serve training only: P_amend + P_f does not depend on x, so inference keeps P_new, A and B.
+P is tiled to S rows (`align: zero` pads instead, `align: linear` resamples); singular values go to both factors by
+their square roots. Networks learn at P_s's lr unless `network_lr` says otherwise. P_new = P_amend + P_f does not
+depend on x, so inference keeps P_new, A and B; the networks train to the end. `discard_at: 0.5` is the other reading
+of "discarded": after half of the steps P_new itself trains on, without networks. An export writes P_new and A B.
+`prompt_length: 0` leaves only A B, `prompt_length` equal to `budget_length` (or `rank: 0`) leaves only P_amend + P_s.
 """
 
 import math
@@ -15,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.method import Backbone, Defaults, Method, Paper, require_positive, sweep, vocabulary_rows
@@ -24,7 +28,12 @@ class EPT(Method):
     """Short prompt and networks at the recipe's lr, the low-rank pair at `added_lr`."""
 
     name = "ept"
-    paper = Paper("lan-etal-2025-ept", "https://arxiv.org/abs/2405.11464", params={"t5-base": 76_800})
+    paper = Paper(
+        "lan-etal-2025-ept",
+        "https://arxiv.org/abs/2405.11464",
+        params={"t5-base": 76_800},
+        params_note="The networks that train beside them are not counted by the paper.",
+    )
     defaults = Defaults(recipe={"lr": sweep(0.3, 0.4, 0.5)}, hp={"added_lr": sweep(1e-4, 5e-4, 5e-3)})
 
     @dataclass(frozen=True, kw_only=True)
@@ -36,40 +45,55 @@ class EPT(Method):
         spaces: int = 4
         bottleneck: int | None = None
         added_lr: float = 1e-4
+        network_lr: float | None = None
+        discard_at: float | None = None
         fusion: Literal["lowrank_values", "literal"] = "lowrank_values"
-        align: Literal["tile", "zero"] = "tile"
+        align: Literal["tile", "zero", "linear"] = "tile"
         init: Literal["top5000", "text_repeat", "first_m", "sample_vocab"] = "top5000"
 
         def __post_init__(self) -> None:
-            if not 0 < self.added_lr < math.inf:
-                raise ValueError(f"added_lr must be positive, got {self.added_lr}")
-            require_positive(self, "prompt_length", "budget_length", "rank", "source_length", "spaces", "bottleneck")
+            for name, value in (("added_lr", self.added_lr), ("network_lr", self.network_lr)):
+                if value is not None and not 0 < value < math.inf:
+                    raise ValueError(f"{name} must be positive, got {value}")
+            if self.discard_at is not None and not 0 < self.discard_at < 1:
+                raise ValueError(f"discard_at must be a share of the steps in (0, 1), got {self.discard_at}")
+            require_positive(self, "budget_length", "source_length", "spaces", "bottleneck")
+            if self.prompt_length < 0 or (self.rank or 0) < 0:
+                raise ValueError("prompt_length and rank cannot be negative")
             if self.prompt_length > self.budget_length:
                 raise ValueError("prompt_length cannot exceed budget_length, the rows of the original prompt")
 
     def __init__(self, hp: HP, backbone: Backbone) -> None:
         super().__init__(hp, backbone)
-        length, width = hp.source_length or 256, backbone.hidden
-        # a matrix of S rows has no more than S singular values to keep
-        rank = hp.rank or min(length, (hp.budget_length - hp.prompt_length) * width // (width + length))
-        if rank < 1:
-            raise ValueError("budget_length leaves no rank for the added table; raise it or lower prompt_length")
+        length = hp.source_length or 256
         original = vocabulary_rows(backbone, hp.budget_length, hp.init)  # [L, H]
-        a, b = factorize(align_rows(original, length, hp.align), rank)
-        self.added_lr, self.fusion = hp.added_lr, hp.fusion
-        self.short = nn.Parameter(original[: hp.prompt_length].clone())  # [P, H]
-        self.a, self.b = nn.Parameter(a), nn.Parameter(b)  # [S, R], [R, H]
-        inner = hp.bottleneck or length
+        self.added_lr, self.network_lr, self.fusion = hp.added_lr, hp.network_lr, hp.fusion
+        self.short = nn.Parameter(original[: hp.prompt_length].clone()) if hp.prompt_length else None  # [P, H]
+        rank = chosen_rank(hp, length, backbone.hidden)
+        self.a, self.b = None, None
+        if rank:
+            a, b = factorize(align_rows(original, length, hp.align), rank)
+            self.a, self.b = nn.Parameter(a), nn.Parameter(b)  # [S, R], [R, H]
+        inner, width, spaces = hp.bottleneck or length, backbone.hidden, hp.spaces if hp.prompt_length else 0
         make: dict[str, Any] = {"dtype": original.dtype, "device": original.device}
         self.experts = nn.ModuleList(
             nn.Sequential(nn.Linear(width, inner, **make), nn.ReLU(), nn.Linear(inner, width, **make))
-            for _ in range(hp.spaces)
+            for _ in range(spaces)
         )
-        self.gates = nn.ModuleList(nn.Linear(width, 1, **make) for _ in range(hp.spaces))
+        self.gates = nn.ModuleList(nn.Linear(width, 1, **make) for _ in range(spaces))
+        self.discard_at = hp.discard_at if hp.prompt_length else None
+        if self.discard_at is not None:
+            self.collapsed = nn.Parameter(torch.zeros_like(original[: hp.prompt_length]))  # P_new once it trains
+            self.register_buffer("is_discarded", torch.zeros((), dtype=torch.bool))
+
+    is_discarded: Tensor
 
     def fused(self) -> Tensor:
-        """P_f, [P, H]."""
+        """P_f, [P, H]; without a low-rank pair there is nothing to fuse."""
+        assert self.short is not None
         table = self.added()
+        if table is None:
+            return self.short
         attention = torch.softmax(self.short @ table.T / math.sqrt(self.short.shape[1]), -1)  # [P, S]
         if self.fusion == "literal":
             return self.short + torch.einsum("ps,pd->pd", attention, self.short)
@@ -79,26 +103,56 @@ class EPT(Method):
         """Share of each space in each prompt vector, [spaces, P, 1]."""
         return torch.softmax(torch.stack([gate(self.short) for gate in self.gates]), 0)
 
-    def prompt(self) -> Tensor:
+    def constructed(self) -> Tensor:
+        """P_new as the networks give it, [P, H]."""
         projected = torch.stack([expert(self.short) for expert in self.experts])  # [spaces, P, H]
         return (self.gate_weights() * projected).sum(0) + self.fused()
 
-    def added(self) -> Tensor:
-        return self.a @ self.b
+    def prompt(self) -> Tensor | None:
+        if self.short is None:
+            return None
+        return self.collapsed if self.discard_at is not None and self.is_discarded else self.constructed()
+
+    def added(self) -> Tensor | None:
+        return None if self.a is None or self.b is None else self.a @ self.b
+
+    @torch.no_grad()
+    def on_step(self, step: int, num_steps: int) -> None:
+        if self.discard_at is not None and not self.is_discarded and step >= self.discard_at * num_steps:
+            self.collapsed.copy_(self.constructed())
+            self.is_discarded.fill_(True)
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
-        pair = [self.a, self.b]
-        rest = [self.short, *self.experts.parameters(), *self.gates.parameters()]
-        return [{"params": rest, "lr": lr}, {"params": pair, "lr": self.added_lr}]
+        networks = [*self.experts.parameters(), *self.gates.parameters()]
+        vectors = [p for name, p in self.named_parameters() if name in ("short", "collapsed")]
+        pair = [p for name, p in self.named_parameters() if name in ("a", "b")]
+        groups = [(vectors, lr), (networks, self.network_lr or lr), (pair, self.added_lr)]
+        return [{"params": params, "lr": rate} for params, rate in groups if params]
 
     def kept(self) -> dict[str, Tensor]:
-        return {"prompt": self.prompt(), "a": self.a, "b": self.b}
+        tensors = {"prompt": self.prompt(), "a": self.a, "b": self.b}
+        return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+
+def chosen_rank(hp: EPT.HP, length: int, width: int) -> int:
+    """R as set, or as many as the budget that P_s leaves pays for; a matrix of S rows has no more than S to keep."""
+    if hp.rank is not None:
+        rank = hp.rank
+    else:
+        rank = min(length, (hp.budget_length - hp.prompt_length) * width // (width + length))
+        if rank < 1 and hp.prompt_length < hp.budget_length:
+            raise ValueError("budget_length leaves no rank for the added table; raise it or lower prompt_length")
+    if not rank and not hp.prompt_length:
+        raise ValueError("prompt_length and rank cannot both be 0; nothing would train")
+    return rank
 
 
 def align_rows(prompt: Tensor, length: int, rule: str) -> Tensor:
-    """Bring [L, H] to [length, H] by repeating the rows or by zeros behind them."""
+    """Bring [L, H] to [length, H]: repeat the rows, put zeros behind them, or resample them linearly end to end."""
     if rule == "tile":
         return prompt.repeat(-(-length // len(prompt)), 1)[:length]
+    if rule == "linear":
+        return F.interpolate(prompt.T[None], size=length, mode="linear", align_corners=True)[0].T
     padded = prompt.new_zeros(length, prompt.shape[1])
     padded[: len(prompt)] = prompt[:length]
     return padded

@@ -13,10 +13,15 @@ from harness.peft_layers import PeftMethod
 
 
 class LoRA(PeftMethod):
-    """Published T5-base rows (3.8M) also train biases; this is LoRA as defined."""
+    """LoRA as defined, without the biases that the published T5-base rows train too."""
 
     name = "lora"
-    paper = Paper("hu-etal-2022-lora", "https://openreview.net/forum?id=nZeVKeeFYf9", params={"t5-base": 3_800_000})
+    paper = Paper(
+        "hu-etal-2022-lora",
+        "https://openreview.net/forum?id=nZeVKeeFYf9",
+        params={"t5-base": 3_800_000},
+        params_note="The published rows also train biases (280,932); this is LoRA as defined.",
+    )
     defaults = Defaults(recipe={"lr": sweep(1e-4, 3e-4, 1e-3)})
 
     @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,11 @@
-"""Prompt tuning: P trainable vectors in front of the input (Lester et al., EMNLP 2021)."""
+"""Prompt tuning: P trainable vectors in front of the input (Lester et al., EMNLP 2021).
+
+X = [P; E(x)] with P [P, H]; in front of the encoder's input only, as in the code of ATTEMPT, Compacter and DePT.
+
+Stands taken: the prompt starts from a random choice of frequent tokens (`init`; the field's code has seven other
+ways). DePT's paper reprints better scores for its own rerun of the same P vectors: set `init: text_repeat` and
+train as long. Nothing is put in front of the decoder (PEFT's default allocates a second prompt there, unused).
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,16 +16,30 @@ from harness.method import Backbone, Defaults, Method, Paper, require_positive, 
 
 
 class PromptTuning(Method):
-    """X = [P; E(x)] with P [P, H]; only P trains."""
+    """Only P trains."""
 
     name = "prompt_tuning"
-    paper = Paper("lester-etal-2021-power", "https://aclanthology.org/2021.emnlp-main.243", params={"t5-base": 76_800})
+    paper = Paper(
+        "lester-etal-2021-power",
+        "https://aclanthology.org/2021.emnlp-main.243",
+        params={"t5-base": 76_800, "llama-2-7b": 417_792},
+        params_note="The Llama-2-7B figure (DePT's paper, 417.8K) is for prompt_length 102.",
+    )
     defaults = Defaults(recipe={"lr": sweep(0.3, 0.4, 0.5)})
 
     @dataclass(frozen=True, kw_only=True)
     class HP:
         prompt_length: int = 100
-        init: Literal["top5000", "first_m", "text_repeat", "sample_vocab"] = "top5000"
+        init: Literal[
+            "top5000",
+            "first_m",
+            "text_repeat",
+            "sample_vocab",
+            "ids_100_to_599",
+            "ids_100_to_999",
+            "uniform",
+            "normal",
+        ] = "top5000"
 
         def __post_init__(self) -> None:
             require_positive(self, "prompt_length")

@@ -1,0 +1,312 @@
+"""The single checks of the contract: each returns a short detail, or raises AssertionError that says what is wrong.
+
+All run on tiny random backbones. Equalities are checked in float64, where only a real difference can show.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.backbone import Backbone, known_backbones, meta_backbone
+from harness.export import is_collapsible, serve
+from harness.fused import FusedInput, Rows
+from harness.method import Method, Rule, checked_groups, explain_figure
+from harness.tiny import tiny_backbone, tiny_rows
+
+SOURCE_LENGTH = 24
+LENGTHS = [5, 9, 13]
+TOLERANCE = 1e-6
+FULL_SIZE = "t5-base"
+
+Kind = Literal["encoder-decoder", "decoder"]
+
+
+def build(cls: type[Method], backbone: Backbone, seed: int = 0) -> Method:
+    """Create a method with its default hp, its tables cut to the tiny source length."""
+    hp = {"source_length": SOURCE_LENGTH} if "source_length" in cls.HP.__dataclass_fields__ else {}
+    torch.manual_seed(seed)
+    return cls(cls.HP(**hp), backbone)
+
+
+class Bench:
+    """A method with a tiny backbone under it, both in evaluation mode."""
+
+    def __init__(
+        self, cls: type[Method], kind: Kind = "encoder-decoder", precision: str = "float64", seed: int = 0
+    ) -> None:
+        self.backbone = tiny_backbone(kind, precision)
+        self.method = build(cls, self.backbone, seed)
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """The method in its place; taken off again at the end, whatever happens."""
+        if self.method.is_layer_side():
+            self.method.attach(self.backbone)
+        self.backbone.model.eval()
+        self.method.eval()
+        try:
+            yield
+        finally:
+            if self.method.is_layer_side():
+                self.method.detach(self.backbone)
+
+    def inputs(self, lengths: Sequence[int], only: int | None = None) -> tuple[FusedInput, Tensor, Tensor, Tensor]:
+        """The input of the backbone for texts of these token counts, or for one of them, and the labels."""
+        encoded = tiny_rows(lengths, self.backbone)
+        chosen = np.arange(len(lengths)) if only is None else np.array([only])
+        fused = FusedInput([self.method], self.backbone, SOURCE_LENGTH)
+        fused.refresh(grad=True, cells=[0])
+        embeds, mask, rows = fused.build(encoded, Rows(np.zeros_like(chosen), chosen))
+        return fused, embeds, mask, torch.as_tensor(encoded.targets(rows.rows))
+
+    def losses(self, lengths: Sequence[int], only: int | None = None) -> Tensor:
+        """Loss per row, [N]; the gradient of their mean reaches the method."""
+        fused, embeds, mask, labels = self.inputs(lengths, only)
+        losses = self.backbone.token_losses(embeds, mask, labels).sum(1)
+        if losses.requires_grad:
+            losses.mean().backward()  # type: ignore[no-untyped-call]
+            fused.backward()
+        return losses.detach()
+
+    @torch.no_grad()
+    def logits(self, lengths: Sequence[int] = LENGTHS) -> Tensor:
+        """[N, T, V] while attached."""
+        _, embeds, mask, labels = self.inputs(lengths)
+        return self.backbone.target_logits(embeds, mask, labels)
+
+    def train(self, steps: int) -> tuple[float, float]:
+        """Train on one fixed batch; return the loss before and after."""
+        with self.attached():
+            optimizer = torch.optim.AdamW(checked_groups(self.method, 0.01), lr=0.01, weight_decay=0.0)
+            first = 0.0
+            for step in range(steps):
+                optimizer.zero_grad()
+                loss = float(self.losses(LENGTHS).mean())
+                first = first if step else loss
+                optimizer.step()
+            self.method.zero_grad()
+            return first, float(self.losses(LENGTHS).mean())
+
+
+def rule_answers(cls: type[Rule]) -> str:
+    for labels, targets in ((["0", "1"], ["0", "1", "1"]), ([], ["Rome", "in 1990"])):
+        answers = cls(labels).answers(targets, 5, 0)
+        assert len(answers) == 5, f"{len(answers)} answers for 5 rows"
+        assert all(isinstance(answer, str) for answer in answers), "an answer is no text"
+        assert answers == cls(labels).answers(targets, 5, 0), "the same seed gives other answers"
+    return ""
+
+
+def seed(cls: type[Method]) -> str:
+    first, second = (build(cls, tiny_backbone(), seed=7).state_dict() for _ in range(2))
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), f"{name} differs between two builds with one seed"
+    return f"{len(first)} tensors"
+
+
+def backbone_unchanged(cls: type[Method]) -> str:
+    bench = Bench(cls, precision="float32")
+    model = tiny_backbone().model  # as it is before any method has seen it
+    before = model.state_dict()
+    bench.train(steps=2)
+    after = bench.backbone.model.state_dict()
+    assert before.keys() == after.keys(), f"tensors came or went: {_first(before.keys() ^ after.keys())}"
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert not changed, f"changed: {_first(changed)}"
+    thawed = [name for name, p in bench.backbone.model.named_parameters() if p.requires_grad]
+    assert not thawed, f"left trainable: {_first(thawed)}"
+    pairs = zip(model.modules(), bench.backbone.model.modules(), strict=True)
+    left = [type(ours).__name__ for old, ours in pairs if _num_hooks(ours) != _num_hooks(old)]
+    assert not left, f"hooks left on: {_first(left)}"
+    return ""
+
+
+def gradients(cls: type[Method], kind: Kind = "encoder-decoder") -> str:
+    bench = Bench(cls, kind)
+    # tensors behind a zero-initialised factor get their first gradient after one step
+    _, loss = bench.train(steps=1)
+    assert np.isfinite(loss), "loss not finite"
+    parameters = [(name, p) for name, p in bench.method.named_parameters() if p.requires_grad]
+    assert parameters, "nothing to train"
+    without = [name for name, p in parameters if p.grad is None]
+    assert not without, f"no gradient: {_first(without)}"
+    zero = [name for name, p in parameters if p.grad is not None and not p.grad.any()]
+    assert not zero, f"gradient all zero: {_first(zero)}"
+    return f"{bench.method.num_trained:,} parameters"
+
+
+def loss_falls(cls: type[Method]) -> str:
+    first, last = Bench(cls).train(steps=12)
+    assert last < first, f"loss went from {first:.3f} to {last:.3f}"
+    return f"{first:.3f} to {last:.3f}"
+
+
+def save_and_load(cls: type[Method]) -> str:
+    trained = Bench(cls)
+    trained.train(steps=2)
+    fresh = Bench(cls, seed=99)
+    fresh.method.load_state_dict(trained.method.state_dict())
+    _assert_close(_logits(fresh), _logits(trained), "logits after loading")
+    return ""
+
+
+def export(cls: type[Method]) -> str:
+    trained = Bench(cls)
+    trained.train(steps=2)
+    expected, stored = _logits(trained), trained.method.state_dict()
+    tensors = trained.method.export()
+    for name, tensor in tensors.items():
+        assert not tensor.requires_grad, f"export() returns {name} with its graph; detach it"
+    served = Bench(cls, seed=99)
+    served.method = serve(served.method, tensors, served.backbone)
+    _assert_close(_logits(served), expected, "logits of the exported form")
+    if is_collapsible(cls):  # the command exports from the stored tensors, without the backbone's weights
+        unweighted = build(cls, tiny_backbone(meta=True))
+        unweighted.load_state_dict(stored, assign=True)
+        for name, tensor in unweighted.eval().export().items():
+            assert not tensor.is_meta, f"{name} depends on tensors outside the state_dict; register them as buffers"
+            _assert_close(tensor, tensors[name], f"{name} exported from stored tensors")
+    return ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in list(tensors.items())[:3])
+
+
+def extremes(cls: type[Method]) -> str:
+    bench = Bench(cls, precision="float32")
+    with bench.attached():
+        for lengths in ([1], [SOURCE_LENGTH], [1, SOURCE_LENGTH]):
+            assert bench.losses(lengths).isfinite().all(), f"loss not finite for texts of {lengths} tokens"
+    return ""
+
+
+def rows_together(cls: type[Method]) -> str:
+    lengths = [3, SOURCE_LENGTH, 9]
+    bench = Bench(cls)
+    with bench.attached():
+        together = bench.losses(lengths)
+        alone = torch.cat([bench.losses(lengths, only=i) for i in range(3)])
+    _assert_close(together, alone, "losses of rows")
+    return ""
+
+
+def bundle(cls: type[Method]) -> str:
+    """Two cells in one forward pass, against each alone: losses and gradients."""
+    if cls.is_layer_side():
+        return "does not apply: a layer-side method runs alone"
+    backbone = tiny_backbone(precision="float64")
+    together = [build(cls, backbone, seed) for seed in (1, 2)]
+    losses = _bundle_losses(together, backbone)
+    for index in range(2):
+        method = build(cls, backbone, seed=index + 1)
+        expected = _bundle_losses([method], backbone)
+        _assert_close(losses[index], expected[0], f"losses of cell {index + 1} of 2")
+        fused = dict(together[index].named_parameters())
+        for name, parameter in method.named_parameters():
+            if parameter.grad is not None:
+                found = fused[name].grad
+                assert found is not None, f"{name} gets no gradient in a bundle"
+                _assert_close(found, parameter.grad, f"gradients of {name}")
+    return ""
+
+
+def _bundle_losses(methods: list[Method], backbone: Backbone) -> list[Tensor]:
+    """Losses of the same rows in every cell; gradients are left on the methods."""
+    encoded = tiny_rows(LENGTHS, backbone)
+    fused = FusedInput([method.eval() for method in methods], backbone, SOURCE_LENGTH)
+    fused.refresh(grad=True, cells=range(len(methods)))
+    cells = np.repeat(np.arange(len(methods)), len(LENGTHS))
+    embeds, mask, placed = fused.build(encoded, Rows(cells, np.tile(np.arange(len(LENGTHS)), len(methods))))
+    losses = backbone.token_losses(embeds, mask, torch.as_tensor(encoded.targets(placed.rows))).sum(1)
+    losses.sum().backward()  # type: ignore[no-untyped-call]
+    fused.backward()
+    order = [np.flatnonzero(placed.cells == cell) for cell in range(len(methods))]
+    return [losses.detach()[where[np.argsort(placed.rows[where])]] for where in order]
+
+
+def answers(cls: type[Method], kind: Kind = "encoder-decoder") -> str:
+    """Greedy answers, written token by token, against the most likely tokens of one pass over them."""
+    bench = Bench(cls, kind)
+    with bench.attached(), torch.no_grad():
+        _, embeds, mask, _ = bench.inputs(LENGTHS)
+        written = bench.backbone.decode(embeds, mask, 4)
+        ended = (written == bench.backbone.eos_id).cumsum(1) - (written == bench.backbone.eos_id).long() > 0
+        labels = written.masked_fill(ended, -100)
+        likely = bench.backbone.target_logits(embeds, mask, labels).argmax(-1)
+    assert torch.equal(likely[~ended], written[~ended]), "answers written token by token differ from one pass over them"
+    return ""
+
+
+def decoder(cls: type[Method]) -> str:
+    try:
+        Bench(cls, "decoder")
+    except ValueError as error:
+        return f"does not apply: {error}"
+    return gradients(cls, "decoder") + answers(cls, "decoder")
+
+
+def bfloat16(cls: type[Method]) -> str:
+    bench = Bench(cls, precision="bfloat16")
+    _, last = bench.train(steps=2)
+    assert np.isfinite(last), "loss not finite"
+    for name, parameter in bench.method.named_parameters():
+        assert parameter.dtype == torch.float32, f"{name} became {parameter.dtype}; weights stay in float32"
+        assert parameter.grad is None or parameter.grad.isfinite().all(), f"gradient of {name} not finite"
+    return ""
+
+
+def count(cls: type[Method]) -> str:
+    method, with_weights = build(cls, tiny_backbone(meta=True)), build(cls, tiny_backbone())
+    assert method.num_trained == with_weights.num_trained, (
+        f"{method.num_trained} without weights, {with_weights.num_trained} with"
+    )
+    full = cls(cls.HP(), _shapes(FULL_SIZE))
+    exported = sum(tensor.numel() for tensor in full.export().values())
+    assert full.num_kept <= exported, (
+        f"{FULL_SIZE}: kept() counts {full.num_kept:,} numbers, but {exported:,} exported ones answer alone; "
+        "override kept()"
+    )
+    return f"{FULL_SIZE}: {full.num_trained:,} trained, {full.num_kept:,} kept, {exported:,} exported"
+
+
+def published(cls: type[Method]) -> str:
+    """Every published figure is the count with the default settings, or a note says why not."""
+    details = []
+    for name, figure in cls.paper.params.items():
+        if name not in known_backbones():
+            continue
+        method = cls(cls.HP(), _shapes(name))
+        trained, kept = method.num_trained, method.num_kept
+        reason = explain_figure(figure, trained, kept)
+        assert reason or cls.paper.params_note, (
+            f"{name}: {trained:,} trained, {kept:,} kept, but paper.params says {figure:,} and no params_note says why"
+        )
+        details.append(f"{name}: {trained:,} trained, {kept:,} kept, {figure:,} published")
+    return "; ".join(details)
+
+
+@functools.cache
+def _shapes(name: str) -> Backbone:
+    return meta_backbone(name)
+
+
+def _logits(bench: Bench) -> Tensor:
+    with bench.attached():
+        return bench.logits()
+
+
+def _first(names: Any) -> str:
+    return ", ".join(sorted(names)[:3])
+
+
+def _num_hooks(module: torch.nn.Module) -> int:
+    return len(module._forward_hooks) + len(module._forward_pre_hooks)
+
+
+def _assert_close(got: Tensor, expected: Tensor, what: str) -> None:
+    difference = float((got - expected).abs().max())
+    assert difference < TOLERANCE, f"{what} differ by {difference:.2g}"

@@ -1,0 +1,161 @@
+"""What inference needs of a trained method, as a file of plain tensors, and answering from it.
+
+An input-side method collapses to a prompt [P, H] and/or a table [S, H] added to the token embeddings; whatever
+computed them is gone. Other methods export tensors that their own class takes back.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file as load_tensors
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor
+
+from harness.backbone import Backbone, load_backbone, meta_backbone
+from harness.errors import UserError
+from harness.method import Method, Registered, discover, get_class
+from harness.provenance import sha256_file
+from harness.results import read_result, tensors_path
+from harness.schema import Result
+
+
+class Exported(Method):
+    """A collapsed input-side method: answers from its prompt and added table alone."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], backbone: Backbone) -> None:
+        super().__init__(None, backbone)
+        for name in ("prompt", "added"):
+            tensor = tensors.get(name)
+            self.register_buffer(f"{name}_vectors", None if tensor is None else tensor.to(backbone.embedding.weight))
+
+    prompt_vectors: Tensor | None
+    added_vectors: Tensor | None
+
+    def prompt(self) -> Tensor | None:
+        return self.prompt_vectors
+
+    def added(self) -> Tensor | None:
+        return self.added_vectors
+
+
+def is_collapsible(method: Method | type[Method]) -> bool:
+    """Whether prompt and added table are all that the method does."""
+    return not method.is_layer_side() and not method.depends_on_text()
+
+
+def serve(method: Method, tensors: Mapping[str, Tensor], backbone: Backbone) -> Method:
+    """Return a method that answers from exported tensors; `method` is any instance of the class that made them."""
+    if is_collapsible(method):
+        return Exported(tensors, backbone)
+    method.load_export(tensors)
+    return method
+
+
+@dataclass(frozen=True)
+class Export:
+    """What `export_result` wrote."""
+
+    path: Path
+    shapes: dict[str, list[int]]
+    num_kept: int
+    source_changed: bool
+    """Whether the method's file is another than the one that trained the result."""
+
+
+def export_result(path: Path, out: Path, backbone: str | None, method_dirs: tuple[str, ...] = ()) -> Export:
+    """Write the collapsed tensors of the result JSON at `path` to `out`, a safetensors file.
+
+    `backbone` names the weights if the result's own name for them is not enough (a folder).
+    Raises UserError for a result without tensors, a file that changed, or one that no longer fits its method.
+    """
+    result = read_result(path)
+    tensors = _stored_tensors(path, result)
+    registered = discover(*method_dirs)
+    method = _rebuild(path, result, registered, backbone or result.cell.backbone, tensors)
+    exported = method.export()
+    cell = result.cell
+    metadata = {
+        "method": cell.method,
+        "hp": json.dumps(cell.hp),
+        "backbone": cell.backbone,
+        "backbone_fingerprint": result.backbone.fingerprint if result.backbone else "",
+        "cell_id": result.cell_id,
+    }
+    try:
+        out.write_bytes(safetensors_bytes(exported, metadata))
+    except OSError as error:
+        raise UserError(f"cannot be written: {error.strerror}", where=str(out)) from None
+    changed = registered[cell.method].spec.source_sha256 != result.method_sha256
+    return Export(out, {name: list(t.shape) for name, t in exported.items()}, method.num_kept, changed)
+
+
+def load_export(path: Path, backbone: Backbone, method_dirs: tuple[str, ...] = ()) -> Method:
+    """Return a method that answers from an exported file on `backbone`; attach it if it is layer-side.
+
+    Raises UserError if the file is no export or does not fit the backbone.
+    """
+    try:
+        tensors = load_tensors(path)
+        with safe_open(path, "pt") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot be read: {error}", where=str(path)) from None
+    if "method" not in metadata:
+        raise UserError("is not an export of this program", where=str(path), hint="Make one with harness export.")
+    if set(tensors) <= {"prompt", "added"}:
+        width = next(iter(tensors.values())).shape[1]
+        if width != backbone.hidden:
+            raise UserError(f"holds vectors of width {width}, '{backbone.name}' has {backbone.hidden}", where=str(path))
+        return Exported(tensors, backbone).eval()
+    cls = get_class(discover(*method_dirs), metadata["method"])
+    assert issubclass(cls, Method)
+    method = cls(cls.HP(**json.loads(metadata["hp"])), backbone)
+    try:
+        method.load_export(tensors)
+    except (RuntimeError, KeyError) as error:
+        raise UserError(f"does not fit '{backbone.name}': {_first_line(error)}", where=str(path)) from None
+    return method.eval()
+
+
+def _stored_tensors(path: Path, result: Result) -> dict[str, Tensor]:
+    """The selected tensors beside a result. Raises UserError where there are none, or others than were stored."""
+    if result.status != "done" or result.files.tensors is None:
+        reason = "failed" if result.status != "done" else "has no trained tensors"
+        raise UserError(f"{reason}, so there is nothing to export", where=str(path))
+    file = tensors_path(path)
+    if not file.exists():
+        raise UserError("is missing; it belongs to the result", where=str(file))
+    if sha256_file(file) != result.files.tensors:
+        raise UserError("is not the file that was stored with the result", where=str(file))
+    return load_tensors(file)
+
+
+def _rebuild(
+    path: Path, result: Result, registered: dict[str, Registered], source: str, tensors: dict[str, Tensor]
+) -> Method:
+    """The trained method. Where it only changes the input, the backbone's own weights are not needed."""
+    cls = get_class(registered, result.cell.method)
+    assert issubclass(cls, Method)
+    collapsible = is_collapsible(cls)
+    backbone = meta_backbone(source) if collapsible else load_backbone(source, device="cpu")
+    with torch.random.fork_rng():
+        method = cls(cls.HP(**result.cell.hp), backbone)
+    try:
+        options: dict[str, Any] = {"assign": True} if collapsible else {}
+        method.load_state_dict(tensors, **options)
+    except RuntimeError as error:
+        hint = "The method's file or the backbone is not the one that was trained; harness run --rerun stale."
+        raise UserError(f"does not fit its method: {_first_line(error)}", where=str(path), hint=hint) from None
+    return method.eval()
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[min(1, len(lines) - 1)] if lines else type(error).__name__

@@ -1,0 +1,81 @@
+"""How many parameters each method trains and keeps, beside the figure its paper prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from harness.backbone import Backbone, meta_backbone
+from harness.errors import UserError, require_choice
+from harness.listings_data import table
+from harness.method import Method, Registered, Rule, explain_figure, get_class
+from harness.validation import validate_settings
+
+
+def describe_params(
+    methods: dict[str, Registered], names: Sequence[str] | None, backbone: str, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Trainable parameters of each method with its defaults and `settings` such as {"dept.rank": 10}."""
+    built = meta_backbone(backbone)
+    rows: list[dict[str, Any]] = []
+    for name in names or methods:
+        cls = get_class(methods, name) if names else methods[name].cls
+        if cls is None or issubclass(cls, Rule):
+            continue
+        own = {key.split(".", 1)[1]: value for key, value in settings.items() if key.split(".", 1)[0] == name}
+        rows.append(_count(cls, own, built))
+    _check_setting_names(settings, [row["method"] for row in rows])
+    columns = ["method", "trained", "kept", "% of backbone", "published"]
+    title = f"{built.name}: {built.num_params:,} parameters, width {built.hidden}"
+    notes = [f"{row['method']}, published figure: {row['difference']}" for row in rows if row["difference"]]
+    text = "\n".join([title, table([_shown(row) for row in rows], columns), *notes])
+    return {"backbone": built.name, "num_params": built.num_params, "methods": rows, "text": text}
+
+
+def _count(cls: type[Method], settings: dict[str, Any], backbone: Backbone) -> dict[str, Any]:
+    method = _build(cls, settings, backbone)
+    published = cls.paper.params.get(backbone.name)
+    return {
+        "method": cls.name,
+        "num_trained": method.num_trained,
+        "num_kept": method.num_kept,
+        "percent_of_backbone": 100 * method.num_trained / backbone.num_params,
+        "published": published,
+        "difference": _difference(cls, method, published, bool(settings)),
+    }
+
+
+def _difference(cls: type[Method], method: Method, published: int | None, is_changed: bool) -> str:
+    """Why the published figure is not the number trained, in words; empty if it is."""
+    if published is None or published == method.num_trained:
+        return ""
+    known = explain_figure(published, method.num_trained, method.num_kept)
+    if known or not is_changed:
+        return " ".join(filter(None, [known, cls.paper.params_note]))
+    return "The settings are not those of the figure."
+
+
+def _shown(row: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "method": row["method"],
+        "trained": f"{row['num_trained']:,}",
+        "kept": f"{row['num_kept']:,}",
+        "% of backbone": f"{row['percent_of_backbone']:.3f}",
+        "published": f"{row['published']:,}" if row["published"] else "",
+    }
+
+
+def _build(cls: type[Method], settings: dict[str, Any], backbone: Backbone) -> Method:
+    values = validate_settings(cls.HP, settings, lambda *key: f"--set {cls.name}.{key[-1]}", (cls.name,))
+    try:
+        return cls(cls.HP(**values), backbone)
+    except ValueError as error:
+        raise UserError(str(error), field=cls.name) from None
+
+
+def _check_setting_names(settings: Mapping[str, Any], known: Sequence[str]) -> None:
+    for key in settings:
+        name, _, setting = key.partition(".")
+        require_choice(name, known, kind="method", where=f"--set {key}")
+        if not setting:
+            raise UserError("expected METHOD.SETTING=VALUE", where=f"--set {key}")

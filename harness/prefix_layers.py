@@ -1,0 +1,116 @@
+"""Key and value vectors in front of those that self-attentions compute, put in and taken out by hooks.
+
+Shapes: N rows, P prefix vectors, W width of one attention's keys (heads times head size).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import DynamicCache, EncoderDecoderCache
+
+from harness.backbone import Backbone
+
+Vectors = Callable[[], Tensor]
+"""Gives the current prefix, [P, L, 2, W]: for each of L attentions keys and values."""
+
+
+def attention_shape(backbone: Backbone) -> tuple[int, int]:
+    """Heads that hold keys, and the width of one, in the backbone's self-attentions."""
+    config = backbone.config
+    if backbone.is_encoder_decoder:
+        return int(config.num_heads), int(config.d_kv)
+    heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return heads, int(size)
+
+
+def num_attentions(backbone: Backbone, part: str) -> int:
+    """Self-attentions of the "encoder" or the "decoder"."""
+    return len(_layers(backbone, part))
+
+
+class PrefixLayers:
+    """Serves a prefix to a backbone's self-attentions while attached.
+
+    The decoder takes it as keys and values that were computed before, which is how PEFT does it; its tokens then
+    stand behind the prefix. An encoder knows no such thing, so each of its attentions gets its own.
+    """
+
+    def __init__(self, backbone: Backbone, decoder: Vectors, encoder: Vectors | None) -> None:
+        self.backbone = backbone
+        self.decoder = decoder
+        self.encoder = encoder
+        self.heads, self.size = attention_shape(backbone)
+        self._handles: list[Any] = []
+
+    def attach(self) -> None:
+        """Start to serve."""
+        decoder = self.backbone.model.get_decoder()
+        self._handles = [decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True)]
+        if self.encoder is not None:
+            for index, layer in enumerate(_layers(self.backbone, "encoder")):
+                attention = layer.layer[0].SelfAttention
+                hook = _EncoderHook(self, index)
+                self._handles.append(attention.register_forward_pre_hook(hook, with_kwargs=True))
+
+    def detach(self) -> None:
+        """Leave the backbone as it was."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def keys_and_values(self, vectors: Tensor, count: int) -> Tensor:
+        """[P, L, 2, W] -> [L, 2, N, heads, P, size] for `count` rows."""
+        split = vectors.reshape(*vectors.shape[:-1], self.heads, self.size)
+        return split.permute(1, 2, 3, 0, 4).unsqueeze(2).expand(-1, -1, count, -1, -1, -1)
+
+    def _before_decoder(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        ids = kwargs.get("input_ids")
+        count = len(kwargs["inputs_embeds"] if ids is None else ids)
+        vectors = self.decoder()
+        cache = kwargs.get("past_key_values")
+        if cache is None or cache.get_seq_length() == 0:
+            kwargs["past_key_values"] = self._filled_cache(vectors, count)
+        if not self.backbone.is_encoder_decoder:  # a T5 decoder derives both from the cache
+            mask = kwargs["attention_mask"]
+            kwargs["attention_mask"] = F.pad(mask, (len(vectors), 0), value=1)
+            kwargs["position_ids"] = kwargs["position_ids"] + len(vectors)
+        return args, kwargs
+
+    def _filled_cache(self, vectors: Tensor, count: int) -> Any:
+        cache = DynamicCache()
+        for index, (keys, values) in enumerate(self.keys_and_values(vectors, count)):
+            cache.update(keys, values, index)
+        return EncoderDecoderCache(cache, DynamicCache()) if self.backbone.is_encoder_decoder else cache
+
+
+class _EncoderHook:
+    """Hands one attention of an encoder its own prefix."""
+
+    def __init__(self, owner: PrefixLayers, index: int) -> None:
+        self.owner = owner
+        self.index = index
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        assert self.owner.encoder is not None
+        vectors = self.owner.encoder()[:, self.index : self.index + 1]
+        ((keys, values),) = self.owner.keys_and_values(vectors, len(args[0]))
+        cache = DynamicCache()
+        cache.update(keys, values, module.layer_idx)
+        kwargs["past_key_values"] = cache
+        mask = kwargs.get("mask")
+        if mask is not None:
+            seen = True if mask.dtype == torch.bool else 0.0
+            kwargs["mask"] = F.pad(mask, (len(vectors), 0), value=seen)
+        return args, kwargs
+
+
+def _layers(backbone: Backbone, part: str) -> Any:
+    if not backbone.is_encoder_decoder:
+        return backbone.model.get_decoder().layers if part == "decoder" else []
+    return backbone.model.get_encoder().block if part == "encoder" else backbone.model.get_decoder().block

@@ -1,0 +1,93 @@
+"""Prefix tuning: trained keys and values in front of every self-attention (Li & Liang, ACL 2021; P-tuning v2).
+
+Attention over [K_P; K(x)], [V_P; V(x)] with K_P, V_P [P, W] of their own in each of L layers: one tensor
+[P, 2 L W], per layer keys, then values, as in PEFT. Inference keeps that tensor.
+
+Stands taken: as in PEFT, a T5 gets the prefix in the decoder's self-attentions only, 1,843,200 numbers on T5-base;
+`places: all` adds the encoder's self-attentions (Li & Liang also have one in cross-attention). This is not PEFT's
+own layer: PEFT 0.21 doubles the tensor for cross-attention and cuts it in the wrong order, so on a T5 its layer i
+reads vectors 4i and 4i + 1 (modulo 2 L), layers i and i + L/2 share a prefix and half of the vectors never train;
+with `num_transformer_submodules` 1 it would pour the prefix into cross-attention too. Here every layer has its own;
+with PEFT's pairing copied in, both give the same logits (tested), and so they do on a decoder-only backbone.
+`network: none` trains the vectors themselves (P-tuning v2), `network: mlp` makes them from rows Z [P, H] by
+W2 tanh(W1 Z) as Li & Liang do. Entries start N(0, 1). Learning rates are 5e-5 in Li & Liang (network, GPT-2) and
+near 5e-3 in P-tuning v2; the grid is ours.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from harness.method import Backbone, Defaults, Method, Paper, require_positive, sweep
+from harness.prefix_layers import PrefixLayers, attention_shape, num_attentions
+
+
+class PrefixTuning(Method):
+    """Layer-side: the backbone's self-attentions see P more positions while it is attached."""
+
+    name = "prefix_tuning"
+    paper = Paper("li-liang-2021-prefix", "https://aclanthology.org/2021.acl-long.353")
+    defaults = Defaults(recipe={"lr": sweep(1e-3, 5e-3, 1e-2)})
+
+    @dataclass(frozen=True, kw_only=True)
+    class HP:
+        prefix_length: int = 100
+        places: Literal["decoder", "all"] = "decoder"
+        network: Literal["none", "mlp"] = "none"
+        network_width: int | None = None
+
+        def __post_init__(self) -> None:
+            require_positive(self, "prefix_length", "network_width")
+
+    def __init__(self, hp: HP, backbone: Backbone) -> None:
+        super().__init__(hp, backbone)
+        heads, size = attention_shape(backbone)
+        self.width = heads * size
+        self.num_decoder = num_attentions(backbone, "decoder")
+        num_encoder = num_attentions(backbone, "encoder") if hp.places == "all" else 0
+        like = backbone.embedding.weight
+        make: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
+        total = 2 * (self.num_decoder + num_encoder) * self.width
+        inner = hp.network_width or backbone.hidden
+        rows = total if hp.network == "none" else backbone.hidden
+        self.vectors = nn.Parameter(torch.randn(hp.prefix_length, rows, **make))  # [P, 2 L W] or [P, H]
+        self.network: nn.Sequential | None = None
+        if hp.network == "mlp":
+            self.network = nn.Sequential(nn.Linear(rows, inner, **make), nn.Tanh(), nn.Linear(inner, total, **make))
+        self._served: Tensor | None = None
+        self._layers = PrefixLayers(backbone, self._of_decoder, self._of_encoder if num_encoder else None)
+
+    def prefix(self) -> Tensor:
+        """Keys and values of every layer, the decoder's first, [P, 2 L W]."""
+        if self._served is not None:
+            return self._served
+        return self.vectors if self.network is None else self.network(self.vectors)
+
+    def _by_layer(self) -> Tensor:
+        """[P, L, 2, W]."""
+        prefix = self.prefix()
+        return prefix.reshape(len(prefix), -1, 2, self.width)
+
+    def _of_decoder(self) -> Tensor:
+        return self._by_layer()[:, : self.num_decoder]
+
+    def _of_encoder(self) -> Tensor:
+        return self._by_layer()[:, self.num_decoder :]
+
+    def attach(self, backbone: Backbone) -> None:
+        self._layers.attach()
+
+    def detach(self, backbone: Backbone) -> None:
+        self._layers.detach()
+
+    def kept(self) -> dict[str, Tensor]:
+        return {"prefix": self.prefix()}
+
+    def export(self) -> dict[str, Tensor]:
+        return {"prefix": self.prefix().detach().clone()}
+
+    def load_export(self, tensors: Mapping[str, Tensor]) -> None:
+        self._served = tensors["prefix"].to(self.vectors)

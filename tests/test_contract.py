@@ -1,0 +1,257 @@
+"""The contract finds what is wrong with a method: one broken method per rule, and what the finding says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness import contract
+from harness.contract import Finding, check_method_file
+from harness.method import load_file
+
+HEAD = """
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from harness.method import Method, Paper, Rule, vocabulary_rows
+
+TABLE = {}
+"""
+
+SOUND = """
+class Broken(Method):
+    name = "broken"
+    paper = Paper("key", "https://example.org")
+
+    def __init__(self, hp, backbone):
+        super().__init__(hp, backbone)
+        self.vectors = nn.Parameter(vocabulary_rows(backbone, 4, "top5000"))
+
+    def prompt(self):
+        return self.vectors
+"""
+
+METHOD_CHECKS = list(contract.METHODS)
+(
+    SEED, FROZEN, GRADIENT, LOSS, RELOAD, EXPORT, EXTREMES, TOGETHER, BUNDLE, ANSWERS, DECODER, BFLOAT16, COUNT, FIGURE,
+) = METHOD_CHECKS  # fmt: skip
+
+
+def findings(tmp_path: Path, body: str) -> dict[str, Finding]:
+    """All findings on a file of this text, by check."""
+    return {item.check: item for item in check_method_file(write(tmp_path, body))}
+
+
+def finding(tmp_path: Path, body: str, check: str) -> Finding:
+    """One finding on a file of this text."""
+    path = write(tmp_path, body)
+    cls = load_file(path).cls
+    assert cls is not None
+    return contract._finding(check, contract.METHODS[check], cls, path)
+
+
+def write(tmp_path: Path, body: str) -> Path:
+    path = tmp_path / "broken.py"
+    path.write_text(HEAD + body)
+    return path
+
+
+def changed(old: str, new: str, body: str = SOUND) -> str:
+    assert old in body
+    return body.replace(old, new)
+
+
+ADDED_METHOD = "\n    def prompt(self):\n        return self.vectors\n"
+
+BROKEN = {
+    SEED: (
+        changed('vocabulary_rows(backbone, 4, "top5000")', "draw(backbone)")
+        + "\nimport os, struct\n\ndef draw(backbone):\n"
+        "    number = struct.unpack('H', os.urandom(2))[0]\n"
+        "    return torch.full((4, backbone.hidden), float(number), dtype=backbone.embedding.weight.dtype)\n",
+        "vectors differs between two builds with one seed",
+    ),
+    FROZEN: (
+        changed(
+            "super().__init__(hp, backbone)",
+            "super().__init__(hp, backbone)\n        next(backbone.model.parameters()).requires_grad_(True)",
+        ),
+        "left trainable: shared.weight",
+    ),
+    GRADIENT: (
+        changed("    def prompt", "        self.spare = nn.Parameter(torch.ones(3))\n\n    def prompt"),
+        "no gradient: spare",
+    ),
+    LOSS: (
+        changed("return self.vectors", "return Reverse.apply(self.vectors)")
+        + "\nclass Reverse(torch.autograd.Function):\n"
+        "    @staticmethod\n    def forward(ctx, x):\n        return x.clone()\n\n"
+        "    @staticmethod\n    def backward(ctx, gradient):\n        return -gradient\n",
+        "loss went from",
+    ),
+    RELOAD: (
+        changed(
+            "    def prompt",
+            "        self.noise = torch.randn_like(self.vectors)  # not stored\n\n    def prompt",
+        ).replace("return self.vectors", "return self.vectors + self.noise"),
+        "logits after loading differ by",
+    ),
+    EXPORT: (
+        SOUND + '\n    def export(self):\n        return {"prompt": 2 * self.vectors.detach()}\n',
+        "logits of the exported form differ by",
+    ),
+    EXTREMES: (
+        changed(
+            ADDED_METHOD,
+            """
+    @property
+    def num_prompt_tokens(self):
+        return 0
+
+    def forward(self, embeds, mask):
+        return embeds * self.vectors.sum(0) / (embeds.shape[1] - 1), mask
+""",
+        ),
+        "loss not finite for texts of [1] tokens",
+    ),
+    TOGETHER: (
+        changed(
+            ADDED_METHOD,
+            """
+    @property
+    def num_prompt_tokens(self):
+        return 0
+
+    def forward(self, embeds, mask):
+        return embeds + embeds.mean((0, 1)) * self.vectors.sum(0), mask
+""",
+        ),
+        "losses of rows differ by",
+    ),
+    BUNDLE: (
+        changed(
+            'nn.Parameter(vocabulary_rows(backbone, 4, "top5000"))',
+            'nn.Parameter(vocabulary_rows(backbone, 4, "top5000"))\n        TABLE["latest"] = self.vectors',
+        ).replace("return self.vectors\n", 'return self.vectors + 0.5 * TABLE["latest"]\n'),
+        "losses of cell 1 of 2 differ by",
+    ),
+    ANSWERS: (
+        changed(
+            ADDED_METHOD,
+            """
+    def attach(self, backbone):
+        def shift(module, args, kwargs, output):
+            if kwargs.get("use_cache"):
+                output.logits = output.logits.roll(1, -1)
+            return output
+
+        self.handle = backbone.model.register_forward_hook(shift, with_kwargs=True)
+        self.other = backbone.embedding.register_forward_hook(lambda m, a, out: out + self.vectors.sum(0))
+
+    def detach(self, backbone):
+        self.handle.remove()
+        self.other.remove()
+""",
+        ),
+        "answers written token by token differ from one pass over them",
+    ),
+    DECODER: (
+        changed("return self.vectors", "return self.vectors[self.skip :]").replace(
+            "    def prompt", "        self.skip = 0 if backbone.is_encoder_decoder else 5\n\n    def prompt"
+        ),
+        "gradient all zero: vectors",
+    ),
+    BFLOAT16: (
+        changed("return self.vectors", "return self.vectors.cumsum(0) if self.exact else self.vectors / 0").replace(
+            "    def prompt", "        self.exact = backbone.precision != 'bfloat16'\n\n    def prompt"
+        ),
+        "loss not finite",
+    ),
+    COUNT: (
+        changed("    def prompt", "        self.network = nn.Linear(backbone.hidden, backbone.hidden).to(self.vectors)"
+                "\n\n    def prompt").replace("return self.vectors", "return self.network(self.vectors)"),
+        "answer alone; override kept()",
+    ),
+    FIGURE: (
+        changed('"https://example.org")', '"https://example.org", params={"t5-base": 4_000})'),
+        "t5-base: 3,072 trained, 3,072 kept, but paper.params says 4,000 and no params_note says why",
+    ),
+}  # fmt: skip
+
+
+def test_a_sound_method_meets_the_contract(tmp_path: Path) -> None:
+    found = findings(tmp_path, SOUND)
+    assert list(found) == [contract.LOADS, *METHOD_CHECKS]
+    assert not [item for item in found.values() if not item.ok]
+
+
+@pytest.mark.parametrize("check", METHOD_CHECKS)
+def test_a_broken_method_is_caught_by_the_rule_it_breaks(tmp_path: Path, check: str) -> None:
+    body, words = BROKEN[check]
+    found = finding(tmp_path, body, check)
+    assert not found.ok
+    assert words in found.detail, found.detail
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (changed('name = "broken"', 'name = "other"'), "defines the method 'other'; name and file must agree"),
+        (changed('    paper = Paper("key", "https://example.org")\n', ""), "must state its `paper`"),
+        ("import nothing_of_this_name\n", "No module named 'nothing_of_this_name' (line 10)"),
+        (SOUND + "\nraise SystemExit(3)\n", "SystemExit"),
+    ],
+    ids=["name", "paper", "import", "exit"],
+)
+def test_a_file_that_is_no_method_is_one_finding(tmp_path: Path, body: str, words: str) -> None:
+    (found,) = findings(tmp_path, body).values()
+    assert found.check == contract.LOADS
+    assert not found.ok
+    assert words in found.detail
+
+
+def test_an_exception_is_placed_in_the_methods_own_file(tmp_path: Path) -> None:
+    body = changed("return self.vectors", "return torch.cat([self.vectors, torch.zeros(2, 3)])")
+    found = finding(tmp_path, body, LOSS)
+    line = (HEAD + body).splitlines().index("        return torch.cat([self.vectors, torch.zeros(2, 3)])") + 1
+    assert found.detail.startswith("RuntimeError")
+    assert found.detail.endswith(f"(broken.py:{line})")
+
+
+def test_a_method_that_does_not_fit_a_decoder_may_say_so(tmp_path: Path) -> None:
+    refuse = 'if not backbone.is_encoder_decoder:\n            raise ValueError("there is no encoder")\n        '
+    body = changed("self.vectors = nn", refuse + "self.vectors = nn")
+    found = finding(tmp_path, body, DECODER)
+    assert found.ok
+    assert found.detail == "does not apply: there is no encoder"
+
+
+def test_hooks_left_on_the_backbone_are_found(tmp_path: Path) -> None:
+    body = changed(
+        ADDED_METHOD,
+        """
+    def attach(self, backbone):
+        backbone.embedding.register_forward_hook(lambda m, a, out: out + self.vectors.sum(0))
+
+    def detach(self, backbone):
+        pass
+""",
+    )
+    assert finding(tmp_path, body, FROZEN).detail == "hooks left on: Embedding"
+
+
+def test_a_rule_must_answer_every_row_with_text(tmp_path: Path) -> None:
+    body = """
+class Broken(Rule):
+    name = "broken"
+    paper = Paper("", "")
+
+    def answers(self, train_targets, num_rows, seed):
+        return [1] * num_rows
+"""
+    found = findings(tmp_path, body)["answers are texts, one per row"]
+    assert not found.ok
+    assert found.detail == "an answer is no text"
