@@ -94,6 +94,10 @@ class Method(nn.Module):
     def detach(self, backbone: Backbone) -> None:
         """Undo `attach`, leaving the backbone bit-identical."""
 
+    def token_losses(self, backbone: Backbone, embeds: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+        """Loss per target token in training, [N, T]; a layer-side method may put more than cross-entropy into it."""
+        return backbone.token_losses(embeds, mask, labels)
+
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """Split the trainable tensors by learning rate; `lr` is the recipe's."""
         return [{"params": list(self.parameters()), "lr": lr}]

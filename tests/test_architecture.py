@@ -22,7 +22,7 @@ LAYERS = [
     ["backbone"],
     ["initialization", "data"],
     ["method", "tiny"],
-    ["peft_layers", "fused"],
+    ["peft_layers", "layer_hooks", "fused"],
     ["predict", "contract"],
     ["train"],
     ["bundle"],
@@ -68,7 +68,7 @@ def test_every_module_has_a_layer() -> None:
 def test_a_method_imports_only_torch_peft_the_library_and_the_method_surface(path: Path) -> None:
     allowed = {"torch", "peft", *sys.stdlib_module_names}
     for name in imported(path):
-        surface = name in ("harness.method", "harness.peft_layers")
+        surface = name in ("harness.method", "harness.peft_layers", "harness.layer_hooks")
         assert surface or name.split(".")[0] in allowed, f"{path.name} imports {name}"
 
 
