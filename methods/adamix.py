@@ -94,7 +94,8 @@ class AdaMix(InsertMethod):
 
 def symmetric_kl(first: Tensor, second: Tensor) -> Tensor:
     """[N, T, V] logits twice -> [N, T]; each divergence moves one side only, the other is its fixed target."""
-    p, q = (torch.log_softmax(logits.float(), -1) for logits in (first, second))
+    dtype = torch.promote_types(first.dtype, torch.float32)
+    p, q = (torch.log_softmax(logits, -1, dtype=dtype) for logits in (first, second))
     both = F.kl_div(p, q.detach(), reduction="none", log_target=True) + F.kl_div(
         q, p.detach(), reduction="none", log_target=True
     )
