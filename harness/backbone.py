@@ -93,16 +93,13 @@ class Backbone:
 
     def token_losses(self, embeds: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
         """[N, L, H], [N, L], [N, T] with -100 behind the end -> cross-entropy per target token, [N, T]."""
-        with self._autocast(), self._dropout():
-            logits = self.target_logits(embeds, mask, labels)
-        shape = labels.shape
-        losses = F.cross_entropy(
-            logits.reshape(-1, logits.shape[-1]).to(torch.promote_types(logits.dtype, torch.float32)),
-            labels.reshape(-1),
-            ignore_index=-100,
-            reduction="none",
-        )
-        return losses.view(shape)
+        return self.cross_entropy(self.target_logits(embeds, mask, labels), labels)
+
+    @staticmethod
+    def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+        """[N, T, V], [N, T] -> [N, T], 0 where the label is -100."""
+        flat = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
+        return F.cross_entropy(flat, labels.flatten(), ignore_index=-100, reduction="none").view(labels.shape)
 
     @torch.no_grad()
     def decode(self, embeds: Tensor, mask: Tensor, max_new_tokens: int) -> Tensor:
@@ -125,26 +122,32 @@ class Backbone:
         return fast_dropout() if on_cpu else contextlib.nullcontext()
 
     def target_logits(self, embeds: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
-        """Logits [N, T, V] that predict each target token."""
+        """Logits [N, T, V] that predict each target token; arguments as for `token_losses`."""
         tokens = labels.masked_fill(labels == -100, self.pad_id)
-        if self.is_encoder_decoder:
-            start = tokens.new_full((len(tokens), 1), self.config.decoder_start_token_id)
-            out = self.model(
-                inputs_embeds=embeds,
-                attention_mask=mask,
-                decoder_input_ids=torch.cat([start, tokens[:, :-1]], 1),
-                use_cache=False,
-            )
-            return out.logits  # type: ignore[no-any-return]
+        teach = self._teach_with_encoder if self.is_encoder_decoder else self._teach_alone
+        with self._autocast(), self._dropout():
+            return teach(embeds, mask, tokens, labels != -100)
+
+    def _teach_with_encoder(self, embeds: Tensor, mask: Tensor, tokens: Tensor, is_target: Tensor) -> Tensor:
+        start = tokens.new_full((len(tokens), 1), self.config.decoder_start_token_id)
+        out = self.model(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            decoder_input_ids=torch.cat([start, tokens[:, :-1]], 1),
+            use_cache=False,
+        )
+        return out.logits  # type: ignore[no-any-return]
+
+    def _teach_alone(self, embeds: Tensor, mask: Tensor, tokens: Tensor, is_target: Tensor) -> Tensor:
         embeds, mask = _pad_left(embeds, mask)
         target = self.embedding(tokens[:, :-1]).to(embeds.dtype)
-        full_mask = torch.cat([mask, (labels[:, :-1] != -100).to(mask.dtype)], 1)
+        full_mask = torch.cat([mask, is_target[:, :-1].to(mask.dtype)], 1)
         out = self.model(
             inputs_embeds=torch.cat([embeds, target], 1),
             attention_mask=full_mask,
             position_ids=_positions(full_mask),
             use_cache=False,
-            logits_to_keep=labels.shape[1],
+            logits_to_keep=tokens.shape[1],
         )
         return out.logits  # type: ignore[no-any-return]
 

@@ -123,6 +123,10 @@ class Method(nn.Module):
     def on_step(self, step: int, num_steps: int) -> None:
         """Called before each training step, counted from 0, for methods that change while they train."""
 
+    def token_losses(self, backbone: Backbone, embeds: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+        """Loss per target token in training, [N, T]; a layer-side method may put more than cross-entropy into it."""
+        return backbone.token_losses(embeds, mask, labels)
+
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """Split the trainable tensors by learning rate; `lr` is the recipe's."""
         return [{"params": list(self.parameters()), "lr": lr}]

@@ -19,15 +19,19 @@ class PeftMethod(Method):
         """Return PEFT's configuration for these settings and backbone."""
         raise NotImplementedError(f"{type(self).__name__} must define peft_config()")
 
+    def inject(self, config: PeftConfig, model: Any) -> None:
+        """Let PEFT replace modules of the model, in place."""
+        inject_adapter_in_model(config, model)
+
     def __init__(self, hp: Any, backbone: Backbone) -> None:
         super().__init__(hp, backbone)
         model = backbone.model
         try:
-            inject_adapter_in_model(self.peft_config(hp, backbone), model)
+            self.inject(self.peft_config(hp, backbone), model)
         finally:  # also what an injection that failed half-way has replaced
             self._tuners = {name: m for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
             self._originals = {name: tuner.get_base_layer() for name, tuner in self._tuners.items()}
-            self.detach(backbone)
+            PeftMethod.detach(self, backbone)  # a subclass may have more to take off, not yet there
         self.tensors = nn.ParameterDict(
             {
                 f"{name}.{key}".replace(".", "/"): parameter

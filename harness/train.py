@@ -200,11 +200,18 @@ class BundleTrainer:
             embeds, mask, placed = fused.build(train, rows.take(batch))
             labels = torch.as_tensor(train.targets(placed.rows), device=device)
             cells = torch.as_tensor(placed.cells, device=device)
-            row_losses = self.backbone.token_losses(embeds, mask, labels).sum(1).to(dtype) * weights[cells]
+            row_losses = self._token_losses(embeds, mask, labels).sum(1).to(dtype) * weights[cells]
             row_losses.sum().backward()  # type: ignore[no-untyped-call]
             losses.index_add_(0, cells, row_losses.detach())
         fused.backward()
         return losses
+
+    def _token_losses(self, embeds: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+        """[N, T]; a layer-side method is alone in its bundle and has a say in its loss."""
+        method = self.states[0].outcome.method
+        if method.is_layer_side():
+            return method.token_losses(self.backbone, embeds, mask, labels)
+        return self.backbone.token_losses(embeds, mask, labels)
 
     def _is_due(self, i: int, step: int) -> bool:
         recipe = self.states[i].recipe

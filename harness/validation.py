@@ -43,12 +43,12 @@ def validate_settings(kind: type, values: Mapping[str, Any], locate: Locate, pre
             where, field, key = locate(*prefix, name), ".".join((*prefix, name)), next(iter(value), "")
             raise UserError(f"expected a value or {{sweep: [...]}}, got {_short(value)}", where=where, field=field,
                             value=str(key), choices=["sweep"])  # fmt: skip
-    adapter: TypeAdapter[Any] = TypeAdapter(kind)
+    typed: TypeAdapter[Any] = TypeAdapter(kind)
     try:
-        checked = adapter.validate_json(json.dumps(dict(values)), strict=True)
+        checked = typed.validate_json(json.dumps(dict(values)), strict=True)
     except ValidationError as error:
         raise _user_error(error, kind, locate, prefix) from None
-    dumped = adapter.dump_python(checked, mode="json")
+    dumped = typed.dump_python(checked, mode="json")
     assert isinstance(dumped, dict)
     return dumped
 

@@ -23,7 +23,7 @@ LAYERS = [
     ["backbone"],
     ["initialization", "data"],
     ["method", "tiny"],
-    ["peft_layers", "prefix_layers", "fused", "export"],
+    ["peft_layers", "prefix_layers", "layer_hooks", "fused", "export"],
     ["predict", "contract_checks"],
     ["train", "contract", "caches"],
     ["bundle"],
@@ -70,7 +70,8 @@ def test_every_module_has_a_layer() -> None:
 def test_a_method_imports_only_torch_peft_the_library_and_the_method_surface(path: Path) -> None:
     allowed = {"torch", "peft", *sys.stdlib_module_names}
     for name in imported(path):
-        surface = name in ("harness.method", "harness.peft_layers", "harness.prefix_layers")
+        shared = ("method", "peft_layers", "prefix_layers", "layer_hooks")
+        surface = name in {f"harness.{module}" for module in shared}
         assert surface or name.split(".")[0] in allowed, f"{path.name} imports {name}"
 
 

@@ -1,0 +1,225 @@
+"""Modules put behind parts of the backbone, and taken away without a trace: hooks, never edits of the network.
+
+Two families of architecture are known, T5 and decoders with Llama's names. H is the hidden width, V the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from harness.backbone import Backbone
+from harness.method import Method
+
+Change = Callable[[Tensor], Tensor]
+Kind = Literal["attention", "cross_attention", "ffn"]
+Head = Literal["tokenizer", "all", "none"]
+
+# the linear module that ends a sub-layer; what it gives goes, after dropout, into the residual stream
+OUTPUTS: dict[str, Kind] = {
+    "SelfAttention.o": "attention",
+    "EncDecAttention.o": "cross_attention",
+    "DenseReluDense.wo": "ffn",
+    "self_attn.o_proj": "attention",
+    "mlp.down_proj": "ffn",
+}
+# T5's tokenizer has this many ids; the embedding is filled up to 32,128 rows with ones that stand for nothing
+T5_TOKENS = 32_100
+
+
+@dataclass(frozen=True)
+class Sublayer:
+    """An attention or feed-forward part of one layer, and the linear module that ends it."""
+
+    stack: str
+    layer: int
+    kind: Kind
+    output: nn.Module
+
+    @property
+    def key(self) -> str:
+        """Its name among a method's tensors."""
+        return f"{self.stack}/{self.layer}/{self.kind}"
+
+
+def stacks(backbone: Backbone) -> dict[str, Any]:
+    """The backbone's stacks of layers: `encoder` and `decoder`, or `decoder` alone."""
+    model = backbone.model
+    return (
+        {"encoder": model.encoder, "decoder": model.decoder}
+        if backbone.is_encoder_decoder
+        else {"decoder": model.model}
+    )
+
+
+def layers(stack: Any) -> nn.ModuleList:
+    """The layers of a stack, first to last. Raises ValueError for an architecture that is not known."""
+    found = getattr(stack, "block", None) or getattr(stack, "layers", None)
+    if not isinstance(found, nn.ModuleList):
+        raise ValueError(f"the layers of a {type(stack).__name__} are not known; T5 and Llama-like decoders are")
+    return found
+
+
+def sublayers(backbone: Backbone) -> list[Sublayer]:
+    """Every sub-layer in order of computation. Raises ValueError where their names are not known."""
+    found = [
+        Sublayer(name, index, OUTPUTS[ending], module)
+        for name, stack in stacks(backbone).items()
+        for index, layer in enumerate(layers(stack))
+        for path, module in layer.named_modules()
+        if (ending := ".".join(path.split(".")[-2:])) in OUTPUTS
+    ]
+    if not {"attention", "ffn"} <= {sublayer.kind for sublayer in found}:
+        raise ValueError(f"the sub-layers of '{backbone.name}' are not known; T5's and Llama's names are")
+    return found
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module normalises: LayerNorm, RMSNorm and their kin."""
+    return "Norm" in type(module).__name__
+
+
+class Hooks:
+    """Functions on what modules of the backbone give, switched on and off together."""
+
+    def __init__(self, places: Iterable[tuple[nn.Module, Change]]) -> None:
+        self.places = list(places)
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+
+    def on(self) -> None:
+        """Replace each module's output by what its function makes of it, in the same dtype."""
+        for module, change in self.places:
+            self._handles.append(module.register_forward_hook(partial(_changed, change)))
+
+    def off(self) -> None:
+        """Leave the modules as they were."""
+        while self._handles:
+            self._handles.pop().remove()
+
+
+def _changed(change: Change, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    return change(output).to(output.dtype)
+
+
+class TrainedNorms(nn.Module):
+    """Trained copies of the scales (and shifts) of all norms, the last of each stack included."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.copies = nn.ParameterDict()
+        self._places: list[tuple[nn.Module, str, nn.Parameter, str]] = []
+        for name, module in backbone.model.named_modules():
+            for key, weight in module.named_parameters(recurse=False) if is_norm(module) else ():
+                own = f"{name}.{key}".replace(".", "/")
+                self.copies[own] = nn.Parameter(weight.detach().clone())
+                self._places.append((module, key, weight, own))
+
+    def on(self) -> None:
+        """Put the copies in the originals' places."""
+        for module, key, _, own in self._places:
+            module._parameters[key] = self.copies[own]
+
+    def off(self) -> None:
+        """Put the originals back."""
+        for module, key, original, _ in self._places:
+            module._parameters[key] = original
+
+
+class InsertMethod(Method):
+    """One trained module behind every chosen sub-layer, before its dropout and residual; norms train if wanted.
+
+    `make` gives a module [..., H] -> [..., H]; `first_layer` counts from 0 in each stack.
+    """
+
+    def __init__(
+        self,
+        hp: Any,
+        backbone: Backbone,
+        make: Callable[[], nn.Module],
+        kinds: Iterable[Kind] = ("attention", "ffn"),
+        first_layer: int = 0,
+        train_norms: bool = True,
+    ) -> None:
+        super().__init__(hp, backbone)
+        chosen = [s for s in sublayers(backbone) if s.kind in set(kinds) and s.layer >= first_layer]
+        self.inserted = nn.ModuleDict({sublayer.key: make() for sublayer in chosen})
+        self.norms = TrainedNorms(backbone) if train_norms else None
+        self.hooks = Hooks((sublayer.output, partial(self.change, sublayer)) for sublayer in chosen)
+
+    def change(self, sublayer: Sublayer, states: Tensor) -> Tensor:
+        """What the sub-layer gives instead of `states`, [..., H]."""
+        changed: Tensor = self.inserted[sublayer.key](states)
+        return changed
+
+    def attach(self, backbone: Backbone) -> None:
+        if self.norms is not None:
+            self.norms.on()
+        self.hooks.on()
+
+    def detach(self, backbone: Backbone) -> None:
+        if self.norms is not None:
+            self.norms.off()
+        self.hooks.off()
+
+
+class Bottleneck(nn.Module):
+    """y = x + W_u gelu(W_d x + b_d) + b_u (Houlsby et al., ICML 2019, section 2), with T5's tanh form of gelu.
+
+    W_d [R, H] and W_u [H, R] start N(0, `std`), biases zero: almost, not exactly, the identity.
+    """
+
+    def __init__(self, width: int, like: Tensor, std: float) -> None:
+        super().__init__()
+        hidden = like.shape[1]
+        self.down = nn.Linear(hidden, width, dtype=like.dtype, device=like.device)
+        self.up = nn.Linear(width, hidden, dtype=like.dtype, device=like.device)
+        for linear in (self.down, self.up):
+            nn.init.normal_(linear.weight, std=std)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """[..., H] -> [..., H]."""
+        changed: Tensor = states + self.up(F.gelu(self.down(states), approximate="tanh"))
+        return changed
+
+
+class AddedBiases(nn.Module):
+    """A zero vector added to what every linear module and norm inside the layers gives, and to the logits.
+
+    Where a module has a bias of its own the vector is what training adds to it. `head` says which logits get one:
+    those of T5's tokenizer (all V for other backbones), all, or none. `final_norms` counts the norm behind the last
+    layer of a stack in.
+    """
+
+    def __init__(self, backbone: Backbone, head: Head = "tokenizer", final_norms: bool = False) -> None:
+        super().__init__()
+        self.vectors = nn.ParameterDict()
+        self.hooks = Hooks(self._places(backbone, head, final_norms))
+
+    def _places(self, backbone: Backbone, head: Head, final_norms: bool) -> Iterator[tuple[nn.Module, Change]]:
+        inside = {id(m) for stack in stacks(backbone).values() for m in layers(stack).modules()}
+        for name, module in backbone.model.named_modules():
+            if id(module) in inside and isinstance(module, nn.Linear):
+                yield module, self._adding(backbone, name, module.out_features)
+            elif is_norm(module) and (final_norms or id(module) in inside):
+                yield module, self._adding(backbone, name, backbone.hidden)
+        logits = backbone.model.get_output_embeddings()
+        if head != "none":
+            total = len(logits.weight)
+            is_t5 = head == "tokenizer" and backbone.config.model_type == "t5"
+            yield logits, self._adding(backbone, "logits", min(total, T5_TOKENS) if is_t5 else total)
+
+    def _adding(self, backbone: Backbone, name: str, size: int) -> Change:
+        key, like = name.replace(".", "/"), backbone.embedding.weight
+        self.vectors[key] = nn.Parameter(torch.zeros(size, dtype=like.dtype, device=like.device))
+        return partial(self._add, key)
+
+    def _add(self, key: str, states: Tensor) -> Tensor:
+        vector = self.vectors[key]
+        return states + F.pad(vector, (0, states.shape[-1] - len(vector)))

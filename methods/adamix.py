@@ -1,0 +1,102 @@
+"""AdaMix: a mixture of adapters, routed at random in training, averaged for inference (Wang et al., EMNLP 2022).
+
+y = x + Up(gelu(Down_i(x))) behind the feed-forward part of every layer: M experts Down_i [R, H], one shared Up [H, R],
+with biases. In training each layer draws i uniformly, anew in each forward pass, for the whole batch; inference uses
+one Down, the experts' mean. Loss: cross-entropy of a first pass + the symmetric KL divergence between its predictions
+and those of a second, per target token, 1/2 (KL(p || q) + KL(q || p)) with the respective target held fixed.
+
+Stands taken, those of the authors' code (BERT and RoBERTa; there is none for T5): all experts start as copies of one
+PyTorch-initialised Linear; the second pass adds no cross-entropy of its own. The released BERT file has no consistency
+term: `consistency: 0`. R = 48 is BERT-base's; R for T5 is published nowhere.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from harness.layer_hooks import InsertMethod
+from harness.method import Backbone, Defaults, Paper, require_positive, sweep
+
+
+class Mixture(nn.Module):
+    """M down-projections, one up-projection."""
+
+    def __init__(self, rank: int, experts: int, like: Tensor) -> None:
+        super().__init__()
+        hidden = like.shape[1]
+        down = nn.Linear(hidden, rank, dtype=like.dtype, device=like.device)
+        self.weights = nn.Parameter(down.weight.detach().expand(experts, -1, -1).clone())  # [M, R, H]
+        self.biases = nn.Parameter(down.bias.detach().expand(experts, -1).clone())  # [M, R]
+        self.up = nn.Linear(rank, hidden, dtype=like.dtype, device=like.device)
+
+    def merged(self) -> tuple[Tensor, Tensor]:
+        """The mean expert: [R, H], [R]."""
+        return self.weights.mean(0), self.biases.mean(0)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """[..., H] -> [..., H]."""
+        if self.training:
+            expert = int(torch.randint(len(self.weights), ()))
+            weight, bias = self.weights[expert], self.biases[expert]
+        else:
+            weight, bias = self.merged()
+        changed: Tensor = states + self.up(F.gelu(F.linear(states, weight, bias)))
+        return changed
+
+
+class AdaMix(InsertMethod):
+    """On T5-base 4,446,720 parameters in training, 1,789,056 kept."""
+
+    name = "adamix"
+    paper = Paper(
+        "wang-etal-2022-adamix", "https://aclanthology.org/2022.emnlp-main.388/", params={"bert-base": 900_000}
+    )
+    defaults = Defaults(recipe={"lr": sweep(1e-4, 4e-4, 1e-3)})
+
+    @dataclass(frozen=True, kw_only=True)
+    class HP:
+        rank: int = 48
+        experts: int = 4
+        consistency: float = 1.0
+
+        def __post_init__(self) -> None:
+            require_positive(self, "rank", "experts")
+            if not 0 <= self.consistency < float("inf"):
+                raise ValueError(f"consistency must be 0 or a positive weight, got {self.consistency}")
+
+    def __init__(self, hp: HP, backbone: Backbone) -> None:
+        make = partial(Mixture, hp.rank, hp.experts, backbone.embedding.weight)
+        super().__init__(hp, backbone, make, ("ffn",), train_norms=False)
+        self.consistency = hp.consistency
+
+    def token_losses(self, backbone: Backbone, embeds: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy of one pass plus its divergence from a second, routed anew, [N, T]."""
+        first = backbone.target_logits(embeds, mask, labels)
+        losses = backbone.cross_entropy(first, labels)
+        if not self.consistency:
+            return losses
+        second = backbone.target_logits(embeds, mask, labels)
+        return losses + self.consistency * symmetric_kl(first, second).masked_fill(labels == -100, 0.0)
+
+    def kept(self) -> dict[str, Tensor]:
+        """One ordinary adapter per layer."""
+        kept: dict[str, Tensor] = {}
+        for key, mixture in self.inserted.items():
+            assert isinstance(mixture, Mixture)
+            weight, bias = mixture.merged()
+            kept |= {f"{key}.down.weight": weight, f"{key}.down.bias": bias}
+            kept |= {f"{key}.up.{name}": tensor for name, tensor in mixture.up.named_parameters()}
+        return kept
+
+
+def symmetric_kl(first: Tensor, second: Tensor) -> Tensor:
+    """[N, T, V] logits twice -> [N, T]; each divergence moves one side only, the other is its fixed target."""
+    dtype = torch.promote_types(first.dtype, torch.float32)
+    p, q = (torch.log_softmax(logits, -1, dtype=dtype) for logits in (first, second))
+    both = F.kl_div(p, q.detach(), reduction="none", log_target=True) + F.kl_div(
+        q, p.detach(), reduction="none", log_target=True
+    )
+    return 0.5 * both.sum(-1)

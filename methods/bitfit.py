@@ -1,0 +1,42 @@
+"""BitFit: only bias vectors train (Ben Zaken et al., ACL 2022).
+
+y = W x + b for every linear module in the layers (q, k, v, o, wi, wo), y = g * x / rms(x) + b for every norm in them,
+logits = W h + b: b trains. T5 has no biases, so zero vectors are added. lr 3e-4.
+
+Stands taken, those of the code behind the published T5 figure (Compacter's): the norm behind the last layer of a stack
+gets none (`final_norms: true` adds them); the logits get one per token of T5's tokenizer, 32,100, since that code cuts
+the embedding to it (`head: all` takes the embedding's 32,128 rows, `none` no bias there).
+On T5 a key's bias shifts all scores of a query alike, so softmax cancels it: 27,648 of the parameters are without
+effect, here as there.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from harness.layer_hooks import AddedBiases
+from harness.method import Backbone, Defaults, Method, Paper, sweep
+
+
+class BitFit(Method):
+    """280,932 parameters on T5-base: attention 110,592, feed-forward 92,160, norms 46,080, logits 32,100."""
+
+    name = "bitfit"
+    paper = Paper(
+        "ben-zaken-etal-2022-bitfit", "https://aclanthology.org/2022.acl-short.1/", params={"t5-base": 280_000}
+    )
+    defaults = Defaults(recipe={"lr": sweep(1e-4, 3e-4, 1e-3)})
+
+    @dataclass(frozen=True, kw_only=True)
+    class HP:
+        head: Literal["tokenizer", "all", "none"] = "tokenizer"
+        final_norms: bool = False
+
+    def __init__(self, hp: HP, backbone: Backbone) -> None:
+        super().__init__(hp, backbone)
+        self.biases = AddedBiases(backbone, hp.head, hp.final_norms)
+
+    def attach(self, backbone: Backbone) -> None:
+        self.biases.hooks.on()
+
+    def detach(self, backbone: Backbone) -> None:
+        self.biases.hooks.off()

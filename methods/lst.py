@@ -1,0 +1,253 @@
+"""LST: a small network beside the frozen one, fed by its layers (Ladder Side-Tuning, Sung et al., NeurIPS 2022).
+
+Beside each stack stands one of the same architecture, all widths divided by 8 (H' = H / 8), with layers beside three
+of four backbone layers. s = D_0(dropout(E)); beside layer i with output h_i: s <- g_i s + (1 - g_i) D_i(h_i),
+g_i = sigmoid(a_i / 0.1), then s <- SideLayer_i(s). In the end norm, dropout, Up [H', H], and the frozen output
+embedding. The decoder's side layers attend to the side encoder's output. D_i [H, H'] with bias; a_i = 0 at first.
+The gradient never enters the backbone. 3,878,712 parameters on T5-base; lr 3e-3.
+
+Stands taken: as in the code, layers 0, 4, 8, ... of a stack have no side layer and a gate is allocated for every
+layer. Side layers start as the backbone's, structurally pruned. The authors rank rows by the Fisher information of
+the task's loss, which needs rows of the task; here the weights' own magnitude ranks them (L1, as their ranking does),
+with one choice of hidden dimensions for the whole network and one of head dimensions for all heads of a layer.
+`init: random` is the library's own initialisation.
+"""
+
+import copy
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from harness.layer_hooks import is_norm, layers, stacks
+from harness.method import Backbone, Defaults, Method, Paper, require_positive, sweep
+
+WIDTHS = ("d_model", "d_ff", "d_kv", "hidden_size", "intermediate_size", "head_dim")
+# linear modules that write the residual stream; all others in a layer read it
+OUTPUTS = ("o", "o_proj", "wo", "down_proj")
+DEPTHS = ("num_layers", "num_hidden_layers")
+
+
+def small_config(config: Any, reduction: int, depth: int) -> Any:
+    """The configuration of a side stack. Raises ValueError if a width cannot be divided."""
+    small = copy.deepcopy(config)
+    for name in WIDTHS:
+        if name in vars(small):
+            if getattr(small, name) % reduction:
+                raise ValueError(f"reduction must divide the backbone's {name} {getattr(small, name)}, got {reduction}")
+            setattr(small, name, getattr(small, name) // reduction)
+    for name in DEPTHS:
+        if name in vars(small):
+            setattr(small, name, depth)
+    return small
+
+
+class Ladder(nn.Module):
+    """The side of one stack: E [N, T, H] and the kept layers' outputs [N, T, H] -> [N, T, H']."""
+
+    def __init__(self, stack: Any, kept: list[int], hp: "LST.HP", like: Tensor) -> None:
+        super().__init__()
+        config = small_config(stack.config, hp.reduction, len(kept))
+        with torch.device(like.device):
+            self.side: Any = type(stack)(config).to(like.dtype)
+        del self.side.embed_tokens
+        width = like.shape[1] // hp.reduction
+        self.down = nn.ModuleList(
+            nn.Linear(like.shape[1], width, dtype=like.dtype, device=like.device) for _ in range(len(kept) + 1)
+        )
+        self.gates = nn.Parameter(torch.zeros(len(layers(stack)), dtype=like.dtype, device=like.device))
+        self.dropout = nn.Dropout(getattr(config, "dropout_rate", 0.0))
+        self.kept, self.temperature = kept, hp.temperature
+        self.hidden: list[Tensor] = []
+        self._state: Tensor | None = None
+        for index, layer in enumerate(layers(self.side)):
+            layer.register_forward_pre_hook(partial(self._mix, index))
+
+    def _mix(self, index: int, layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Give a side layer the gated sum of what came from below and from the backbone."""
+        # the stack has put its own dropout on its input, which the ladder's first rung does not have
+        state = args[0] if self._state is None else self._state
+        self._state = None
+        gate = torch.sigmoid(self.gates[self.kept[index]] / self.temperature)
+        return (gate * state + (1 - gate) * self.down[index + 1](self.hidden[index]), *args[1:])
+
+    def forward(self, embeds: Tensor, hidden: list[Tensor], **options: Any) -> Tensor:
+        """`options` are the stack's own: masks, positions, what to attend to."""
+        self._state, self.hidden = self.down[0](self.dropout(embeds)).to(embeds.dtype), hidden
+        out: Tensor = self.side(inputs_embeds=self._state, use_cache=False, **options).last_hidden_state
+        self.hidden = []
+        return out
+
+
+class LST(Method):
+    """One ladder per stack, and the way back up to the backbone's width."""
+
+    name = "lst"
+    paper = Paper("sung-etal-2022-lst", "https://arxiv.org/abs/2206.06522", params={"t5-base": 3_800_000})
+    defaults = Defaults(recipe={"lr": sweep(1e-3, 3e-3, 1e-2)})
+
+    @dataclass(frozen=True, kw_only=True)
+    class HP:
+        reduction: int = 8
+        skip_every: int = 4
+        temperature: float = 0.1
+        init: Literal["pruned", "random"] = "pruned"
+
+        def __post_init__(self) -> None:
+            require_positive(self, "reduction", "skip_every")
+            if self.skip_every == 1:
+                raise ValueError("skip_every must be at least 2, or no layer is left")
+            if not self.temperature > 0:
+                raise ValueError(f"temperature must be positive, got {self.temperature}")
+
+    def __init__(self, hp: HP, backbone: Backbone) -> None:
+        super().__init__(hp, backbone)
+        like = backbone.embedding.weight
+        self.ladders = nn.ModuleDict()
+        for name, stack in stacks(backbone).items():
+            kept = [index for index in range(len(layers(stack))) if index % hp.skip_every]
+            if not kept:
+                raise ValueError(f"the {name} has too few layers for skip_every={hp.skip_every}")
+            self.ladders[name] = Ladder(stack, kept, hp, like)
+        self.up = nn.Linear(like.shape[1] // hp.reduction, like.shape[1], dtype=like.dtype, device=like.device)
+        if hp.init == "pruned":
+            prune_into(self.ladders, backbone)
+        self._handles: list[Any] = []
+        self._outputs: dict[str, dict[str, Tensor]] = {name: {} for name in self.ladders}
+        self._encoded: Tensor | None = None
+        self._prefix: dict[str, Tensor] = {}
+
+    def attach(self, backbone: Backbone) -> None:
+        for name, stack in stacks(backbone).items():
+            for index in self.ladders[name].kept:  # type: ignore[union-attr]
+                self._handles.append(layers(stack)[index].register_forward_hook(partial(self._collect, name, index)))
+            self._handles.append(stack.register_forward_hook(partial(self._climb, name), with_kwargs=True))
+
+    def detach(self, backbone: Backbone) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+        self._encoded, self._prefix = None, {}
+
+    def _collect(self, name: str, index: int, layer: nn.Module, args: Any, output: Any) -> None:
+        states = output[0] if isinstance(output, tuple) else output
+        self._outputs[name][f"layer {index}"] = states.detach()
+
+    def _climb(self, name: str, stack: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        """Run the ladder when its stack is done; the decoder's takes the place of the stack's output."""
+        embeds = kwargs.get("inputs_embeds")
+        inputs = {"embeds": stack.embed_tokens(kwargs["input_ids"]) if embeds is None else embeds}
+        inputs |= self._outputs[name]
+        self._outputs[name] = {}
+        if name == "encoder":
+            self._encoded = self._state(name, inputs, attention_mask=kwargs["attention_mask"])
+            return output
+        options = {"attention_mask": kwargs.get("attention_mask")}
+        if self._encoded is not None:
+            options["encoder_hidden_states"] = self._encoded
+            options["encoder_attention_mask"] = kwargs["encoder_attention_mask"]
+        if kwargs.get("position_ids") is not None:
+            inputs["positions"] = kwargs["position_ids"]
+        state = self._state(name, self._with_prefix(inputs, kwargs), **options)
+        output.last_hidden_state = self.up(state[:, -inputs["embeds"].shape[1] :]).to(output.last_hidden_state.dtype)
+        return output
+
+    def _state(self, name: str, inputs: dict[str, Tensor], **options: Tensor | None) -> Tensor:
+        """What a ladder ends with, [N, T, H']."""
+        ladder = self.ladders[name]
+        assert isinstance(ladder, Ladder)
+        if "positions" in inputs:
+            options["position_ids"] = inputs["positions"]
+        state: Tensor = ladder(inputs["embeds"], [inputs[f"layer {index}"] for index in ladder.kept], **options)
+        return state
+
+    def _with_prefix(self, inputs: dict[str, Tensor], kwargs: dict[str, Any]) -> dict[str, Tensor]:
+        """In step-by-step decoding, all positions so far: the side network is too small to be worth a cache."""
+        if kwargs.get("past_key_values") is not None:
+            inputs = {key: torch.cat([self._prefix[key], value], 1) for key, value in inputs.items()}
+        self._prefix = inputs if kwargs.get("use_cache") else {}
+        return inputs
+
+
+@torch.no_grad()
+def prune_into(ladders: nn.ModuleDict, backbone: Backbone) -> None:
+    """Start every side layer as its backbone layer without the rows and columns of smallest magnitude."""
+    hidden = _residual_dims(backbone, next(iter(ladders.values())).down[0].out_features)  # type: ignore
+    for name, stack in stacks(backbone).items():
+        ladder = ladders[name]
+        assert isinstance(ladder, Ladder)
+        for small_layer, index in zip(layers(ladder.side), ladder.kept, strict=True):
+            for path, small in small_layer.named_modules():
+                # the first layer alone has a table of relative positions, the same in size as the backbone's
+                if isinstance(small, nn.Embedding):
+                    small.weight.copy_(layers(stack)[0].get_parameter(f"{path}.weight"))
+                else:
+                    _prune_part(small, layers(stack)[index].get_submodule(path), hidden)
+        for path, small in ladder.side.named_children():
+            _prune_part(small, stack.get_submodule(path), hidden)
+
+
+def _prune_part(small: Any, full: Any, hidden: Tensor) -> None:
+    if is_norm(small):
+        for own, weight in zip(small.parameters(), full.parameters(), strict=True):
+            own.copy_(weight[hidden])
+    elif {"q", "q_proj"} & {*small._modules}:
+        _prune_attention(small, full, hidden)
+    elif {"wo", "down_proj"} & {*small._modules}:
+        linears = _linears(full)
+        out = next(name for name in linears if name in OUTPUTS)
+        scores = [linear.weight.abs().sum(0 if name == out else 1) for name, linear in linears.items()]
+        inner = _largest(torch.stack(scores).sum(0), _linears(small)[out].in_features)
+        for name, linear in linears.items():
+            rows, columns = (hidden, inner) if name == out else (inner, hidden)
+            _copy(getattr(small, name), linear, rows, columns)
+
+
+def _prune_attention(small: Any, full: Any, hidden: Tensor) -> None:
+    """One choice of dimensions for all heads: queries with keys, values with the output."""
+    linears = _linears(full)
+    q, k, v, o = linears
+    is_rotary = q == "q_proj"
+    size = getattr(full, "key_value_proj_dim", None) or full.head_dim
+    kept = size * _linears(small)[q].out_features // linears[q].out_features
+    query_key = _head_dims([linears[q].weight, linears[k].weight], size, kept, is_rotary)
+    value_out = _head_dims([linears[v].weight, linears[o].weight.T], size, kept, False)
+    for name, linear in linears.items():
+        dims = query_key if name in (q, k) else value_out
+        heads = torch.arange(0, linear.in_features if name == o else linear.out_features, size, device=dims.device)
+        inner = (heads[:, None] + dims).flatten()
+        _copy(getattr(small, name), linear, *((hidden, inner) if name == o else (inner, hidden)))
+
+
+def _head_dims(weights: list[Tensor], size: int, kept: int, is_rotary: bool) -> Tensor:
+    """`kept` of the `size` dimensions of a head; a rotary embedding turns dimensions in pairs, half a head apart."""
+    scores = torch.stack([weight.abs().sum(1).view(-1, size).sum(0) for weight in weights]).sum(0)
+    if not is_rotary:
+        return _largest(scores, kept)
+    pairs = _largest(scores.view(2, -1).sum(0), kept // 2)
+    return torch.cat([pairs, pairs + size // 2])
+
+
+def _residual_dims(backbone: Backbone, kept: int) -> Tensor:
+    """The hidden dimensions that the layers write and read most, [H']."""
+    scores = torch.zeros_like(backbone.embedding.weight[0])
+    for stack in stacks(backbone).values():
+        for path, module in layers(stack).named_modules():
+            if isinstance(module, nn.Linear):
+                scores += module.weight.abs().sum(1 if path.rpartition(".")[2] in OUTPUTS else 0)
+    return _largest(scores, kept)
+
+
+def _linears(module: nn.Module) -> dict[str, nn.Linear]:
+    return {name: child for name, child in module.named_children() if isinstance(child, nn.Linear)}
+
+
+def _largest(scores: Tensor, count: int) -> Tensor:
+    return scores.topk(count).indices.sort().values
+
+
+def _copy(small: nn.Linear, full: nn.Linear, rows: Tensor, columns: Tensor) -> None:
+    small.weight.copy_(full.weight[rows][:, columns])
+    if full.bias is not None:
+        small.bias.copy_(full.bias[rows])
