@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: quickstart test check leaderboard lint types clean
+.PHONY: quickstart test check leaderboard methods-table lint types clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/harness run suites/quickstart.yaml
@@ -17,6 +17,11 @@ check: lint types test
 
 leaderboard: quickstart
 	$(BIN)/harness report --suite quickstart --format markdown --out reports/quickstart.md
+	UPDATE_GOLDEN=1 $(BIN)/python -m pytest tests/test_docs.py
+
+methods-table: $(VENV)/.installed-dev
+	$(BIN)/harness run suites/methods.yaml
+	$(BIN)/harness report --suite methods --format markdown --costs --out reports/methods.md
 	UPDATE_GOLDEN=1 $(BIN)/python -m pytest tests/test_docs.py
 
 lint: $(VENV)/.installed-dev

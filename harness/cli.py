@@ -128,6 +128,7 @@ def report(
             help="Put a record of published numbers beside the measured ones, e.g. accept-2024, or one table of it.",
         ),
     ] = None,
+    costs: Annotated[bool, typer.Option("--costs", help="Add time per step and peak memory.")] = False,
 ) -> None:
     """Make the leaderboard from stored results.
 
@@ -142,7 +143,7 @@ def report(
     found = [result for _, result in ResultStore(results).scan() if suite in (None, result.cell.suite)]
     if not found:
         raise UserError("holds no results" + (f" of suite '{suite}'" if suite else ""), where=str(results))
-    text = render(collect(found, record), format)
+    text = render(collect(found, record), format, costs)
     if out is None:
         typer.echo(text, nl=False)
         return

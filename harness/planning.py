@@ -12,9 +12,11 @@ from harness.bundle import Bundle, build_method
 from harness.caches import cached_backbone, cached_task
 from harness.errors import UserError
 from harness.method import Method, Registered, Rule, discover
+from harness.metrics import get_metric
 from harness.results import ResultStore
 from harness.schema import Cell, Result
 from harness.selection import next_cells
+from harness.sources import MissingData
 from harness.suite import Group, Overrides, Suite, expand, load_suite
 from harness.tasks import Task
 from harness.tasks.own import suite_tasks
@@ -82,7 +84,7 @@ class Plan:
 
     def _data_moved(self, result: Result) -> bool:
         task = self.tasks[result.cell.task]
-        if task.generate is None and self.data_dir is None:
+        if not (task.generate or task.files or self.data_dir):
             return False  # a plan downloads nothing; a report still flags results made with different rows
         try:
             found = cached_task(result.cell, self.data_dir, self.suite.folder).record.fingerprint
@@ -134,10 +136,26 @@ def check_fit(plan: Plan, cells: Iterable[Cell], to_run: bool = True) -> None:
         if len(errors) == len(backbones):
             raise next(iter(errors.values()))
     if to_run:
-        for cell in {cell.task: cell for cell in cells}.values():
-            cached_task(cell, plan.data_dir, plan.suite.folder)
+        _read_rows(plan, cells)
         for name in backbones:
             cached_backbone(plan.suite.backbone_sources[name], cells[0].recipe.precision)
+
+
+def _read_rows(plan: Plan, cells: Sequence[Cell]) -> None:
+    """Load every task's rows and metrics. Raises UserError; where rows are missing, it says which tasks have theirs."""
+    there, missing = [], []
+    for name, cell in {cell.task: cell for cell in cells}.items():
+        for metric in plan.tasks[name].metrics:
+            get_metric(metric)
+        try:
+            cached_task(cell, plan.data_dir, plan.suite.folder)
+        except MissingData as error:
+            missing.append(error)
+        else:
+            there.append(name)
+    if missing:
+        hint = f"The rows of the others are there: --tasks {','.join(there)}" if there else missing[0].hint
+        raise UserError(missing[0].problem, where=missing[0].where, field=missing[0].field, hint=hint)
 
 
 def _distinct(plan: Plan, cells: Sequence[Cell]) -> Iterator[Cell]:
@@ -162,7 +180,7 @@ def _check_positions(plan: Plan, cell: Cell, method: Method, backbone: Backbone)
     """Raise UserError unless prompt, text and target fit the backbone's positions."""
     task = plan.tasks[cell.task]
     length = cell.recipe.max_source_length or task.max_source_length
-    target = task.max_target_length if task.kind != "classification" else 4
+    target = 4 if task.kind == "classification" and task.target_style == "digits" else task.max_target_length
     needed = method.num_prompt_tokens + length + target
     if backbone.max_positions is not None and needed > backbone.max_positions:
         raise UserError(

@@ -10,6 +10,7 @@ PyTorch-initialised Linear; the second pass adds no cross-entropy of its own. Th
 term: `consistency: 0`. R = 48 is BERT-base's; R for T5 is published nowhere.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -90,6 +91,20 @@ class AdaMix(InsertMethod):
             kept |= {f"{key}.down.weight": weight, f"{key}.down.bias": bias}
             kept |= {f"{key}.up.{name}": tensor for name, tensor in mixture.up.named_parameters()}
         return kept
+
+    def export(self) -> dict[str, Tensor]:
+        """The merged adapters."""
+        return {name: tensor.detach().clone().contiguous() for name, tensor in self.kept().items()}
+
+    def load_export(self, tensors: Mapping[str, Tensor]) -> None:
+        """Make every expert the merged one."""
+        with torch.no_grad():
+            for key, mixture in self.inserted.items():
+                assert isinstance(mixture, Mixture)
+                for name, experts in (("weight", mixture.weights), ("bias", mixture.biases)):
+                    experts.copy_(tensors[f"{key}.down.{name}"].expand_as(experts))
+                for name, parameter in mixture.up.named_parameters():
+                    parameter.copy_(tensors[f"{key}.up.{name}"])
 
 
 def symmetric_kl(first: Tensor, second: Tensor) -> Tensor:

@@ -21,7 +21,12 @@ class IA3(PeftMethod):
     """One vector per key projection, value projection and feed-forward part."""
 
     name = "ia3"
-    paper = Paper("liu-etal-2022-tfew", "https://arxiv.org/abs/2205.05638", params={"t5-base": 55_300})
+    paper = Paper(
+        "liu-etal-2022-tfew",
+        "https://arxiv.org/abs/2205.05638",
+        params={"t5-base": 55_300},
+        params_note="The printed figure leaves out the feed-forward vectors (73,728): targets: attention.",
+    )
     defaults = Defaults(recipe={"lr": sweep(1e-3, 3e-3, 1e-2)})
 
     @dataclass(frozen=True, kw_only=True)

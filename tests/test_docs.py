@@ -15,7 +15,6 @@ from harness.tasks import all_tasks
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "results").glob("*.md")])
-BEGIN, END = "<!-- leaderboard:begin -->\n", "<!-- leaderboard:end -->"
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
@@ -24,26 +23,28 @@ def test_local_links_lead_somewhere(path: Path) -> None:
         assert target.startswith("http") or (path.parent / target).exists(), f"{path.name} links to {target}"
 
 
-def test_the_readme_shows_the_rendered_leaderboard() -> None:
-    readme, table = ROOT / "README.md", (ROOT / "reports" / "quickstart.md").read_text()
-    head, rest = readme.read_text().split(BEGIN)
-    shown, tail = rest.split(END)
-    if os.environ.get("UPDATE_GOLDEN"):
-        readme.write_text(f"{head}{BEGIN}{table}{END}{tail}")
-        shown = table
-    assert shown == table, "run make leaderboard"
+@pytest.mark.parametrize(
+    ("page", "mark", "report"),
+    [("README.md", "leaderboard", "quickstart.md"), ("docs/methods.md", "methods", "methods.md")],
+)
+def test_a_page_shows_the_rendered_report(page: str, mark: str, report: str) -> None:
+    assert_shown(ROOT / page, mark, (ROOT / "reports" / report).read_text(), f"make, see reports/{report}")
 
 
 def test_the_docs_show_the_protocols_as_they_are() -> None:
-    page = ROOT / "docs" / "protocol.md"
-    begin, end = "<!-- protocols:begin -->\n", "<!-- protocols:end -->"
+    table = f"{describe_protocols('markdown')['text']}\n"
+    assert_shown(ROOT / "docs" / "protocol.md", "protocols", table, "UPDATE_GOLDEN=1 pytest tests/test_docs.py")
+
+
+def assert_shown(page: Path, mark: str, text: str, hint: str) -> None:
+    """The page holds `text` between its marks; with UPDATE_GOLDEN=1 it is written there."""
+    begin, end = f"<!-- {mark}:begin -->\n", f"<!-- {mark}:end -->"
     head, rest = page.read_text().split(begin)
     shown, tail = rest.split(end)
-    table = f"{describe_protocols('markdown')['text']}\n"
     if os.environ.get("UPDATE_GOLDEN"):
-        page.write_text(f"{head}{begin}{table}{end}{tail}")
-        shown = table
-    assert shown == table, "UPDATE_GOLDEN=1 pytest tests/test_docs.py"
+        page.write_text(f"{head}{begin}{text}{end}{tail}")
+        shown = text
+    assert shown == text, hint
 
 
 def test_the_suite_for_own_data_of_the_docs_runs_on_a_csv(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from harness import UserError
 from harness.backbone import Backbone, load_backbone
-from harness.bundle import cached_task
+from harness.caches import cached_task
 from harness.cli import app
 from harness.data import encode
 from harness.export import Exported, export_result, load_export
@@ -38,6 +38,7 @@ methods:
   p_tuning: {prompt_length: 3, encoder_width: 8}
   prefix_tuning: {prefix_length: 3, network: mlp}
   lora: {rank: 2}
+  adamix: {rank: 2}
 """
 COLLAPSED = {"accept": {"prompt", "added"}, "ept": {"prompt", "added"}, "half": {"prompt", "added"}, "dpt": {"prompt"},
              "residual_prompt_tuning": {"prompt"}, "p_tuning": {"prompt"}, "prefix_tuning": {"prefix"}}  # fmt: skip
@@ -56,7 +57,7 @@ def micro() -> Backbone:
     return load_backbone("micro-t5", device="cpu")
 
 
-@pytest.mark.parametrize("label", [*COLLAPSED, "lora"])
+@pytest.mark.parametrize("label", [*COLLAPSED, "lora", "adamix"])
 def test_an_export_gives_the_answers_of_the_trained_cell(
     label: str, trained: dict[str, tuple[Path, Result]], micro: Backbone, tmp_path: Path
 ) -> None:
@@ -66,8 +67,8 @@ def test_an_export_gives_the_answers_of_the_trained_cell(
     assert done.num_kept == result.params.num_kept
     assert set(done.shapes) == COLLAPSED.get(label, set(done.shapes))
     method = load_export(done.path, micro)
-    assert isinstance(method, Exported) == (label not in ("prefix_tuning", "lora"))
-    data = cached_task("micro_sentiment", None)
+    assert isinstance(method, Exported) == (label not in ("prefix_tuning", "lora", "adamix"))
+    data = cached_task(result.cell, None, "")
     length = result.cell.recipe.max_source_length or data.task.max_source_length
     encoded = encode(data.split("test"), micro, data.task, length)
     method.attach(micro)

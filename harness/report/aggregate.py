@@ -83,6 +83,19 @@ class BoardRow:
         runs = [run for entry in self.entries.values() for run in entry.runs if run.params]
         return sorted({int(getattr(run.params, kind)) for run in runs})
 
+    def step_seconds(self) -> float | None:
+        """Median over runs of the seconds of training per step, each run's share of its bundle."""
+        costs = [run.usage.train_s / run.usage.num_steps for run in self._runs() if run.usage and run.usage.num_steps]
+        return statistics.median(costs) if costs else None
+
+    def peak_memory(self) -> int | None:
+        """Largest peak memory in bytes of a bundle that held one of the runs."""
+        peaks = [run.usage.peak_memory_bytes for run in self._runs() if run.usage and run.usage.num_steps]
+        return max(peaks, default=None)
+
+    def _runs(self) -> list[Result]:
+        return [run for entry in self.entries.values() for run in entry.runs]
+
 
 @dataclass
 class Board:

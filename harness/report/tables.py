@@ -16,6 +16,8 @@ from harness.report.aggregate import Board, BoardRow, Entry
 from harness.report.published import Number, PublishedRow
 
 DASH = "–"
+COST_COLUMNS = ("ms/step", "peak MiB")
+"""A run's share of its bundle's training time, and the bundle's peak memory (on a CPU, the whole process's)."""
 Mark = Callable[[str, str], str]
 """(text, "best" | "second" | "") -> marked text"""
 
@@ -32,17 +34,18 @@ class _Notes:
         return f"[{self.texts.index(text) + 1}]"
 
 
-def render(boards: Sequence[Board], style: str) -> str:
-    """Return all boards in one format: terminal, markdown, csv or json."""
+def render(boards: Sequence[Board], style: str, costs: bool = False) -> str:
+    """Return all boards in one format: terminal, markdown, csv or json; with `costs`, also time and memory."""
     if style == "json":
         return json.dumps([_as_json(board) for board in boards], indent=1) + "\n"
     if style == "csv":
         return _csv(boards)
-    parts = [_text_table(board, "pipe" if style == "markdown" else "simple_outline", _MARKS[style]) for board in boards]
+    layout = "pipe" if style == "markdown" else "simple_outline"
+    parts = [_text_table(board, layout, _MARKS[style], costs) for board in boards]
     return "\n\n".join(parts) + "\n"
 
 
-def _text_table(board: Board, layout: str, mark: Mark) -> str:
+def _text_table(board: Board, layout: str, mark: Mark, costs: bool) -> str:
     notes = _Notes([])
     headers = [
         "method",
@@ -50,6 +53,7 @@ def _text_table(board: Board, layout: str, mark: Mark) -> str:
         "grid runs",
         *(_column(board, task, notes) for task in board.tasks),
         "average",
+        *(COST_COLUMNS if costs else ()),
     ]
     ranks = {
         task: _ranks([row.entries[task].mean if task in row.entries else None for row in board.rows])
@@ -63,10 +67,12 @@ def _text_table(board: Board, layout: str, mark: Mark) -> str:
             _grid_runs(row),
             *(_cell(row.entries.get(task), ranks[task][i], mark, notes) for task in board.tasks),
             _average(row, board, average_ranks[i], mark),
+            *(_costs(row) if costs else ()),
         ]
         for i, row in enumerate(board.rows)
     ]
-    body += [_published_row(row, board, notes) for row in board.published]
+    unmeasured = [""] * (len(COST_COLUMNS) if costs else 0)
+    body += [[*_published_row(row, board, notes), *unmeasured] for row in board.published]
     align = ["left", *["right"] * (len(headers) - 1)]
     table = tabulate(body, headers, tablefmt=layout, colalign=align, disable_numparse=True)
     lines = [_caption(board, layout), "", table]
@@ -150,6 +156,14 @@ def _name(row: BoardRow, notes: _Notes) -> str:
         return row.name
     text = f"tasks of this row were run under different protocols: {'; '.join(row.protocols)}"
     return f"{row.name} {notes.mark(text)}"
+
+
+def _costs(row: BoardRow) -> tuple[str, str]:
+    seconds, memory = row.step_seconds(), row.peak_memory()
+    return (
+        DASH if seconds is None else f"{1000 * seconds:.3g}",
+        DASH if memory is None else f"{memory / 2**20:,.0f}",
+    )
 
 
 def _params(row: BoardRow) -> str:
@@ -248,6 +262,8 @@ def _as_json(board: Board) -> dict[str, Any]:
             "num_trained": row.params("num_trained"),
             "num_kept": row.params("num_kept"),
             "protocols": row.protocols,
+            "step_seconds": row.step_seconds(),
+            "peak_memory_bytes": row.peak_memory(),
             "average": row.average(board.tasks),
             "tasks": {task: _entry_json(entry) for task, entry in sorted(row.entries.items())},
         }

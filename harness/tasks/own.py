@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.declarations import ProtocolReference, TaskFile
 from harness.errors import UserError, require_choice
-from harness.metrics import METRICS
+from harness.metrics import FOREIGN, METRICS
 from harness.protocol import Protocol, resolve
 from harness.suite import Suite
 from harness.tasks import all_tasks
@@ -93,7 +93,7 @@ def _check(name: str, definition: TaskFile, where: str) -> None:
         raise UserError("only a classification has labels", where=where, field=f"{field}.labels")
     chosen = [definition.selection] if definition.selection else []
     for metric in [*definition.metrics, *definition.extra_metrics, *chosen]:
-        if not metric.startswith("evaluate:"):
+        if not metric.startswith(FOREIGN):  # those of another library are loaded before a run
             require_choice(metric, METRICS, kind="metric", where=where)
 
 
