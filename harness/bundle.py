@@ -15,11 +15,11 @@ from safetensors.torch import save as safetensors_bytes
 from harness import provenance
 from harness.backbone import Backbone
 from harness.caches import cached_backbone, cached_task
-from harness.data import Encoded, TaskData, encode
+from harness.data import Encoded, TaskData, cut_references, encode
 from harness.errors import UserError
 from harness.method import Method, Registered, Rule, checked_groups, load_file
 from harness.predict import score_split
-from harness.protocol import resolve
+from harness.protocol import Place, resolve
 from harness.results import PredictionRow
 from harness.schema import (
     BackboneRecord,
@@ -116,6 +116,7 @@ def _train(
 ) -> None:
     cells = bundle.cells
     backbone = cached_backbone(bundle.backbone, cells[0].recipe.precision)
+    data = cut_references(data, backbone)
     with torch.random.fork_rng():
         methods = [_build(cell, registered[cell.method], backbone) for cell in cells]
         torch.manual_seed(cells[0].seed)
@@ -185,7 +186,7 @@ def _product(
         group_id=outcome.cell.group_id,
         status="done",
         cell=outcome.cell,
-        protocol=_protocol_values(outcome.cell),
+        protocol=_protocol_values(outcome.cell, data.task.benchmark),
         metrics=_metric_record(data),
         dev_history=outcome.history,
         selected_step=outcome.selected_step,
@@ -217,7 +218,7 @@ def _rule_product(cell: Cell, rule: Rule, data: TaskData, registered: Registered
         group_id=cell.group_id,
         status="done",
         cell=cell,
-        protocol=_protocol_values(cell),
+        protocol=_protocol_values(cell, data.task.benchmark),
         metrics=_metric_record(data),
         dev_history=[DevScore(step=0, selection=selection, metrics=scores["dev"].metrics)],
         selected_step=0,
@@ -257,7 +258,7 @@ def _failed(bundle: Bundle, cell: Cell, failure: Failure, started: str) -> Produ
         group_id=cell.group_id,
         status="failed",
         cell=cell,
-        protocol=_protocol_values(cell),
+        protocol=_protocol_values(cell, cached_task(cell, bundle.data_dir, bundle.suite_folder).task.benchmark),
         failure=failure,
         method_sha256=load_file(bundle.method_files[cell.method]).spec.source_sha256,
         provenance=provenance.collect("unknown"),
@@ -267,8 +268,8 @@ def _failed(bundle: Bundle, cell: Cell, failure: Failure, started: str) -> Produ
     return Product(result, [], None)
 
 
-def _protocol_values(cell: Cell) -> dict[str, Any]:
-    return dict(resolve(cell.protocol).values)
+def _protocol_values(cell: Cell, benchmark: str) -> dict[str, Any]:
+    return resolve(cell.protocol).acting(Place(cell.task, benchmark, cell.method, cell.backbone))
 
 
 def _metric_record(data: TaskData) -> MetricRecord:

@@ -202,6 +202,7 @@ def preview(
     split_name: Annotated[Literal["train", "dev", "test"], typer.Option("--split", help="Which split.")] = "train",
     rows: Annotated[int, typer.Option(min=1, help="How many rows.")] = 3,
     suite: Annotated[str | None, typer.Option(help="Suite file: its own tasks, its protocol.")] = None,
+    protocol: ProtocolName = None,
     data: DataDir = None,
     format: ListFormat = "terminal",
 ) -> None:
@@ -211,7 +212,8 @@ def preview(
     """
     from harness.listings_data import describe_rows
 
-    show(describe_rows(task, backbone, split_name, rows, data, find_suite(suite) if suite else None), format)
+    file = find_suite(suite) if suite else None
+    show(describe_rows(task, backbone, split_name, rows, data, file, protocol), format)
 
 
 @app.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,22 @@ def target_ids(text: str, backbone: Backbone, limit: int | None) -> list[int]:
     """Token ids of an answer, its end token last; at most `limit`."""
     ids = list(backbone.tokenizer(text, add_special_tokens=False)["input_ids"])
     return [*ids[: None if limit is None else limit - 1], backbone.eos_id]
+
+
+def cut_references(data: TaskData, backbone: Backbone) -> TaskData:
+    """References of a text task as DePT's code scores them: an answer longer than the target limit is cut like it."""
+    task = data.task
+    if task.kind != "text" or task.references == "all":
+        return data
+
+    def cut(example: Example) -> Example:
+        whole = target_ids(example.target, backbone, None)
+        if len(whole) <= task.max_target_length:
+            return example
+        kept = backbone.tokenizer.decode(whole[: task.max_target_length - 1], skip_special_tokens=True).strip()
+        return replace(example, references=(kept,))
+
+    return replace(data, dev=[cut(row) for row in data.dev], test=[cut(row) for row in data.test])
 
 
 def max_new_tokens(task: Task, backbone: Backbone) -> int:

@@ -113,6 +113,9 @@ def load_export(path: Path, backbone: Backbone, method_dirs: tuple[str, ...] = (
         width = next(iter(tensors.values())).shape[1]
         if width != backbone.hidden:
             raise UserError(f"holds vectors of width {width}, '{backbone.name}' has {backbone.hidden}", where=str(path))
+        if "added" in tensors and not backbone.is_encoder_decoder:
+            hint = "Its rows count from the padded start there; answer through harness.fused.FusedInput instead."
+            raise UserError("holds a table that cannot be served alone on a decoder", where=str(path), hint=hint)
         return Exported(tensors, backbone).eval()
     cls = get_class(discover(*method_dirs), metadata["method"])
     assert issubclass(cls, Method)

@@ -11,11 +11,13 @@ from tabulate import tabulate
 
 from harness.backbone import Backbone, load_backbone
 from harness.data import TaskData, encode, load_task
+from harness.declarations import ProtocolReference
 from harness.errors import UserError, require_choice
+from harness.protocol import DEFAULT, resolve
 from harness.sources import MissingData
 from harness.suite import Overrides, load_suite
 from harness.tasks import Task, all_tasks
-from harness.tasks.own import suite_tasks
+from harness.tasks.own import suite_tasks, under_protocol
 
 
 def describe_tasks(data_dir: str | None) -> dict[str, Any]:
@@ -75,10 +77,20 @@ def _sizes(sizes: tuple[int, int, int] | None) -> str:
 
 
 def describe_rows(
-    name: str, backbone: str, split: str, count: int, data_dir: str | None, suite: Path | None = None
+    name: str,
+    backbone: str,
+    split: str,
+    count: int,
+    data_dir: str | None,
+    suite: Path | None = None,
+    protocol: str | None = None,
 ) -> dict[str, Any]:
     """Rows of a task after tokenisation and truncation, decoded again; with a suite, its own tasks and protocol."""
-    tasks = suite_tasks(load_suite(suite, Overrides())) if suite else all_tasks()
+    if suite:
+        tasks = suite_tasks(load_suite(suite, Overrides(protocol=protocol)))
+    else:
+        rules = resolve(ProtocolReference(name=protocol or DEFAULT), "--protocol")
+        tasks = {key: under_protocol(task, rules) for key, task in all_tasks().items()}
     task = tasks[require_choice(name, tasks, kind="task")]
     data = load_task(task, data_dir)
     built = load_backbone(backbone, device="cpu")

@@ -137,8 +137,9 @@ def check_fit(plan: Plan, cells: Iterable[Cell], to_run: bool = True) -> None:
             raise next(iter(errors.values()))
     if to_run:
         _read_rows(plan, cells)
-        for name in backbones:
-            cached_backbone(plan.suite.backbone_sources[name], cells[0].recipe.precision)
+        for name, precision in {cell.backbone: cell.recipe.precision for cell in cells}.items():
+            if name in backbones:  # rules need none
+                cached_backbone(plan.suite.backbone_sources[name], precision)
 
 
 def _read_rows(plan: Plan, cells: Sequence[Cell]) -> None:

@@ -13,11 +13,22 @@ from typing import Any, Literal
 
 from harness.declarations import ProtocolReference
 from harness.errors import UserError, require_choice
+from harness.schema import MAX_SEED
 from harness.yaml12 import read_document
 
 FOLDER = Path(__file__).parent / "protocols"
 DEFAULT = "accept-2024"
 Kind = Literal["integer", "number", "grid", "choice", "recorded"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a key may depend on; methods and backbones by their names in results."""
+
+    task: str
+    benchmark: str
+    method: str = ""
+    backbone: str = ""
 
 
 @dataclass(frozen=True)
@@ -34,6 +45,7 @@ class Key:
     methods: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
     benchmarks: tuple[str, ...] = ()
+    backbones: tuple[str, ...] = ()
 
     @property
     def acts_on(self) -> str:
@@ -43,10 +55,11 @@ class Key:
         targets = [self.sets] if self.sets else sorted({t for effect in (self.choices or {}).values() for t in effect})
         return ", ".join(targets)
 
-    def concerns(self, task: str, benchmark: str, method: str | None = None) -> bool:
-        """Whether the key acts on a task, and on a method where one is given."""
-        here = not (self.tasks or self.benchmarks) or task in self.tasks or benchmark in self.benchmarks
-        return here and (method is None or not self.methods or method in self.methods)
+    def concerns(self, place: Place) -> bool:
+        """Whether the key acts there."""
+        here = not (self.tasks or self.benchmarks) or place.task in self.tasks or place.benchmark in self.benchmarks
+        bounds = ((place.method, self.methods), (place.backbone, self.backbones))
+        return here and all(not allowed or name in allowed for name, allowed in bounds)
 
     def effects(self, value: Any) -> Mapping[str, Any]:
         """Target -> value, for a value of this key; a grid becomes a sweep."""
@@ -65,8 +78,11 @@ class Key:
         items = value if self.kind == "grid" else [value]
         wanted = int if self.kind == "integer" or self.sets == "seeds" else (int, float)
         valid = isinstance(items, list) and items and all(_is_number(item, wanted) for item in items)
+        if valid and self.sets == "seeds":
+            valid = len(set(items)) == len(items) and all(0 <= item < MAX_SEED for item in items)
         if not valid:
             form = {"integer": "an integer", "number": "a number", "grid": "a list of numbers"}[self.kind]
+            form = "a list of different seeds" if self.sets == "seeds" else form
             raise UserError(f"expected {form}, got {value!r}", where=where, field=f"protocol.{self.name}")
         return value
 
@@ -80,29 +96,32 @@ class Protocol:
     values: Mapping[str, Any]
     reasons: Mapping[str, str]
 
-    def recipe(self, method: str, task: str, benchmark: str, num_train: int | None) -> dict[str, Any]:
-        """Recipe settings for a method on a task with `num_train` published training rows."""
-        found = self._settings("recipe.", method, task, benchmark)
+    def recipe(self, place: Place, num_train: int | None) -> dict[str, Any]:
+        """Recipe settings for a task with `num_train` published training rows."""
+        found = self._settings("recipe.", place)
         is_large = num_train is not None and num_train >= self.values["steps.threshold"]
         return {"steps": self.values["steps.large" if is_large else "steps.small"], **found}
 
-    def hp(self, method: str, task: str, benchmark: str) -> dict[str, Any]:
+    def hp(self, place: Place) -> dict[str, Any]:
         """Settings of the method itself."""
-        own = self._settings(f"methods.{method}.", method, task, benchmark)
-        return {**self._settings("hp.", method, task, benchmark), **own}
+        return {**self._settings("hp.", place), **self._settings(f"methods.{place.method}.", place)}
 
     def task_fields(self, task: str, benchmark: str) -> dict[str, Any]:
         """Fields of the task record that the protocol sets."""
-        return self._settings("task.", None, task, benchmark)
+        return self._settings("task.", Place(task, benchmark))
 
     def seeds(self, task: str, benchmark: str) -> list[int]:
         """Training seeds where a suite names none."""
-        return list(self._settings("seeds", None, task, benchmark)[""])
+        return list(self._settings("seeds", Place(task, benchmark))[""])
 
-    def _settings(self, prefix: str, method: str | None, task: str, benchmark: str) -> dict[str, Any]:
+    def acting(self, place: Place) -> dict[str, Any]:
+        """The keys that act on a cell, with their values; a suite's own settings may have won over them."""
+        return {k.name: self.values[k.name] for k in keys().values() if k.kind != "recorded" and k.concerns(place)}
+
+    def _settings(self, prefix: str, place: Place) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for key in keys().values():
-            if key.concerns(task, benchmark, method):
+            if key.concerns(place):
                 effects = key.effects(self.values[key.name])
                 found |= {t.removeprefix(prefix): v for t, v in effects.items() if t.startswith(prefix)}
         return found
@@ -160,7 +179,7 @@ def describe(protocol: Protocol) -> list[dict[str, Any]]:
 
 def _key(name: str, entry: Mapping[str, Any]) -> Key:
     kind: Kind = "recorded" if entry.get("recorded") else "choice" if "choices" in entry else entry["kind"]
-    bounds = {part: tuple(entry.get(part, ())) for part in ("methods", "tasks", "benchmarks")}
+    bounds = {part: tuple(entry.get(part, ())) for part in ("methods", "tasks", "benchmarks", "backbones")}
     return Key(name, tuple(entry["rows"]), entry["about"], kind, entry.get("sets", ""), entry.get("choices"), **bounds)
 
 

@@ -69,7 +69,7 @@ class ExceptionRule(Strict):
 
 
 class Execution(Strict):
-    """How cells are computed; none of this may change a result."""
+    """How cells are computed. It changes no result but those of methods that draw per forward pass (AdaMix)."""
 
     micro_batch_tokens: int | None = Field(None, ge=64)
     """Tokens, padding included, that one forward pass of the backbone may hold; None suits the device."""
@@ -150,8 +150,15 @@ class MethodSpec:
         return self.hp_type is type(None) and self.error is None
 
 
+PLACEMENT = {"suite", "label", "protocol", "grid", "grid_index", "search_seed"}
+
+
 class Cell(Strict):
-    """One point of the grid; `suite`, `label`, `grid*` and `search_seed` place it, the rest is its identity."""
+    """One point of the grid.
+
+    `suite`, `label`, `grid*` and `search_seed` place it, `protocol` says where its settings come from; the rest is its
+    identity. So a protocol's key that does not touch a cell does not make another cell of it.
+    """
 
     suite: str
     label: str
@@ -162,6 +169,8 @@ class Cell(Strict):
     backbone: str
     seed: int
     protocol: ProtocolReference
+    task_rules: dict[str, Any] = {}
+    """What the protocol sets of the task record."""
     definition: TaskFile | None = None
     """The task itself where the suite file declares it."""
     recipe: Recipe
@@ -190,7 +199,7 @@ class Cell(Strict):
         return _digest({**identity, "label": self.label, "swept": sorted(self.grid)})
 
     def _identity(self) -> dict[str, Any]:
-        return self.model_dump(mode="json", exclude={"suite", "label", "grid", "grid_index", "search_seed"})
+        return self.model_dump(mode="json", exclude=PLACEMENT)
 
 
 def _digest(value: Any) -> str:
@@ -296,7 +305,7 @@ class Result(Strict):
     dev_history: list[DevScore] = []
     selected_step: int | None = None
     protocol: dict[str, Any] = {}
-    """Every key of the protocol with its value."""
+    """The protocol's keys that act on the cell; settings of the suite, which stand in `cell`, may win over them."""
     selection_rule: str = "best dev selection metric, earliest of equals"
     dev: SplitScore | None = None
     test: SplitScore | None = None

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.errors import UserError
-from harness.protocol import Protocol
+from harness.protocol import Place, Protocol
 from harness.schema import ExceptionRule, MethodSpec, Recipe
 from harness.validation import field_names, validate_settings
 from harness.yaml12 import Document
@@ -64,6 +64,7 @@ class Entry:
     overrides: Mapping[str, Any]
     """From --set, e.g. {"recipe.steps": 300}."""
     task: TaskSpec
+    backbone: str
 
 
 Point = dict[str, Any]
@@ -88,10 +89,10 @@ def _merge(entry: Entry) -> tuple[Layered, Layered]:
     file_name = f"methods/{entry.spec.name}.py"
     recipe.update(entry.spec.defaults.recipe, document, origin=file_name)
     hp.update(entry.spec.defaults.hp, document, origin=file_name)
-    task, protocol, origin = entry.task, entry.protocol, f"protocol {entry.protocol.reference.name}"
-    ruled = protocol.recipe(entry.spec.name, task.name, task.benchmark, task.num_train)
-    recipe.update(ruled, document, origin=origin)
-    hp.update(protocol.hp(entry.spec.name, task.name, task.benchmark), document, origin=origin)
+    place = Place(entry.task.name, entry.task.benchmark, entry.spec.name, entry.backbone)
+    origin = f"protocol {entry.protocol.reference.name}"
+    recipe.update(entry.protocol.recipe(place, entry.task.num_train), document, origin=origin)
+    hp.update(entry.protocol.hp(place), document, origin=origin)
     recipe.update(entry.recipe, document, "recipe")
     own_recipe = entry.own.get("recipe", {})
     if not isinstance(own_recipe, dict):

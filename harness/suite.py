@@ -131,6 +131,7 @@ def _group(suite: Suite, label: str, spec: MethodSpec, task: TaskSpec, backbone:
             backbone=backbone,
             seed=seed,
             protocol=suite.protocol.reference,
+            task_rules=suite.protocol.task_fields(task.name, task.benchmark),
             definition=suite.file.define_tasks.get(task.name),
             recipe=recipe,
             grid=point,
@@ -159,6 +160,7 @@ def _entry(suite: Suite, label: str, spec: MethodSpec, task: TaskSpec, backbone:
         exceptions=applying,
         overrides=suite.overrides.settings,
         task=task,
+        backbone=backbone,
     )
 
 

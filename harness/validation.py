@@ -101,15 +101,14 @@ _PLAIN = {
 
 
 def _model_at(kind: type, key: Iterable[str | int]) -> type | None:
-    """Follow `key` through nested models and lists of models."""
+    """Follow `key` through nested models, lists and mappings of models."""
     current: Any = kind
     for part in key:
-        if isinstance(part, int):
+        if get_origin(current) in (list, dict):  # the part is a place in the list, or a name in the mapping
+            current = get_args(current)[-1]
             continue
         hints = get_type_hints(current) if isinstance(current, type) else {}
         current = hints.get(str(part))
-        while get_origin(current) in (list, dict):
-            current = get_args(current)[-1]
     return current if isinstance(current, type) else None
 
 

@@ -13,13 +13,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # each module imports only from lines above its own
 LAYERS = [
-    ["errors", "dropout", "declarations"],
+    ["errors", "declarations"],
     ["schema", "yaml12", "validation", "metrics", "provenance", "micro"],
     ["protocol"],
     ["settings", "results", "listings_protocols"],
     ["suite"],
     ["selection", "tasks", "progress", "readers"],
     ["sources", "examples", "report"],
+    ["dropout"],
     ["backbone"],
     ["initialization", "data"],
     ["method", "tiny"],

@@ -12,7 +12,7 @@ from harness.declarations import ProtocolReference
 from harness.errors import UserError
 from harness.method import discover
 from harness.planning import Plan, make_plan
-from harness.protocol import FOLDER, Key, describe, keys, protocol_names, resolve
+from harness.protocol import FOLDER, Key, Place, describe, keys, protocol_names, resolve
 from harness.schema import Recipe
 from harness.suite import Overrides
 from harness.tasks import Task, all_tasks
@@ -144,13 +144,34 @@ def test_keys_change_one_by_one_in_the_suite_and_on_the_command_line(write_suite
     assert planned(path, protocol="ept-2025").tasks["stsb"].number_step == 0.1
 
 
-def test_cells_under_different_protocols_are_different_cells(write_suite: Write) -> None:
+def test_a_key_makes_another_cell_only_where_it_acts(write_suite: Write) -> None:
     path = write_suite(SUITE)
-    ids = {
-        first_cell(planned(path, **settings), "cb").cell_id
-        for settings in ({}, {"protocol": "ept-2025"}, {"protocol__select__metric__cb": "accuracy"})
+
+    def identity(task: str, **settings: Any) -> str:
+        return str(first_cell(planned(path, **settings), task).cell_id)
+
+    assert identity("cb") != identity("cb", protocol="dept-code")
+    assert identity("cb") != identity("cb", protocol__select__metric__cb="accuracy")
+    assert identity("mnli") == identity("mnli", protocol__select__metric__cb="accuracy")
+    assert identity("stsb") != identity("stsb", protocol__stsb__round="fifth")
+    assert identity("cb") == identity("cb", protocol__batch_size=16)
+    assert identity("cb") == identity("cb", protocol__weight_decay__applied=0)
+
+
+def test_a_result_names_the_keys_that_act_on_it_and_no_mere_record() -> None:
+    acting = resolve(ProtocolReference()).acting(Place("stsb", "GLUE", "lora", "t5-base"))
+    assert {"stsb.round", "batch_size", "template.labels"} <= acting.keys()
+    assert not {"quant", "llama.head", "select.metric.cb", "lr_grid.prompt", "prompt_length.t5_small"} & acting.keys()
+
+
+def test_a_key_may_be_bound_to_a_backbone(write_suite: Write) -> None:
+    path = write_suite(SUITE)
+    lengths = {
+        name: make_plan(path, Overrides(backbones=[name]), path.parent / "results", None).groups[0].cells.popitem()[1]
+        for name in ("t5-base", "t5-small", "t5-3b")
     }
-    assert len(ids) == 3
+    assert (lengths["t5-base"].hp["prompt_length"], lengths["t5-small"].hp["prompt_length"]) == (60, 40)
+    assert (lengths["t5-base"].recipe.batch_size, lengths["t5-3b"].recipe.batch_size) == (16, 2)
 
 
 @pytest.mark.parametrize(
@@ -195,6 +216,7 @@ def test_what_a_table_no_longer_reports_is_still_computed() -> None:
         ("protocol: {stsb.round: third}", "unknown value of protocol.stsb.round 'third'"),
         ("protocol: {batch_size: many}", "protocol.batch_size: expected an integer, got 'many'"),
         ("protocol: {lr_grid.prompt: []}", "protocol.lr_grid.prompt: expected a list of numbers, got []"),
+        ("protocol: {seeds.default: [42, 42]}", "protocol.seeds.default: expected a list of different seeds"),
         ("protocol: {quant: int8}", "protocol.quant: is recorded only; nothing here varies it"),
     ],
 )

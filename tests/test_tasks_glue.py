@@ -106,7 +106,7 @@ CASES: dict[str, tuple[str, str, list[dict[str, object]], str, str]] = {
     ),
     "scitail": (
         "scitail/tsv_format/scitail_1.0_train.tsv",
-        tsv("Ice melts. | Ice is solid. | neutral", "A | B | entailment"),
+        tsv("Ice melts. | Ice is solid. | neutral", "A | B | entails"),
         [
             {"sentence1": "Ice melts.", "sentence2": "Ice is solid.", "gold_label": "neutral"},
             {"sentence1": "A", "sentence2": "B", "gold_label": "entailment"},

@@ -16,6 +16,11 @@ from harness.tasks import all_tasks
 from harness.tasks.record import Hub, Task
 
 BENCHMARK = "Own"
+METRICS_OF = {
+    "classification": {"accuracy", "f1", "macro_f1", "matthews"},
+    "regression": {"pearson", "spearman"},
+    "text": {"token_f1", "exact_match", "accuracy"},
+}
 USUAL_METRICS = {"classification": ("accuracy",), "regression": ("pearson",), "text": ("token_f1",)}
 
 
@@ -92,9 +97,11 @@ def _check(name: str, definition: TaskFile, where: str) -> None:
     if definition.kind != "classification" and definition.labels:
         raise UserError("only a classification has labels", where=where, field=f"{field}.labels")
     chosen = [definition.selection] if definition.selection else []
+    fitting = METRICS_OF[definition.kind] - ({"f1"} if len(definition.labels) > 2 else set())
     for metric in [*definition.metrics, *definition.extra_metrics, *chosen]:
         if not metric.startswith(FOREIGN):  # those of another library are loaded before a run
             require_choice(metric, METRICS, kind="metric", where=where)
+            require_choice(metric, fitting, kind=f"metric of a {definition.kind} with these labels", where=where)
 
 
 def cell_task(name: str, reference: ProtocolReference, definition: TaskFile | None, folder: str) -> Task:

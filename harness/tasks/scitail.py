@@ -20,6 +20,7 @@ TASKS = (
         fields=(("premise", "sentence1"), ("hypothesis", "sentence2")),
         label="gold_label",
         labels=("entailment", "neutral"),
+        label_words={"entails": 0},  # what the tsv_format files call it
         sizes=(23_596, 652, 652),
         hub=(Hub("allenai/scitail", "snli_format"), Hub("allenai/scitail", "tsv_format")),
         folders=("scitail", "SciTail", "SciTailV1.1", "hub/scitail"),
