@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -27,13 +27,16 @@ class ProtocolReference(Strict):
         return f"{self.name} with {changed}" if changed else self.name
 
 
+Share = Annotated[int, Field(gt=0)] | Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+
+
 class TaskFile(Strict):
     """A user's own task, declared in a suite file under `define_tasks`."""
 
     kind: Literal["classification", "regression", "text"] = "classification"
-    files: str | dict[Literal["train", "validation", "test"], str] | None = None
+    files: str | dict[str, str] | None = None
     """A file of training rows, a folder of splits, or a file for each split; relative to the suite file."""
-    hub: str | None = None
+    hub: str | None = Field(None, pattern=r"^[\w.-]+/[\w.-]+(:[\w.-]+)?$")
     """Hub id, with ":CONFIG" where it has several."""
     revision: str | None = None
     """Commit of the hub's data set; None takes the newest and records it."""
@@ -42,7 +45,7 @@ class TaskFile(Strict):
     template: str | None = None
     """The source text with {column} in it, instead of `fields`."""
     label: str = "label"
-    labels: list[str] = []
+    labels: list[str | int | bool] = []
     """Class names in the order of their digits."""
     metrics: list[str] = Field([], max_length=20)
     """The reported ones; empty takes the usual of the kind."""
@@ -50,8 +53,8 @@ class TaskFile(Strict):
     selection: str | None = None
     """Metric that chooses the checkpoint; None takes the first reported."""
     split: Literal["given", "halve_validation", "hold_out_1000", "cut_train"] = "cut_train"
-    dev_share: float | int = 0.1
-    test_share: float | int = 0.1
+    dev_share: Share = 0.1
+    test_share: Share = 0.1
     max_source_length: int = Field(256, ge=4, le=1_000_000)
     max_target_length: int = Field(20, ge=2, le=10_000)
     version: int = 1

@@ -63,7 +63,10 @@ class Converter:
     def _source(self, where: str, row: Row) -> str:
         parts = []
         for literal, column in self._pieces:
-            value = str(self._value(where, row, column)) if column is not None else ""
+            found = self._value(where, row, column) if column is not None else ""
+            if isinstance(found, (dict, list)):
+                raise UserError(f"field '{column}' holds no text but {type(found).__name__} {found!r:.60}", where=where)
+            value = str(found)
             parts.append(literal + (space_punctuation(value) if self.task.space_punctuation else value))
         return "".join(parts)
 

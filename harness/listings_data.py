@@ -115,7 +115,7 @@ def _tokenised(data: TaskData, backbone: Backbone, split: str, count: int) -> li
     for index in range(len(examples)):
         at = np.array([index])
         source, target = encoded.sources(at, 0)[0], encoded.targets(at)[0]
-        whole = len(backbone.tokenizer(examples[index].source)["input_ids"])
+        whole = len(backbone.tokenizer(examples[index].source, verbose=False)["input_ids"])
         rows.append(
             {
                 "row": index,

@@ -6,6 +6,7 @@ A protocol gives defaults for the recipe, for methods' settings and for tasks. A
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,8 @@ class Key:
     tasks: tuple[str, ...] = ()
     benchmarks: tuple[str, ...] = ()
     backbones: tuple[str, ...] = ()
+    minimum: int = 1
+    """Smallest value of an integer."""
 
     @property
     def acts_on(self) -> str:
@@ -78,10 +81,16 @@ class Key:
         items = value if self.kind == "grid" else [value]
         wanted = int if self.kind == "integer" or self.sets == "seeds" else (int, float)
         valid = isinstance(items, list) and items and all(_is_number(item, wanted) for item in items)
+        lowest = self.minimum if self.kind == "integer" else 0
+        valid = valid and all(lowest <= item < math.inf for item in items)
         if valid and self.sets == "seeds":
             valid = len(set(items)) == len(items) and all(0 <= item < MAX_SEED for item in items)
         if not valid:
-            form = {"integer": "an integer", "number": "a number", "grid": "a list of numbers"}[self.kind]
+            form = {
+                "integer": f"an integer of at least {self.minimum}",
+                "number": "a number of at least 0",
+                "grid": "a list of numbers",
+            }[self.kind]
             form = "a list of different seeds" if self.sets == "seeds" else form
             raise UserError(f"expected {form}, got {value!r}", where=where, field=f"protocol.{self.name}")
         return value
@@ -180,7 +189,9 @@ def describe(protocol: Protocol) -> list[dict[str, Any]]:
 def _key(name: str, entry: Mapping[str, Any]) -> Key:
     kind: Kind = "recorded" if entry.get("recorded") else "choice" if "choices" in entry else entry["kind"]
     bounds = {part: tuple(entry.get(part, ())) for part in ("methods", "tasks", "benchmarks", "backbones")}
-    return Key(name, tuple(entry["rows"]), entry["about"], kind, entry.get("sets", ""), entry.get("choices"), **bounds)
+    minimum = entry.get("minimum", 1)
+    sets, choices = entry.get("sets", ""), entry.get("choices")
+    return Key(name, tuple(entry["rows"]), entry["about"], kind, sets, choices, **bounds, minimum=minimum)
 
 
 def _is_number(value: Any, kinds: type | tuple[type, ...]) -> bool:

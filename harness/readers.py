@@ -142,6 +142,9 @@ def _read_csv(path: Path) -> Iterator[LocatedRow]:
     with open(path, encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         try:
+            names = reader.fieldnames or []
+            if len(set(names)) < len(names):
+                raise UserError(f"names a column twice: {', '.join(names)}", where=f"{path}:1")
             for row in reader:
                 where = f"{path}:{reader.line_num}"
                 if None in row or None in row.values():

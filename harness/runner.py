@@ -95,6 +95,9 @@ def _train(plan: Plan, num_stale: int, engine: Engine, progress: Progress) -> Ru
         counts[result.status] += 1
         progress.cell_done(result)
 
+    others = {result.cell.protocol.title for result in stored} - {plan.suite.protocol.reference.title}
+    if others:
+        progress.say(f"stored results of protocol {' and '.join(sorted(others))} fit as they are and are kept")
     if num_stale:
         progress.say(f"{num_stale} stored results are stale (method, weights or rows changed): harness plan names them")
     with progress:

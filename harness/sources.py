@@ -165,7 +165,13 @@ def _declared(task: Task) -> Source:
         if split in files:
             raise UserError(f"split '{split}' is given twice", where=f"files of task '{task.name}'")
         files[split] = _declared_files(Path(path), task, split)
+    if list(files) == ["train"] and Path(task.files["train"]).is_dir():
+        # one folder stands for all the splits that it holds
+        folder = Path(task.files["train"])
+        others = {split: _split_files(folder, STEMS[split]) for split in ("validation", "test")}
+        files |= {split: found for split, found in others.items() if found}
     needed = NEEDED_SPLITS[task.split]
+    _refuse_unused(task, files)
     lacking = [split for split in needed if split not in files]
     if lacking:
         raise UserError(
@@ -174,6 +180,17 @@ def _declared(task: Task) -> Source:
             hint="Split rule 'cut_train' cuts dev and test from train.",
         )
     return Source("files " + ", ".join(task.files[name] for name in task.files), "local files", files=files)
+
+
+def _refuse_unused(task: Task, files: Mapping[str, list[Path]]) -> None:
+    """Raise UserError where the user gave validation or test rows that the split rule would leave out unsaid."""
+    unused = [split for split in files if split not in NEEDED_SPLITS[task.split]]
+    if unused and task.split == "cut_train":
+        raise UserError(
+            f"split rule 'cut_train' cuts dev and test from train, but {' and '.join(unused)} rows are there too",
+            where=f"files of task '{task.name}'",
+            hint="Say split: given, halve_validation or hold_out_1000, or name the training file alone.",
+        )
 
 
 def _declared_files(path: Path, task: Task, split: str) -> list[Path]:

@@ -55,12 +55,22 @@ def message(path: Path) -> str:
         ({"hub": "a/b"}, "define_tasks.reviews: give either files or hub"),
         ({"fields": None}, "give either fields or template"),
         ({"labels": None}, "a classification lists at least two different labels"),
-        ({"labels": "[good, good]"}, "a classification lists at least two different labels"),
+        ({"labels": "[good]"}, "a classification lists at least two different labels"),
         ({"kind": "text"}, "only a classification has labels"),
         ({"metrics": "[acuracy]"}, "unknown metric 'acuracy'; did you mean accuracy?"),
         ({"metrics": "[pearson]"}, "unknown metric of a classification with these labels 'pearson'"),
         ({"labels": "[bad, good, odd]", "extra_metrics": "[f1]"}, "metric of a classification with these labels 'f1'"),
         ({"lable": "x"}, "did you mean label?"),
+        ({"labels": "[bad, good, Good]"}, "define_tasks.reviews.labels: lists a label twice"),
+        ({"fields": None, "template": "nothing"}, "names no column"),
+        ({"files": "{train: rows.csv, tset: rows.csv}"}, "unknown split 'tset'; did you mean test?"),
+        (
+            {"files": "{train: rows.csv, test: rows.csv}"},
+            "cuts dev and test from train, but test",
+        ),
+        ({"dev_share": ".nan"}, "dev_share"),
+        ({"dev_share": "1.5"}, "dev_share"),
+        ({"files": None, "hub": "noslash"}, "define_tasks.reviews.hub"),
         ({"files": "nowhere.csv"}, "nowhere.csv"),
         ({"fields": "{review: txt}"}, "field 'txt' is missing; did you mean text?"),
         ({"labels": "[bad, fine]"}, "label 'good' is not one of task 'reviews'"),
@@ -78,6 +88,49 @@ def test_a_shipped_name_is_not_taken_over(tmp_path: Path) -> None:
     path = suite(tmp_path)
     path.write_text(path.read_text().replace("reviews", "cb"))
     assert "a shipped task is called 'cb' already" in message(path)
+
+
+@pytest.mark.parametrize(
+    ("rule", "names", "sizes"),
+    [
+        ("given", ("train", "validation", "test"), (40, 10, 8)),
+        ("halve_validation", ("train", "dev"), (40, 5, 5)),
+        ("hold_out_1000", ("train", "validation"), (20, 20, 10)),
+    ],
+)
+def test_a_folder_stands_for_the_splits_in_it(
+    tmp_path: Path, rule: str, names: tuple[str, ...], sizes: tuple[int, int, int]
+) -> None:
+    counts = dict(zip(names, (40, 10, 8), strict=False))
+    (tmp_path / "mine").mkdir()
+    for name, count in counts.items():
+        rows(tmp_path, count)
+        (tmp_path / "rows.csv").rename(tmp_path / "mine" / f"{name}.csv")
+    plan = make_plan(suite(tmp_path, files="mine", split=rule), Overrides(), tmp_path / "out", None)
+    record = load_task(plan.tasks["reviews"], None).record
+    assert (record.num_train, record.num_dev, record.num_test) == sizes
+
+
+def test_a_nested_column_is_no_text(tmp_path: Path) -> None:
+    lines = [f'{{"text": {{"x": "number {i}"}}, "verdict": "{"good" if i % 2 else "bad"}"}}' for i in range(20)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    assert "rows.jsonl:1: field 'text' holds no text but dict" in message(suite(tmp_path, files="rows.jsonl"))
+
+
+def test_a_column_named_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("text,verdict,verdict\na,bad,good\n")
+    assert "rows.csv:1: names a column twice: text, verdict, verdict" in message(suite(tmp_path))
+
+
+def test_stored_results_of_another_protocol_that_fit_are_kept_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows(tmp_path)
+    harness.run(suite(tmp_path), results=tmp_path / "out", protocol="ept-2025", quiet=True)
+    capsys.readouterr()
+    assert harness.run(tmp_path / "mine.yaml", results=tmp_path / "out").num_trained == 0
+    shown = capsys.readouterr()
+    assert "stored results of protocol ept-2025 fit as they are and are kept" in shown.out + shown.err
 
 
 def test_paths_are_relative_to_the_suite_and_part_of_identity_is_the_declaration(

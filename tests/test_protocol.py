@@ -214,7 +214,7 @@ def test_what_a_table_no_longer_reports_is_still_computed() -> None:
         ("protocol: accept-2023", "unknown protocol 'accept-2023'; did you mean accept-2024?"),
         ("protocol: {stsb.rnd: fifth}", "unknown protocol key 'stsb.rnd'; did you mean stsb.round?"),
         ("protocol: {stsb.round: third}", "unknown value of protocol.stsb.round 'third'"),
-        ("protocol: {batch_size: many}", "protocol.batch_size: expected an integer, got 'many'"),
+        ("protocol: {batch_size: many}", "protocol.batch_size: expected an integer of at least 1, got 'many'"),
         ("protocol: {lr_grid.prompt: []}", "protocol.lr_grid.prompt: expected a list of numbers, got []"),
         ("protocol: {seeds.default: [42, 42]}", "protocol.seeds.default: expected a list of different seeds"),
         ("protocol: {quant: int8}", "protocol.quant: is recorded only; nothing here varies it"),

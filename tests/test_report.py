@@ -347,6 +347,9 @@ def test_a_column_whose_rows_were_run_under_different_protocols_says_so() -> Non
     assert "[1] rows of this column were made with different protocols" in text
 
 
-def test_the_same_label_under_two_protocols_is_two_rows() -> None:
-    board = collect([result("a", "cb", 1, 1, 50), result("a", "cb", 1, 1, 60, protocol=EPT)])[0]
-    assert [row.name for row in board.rows] == ["a (protocol=accept-2024)", "a (protocol=ept-2025)"]
+def test_a_label_whose_settings_two_protocols_set_is_two_rows() -> None:
+    board = collect([result("a", "cb", 1, 1, 50), result("a", "cb", 1, 1, 60, steps=200, protocol=EPT)])[0]
+    assert [row.name for row in board.rows] == [
+        "a (steps=100, protocol=accept-2024)",
+        "a (steps=200, protocol=ept-2025)",
+    ]

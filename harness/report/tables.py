@@ -75,7 +75,7 @@ def _text_table(board: Board, layout: str, mark: Mark, costs: bool) -> str:
     body += [[*_published_row(row, board, notes), *unmeasured] for row in board.published]
     align = ["left", *["right"] * (len(headers) - 1)]
     table = tabulate(body, headers, tablefmt=layout, colalign=align, disable_numparse=True)
-    lines = [_caption(board, layout), "", table]
+    lines = [_caption(board, layout, costs), "", table]
     if notes.texts:
         lines += ["", *(f"[{i}] {text}" + ("  " if layout == "pipe" else "") for i, text in enumerate(notes.texts, 1))]
     lines += [line for text in (board.published_note, board.origin) if text for line in ("", f"{text}.")]
@@ -91,12 +91,14 @@ def _column(board: Board, task: str, notes: _Notes) -> str:
     return f"{task} ({board.metrics.get(task, '?')}){''.join(flags)}"
 
 
-def _caption(board: Board, layout: str) -> str:
+def _caption(board: Board, layout: str, costs: bool) -> str:
     title = f"{board.suite} on {board.backbone}"
     text = (
         "Test score of the checkpoint and grid point chosen by dev score: mean ± standard deviation over seeds "
         "(number of runs). Best in bold, second underlined."
     )
+    if costs:
+        text += " ms/step is a run's share of its bundle's time, so input-side methods that trained together share it."
     if board.published:
         text += " Rows marked published are figures of the named source: not measured here, not ranked."
     return f"### {title}\n\n{text}" if layout == "pipe" else f"{title}\n{text}"

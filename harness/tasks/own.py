@@ -30,7 +30,7 @@ def suite_tasks(suite: Suite) -> dict[str, Task]:
     own = {}
     for name, definition in suite.file.define_tasks.items():
         where = suite.document.where("define_tasks", name)
-        if name in shipped:
+        if name.lower() in shipped:
             raise UserError(f"a shipped task is called '{name}' already; choose another name", where=where)
         own[name] = declared_task(name, definition, suite.folder, where)
     return {name: under_protocol(task, suite.protocol) for name, task in {**shipped, **own}.items()}
@@ -59,7 +59,7 @@ def declared_task(name: str, definition: TaskFile, folder: str, where: str = "")
         fields=tuple(definition.fields.items()),
         template=definition.template or "",
         label=definition.label,
-        labels=tuple(definition.labels),
+        labels=tuple(map(str, definition.labels)),
         reported=reported,
         extra=tuple(definition.extra_metrics),
         selection=definition.selection or reported[0],
@@ -92,7 +92,14 @@ def _check(name: str, definition: TaskFile, where: str) -> None:
         raise UserError("give either files or hub, where the rows are", where=where, field=field)
     if bool(definition.fields) == bool(definition.template):
         raise UserError("give either fields or template, which make the source text", where=where, field=field)
-    if definition.kind == "classification" and len(set(definition.labels)) < 2:
+    if len({str(label).lower() for label in definition.labels}) < len(definition.labels):
+        raise UserError("lists a label twice", where=where, field=f"{field}.labels")
+    if definition.template is not None and "{" not in definition.template:
+        raise UserError("names no column; write {column} in it", where=where, field=f"{field}.template")
+    if isinstance(definition.files, dict):
+        for split in definition.files:
+            require_choice(split, ("train", "validation", "dev", "test"), kind="split", where=where)
+    if definition.kind == "classification" and len(definition.labels) < 2:
         raise UserError("a classification lists at least two different labels", where=where, field=f"{field}.labels")
     if definition.kind != "classification" and definition.labels:
         raise UserError("only a classification has labels", where=where, field=f"{field}.labels")
