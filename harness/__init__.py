@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import UserError
-from harness.results import load_results
+# Read when torch starts its threads. By default they spin while they wait for each other, and where another process
+# wants the same cores a step then takes many times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from harness.errors import UserError  # noqa: E402
+from harness.results import load_results  # noqa: E402
 
 if TYPE_CHECKING:
     from harness.runner import run
