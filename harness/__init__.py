@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 # wants the same cores a step then takes many times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from harness.errors import UserError  # noqa: E402
-from harness.results import load_results  # noqa: E402
+from harness.errors import UserError
+from harness.results import load_results
 
 if TYPE_CHECKING:
     from harness.runner import run
