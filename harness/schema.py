@@ -255,16 +255,38 @@ class ParamCounts(Strict):
 
 
 class Usage(Strict):
-    """What a cell cost. Times are this cell's share of its bundle; memory is the bundle's peak."""
+    """What a cell cost; None where a result of an earlier version does not say.
+
+    Times are this cell's share of its bundle, by the positions that its rows took; rates are therefore the
+    bundle's. Memory is the bundle's peak.
+    """
 
     num_steps: int
     num_samples: int
     num_tokens: int
+    """Tokens of the training texts; neither prompt nor padding nor target."""
+    num_prompt_tokens: int | None = None
+    num_target_tokens: int | None = None
+    num_padding: int | None = None
+    """Positions that only filled up micro-batches."""
+    padding_share: float | None = None
+    """Padding among all positions: prompt, text and padding."""
+    samples_per_s: float | None = None
+    tokens_per_s: float | None = None
+    """Of the texts."""
+    model_flops: float | None = None
+    """Forward pass and activation gradient of the training positions, padding left out."""
+    utilisation: float | None = None
+    """model_flops over what the device could have done in train_s; None where its peak is not known."""
     train_s: float
     eval_s: float
     total_s: float
     peak_memory_bytes: int
     bundle_cells: int
+    micro_batch_tokens: int | None = None
+    """Token budget of a training micro-batch at the end."""
+    num_out_of_memory: int = 0
+    """Times that the bundle ran out of memory and halved a budget."""
 
 
 class MetricRecord(Strict):

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # each module imports only from lines above its own
 LAYERS = [
-    ["errors", "dropout", "declarations"],
+    ["errors", "dropout", "declarations", "memory"],
     ["schema", "yaml12", "validation", "metrics", "provenance", "micro"],
     ["protocol"],
     ["settings", "results", "listings_protocols"],
@@ -21,11 +21,11 @@ LAYERS = [
     ["selection", "tasks", "progress", "readers"],
     ["sources", "examples", "report"],
     ["backbone"],
-    ["initialization", "data"],
+    ["initialization", "data", "flops"],
     ["method", "tiny"],
     ["peft_layers", "prefix_layers", "layer_hooks", "fused", "export"],
-    ["predict", "contract_checks"],
-    ["train", "contract", "caches"],
+    ["predict", "contract_checks", "cell_state"],
+    ["train", "contract", "caches", "usage"],
     ["bundle"],
     ["engines", "planning", "listings_data"],
     ["runner", "listings", "listings_params"],
