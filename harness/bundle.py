@@ -16,7 +16,7 @@ from harness import provenance
 from harness.backbone import Backbone
 from harness.caches import cached_backbone, cached_task
 from harness.cell_state import Outcome
-from harness.data import Encoded, TaskData, encode
+from harness.data import Encoded, TaskData
 from harness.errors import UserError
 from harness.flops import MatmulParams, matmul_params, peak_flops
 from harness.memory import reset_peak_memory
@@ -33,6 +33,7 @@ from harness.schema import (
     ParamCounts,
     Result,
 )
+from harness.token_cache import cached_encode
 from harness.train import BundleTrainer, OnStep
 from harness.usage import rule_usage, usage_of
 
@@ -145,7 +146,7 @@ def _train(
 
 def _encode(cell: Cell, data: TaskData, backbone: Backbone) -> dict[str, Encoded]:
     length = cell.recipe.max_source_length or data.task.max_source_length
-    return {name: encode(data.split(name), backbone, data.task, length) for name in ("train", "dev", "test")}
+    return {name: cached_encode(data.split(name), backbone, data.task, length) for name in ("train", "dev", "test")}
 
 
 def build_method(cell: Cell, cls: type[Method], backbone: Backbone, where: str | None = None) -> Method:

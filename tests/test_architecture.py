@@ -22,7 +22,7 @@ LAYERS = [
     ["sources", "examples", "report"],
     ["backbone"],
     ["initialization", "data", "flops"],
-    ["method", "tiny"],
+    ["method", "tiny", "token_cache"],
     ["peft_layers", "prefix_layers", "layer_hooks", "fused", "export"],
     ["predict", "contract_checks", "cell_state"],
     ["train", "contract", "caches", "usage"],
