@@ -1,4 +1,4 @@
-"""One cell in training: its tensors, optimiser, schedule, data order, and what comes of it."""
+"""One cell in training: its tensors, schedule, data order, and what comes of it."""
 
 from __future__ import annotations
 
@@ -66,34 +66,22 @@ class Outcome:
 
 
 class CellState:
-    """A cell in training: its method, optimiser, schedule, data order and best tensors."""
+    """A cell in training: its method, parameter groups, schedule, data order and best tensors."""
 
     def __init__(self, cell: Cell, method: Method, num_rows: int) -> None:
         self.recipe = cell.recipe
         self.outcome = Outcome(cell, method)
         self.order = _DataOrder(num_rows, cell.seed)
-        groups = [{**group, "base_lr": group["lr"]} for group in checked_groups(method, cell.recipe.lr)]
-        self.parameters: list[Tensor] = [p for group in groups for p in group["params"]]
-        recipe = cell.recipe
-        self.optimizer = torch.optim.AdamW(
-            groups, lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), eps=recipe.eps, weight_decay=recipe.weight_decay
-        )
+        self.groups = checked_groups(method, cell.recipe.lr)
+        self.parameters: list[Tensor] = [p for group in self.groups for p in group["params"]]
         self.best: dict[str, Tensor] = {}
         self.loss_sum: Tensor | None = None
         self.num_losses = 0
 
-    def update(self, step: int) -> None:
-        """Clip, set the learning rates of `step` (counted from 0), move, clear gradients."""
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip_norm)
-        factor = lr_factor(self.recipe, step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["base_lr"] * factor
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-
     def drop_gradients(self) -> None:
         """Forget what a step that is not finished has left behind."""
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self.parameters:
+            parameter.grad = None
 
     def record_loss(self, loss: Tensor) -> None:
         """Add a step's mean loss without waiting for the device."""

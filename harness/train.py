@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from harness.backbone import Backbone
-from harness.cell_state import CellFailure, CellState, Outcome
+from harness.cell_state import CellFailure, CellState, Outcome, lr_factor
 from harness.data import Encoded, TaskData
 from harness.fused import FusedInput, Index, Rows, micro_batches
 from harness.memory import TokenBudget, probed_tokens, until_it_fits
 from harness.method import Method
+from harness.optimizer import JointAdamW
 from harness.predict import answer_split, score_split
 from harness.schema import Cell, DevScore
 from harness.selection import best_step
@@ -54,6 +55,7 @@ class BundleTrainer:
         self.training: bool | None = None
         self.encoded = encoded
         self.states = [CellState(c, m, len(data.train)) for c, m in zip(cells, methods, strict=True)]
+        self.optimizer = JointAdamW([s.groups for s in self.states], [s.recipe for s in self.states])
         self.fused = FusedInput(methods, backbone, length)
         self.active = list(range(len(cells)))
 
@@ -88,8 +90,8 @@ class BundleTrainer:
         for i in self.active:
             state = self.states[i]
             state.record_loss(losses[i])
-            state.update(step)
             state.outcome.num_steps += 1
+        self.optimizer.step({i: lr_factor(self.states[i].recipe, step) for i in self.active})
         positions = self._account(rows)
         self._share_time("train_s", started, {i: float(positions[i]) for i in self.active})
 
@@ -235,6 +237,7 @@ class BundleTrainer:
             except CellFailure as failure:
                 self.states[i].outcome.failure, self.states[i].outcome.failed_at = failure, step
                 self.active.remove(i)
+                self.optimizer.release([i])
         return losses
 
     def _finish(self, cells: list[int]) -> None:
@@ -253,6 +256,7 @@ class BundleTrainer:
             outcome.scores["test"] = score_split(self.data.task, self.data.test, answers[i])
             self.states[i].best = {}
             self.active.remove(i)
+        self.optimizer.release(cells)
         self._share_time("eval_s", started, self._eval_positions("test", cells))
 
     def _set_training(self, training: bool) -> None:
