@@ -23,6 +23,7 @@ from harness.memory import reset_peak_memory
 from harness.method import Method, Registered, Rule, checked_groups, load_file
 from harness.predict import score_split
 from harness.protocol import resolve
+from harness.racing import Race
 from harness.results import PredictionRow
 from harness.schema import (
     BackboneRecord,
@@ -52,6 +53,7 @@ class Bundle:
     suite_folder: str
     """Where the suite file lies, for paths that it declares."""
     micro_batch_tokens: int | None
+    races: tuple[Race, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def execute(bundle: Bundle, on_step: OnStep, on_product: OnProduct) -> None:
     elif failure is not None:
         # one bad cell must not take the others along: each goes on alone, on a device that is free again
         for cell in rest:
-            execute(replace(bundle, cells=(cell,)), on_step, on_product)
+            execute(replace(bundle, cells=(cell,), races=()), on_step, on_product)
 
 
 def _attempt(bundle: Bundle, data: TaskData, started: str, on_step: OnStep, on_product: OnProduct) -> Failure | None:
@@ -125,7 +127,7 @@ def _train(
         torch.manual_seed(cells[0].seed)
         encoded = _encode(cells[0], data, backbone)
         max_tokens = bundle.micro_batch_tokens or MICRO_BATCH_TOKENS.get(backbone.device.type, 32_768)
-        trainer = BundleTrainer(cells, methods, data, encoded, backbone, max_tokens)
+        trainer = BundleTrainer(cells, methods, data, encoded, backbone, max_tokens, bundle.races)
         layer_side = [method for method in methods if method.is_layer_side()]
         assert not layer_side or len(methods) == 1, "a layer-side method runs alone"
         matmul = matmul_params(backbone)
@@ -199,8 +201,9 @@ def _product(
         metrics=_metric_record(data),
         dev_history=outcome.history,
         selected_step=outcome.selected_step,
+        raced_out_at=outcome.raced_out_at,
         dev=outcome.scores["dev"],
-        test=outcome.scores["test"],
+        test=outcome.scores.get("test"),
         params=ParamCounts(num_trained=method.num_trained, num_kept=method.num_kept),
         usage=usage_of(outcome, len(bundle.cells), matmul, peak),
         data=data.record,
@@ -210,6 +213,8 @@ def _product(
         started_at=started,
         finished_at=provenance.now(),
     )
+    if outcome.raced_out_at is not None:
+        return Product(result, _prediction_rows(data, outcome.answers), None)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in method.state_dict().items()}
     return Product(result, _prediction_rows(data, outcome.answers), safetensors_bytes(tensors))
 
@@ -286,6 +291,7 @@ def _prediction_rows(data: TaskData, answers: dict[str, list[str]]) -> list[Pred
     return [
         (split, index, list(example.references), answer)
         for split in ("dev", "test")
+        if split in answers
         for index, (example, answer) in enumerate(zip(data.split(split), answers[split], strict=True))
     ]
 

@@ -55,6 +55,7 @@ class Outcome:
     scores: dict[str, SplitScore] = field(default_factory=dict)
     failure: BaseException | None = None
     failed_at: int | None = None
+    raced_out_at: int | None = None
     num_steps: int = 0
     work: Work = field(default_factory=Work)
     train_s: float = 0.0

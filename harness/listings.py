@@ -17,6 +17,11 @@ from harness.protocol import describe
 from harness.suite import Overrides
 from harness.tasks.record import SPLIT_RULES
 
+RACING = (
+    "Grids are searched by halving: the weaker half of the points leaves at each mark, by dev score. Steps and times "
+    "below are those of a full search. Grids of layer-side methods, and those that sweep lengths, are searched in full"
+)
+
 
 def describe_plan(plan: Plan, probe: bool = False) -> dict[str, Any]:
     """Cells by group, the budget of each method, and the time that the missing cells will take."""
@@ -31,6 +36,7 @@ def describe_plan(plan: Plan, probe: bool = False) -> dict[str, Any]:
     text = [
         f"suite {plan.suite.file.suite} ({plan.suite.document.path}); results: {plan.store.root}",
         table(groups, columns),
+        *([RACING] if plan.suite.file.tuning.strategy == "halving" else []),
         "Budget per method (the winner's further seeds included)",
         table(list(budgets.values()), ["method", "cells", "done", "missing", "failed", "stale", "steps_to_train"]),
         time["text"],
@@ -41,6 +47,7 @@ def describe_plan(plan: Plan, probe: bool = False) -> dict[str, Any]:
     return {
         "suite": plan.suite.file.suite,
         "protocol": {"name": plan.suite.protocol.reference.title, "keys": describe(plan.suite.protocol)},
+        "strategy": plan.suite.file.tuning.strategy,
         "groups": groups,
         "budgets": list(budgets.values()),
         "time": {key: value for key, value in time.items() if key != "text"},

@@ -47,9 +47,12 @@ class Recipe(Strict):
 
 
 class Tuning(Strict):
-    """How the grid is searched: on the first seed only, or again for each seed."""
+    """How the grid is searched."""
 
     seeds: Literal["first", "each"] = "first"
+    """On the first seed only, or again for each seed."""
+    strategy: Literal["grid", "halving"] = "grid"
+    """Whether every grid point is trained to its end, or the weaker half leaves at marks on the way."""
 
 
 class Where(Strict):
@@ -317,6 +320,8 @@ class Result(Strict):
     metrics: MetricRecord | None = None
     dev_history: list[DevScore] = []
     selected_step: int | None = None
+    raced_out_at: int | None = None
+    """Step at which a grid point left a search by halving; its best dev score so far stands, it is never tested."""
     protocol: dict[str, Any] = {}
     """Every key of the protocol with its value."""
     selection_rule: str = "best dev selection metric, earliest of equals"

@@ -22,6 +22,7 @@ from harness.memory import TokenBudget, probed_tokens, until_it_fits
 from harness.method import Method
 from harness.optimizer import JointAdamW
 from harness.predict import answer_split, score_split
+from harness.racing import Race, losers, marks
 from harness.schema import Cell, DevScore
 from harness.selection import best_step
 
@@ -44,6 +45,7 @@ class BundleTrainer:
         encoded: Mapping[str, Encoded],
         backbone: Backbone,
         max_tokens: int,
+        races: Sequence[Race] = (),
     ) -> None:
         self.backbone = backbone
         self.data = data
@@ -58,6 +60,7 @@ class BundleTrainer:
         self.optimizer = JointAdamW([s.groups for s in self.states], [s.recipe for s in self.states])
         self.fused = FusedInput(methods, backbone, length)
         self.active = list(range(len(cells)))
+        self.races = races
 
     def run(self, on_step: OnStep, on_outcome: Callable[[Outcome], None]) -> None:
         """Train to the end of every cell; hand over each outcome, failed ones included, as soon as it is final."""
@@ -70,6 +73,7 @@ class BundleTrainer:
             due = [i for i in self.active if self._is_due(i, step + 1)]
             if due:
                 self._evaluate(due, step + 1)
+                self._race(step + 1)
                 latest |= {s.cell.cell_id: s.history[-1].selection for s in self._outcomes(due) if s.history}
             ended = [i for i in self.active if self.states[i].recipe.steps == step + 1]
             self._finish(ended)
@@ -228,6 +232,27 @@ class BundleTrainer:
         text = int(encoded.source_lengths(np.arange(len(encoded))).sum())
         return {i: float(text + len(encoded) * self.fused.prompt_lengths[i]) for i in cells}
 
+    def _race(self, step: int) -> None:
+        """At a mark of a race, let its weaker points leave the bundle."""
+        for race in self.races:
+            racing = [i for i in self.active if race.holds(self.states[i].outcome.cell)]
+            if not racing:
+                continue
+            recipe = self.states[racing[0]].recipe
+            keep = marks(race.num_points, recipe.steps, recipe.eval_every).get(step)
+            if keep is None:
+                continue
+            best = {i: max(item.selection for item in self.states[i].outcome.history) for i in racing}
+            for i in losers(best, keep):
+                self.states[i].outcome.raced_out_at = step
+                self._leave(i)
+
+    def _leave(self, i: int) -> None:
+        """Take a cell out of the bundle with all that only training needs."""
+        self.states[i].best = {}
+        self.active.remove(i)
+        self.optimizer.release([i])
+
     def _healthy_losses(self, cells: list[int], step: int) -> dict[int, float | None]:
         """Mean loss of each cell since its last evaluation; a cell whose loss is not finite leaves the bundle."""
         losses: dict[int, float | None] = {}
@@ -236,8 +261,7 @@ class BundleTrainer:
                 losses[i] = self.states[i].mean_loss()
             except CellFailure as failure:
                 self.states[i].outcome.failure, self.states[i].outcome.failed_at = failure, step
-                self.active.remove(i)
-                self.optimizer.release([i])
+                self._leave(i)
         return losses
 
     def _finish(self, cells: list[int]) -> None:
@@ -254,9 +278,7 @@ class BundleTrainer:
             outcome = self.states[i].outcome
             outcome.answers["test"] = answers[i]
             outcome.scores["test"] = score_split(self.data.task, self.data.test, answers[i])
-            self.states[i].best = {}
-            self.active.remove(i)
-        self.optimizer.release(cells)
+            self._leave(i)
         self._share_time("eval_s", started, self._eval_positions("test", cells))
 
     def _set_training(self, training: bool) -> None:

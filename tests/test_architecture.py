@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     ["errors", "dropout", "declarations", "memory"],
     ["schema", "yaml12", "validation", "metrics", "provenance", "micro"],
-    ["protocol", "optimizer"],
+    ["protocol", "optimizer", "racing"],
     ["settings", "results", "listings_protocols"],
     ["suite"],
     ["selection", "tasks", "progress", "readers"],
