@@ -126,7 +126,7 @@ def _train(
         methods = [_build(cell, registered[cell.method], backbone) for cell in cells]
         torch.manual_seed(cells[0].seed)
         encoded = _encode(cells[0], data, backbone)
-        max_tokens = bundle.micro_batch_tokens or MICRO_BATCH_TOKENS.get(backbone.device.type, 32_768)
+        max_tokens = bundle.micro_batch_tokens or default_tokens(backbone)
         trainer = BundleTrainer(cells, methods, data, encoded, backbone, max_tokens, bundle.races)
         layer_side = [method for method in methods if method.is_layer_side()]
         assert not layer_side or len(methods) == 1, "a layer-side method runs alone"
@@ -144,6 +144,11 @@ def _train(
         finally:
             for method in layer_side:
                 method.detach(backbone)
+
+
+def default_tokens(backbone: Backbone) -> int:
+    """Token budget of a micro-batch where neither the suite nor a probe sets one."""
+    return MICRO_BATCH_TOKENS.get(backbone.device.type, 32_768)
 
 
 def _encode(cell: Cell, data: TaskData, backbone: Backbone) -> dict[str, Encoded]:
