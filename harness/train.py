@@ -29,6 +29,8 @@ from harness.selection import best_step
 # without a graph to keep, a forward pass may hold more tokens for the same memory
 EVALUATION_FACTOR = 2
 MOST_PROBED_TOKENS = 131_072
+# positions that a device gets through in the time that one more micro-batch costs: calls on a CPU, launches on a GPU
+OVERHEAD_TOKENS = {"cpu": 128}
 
 OnStep = Callable[[int, int, dict[str, float]], None]
 """Called after a step with (step, steps of the bundle, newest dev score by cell_id)."""
@@ -121,7 +123,7 @@ class BundleTrainer:
         weights = torch.as_tensor(1 / np.maximum(per_cell, 1), device=device, dtype=dtype)
         losses = torch.zeros(len(self.states), device=device, dtype=dtype)
         fused.refresh(grad=True, cells=self.active)
-        for batch in micro_batches(fused.lengths(train, rows), max_tokens):
+        for batch in self._micro_batches(fused.lengths(train, rows), max_tokens):
             embeds, mask, placed = fused.build(train, rows.take(batch))
             labels = torch.as_tensor(train.targets(placed.rows), device=device)
             cells = torch.as_tensor(placed.cells, device=device)
@@ -130,6 +132,9 @@ class BundleTrainer:
             losses.index_add_(0, cells, row_losses.detach())
         fused.backward()
         return losses
+
+    def _micro_batches(self, lengths: Index, max_tokens: int) -> list[Index]:
+        return micro_batches(lengths, max_tokens, OVERHEAD_TOKENS.get(self.backbone.device.type, 8_192))
 
     def _undo(self) -> None:
         for state in self.states:
@@ -140,7 +145,7 @@ class BundleTrainer:
         train, count = self.encoded["train"], len(self.states)
         lengths = self.fused.lengths(train, rows)
         padding = np.zeros(count, np.int64)
-        for batch in micro_batches(lengths, self.budget.tokens):
+        for batch in self._micro_batches(lengths, self.budget.tokens):
             np.add.at(padding, rows.cells[batch], lengths[batch].max() - lengths[batch])
         texts = train.source_lengths(rows.rows)
         parts = (np.ones_like(texts), texts, lengths - texts, train.target_lengths(rows.rows))

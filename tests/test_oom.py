@@ -5,12 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from test_fused import LENGTH, SPECS, make_cell, make_method
 from torch import Tensor
 
 from harness.backbone import Backbone
 from harness.data import TaskData
 from harness.examples import Example
+from harness.fused import micro_batches
 from harness.memory import MEMORY_SHARE, PROBE_TOKENS, TokenBudget, probed_tokens, until_it_fits
 from harness.schema import DataRecord
 from harness.tasks import all_tasks
@@ -146,6 +149,27 @@ def test_a_lack_of_memory_that_is_reported_in_other_words_is_known(message: str)
         return tokens
 
     assert until_it_fits(work, TokenBudget(100), 1) == 25
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=80), st.integers(1, 3_000), st.integers(0, 500))
+def test_cuts_that_save_padding_lose_no_row_and_pay_for_themselves(
+    lengths: list[int], max_tokens: int, overhead: int
+) -> None:
+    array = np.array(lengths)
+    cut, plain = micro_batches(array, max_tokens, overhead), micro_batches(array, max_tokens)
+    assert sorted(np.concatenate(cut).tolist()) == list(range(len(lengths)))
+    for batch in cut:
+        assert len(batch) == 1 or len(batch) * array[batch].max() <= max_tokens
+    cost = [sum(len(b) * int(array[b].max()) for b in batches) for batches in (cut, plain)]
+    assert cost[0] <= cost[1], "padding never grows"
+    assert np.concatenate(cut).tolist() == np.concatenate(plain).tolist(), "rows stay sorted by length"
+
+
+def test_one_long_text_among_short_ones_gets_a_micro_batch_of_its_own() -> None:
+    lengths = np.array([10] * 15 + [200])
+    assert [len(batch) for batch in micro_batches(lengths, 4_096, 128)] == [1, 15]
+    assert [len(batch) for batch in micro_batches(lengths, 4_096, 10_000)] == [16]
+    assert [len(batch) for batch in micro_batches(lengths, 4_096)] == [16]
 
 
 def test_the_probe_fills_the_free_memory_along_a_line() -> None:

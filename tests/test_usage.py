@@ -17,6 +17,7 @@ from harness.fused import FusedInput, Rows, micro_batches
 from harness.results import ResultStore
 from harness.schema import Usage
 from harness.tiny import tiny_backbone, tiny_rows
+from harness.train import OVERHEAD_TOKENS
 from harness.usage import usage_of
 
 
@@ -27,7 +28,7 @@ def test_a_step_is_counted_row_by_row() -> None:
     positions = made._account(rows)
     texts = train.source_lengths(rows.rows)
     prompts = np.array([7, 5])[rows.cells]
-    batches = micro_batches(texts + prompts, 90)
+    batches = micro_batches(texts + prompts, 90, OVERHEAD_TOKENS["cpu"])
     assert len(batches) > 2
     padded = np.zeros(len(rows), np.int64)
     for batch in batches:
