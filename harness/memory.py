@@ -11,8 +11,8 @@ import torch
 
 Result = TypeVar("Result")
 
-# what a CPU and cuBLAS say instead of raising torch.OutOfMemoryError
-NO_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+# what a CPU, cuBLAS and Metal say instead of raising torch.OutOfMemoryError
+NO_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "MPS backend out of memory")
 
 PROBE_TOKENS = (2_048, 8_192)
 MEMORY_SHARE = 0.8

@@ -141,7 +141,8 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
 
 
 @pytest.mark.parametrize("message", ["DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes",
-                                     "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"])  # fmt: skip
+                                     "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`",
+                                     "MPS backend out of memory (MPS allocated: 1 GB)"])  # fmt: skip
 def test_a_lack_of_memory_that_is_reported_in_other_words_is_known(message: str) -> None:
     def work(tokens: int) -> int:
         if tokens > 30:
