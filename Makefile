@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: quickstart test check leaderboard methods-table lint types clean
+.PHONY: quickstart test check leaderboard methods-table bench bench-quick bench-gpu lint types clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/harness run suites/quickstart.yaml
@@ -23,6 +23,15 @@ methods-table: $(VENV)/.installed-dev
 	$(BIN)/harness run suites/methods.yaml
 	$(BIN)/harness report --suite methods --format markdown --costs --out reports/methods.md
 	UPDATE_GOLDEN=1 $(BIN)/python -m pytest tests/test_docs.py
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.bench --write
+
+bench-quick: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.bench --quick
+
+bench-gpu: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.bench --device cuda --compile --steps 20 --write
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -15,11 +15,15 @@ from safetensors.torch import save as safetensors_bytes
 from harness import provenance
 from harness.backbone import Backbone
 from harness.caches import cached_backbone, cached_task
-from harness.data import Encoded, TaskData, cut_references, encode
+from harness.cell_state import Outcome
+from harness.data import Encoded, TaskData, cut_references
 from harness.errors import UserError
+from harness.flops import MatmulParams, matmul_params, peak_flops
+from harness.memory import reset_peak_memory
 from harness.method import Method, Registered, Rule, checked_groups, load_file
 from harness.predict import score_split
 from harness.protocol import Place, resolve
+from harness.racing import Race
 from harness.results import PredictionRow
 from harness.schema import (
     BackboneRecord,
@@ -29,9 +33,10 @@ from harness.schema import (
     MetricRecord,
     ParamCounts,
     Result,
-    Usage,
 )
-from harness.train import BundleTrainer, OnStep, Outcome
+from harness.token_cache import cached_encode
+from harness.train import BundleTrainer, OnStep
+from harness.usage import rule_usage, usage_of
 
 # on a processor, tensors of larger micro-batches leave its caches, and a step takes longer, not shorter
 MICRO_BATCH_TOKENS = {"cpu": 4_096}
@@ -48,6 +53,7 @@ class Bundle:
     suite_folder: str
     """Where the suite file lies, for paths that it declares."""
     micro_batch_tokens: int | None
+    races: tuple[Race, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ def execute(bundle: Bundle, on_step: OnStep, on_product: OnProduct) -> None:
     elif failure is not None:
         # one bad cell must not take the others along: each goes on alone, on a device that is free again
         for cell in rest:
-            execute(replace(bundle, cells=(cell,)), on_step, on_product)
+            execute(replace(bundle, cells=(cell,), races=()), on_step, on_product)
 
 
 def _attempt(bundle: Bundle, data: TaskData, started: str, on_step: OnStep, on_product: OnProduct) -> Failure | None:
@@ -120,26 +126,35 @@ def _train(
     with torch.random.fork_rng():
         methods = [_build(cell, registered[cell.method], backbone) for cell in cells]
         torch.manual_seed(cells[0].seed)
-        _reset_peak_memory()
         encoded = _encode(cells[0], data, backbone)
-        max_tokens = bundle.micro_batch_tokens or MICRO_BATCH_TOKENS.get(backbone.device.type, 32_768)
-        trainer = BundleTrainer(cells, methods, data, encoded, backbone, max_tokens)
+        max_tokens = bundle.micro_batch_tokens or default_tokens(backbone)
+        trainer = BundleTrainer(cells, methods, data, encoded, backbone, max_tokens, bundle.races)
         layer_side = [method for method in methods if method.is_layer_side()]
         assert not layer_side or len(methods) == 1, "a layer-side method runs alone"
+        matmul = matmul_params(backbone)
         try:
             for method in layer_side:
                 method.attach(backbone)
+            if bundle.micro_batch_tokens is None:
+                trainer.probe()
+            reset_peak_memory()
             trainer.run(
-                on_step, lambda outcome: on_product(_product(bundle, outcome, data, backbone, registered, started))
+                on_step,
+                lambda outcome: on_product(_product(bundle, outcome, data, backbone, registered, started, matmul)),
             )
         finally:
             for method in layer_side:
                 method.detach(backbone)
 
 
+def default_tokens(backbone: Backbone) -> int:
+    """Token budget of a micro-batch where neither the suite nor a probe sets one."""
+    return MICRO_BATCH_TOKENS.get(backbone.device.type, 32_768)
+
+
 def _encode(cell: Cell, data: TaskData, backbone: Backbone) -> dict[str, Encoded]:
     length = cell.recipe.max_source_length or data.task.max_source_length
-    return {name: encode(data.split(name), backbone, data.task, length) for name in ("train", "dev", "test")}
+    return {name: cached_encode(data.split(name), backbone, data.task, length) for name in ("train", "dev", "test")}
 
 
 def build_method(cell: Cell, cls: type[Method], backbone: Backbone, where: str | None = None) -> Method:
@@ -175,12 +190,14 @@ def _product(
     backbone: Backbone,
     registered: dict[str, Registered],
     started: str,
+    matmul: MatmulParams,
 ) -> Product:
     sha256 = registered[outcome.cell.method].spec.source_sha256
     if outcome.failure is not None:
         failure = describe_failure(outcome.failure).model_copy(update={"step": outcome.failed_at})
         return _failed(bundle, outcome.cell, failure, started)
     method = outcome.method
+    peak = peak_flops(_device_name(backbone), outcome.cell.recipe.precision)
     result = Result(
         cell_id=outcome.cell.cell_id,
         group_id=outcome.cell.group_id,
@@ -190,10 +207,11 @@ def _product(
         metrics=_metric_record(data),
         dev_history=outcome.history,
         selected_step=outcome.selected_step,
+        raced_out_at=outcome.raced_out_at,
         dev=outcome.scores["dev"],
-        test=outcome.scores["test"],
+        test=outcome.scores.get("test"),
         params=ParamCounts(num_trained=method.num_trained, num_kept=method.num_kept),
-        usage=_usage(outcome, len(bundle.cells)),
+        usage=usage_of(outcome, len(bundle.cells), matmul, peak),
         data=data.record,
         backbone=backbone.record,
         method_sha256=sha256,
@@ -201,6 +219,8 @@ def _product(
         started_at=started,
         finished_at=provenance.now(),
     )
+    if outcome.raced_out_at is not None:
+        return Product(result, _prediction_rows(data, outcome.answers), None)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in method.state_dict().items()}
     return Product(result, _prediction_rows(data, outcome.answers), safetensors_bytes(tensors))
 
@@ -226,16 +246,7 @@ def _rule_product(cell: Cell, rule: Rule, data: TaskData, registered: Registered
         dev=scores["dev"],
         test=scores["test"],
         params=ParamCounts(num_trained=0, num_kept=0),
-        usage=Usage(
-            num_steps=0,
-            num_samples=0,
-            num_tokens=0,
-            train_s=0.0,
-            eval_s=elapsed,
-            total_s=elapsed,
-            peak_memory_bytes=0,
-            bundle_cells=1,
-        ),
+        usage=rule_usage(elapsed),
         data=data.record,
         backbone=BackboneRecord(source="none", revision="none", fingerprint="none", num_params=0),
         method_sha256=registered.spec.source_sha256,
@@ -286,39 +297,9 @@ def _prediction_rows(data: TaskData, answers: dict[str, list[str]]) -> list[Pred
     return [
         (split, index, list(example.references), answer)
         for split in ("dev", "test")
+        if split in answers
         for index, (example, answer) in enumerate(zip(data.split(split), answers[split], strict=True))
     ]
-
-
-def _usage(outcome: Outcome, bundle_cells: int) -> Usage:
-    return Usage(
-        num_steps=outcome.num_steps,
-        num_samples=outcome.num_samples,
-        num_tokens=outcome.num_tokens,
-        train_s=outcome.train_s,
-        eval_s=outcome.eval_s,
-        total_s=outcome.train_s + outcome.eval_s,
-        peak_memory_bytes=_peak_memory(),
-        bundle_cells=bundle_cells,
-    )
-
-
-def _reset_peak_memory() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-
-
-def _peak_memory() -> int:
-    """Peak allocated device memory of the bundle; on a CPU, the process's peak resident memory."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    try:
-        import resource
-        import sys
-    except ImportError:
-        return 0
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _device_name(backbone: Backbone) -> str:

@@ -96,9 +96,12 @@ def plan(
     results: ResultsDir = Path("results"),
     data: DataDir = None,
     methods_dir: MethodDirs = None,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Measure this device for seconds where no stored result tells its speed.")
+    ] = False,
     format: ListFormat = "terminal",
 ) -> None:
-    """Show the cells of a suite, what is done, missing or stale, and each method's budget; trains nothing.
+    """Show the cells of a suite, what is done, missing or stale, each method's budget and the time; trains nothing.
 
     Example: harness plan suites/quickstart.yaml
     """
@@ -110,7 +113,7 @@ def plan(
         split(methods), split(tasks), split(backbones), split_ints(seeds), parse_settings(settings), protocol
     )
     made = make_plan(find_suite(suite), overrides, results, data, [str(folder) for folder in methods_dir or ()])
-    show(describe_plan(made), format)
+    show(describe_plan(made, probe), format)
 
 
 @app.command()

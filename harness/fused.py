@@ -145,14 +145,21 @@ class FusedInput:
         return embeds, mask
 
 
-def micro_batches(lengths: Index, max_tokens: int) -> list[Index]:
-    """Cut rows, sorted by length, so that rows x longest stays within `max_tokens` (one row at least)."""
+def micro_batches(lengths: Index, max_tokens: int, overhead: int | None = None) -> list[Index]:
+    """Cut rows, sorted by length, so that rows x longest stays within `max_tokens` (one row at least).
+
+    `overhead` is what one more micro-batch costs, in positions: where a cut saves more padding than that, it is made.
+    """
     order = np.argsort(-lengths, kind="stable")
     batches, start = [], 0
     while start < len(order):
-        count = max(1, max_tokens // int(lengths[order[start]]))
-        batches.append(order[start : start + count])
-        start += count
+        batch = order[start : start + max(1, max_tokens // int(lengths[order[start]]))]
+        if overhead is not None:
+            saved = (lengths[batch[0]] - lengths[batch]) * np.arange(len(batch), 0, -1)
+            best = int(saved.argmax())
+            batch = batch[:best] if saved[best] > overhead else batch
+        batches.append(batch)
+        start += len(batch)
     return batches
 
 

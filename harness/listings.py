@@ -7,29 +7,39 @@ from pathlib import Path
 from typing import Any
 
 from harness.contract import Finding
+from harness.estimate import estimate
 from harness.listings_data import table
 from harness.listings_protocols import protocol_table
+from harness.listings_time import describe_time
 from harness.method import Registered, Rule
 from harness.planning import Plan, check_fit, make_plan
 from harness.protocol import describe
 from harness.suite import Overrides
 from harness.tasks.record import SPLIT_RULES
 
+RACING = (
+    "Grids are searched by halving: the weaker half of the points leaves at each mark, by dev score. Steps and times "
+    "below are those of a full search. Grids of layer-side methods, and those that sweep lengths, are searched in full"
+)
 
-def describe_plan(plan: Plan) -> dict[str, Any]:
-    """Cells by group and the budget of each method."""
+
+def describe_plan(plan: Plan, probe: bool = False) -> dict[str, Any]:
+    """Cells by group, the budget of each method, and the time that the missing cells will take."""
     groups = [_describe_group(plan, index) for index in range(len(plan.groups))]
     budgets: dict[str, dict[str, Any]] = {}
     for item in groups:
         total = budgets.setdefault(item["method"], {"method": item["method"]})
         for key in ("cells", "done", "missing", "failed", "stale", "steps_to_train"):
             total[key] = total.get(key, 0) + item[key]
+    time = describe_time(estimate(plan, probe))
     columns = ["method", "task", "backbone", "grid_points", "seeds", "cells", "done", "missing", "failed", "stale"]
     text = [
         f"suite {plan.suite.file.suite} ({plan.suite.document.path}); results: {plan.store.root}",
         table(groups, columns),
+        *([RACING] if plan.suite.file.tuning.strategy == "halving" else []),
         "Budget per method (the winner's further seeds included)",
         table(list(budgets.values()), ["method", "cells", "done", "missing", "failed", "stale", "steps_to_train"]),
+        time["text"],
         *(f"{task}: {SPLIT_RULES[plan.tasks[task].split]}" for task in dict.fromkeys(g.task for g in plan.groups)),
         f"Protocol {plan.suite.protocol.reference.title}: {plan.suite.protocol.description}",
         protocol_table(plan.suite.protocol),
@@ -37,8 +47,10 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
     return {
         "suite": plan.suite.file.suite,
         "protocol": {"name": plan.suite.protocol.reference.title, "keys": describe(plan.suite.protocol)},
+        "strategy": plan.suite.file.tuning.strategy,
         "groups": groups,
         "budgets": list(budgets.values()),
+        "time": {key: value for key, value in time.items() if key != "text"},
         "text": "\n\n".join(text),
     }
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from harness.caches import cached_backbone, cached_task
 from harness.errors import UserError
 from harness.method import Method, Registered, Rule, discover
 from harness.metrics import get_metric
+from harness.racing import Race
 from harness.results import ResultStore
 from harness.schema import Cell, Result
 from harness.selection import next_cells
@@ -106,8 +108,13 @@ def make_plan(
     for source in suite.backbone_sources.values():
         resolve(source, where)
     store = ResultStore(results)
+    is_race = suite.file.tuning.strategy == "halving"  # a full search has to train anew what left a race
     stored = [
-        {key: result for key, cell in group.cells.items() if (result := store.load(cell)) is not None}
+        {
+            key: result
+            for key, cell in group.cells.items()
+            if (result := store.load(cell)) is not None and (is_race or result.raced_out_at is None)
+        }
         for group in groups
     ]
     return Plan(suite, groups, methods, tasks, store, data_dir, stored)
@@ -194,12 +201,12 @@ def _check_positions(plan: Plan, cell: Cell, method: Method, backbone: Backbone)
 
 
 def pack(plan: Plan, cells: Sequence[Cell]) -> list[Bundle]:
-    """Put cells that can share a forward pass into bundles."""
+    """Put cells that can share a forward pass into bundles; the points of a race stay together."""
     bundles: dict[str, list[Cell]] = {}
     for cell in cells:
         bundles.setdefault(_bundle_key(plan, cell), []).append(cell)
-    limit = plan.suite.file.execution.bundle_cells
-    parts = [bundle[i : i + limit] for bundle in bundles.values() for i in range(0, len(bundle), limit)]
+    races = _races(plan)
+    parts = [part for bundle in bundles.values() for part in _parts(plan, bundle, races)]
     return [
         Bundle(
             tuple(part),
@@ -208,9 +215,48 @@ def pack(plan: Plan, cells: Sequence[Cell]) -> list[Bundle]:
             plan.data_dir,
             plan.suite.folder,
             plan.suite.file.execution.micro_batch_tokens,
+            tuple(dict.fromkeys(race for cell in part if (race := races.get(_place(cell))))),
         )
         for part in parts
     ]
+
+
+def _parts(plan: Plan, bundle: Sequence[Cell], races: Mapping[tuple[str, ...], Race]) -> Iterator[list[Cell]]:
+    """Cut a bundle into parts of at most `bundle_cells`. Raises UserError for a race that is larger."""
+    limit, part = plan.suite.file.execution.bundle_cells, list[Cell]()
+    for _, cells in itertools.groupby(bundle, lambda cell: races.get(_place(cell)) or cell.cell_id):
+        unit = list(cells)
+        if len(unit) > limit:
+            raise UserError(
+                f"'{unit[0].label}' races {len(unit)} grid points in one bundle, execution.bundle_cells is {limit}",
+                where=plan.suite.document.where("tuning"),
+                hint="Raise execution.bundle_cells, or search with tuning.strategy: grid.",
+            )
+        if part and len(part) + len(unit) > limit:
+            yield part
+            part = []
+        part = [*part, *unit]
+    if part:
+        yield part
+
+
+def _races(plan: Plan) -> dict[tuple[str, ...], Race]:
+    """The grids that can race, by the place of their cells: their points share a bundle and its evaluations."""
+    if plan.suite.file.tuning.strategy == "grid":
+        return {}
+    races = {}
+    for group in plan.groups:
+        cells = [group.cells[(point, group.seeds[0])] for point in range(len(group.points))]
+        shared = {(_bundle_key(plan, cell), cell.recipe.steps, cell.recipe.eval_every) for cell in cells}
+        if len(cells) > 1 and len(shared) == 1:
+            for seed in group.seeds if plan.per_seed else group.seeds[:1]:
+                races[_place(group.cells[(0, seed)])] = Race(group.label, seed, len(cells))
+    return races
+
+
+def _place(cell: Cell) -> tuple[str, ...]:
+    """Label, task, backbone and seed: what the grid points of one search have in common."""
+    return cell.label, cell.task, cell.backbone, str(cell.seed)
 
 
 def _bundle_key(plan: Plan, cell: Cell) -> str:

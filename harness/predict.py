@@ -15,9 +15,6 @@ from harness.metrics import compute, count_unreadable
 from harness.schema import SplitScore
 from harness.tasks.record import Task
 
-# without a graph to keep, a forward pass may hold more tokens for the same memory
-EVALUATION_FACTOR = 2
-
 
 @torch.no_grad()
 def answer_split(
@@ -30,7 +27,7 @@ def answer_split(
     rows = Rows(np.repeat(np.asarray(cells, np.int64), count), np.tile(np.arange(count), len(cells)))
     limit = max_new_tokens(task, backbone)
     answers: dict[int, list[str]] = {cell: [""] * count for cell in cells}
-    for batch in micro_batches(fused.lengths(encoded, rows), max_tokens * EVALUATION_FACTOR):
+    for batch in micro_batches(fused.lengths(encoded, rows), max_tokens):
         embeds, mask, placed = fused.build(encoded, rows.take(batch))
         written = backbone.decode(embeds, mask, limit)
         for cell, row, text in zip(placed.cells, placed.rows, to_text(backbone, written), strict=True):

@@ -85,7 +85,8 @@ class Progress:
         """A cell is stored."""
         self.num_done += 1
         spent = work(result.cell) if result.usage is None or result.usage.num_steps else 0.0
-        self.work_done += spent
+        steps = result.cell.recipe.steps
+        self.work_done += spent * (result.raced_out_at or steps) / steps
         self.work_left -= spent
         self._bundle_work = max(0.0, self._bundle_work - spent)
         cell = result.cell
@@ -123,6 +124,8 @@ def work(cell: Cell) -> float:
 
 
 def _outcome(result: Result) -> str:
+    if result.dev and result.raced_out_at is not None:
+        return f"dev {result.dev.score:.1f}, left the race at step {result.raced_out_at:,}"
     if result.dev and result.selected_step is not None:
         return f"dev {result.dev.score:.1f} at step {result.selected_step:,}"
     lines = result.failure.message.strip().splitlines() if result.failure else []

@@ -122,8 +122,9 @@ def load_results(path: str | Path) -> pd.DataFrame:
     """Tidy table of a results folder: one row per cell and metric.
 
     Columns: suite, task, method, backbone, seed, status, split, metric, value (percent points),
-    selected_step, num_trained, num_kept, group_id, cell_id, path, and one `hp.*` / `recipe.*` column
-    per swept setting. A failed cell has one row without split, metric and value.
+    selected_step, raced_out_at, num_trained, num_kept, group_id, cell_id, path, and one `hp.*` / `recipe.*` column
+    per swept setting. A failed cell has one row without split, metric and value; a grid point that left a search
+    by halving (`raced_out_at`) has rows of dev only.
     """
     import pandas as pd
 
@@ -144,6 +145,7 @@ def _tidy_rows(path: Path, result: Result) -> list[dict[str, Any]]:
         "metric": None,
         "value": None,
         "selected_step": result.selected_step,
+        "raced_out_at": result.raced_out_at,
         "num_trained": params.num_trained if params else None,
         "num_kept": params.num_kept if params else None,
         "group_id": result.group_id,

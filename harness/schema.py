@@ -47,9 +47,12 @@ class Recipe(Strict):
 
 
 class Tuning(Strict):
-    """How the grid is searched: on the first seed only, or again for each seed."""
+    """How the grid is searched."""
 
     seeds: Literal["first", "each"] = "first"
+    """On the first seed only, or again for each seed."""
+    strategy: Literal["grid", "halving"] = "grid"
+    """Whether every grid point is trained to its end, or the weaker half leaves at marks on the way."""
 
 
 class Where(Strict):
@@ -264,16 +267,38 @@ class ParamCounts(Strict):
 
 
 class Usage(Strict):
-    """What a cell cost. Times are this cell's share of its bundle; memory is the bundle's peak."""
+    """What a cell cost; None where a result of an earlier version does not say.
+
+    Times are this cell's share of its bundle, by the positions that its rows took; rates are therefore the
+    bundle's. Memory is the bundle's peak.
+    """
 
     num_steps: int
     num_samples: int
     num_tokens: int
+    """Tokens of the training texts; neither prompt nor padding nor target."""
+    num_prompt_tokens: int | None = None
+    num_target_tokens: int | None = None
+    num_padding: int | None = None
+    """Positions that only filled up micro-batches."""
+    padding_share: float | None = None
+    """Padding among all positions: prompt, text and padding."""
+    samples_per_s: float | None = None
+    tokens_per_s: float | None = None
+    """Of the texts."""
+    model_flops: float | None = None
+    """Forward pass and activation gradient of the training positions, padding left out."""
+    utilisation: float | None = None
+    """model_flops over what the device could have done in train_s; None where its peak is not known."""
     train_s: float
     eval_s: float
     total_s: float
     peak_memory_bytes: int
     bundle_cells: int
+    micro_batch_tokens: int | None = None
+    """Token budget of a training micro-batch at the end."""
+    num_out_of_memory: int = 0
+    """Times that the bundle ran out of memory and halved a budget."""
 
 
 class MetricRecord(Strict):
@@ -304,6 +329,8 @@ class Result(Strict):
     metrics: MetricRecord | None = None
     dev_history: list[DevScore] = []
     selected_step: int | None = None
+    raced_out_at: int | None = None
+    """Step at which a grid point left a search by halving; its best dev score so far stands, it is never tested."""
     protocol: dict[str, Any] = {}
     """The protocol's keys that act on the cell; settings of the suite, which stand in `cell`, may win over them."""
     selection_rule: str = "best dev selection metric, earliest of equals"

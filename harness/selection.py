@@ -9,8 +9,10 @@ from harness.suite import Group
 
 
 def dev_selection(result: Result) -> float:
-    """Dev score of the selected checkpoint by the task's selection metric; -inf for a failed cell."""
+    """Selection metric of the selected checkpoint on dev; -inf for a cell that failed or left a race."""
     scores = {item.step: item.selection for item in result.dev_history}
+    if result.raced_out_at is not None:
+        return float("-inf")
     if result.status != "done" or result.selected_step is None:
         return float("-inf")
     return scores[result.selected_step]

@@ -9,114 +9,31 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from harness.backbone import Backbone
+from harness.cell_state import CellFailure, CellState, Outcome, lr_factor
 from harness.data import Encoded, TaskData
-from harness.fused import FusedInput, Rows, micro_batches
-from harness.method import Method, checked_groups
+from harness.fused import FusedInput, Index, Rows, micro_batches
+from harness.memory import TokenBudget, probed_tokens, until_it_fits
+from harness.method import Method
+from harness.optimizer import JointAdamW
 from harness.predict import answer_split, score_split
-from harness.schema import Cell, DevScore, Recipe, SplitScore
+from harness.racing import Race, losers, marks
+from harness.schema import Cell, DevScore
 from harness.selection import best_step
+
+# without a graph to keep, a forward pass may hold more tokens for the same memory
+EVALUATION_FACTOR = 2
+MOST_PROBED_TOKENS = 131_072
+# positions that a device gets through in the time that one more micro-batch costs: calls on a CPU, launches on a GPU
+OVERHEAD_TOKENS = {"cpu": 128}
 
 OnStep = Callable[[int, int, dict[str, float]], None]
 """Called after a step with (step, steps of the bundle, newest dev score by cell_id)."""
-
-
-class CellFailure(Exception):
-    """One cell cannot go on; the others of its bundle can."""
-
-
-@dataclass
-class Outcome:
-    """What training one cell gave."""
-
-    cell: Cell
-    method: Method
-    history: list[DevScore] = field(default_factory=list)
-    selected_step: int | None = None
-    answers: dict[str, list[str]] = field(default_factory=dict)
-    scores: dict[str, SplitScore] = field(default_factory=dict)
-    failure: BaseException | None = None
-    failed_at: int | None = None
-    num_steps: int = 0
-    num_samples: int = 0
-    num_tokens: int = 0
-    train_s: float = 0.0
-    eval_s: float = 0.0
-
-
-class CellState:
-    """A cell in training: its method, optimiser, schedule, data order and best tensors."""
-
-    def __init__(self, cell: Cell, method: Method, num_rows: int) -> None:
-        self.recipe = cell.recipe
-        self.outcome = Outcome(cell, method)
-        self.order = _DataOrder(num_rows, cell.seed)
-        groups = [{**group, "base_lr": group["lr"]} for group in checked_groups(method, cell.recipe.lr)]
-        self.parameters: list[Tensor] = [p for group in groups for p in group["params"]]
-        recipe = cell.recipe
-        self.optimizer = torch.optim.AdamW(
-            groups, lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), eps=recipe.eps, weight_decay=recipe.weight_decay
-        )
-        self.best: dict[str, Tensor] = {}
-        self.loss_sum: Tensor | None = None
-        self.num_losses = 0
-
-    def update(self, step: int) -> None:
-        """Clip, set the learning rates of `step` (counted from 0), move, clear gradients."""
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip_norm)
-        factor = lr_factor(self.recipe, step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["base_lr"] * factor
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def record_loss(self, loss: Tensor) -> None:
-        """Add a step's mean loss without waiting for the device."""
-        self.loss_sum = loss if self.loss_sum is None else self.loss_sum + loss
-        self.num_losses += 1
-
-    def mean_loss(self) -> float | None:
-        """Mean training loss since the last call. Raises CellFailure if it is not finite."""
-        if self.loss_sum is None:
-            return None
-        value = float(self.loss_sum) / self.num_losses
-        self.loss_sum, self.num_losses = None, 0
-        if not np.isfinite(value):
-            raise CellFailure(f"the training loss became {value}; a lower learning rate may help")
-        return value
-
-
-def lr_factor(recipe: Recipe, step: int) -> float:
-    """Linear warm-up from 0, then linear decay to 0 at `steps`; the first update has factor 0 / warm-up."""
-    warmup = recipe.effective_warmup
-    if step < warmup:
-        return step / warmup
-    if recipe.schedule == "constant":
-        return 1.0
-    return max(0.0, (recipe.steps - step) / max(1, recipe.steps - warmup))
-
-
-class _DataOrder:
-    """Endless row indices: a fresh permutation per epoch, from the cell's seed alone."""
-
-    def __init__(self, num_rows: int, seed: int) -> None:
-        self.num_rows = num_rows
-        self.generator = torch.Generator().manual_seed(seed)
-        self.waiting = np.empty(0, np.int64)
-
-    def draw(self, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-        while len(self.waiting) < count:
-            epoch = torch.randperm(self.num_rows, generator=self.generator).numpy()
-            self.waiting = np.concatenate([self.waiting, epoch])
-        drawn, self.waiting = self.waiting[:count], self.waiting[count:]
-        return drawn
 
 
 class BundleTrainer:
@@ -130,18 +47,22 @@ class BundleTrainer:
         encoded: Mapping[str, Encoded],
         backbone: Backbone,
         max_tokens: int,
+        races: Sequence[Race] = (),
     ) -> None:
         self.backbone = backbone
         self.data = data
-        self.max_tokens = max_tokens
+        self.budget = TokenBudget(max_tokens)
+        self.eval_budget = TokenBudget(max_tokens * EVALUATION_FACTOR)
         recipe = cells[0].recipe
         length = recipe.max_source_length or data.task.max_source_length
         self.dropout = recipe.backbone_dropout
         self.training: bool | None = None
         self.encoded = encoded
         self.states = [CellState(c, m, len(data.train)) for c, m in zip(cells, methods, strict=True)]
+        self.optimizer = JointAdamW([s.groups for s in self.states], [s.recipe for s in self.states])
         self.fused = FusedInput(methods, backbone, length)
         self.active = list(range(len(cells)))
+        self.races = races
 
     def run(self, on_step: OnStep, on_outcome: Callable[[Outcome], None]) -> None:
         """Train to the end of every cell; hand over each outcome, failed ones included, as soon as it is final."""
@@ -154,6 +75,7 @@ class BundleTrainer:
             due = [i for i in self.active if self._is_due(i, step + 1)]
             if due:
                 self._evaluate(due, step + 1)
+                self._race(step + 1)
                 latest |= {s.cell.cell_id: s.history[-1].selection for s in self._outcomes(due) if s.history}
             ended = [i for i in self.active if self.states[i].recipe.steps == step + 1]
             self._finish(ended)
@@ -174,21 +96,26 @@ class BundleTrainer:
         for i in self.active:
             state = self.states[i]
             state.record_loss(losses[i])
-            state.update(step)
             state.outcome.num_steps += 1
-        self._share_time(self.active, "train_s", started)
+        self.optimizer.step({i: lr_factor(self.states[i].recipe, step) for i in self.active})
+        positions = self._account(rows)
+        self._share_time("train_s", started, {i: float(positions[i]) for i in self.active})
 
     def _draw(self) -> Rows:
         """Each active cell's next batch, together."""
         drawn = {i: self.states[i].order.draw(self.states[i].recipe.batch_size) for i in self.active}
-        for i, rows in drawn.items():
-            self.states[i].outcome.num_samples += len(rows)
-            self.states[i].outcome.num_tokens += int(self.encoded["train"].source_lengths(rows).sum())
         cells = np.concatenate([np.full(len(rows), i, np.int64) for i, rows in drawn.items()])
         return Rows(cells, np.concatenate(list(drawn.values())))
 
     def _accumulate(self, rows: Rows) -> Tensor:
-        """Leave the gradient of every cell's mean loss on its tensors; return the losses, [cells]."""
+        """Leave the gradient of every cell's mean loss on its tensors; return the losses, [cells].
+
+        Where memory runs out, all is done again in smaller micro-batches.
+        """
+        shortest = int(self.fused.lengths(self.encoded["train"], rows).min())
+        return until_it_fits(lambda tokens: self._accumulate_within(rows, tokens), self.budget, shortest, self._undo)
+
+    def _accumulate_within(self, rows: Rows, max_tokens: int) -> Tensor:
         train, fused = self.encoded["train"], self.fused
         per_cell = np.bincount(rows.cells, train.target_lengths(rows.rows), minlength=len(self.states))
         device = self.backbone.device
@@ -196,7 +123,7 @@ class BundleTrainer:
         weights = torch.as_tensor(1 / np.maximum(per_cell, 1), device=device, dtype=dtype)
         losses = torch.zeros(len(self.states), device=device, dtype=dtype)
         fused.refresh(grad=True, cells=self.active)
-        for batch in micro_batches(fused.lengths(train, rows), self.max_tokens):
+        for batch in self._micro_batches(fused.lengths(train, rows), max_tokens):
             embeds, mask, placed = fused.build(train, rows.take(batch))
             labels = torch.as_tensor(train.targets(placed.rows), device=device)
             cells = torch.as_tensor(placed.cells, device=device)
@@ -205,6 +132,60 @@ class BundleTrainer:
             losses.index_add_(0, cells, row_losses.detach())
         fused.backward()
         return losses
+
+    def _micro_batches(self, lengths: Index, max_tokens: int) -> list[Index]:
+        return micro_batches(lengths, max_tokens, OVERHEAD_TOKENS.get(self.backbone.device.type, 8_192))
+
+    def _undo(self) -> None:
+        for state in self.states:
+            state.drop_gradients()
+
+    def _account(self, rows: Rows) -> Index:
+        """Add the finished step to the work of every cell; return the positions each took, padding included."""
+        train, count = self.encoded["train"], len(self.states)
+        lengths = self.fused.lengths(train, rows)
+        padding = np.zeros(count, np.int64)
+        for batch in self._micro_batches(lengths, self.budget.tokens):
+            np.add.at(padding, rows.cells[batch], lengths[batch].max() - lengths[batch])
+        texts = train.source_lengths(rows.rows)
+        parts = (np.ones_like(texts), texts, lengths - texts, train.target_lengths(rows.rows))
+        totals = [np.bincount(rows.cells, values, minlength=count).astype(np.int64) for values in parts]
+        for i in self.active:
+            outcome = self.states[i].outcome
+            outcome.work.add(*(int(total[i]) for total in (*totals, padding)))
+            outcome.micro_batch_tokens = self.budget.tokens
+            outcome.num_out_of_memory = self.budget.num_halvings + self.eval_budget.num_halvings
+        positions: Index = totals[1] + totals[2] + padding
+        return positions
+
+    def probe(self) -> None:
+        """On a CUDA device, set the token budgets to what its free memory holds; changes nothing else."""
+        device = self.backbone.device
+        if device.type != "cuda":
+            return
+        free, _ = torch.cuda.mem_get_info(device)
+        self.budget.tokens = probed_tokens(self._peak_bytes, free, MOST_PROBED_TOKENS)
+        self.eval_budget.tokens = self.budget.tokens * EVALUATION_FACTOR
+
+    def _peak_bytes(self, tokens: int) -> int:
+        """Device memory that a step with one micro-batch of the longest rows takes on top of what is in use."""
+        with torch.random.fork_rng():
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            self._set_training(True)
+            try:
+                self._accumulate_within(self.longest_rows(tokens), tokens)
+                return torch.cuda.max_memory_allocated() - before
+            finally:
+                self._undo()
+
+    def longest_rows(self, tokens: int) -> Rows:
+        """As many of the longest row, dealt out to the active cells, as fill one micro-batch."""
+        train = self.encoded["train"]
+        longest = int(np.argmax(train.source_lengths(np.arange(len(train)))))
+        row = Rows(np.array(self.active), np.full(len(self.active), longest))
+        count = max(1, tokens // int(self.fused.lengths(train, row).max()))
+        return Rows(np.resize(np.array(self.active, np.int64), count), np.full(count, longest, np.int64))
 
     def _token_losses(self, embeds: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
         """[N, T]; a layer-side method is alone in its bundle and has a say in its loss."""
@@ -219,11 +200,12 @@ class BundleTrainer:
 
     def _evaluate(self, cells: list[int], step: int) -> None:
         """Score the dev split; keep the tensors of a new best."""
+        self._wait_for_device()
         started = time.perf_counter()
         self._set_training(False)
         losses = self._healthy_losses(cells, step)
         alive = [i for i in cells if i in losses]
-        answers = answer_split(self.fused, alive, self.encoded["dev"], self.data.task, self.max_tokens) if alive else {}
+        answers = self._answers("dev", alive) if alive else {}
         for i in alive:
             outcome = self.states[i].outcome
             score = score_split(self.data.task, self.data.dev, answers[i])
@@ -238,7 +220,43 @@ class BundleTrainer:
                 outcome.selected_step = step
                 outcome.answers["dev"], outcome.scores["dev"] = answers[i], score
                 self.states[i].best = {k: v.detach().clone() for k, v in outcome.method.state_dict().items()}
-        self._share_time(cells, "eval_s", started)
+        self._share_time("eval_s", started, self._eval_positions("dev", cells))
+
+    def _answers(self, split: str, cells: list[int]) -> dict[int, list[str]]:
+        """Greedy answers of each cell to every row, in smaller batches where memory runs out."""
+        encoded, task = self.encoded[split], self.data.task
+        rows = np.arange(len(encoded))
+        shortest = int(encoded.source_lengths(rows).min() + self.fused.prompt_lengths[cells].min())
+        return until_it_fits(
+            lambda tokens: answer_split(self.fused, cells, encoded, task, tokens), self.eval_budget, shortest
+        )
+
+    def _eval_positions(self, split: str, cells: Sequence[int]) -> dict[int, float]:
+        """Positions that each cell's rows of a split take, by which the time of an evaluation is shared."""
+        encoded = self.encoded[split]
+        text = int(encoded.source_lengths(np.arange(len(encoded))).sum())
+        return {i: float(text + len(encoded) * self.fused.prompt_lengths[i]) for i in cells}
+
+    def _race(self, step: int) -> None:
+        """At a mark of a race, let its weaker points leave the bundle."""
+        for race in self.races:
+            racing = [i for i in self.active if race.holds(self.states[i].outcome.cell)]
+            if not racing:
+                continue
+            recipe = self.states[racing[0]].recipe
+            keep = marks(race.num_points, recipe.steps, recipe.eval_every).get(step)
+            if keep is None:
+                continue
+            best = {i: max(item.selection for item in self.states[i].outcome.history) for i in racing}
+            for i in losers(best, keep):
+                self.states[i].outcome.raced_out_at = step
+                self._leave(i)
+
+    def _leave(self, i: int) -> None:
+        """Take a cell out of the bundle with all that only training needs."""
+        self.states[i].best = {}
+        self.active.remove(i)
+        self.optimizer.release([i])
 
     def _healthy_losses(self, cells: list[int], step: int) -> dict[int, float | None]:
         """Mean loss of each cell since its last evaluation; a cell whose loss is not finite leaves the bundle."""
@@ -248,25 +266,25 @@ class BundleTrainer:
                 losses[i] = self.states[i].mean_loss()
             except CellFailure as failure:
                 self.states[i].outcome.failure, self.states[i].outcome.failed_at = failure, step
-                self.active.remove(i)
+                self._leave(i)
         return losses
 
     def _finish(self, cells: list[int]) -> None:
         """Put back the selected tensors, score the test split once, let the cells leave."""
         if not cells:
             return
+        self._wait_for_device()
         started = time.perf_counter()
         self._set_training(False)
         for i in cells:
             self.states[i].outcome.method.load_state_dict(self.states[i].best)
-        answers = answer_split(self.fused, cells, self.encoded["test"], self.data.task, self.max_tokens)
+        answers = self._answers("test", cells)
         for i in cells:
             outcome = self.states[i].outcome
             outcome.answers["test"] = answers[i]
             outcome.scores["test"] = score_split(self.data.task, self.data.test, answers[i])
-            self.states[i].best = {}
-            self.active.remove(i)
-        self._share_time(cells, "eval_s", started)
+            self._leave(i)
+        self._share_time("eval_s", started, self._eval_positions("test", cells))
 
     def _set_training(self, training: bool) -> None:
         if self.training == training:
@@ -276,8 +294,16 @@ class BundleTrainer:
         for i in self.active:
             self.states[i].outcome.method.train(training)
 
-    def _share_time(self, cells: Sequence[int], kind: str, started: float) -> None:
-        share = (time.perf_counter() - started) / max(1, len(cells))
-        for i in cells:
+    def _wait_for_device(self) -> None:
+        """Let the steps that the device still works on end, and count the time as training."""
+        if self.backbone.device.type == "cuda":
+            started = time.perf_counter()
+            torch.cuda.synchronize(self.backbone.device)
+            self._share_time("train_s", started, dict.fromkeys(self.active, 1.0))
+
+    def _share_time(self, kind: str, started: float, shares: Mapping[int, float]) -> None:
+        """Divide the seconds since `started` among cells in proportion to their shares."""
+        elapsed = time.perf_counter() - started
+        for i, share in shares.items():
             outcome = self.states[i].outcome
-            setattr(outcome, kind, getattr(outcome, kind) + share)
+            setattr(outcome, kind, getattr(outcome, kind) + elapsed * share / sum(shares.values()))

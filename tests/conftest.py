@@ -29,6 +29,7 @@ methods:
 
 # tests run in two processes; more threads than cores make tiny products slower
 torch.set_num_threads(1)
+os.environ["HARNESS_CACHE"] = "off"  # tests leave nothing in the user's cache
 
 
 @pytest.fixture(scope="session")

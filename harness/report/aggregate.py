@@ -23,6 +23,8 @@ class Entry:
     failed: list[Result] = field(default_factory=list)
     num_grid_runs: int = 1
     num_grid_failed: int = 0
+    num_raced_out: int = 0
+    """Grid runs that left a search by halving before their end."""
     grid: list[dict[str, Any]] = field(default_factory=list)
     """The winning grid point of each search."""
 
@@ -175,7 +177,7 @@ def _entry(members: list[Result]) -> Entry:
         by_seed[result.cell.seed].append(result)
     has_grid = any(result.cell.grid != members[0].cell.grid for result in members)
     shown = _winning_runs(by_seed, entry) if has_grid else members
-    entry.runs = sorted((r for r in shown if r.status == "done"), key=lambda r: r.cell.seed)
+    entry.runs = sorted((r for r in shown if r.status == "done" and r.raced_out_at is None), key=lambda r: r.cell.seed)
     entry.failed = [r for r in shown if r.status == "failed"]
     for run in entry.runs:
         if run.cell.grid and run.cell.grid not in entry.grid:
@@ -194,6 +196,7 @@ def _winning_runs(by_seed: dict[int, list[Result]], entry: Entry) -> list[Result
     winners = {seed: results[best] for seed, results in searched.items() if (best := best_point(results)) is not None}
     grid_runs = [result for results in searched.values() for result in results]
     entry.num_grid_runs = len(grid_runs)
+    entry.num_raced_out = sum(result.raced_out_at is not None for result in grid_runs)
     entry.num_grid_failed = sum(result.status == "failed" for result in grid_runs)
     if not winners:
         return grid_runs

@@ -64,7 +64,7 @@ def _text_table(board: Board, layout: str, mark: Mark, costs: bool) -> str:
         [
             _name(row, notes),
             _params(row),
-            _grid_runs(row),
+            _grid_runs(row, notes),
             *(_cell(row.entries.get(task), ranks[task][i], mark, notes) for task in board.tasks),
             _average(row, board, average_ranks[i], mark),
             *(_costs(row) if costs else ()),
@@ -180,8 +180,13 @@ def _span(counts: Sequence[int]) -> str:
     return f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,}{DASH}{counts[-1]:,}"
 
 
-def _grid_runs(row: BoardRow) -> str:
-    return _span(sorted({entry.num_grid_runs for entry in row.entries.values()}))
+def _grid_runs(row: BoardRow, notes: _Notes) -> str:
+    text = _span(sorted({entry.num_grid_runs for entry in row.entries.values()}))
+    raced_out = sum(entry.num_raced_out for entry in row.entries.values())
+    if not raced_out:
+        return text
+    total = sum(entry.num_grid_runs for entry in row.entries.values() if entry.num_raced_out)
+    return f"{text} {notes.mark(f'searched by halving: {raced_out} of {total} grid runs left early, by dev score')}"
 
 
 def _ranks(values: Sequence[float | None]) -> list[str]:
@@ -301,6 +306,7 @@ def _entry_json(entry: Entry) -> dict[str, Any]:
         "scores": entry.scores,
         "num_grid_runs": entry.num_grid_runs,
         "num_grid_failed": entry.num_grid_failed,
+        **({"num_raced_out": entry.num_raced_out} if entry.num_raced_out else {}),
         "num_unreadable": entry.num_unreadable,
         "num_answers": entry.num_answers,
         "grid": entry.grid,

@@ -1,0 +1,83 @@
+"""The same work by this program: bundles of cells, and their evaluation."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.workload import TARGET_TOKENS, Workload, backbone, task_data
+from harness.bundle import default_tokens
+from harness.data import Encoded
+from harness.declarations import ProtocolReference
+from harness.flops import matmul_params, peak_flops
+from harness.fused import FusedInput
+from harness.method import Method, discover
+from harness.predict import answer_split
+from harness.probe import device_name
+from harness.schema import Cell, Recipe, Usage
+from harness.tasks import all_tasks
+from harness.train import EVALUATION_FACTOR, BundleTrainer
+from harness.usage import usage_of
+
+HP: dict[str, dict[str, Any]] = {
+    "prompt_tuning": {"prompt_length": 100, "init": "sample_vocab"},
+    "lora": {"rank": 32, "alpha": 32, "dropout": 0.1},
+}
+
+
+def train_usage(work: Workload, method: str, shape: str, device: str, precision: str, cells: int, steps: int) -> Usage:
+    """Accounts of the first of `cells` cells trained together for `steps` steps; its rates are the bundle's."""
+    network = backbone(shape, device, precision)
+    made = [_cell(method, steps, seed, precision, work.max_source_length) for seed in range(cells)]
+    methods = [_method(cell, network) for cell in made]
+    matmul = matmul_params(network)
+    one = _first(work.encoded, 1)
+    encoded = {"train": work.encoded, "dev": one, "test": one}
+    trainer = BundleTrainer(made, methods, task_data(len(work.encoded)), encoded, network, default_tokens(network))
+    if methods[0].is_layer_side():
+        methods[0].attach(network)
+    trainer.probe()
+    trainer.run(lambda *_: None, lambda _: None)
+    peak = peak_flops(device_name(), precision) if device == "cuda" else None
+    return usage_of(trainer.states[0].outcome, cells, matmul, peak)
+
+
+def evaluation_rate(work: Workload, shape: str, device: str, precision: str, rows: int, cells: int) -> float:
+    """Answered rows per second of a bundle's evaluation, all cells together."""
+    network = backbone(shape, device, precision)
+    made = [_cell("prompt_tuning", 1, seed, precision, work.max_source_length) for seed in range(cells)]
+    fused = FusedInput([_method(cell, network).eval() for cell in made], network, work.max_source_length)
+    encoded, task = _first(work.encoded, rows), all_tasks()["micro_sentiment"]
+    started = time.perf_counter()
+    answer_split(fused, range(cells), encoded, task, default_tokens(network) * EVALUATION_FACTOR)
+    return rows * cells / (time.perf_counter() - started)
+
+
+def _cell(name: str, steps: int, seed: int, precision: str, length: int) -> Cell:
+    recipe = Recipe.model_validate(
+        {"steps": steps, "eval_every": steps, "precision": precision, "max_source_length": length}
+    )
+    return Cell(
+        suite="bench", label=name, method=name, hp=HP[name], task="micro_sentiment", task_version=1, backbone="bench",
+        seed=seed, search_seed=seed, protocol=ProtocolReference(), recipe=recipe,
+    )  # fmt: skip
+
+
+def _method(cell: Cell, network: Any) -> Method:
+    cls = discover()[cell.method].cls
+    assert cls is not None
+    assert issubclass(cls, Method)
+    torch.manual_seed(cell.seed)
+    return cls(cls.HP(**cell.hp), network).to(network.device)
+
+
+def _first(encoded: Encoded, rows: int) -> Encoded:
+    """The first rows of a split."""
+    end = int(encoded.source_offsets[rows])
+    bounds = np.arange(rows + 1) * TARGET_TOKENS
+    return Encoded(
+        encoded.source_ids[:end], encoded.source_offsets[: rows + 1], encoded.target_ids[: bounds[-1]], bounds
+    )

@@ -1,0 +1,103 @@
+"""What a user would run otherwise: PEFT under the transformers Trainer, and `generate`."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from torch import Tensor
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from benchmarks.workload import Workload, model
+
+BATCH_SIZE = 16
+EVALUATION_BATCH = 64
+PAD, IGNORED = 0, -100
+WARM_UP_STEPS = 2
+CONFIGS = {
+    "prompt_tuning": lambda: PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=100),
+    "lora": lambda: LoraConfig(
+        task_type="SEQ_2_SEQ_LM", r=32, lora_alpha=32, lora_dropout=0.1, target_modules=["q", "v"]
+    ),
+}
+
+
+class _Clock(TrainerCallback):
+    """Times the steps behind the warm-up, waiting for the device at both ends."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.started = self.ended = 0.0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        self.ended = time.perf_counter()
+        if state.global_step == WARM_UP_STEPS:
+            self.started = self.ended
+
+
+def train_rate(
+    work: Workload, method: str, shape: str, device: str, steps: int, *, padded: bool, bf16: bool, compiled: bool
+) -> float:
+    """Samples per second of `steps` steps; `padded` pads to the task's maximum, else to the batch's longest row."""
+    tuned = get_peft_model(model(shape, device), CONFIGS[method]())
+    rows = [{"input_ids": ids, "labels": [3, 1], "length": len(ids)} for ids in work.sources()]
+    clock = _Clock(device)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=BATCH_SIZE,
+            max_steps=steps + WARM_UP_STEPS,
+            learning_rate=0.3,
+            train_sampling_strategy="random" if padded else "group_by_length",
+            bf16=bf16,
+            torch_compile=compiled,
+            use_cpu=device == "cpu",
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+        )
+        limit = work.max_source_length if padded else None
+        trainer = Trainer(
+            tuned, arguments, train_dataset=rows, data_collator=lambda batch: _collate(batch, limit), callbacks=[clock]
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    return steps * BATCH_SIZE / (clock.ended - clock.started)
+
+
+def generate_rate(work: Workload, shape: str, device: str, rows: int, new_tokens: int, *, padded: bool) -> float:
+    """Rows per second of `generate` behind a prompt; not padded means sorted by length and cut to the longest."""
+    tuned = get_peft_model(model(shape, device), CONFIGS["prompt_tuning"]()).eval()
+    sources = work.sources()[:rows]
+    if not padded:
+        sources.sort(key=len, reverse=True)
+    started = time.perf_counter()
+    for start in range(0, rows, EVALUATION_BATCH):
+        chosen = sources[start : start + EVALUATION_BATCH]
+        ids, mask = (part.to(device) for part in _pad(chosen, work.max_source_length if padded else None))
+        with torch.no_grad():
+            tuned.generate(input_ids=ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False).cpu()
+    return rows / (time.perf_counter() - started)
+
+
+def _collate(batch: Sequence[dict[str, Any]], limit: int | None) -> dict[str, Tensor]:
+    ids, mask = _pad([row["input_ids"] for row in batch], limit)
+    return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([row["labels"] for row in batch])}
+
+
+def _pad(rows: Sequence[list[int]], limit: int | None) -> tuple[Tensor, Tensor]:
+    width = limit or max(len(row) for row in rows)
+    ids = np.full((len(rows), width), PAD)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = row
+    lengths = np.array([len(row) for row in rows])
+    return torch.as_tensor(ids), torch.as_tensor((np.arange(width)[None] < lengths[:, None]).astype(np.int64))

@@ -1,0 +1,126 @@
+"""One cell in training: its tensors, schedule, data order, and what comes of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.method import Method, checked_groups
+from harness.schema import Cell, DevScore, Recipe, SplitScore
+
+
+class CellFailure(Exception):
+    """One cell cannot go on; the others of its bundle can."""
+
+
+@dataclass
+class Work:
+    """What a cell has asked of the backbone in training."""
+
+    samples: int = 0
+    tokens: int = 0
+    """Tokens of the texts."""
+    prompt_tokens: int = 0
+    """Positions that the method puts in front of the texts."""
+    target_tokens: int = 0
+    padding: int = 0
+    """Positions behind the texts that only fill up a micro-batch."""
+
+    @property
+    def source_positions(self) -> int:
+        """Prompt and text, without padding."""
+        return self.tokens + self.prompt_tokens
+
+    def add(self, samples: int, tokens: int, prompt_tokens: int, target_tokens: int, padding: int) -> None:
+        self.samples += samples
+        self.tokens += tokens
+        self.prompt_tokens += prompt_tokens
+        self.target_tokens += target_tokens
+        self.padding += padding
+
+
+@dataclass
+class Outcome:
+    """What training one cell gave."""
+
+    cell: Cell
+    method: Method
+    history: list[DevScore] = field(default_factory=list)
+    selected_step: int | None = None
+    answers: dict[str, list[str]] = field(default_factory=dict)
+    scores: dict[str, SplitScore] = field(default_factory=dict)
+    failure: BaseException | None = None
+    failed_at: int | None = None
+    raced_out_at: int | None = None
+    num_steps: int = 0
+    work: Work = field(default_factory=Work)
+    train_s: float = 0.0
+    eval_s: float = 0.0
+    micro_batch_tokens: int = 0
+    """Token budget of the last step."""
+    num_out_of_memory: int = 0
+    """Times that the bundle ran out of memory so far and halved a budget."""
+
+
+class CellState:
+    """A cell in training: its method, parameter groups, schedule, data order and best tensors."""
+
+    def __init__(self, cell: Cell, method: Method, num_rows: int) -> None:
+        self.recipe = cell.recipe
+        self.outcome = Outcome(cell, method)
+        self.order = _DataOrder(num_rows, cell.seed)
+        self.groups = checked_groups(method, cell.recipe.lr)
+        self.parameters: list[Tensor] = [p for group in self.groups for p in group["params"]]
+        self.best: dict[str, Tensor] = {}
+        self.loss_sum: Tensor | None = None
+        self.num_losses = 0
+
+    def drop_gradients(self) -> None:
+        """Forget what a step that is not finished has left behind."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def record_loss(self, loss: Tensor) -> None:
+        """Add a step's mean loss without waiting for the device."""
+        self.loss_sum = loss if self.loss_sum is None else self.loss_sum + loss
+        self.num_losses += 1
+
+    def mean_loss(self) -> float | None:
+        """Mean training loss since the last call. Raises CellFailure if it is not finite."""
+        if self.loss_sum is None:
+            return None
+        value = float(self.loss_sum) / self.num_losses
+        self.loss_sum, self.num_losses = None, 0
+        if not np.isfinite(value):
+            raise CellFailure(f"the training loss became {value}; a lower learning rate may help")
+        return value
+
+
+def lr_factor(recipe: Recipe, step: int) -> float:
+    """Linear warm-up from 0, then linear decay to 0 at `steps`; the first update has factor 0 / warm-up."""
+    warmup = recipe.effective_warmup
+    if step < warmup:
+        return step / warmup
+    if recipe.schedule == "constant":
+        return 1.0
+    return max(0.0, (recipe.steps - step) / max(1, recipe.steps - warmup))
+
+
+class _DataOrder:
+    """Endless row indices: a fresh permutation per epoch, from the cell's seed alone."""
+
+    def __init__(self, num_rows: int, seed: int) -> None:
+        self.num_rows = num_rows
+        self.generator = torch.Generator().manual_seed(seed)
+        self.waiting = np.empty(0, np.int64)
+
+    def draw(self, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        while len(self.waiting) < count:
+            epoch = torch.randperm(self.num_rows, generator=self.generator).numpy()
+            self.waiting = np.concatenate([self.waiting, epoch])
+        drawn, self.waiting = self.waiting[:count], self.waiting[count:]
+        return drawn

@@ -1,0 +1,222 @@
+"""How long the missing cells of a plan will take: their arithmetic, and how fast this device has been with such.
+
+The arithmetic of a cell is known before it runs (`flops`); the rate at which this device gets through it comes from
+stored results of the same backbone, device and precision, or else from a probe of a few seconds.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness import provenance
+from harness.backbone import CONFIGS, meta_backbone, resolve
+from harness.bundle import build_method
+from harness.caches import cached_task
+from harness.data import TaskData
+from harness.errors import UserError
+from harness.flops import MatmulParams, matmul_params, peak_flops
+from harness.method import Method
+from harness.planning import Plan
+from harness.probe import Rate, device_name, probed_rate
+from harness.results import read_result
+from harness.schema import Cell, Result
+from harness.suite import Group
+
+SAMPLED_ROWS = 500
+"""Training rows whose length stands for all."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The missing cells of one table entry; seconds are None where no rate is known."""
+
+    method: str
+    task: str
+    backbone: str
+    cells: int
+    flops: float | None = None
+    train_s: float | None = None
+    eval_s: float | None = None
+    floor_s: float | None = None
+    """Seconds of the training's arithmetic at the device's peak; None where the peak is not known."""
+    origin: str = ""
+    """Where the rate comes from, or why there is no estimate."""
+
+    @property
+    def seconds(self) -> float | None:
+        return None if self.train_s is None or self.eval_s is None else self.train_s + self.eval_s
+
+
+@dataclass(frozen=True)
+class TextLengths:
+    """Mean tokens of a task's texts and targets under a backbone's tokenizer, and its number of rows."""
+
+    source: float
+    target: float
+    num_dev: int
+    num_test: int
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Positions that one cell needs: (rows, source positions, target positions) of training; those of evaluation."""
+
+    training: tuple[int, int, int]
+    evaluation: float
+
+
+def estimate(plan: Plan, probe: bool = False) -> list[Estimate]:
+    """One estimate per group that has cells to train; with `probe`, measure where no stored result gives a rate."""
+    stored = list(stored_results(plan.store.root))
+    source_of = plan.suite.backbone_sources
+    made = []
+    for group, results in zip(plan.groups, plan.results, strict=True):
+        missing = max(0, plan.num_cells(group) - len(results))
+        method = plan.methods[group.method]
+        if not missing or method.spec.is_rule or method.spec.error:
+            continue
+        cell = group.cells[(0, group.seeds[0])]
+        rate = stored_rate(stored, cell)
+        if rate is None and probe:
+            rate = probed_rate(source_of[group.backbone], cell.recipe.precision, cell.recipe.backbone_dropout)
+        made.append(_estimate(plan, group, cell, missing, stored, rate))
+    return made
+
+
+def _estimate(
+    plan: Plan, group: Group, cell: Cell, missing: int, stored: Sequence[Result], rate: Rate | None
+) -> Estimate:
+    head = Estimate(group.label, group.task, group.backbone, missing)
+    matmul = _matmul(plan.suite.backbone_sources[group.backbone])
+    lengths = _stored_lengths(stored, cell) or _measured_lengths(plan, cell)
+    if matmul is None or lengths is None:
+        lacking = "configuration of the backbone" if matmul is None else "rows or tokenizer"
+        return replace(head, origin=f"{lacking} not on this machine")
+    rows = rows_of(cell, lengths, _prompt_tokens(plan, cell))
+    flops = missing * matmul.step_flops(*rows.training)
+    peak = peak_flops(device_name(), cell.recipe.precision)
+    counted = replace(head, flops=flops, floor_s=None if peak is None else flops / peak)
+    if rate is None:
+        return replace(counted, origin="no stored result says how fast this device is; --probe measures it")
+    evaluation = missing * rows.evaluation / rate.eval_positions
+    return replace(counted, train_s=flops / rate.train_flops, eval_s=evaluation, origin=rate.origin)
+
+
+def rows_of(cell: Cell, lengths: TextLengths, prompt_tokens: int) -> Rows:
+    """What training and evaluating one cell asks of the backbone."""
+    recipe = cell.recipe
+    samples = recipe.steps * recipe.batch_size
+    front = lengths.source + prompt_tokens
+    answered = math.ceil(recipe.steps / recipe.eval_every) * lengths.num_dev + lengths.num_test
+    return Rows((samples, round(samples * front), round(samples * lengths.target)), answered * front)
+
+
+def stored_results(root: Path) -> Iterable[Result]:
+    """All results below a folder that can be read; a damaged one says nothing about time."""
+    for path in sorted(root.rglob("*.json")) if root.is_dir() else ():
+        if not any(part.startswith(".") for part in path.relative_to(root).parts):
+            try:
+                yield read_result(path)
+            except UserError:
+                continue
+
+
+def stored_rate(stored: Iterable[Result], cell: Cell) -> Rate | None:
+    """The rate of stored cells on this device with `cell`'s backbone and precision: of its method, else of any."""
+    fit = [result for result in stored if _is_comparable(result, cell)]
+    own = [result for result in fit if result.cell.method == cell.method]
+    chosen = own or fit
+    seconds = sum(result.usage.train_s for result in chosen if result.usage)
+    eval_seconds = sum(result.usage.eval_s for result in chosen if result.usage)
+    if not seconds or not eval_seconds:
+        return None
+    flops = sum(result.usage.model_flops or 0.0 for result in chosen if result.usage)
+    positions = sum(_evaluated_positions(result) for result in chosen)
+    return Rate(flops / seconds, positions / eval_seconds, f"{len(chosen)} stored cells of {cell.backbone}")
+
+
+def _is_comparable(result: Result, cell: Cell) -> bool:
+    usage, made = result.usage, result.provenance
+    if usage is None or not usage.model_flops or result.cell.backbone != cell.backbone:
+        return False
+    here = provenance.collect(device_name())
+    same = all(made.get(key) == here[key] for key in ("device", "processor", "num_cpus"))
+    mine, theirs = cell.recipe, result.cell.recipe
+    return same and (mine.precision, mine.backbone_dropout) == (theirs.precision, theirs.backbone_dropout)
+
+
+def _evaluated_positions(result: Result) -> float:
+    assert result.usage is not None
+    assert result.data is not None
+    rows = len(result.dev_history) * result.data.num_dev + result.data.num_test
+    return rows * (result.usage.num_tokens + (result.usage.num_prompt_tokens or 0)) / result.usage.num_samples
+
+
+def _stored_lengths(stored: Iterable[Result], cell: Cell) -> TextLengths | None:
+    for result in stored:
+        usage, data = result.usage, result.data
+        same = (result.cell.task, result.cell.backbone, result.cell.protocol, result.cell.recipe.max_source_length)
+        if usage is None or data is None or usage.num_target_tokens is None or not usage.num_samples:
+            continue
+        if same == (cell.task, cell.backbone, cell.protocol, cell.recipe.max_source_length):
+            samples = usage.num_samples
+            means = usage.num_tokens / samples, usage.num_target_tokens / samples
+            return TextLengths(*means, data.num_dev, data.num_test)
+    return None
+
+
+def _measured_lengths(plan: Plan, cell: Cell) -> TextLengths | None:
+    """Tokenise a sample of the rows, if rows and tokenizer are here; a plan downloads nothing."""
+    task = plan.tasks[cell.task]
+    if not (task.generate or task.files or plan.data_dir):
+        return None
+    try:
+        data = cached_task(cell, plan.data_dir, plan.suite.folder)
+    except UserError:
+        return None
+    tokenizer = _local_tokenizer(plan.suite.backbone_sources[cell.backbone])
+    if tokenizer is None:
+        return None
+    return _sampled_lengths(data, tokenizer, cell.recipe.max_source_length or task.max_source_length)
+
+
+@functools.lru_cache(maxsize=8)
+def _local_tokenizer(source: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(resolve(source), local_files_only=True)
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _sampled_lengths(data: TaskData, tokenizer: Any, limit: int) -> TextLengths:
+    chosen = np.random.default_rng(0).permutation(len(data.train))[:SAMPLED_ROWS]
+    sources = tokenizer([data.train[i].source for i in chosen], truncation=True, max_length=limit)["input_ids"]
+    targets = tokenizer([data.train[i].target for i in chosen], add_special_tokens=False)["input_ids"]
+    source, target = (float(np.mean([len(ids) for ids in rows])) for rows in (sources, targets))
+    return TextLengths(source, target + 1, len(data.dev), len(data.test))  # the end token closes a target
+
+
+def _prompt_tokens(plan: Plan, cell: Cell) -> int:
+    """Positions in front of each text, from the method itself on a backbone without weights."""
+    backbone = meta_backbone(plan.suite.backbone_sources[cell.backbone])
+    cls = plan.methods[cell.method].cls
+    assert cls is not None
+    assert issubclass(cls, Method)
+    return build_method(cell, cls, backbone).num_prompt_tokens
+
+
+@functools.lru_cache(maxsize=8)
+def _matmul(source: str) -> MatmulParams | None:
+    """None where not even the configuration is on this machine."""
+    if not (CONFIGS / f"{source}.json").exists() and not Path(resolve(source)).is_dir():
+        return None
+    return matmul_params(meta_backbone(source))

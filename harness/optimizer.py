@@ -1,0 +1,92 @@
+"""AdamW for all cells of a bundle at once: each cell's own settings and clipping, a handful of operations in all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.schema import Recipe
+
+
+@dataclass
+class _Slot:
+    """One trainable tensor, its moments, and how it moves."""
+
+    cell: int
+    recipe: Recipe
+    lr: float
+    parameter: Tensor
+    first: Tensor
+    second: Tensor
+    num_updates: int = 0
+
+
+class JointAdamW:
+    """AdamW (Loshchilov and Hutter 2019, algorithm 2) over the tensors of many cells.
+
+    Equals `clip_grad_norm_` and `torch.optim.AdamW` called for each cell, up to rounding. Like those it passes over a
+    tensor without a gradient, whose bias correction then lags behind.
+    """
+
+    def __init__(self, groups: Sequence[Sequence[Mapping[str, Any]]], recipes: Sequence[Recipe]) -> None:
+        """Per cell: parameter groups of `params` and `lr`, and the recipe for the rest."""
+        self.recipes = list(recipes)
+        self.slots = [
+            _Slot(cell, recipes[cell], group["lr"], p, torch.zeros_like(p), torch.zeros_like(p))
+            for cell, own in enumerate(groups)
+            for group in own
+            for p in group["params"]
+        ]
+        self._layout: tuple[list[int], Tensor, Tensor] | None = None
+
+    @torch.no_grad()
+    def step(self, factors: Mapping[int, float]) -> None:
+        """Clip and move the cells that `factors` names, their learning rates times the factor; clear gradients."""
+        slots = [slot for slot in self.slots if slot.cell in factors and slot.parameter.grad is not None]
+        if not slots:
+            return
+        gradients = [slot.parameter.grad for slot in slots if slot.parameter.grad is not None]
+        self._clip([slot.cell for slot in slots], gradients)
+        for slot in slots:
+            slot.num_updates += 1
+        _move(slots, gradients, [slot.lr * factors[slot.cell] for slot in slots])
+        for slot in slots:
+            slot.parameter.grad = None
+
+    def release(self, cells: Sequence[int]) -> None:
+        """Let go of the moments of cells that have ended."""
+        self.slots = [slot for slot in self.slots if slot.cell not in cells]
+
+    def _clip(self, owners: list[int], gradients: list[Tensor]) -> None:
+        """Scale each cell's gradients so that their common norm is at most its `clip_norm`."""
+        norms = torch.stack(torch._foreach_norm(gradients))
+        if self._layout is None or self._layout[0] != owners:
+            cells = torch.tensor(owners, device=norms.device)
+            limits = [self.recipes[cell].clip_norm for cell in owners]
+            self._layout = owners, cells[:, None] == cells, torch.tensor(limits, dtype=norms.dtype, device=norms.device)
+        _, same_cell, limit = self._layout
+        # `where` before the sum, so that a cell whose gradient is not finite harms no other
+        totals = torch.linalg.vector_norm(torch.where(same_cell, norms, 0.0), dim=1)
+        torch._foreach_mul_(gradients, list((limit / (totals + 1e-6)).clamp(max=1.0).unbind()))
+
+
+def _move(slots: Sequence[_Slot], gradients: list[Tensor], rates: Sequence[float]) -> None:
+    parameters = [slot.parameter for slot in slots]
+    first, second = [slot.first for slot in slots], [slot.second for slot in slots]
+    recipes = [slot.recipe for slot in slots]
+    if any(recipe.weight_decay for recipe in recipes):
+        decays = [1 - rate * recipe.weight_decay for rate, recipe in zip(rates, recipes, strict=True)]
+        torch._foreach_mul_(parameters, decays)
+    torch._foreach_mul_(first, [recipe.beta1 for recipe in recipes])
+    torch._foreach_add_(first, torch._foreach_mul(gradients, [1 - recipe.beta1 for recipe in recipes]))
+    torch._foreach_mul_(second, [recipe.beta2 for recipe in recipes])
+    torch._foreach_addcmul_(second, gradients, gradients, [1 - recipe.beta2 for recipe in recipes])
+    scale = torch._foreach_sqrt(second)
+    torch._foreach_div_(scale, [(1 - s.recipe.beta2**s.num_updates) ** 0.5 for s in slots])
+    torch._foreach_add_(scale, [recipe.eps for recipe in recipes])
+    corrected = [-rate / (1 - s.recipe.beta1**s.num_updates) for rate, s in zip(rates, slots, strict=True)]
+    torch._foreach_addcdiv_(parameters, first, scale, corrected)

@@ -1,0 +1,79 @@
+"""How fast this device gets through a backbone, measured in seconds where no stored result tells."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from harness.backbone import Backbone, best_device
+from harness.caches import cached_backbone
+from harness.flops import matmul_params
+
+LENGTH = 128
+TARGETS = 3
+TOKENS = {"cpu": 2_048, "cuda": 32_768}
+REPETITIONS = 3
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What a device achieves with a backbone."""
+
+    train_flops: float
+    """FLOP/s of `flops.MatmulParams.step_flops` in training."""
+    eval_positions: float
+    """Positions of prompt and text per second in evaluation, decoding included."""
+    origin: str
+
+
+def device_name() -> str:
+    """Name of the best device as results record it."""
+    kind = best_device()
+    return torch.cuda.get_device_name() if kind == "cuda" else kind
+
+
+@functools.lru_cache(maxsize=8)
+def probed_rate(source: str, precision: str, dropout: bool) -> Rate:
+    """Time forward, backward and decoding of one micro-batch of random embeddings.
+
+    Optimisers, sorting and padding are not in it, so that a run is somewhat slower.
+    """
+    backbone = cached_backbone(source, precision)
+    with torch.random.fork_rng():
+        return _measure(backbone, dropout)
+
+
+def _measure(backbone: Backbone, dropout: bool) -> Rate:
+    device = backbone.device
+    rows = TOKENS.get(device.type, TOKENS["cpu"]) // LENGTH
+    embeds = torch.randn(rows, LENGTH, backbone.hidden, device=device, dtype=backbone.embedding.weight.dtype)
+    mask = torch.ones(rows, LENGTH, dtype=torch.long, device=device)
+    labels = torch.full((rows, TARGETS), backbone.eos_id, device=device)
+    embeds.requires_grad_()
+
+    def train() -> None:
+        backbone.token_losses(embeds, mask, labels).sum().backward()  # type: ignore[no-untyped-call]
+
+    backbone.model.train(dropout)
+    train_s = _median_seconds(train, device)
+    backbone.model.eval()
+    eval_s = _median_seconds(lambda: backbone.decode(embeds.detach(), mask, TARGETS), device)
+    flops = matmul_params(backbone).step_flops(rows, rows * LENGTH, rows * TARGETS)
+    return Rate(flops / train_s, rows * LENGTH / eval_s, f"probe of {rows * LENGTH:,} tokens")
+
+
+def _median_seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Median over repetitions, the first of which is dropped for what it warms up."""
+    seconds = []
+    for _ in range(REPETITIONS + 1):
+        started = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[1:])

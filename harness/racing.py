@@ -1,0 +1,45 @@
+"""Racing the points of a grid: at a few marks the weaker half leaves, by dev score.
+
+Successive halving (Jamieson and Talwalkar 2016, "Non-stochastic Best Arm Identification and Hyperparameter
+Optimization", algorithm 1): each mark comes after twice the steps of the one before. Each point keeps the schedule
+of its full length, so that those that stay are what they would be without a race.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from harness.schema import Cell
+
+
+@dataclass(frozen=True)
+class Race:
+    """The grid of one label on one seed; its cells share a bundle and its number of steps."""
+
+    label: str
+    seed: int
+    num_points: int
+    """Points of the whole grid, those included that a run before this one has finished."""
+
+    def holds(self, cell: Cell) -> bool:
+        return (cell.label, cell.seed) == (self.label, self.seed)
+
+
+def marks(num_points: int, steps: int, eval_every: int) -> dict[int, int]:
+    """Step of each mark -> how many points may stay.
+
+    Halvings until one is left would come after 1/2, 1/4, 1/8 ... of the steps, counted backwards; a mark waits for
+    the next evaluation, and marks that meet there are one.
+    """
+    num_halvings = math.ceil(math.log2(num_points)) if num_points > 1 else 0
+    wanted = [steps / 2 ** (num_halvings - index) for index in range(num_halvings)]
+    at_evaluation = sorted({math.ceil(step / eval_every) * eval_every for step in wanted})
+    return {step: math.ceil(num_points / 2 ** (index + 1)) for index, step in enumerate(at_evaluation) if step < steps}
+
+
+def losers(scores: Mapping[int, float], keep: int) -> list[int]:
+    """The keys that have to leave so that `keep` stay: the lowest scores, among equals those named last."""
+    ranked = sorted(scores, key=lambda key: -scores[key])
+    return ranked[keep:]

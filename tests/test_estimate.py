@@ -1,0 +1,130 @@
+"""Time before anything runs: the plan's arithmetic, rates of stored results, the probe, and what is not known."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SMALL_SUITE
+
+import harness.estimate as estimate_module
+from harness.backbone import load_backbone, meta_backbone
+from harness.caches import cached_task
+from harness.data import encode
+from harness.estimate import estimate, stored_rate, stored_results
+from harness.flops import matmul_params
+from harness.listings import describe_plan
+from harness.planning import Plan, make_plan
+from harness.results import read_result
+from harness.suite import Overrides
+
+WIDER = SMALL_SUITE.replace("seeds: [1, 2]", "seeds: [1, 2, 3]")
+
+
+@pytest.fixture
+def plan_of(write_suite: Callable[[str], Path], tmp_path: Path) -> Callable[..., Plan]:
+    def make(text: str, results: Path | None = None) -> Plan:
+        return make_plan(write_suite(text), Overrides(), results or tmp_path / "none", None)
+
+    return make
+
+
+def test_stored_results_give_the_rate_and_the_lengths(plan_of: Callable[..., Plan], small_results: Path) -> None:
+    made = {item.method: item for item in estimate(plan_of(WIDER, small_results))}
+    assert set(made) == {"prompt_tuning", "dept"}, "a rule takes no time worth telling"
+    dept = made["dept"]
+    stored = [r for r in stored_results(small_results) if r.cell.label == "dept"]
+    assert dept.cells == 1
+    rate = sum(r.usage.model_flops for r in stored) / sum(r.usage.train_s for r in stored)
+    assert dept.train_s == pytest.approx(dept.flops / rate)
+    # cells of one kind: the new one will take about what the old ones took on average
+    assert dept.flops == pytest.approx(np.mean([r.usage.model_flops for r in stored]), rel=0.1)
+    assert dept.eval_s == pytest.approx(np.mean([r.usage.eval_s for r in stored]), rel=0.1)
+    assert dept.origin == "2 stored cells of micro-t5"
+
+
+def test_nothing_missing_takes_no_time(plan_of: Callable[..., Plan], small_results: Path) -> None:
+    plan = plan_of(SMALL_SUITE, small_results)
+    assert estimate(plan) == []
+    assert "Nothing is left to train" in describe_plan(plan)["text"]
+
+
+def test_the_arithmetic_is_counted_from_the_rows_themselves(plan_of: Callable[..., Plan]) -> None:
+    plan = plan_of(SMALL_SUITE)
+    (dept,) = [item for item in estimate(plan) if item.method == "dept"]
+    cell = next(group.cells[(0, 1)] for group in plan.groups if group.label == "dept")
+    data = cached_task(cell, None, plan.suite.folder)
+    encoded = encode(data.train, load_backbone("micro-t5", device="cpu"), data.task, 64)
+    rows = np.arange(len(encoded))
+    matmul = matmul_params(meta_backbone("micro-t5"))
+    source = 3 + encoded.source_lengths(rows).mean()
+    expected = 2 * matmul.step_flops(16, 16 * source, 16 * encoded.target_lengths(rows).mean())
+    assert dept.cells == 2
+    assert dept.flops == pytest.approx(expected, rel=0.05)
+
+
+def test_evaluations_are_counted_by_the_recipe(plan_of: Callable[..., Plan]) -> None:
+    plan = plan_of(SMALL_SUITE.replace("steps: 4,", "steps: 5,"))
+    cell = next(group.cells[(0, 1)] for group in plan.groups if group.label == "dept")
+    lengths = estimate_module.TextLengths(source=10.0, target=2.0, num_dev=7, num_test=11)
+    rows = estimate_module.rows_of(cell, lengths, prompt_tokens=3)
+    assert rows.training == (20, 20 * 13, 40)
+    assert rows.evaluation == (3 * 7 + 11) * 13
+
+
+def test_without_results_or_probe_the_plan_says_that_it_does_not_know(plan_of: Callable[..., Plan]) -> None:
+    shown = describe_plan(plan_of(SMALL_SUITE))
+    assert "no stored result says how fast this device is; --probe measures it" in shown["text"]
+    assert shown["time"]["hours"] is None
+    assert all(entry["train_s"] is None for entry in shown["time"]["entries"])
+
+
+def test_the_probe_gives_hours_and_their_sum(plan_of: Callable[..., Plan]) -> None:
+    shown = describe_plan(plan_of(SMALL_SUITE), probe=True)
+    entries = shown["time"]["entries"]
+    assert all(entry["origin"].startswith("probe of") for entry in entries)
+    total = sum(entry["train_s"] + entry["eval_s"] for entry in entries)
+    assert shown["time"]["hours"] == pytest.approx(total / 3600)
+    assert total > 0
+
+
+def test_a_known_peak_gives_the_floor(plan_of: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_of(SMALL_SUITE)
+    assert all(item.floor_s is None for item in estimate(plan))
+    monkeypatch.setattr(estimate_module, "device_name", lambda: "NVIDIA H200")
+    made = estimate(plan)
+    assert all(item.floor_s == pytest.approx(item.flops / 67e12) for item in made)
+
+
+@pytest.mark.parametrize(("key", "value"), [("device", "NVIDIA H200"), ("processor", "another"), ("num_cpus", 10_000)])
+def test_rates_of_other_machines_do_not_count(small_results: Path, key: str, value: object) -> None:
+    stored = [r for r in stored_results(small_results) if r.cell.label == "dept"]
+    cell = stored[0].cell
+    assert stored_rate(stored, cell) is not None
+    moved = [r.model_copy(update={"provenance": {**r.provenance, key: value}}) for r in stored]
+    assert stored_rate(moved, cell) is None
+    other = cell.recipe.model_copy(update={"precision": "bfloat16"})
+    assert stored_rate(stored, cell.model_copy(update={"recipe": other})) is None
+
+
+def test_another_method_lends_its_rate(plan_of: Callable[..., Plan], small_results: Path, tmp_path: Path) -> None:
+    shutil.copytree(small_results, tmp_path / "results")
+    for path in (tmp_path / "results").rglob("*.json"):
+        if read_result(path).cell.label == "dept":
+            path.unlink()
+    (tmp_path / "results" / "damaged.json").write_text("{")
+    (dept,) = estimate(plan_of(SMALL_SUITE, tmp_path / "results"))
+    assert dept.method == "dept"
+    assert dept.origin == "3 stored cells of micro-t5"
+    assert math.isfinite(dept.seconds)
+
+
+def test_what_is_not_on_this_machine_is_named(plan_of: Callable[..., Plan]) -> None:
+    text = SMALL_SUITE.replace("[micro_sentiment]", "[cb]").replace("[micro-t5]", "[t5-base]")
+    made = estimate(plan_of(text))
+    assert {item.origin for item in made} == {"rows or tokenizer not on this machine"}
+    assert all(item.seconds is None for item in made)

@@ -1,0 +1,214 @@
+"""Searching a grid by halving: weak points leave early, the others are what they would be without a race."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import harness
+from harness.bundle import Product
+from harness.engines import LocalEngine
+from harness.errors import UserError
+from harness.planning import make_plan
+from harness.racing import losers, marks
+from harness.report.aggregate import collect
+from harness.report.tables import render
+from harness.results import ResultStore
+from harness.schema import Result
+from harness.selection import best_point
+from harness.suite import Overrides
+
+SUITE = """\
+suite: race
+backbones: [micro-t5]
+tasks: [micro_sentiment]
+seeds: [1, 2]
+tuning: {strategy: halving}
+recipe: {steps: 16, batch_size: 8, eval_every: 2, warmup_steps: 1, warmup_max_share: 1.0, backbone_dropout: false}
+methods:
+  prompt_tuning: {prompt_length: 4, recipe: {lr: {sweep: [0.0001, 0.3, 0.01, 1.0]}}}
+"""
+
+
+def run(folder: Path, text: str = SUITE, **options: object) -> list[Result]:
+    (folder / "suite.yaml").write_text(text)
+    summary = harness.run(folder / "suite.yaml", results=folder / "results", quiet=True, **options)
+    assert summary.num_failed == 0
+    return stored(folder)
+
+
+def stored(folder: Path) -> list[Result]:
+    results = [result for _, result in ResultStore(folder / "results").scan()]
+    return sorted(results, key=lambda r: (r.cell.label, r.cell.seed, r.cell.grid_index))
+
+
+@pytest.fixture(scope="module")
+def raced(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("raced")
+    run(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
+    return run(tmp_path_factory.mktemp("full"), SUITE.replace("halving", "grid"))
+
+
+def test_marks_are_halvings_that_end_with_one_point() -> None:
+    assert marks(6, 30_000, 1_000) == {4_000: 3, 8_000: 2, 15_000: 1}
+    assert marks(4, 16, 2) == {4: 2, 8: 1}
+    assert marks(2, 10, 10) == {}, "no evaluation before the end, no race"
+    assert marks(1, 100, 1) == {}
+
+
+@given(st.integers(1, 64), st.integers(1, 5_000), st.integers(1, 1_000))
+def test_marks_lie_on_evaluations_and_always_leave_a_point(points: int, steps: int, every: int) -> None:
+    found = marks(points, steps, every)
+    assert all(0 < step < steps and step % every == 0 for step in found)
+    kept = [points, *(found[step] for step in sorted(found))]
+    assert all(b < a and b >= a // 2 for a, b in itertools.pairwise(kept))
+    assert kept[-1] >= 1
+
+
+@given(st.lists(st.sampled_from([0.0, 50.0, 75.0]), min_size=1, max_size=9), st.integers(1, 9))
+def test_losers_score_no_better_than_who_stays_and_come_later_among_equals(scores: list[float], keep: int) -> None:
+    leaving = losers(dict(enumerate(scores)), keep)
+    staying = [key for key in range(len(scores)) if key not in leaving]
+    assert len(staying) == min(keep, len(scores))
+    assert all((scores[a], -a) > (scores[b], -b) for a in staying for b in leaving)
+
+
+def test_the_weaker_half_leaves_at_each_mark(raced: Path, full: list[Result]) -> None:
+    search = [r for r in stored(raced) if r.cell.seed == 1]
+    whole = {r.cell.grid_index: r for r in full if r.cell.seed == 1}
+    assert sorted(r.raced_out_at or 16 for r in search) == [4, 4, 8, 16]
+    alive = [0, 1, 2, 3]
+    for step, keep in ((4, 2), (8, 1)):
+        best = {i: max(d.selection for d in whole[i].dev_history if d.step <= step) for i in alive}
+        expected = losers(best, keep)
+        assert {r.cell.grid_index for r in search if r.raced_out_at == step} == set(expected)
+        alive = [i for i in alive if i not in expected]
+
+
+def test_a_race_changes_nothing_in_who_stays(raced: Path, full: list[Result]) -> None:
+    whole = {(r.cell.seed, r.cell.grid_index): r for r in full}
+    for result in stored(raced):
+        if result.cell.seed != 1:
+            continue
+        same = whole[(1, result.cell.grid_index)]
+        end = result.raced_out_at or 16
+        assert result.cell_id == same.cell_id, "the strategy is no part of a cell"
+        assert [d.selection for d in result.dev_history] == [d.selection for d in same.dev_history if d.step <= end]
+        if result.raced_out_at is None:
+            assert result.test == same.test
+
+
+def test_who_left_is_done_untested_and_never_wins(raced: Path) -> None:
+    search = [r for r in stored(raced) if r.cell.seed == 1]
+    for result in search:
+        assert result.status == "done"
+        if result.raced_out_at:
+            assert result.test is None
+            assert result.files.tensors is None
+            assert result.usage.num_steps == result.raced_out_at
+            assert result.dev is not None
+    winner = best_point(search)
+    assert search[winner].raced_out_at is None
+    (other,) = [r for r in stored(raced) if r.cell.seed == 2]
+    assert other.cell.grid == search[winner].cell.grid
+    assert other.raced_out_at is None, "a winner's further seed has nobody to race"
+    better = [r if r.raced_out_at is None else _with_dev(r, 100.0) for r in search]
+    assert best_point(better) == winner
+
+
+def _with_dev(result: Result, value: float) -> Result:
+    history = [item.model_copy(update={"selection": value}) for item in result.dev_history]
+    return result.model_copy(update={"dev_history": history})
+
+
+class StoppedEngine(LocalEngine):
+    """Breaks off after the first results, as a power cut would."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def run(self, bundles: object, progress: object, on_product: Callable[[Product], None]) -> None:
+        def hand_over(product: Product) -> None:
+            if self.left == 0:
+                raise KeyboardInterrupt
+            self.left -= 1
+            on_product(product)
+
+        super().run(bundles, progress, hand_over)
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_a_race_that_was_broken_off_goes_on_to_the_same_end(tmp_path: Path, raced: Path, after: int) -> None:
+    (tmp_path / "suite.yaml").write_text(SUITE)
+    with pytest.raises(KeyboardInterrupt):
+        harness.run(tmp_path / "suite.yaml", results=tmp_path / "results", quiet=True, engine=StoppedEngine(after))
+    assert len(stored(tmp_path)) == after
+    ended = run(tmp_path)
+    key = [(r.cell_id, r.raced_out_at, r.test and r.test.score, r.dev.score) for r in ended]
+    assert key == [(r.cell_id, r.raced_out_at, r.test and r.test.score, r.dev.score) for r in stored(raced)]
+
+
+def test_a_full_search_trains_anew_what_left_a_race(raced: Path, full: list[Result], tmp_path: Path) -> None:
+    shutil.copytree(raced / "results", tmp_path / "results")
+    (tmp_path / "suite.yaml").write_text(SUITE.replace("halving", "grid"))
+    plan = make_plan(tmp_path / "suite.yaml", Overrides(), tmp_path / "results", None)
+    assert len(plan.pending()) == 3
+    again = [r for r in run(tmp_path, SUITE.replace("halving", "grid")) if r.cell.seed == 1]
+    assert [r.test for r in again] == [r.test for r in full if r.cell.seed == 1]
+    assert all(r.raced_out_at is None for r in again)
+
+
+def test_the_report_says_how_the_grid_was_searched(raced: Path, full: list[Result]) -> None:
+    boards = collect(stored(raced))
+    text = render(boards, "markdown")
+    assert "4 [1] |" in text
+    assert "searched by halving: 3 of 4 grid runs left early, by dev score" in text
+    (row,) = boards[0].rows
+    entry = row.entries["micro_sentiment"]
+    assert (entry.num_grid_runs, entry.num_raced_out, len(entry.runs)) == (4, 3, 2)
+    shown = json.loads(render(boards, "json"))
+    assert shown[0]["rows"][0]["tasks"]["micro_sentiment"]["num_raced_out"] == 3
+    assert "halving" not in render(collect(full), "markdown")
+
+
+def test_methods_that_cannot_share_a_bundle_are_searched_in_full(tmp_path: Path) -> None:
+    text = SUITE.split("methods:")[0].replace("steps: 16", "steps: 4") + (
+        "methods:\n  lora: {rank: 2, recipe: {lr: {sweep: [0.001, 0.01]}}}\n"
+        "  prompt_tuning: {prompt_length: 2, recipe: {lr: 0.1, max_source_length: {sweep: [8, 16]}}}\n"
+    )
+    done = run(tmp_path, text, seeds=[1])
+    assert len(done) == 4
+    assert all(result.raced_out_at is None for result in done)
+
+
+def test_a_grid_larger_than_a_bundle_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "suite.yaml").write_text(SUITE + "execution: {bundle_cells: 3}\n")
+    with pytest.raises(UserError, match=r"races 4 grid points in one bundle, execution\.bundle_cells is 3"):
+        harness.run(tmp_path / "suite.yaml", results=tmp_path / "results", quiet=True)
+    assert not list((tmp_path / "results").rglob("*.json"))
+
+
+def test_races_of_two_seeds_are_apart(tmp_path: Path) -> None:
+    each = SUITE.replace("{strategy: halving}", "{strategy: halving, seeds: each}")
+    done = run(tmp_path, each.replace("steps: 16", "steps: 8").replace("0.0001, 0.3, ", ""))
+    for seed in (1, 2):
+        assert sorted(r.raced_out_at or 8 for r in done if r.cell.seed == seed) == [4, 8]
+
+
+def test_the_tidy_table_tells_who_left(raced: Path) -> None:
+    table = harness.load_results(raced / "results")
+    left = table[table["raced_out_at"].notna()]
+    assert set(left["split"]) == {"dev"}
+    assert left["cell_id"].nunique() == 3
