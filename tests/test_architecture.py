@@ -29,6 +29,7 @@ LAYERS = [
     ["bundle"],
     ["engines", "planning", "listings_data"],
     ["runner", "listings", "listings_params"],
+    ["cli_report"],
     ["cli"],
     ["__main__"],
 ]

@@ -1,0 +1,78 @@
+"""The commands that read results: `harness report` and `harness score`. Nothing here needs torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.errors import UserError
+from harness.report.tables import Format
+
+Results = Annotated[Path, typer.Argument(help="Folder of the results.")]
+
+
+def report(
+    results: Results = Path("results"),
+    format: Annotated[Format, typer.Option("--format", help="Form of the tables.")] = "terminal",
+    suite: Annotated[str | None, typer.Option(help="Only this suite.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write to this file instead of the screen.")] = None,
+    published: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[:TABLE]",
+            help="Put a record of published numbers beside the measured ones, e.g. accept-2024, or one table of it.",
+        ),
+    ] = None,
+    costs: Annotated[bool, typer.Option("--costs", help="Add time per step and peak memory.")] = False,
+    statistics: Annotated[
+        bool, typer.Option("--statistics", help="Add intervals and mark what is not separable from the best.")
+    ] = False,
+) -> None:
+    """Make the leaderboard from stored results.
+
+    Example: harness report results --format markdown --statistics --published accept-2024
+    """
+    from harness.report.aggregate import collect
+    from harness.report.published import find
+    from harness.report.significance import assess
+    from harness.report.stored import PredictionFiles
+    from harness.report.tables import render
+    from harness.results import ResultStore
+
+    record = None if published is None else find(published)
+    scanned = [item for item in ResultStore(results).scan() if suite in (None, item[1].cell.suite)]
+    if not scanned:
+        raise UserError("holds no results" + (f" of suite '{suite}'" if suite else ""), where=str(results))
+    boards = collect((result for _, result in scanned), record)
+    files = PredictionFiles(scanned)
+    verdicts = [assess(board, files.test_answers) for board in boards] if statistics or format == "json" else []
+    write(render(boards, format, costs, verdicts), out)
+
+
+def write(text: str, out: Path | None) -> None:
+    """Print a report, or write it to a file. Raises UserError if that cannot be written."""
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot be written: {error.strerror}", where=str(out), field="--out") from None
+
+
+def score(results: Results = Path("results")) -> None:
+    """Recompute every metric from the stored predictions and show what moved; exit code 1 if anything did.
+
+    Example: harness score results
+    """
+    from harness.report.rescore import rescore
+    from harness.results import ResultStore
+
+    checked = rescore(ResultStore(results).scan())
+    for line in checked.moved:
+        typer.echo(line)
+    typer.echo(f"{checked.num_scores:,} scores of {checked.num_runs:,} runs recomputed, {len(checked.moved)} differ")
+    if checked.moved:
+        raise typer.Exit(1)
