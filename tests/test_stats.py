@@ -172,7 +172,7 @@ def test_intervals_of_averages_hold_the_true_average() -> None:
     truth = np.mean([true_score(rate) for rate in rates])
     for _ in range(trials):
         tasks = [sample(world(generator, [rate], rows, 2)[0]) for rate, rows in zip(rates, (30, 100, 200), strict=True)]
-        low, high = mean_of([task.estimate() for task in tasks]).interval()
+        low, high = mean_of([task.cautious() for task in tasks]).interval()
         held += low <= truth <= high
     assert held / trials >= 0.91
 
@@ -198,6 +198,7 @@ def test_all_right_on_few_rows_is_not_certain() -> None:
     low, high = sample(np.ones((1, 28), bool)).interval()
     assert high == 100
     assert 80 < low < 92  # Clopper and Pearson: 87.7
+    assert mean_of([sample(np.ones((1, 28), bool)).cautious()] * 2).half_width > 1
 
 
 def test_few_runs_give_few_degrees_of_freedom() -> None:

@@ -117,9 +117,7 @@ def _caption(board: Board, significance: Significance | None) -> str:
 def _column(board: Board, task: str, table: Table, significance: Significance | None) -> Column:
     notes = []
     if kinds := board.differences.get(task):
-        notes.append(
-            table.note(f"rows of this column were made with different {' and '.join(kinds)}: not comparable")
-        )
+        notes.append(table.note(f"rows of this column were made with different {' and '.join(kinds)}: not comparable"))
     if significance is not None and task in significance.warnings:
         notes.append(table.note(significance.warnings[task]))
     return Column(f"{task} ({board.metrics.get(task, '?')})", board.benchmarks[task], tuple(notes))

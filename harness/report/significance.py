@@ -81,7 +81,7 @@ def assess(board: Board, read: Reader) -> Significance:
         samples = _samples(board, task, read, made)
         for name, sample in samples.items():
             made.intervals[name, task] = sample.interval()
-            estimates.setdefault(name, []).append(sample.estimate())
+            estimates.setdefault(name, []).append(sample.cautious())
         for (one, first), (other, second) in itertools.combinations(samples.items(), 2):
             if first.comparable(second):
                 gap, p_value = compare(first, second)

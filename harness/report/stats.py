@@ -117,19 +117,28 @@ class Sample:
         """The mean score of the runs."""
         return _estimate(self.scores, self.draws, self.num_rows)
 
-    def interval(self) -> tuple[float, float]:
-        """Confidence interval of the mean score.
+    def cautious(self) -> Estimate:
+        """The mean score with a variance that is not 0 where all answers are right.
 
-        For means over rows two right and two wrong answers are added first (Agresti & Coull 1998): without them
-        28 right answers out of 28 would have an interval without width.
+        For means over rows, two right and two wrong answers are added first (Agresti & Coull 1998): without them 28
+        right answers out of 28 would have an interval without width.
         """
-        low, high = bounds(self.metrics)
+        made = self.estimate()
         if not set(self.metrics) <= set(ROW_MEANS):
-            return self.estimate().interval(low, high)
+            return made
+        padded = self._padded()
+        return Estimate(made.value, ((float(padded.var(ddof=1)) / len(padded), len(padded) - 1.0), *made.parts[1:]))
+
+    def interval(self) -> tuple[float, float]:
+        """Confidence interval of the mean score, around the centre that the added answers give."""
+        made = self.cautious()
+        if set(self.metrics) <= set(ROW_MEANS):
+            made = Estimate(float(self._padded().mean()), made.parts)
+        return made.interval(*bounds(self.metrics))
+
+    def _padded(self) -> Array:
         rows = np.mean([row_scores(self.metrics, run, self.labels) for run in self.runs], axis=0)
-        padded = np.concatenate([rows, [0.0, 0.0, 100.0, 100.0]])
-        parts = ((float(padded.var(ddof=1)) / len(padded), len(padded) - 1.0), *self.estimate().parts[1:])
-        return Estimate(float(padded.mean()), parts).interval(low, high)
+        return np.concatenate([rows, [0.0, 0.0, 100.0, 100.0]])
 
     def comparable(self, other: Sample) -> bool:
         """Whether both answered the same rows, scored by the same metrics."""
