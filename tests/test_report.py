@@ -103,7 +103,7 @@ def on_t5() -> list[Result]:
     ]
 
 
-@pytest.mark.parametrize("style", ["markdown", "terminal", "csv", "json"])
+@pytest.mark.parametrize("style", ["markdown", "terminal", "latex", "html", "csv", "json"])
 @pytest.mark.parametrize("name", ["demo", "published"])
 def test_each_format_equals_its_golden_file(name: str, style: str) -> None:
     made = board() if name == "demo" else beside("accept-2024")

@@ -7,15 +7,19 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from harness.report.aggregate import Board
+from harness.report.html import html
+from harness.report.latex import latex
 from harness.report.layout import Table, lay_out
 from harness.report.records import as_csv, as_json
 from harness.report.significance import Significance
 from harness.report.text import markdown, terminal
 
-Format = Literal["terminal", "markdown", "csv", "json"]
+Format = Literal["terminal", "markdown", "latex", "html", "csv", "json"]
 WRITERS: dict[str, Callable[[Sequence[Table]], str]] = {
     "markdown": lambda tables: "\n\n".join(map(markdown, tables)) + "\n",
     "terminal": lambda tables: "\n\n".join(map(terminal, tables)) + "\n",
+    "latex": latex,
+    "html": html,
 }
 """Formats that show a table as it is laid out."""
 
