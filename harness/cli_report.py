@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from harness.errors import UserError
 from harness.report.tables import Format
+
+if TYPE_CHECKING:
+    from harness.report.aggregate import Board
+    from harness.report.significance import Significance
+    from harness.schema import Result
 
 Results = Annotated[Path, typer.Argument(help="Folder of the results.")]
 
@@ -25,6 +31,13 @@ def report(
             help="Put a record of published numbers beside the measured ones, e.g. accept-2024, or one table of it.",
         ),
     ] = None,
+    fidelity: Annotated[
+        str | None,
+        typer.Option(metavar="NAME[:TABLE]", help="Instead: our numbers beside a record's, cell by cell."),
+    ] = None,
+    tuning: Annotated[
+        bool, typer.Option("--tuning", help="Instead: what the grid searches gave, and what choosing by test would.")
+    ] = False,
     costs: Annotated[bool, typer.Option("--costs", help="Add time per step and peak memory.")] = False,
     statistics: Annotated[
         bool, typer.Option("--statistics", help="Add intervals and mark what is not separable from the best.")
@@ -36,19 +49,50 @@ def report(
     """
     from harness.report.aggregate import collect
     from harness.report.published import find
-    from harness.report.significance import assess
-    from harness.report.stored import PredictionFiles
     from harness.report.tables import render
     from harness.results import ResultStore
 
-    record = None if published is None else find(published)
+    if fidelity is not None and (tuning or published is not None):
+        raise UserError("makes a table of its own", field="--fidelity", hint="Leave out --tuning and --published.")
+    wanted = fidelity or published
+    record = None if wanted is None else find(wanted)
     scanned = [item for item in ResultStore(results).scan() if suite in (None, item[1].cell.suite)]
     if not scanned:
         raise UserError("holds no results" + (f" of suite '{suite}'" if suite else ""), where=str(results))
     boards = collect((result for _, result in scanned), record)
+    if fidelity is not None:
+        text = fidelity_tables(boards, format)
+    elif tuning:
+        text = tuning_tables(boards, format)
+    else:
+        verdicts = judge(boards, scanned) if statistics or format == "json" else []
+        text = render(boards, format, costs, verdicts)
+    write(text, out)
+
+
+def fidelity_tables(boards: Sequence[Board], format: Format) -> str:
+    """Our numbers beside those of the boards' record."""
+    from harness.report.fidelity import lay_out_fidelity, records
+    from harness.report.tables import render_records
+
+    return render_records([lay_out_fidelity(board) for board in boards], records(boards), format)
+
+
+def tuning_tables(boards: Sequence[Board], format: Format) -> str:
+    """What the grid searches of the boards gave."""
+    from harness.report.tables import render_records
+    from harness.report.tuning import lay_out_tuning, records
+
+    return render_records([lay_out_tuning(board) for board in boards], records(boards), format)
+
+
+def judge(boards: Sequence[Board], scanned: Sequence[tuple[Path, Result]]) -> list[Significance | None]:
+    """The statistics of each board, from the predictions beside its results."""
+    from harness.report.significance import assess
+    from harness.report.stored import PredictionFiles
+
     files = PredictionFiles(scanned)
-    verdicts = [assess(board, files.test_answers) for board in boards] if statistics or format == "json" else []
-    write(render(boards, format, costs, verdicts), out)
+    return [assess(board, files.test_answers) for board in boards]
 
 
 def write(text: str, out: Path | None) -> None:

@@ -27,6 +27,8 @@ class Entry:
     num_grid_failed: int = 0
     grid: list[dict[str, Any]] = field(default_factory=list)
     """The winning grid point of each search."""
+    searches: list[list[Result]] = field(default_factory=list)
+    """Per searched seed, the results of all grid points in the order of the grid; empty without a grid."""
 
     @property
     def scores(self) -> list[float]:
@@ -204,7 +206,8 @@ def _winning_runs(by_seed: dict[int, list[Result]], entry: Entry) -> list[Result
     size = max(len(results) for results in by_seed.values())
     searched = {seed: results for seed, results in by_seed.items() if len(results) == size}
     winners = {seed: results[best] for seed, results in searched.items() if (best := best_point(results)) is not None}
-    grid_runs = [result for results in searched.values() for result in results]
+    entry.searches = list(searched.values())
+    grid_runs = [result for results in entry.searches for result in results]
     entry.num_grid_runs = len(grid_runs)
     entry.num_grid_failed = sum(result.status == "failed" for result in grid_runs)
     if not winners:

@@ -31,6 +31,7 @@ _ESCAPES = {
     DASH: "--",
     "±": r"$\pm$",
     TIED: r"$\approx$",
+    "×": r"$\times$",
 }
 
 
@@ -57,6 +58,7 @@ def _table(table: Table) -> str:
         r"\begin{table*}[t]",
         r"\centering",
         rf"\caption{{{escape(table.title)}. {escape(table.caption)}}}",
+        r"\par\medskip",
         r"\sbox0{\begin{tabular}{l" + "r" * (len(table.columns) - 1) + "}",
         r"\toprule",
         *_spanners(table.columns),

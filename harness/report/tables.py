@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from harness.report.aggregate import Board
@@ -37,3 +39,16 @@ def render(
     if style == "json":
         return json.dumps([as_json(*item) for item in zip(boards, verdicts, strict=True)], indent=1) + "\n"
     return WRITERS[style]([lay_out(board, costs, verdict) for board, verdict in zip(boards, verdicts, strict=True)])
+
+
+def render_records(tables: Sequence[Table], records: Sequence[Mapping[str, object]], style: str) -> str:
+    """Return other tables in one `Format`; JSON and CSV hold their `records` unrounded instead."""
+    if style == "json":
+        return json.dumps(records, indent=1) + "\n"
+    if style == "csv":
+        out = io.StringIO()
+        writer = csv.DictWriter(out, list(records[0]) if records else [], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records)
+        return out.getvalue()
+    return WRITERS[style](tables)
