@@ -38,6 +38,9 @@ def report(
     tuning: Annotated[
         bool, typer.Option("--tuning", help="Instead: what the grid searches gave, and what choosing by test would.")
     ] = False,
+    figures: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Instead: draw the figures into this folder.")
+    ] = None,
     costs: Annotated[bool, typer.Option("--costs", help="Add time per step and peak memory.")] = False,
     statistics: Annotated[
         bool, typer.Option("--statistics", help="Add intervals and mark what is not separable from the best.")
@@ -52,8 +55,8 @@ def report(
     from harness.report.tables import render
     from harness.results import ResultStore
 
-    if fidelity is not None and (tuning or published is not None):
-        raise UserError("makes a table of its own", field="--fidelity", hint="Leave out --tuning and --published.")
+    if sum((fidelity is not None, tuning, figures is not None)) > 1:
+        raise UserError("only one of --fidelity, --tuning and --figures can be made at a time")
     wanted = fidelity or published
     record = None if wanted is None else find(wanted)
     scanned = [item for item in ResultStore(results).scan() if suite in (None, item[1].cell.suite)]
@@ -64,6 +67,8 @@ def report(
         text = fidelity_tables(boards, format)
     elif tuning:
         text = tuning_tables(boards, format)
+    elif figures is not None:
+        text = draw(boards, judge(boards, scanned) if statistics else [], figures)
     else:
         verdicts = judge(boards, scanned) if statistics or format == "json" else []
         text = render(boards, format, costs, verdicts)
@@ -84,6 +89,17 @@ def tuning_tables(boards: Sequence[Board], format: Format) -> str:
     from harness.report.tuning import lay_out_tuning, records
 
     return render_records([lay_out_tuning(board) for board in boards], records(boards), format)
+
+
+def draw(boards: Sequence[Board], verdicts: Sequence[Significance | None], folder: Path) -> str:
+    """Draw all figures; one line per figure. Raises UserError where matplotlib is missing."""
+    try:
+        from harness.report.figures import draw_all
+    except ImportError:
+        raise UserError(
+            "needs the package matplotlib", field="--figures", hint="pip install 'peft-harness[figures]'"
+        ) from None
+    return "".join(f"{path}\n" for path in draw_all(boards, verdicts, folder))
 
 
 def judge(boards: Sequence[Board], scanned: Sequence[tuple[Path, Result]]) -> list[Significance | None]:
