@@ -57,6 +57,10 @@ def report(
 
     if sum((fidelity is not None, tuning, figures is not None)) > 1:
         raise UserError("only one of --fidelity, --tuning and --figures can be made at a time")
+    if statistics and (fidelity is not None or tuning or format == "csv"):
+        raise UserError("has no place here", field="--statistics", hint="Tables, figures and --format json have it.")
+    if published is not None and (tuning or figures is not None or fidelity is not None):
+        raise UserError("stands beside the leaderboard only", field="--published")
     wanted = fidelity or published
     record = None if wanted is None else find(wanted)
     scanned = [item for item in ResultStore(results).scan() if suite in (None, item[1].cell.suite)]

@@ -10,6 +10,7 @@ from stored_runs import answers, store
 from typer.testing import CliRunner
 
 from harness.cli import app
+from harness.errors import UserError
 from harness.report.aggregate import Board, collect
 from harness.report.significance import AVERAGE, Significance, assess
 from harness.report.stored import PredictionFiles
@@ -115,3 +116,18 @@ def test_the_command_adds_statistics_on_request_and_to_json_always(tmp_path: Pat
     (interval,) = [i["interval"] for i in statistics["intervals"] if (i["method"], i["column"]) == ("far", "rte")]
     assert interval[0] < 50 < interval[1]
     assert statistics["ranking"]["ranks"] == {"best": 1, "near": 2, "far": 3}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--statistics", "--format", "csv"],
+        ["--statistics", "--tuning"],
+        ["--tuning", "--figures", "x"],
+        ["--published", "accept-2024", "--tuning"],
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(tmp_path: Path, options: list[str]) -> None:
+    two_tasks(tmp_path)
+    done = CliRunner().invoke(app, ["report", str(tmp_path), *options])
+    assert isinstance(done.exception, UserError)

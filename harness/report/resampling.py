@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,13 +68,16 @@ def is_vectorised(metrics: Sequence[str]) -> bool:
     return all(name in _SCORERS for name in metrics)
 
 
+@lru_cache(maxsize=1)  # a table goes task by task, and all rows of a task are on the same draws
 def draw_weights(num_rows: int, num_draws: int, seed: int = 0) -> Array:
     """Weights [D, N] of `num_draws` bootstrap samples of all rows; the same for every run on as many rows."""
     generator = np.random.default_rng([seed, num_rows])
     drawn = generator.integers(num_rows, size=(num_draws, num_rows))
     places = drawn + num_rows * np.arange(num_draws)[:, None]
     counts = np.bincount(places.ravel(), minlength=num_draws * num_rows)
-    return counts.reshape(num_draws, num_rows).astype(np.float64)
+    weights = counts.reshape(num_draws, num_rows).astype(np.float64)
+    weights.flags.writeable = False
+    return weights
 
 
 def _mean(parts: Sequence[Array]) -> Array:

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.special
 import scipy.stats
 from numpy.typing import NDArray
 
@@ -57,7 +58,9 @@ class Estimate:
     @property
     def half_width(self) -> float:
         """Half the width of the interval at 1 - LEVEL, in the unit of the value."""
-        return float(scipy.stats.t.ppf(1 - LEVEL / 2, self.degrees)) * math.sqrt(self.variance)
+        if not self.variance:
+            return 0.0
+        return float(scipy.special.stdtrit(self.degrees, 1 - LEVEL / 2)) * math.sqrt(self.variance)
 
     def interval(self, low: float = -math.inf, high: float = math.inf) -> tuple[float, float]:
         """Confidence interval at 1 - LEVEL, cut to what the metric can be."""
@@ -70,7 +73,7 @@ class Estimate:
             return 1.0
         if not self.variance:
             return 0.0
-        return float(2 * scipy.stats.t.sf(abs(self.value) / math.sqrt(self.variance), self.degrees))
+        return float(2 * scipy.special.stdtr(self.degrees, -abs(self.value) / math.sqrt(self.variance)))
 
 
 def mean_of(estimates: Sequence[Estimate]) -> Estimate:

@@ -27,15 +27,16 @@ def read_answers(path: Path, sha256: str | None = None) -> dict[str, Answers]:
         content = path.read_bytes()
         if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
             raise UserError("is not the file that the run stored: its SHA-256 is another", where=str(path))
-        columns = pq.read_table(io.BytesIO(content)).select(["split", "references", "prediction"]).to_pydict()
+        table = pq.ParquetFile(io.BytesIO(content)).read(["split", "references", "prediction"])
+        splits, references, predictions = (table[name].to_pylist() for name in ("split", "references", "prediction"))
     except (OSError, KeyError, pa.ArrowException) as error:
         raise UserError(f"cannot be read as predictions: {error}", where=str(path)) from None
-    predictions: dict[str, list[str]] = {split: [] for split in SPLITS}
-    references: dict[str, list[list[str]]] = {split: [] for split in SPLITS}
-    for split, refs, text in zip(*columns.values(), strict=True):
-        predictions[split].append(text)
-        references[split].append(refs)
-    return {split: Answers(predictions[split], references[split]) for split in SPLITS if predictions[split]}
+    found = {}
+    for split in SPLITS:
+        rows = [i for i, name in enumerate(splits) if name == split]
+        if rows:
+            found[split] = Answers([predictions[i] for i in rows], [references[i] for i in rows])
+    return found
 
 
 class PredictionFiles:
