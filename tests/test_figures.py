@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 
 from harness.cli import app
 from harness.report.aggregate import Board, collect
-from harness.report.figures import STYLE, draw_curves, draw_parameters, draw_sizes, pareto_front
+from harness.report.figures import STYLE, draw_curves, draw_parameters, draw_ranks, draw_sizes, pareto_front
 from harness.report.labels import place_labels
+from harness.report.stats import rank_methods
 from harness.report.styles import looks
 from harness.schema import BackboneRecord, DevScore, ParamCounts, Result
 
@@ -97,6 +98,17 @@ def test_curves_are_means_over_seeds() -> None:
     assert lines(dev)["lora"] == pytest.approx([10, 25, 20, 50, 30, 75])
     assert lines(loss)["lora"] == pytest.approx([10, 3, 20, 1.5, 30, 1])
     assert dev.get_ylabel() == "dev Acc."
+
+
+def test_ranks_stand_in_order_beside_the_band_of_the_best() -> None:
+    ranking = rank_methods({"lora": [90, 80, 85], "ept": [60, 70, 65], "dept": [50, 40, 30]})
+    assert ranking is not None
+    (board,) = collect([run(name, 60, 10) for name in ranking.ranks])
+    (axes,) = draw_ranks(board, ranking, styles(board)).axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["lora", "ept", "dept"]
+    assert [line.get_xdata()[0] for line in axes.lines] == [1, 2, 3]
+    band = axes.patches[0].get_extents().transformed(axes.transData.inverted())
+    assert (band.x0, band.x1) == pytest.approx((1, 1 + ranking.critical_difference))
 
 
 def test_scores_by_model_size_are_joined_from_small_to_large() -> None:

@@ -20,6 +20,7 @@ from harness.metrics import METRICS
 from harness.report.aggregate import Board, BoardRow, Entry
 from harness.report.labels import place_labels
 from harness.report.significance import AVERAGE, Significance
+from harness.report.stats import Ranking
 from harness.report.styles import Look, looks
 
 FORMATS = ("svg", "pdf", "png")
@@ -46,6 +47,8 @@ def _figures(
         place = _slug(f"{board.suite}-{board.backbone}")
         if any(row.average(board.tasks) is not None for row in board.rows):
             yield f"parameters-{place}", draw_parameters(board, verdict, styles)
+        if verdict and verdict.ranking:
+            yield f"ranks-{place}", draw_ranks(board, verdict.ranking, styles)
         for task in board.tasks:
             if any(run.dev_history for row in board.rows for run in _runs(row, task)):
                 yield f"curves-{place}-{_slug(task)}", draw_curves(board, task, styles)
@@ -93,6 +96,24 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
         if not front or score > front[-1][1]:
             front.append((cost, score))
     return front
+
+
+def draw_ranks(board: Board, ranking: Ranking, styles: Mapping[str, Look]) -> Figure:
+    """Average ranks, the best at the top, with the band of what Nemenyi's test cannot tell from the best."""
+    figure, axes = _new(f"{board.suite} on {board.backbone}")
+    figure.set_figheight(1.4 + 0.22 * len(ranking.ranks))
+    method = {row.name: _method(row) for row in board.rows}
+    order = sorted(ranking.ranks, key=lambda name: ranking.ranks[name])
+    for height, name in enumerate(order):
+        look = styles[method[name]]
+        axes.plot(ranking.ranks[name], height, look.marker, color=look.colour, markersize=6)
+    best = ranking.ranks[order[0]]
+    axes.axvspan(best, best + ranking.critical_difference, color=GREY, alpha=0.12, linewidth=0)
+    axes.set_yticks(range(len(order)), order)
+    axes.invert_yaxis()
+    text = f"average rank over {ranking.num_tasks} tasks; shaded: not separable from the best (Nemenyi, "
+    _label_axes(axes, f"{text}CD = {ranking.critical_difference:.1f})", "")
+    return figure
 
 
 def draw_curves(board: Board, task: str, styles: Mapping[str, Look]) -> Figure:
