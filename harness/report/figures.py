@@ -101,7 +101,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
 def draw_ranks(board: Board, ranking: Ranking, styles: Mapping[str, Look]) -> Figure:
     """Average ranks, the best at the top, with the band of what Nemenyi's test cannot tell from the best."""
     figure, axes = _new(f"{board.suite} on {board.backbone}")
-    figure.set_figheight(1.4 + 0.22 * len(ranking.ranks))
+    figure.set_figheight(1.5 + 0.22 * len(ranking.ranks))
     method = {row.name: _method(row) for row in board.rows}
     order = sorted(ranking.ranks, key=lambda name: ranking.ranks[name])
     for height, name in enumerate(order):
@@ -111,7 +111,7 @@ def draw_ranks(board: Board, ranking: Ranking, styles: Mapping[str, Look]) -> Fi
     axes.axvspan(best, best + ranking.critical_difference, color=GREY, alpha=0.12, linewidth=0)
     axes.set_yticks(range(len(order)), order)
     axes.invert_yaxis()
-    text = f"average rank over {ranking.num_tasks} tasks; shaded: not separable from the best (Nemenyi, "
+    text = f"average rank over {ranking.num_tasks} tasks\nshaded: not separable from the best (Nemenyi, "
     _label_axes(axes, f"{text}CD = {ranking.critical_difference:.1f})", "")
     return figure
 
