@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from harness import cli_report
 from harness.errors import UserError
 
 app = typer.Typer(
@@ -116,44 +117,8 @@ def plan(
     show(describe_plan(made, probe), format)
 
 
-@app.command()
-def report(
-    results: Annotated[Path, typer.Argument(help="Folder of the results.")] = Path("results"),
-    format: Annotated[
-        Literal["terminal", "markdown", "csv", "json"], typer.Option("--format", help="Form of the tables.")
-    ] = "terminal",
-    suite: Annotated[str | None, typer.Option(help="Only this suite.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write to this file instead of the screen.")] = None,
-    published: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME[:TABLE]",
-            help="Put a record of published numbers beside the measured ones, e.g. accept-2024, or one table of it.",
-        ),
-    ] = None,
-    costs: Annotated[bool, typer.Option("--costs", help="Add time per step and peak memory.")] = False,
-) -> None:
-    """Make the leaderboard from stored results.
-
-    Example: harness report results --format markdown --published accept-2024
-    """
-    from harness.report.aggregate import collect
-    from harness.report.published import find
-    from harness.report.tables import render
-    from harness.results import ResultStore
-
-    record = None if published is None else find(published)
-    found = [result for _, result in ResultStore(results).scan() if suite in (None, result.cell.suite)]
-    if not found:
-        raise UserError("holds no results" + (f" of suite '{suite}'" if suite else ""), where=str(results))
-    text = render(collect(found, record), format, costs)
-    if out is None:
-        typer.echo(text, nl=False)
-        return
-    try:
-        out.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot be written: {error.strerror}", where=str(out), field="--out") from None
+app.command()(cli_report.report)
+app.command()(cli_report.score)
 
 
 @app.command()

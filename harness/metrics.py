@@ -192,7 +192,7 @@ def _number(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _numbers(predictions: Predictions) -> list[float]:
+def numbers(predictions: Predictions) -> list[float]:
     """Outputs as numbers, -1.0 for an unreadable one (no score of a task is negative)."""
     numbers = [_number(text) for text in predictions]
     return [-1.0 if number is None else number for number in numbers]
@@ -202,7 +202,7 @@ def _correlation(function: str, predictions: Predictions, references: References
     import numpy as np
     import scipy.stats
 
-    got, want = _numbers(predictions), [float(refs[0]) for refs in references]
+    got, want = numbers(predictions), [float(refs[0]) for refs in references]
     if len(got) < 2 or len(set(got)) == 1 or len(set(want)) == 1:
         return 0.0
     # a model may write 1e308, or numbers that differ in the last bit: undefined counts 0 and needs no warning
@@ -249,7 +249,7 @@ def _module_inputs(
             if labels:
                 return _class_ids(predictions, references, labels)
             if kind.startswith("float"):
-                return {"predictions": _numbers(predictions), "references": [float(refs[0]) for refs in references]}
+                return {"predictions": numbers(predictions), "references": [float(refs[0]) for refs in references]}
     raise UserError(f"{name} asks for {features}, which answers of this task cannot fill", field="metric")
 
 

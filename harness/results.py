@@ -91,8 +91,8 @@ def tensors_path(path: Path) -> Path:
 def read_result(path: Path) -> Result:
     """Read one result JSON. Raises UserError when it is damaged or written by a newer format."""
     try:
-        data = json.loads(path.read_bytes())
-        version = data["format"]
+        content = path.read_bytes()
+        version = json.loads(content)["format"]
     except (OSError, ValueError, KeyError, TypeError):
         hint = "If it was cut short, delete it: the next run makes it again."
         raise UserError("is not a result file of this program", where=str(path), hint=hint) from None
@@ -104,7 +104,7 @@ def read_result(path: Path) -> Result:
             hint="Update the harness.",
         )
     try:
-        return Result.model_validate_json(json.dumps(data))
+        return Result.model_validate_json(content)
     except ValidationError as error:
         found = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in found["loc"])

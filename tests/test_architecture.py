@@ -32,6 +32,7 @@ LAYERS = [
     ["estimate"],
     ["listings_time"],
     ["runner", "listings", "listings_params"],
+    ["cli_report"],
     ["cli"],
     ["__main__"],
 ]

@@ -20,7 +20,7 @@ def harness(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProce
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment, timeout=300)
 
 
-COMMANDS = ["run", "plan", "report", "methods", "params", "tasks", "preview", "check", "export"]
+COMMANDS = ["run", "plan", "report", "score", "methods", "params", "tasks", "preview", "check", "export"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

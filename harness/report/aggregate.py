@@ -13,6 +13,8 @@ from harness.metrics import METRICS
 from harness.report.published import PublishedRow, Record
 from harness.schema import Result
 from harness.selection import best_point
+from harness.tasks import all_tasks
+from harness.tasks.own import BENCHMARK as OWN
 
 
 @dataclass
@@ -27,6 +29,8 @@ class Entry:
     """Grid runs that left a search by halving before their end."""
     grid: list[dict[str, Any]] = field(default_factory=list)
     """The winning grid point of each search."""
+    searches: list[list[Result]] = field(default_factory=list)
+    """Per searched seed, the results of all grid points in the order of the grid; empty without a grid."""
 
     @property
     def scores(self) -> list[float]:
@@ -106,6 +110,8 @@ class Board:
     suite: str
     backbone: str
     tasks: list[str]
+    benchmarks: dict[str, str]
+    """Task -> benchmark that it belongs to; `tasks` are in the order of these."""
     metrics: dict[str, str]
     """Task -> label of its reported metrics; of all of them where protocols differ."""
     rows: list[BoardRow]
@@ -164,9 +170,17 @@ def _board(suite: str, backbone: str, results: list[Result]) -> Board:
         assert task not in row.entries, "two groups of results would share a table entry"
         row.entries[task] = _entry(members)
     ordered = sorted(rows.values(), key=lambda row: (max(row.params("num_trained"), default=math.inf), row.name))
-    tasks = sorted({r.cell.task for r in results})
+    benchmarks = _benchmarks(results)
+    tasks = list(benchmarks)
     notes = {task: _differences([r for r in results if r.cell.task == task], COMMON_TO_A_COLUMN) for task in tasks}
-    return Board(suite, backbone, tasks, metrics, ordered, _origin(results), notes)
+    return Board(suite, backbone, tasks, benchmarks, metrics, ordered, _origin(results), notes)
+
+
+def _benchmarks(results: list[Result]) -> dict[str, str]:
+    """Task -> its benchmark; a task that nobody knows any more has none."""
+    known = {name: task.benchmark for name, task in all_tasks().items()}
+    found = {r.cell.task: OWN if r.cell.definition else known.get(r.cell.task, "") for r in results}
+    return dict(sorted(found.items(), key=lambda item: (item[1], item[0])))
 
 
 def _entry(members: list[Result]) -> Entry:
@@ -194,7 +208,8 @@ def _winning_runs(by_seed: dict[int, list[Result]], entry: Entry) -> list[Result
     size = max(len(results) for results in by_seed.values())
     searched = {seed: results for seed, results in by_seed.items() if len(results) == size}
     winners = {seed: results[best] for seed, results in searched.items() if (best := best_point(results)) is not None}
-    grid_runs = [result for results in searched.values() for result in results]
+    entry.searches = list(searched.values())
+    grid_runs = [result for results in entry.searches for result in results]
     entry.num_grid_runs = len(grid_runs)
     entry.num_raced_out = sum(result.raced_out_at is not None for result in grid_runs)
     entry.num_grid_failed = sum(result.status == "failed" for result in grid_runs)

@@ -1,0 +1,142 @@
+"""The commands that read results: `harness report` and `harness score`. Nothing here needs torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness.errors import UserError
+from harness.report.tables import Format
+
+if TYPE_CHECKING:
+    from harness.report.aggregate import Board
+    from harness.report.significance import Significance
+    from harness.schema import Result
+
+Results = Annotated[Path, typer.Argument(help="Folder of the results.")]
+
+
+def report(
+    results: Results = Path("results"),
+    format: Annotated[Format, typer.Option("--format", help="Form of the tables.")] = "terminal",
+    suite: Annotated[str | None, typer.Option(help="Only this suite.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write to this file instead of the screen.")] = None,
+    published: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[:TABLE]",
+            help="Put a record of published numbers beside the measured ones, e.g. accept-2024, or one table of it.",
+        ),
+    ] = None,
+    fidelity: Annotated[
+        str | None,
+        typer.Option(metavar="NAME[:TABLE]", help="Instead: our numbers beside a record's, cell by cell."),
+    ] = None,
+    tuning: Annotated[
+        bool, typer.Option("--tuning", help="Instead: what the grid searches gave, and what choosing by test would.")
+    ] = False,
+    figures: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Instead: draw the figures into this folder.")
+    ] = None,
+    costs: Annotated[bool, typer.Option("--costs", help="Add time per step and peak memory.")] = False,
+    statistics: Annotated[
+        bool, typer.Option("--statistics", help="Add intervals and mark what is not separable from the best.")
+    ] = False,
+) -> None:
+    """Make the leaderboard from stored results.
+
+    Example: harness report results --format markdown --statistics --published accept-2024
+    """
+    from harness.report.aggregate import collect
+    from harness.report.published import find
+    from harness.report.tables import render
+    from harness.results import ResultStore
+
+    if sum((fidelity is not None, tuning, figures is not None)) > 1:
+        raise UserError("only one of --fidelity, --tuning and --figures can be made at a time")
+    if statistics and (fidelity is not None or tuning or format == "csv"):
+        raise UserError("has no place here", field="--statistics", hint="Tables, figures and --format json have it.")
+    if published is not None and (tuning or figures is not None or fidelity is not None):
+        raise UserError("stands beside the leaderboard only", field="--published")
+    wanted = fidelity or published
+    record = None if wanted is None else find(wanted)
+    scanned = [item for item in ResultStore(results).scan() if suite in (None, item[1].cell.suite)]
+    if not scanned:
+        raise UserError("holds no results" + (f" of suite '{suite}'" if suite else ""), where=str(results))
+    boards = collect((result for _, result in scanned), record)
+    if fidelity is not None:
+        text = fidelity_tables(boards, format)
+    elif tuning:
+        text = tuning_tables(boards, format)
+    elif figures is not None:
+        text = draw(boards, judge(boards, scanned) if statistics else [], figures)
+    else:
+        verdicts = judge(boards, scanned) if statistics or format == "json" else []
+        text = render(boards, format, costs, verdicts)
+    write(text, out)
+
+
+def fidelity_tables(boards: Sequence[Board], format: Format) -> str:
+    """Our numbers beside those of the boards' record."""
+    from harness.report.fidelity import lay_out_fidelity, records
+    from harness.report.tables import render_records
+
+    return render_records([lay_out_fidelity(board) for board in boards], records(boards), format)
+
+
+def tuning_tables(boards: Sequence[Board], format: Format) -> str:
+    """What the grid searches of the boards gave."""
+    from harness.report.tables import render_records
+    from harness.report.tuning import lay_out_tuning, records
+
+    return render_records([lay_out_tuning(board) for board in boards], records(boards), format)
+
+
+def draw(boards: Sequence[Board], verdicts: Sequence[Significance | None], folder: Path) -> str:
+    """Draw all figures; one line per figure. Raises UserError where matplotlib is missing."""
+    try:
+        from harness.report.figures import draw_all
+    except ImportError:
+        raise UserError(
+            "needs the package matplotlib", field="--figures", hint="pip install 'peft-harness[figures]'"
+        ) from None
+    return "".join(f"{path}\n" for path in draw_all(boards, verdicts, folder))
+
+
+def judge(boards: Sequence[Board], scanned: Sequence[tuple[Path, Result]]) -> list[Significance | None]:
+    """The statistics of each board, from the predictions beside its results."""
+    from harness.report.significance import assess
+    from harness.report.stored import PredictionFiles
+
+    files = PredictionFiles(scanned)
+    return [assess(board, files.test_answers) for board in boards]
+
+
+def write(text: str, out: Path | None) -> None:
+    """Print a report, or write it to a file. Raises UserError if that cannot be written."""
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot be written: {error.strerror}", where=str(out), field="--out") from None
+
+
+def score(results: Results = Path("results")) -> None:
+    """Recompute every metric from the stored predictions and show what moved; exit code 1 if anything did.
+
+    Example: harness score results
+    """
+    from harness.report.rescore import rescore
+    from harness.results import ResultStore
+
+    checked = rescore(ResultStore(results).scan())
+    for line in checked.moved:
+        typer.echo(line)
+    typer.echo(f"{checked.num_scores:,} scores of {checked.num_runs:,} runs recomputed, {len(checked.moved)} differ")
+    if checked.moved:
+        raise typer.Exit(1)

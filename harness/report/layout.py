@@ -1,0 +1,249 @@
+"""A board as a table of cells, before it is written in any format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from harness.report.aggregate import Board, BoardRow, Entry
+from harness.report.published import Number, PublishedRow
+from harness.report.significance import AVERAGE, Significance
+from harness.report.stats import LEVEL
+
+DASH = "–"
+TIED = "≈"
+COST_COLUMNS = ("ms/step", "peak MiB")
+"""A run's share of its bundle's training time, and the bundle's peak memory (on a CPU, the whole process's)."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry; all texts are plain, whatever the format."""
+
+    text: str = ""
+    rank: str = ""
+    """best, second or nothing."""
+    spread: str = ""
+    """Standard deviation over runs."""
+    runs: str = ""
+    """Number of runs."""
+    interval: str = ""
+    tied: bool = False
+    notes: tuple[int, ...] = ()
+    """Numbers of footnotes."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column's head."""
+
+    title: str
+    benchmark: str = ""
+    """Columns with the same one stand under it."""
+    notes: tuple[int, ...] = ()
+
+
+@dataclass
+class Table:
+    """A table with what stands above and below it."""
+
+    title: str
+    caption: str
+    columns: list[Column]
+    rows: list[list[Cell]] = field(default_factory=list)
+    apart: int | None = None
+    """Index of the first row that is not measured."""
+    notes: list[str] = field(default_factory=list)
+    """Footnotes, numbered from 1 in the order in which they are met."""
+    remarks: list[str] = field(default_factory=list)
+    """Sentences below the footnotes."""
+
+    def note(self, text: str) -> int:
+        """The number of a footnote."""
+        if text not in self.notes:
+            self.notes.append(text)
+        return self.notes.index(text) + 1
+
+
+def lay_out(board: Board, costs: bool = False, significance: Significance | None = None) -> Table:
+    """Return the table of a board: rows methods, columns tasks by benchmark; published rows last."""
+    table = Table(f"{board.suite} on {board.backbone}", _caption(board, significance, costs), [])
+    tasks = [_column(board, task, table, significance) for task in board.tasks]
+    heads = [Column("method"), Column("params"), Column("grid runs")]
+    table.columns = [*heads, *tasks, Column("average"), *(Column(name) for name in (COST_COLUMNS if costs else ()))]
+    ranks = {
+        task: mark_best([row.entries[task].mean if task in row.entries else None for row in board.rows])
+        for task in board.tasks
+    }
+    average_ranks = mark_best([row.average(board.tasks) for row in board.rows])
+    for i, row in enumerate(board.rows):
+        cells = [_name(row, table), Cell(_params(row)), _grid_runs(row, table)]
+        for task in board.tasks:
+            cells.append(_cell(row, task, ranks[task][i], table, significance))
+        cells.append(_average(row, board, average_ranks[i], significance))
+        table.rows.append([*cells, *(_costs(row) if costs else ())])
+    if board.published:
+        table.apart = len(table.rows)
+    unmeasured = [Cell()] * (len(COST_COLUMNS) if costs else 0)
+    table.rows += [[*_published_row(row, board, table), *unmeasured] for row in board.published]
+    below = [board.published_note, *_statements(significance), board.origin]
+    table.remarks = [f"{text}." for text in below if text]
+    return table
+
+
+def mark_best(values: Sequence[float | None]) -> list[str]:
+    """Mark the best and second best of what is printed, so that equal prints get equal marks."""
+    printed = [None if value is None else round(value, 1) for value in values]
+    order = sorted({value for value in printed if value is not None}, reverse=True)
+    names = dict(zip(order, ("best", "second"), strict=False))
+    return ["" if value is None else names.get(value, "") for value in printed]
+
+
+def _caption(board: Board, significance: Significance | None, costs: bool) -> str:
+    text = (
+        "Test score of the checkpoint and grid point chosen by dev score: mean ± standard deviation over seeds "
+        "(number of runs). Best in bold, second underlined."
+    )
+    if significance is not None:
+        text += (
+            f" In brackets the {1 - LEVEL:.0%} interval over test rows and seeds; {TIED} is not separable from the "
+            "best of the column (paired test, Holm's correction over all pairs of the table)."
+        )
+    if costs:
+        text += " ms/step is a run's share of its bundle's time, so input-side methods that trained together share it."
+    if board.published:
+        text += " Rows marked published are figures of the named source: not measured here, not ranked."
+    return text
+
+
+def _column(board: Board, task: str, table: Table, significance: Significance | None) -> Column:
+    notes = []
+    if kinds := board.differences.get(task):
+        notes.append(table.note(f"rows of this column were made with different {' and '.join(kinds)}: not comparable"))
+    if significance is not None and task in significance.warnings:
+        notes.append(table.note(significance.warnings[task]))
+    return Column(f"{task} ({board.metrics.get(task, '?')})", board.benchmarks[task], tuple(notes))
+
+
+def _cell(row: BoardRow, task: str, rank: str, table: Table, significance: Significance | None) -> Cell:
+    entry = row.entries.get(task)
+    if entry is None:
+        return Cell()
+    notes = tuple(table.note(text) for text in _flags(entry))
+    if entry.mean is None:
+        return Cell(DASH, notes=notes)
+    if significance is not None and (row.name, task) in significance.untested:
+        notes += (table.note("not tested: predictions are missing, were changed, or differ in rows between runs"),)
+    spread = f"{entry.std:.1f}" if entry.std is not None else ""
+    return Cell(f"{entry.mean:.1f}", rank, spread, str(len(entry.runs)), *_verdict(row, task, significance), notes)
+
+
+def _verdict(row: BoardRow, column: str, significance: Significance | None) -> tuple[str, bool]:
+    """The interval as text, and whether the entry is tied with the best."""
+    if significance is None:
+        return "", False
+    span = significance.intervals.get((row.name, column))
+    text = "" if span is None else f"[{span[0]:.1f}, {span[1]:.1f}]"
+    return text, (row.name, column) in significance.ties
+
+
+def _flags(entry: Entry) -> list[str]:
+    flags = [_failure_note(entry)] if entry.failed else []
+    if entry.num_grid_failed and not entry.failed:
+        flags.append(f"{entry.num_grid_failed} of {entry.num_grid_runs} grid runs failed")
+    if entry.mixed:
+        flags.append(f"runs differ in {' and '.join(entry.mixed)}; rerun them with --rerun stale")
+    if entry.num_unreadable:
+        flags.append(f"{entry.num_unreadable:,} of {entry.num_answers:,} answers unreadable, so wrong")
+    return flags
+
+
+def _failure_note(entry: Entry) -> str:
+    failure = entry.failed[0].failure
+    lines = (failure.message.strip().splitlines() if failure else []) or [""]
+    named = lines[-1].partition(":")[0].endswith("Error")
+    reason = (lines[-1] if named else f"{failure.type}: {lines[-1]}") if failure else "unknown"
+    return f"{len(entry.failed)} of {len(entry.failed) + len(entry.runs)} runs failed: {reason}"
+
+
+def _average(row: BoardRow, board: Board, rank: str, significance: Significance | None) -> Cell:
+    average = row.average(board.tasks)
+    if average is None:
+        return Cell(DASH)
+    interval, tied = _verdict(row, AVERAGE, significance)
+    return Cell(f"{average:.1f}", rank, interval=interval, tied=tied)
+
+
+def _name(row: BoardRow, table: Table) -> Cell:
+    if len(row.protocols) < 2:
+        return Cell(row.name)
+    text = f"tasks of this row were run under different protocols: {'; '.join(row.protocols)}"
+    return Cell(row.name, notes=(table.note(text),))
+
+
+def _costs(row: BoardRow) -> tuple[Cell, Cell]:
+    seconds, memory = row.step_seconds(), row.peak_memory()
+    return (
+        Cell(DASH if seconds is None else f"{1000 * seconds:.3g}"),
+        Cell(DASH if memory is None else f"{memory / 2**20:,.0f}"),
+    )
+
+
+def _params(row: BoardRow) -> str:
+    trained, kept = row.params("num_trained"), row.params("num_kept")
+    text = _span(trained)
+    return text if kept == trained else f"{text} (kept {_span(kept)})"
+
+
+def _span(counts: Sequence[int]) -> str:
+    if not counts:
+        return DASH
+    return f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,}{DASH}{counts[-1]:,}"
+
+
+def _grid_runs(row: BoardRow, table: Table) -> Cell:
+    text = _span(sorted({entry.num_grid_runs for entry in row.entries.values()}))
+    raced_out = sum(entry.num_raced_out for entry in row.entries.values())
+    if not raced_out:
+        return Cell(text)
+    total = sum(entry.num_grid_runs for entry in row.entries.values() if entry.num_raced_out)
+    note = f"searched by halving: {raced_out} of {total} grid runs left early, by dev score"
+    return Cell(text, notes=(table.note(note),))
+
+
+def _published_row(row: PublishedRow, board: Board, table: Table) -> list[Cell]:
+    name = Cell(f"{row.name}, published", notes=(table.note(f"published: {row.origin}"),))
+    average = row.average(board.tasks)
+    return [
+        name,
+        Cell(", ".join(row.params) or DASH),
+        Cell(),
+        *(_published_cell(row.numbers.get(task), row.common_note, table) for task in board.tasks),
+        Cell(DASH if average is None else f"{average:.1f}"),
+    ]
+
+
+def _published_cell(number: Number | None, common_note: str, table: Table) -> Cell:
+    if number is None:
+        return Cell()
+    notes = (table.note(f"published: {number.note}"),) if number.note not in ("", common_note) else ()
+    spread = f"{number.std:g}" if number.std is not None else ""
+    return Cell(DASH if number.value is None else f"{number.value:.1f}", spread=spread, notes=notes)
+
+
+def _statements(significance: Significance | None) -> list[str]:
+    """What the statistics say about the whole table."""
+    if significance is None:
+        return []
+    texts = []
+    if significance.has_single_runs:
+        texts.append("Intervals of entries with one run hold for that run: how far runs lie apart is not known")
+    ranking = significance.ranking
+    if ranking is not None:
+        order = sorted(ranking.ranks, key=lambda name: ranking.ranks[name])
+        listed = ", ".join(f"{name} {ranking.ranks[name]:.1f}" for name in order)
+        texts.append(
+            f"Average ranks over {ranking.num_tasks} tasks: {listed}; Friedman p = {ranking.p_value:.2g}; ranks closer "
+            f"than {ranking.critical_difference:.1f} are not separable (Nemenyi)"
+        )
+    return texts

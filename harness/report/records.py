@@ -1,0 +1,122 @@
+"""Boards as comma-separated values and as JSON, with every number that stands behind a table."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from harness.report.aggregate import Board, Entry
+from harness.report.published import PublishedRow
+from harness.report.significance import Significance
+
+CSV_COLUMNS = (
+    "suite", "backbone", "method", "origin", "num_trained", "num_kept", "task", "metric", "mean", "std", "num_runs",
+    "num_grid_runs", "num_failed", "num_unreadable", "num_answers", "protocol",
+)  # fmt: skip
+
+
+def as_csv(boards: Sequence[Board]) -> str:
+    """One line per row and task, and one for the average."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, CSV_COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
+    for board in boards:
+        place = {"suite": board.suite, "backbone": board.backbone}
+        for row in board.rows:
+            head = {**place, "method": row.name, "origin": "measured"}
+            for task, entry in sorted(row.entries.items()):
+                metric = {"task": task, "metric": board.metrics.get(task, "")}
+                writer.writerow({**head, **metric, **_entry_csv(entry)})
+            writer.writerow({**head, "task": "average", "mean": _number(row.average(board.tasks))})
+        for published in board.published:
+            head = {**place, "method": published.name, "origin": f"published: {published.record}"}
+            for task, number in sorted(published.numbers.items()):
+                scores = {"mean": _number(number.value), "std": _number(number.std)}
+                writer.writerow({**head, "task": task, "metric": board.metrics[task], **scores})
+            writer.writerow({**head, "task": "average", "mean": _number(published.average(board.tasks))})
+    return out.getvalue()
+
+
+def _entry_csv(entry: Entry) -> dict[str, object]:
+    return {
+        "num_trained": _one(entry, "num_trained"),
+        "num_kept": _one(entry, "num_kept"),
+        "mean": _number(entry.mean),
+        "std": _number(entry.std),
+        "num_runs": len(entry.runs),
+        "num_grid_runs": entry.num_grid_runs,
+        "num_failed": len(entry.failed),
+        "num_unreadable": entry.num_unreadable if entry.runs else "",
+        "num_answers": entry.num_answers if entry.runs else "",
+        "protocol": next((run.cell.protocol.title for run in (*entry.runs, *entry.failed)), ""),
+    }
+
+
+def _one(entry: Entry, kind: str) -> object:
+    return getattr(entry.runs[0].params, kind) if entry.runs else ""
+
+
+def _number(value: float | None) -> object:
+    return "" if value is None else round(value, 4)
+
+
+def as_json(board: Board, significance: Significance | None = None) -> dict[str, Any]:
+    """Everything that a table shows, unrounded; with statistics where there are some."""
+    rows = [
+        {
+            "method": row.name,
+            "label": row.label,
+            "num_trained": row.params("num_trained"),
+            "num_kept": row.params("num_kept"),
+            "protocols": row.protocols,
+            "step_seconds": row.step_seconds(),
+            "peak_memory_bytes": row.peak_memory(),
+            "average": row.average(board.tasks),
+            "tasks": {task: _entry_json(entry) for task, entry in sorted(row.entries.items())},
+        }
+        for row in board.rows
+    ]
+    extra = {} if significance is None else {"statistics": significance.as_json()}
+    return {
+        "suite": board.suite,
+        "backbone": board.backbone,
+        "tasks": board.tasks,
+        "benchmarks": board.benchmarks,
+        "metrics": board.metrics,
+        "differences": {task: kinds for task, kinds in board.differences.items() if kinds},
+        "origin": board.origin,
+        "rows": rows,
+        "published": [_published_json(row, board) for row in board.published],
+        "published_note": board.published_note,
+        **extra,
+    }
+
+
+def _published_json(row: PublishedRow, board: Board) -> dict[str, Any]:
+    return {
+        "record": row.record,
+        "method": row.name,
+        "params": row.params,
+        "average": row.average(board.tasks),
+        "tasks": {task: asdict(number) for task, number in sorted(row.numbers.items())},
+    }
+
+
+def _entry_json(entry: Entry) -> dict[str, Any]:
+    return {
+        "mean": entry.mean,
+        "std": entry.std,
+        "scores": entry.scores,
+        "num_grid_runs": entry.num_grid_runs,
+        "num_grid_failed": entry.num_grid_failed,
+        **({"num_raced_out": entry.num_raced_out} if entry.num_raced_out else {}),
+        "num_unreadable": entry.num_unreadable,
+        "num_answers": entry.num_answers,
+        "grid": entry.grid,
+        "cells": [run.cell_id for run in entry.runs],
+        "mixed": entry.mixed,
+        "failed": [{"cell": run.cell_id, "error": run.failure.message if run.failure else ""} for run in entry.failed],
+    }

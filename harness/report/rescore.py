@@ -1,0 +1,69 @@
+"""Every metric anew from stored predictions, held against what the results say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness.errors import UserError
+from harness.metrics import METRICS, compute, count_unreadable
+from harness.report.resampling import Answers
+from harness.report.stored import read_answers
+from harness.results import predictions_path
+from harness.schema import MetricRecord, Result, SplitScore
+
+TOLERANCE = 1e-6
+"""Percent points by which another machine's last digits may differ."""
+
+
+@dataclass
+class Rescored:
+    """What a recomputation found."""
+
+    num_runs: int = 0
+    num_scores: int = 0
+    moved: list[str] = field(default_factory=list)
+    """One line per number that is not what the result says, and per file that cannot be trusted."""
+
+
+def rescore(scanned: Iterable[tuple[Path, Result]]) -> Rescored:
+    """Recompute the dev and test metrics of every finished run. Raises UserError if a metric cannot be loaded."""
+    made = Rescored()
+    for path, result in scanned:
+        if result.status != "done" or result.metrics is None:
+            continue
+        made.num_runs += 1
+        try:
+            answers = read_answers(predictions_path(path), result.files.predictions)
+        except UserError as error:
+            made.moved.append(str(error))
+            continue
+        for split, stored in (("dev", result.dev), ("test", result.test)):
+            if stored is not None:
+                made.num_scores += 1 + len(stored.metrics)
+                place = f"{path}: {split}"
+                made.moved += _differences(place, stored, answers.get(split, Answers([], [])), result.metrics)
+    return made
+
+
+def _differences(place: str, stored: SplitScore, answers: Answers, record: MetricRecord) -> Iterator[str]:
+    if len(answers.predictions) != stored.num_rows:
+        yield f"{place}: {stored.num_rows} rows scored, {len(answers.predictions)} predictions stored"
+        return
+    anew = compute(list(stored.metrics), answers.predictions, answers.references, record.labels)
+    pairs = [(name, stored.metrics[name], value) for name, value in anew.items()]
+    if set(record.reported) <= set(anew):
+        pairs.append(("score", stored.score, sum(anew[name] for name in record.reported) / len(record.reported)))
+    else:
+        yield f"{place} score: its metrics {', '.join(record.reported)} are not all stored"
+    for name, old, new in pairs:
+        # written this way round so that a stored nan differs too
+        if not abs(old - new) <= TOLERANCE:
+            label = METRICS[name].label if name in METRICS else name
+            yield f"{place} {label}: stored {old:.4f}, recomputed {new:.4f} ({new - old:+.4f})"
+    # a result does not say whether a task without labels asks for numbers: either count may be the right one
+    kinds = (False,) if record.labels else (False, True)
+    counts = [count_unreadable(answers.predictions, record.labels, numeric) for numeric in kinds]
+    if stored.num_unreadable not in counts:
+        yield f"{place} unreadable answers: stored {stored.num_unreadable}, recomputed {counts[-1]}"

@@ -1,0 +1,172 @@
+"""Which differences in a table are real: every pair of rows in every column, tested on the stored predictions."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.report.aggregate import Board, BoardRow, Entry
+from harness.report.resampling import Answers
+from harness.report.stats import LEVEL, NUM_DRAWS, Estimate, Ranking, Sample, compare, holm, mean_of, rank_methods
+from harness.schema import Result
+
+AVERAGE = "average"
+Reader = Callable[[Result], Answers | None]
+Key = tuple[str, str]
+"""(name of the row, task or AVERAGE)"""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two rows in one column: how far `one` is ahead of `other`."""
+
+    column: str
+    one: str
+    other: str
+    gap: Estimate
+    p_value: float
+    adjusted: float
+    """Holm's correction over all pairs of the table."""
+
+
+@dataclass
+class Significance:
+    """What the statistics say about one board."""
+
+    intervals: dict[Key, tuple[float, float]] = field(default_factory=dict)
+    ties: set[Key] = field(default_factory=set)
+    """Entries that are not separable from the best of their column."""
+    pairs: list[Pair] = field(default_factory=list)
+    ranking: Ranking | None = None
+    warnings: dict[str, str] = field(default_factory=dict)
+    """Per column: its test split cannot tell its rows apart."""
+    untested: list[Key] = field(default_factory=list)
+    """Entries with a score whose predictions are missing, were changed, or are on other rows from run to run."""
+    has_single_runs: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """Every interval, tie, pair and rank."""
+        pairs = [
+            {
+                "column": pair.column,
+                "methods": [pair.one, pair.other],
+                "difference": pair.gap.value,
+                "interval": pair.gap.interval(),
+                "p": pair.p_value,
+                "p_holm": pair.adjusted,
+            }
+            for pair in self.pairs
+        ]
+        return {
+            "level": LEVEL,
+            "num_draws": NUM_DRAWS,
+            "intervals": [{"method": m, "column": c, "interval": span} for (m, c), span in self.intervals.items()],
+            "tied_with_best": [{"method": m, "column": c} for m, c in sorted(self.ties)],
+            "untested": [{"method": m, "column": c} for m, c in self.untested],
+            "warnings": self.warnings,
+            "pairs": pairs,
+            "ranking": None if self.ranking is None else vars(self.ranking),
+        }
+
+
+def assess(board: Board, read: Reader) -> Significance:
+    """Compare all rows of a board in each task and in the average over all tasks."""
+    made = Significance()
+    gaps: dict[tuple[str, str], list[Estimate]] = {}
+    estimates: dict[str, list[Estimate]] = {}
+    found: list[tuple[str, str, str, Estimate, float]] = []
+    for task in board.tasks:
+        samples = _samples(board, task, read, made)
+        for name, sample in samples.items():
+            made.intervals[name, task] = sample.interval()
+            estimates.setdefault(name, []).append(sample.cautious())
+        for (one, first), (other, second) in itertools.combinations(samples.items(), 2):
+            if first.comparable(second):
+                gap, p_value = compare(first, second)
+                gaps.setdefault((one, other), []).append(gap)
+                found.append((task, one, other, gap, p_value))
+    for name, items in estimates.items():
+        if len(items) == len(board.tasks):
+            made.intervals[name, AVERAGE] = mean_of(items).interval(-100, 100)
+    for (one, other), items in gaps.items():
+        if len(items) == len(board.tasks):
+            gap = mean_of(items)
+            found.append((AVERAGE, one, other, gap, gap.p_value))
+    corrected = holm([p_value for *_, p_value in found])
+    made.pairs = [Pair(*item, adjusted) for item, adjusted in zip(found, corrected, strict=True)]
+    _mark(board, made)
+    made.ranking = _ranking(board)
+    return made
+
+
+def _samples(board: Board, task: str, read: Reader, made: Significance) -> dict[str, Sample]:
+    """The drawn runs of each row that has answers to a task."""
+    samples = {}
+    for row in board.rows:
+        entry = row.entries.get(task)
+        if entry is None or not entry.scores:
+            continue
+        answers = {run.cell.seed: read(run) for run in entry.runs}
+        readable = {seed: item for seed, item in answers.items() if item is not None}
+        if len(readable) < len(answers) or len({item.rows for item in readable.values()}) > 1:
+            made.untested.append((row.name, task))
+            continue
+        made.has_single_runs |= len(readable) == 1
+        samples[row.name] = _sample(entry, readable)
+    return samples
+
+
+def _sample(entry: Entry, answers: dict[int, Answers]) -> Sample:
+    record = entry.runs[0].metrics
+    assert record is not None, "a run with a score says how it was scored"
+    return Sample.of(answers, record.reported, record.labels)
+
+
+def _mark(board: Board, made: Significance) -> None:
+    """Ties with the best of each column, and a warning where the test split is too small for its gaps."""
+    for column in (*board.tasks, AVERAGE):
+        means = {row.name: _value(row, column, board.tasks) for row in board.rows}
+        known = {name: value for name, value in means.items() if value is not None}
+        if not known:
+            continue
+        best = max(known, key=lambda name: known[name])
+        tied = {
+            pair.other if pair.one == best else pair.one
+            for pair in made.pairs
+            if pair.column == column and best in (pair.one, pair.other) and pair.adjusted >= LEVEL
+        }
+        made.ties |= {(name, column) for name in tied | ({best} if tied else set())}
+        if column != AVERAGE:
+            _warn(board, made, column, best, known)
+
+
+def _warn(board: Board, made: Significance, task: str, best: str, means: dict[str, float]) -> None:
+    if (best, task) not in made.intervals or len(means) < 2:
+        return
+    low, high = made.intervals[best, task]
+    margin, gap = (high - low) / 2, means[best] - sorted(means.values())[-2]
+    if margin > gap:
+        runs = next(row for row in board.rows if row.name == best).entries[task].runs
+        num_rows = next(run.test.num_rows for run in runs if run.test)
+        made.warnings[task] = (
+            f"{num_rows:,} test rows: the best score is known to ±{margin:.1f}, the second is {gap:.1f} below it"
+        )
+
+
+def _value(row: BoardRow, column: str, tasks: Sequence[str]) -> float | None:
+    if column == AVERAGE:
+        return row.average(tasks)
+    return row.entries[column].mean if column in row.entries else None
+
+
+def _ranking(board: Board) -> Ranking | None:
+    """Ranks of the rows that have a score on every task."""
+    scores = {}
+    for row in board.rows:
+        means = [row.entries[task].mean for task in board.tasks if task in row.entries]
+        known = [mean for mean in means if mean is not None]
+        if len(known) == len(board.tasks):
+            scores[row.name] = known
+    return rank_methods(scores)

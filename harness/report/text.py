@@ -1,0 +1,60 @@
+"""Tables as markdown and as terminal text."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from tabulate import tabulate
+
+from harness.report.layout import TIED, Cell, Column, Table
+
+Mark = Callable[[str, str], str]
+"""(text, "best" | "second" | "") -> marked text"""
+
+
+def markdown(table: Table) -> str:
+    """A heading, the caption, a pipe table, footnotes and remarks."""
+    return _text(table, f"### {table.title}\n\n{table.caption}", "pipe", _in_markdown, line_end="  ")
+
+
+def terminal(table: Table) -> str:
+    """The same with drawn lines; marks are escape codes where someone sees them."""
+    return _text(table, f"{table.title}\n{table.caption}", "simple_outline", _in_terminal, line_end="")
+
+
+def _text(table: Table, head: str, layout: str, mark: Mark, line_end: str) -> str:
+    body = [[_cell(cell, mark) for cell in row] for row in table.rows]
+    titles = [_column(column) for column in table.columns]
+    align = ["left", *["right"] * (len(titles) - 1)]
+    lines = [head, "", tabulate(body, titles, tablefmt=layout, colalign=align, disable_numparse=True)]
+    if table.notes:
+        lines += ["", *(f"[{i}] {text}{line_end}" for i, text in enumerate(table.notes, 1))]
+    lines += [line for text in table.remarks for line in ("", text)]
+    return "\n".join(lines)
+
+
+def _column(column: Column) -> str:
+    return " ".join([column.title, *(f"[{number}]" for number in column.notes)])
+
+
+def _cell(cell: Cell, mark: Mark) -> str:
+    parts = [
+        mark(cell.text, cell.rank),
+        f"±{cell.spread}" if cell.spread else "",
+        f"({cell.runs})" if cell.runs else "",
+        cell.interval,
+        TIED if cell.tied else "",
+        *(f"[{number}]" for number in cell.notes),
+    ]
+    return " ".join(part for part in parts if part)
+
+
+def _in_markdown(text: str, rank: str) -> str:
+    return {"best": f"**{text}**", "second": f"<u>{text}</u>"}.get(rank, text)
+
+
+def _in_terminal(text: str, rank: str) -> str:
+    if not sys.stdout.isatty():
+        return {"best": f"*{text}*", "second": f"_{text}_"}.get(rank, text)
+    return {"best": f"\x1b[1m{text}\x1b[0m", "second": f"\x1b[4m{text}\x1b[0m"}.get(rank, text)

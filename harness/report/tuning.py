@@ -1,0 +1,123 @@
+"""What tuning gave and cost: expected best dev scores by number of grid runs, and the optimism of choosing by test."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from harness.report.aggregate import Board, Entry
+from harness.report.layout import Cell, Column, Table
+from harness.schema import Result
+from harness.selection import best_point, dev_selection
+
+
+@dataclass(frozen=True)
+class TuningRecord:
+    """The grid search of a method on a task; where several seeds were searched, the mean over them."""
+
+    suite: str
+    backbone: str
+    method: str
+    task: str
+    num_points: int
+    """Grid points per search."""
+    num_searches: int
+    num_failed: int
+    by_dev: float
+    """Test score of the point that dev chooses."""
+    by_test: float
+    """Test score of the point that test would choose: a forbidden choice."""
+    optimism: float
+    """by_test - by_dev: what a table gains that is chosen by test."""
+    expected_best_dev: tuple[float, ...]
+    """Expected best dev score after 1, 2, ... of the grid runs."""
+
+
+def expected_best(scores: Sequence[float]) -> list[float]:
+    """Expected maximum of n = 1 ... B of the B scores, drawn with replacement (Dodge et al. 2019, section 3).
+
+    E[V*_n] = sum over observed v of v (P(V <= v)^n - P(V < v)^n), with P the empirical distribution of the scores.
+    """
+    ordered = sorted(scores)
+    total = len(ordered)
+    return [
+        sum(value * (((i + 1) / total) ** n - (i / total) ** n) for i, value in enumerate(ordered))
+        for n in range(1, total + 1)
+    ]
+
+
+def tuning_records(board: Board) -> list[TuningRecord]:
+    """One record per row and task whose grid has several points, at least one of which did not fail."""
+    found = []
+    for row in board.rows:
+        for task in board.tasks:
+            entry = row.entries.get(task)
+            if entry is not None and any(_done(search) for search in entry.searches):
+                found.append(_record(board, row.name, task, entry))
+    return found
+
+
+def lay_out_tuning(board: Board) -> Table:
+    """The records as a table."""
+    found = tuning_records(board)
+    longest = max((len(item.expected_best_dev) for item in found), default=0)
+    counts = _shown_counts(longest)
+    names = ["method", "task", "grid runs", "chosen by dev", "chosen by test", "optimism"]
+    caption = (
+        "Grid searches. Test score of the point that the dev score chooses, of the point that the test score would "
+        "choose (never shown as a result), and their gap; then the best dev score to expect after so many grid runs "
+        "(Dodge et al. 2019)."
+    )
+    columns = [*map(Column, names), *(Column(f"dev after {count}") for count in counts)]
+    table = Table(f"{board.suite} on {board.backbone}: tuning", caption, columns)
+    for item in found:
+        notes = (table.note(f"{item.num_failed} grid runs failed and count for nothing"),) if item.num_failed else ()
+        curve = item.expected_best_dev
+        head = [Cell(item.method), Cell(item.task), Cell(_runs(item), notes=notes)]
+        scores = [Cell(f"{item.by_dev:.1f}"), Cell(f"{item.by_test:.1f}"), Cell(f"{item.optimism:.1f}")]
+        table.rows.append([*head, *scores, *(Cell(f"{curve[n - 1]:.1f}" if n <= len(curve) else "") for n in counts)])
+    if found:
+        mean = statistics.fmean(item.optimism for item in found)
+        table.remarks.append(f"A table chosen by test would stand {mean:.1f} points higher on average.")
+    else:
+        table.remarks.append("No grid was searched.")
+    return table
+
+
+def records(boards: Sequence[Board]) -> list[dict[str, object]]:
+    """The records of all boards, for programs."""
+    return [asdict(item) for board in boards for item in tuning_records(board)]
+
+
+def _record(board: Board, name: str, task: str, entry: Entry) -> TuningRecord:
+    searches = [search for search in entry.searches if _done(search)]
+    by_dev = statistics.fmean(_score(search[best_point(search) or 0]) for search in searches)
+    by_test = statistics.fmean(max(map(_score, _done(search))) for search in searches)
+    curves = [expected_best([dev_selection(result) for result in _done(search)]) for search in searches]
+    curve = tuple(statistics.fmean(values) for values in zip(*curves, strict=False))
+    num_points = max(map(len, searches))
+    num_failed = sum(len(search) - len(_done(search)) for search in searches)
+    return TuningRecord(
+        board.suite, board.backbone, name, task, num_points, len(searches), num_failed,
+        by_dev, by_test, by_test - by_dev, curve,
+    )  # fmt: skip
+
+
+def _done(search: Sequence[Result]) -> list[Result]:
+    return [result for result in search if result.test is not None]
+
+
+def _score(result: Result) -> float:
+    assert result.test is not None, "only finished runs are compared"
+    return result.test.score
+
+
+def _runs(item: TuningRecord) -> str:
+    return f"{item.num_points}" if item.num_searches == 1 else f"{item.num_points} × {item.num_searches} seeds"
+
+
+def _shown_counts(longest: int) -> list[int]:
+    """1, 2, 4, ... and the last."""
+    powers = [2**i for i in range(longest.bit_length()) if 2**i < longest]
+    return [*powers, longest] if longest else []

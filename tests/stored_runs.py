@@ -1,0 +1,48 @@
+"""Results with predictions in a folder, as a run leaves them, from nothing but texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.declarations import ProtocolReference
+from harness.metrics import compute, count_unreadable
+from harness.results import PredictionRow, ResultStore
+from harness.schema import Cell, DataRecord, DevScore, MetricRecord, ParamCounts, Recipe, Result, SplitScore
+
+
+def store(
+    root: Path, label: str, task: str, seed: int, predictions: Sequence[str], references: Sequence[Sequence[str]],
+    metric: str = "accuracy", labels: Sequence[str] = ("0", "1"), num_trained: int = 1_000, lr: float | None = None,
+    index: int = 0, dev: float = 50.0, backbone: str = "tiny",
+) -> Result:  # fmt: skip
+    """Write one run; its test score is computed from its predictions, which stand for the dev split too."""
+    cell = Cell(
+        suite="demo", label=label, method=label, hp={}, task=task, task_version=1, backbone=backbone, seed=seed,
+        recipe=Recipe(steps=100, lr=lr or 0.3), grid={} if lr is None else {"recipe.lr": lr}, grid_index=index,
+        search_seed=1, protocol=ProtocolReference(version=1),
+    )  # fmt: skip
+    scores = compute([metric], predictions, references, labels)
+    split = SplitScore(
+        score=scores[metric], metrics=scores, num_rows=len(references),
+        num_unreadable=count_unreadable(predictions, labels, numeric=metric == "pearson"),
+    )  # fmt: skip
+    result = Result(
+        cell_id=cell.cell_id, group_id=cell.group_id, status="done", cell=cell, dev=split, test=split,
+        metrics=MetricRecord(reported=[metric], extra=[], selection=metric, labels=list(labels)), selected_step=10,
+        dev_history=[DevScore(step=10, selection=dev, metrics=scores)], method_sha256="a", provenance={},
+        params=ParamCounts(num_trained=num_trained, num_kept=num_trained), started_at="", finished_at="",
+        data=DataRecord(source="x", revision="", split_rule="", num_train=9, num_dev=len(references),
+                        num_test=len(references), fingerprint="f"),
+    )  # fmt: skip
+    rows: list[PredictionRow] = [
+        (split_name, i, list(refs), text)
+        for split_name in ("dev", "test")
+        for i, (refs, text) in enumerate(zip(references, predictions, strict=True))
+    ]
+    return ResultStore(root).write(result, rows, None)
+
+
+def answers(num_right: int, num_rows: int = 100) -> tuple[list[str], list[list[str]]]:
+    """Predictions of which the first `num_right` are right, and the references."""
+    return ["1"] * num_right + ["0"] * (num_rows - num_right), [["1"]] * num_rows

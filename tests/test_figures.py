@@ -1,0 +1,151 @@
+"""Figures of boards: what they show, that labels keep apart, that a method looks the same everywhere."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import matplotlib
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from test_report import result
+from typer.testing import CliRunner
+
+from harness.cli import app
+from harness.report.aggregate import Board, collect
+from harness.report.figures import STYLE, draw_curves, draw_parameters, draw_ranks, draw_sizes, pareto_front
+from harness.report.labels import place_labels
+from harness.report.stats import rank_methods
+from harness.report.styles import looks
+from harness.schema import BackboneRecord, DevScore, ParamCounts, Result
+
+METHODS = sorted(path.stem for path in (Path(__file__).resolve().parent.parent / "methods").glob("*.py"))
+SIZES = {"small": 60_000_000, "base": 220_000_000, "large": 740_000_000}
+
+
+def run(label: str, test: float, trained: int, backbone: str = "base", seed: int = 1) -> Result:
+    """A finished run with a dev curve and a model size."""
+    made = result(label, "cb", seed, 50, test, backbone=backbone)
+    curve = [DevScore(step=s, selection=test * s / 30, metrics={}, train_loss=30 / s) for s in (10, 20, 30)]
+    return made.model_copy(
+        update={
+            "params": ParamCounts(num_trained=trained, num_kept=trained),
+            "backbone": BackboneRecord(source="x", revision="", fingerprint="w", num_params=SIZES[backbone]),
+            "dev_history": curve,
+        }
+    )
+
+
+def crowded() -> Board:
+    """Every shipped method, most of them close together, two without parameters."""
+    runs = [run(name, 90 + i % 5 / 2, 1_000 + 400 * (i % 7)) for i, name in enumerate(METHODS[:-2])]
+    runs += [run(METHODS[-2], 55, 220_000_000), run(METHODS[-1], 40, 0), run("zeros", 41, 0)]
+    return collect(runs)[0]
+
+
+def styles(board: Board) -> dict[str, object]:
+    return dict(looks(row.label for row in board.rows))
+
+
+def assert_labels_keep_apart(figure: Figure) -> None:
+    FigureCanvasAgg(figure).draw()
+    (axes,) = figure.axes
+    boxes = {text.get_text(): text.get_window_extent() for text in axes.texts}
+    for (one, first), (other, second) in itertools.combinations(boxes.items(), 2):
+        assert not first.overlaps(second), f"{one} covers {other}"
+    outer = axes.get_window_extent()
+    for name, box in boxes.items():
+        assert outer.x0 - 1 <= box.x0 <= box.x1 <= outer.x1 + 1, f"{name} sticks out"
+        assert outer.y0 - 1 <= box.y0 <= box.y1 <= outer.y1 + 1, f"{name} sticks out"
+
+
+def test_every_method_is_labelled_and_no_label_covers_another() -> None:
+    board = crowded()
+    with matplotlib.rc_context(STYLE):
+        figure = draw_parameters(board, None, styles(board))
+        assert {text.get_text() for text in figure.axes[0].texts} == {row.name for row in board.rows}
+        assert_labels_keep_apart(figure)
+
+
+def test_labels_keep_apart_at_the_resolution_of_a_vector_file() -> None:
+    board = crowded()
+    with matplotlib.rc_context(STYLE):
+        figure = draw_parameters(board, None, styles(board))
+        figure.set_dpi(72)
+        assert_labels_keep_apart(figure)
+
+
+@given(st.lists(st.tuples(st.integers(1, 1_000), st.integers(0, 100)), max_size=20))
+def test_the_pareto_front_is_what_nothing_beats(points: list[tuple[float, float]]) -> None:
+    front = pareto_front(points)
+    for point in points:
+        beaten = any(cost <= point[0] and score >= point[1] and (cost, score) != point for cost, score in points)
+        assert (point in front) == (not beaten)
+
+
+def lines(axes: Axes) -> dict[str, list[float]]:
+    """Label -> x, y, x, y, ... of each line."""
+    return {str(line.get_label()): line.get_xydata().ravel().tolist() for line in axes.lines}
+
+
+def test_curves_are_means_over_seeds() -> None:
+    (board,) = collect([run("lora", 60, 10), run("lora", 90, 10, seed=2)])
+    loss, dev = draw_curves(board, "cb", styles(board)).axes
+    assert lines(dev)["lora"] == pytest.approx([10, 25, 20, 50, 30, 75])
+    assert lines(loss)["lora"] == pytest.approx([10, 3, 20, 1.5, 30, 1])
+    assert dev.get_ylabel() == "dev Acc."
+
+
+def test_ranks_stand_in_order_beside_the_band_of_the_best() -> None:
+    ranking = rank_methods({"lora": [90, 80, 85], "ept": [60, 70, 65], "dept": [50, 40, 30]})
+    assert ranking is not None
+    (board,) = collect([run(name, 60, 10) for name in ranking.ranks])
+    (axes,) = draw_ranks(board, ranking, styles(board)).axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["lora", "ept", "dept"]
+    assert [line.get_xdata()[0] for line in axes.lines] == [1, 2, 3]
+    band = axes.patches[0].get_extents().transformed(axes.transData.inverted())
+    assert (band.x0, band.x1) == pytest.approx((1, 1 + ranking.critical_difference))
+
+
+def test_scores_by_model_size_are_joined_from_small_to_large() -> None:
+    boards = collect(
+        [run("lora", score, 10, backbone=name) for name, score in (("large", 80), ("small", 60), ("base", 70))]
+    )
+    (axes,) = draw_sizes(boards, looks(["lora"])).axes
+    assert lines(axes)["lora"] == [60e6, 60, 220e6, 70, 740e6, 80]
+
+
+def test_a_method_looks_the_same_whoever_stands_beside_it_and_no_two_look_alike() -> None:
+    everyone = looks([*METHODS, "mine", "yours"])
+    assert looks(["mine"])["lora"] == everyone["lora"] == looks([])["lora"]
+    assert len(set(everyone.values())) == len(everyone)
+
+
+def test_a_label_without_a_free_place_stands_beside_its_point() -> None:
+    figure = Figure(figsize=(1.2, 1.2))
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    made = place_labels(axes, [(0.5, 0.5)] * 40, ["a long label"] * 40, ["#000000"] * 40)
+    assert len(made) == 40
+
+
+def test_the_command_draws_each_figure_in_each_format(small_results: Path, tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        done = CliRunner().invoke(app, ["report", str(small_results), "--figures", str(tmp_path / folder)])
+        assert done.exit_code == 0, done.output
+    names = {"parameters-small-micro-t5", "curves-small-micro-t5-micro_sentiment"}
+    assert {path.stem for path in (tmp_path / "one").iterdir()} == names
+    assert {path.suffix for path in (tmp_path / "one").iterdir()} == {".svg", ".pdf", ".png"}
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), "the same results make the same file"
+    assert "prompt_tuning" in (tmp_path / "one" / "parameters-small-micro-t5.svg").read_text()
+
+
+def test_a_folder_that_cannot_be_written_is_a_mistake(small_results: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = CliRunner().invoke(app, ["report", str(small_results), "--figures", str(tmp_path / "file")])
+    assert "--figures" in str(done.exception)

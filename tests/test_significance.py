@@ -1,0 +1,133 @@
+"""Statistics of whole tables, from prediction files to marks: ties, warnings, what cannot be tested."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from stored_runs import answers, store
+from typer.testing import CliRunner
+
+from harness.cli import app
+from harness.errors import UserError
+from harness.report.aggregate import Board, collect
+from harness.report.significance import AVERAGE, Significance, assess
+from harness.report.stored import PredictionFiles
+from harness.report.tables import render
+from harness.results import ResultStore, predictions_path
+
+
+def assessed(root: Path) -> tuple[Board, Significance]:
+    scanned = list(ResultStore(root).scan())
+    (board,) = collect(result for _, result in scanned)
+    return board, assess(board, PredictionFiles(scanned).test_answers)
+
+
+def two_tasks(root: Path) -> None:
+    """Of 100 rows `far` answers 50 right, `near` 93 and `best` 95, of 400 rows the same shares."""
+    for label, share in (("far", 50), ("near", 93), ("best", 95)):
+        for seed in (1, 2):
+            store(root, label, "cb", seed, *answers(share))
+            store(root, label, "rte", seed, *answers(4 * share, 400))
+
+
+def test_what_is_not_separable_from_the_best_is_tied_with_it(tmp_path: Path) -> None:
+    two_tasks(tmp_path)
+    board, made = assessed(tmp_path)
+    assert {name for name, column in made.ties if column == "cb"} == {"best", "near"}
+    assert ("far", AVERAGE) not in made.ties
+    text = render([board], "markdown", significance=[made])
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
+    assert "≈" in rows["near"]
+    assert "≈" not in rows["far"]
+    assert "**95.0** ±0.0 (2) [8" in rows["best"]
+    assert "is not separable from the best of the column" in text
+
+
+def test_every_pair_of_every_column_is_corrected_together(tmp_path: Path) -> None:
+    two_tasks(tmp_path)
+    _, made = assessed(tmp_path)
+    assert len(made.pairs) == 3 * 3  # pairs, times two tasks and the average
+    smallest = min(made.pairs, key=lambda pair: pair.p_value)
+    assert smallest.adjusted == pytest.approx(min(1, 9 * smallest.p_value))
+    assert all(pair.adjusted >= pair.p_value for pair in made.pairs)
+
+
+def test_a_split_too_small_for_its_gaps_is_told(tmp_path: Path) -> None:
+    two_tasks(tmp_path)
+    store(tmp_path, "far", "wsc", 1, *answers(10))
+    store(tmp_path, "best", "wsc", 1, *answers(90))
+    board, made = assessed(tmp_path)
+    assert "100 test rows: the best score is known to ±" in made.warnings["cb"]
+    assert "the second is 2.0 below it" in made.warnings["cb"]
+    assert "wsc" not in made.warnings
+    assert made.warnings["cb"] in render([board], "terminal", significance=[made])
+
+
+def test_an_average_is_tested_only_where_every_task_is_there(tmp_path: Path) -> None:
+    two_tasks(tmp_path)
+    store(tmp_path, "half", "cb", 1, *answers(90))
+    _, made = assessed(tmp_path)
+    assert ("half", "cb") in made.intervals
+    assert ("half", AVERAGE) not in made.intervals
+    assert not any("half" in (pair.one, pair.other) for pair in made.pairs if pair.column == AVERAGE)
+
+
+@pytest.mark.parametrize("damage", ["missing", "edited", "other rows"])
+def test_what_cannot_be_tested_says_so_and_is_no_tie(tmp_path: Path, damage: str) -> None:
+    two_tasks(tmp_path)
+    paths = [path for path, r in ResultStore(tmp_path).scan() if (r.cell.label, r.cell.task) == ("near", "cb")]
+    first = predictions_path(paths[0])
+    if damage == "missing":
+        first.unlink()
+    elif damage == "edited":
+        first.write_bytes(first.read_bytes() + b" ")
+    else:
+        store(tmp_path, "near", "cb", 3, ["0"] * 100, [["0"]] * 100)
+    board, made = assessed(tmp_path)
+    assert made.untested == [("near", "cb")]
+    assert ("near", "cb") not in made.ties
+    assert ("near", AVERAGE) not in made.intervals
+    assert "not tested: predictions are missing" in render([board], "markdown", significance=[made])
+
+
+def test_methods_that_answered_other_rows_are_not_compared(tmp_path: Path) -> None:
+    store(tmp_path, "one", "cb", 1, ["1"] * 50, [["1"]] * 50)
+    store(tmp_path, "other", "cb", 1, ["1"] * 50, [["0"]] * 50)
+    assert assessed(tmp_path)[1].pairs == []
+
+
+def test_single_runs_are_told(tmp_path: Path) -> None:
+    store(tmp_path, "one", "cb", 1, *answers(50))
+    board, made = assessed(tmp_path)
+    assert "hold for that run" in render([board], "markdown", significance=[made])
+
+
+def test_the_command_adds_statistics_on_request_and_to_json_always(tmp_path: Path) -> None:
+    two_tasks(tmp_path)
+    plain = CliRunner().invoke(app, ["report", str(tmp_path)])
+    with_statistics = CliRunner().invoke(app, ["report", str(tmp_path), "--statistics"])
+    assert "≈" not in plain.output
+    assert "≈" in with_statistics.output
+    (data,) = json.loads(CliRunner().invoke(app, ["report", str(tmp_path), "--format", "json"]).output)
+    statistics = data["statistics"]
+    assert {(item["method"], item["column"]) for item in statistics["tied_with_best"]} >= {("near", "cb")}
+    (interval,) = [i["interval"] for i in statistics["intervals"] if (i["method"], i["column"]) == ("far", "rte")]
+    assert interval[0] < 50 < interval[1]
+    assert statistics["ranking"]["ranks"] == {"best": 1, "near": 2, "far": 3}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--statistics", "--format", "csv"],
+        ["--statistics", "--tuning"],
+        ["--tuning", "--figures", "x"],
+        ["--published", "accept-2024", "--tuning"],
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(tmp_path: Path, options: list[str]) -> None:
+    two_tasks(tmp_path)
+    done = CliRunner().invoke(app, ["report", str(tmp_path), *options])
+    assert isinstance(done.exception, UserError)
