@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-# Read when torch starts its threads. By default they spin while they wait for each other, and where another process
-# wants the same cores a step then takes many times as long.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Read when torch starts its threads. By default they spin for milliseconds while they wait for each other, and where
+# another process wants the same cores a step then takes many times as long; a short spin costs next to nothing.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 from harness.errors import UserError
 from harness.results import load_results
