@@ -1,4 +1,4 @@
-"""Benchmark harness for parameter-efficient fine-tuning: `run` a suite, `load_results` as a table."""
+"""Benchmark harness for parameter-efficient fine-tuning: `run` a suite, `load_results`, `read_predictions`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 from harness.errors import UserError
-from harness.results import load_results
+from harness.results import load_results, read_predictions
 
 if TYPE_CHECKING:
     from harness.runner import run
 
-__all__ = ["UserError", "load_results", "run"]
+__all__ = ["UserError", "load_results", "read_predictions", "run"]
 
 
 def __getattr__(name: str) -> Any:

@@ -111,11 +111,11 @@ def read_result(path: Path) -> Result:
         raise UserError(found["msg"], where=str(path), field=place) from None
 
 
-def read_predictions(path: Path) -> pd.DataFrame:
+def read_predictions(path: str | Path) -> pd.DataFrame:
     """Predictions of one result JSON: columns split, row, references, prediction."""
     import pandas as pd
 
-    return pd.read_parquet(predictions_path(path))
+    return pd.read_parquet(predictions_path(Path(path)))
 
 
 def load_results(path: str | Path) -> pd.DataFrame:
