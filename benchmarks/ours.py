@@ -17,7 +17,8 @@ from harness.fused import FusedInput
 from harness.method import Method, discover
 from harness.predict import answer_split
 from harness.probe import device_name
-from harness.schema import Cell, Recipe, Usage
+from harness.schema import Cell, Usage
+from harness.suite_file import Recipe
 from harness.tasks import all_tasks
 from harness.train import EVALUATION_FACTOR, BundleTrainer
 from harness.usage import usage_of

@@ -27,11 +27,11 @@ from harness.schema import (
     DevScore,
     MetricRecord,
     ParamCounts,
-    Recipe,
     Result,
     SplitScore,
     Usage,
 )
+from harness.suite_file import Recipe
 
 TASKS = ("mnli", "qqp", "qnli", "sst2", "mrpc", "rte", "cola", "boolq", "cb", "multirc", "wic", "wsc")
 BACKBONES = {"t5-small": 60_506_624, "t5-base": 222_903_552, "t5-large": 737_668_096}

@@ -25,15 +25,7 @@ from harness.predict import score_split
 from harness.protocol import Place, resolve
 from harness.racing import Race
 from harness.results import PredictionRow
-from harness.schema import (
-    BackboneRecord,
-    Cell,
-    DevScore,
-    Failure,
-    MetricRecord,
-    ParamCounts,
-    Result,
-)
+from harness.schema import BackboneRecord, Cell, DevScore, Failure, MetricRecord, ParamCounts, Result
 from harness.token_cache import cached_encode
 from harness.train import BundleTrainer, OnStep
 from harness.usage import rule_usage, usage_of

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from harness.method import Method, checked_groups
-from harness.schema import Cell, DevScore, Recipe, SplitScore
+from harness.schema import Cell, DevScore, SplitScore
+from harness.suite_file import Recipe
 
 
 class CellFailure(Exception):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from harness.backbone import Backbone
 from harness.errors import UserError, require_choice
 from harness.initialization import vocabulary_rows
-from harness.schema import Defaults, MethodSpec
+from harness.suite_file import Defaults, MethodSpec
 
 __all__ = [
     "Backbone",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.schema import Recipe
+from harness.suite_file import Recipe
 
 
 @dataclass

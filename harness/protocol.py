@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from harness.declarations import ProtocolReference
 from harness.errors import UserError, require_choice
-from harness.schema import MAX_SEED
+from harness.suite_file import MAX_SEED
 from harness.yaml12 import read_document
 
 FOLDER = Path(__file__).parent / "protocols"

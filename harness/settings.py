@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.errors import UserError
 from harness.protocol import Place, Protocol
-from harness.schema import ExceptionRule, MethodSpec, Recipe
+from harness.suite_file import ExceptionRule, MethodSpec, Recipe
 from harness.validation import field_names, validate_settings
 from harness.yaml12 import Document
 

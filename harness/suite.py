@@ -12,8 +12,9 @@ from typing import Any
 from harness.declarations import ProtocolReference
 from harness.errors import UserError, require_choice
 from harness.protocol import Protocol, resolve
-from harness.schema import MAX_SEED, SLUG, SUITE_FORMAT, Cell, ExceptionRule, MethodSpec, Recipe, SuiteFile
+from harness.schema import Cell
 from harness.settings import MAX_CELLS, Entry, TaskSpec, resolve_entry
+from harness.suite_file import MAX_SEED, SLUG, SUITE_FORMAT, ExceptionRule, MethodSpec, Recipe, SuiteFile
 from harness.validation import field_names, validate_model
 from harness.yaml12 import Document, read_document
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from harness.declarations import ProtocolReference
 from harness.metrics import compute, count_unreadable
 from harness.results import PredictionRow, ResultStore
-from harness.schema import Cell, DataRecord, DevScore, MetricRecord, ParamCounts, Recipe, Result, SplitScore
+from harness.schema import Cell, DataRecord, DevScore, MetricRecord, ParamCounts, Result, SplitScore
+from harness.suite_file import Recipe
 
 
 def store(

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # each module imports only from lines above its own
 LAYERS = [
     ["errors", "declarations", "memory"],
+    ["suite_file"],
     ["schema", "yaml12", "validation", "metrics", "provenance", "micro"],
     ["protocol", "optimizer", "racing"],
     ["settings", "results", "listings_protocols"],

@@ -13,7 +13,8 @@ from harness.declarations import ProtocolReference
 from harness.examples import Example
 from harness.fused import FusedInput, Rows, micro_batches
 from harness.method import Method, discover
-from harness.schema import Cell, DataRecord, Recipe
+from harness.schema import Cell, DataRecord
+from harness.suite_file import Recipe
 from harness.tasks import all_tasks
 from harness.tiny import tiny_backbone, tiny_rows
 from harness.train import BundleTrainer

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from harness.optimizer import JointAdamW
-from harness.schema import Recipe
+from harness.suite_file import Recipe
 
 SHAPES = [[(5, 4)], [(3, 4), (2,)], [(7,)], [(4, 2), (2, 4), (3,)]]
 RECIPES = [

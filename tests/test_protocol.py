@@ -13,8 +13,8 @@ from harness.errors import UserError
 from harness.method import discover
 from harness.planning import Plan, make_plan
 from harness.protocol import FOLDER, Key, Place, describe, keys, protocol_names, resolve
-from harness.schema import Recipe
 from harness.suite import Overrides
+from harness.suite_file import Recipe
 from harness.tasks import Task, all_tasks
 from harness.tasks.own import under_protocol
 from harness.validation import field_names

@@ -26,10 +26,10 @@ from harness.schema import (
     Failure,
     MetricRecord,
     ParamCounts,
-    Recipe,
     Result,
     SplitScore,
 )
+from harness.suite_file import Recipe
 
 ACCEPT, EPT = ProtocolReference(version=1), ProtocolReference(name="ept-2025", version=1)
 GOLDEN = Path(__file__).parent / "golden"
