@@ -12,6 +12,8 @@ from harness.suite_file import Recipe
 RESULT_FORMAT = 1
 
 PLACEMENT = {"suite", "label", "protocol", "grid", "grid_index", "search_seed"}
+# fields that came after the first stored results: at its default, such a field leaves no trace in the identity
+LATER: dict[str, set[str]] = {"cell": set(), "recipe": set()}
 
 
 class Cell(Strict):
@@ -60,7 +62,12 @@ class Cell(Strict):
         return _digest({**identity, "label": self.label, "swept": sorted(self.grid)})
 
     def _identity(self) -> dict[str, Any]:
-        return self.model_dump(mode="json", exclude=PLACEMENT)
+        identity = self.model_dump(mode="json", exclude=PLACEMENT)
+        for part, values, model in (("cell", identity, Cell), ("recipe", identity["recipe"], Recipe)):
+            for name in LATER[part]:
+                if values[name] == model.model_fields[name].get_default(call_default_factory=True):
+                    del values[name]
+        return identity
 
 
 def _digest(value: Any) -> str:
