@@ -52,6 +52,14 @@ def test_counts_on_t5_base(method: str, hp: dict[str, object], trained: int, kep
     assert counts(method, "t5-base", **hp) == (trained, kept)
 
 
+def test_count_of_ept_without_the_biases_of_its_networks() -> None:
+    cls = REGISTRY["ept"].cls
+    assert cls is not None
+    assert issubclass(cls, Method)
+    named = cls(cls.HP(), backbone("t5-base")).named_parameters()
+    assert sum(tensor.numel() for name, tensor in named if not name.endswith("bias")) == 1_652_736
+
+
 # ACCEPT Table 12: width of a subvector, parameters with that SCPP, parameters with that SCAP
 TABLE_12 = [
     (16, 74_496, 72_192), (32, 74_880, 73_728), (64, 75_360, 76_800), (96, 75_648, 74_240), (128, 75_840, 76_032),
