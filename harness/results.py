@@ -24,6 +24,10 @@ PredictionRow = tuple[str, int, list[str], str]
 """(split, row index in the split, accepted references, prediction)"""
 
 
+class NotStored(UserError):
+    """The results folder takes no more results, so that going on would be in vain."""
+
+
 class ResultStore:
     """Reads and writes the results of cells below one folder."""
 
