@@ -18,9 +18,10 @@ from harness.method import Method, discover
 from harness.predict import answer_split
 from harness.probe import device_name
 from harness.schema import Cell, Usage
+from harness.step import EVALUATION_FACTOR
 from harness.suite_file import Recipe
 from harness.tasks import all_tasks
-from harness.train import EVALUATION_FACTOR, BundleTrainer
+from harness.train import BundleTrainer
 from harness.usage import usage_of
 
 HP: dict[str, dict[str, Any]] = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,12 +12,18 @@ import torch
 from torch import Tensor
 
 from harness.method import Method, checked_groups
-from harness.schema import Cell, DevScore, SplitScore
+from harness.schema import Cell, DevScore, Failure, SplitScore
 from harness.suite_file import Recipe
 
 
 class CellFailure(Exception):
     """One cell cannot go on; the others of its bundle can."""
+
+
+def describe_failure(error: BaseException) -> Failure:
+    """An exception as a record, with its own traceback only."""
+    trace = "".join(traceback.format_exception(error, chain=error.__cause__ is not None))
+    return Failure(type=type(error).__name__, message=str(error), traceback=trace)
 
 
 @dataclass
@@ -54,7 +62,7 @@ class Outcome:
     selected_step: int | None = None
     answers: dict[str, list[str]] = field(default_factory=dict)
     scores: dict[str, SplitScore] = field(default_factory=dict)
-    failure: BaseException | None = None
+    failure: Failure | None = None
     failed_at: int | None = None
     raced_out_at: int | None = None
     num_steps: int = 0
@@ -91,14 +99,17 @@ class CellState:
         self.num_losses += 1
 
     def mean_loss(self) -> float | None:
-        """Mean training loss since the last call. Raises CellFailure if it is not finite."""
+        """Mean training loss since `forget_losses`. Raises CellFailure if it is not finite."""
         if self.loss_sum is None:
             return None
         value = float(self.loss_sum) / self.num_losses
-        self.loss_sum, self.num_losses = None, 0
         if not np.isfinite(value):
             raise CellFailure(f"the training loss became {value}; a lower learning rate may help")
         return value
+
+    def forget_losses(self) -> None:
+        """Begin a new mean."""
+        self.loss_sum, self.num_losses = None, 0
 
 
 def lr_factor(recipe: Recipe, step: int) -> float:
@@ -125,3 +136,12 @@ class _DataOrder:
             self.waiting = np.concatenate([self.waiting, epoch])
         drawn, self.waiting = self.waiting[:count], self.waiting[count:]
         return drawn
+
+    def state(self) -> dict[str, Tensor]:
+        """What decides the rows to come."""
+        return {"generator": self.generator.get_state(), "waiting": torch.from_numpy(self.waiting.copy())}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` returned."""
+        self.generator.set_state(state["generator"])
+        self.waiting = state["waiting"].numpy().copy()

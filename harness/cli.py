@@ -53,6 +53,10 @@ def run(
     rerun: Annotated[
         Literal["none", "failed", "stale"], typer.Option(help="Which stored results to make again.")
     ] = "none",
+    checkpoint_every: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="How often training is kept on disk: 90s, 10m, 2h, 500steps, or off."),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
 ) -> None:
     """Train every missing cell of a suite and store the results.
@@ -60,25 +64,35 @@ def run(
     Example: harness run suites/superglue.yaml --methods accept,ept,dept --tasks cb,wic --set recipe.steps=300
     """
     from harness.runner import run as run_suite
+    from harness.stop import Stopped
 
-    summary = run_suite(
-        find_suite(suite),
-        methods=split(methods),
-        tasks=split(tasks),
-        backbones=split(backbones),
-        seeds=split_ints(seeds),
-        settings=parse_settings(settings),
-        protocol=protocol,
-        results=results,
-        data=data,
-        method_dirs=methods_dir or (),
-        rerun=rerun,
-        quiet=quiet,
-    )
+    changed = parse_settings(settings)
+    if checkpoint_every is not None:
+        changed["execution.checkpoint_every"] = checkpoint_every
+    try:
+        summary = run_suite(
+            find_suite(suite),
+            methods=split(methods),
+            tasks=split(tasks),
+            backbones=split(backbones),
+            seeds=split_ints(seeds),
+            settings=changed,
+            protocol=protocol,
+            results=results,
+            data=data,
+            method_dirs=methods_dir or (),
+            rerun=rerun,
+            quiet=quiet,
+        )
+    except KeyboardInterrupt as stopped:
+        kept = "finished cells are stored, and of those in training the last checkpoint"
+        typer.echo(f"stopped; {kept}: the same command continues", err=True)
+        raise typer.Exit(stopped.exit_code if isinstance(stopped, Stopped) else 130) from None
     typer.echo(
         f"{summary.num_trained} cells trained, {summary.num_failed} of them failed; "
         f"{summary.num_kept} were there already"
         + (f", {summary.num_kept_failed} as failures (--rerun failed tries again)" if summary.num_kept_failed else "")
+        + (f"; {summary.num_elsewhere} were trained by other processes" if summary.num_elsewhere else "")
         + f". Results: {summary.results}"
     )
     if summary.num_failed or summary.num_kept_failed:
@@ -299,9 +313,6 @@ def main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; finished cells are stored, the same command continues", file=sys.stderr)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ then does not grow with the number of cells, and the backward pass goes through 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +19,29 @@ from torch import Tensor
 
 from harness.backbone import Backbone
 from harness.data import Encoded
+from harness.memory import is_out_of_memory
 from harness.method import Method
 
 Index = np.ndarray[Any, np.dtype[np.int64]]
+
+
+class CellError(Exception):
+    """The code of one cell's method raised; the exception is the cause of this one."""
+
+    def __init__(self, cell: int) -> None:
+        self.cell = cell
+        super().__init__(f"the method of cell {cell} of the bundle raised")
+
+
+@contextmanager
+def blaming(cell: int) -> Iterator[None]:
+    """Say whose code it was that raised; running out of memory is nobody's fault alone."""
+    try:
+        yield
+    except Exception as error:
+        if is_out_of_memory(error) or isinstance(error, CellError):
+            raise
+        raise CellError(cell) from error
 
 
 @dataclass(frozen=True)
@@ -63,8 +84,9 @@ class FusedInput:
             for index in cells:
                 if not self.static[index]:
                     continue
-                prompt, added = self.methods[index].prompt(), self.methods[index].added()
-                self._check_shapes(index, prompt, added)
+                with blaming(index):
+                    prompt, added = self.methods[index].prompt(), self.methods[index].added()
+                    self._check_shapes(index, prompt, added)
                 if prompt is not None:
                     self._prompt_starts[index] = position
                     pieces.append(prompt)
@@ -141,7 +163,8 @@ class FusedInput:
         sources = torch.as_tensor(encoded.sources(rows.rows, self.backbone.pad_id), device=device)
         lengths = torch.as_tensor(encoded.source_lengths(rows.rows), device=device)
         mask = (torch.arange(sources.shape[1], device=device)[None] < lengths[:, None]).long()
-        embeds, mask = self.methods[cell](self.backbone.embedding(sources), mask)
+        with blaming(cell):
+            embeds, mask = self.methods[cell](self.backbone.embedding(sources), mask)
         return embeds, mask
 
 

@@ -40,7 +40,7 @@ def until_it_fits(
     left to halve, and the error is passed on. A repetition draws the same random numbers.
     """
     while True:
-        before = _random_state()
+        before = random_state()
         try:
             return work(budget.tokens)
         except RuntimeError as error:
@@ -49,7 +49,7 @@ def until_it_fits(
         # outside the handler, where no traceback holds the tensors of the failed attempt any more
         undo()
         budget.halve()
-        _restore(before)
+        restore_random_state(before)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -98,11 +98,13 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _random_state() -> tuple[torch.Tensor, torch.Tensor | None]:
+def random_state() -> tuple[torch.Tensor, torch.Tensor | None]:
+    """PyTorch's streams of random numbers, of the processor and of the current device."""
     return torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
 
 
-def _restore(state: tuple[torch.Tensor, torch.Tensor | None]) -> None:
+def restore_random_state(state: tuple[torch.Tensor, torch.Tensor | None]) -> None:
+    """Go back to what `random_state` returned."""
     torch.set_rng_state(state[0])
     if state[1] is not None:
         torch.cuda.set_rng_state(state[1])

@@ -57,6 +57,10 @@ class JointAdamW:
         for slot in slots:
             slot.parameter.grad = None
 
+    def slots_of(self, cell: int) -> list[_Slot]:
+        """The tensors of one cell with their moments, in the order of its groups; none once it is released."""
+        return [slot for slot in self.slots if slot.cell == cell]
+
     def release(self, cells: Sequence[int]) -> None:
         """Let go of the moments of cells that have ended."""
         self.slots = [slot for slot in self.slots if slot.cell not in cells]

@@ -11,6 +11,7 @@ from pathlib import Path
 from harness.backbone import Backbone, fingerprint, meta_backbone, resolve
 from harness.bundle import Bundle, build_method
 from harness.caches import cached_backbone, cached_task
+from harness.checkpoint import name_of
 from harness.errors import UserError
 from harness.method import Method, Registered, Rule, discover
 from harness.metrics import get_metric
@@ -52,6 +53,27 @@ class Plan:
             for group, results in zip(self.groups, self.results, strict=True)
             for key in next_cells(group, results, self.per_seed)
         ]
+
+    def stages(self) -> tuple[list[Cell], list[Cell]]:
+        """Pending cells apart: those of the searches and of entries without one, and winners' further seeds."""
+        further = {
+            name_of(group.cells[(point, seed)])
+            for group in self.groups
+            if len(group.points) > 1 and not self.per_seed
+            for point in range(len(group.points))
+            for seed in group.seeds[1:]
+        }
+        pending = self.pending()
+        return (
+            [cell for cell in pending if name_of(cell) not in further],
+            [cell for cell in pending if name_of(cell) in further],
+        )
+
+    def load(self, cell: Cell) -> Result | None:
+        """The stored result of a cell, if it counts: a full search has to train anew what left a race."""
+        result = self.store.load(cell)
+        left_race = result is not None and result.raced_out_at is not None
+        return None if left_race and self.suite.file.tuning.strategy != "halving" else result
 
     def num_cells(self, group: Group) -> int:
         """Cells that selection will ask for in all: the grid, then the winner's other seeds."""
@@ -108,16 +130,11 @@ def make_plan(
     for source in suite.backbone_sources.values():
         resolve(source, where)
     store = ResultStore(results)
-    is_race = suite.file.tuning.strategy == "halving"  # a full search has to train anew what left a race
-    stored = [
-        {
-            key: result
-            for key, cell in group.cells.items()
-            if (result := store.load(cell)) is not None and (is_race or result.raced_out_at is None)
-        }
-        for group in groups
-    ]
-    return Plan(suite, groups, methods, tasks, store, data_dir, stored)
+    plan = Plan(suite, groups, methods, tasks, store, data_dir, [])
+    for group in groups:
+        loaded = {key: plan.load(cell) for key, cell in group.cells.items()}
+        plan.results.append({key: result for key, result in loaded.items() if result is not None})
+    return plan
 
 
 def check_fit(plan: Plan, cells: Iterable[Cell], to_run: bool = True) -> None:
@@ -159,6 +176,10 @@ def _read_rows(plan: Plan, cells: Sequence[Cell]) -> None:
             cached_task(cell, plan.data_dir, plan.suite.folder)
         except MissingData as error:
             missing.append(error)
+        except UserError:
+            raise
+        except Exception:  # a mistake in reading one task is recorded as the failure of its cells
+            continue
         else:
             there.append(name)
     if missing:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from harness import stop
 from harness.backbone import Backbone
 from harness.data import Encoded, max_new_tokens
 from harness.examples import Example
@@ -28,6 +29,7 @@ def answer_split(
     limit = max_new_tokens(task, backbone)
     answers: dict[int, list[str]] = {cell: [""] * count for cell in cells}
     for batch in micro_batches(fused.lengths(encoded, rows), max_tokens):
+        stop.check()  # an evaluation may take minutes, and nothing is half done in it
         embeds, mask, placed = fused.build(encoded, rows.take(batch))
         written = backbone.decode(embeds, mask, limit)
         for cell, row, text in zip(placed.cells, placed.rows, to_text(backbone, written), strict=True):

@@ -28,6 +28,8 @@ class Progress:
         self.work_done = 0.0
         self.bundle: tuple[Cell, ...] = ()
         self._bundle_work = 0.0
+        self._first_step: int | None = None
+        self._last_wait = ""
         self._started = self._bundle_started = self._last_line = time.monotonic()
         self._bars: RichProgress | None = None
         self._run_bar = self._bundle_bar = TaskID(0)
@@ -64,6 +66,7 @@ class Progress:
         """A bundle begins."""
         self.bundle = tuple(cells)
         self._bundle_work = 0.0
+        self._first_step = None
         self._bundle_started = self._last_line = time.monotonic()
         if self._bars:
             self._bars.update(self._bundle_bar, description=self._title(), completed=0, total=None, note="")
@@ -72,8 +75,12 @@ class Progress:
 
     def step(self, step: int, steps: int, scores: dict[str, float]) -> None:
         """A step of the current bundle is done; `scores` are the newest dev scores by cell_id."""
-        self._bundle_work = float(sum(min(step, c.recipe.steps) * c.recipe.batch_size for c in self.bundle))
-        rate = step / max(1e-9, time.monotonic() - self._bundle_started)
+        if self._first_step is None:
+            self._first_step = step - 1  # more than 0 where a checkpoint was continued from
+        begun = self._first_step
+        rows = (max(0, min(step, c.recipe.steps) - begun) * c.recipe.batch_size for c in self.bundle)
+        self._bundle_work = float(sum(rows))
+        rate = (step - begun) / max(1e-9, time.monotonic() - self._bundle_started)
         best = f", best dev {max(scores.values()):.1f}" if scores else ""
         note = f"{rate:.1f} steps/s{best}, {self._time_left()}"
         if self._bars:
@@ -89,12 +96,26 @@ class Progress:
         self.work_done += spent * (result.raced_out_at or steps) / steps
         self.work_left -= spent
         self._bundle_work = max(0.0, self._bundle_work - spent)
-        cell = result.cell
-        grid = " ".join(f"{key.split('.', 1)[1]}={value}" for key, value in cell.grid.items())
-        name = f"{cell.label} {cell.task} {cell.backbone} seed {cell.seed} {grid}".rstrip()
-        self._line(f"[{self.num_done}/{self.num_cells}] {name}: {_outcome(result)}")
+        self._line(f"[{self.num_done}/{self.num_cells}] {_name(result.cell)}: {_outcome(result)}")
         if self._bars:
             self._bars.update(self._run_bar, completed=self.num_done, note=self._time_left())
+
+    def found(self, result: Result) -> None:
+        """Another process has stored a cell."""
+        self.num_done += 1
+        self.work_left -= work(result.cell) if result.usage is None or result.usage.num_steps else 0.0
+        self._line(f"[{self.num_done}/{self.num_cells}] {_name(result.cell)}: by another process, {_outcome(result)}")
+        if self._bars:
+            self._bars.update(self._run_bar, completed=self.num_done, note=self._time_left())
+
+    def waiting(self, num_cells: int) -> None:
+        """Nothing is left for this process at the moment."""
+        text = f"waiting for {num_cells} cells that other processes train"
+        if self._bars:
+            self._bars.update(self._bundle_bar, description=text, completed=0, total=None, note="")
+        elif text != self._last_wait:
+            self._line(text)
+        self._last_wait = text
 
     def say(self, text: str) -> None:
         """Print one line above the display."""
@@ -121,6 +142,11 @@ class Progress:
 def work(cell: Cell) -> float:
     """Rows that training a cell goes through, the unit of the time left."""
     return float(cell.recipe.steps * cell.recipe.batch_size)
+
+
+def _name(cell: Cell) -> str:
+    grid = " ".join(f"{key.split('.', 1)[1]}={value}" for key, value in cell.grid.items())
+    return f"{cell.label} {cell.task} {cell.backbone} seed {cell.seed} {grid}".rstrip()
 
 
 def _outcome(result: Result) -> str:

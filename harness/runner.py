@@ -8,16 +8,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from harness.bundle import Product
+from harness import stop
 from harness.caches import cached_task
+from harness.cell_state import describe_failure
+from harness.checkpoint import name_of
+from harness.claims import Claims
 from harness.engines import Engine, LocalEngine
-from harness.errors import UserError
-from harness.planning import Plan, check_fit, make_plan, pack
+from harness.planning import Plan, check_fit, make_plan
+from harness.products import Product, failed_to_store
 from harness.progress import Progress, work
-from harness.schema import Cell
+from harness.results import NotStored
+from harness.schema import Cell, Result
 from harness.suite import Overrides
+from harness.worklist import Worklist
 
 Rerun = Literal["none", "failed", "stale"]
+
+# between looks at what other processes have finished
+SHORTEST_WAIT_S, LONGEST_WAIT_S = 0.2, 10.0
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,8 @@ class RunSummary:
     """Failures among the stored results; `rerun="failed"` trains them again."""
     num_stale: int
     """Stored results that were made with other method sources, weights or rows, and were left as they are."""
+    num_elsewhere: int = 0
+    """Cells that other processes on the same folder finished meanwhile."""
 
 
 def run(
@@ -53,68 +63,132 @@ def run(
     """Train every missing cell of a suite file and store the results.
 
     `settings` are overrides such as {"recipe.steps": 300}; `protocol` is the name of one. `data` falls back to
-    the environment variable HARNESS_DATA. Raises UserError for anything the user can mend, before anything is written.
+    the environment variable HARNESS_DATA. Raises UserError for anything the user can mend, before anything is written;
+    NotStored if the results folder takes no more; Stopped, a KeyboardInterrupt, on SIGINT or SIGTERM.
     """
     overrides = Overrides(methods, tasks, backbones, seeds, settings or {}, protocol)
     data_dir = str(data) if data is not None else os.environ.get("HARNESS_DATA")
-    plan = make_plan(suite, overrides, results, data_dir, [str(folder) for folder in method_dirs])
-    stale = _forget(plan, rerun)
-    return _train(plan, stale, engine or LocalEngine(), Progress(quiet=quiet))
+    with stop.on_signals():
+        plan = make_plan(suite, overrides, results, data_dir, [str(folder) for folder in method_dirs])
+        return _Run(plan, rerun, engine or LocalEngine(), Progress(quiet=quiet)).run()
 
 
-def _forget(plan: Plan, rerun: Rerun) -> int:
-    """Drop the stored results that shall be made again; return the number of stale ones left."""
-    stale = 0
+class _Run:
+    """One run of a plan by this process."""
+
+    def __init__(self, plan: Plan, rerun: Rerun, engine: Engine, progress: Progress) -> None:
+        self.plan = plan
+        self.engine = engine
+        self.progress = progress
+        self.replaced, self.num_stale = _forget(plan, rerun)
+        self.stored = [result for results in plan.results for result in results.values()]
+        self.counts = {"done": 0, "failed": 0}
+        self.num_found = 0
+
+    def run(self) -> RunSummary:
+        """Train until every cell has a result, of this process or of another."""
+        plan = self.plan
+        pending = plan.pending()
+        if pending:
+            check_fit(plan, pending)
+            plan.store.ensure_writable()
+            _warn_of_duplicates(plan, pending, self.progress)
+        self._explain()
+        if pending:
+            with Claims(plan.store.root) as self.claims, self.progress:
+                _expect_all(plan, self.progress)
+                self.work = Worklist(plan, self.claims, self.replaced, self._found)
+                self._train()
+                self.work.tidy()
+        old_failures = sum(result.status == "failed" for result in self.stored)
+        return RunSummary(
+            results=plan.store.root,
+            num_trained=sum(self.counts.values()),
+            num_failed=self.counts["failed"],
+            num_kept=len(self.stored),
+            num_kept_failed=old_failures,
+            num_stale=self.num_stale,
+            num_elsewhere=self.num_found,
+        )
+
+    def _train(self) -> None:
+        wait = SHORTEST_WAIT_S
+        while self.plan.pending():
+            before = self.num_found + sum(self.counts.values())
+            self.engine.run(self.work.round(), self.progress, self._store)
+            left = {name_of(cell) for cell in self.plan.pending()}
+            assert not left & self.work.given, "a cell was run and left no result"
+            if left and before == self.num_found + sum(self.counts.values()):
+                self.progress.waiting(len(left))
+                stop.sleep(wait)
+                wait = min(2 * wait, LONGEST_WAIT_S)
+            else:
+                wait = SHORTEST_WAIT_S
+
+    def _store(self, product: Product) -> None:
+        """Store a product and give its claim back."""
+        cell = product.result.cell
+        if not self.claims.holds(cell):
+            self.progress.say(f"{cell.label} {cell.task}: slept too long, another process has taken this cell over")
+            self.work.given.discard(name_of(cell))
+            return
+        result = self._written(product)
+        self.claims.release(cell)
+        self.plan.record(result)
+        self.counts[result.status] += 1
+        self.progress.cell_done(result)
+
+    def _written(self, product: Product) -> Result:
+        """The result as it is stored: as a failure, where there is room for no more. Raises NotStored."""
+        store, made = self.plan.store, product.result
+        try:
+            return store.write(made, product.predictions, product.tensors)
+        except OSError as error:
+            failure = describe_failure(error)
+        try:
+            return store.write(failed_to_store(made, failure), [], None)
+        except OSError as error:
+            hint = "What is stored stays; make room, and the same command continues."
+            reason = f"the result could not be stored: {error.strerror or error}"
+            raise NotStored(reason, where=str(store.path(made.cell)), hint=hint) from None
+
+    def _found(self, result: Result) -> None:
+        self.num_found += 1
+        self.progress.found(result)
+
+    def _explain(self) -> None:
+        """Say what of the stored results is kept although it is not what a run would make today."""
+        others = {result.cell.protocol.title for result in self.stored}
+        others -= {self.plan.suite.protocol.reference.title}
+        if others:
+            titles = " and ".join(sorted(others))
+            self.progress.say(f"stored results of protocol {titles} fit as they are and are kept")
+        if self.num_stale:
+            self.progress.say(
+                f"{self.num_stale} stored results are stale (method, weights or rows changed): harness plan names them"
+            )
+
+
+def _forget(plan: Plan, rerun: Rerun) -> tuple[dict[tuple[str, str], Result], int]:
+    """Drop the stored results that shall be made again; return them, and the number of stale ones left."""
+    replaced, num_stale = {}, 0
     for results in plan.results:
         for key, result in list(results.items()):
             is_stale = plan.is_stale(result)
             if (rerun == "failed" and result.status == "failed") or (rerun == "stale" and is_stale):
-                del results[key]
+                replaced[name_of(result.cell)] = results.pop(key)
             else:
-                stale += is_stale
-    return stale
-
-
-def _train(plan: Plan, num_stale: int, engine: Engine, progress: Progress) -> RunSummary:
-    pending = plan.pending()
-    stored = [result for results in plan.results for result in results.values()]
-    old_failures = sum(result.status == "failed" for result in stored)
-    if pending:
-        check_fit(plan, pending)
-        plan.store.ensure_writable()
-        _warn_of_duplicates(plan, pending, progress)
-    counts = {"done": 0, "failed": 0}
-
-    def store(product: Product) -> None:
-        try:
-            result = plan.store.write(product.result, product.predictions, product.tensors)
-        except OSError as error:
-            where = str(plan.store.path(product.result.cell))
-            raise UserError(f"the result could not be stored: {error.strerror or error}", where=where) from None
-        plan.record(result)
-        counts[result.status] += 1
-        progress.cell_done(result)
-
-    others = {result.cell.protocol.title for result in stored} - {plan.suite.protocol.reference.title}
-    if others:
-        progress.say(f"stored results of protocol {' and '.join(sorted(others))} fit as they are and are kept")
-    if num_stale:
-        progress.say(f"{num_stale} stored results are stale (method, weights or rows changed): harness plan names them")
-    with progress:
-        _expect_all(plan, progress)
-        while pending:
-            engine.run(pack(plan, pending), progress, store)
-            left = plan.pending()
-            assert not {c.cell_id for c in left} & {c.cell_id for c in pending}, "a cell was run and left no result"
-            pending = left
-    num_trained = counts["done"] + counts["failed"]
-    return RunSummary(plan.store.root, num_trained, counts["failed"], len(stored), old_failures, num_stale)
+                num_stale += is_stale
+    return replaced, num_stale
 
 
 def _warn_of_duplicates(plan: Plan, cells: Iterable[Cell], progress: Progress) -> None:
     """Say which tasks have dev or test rows that also stand in train: such rows reward memory."""
     for name, cell in sorted({cell.task: cell for cell in cells}.items()):
-        record = cached_task(cell, plan.data_dir, plan.suite.folder).record
+        try:
+            record = cached_task(cell, plan.data_dir, plan.suite.folder).record
+        except Exception:  # its cells will say so
+            continue
         if record.num_duplicates:
             total = record.num_dev + record.num_test
             progress.say(f"{name}: {record.num_duplicates:,} of {total:,} dev and test rows also stand in train")

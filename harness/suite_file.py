@@ -75,6 +75,8 @@ class Execution(Strict):
     """Tokens, padding included, that one forward pass of the backbone may hold; None suits the device."""
     bundle_cells: int = Field(64, ge=1)
     """At most this many cells share a bundle."""
+    checkpoint_every: str = Field("5m", pattern=r"^(off|[1-9]\d{0,8} ?(s|m|h|steps))$")
+    """How often the state of a bundle in training is kept, e.g. 90s, 10m, 2h, 500 steps; or off."""
 
 
 class SuiteFile(Strict):

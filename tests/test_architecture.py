@@ -13,11 +13,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # each module imports only from lines above its own
 LAYERS = [
-    ["errors", "declarations", "memory"],
+    ["errors", "declarations", "memory", "durable", "stop"],
     ["suite_file"],
     ["schema", "yaml12", "validation", "metrics", "provenance", "micro"],
     ["protocol", "optimizer", "racing"],
-    ["settings", "results", "listings_protocols"],
+    ["settings", "results", "claims", "listings_protocols"],
     ["suite"],
     ["selection", "tasks", "progress", "readers"],
     ["sources", "examples", "report"],
@@ -27,10 +27,11 @@ LAYERS = [
     ["method", "tiny", "token_cache"],
     ["peft_layers", "prefix_layers", "layer_hooks", "fused", "export"],
     ["predict", "contract_checks", "cell_state"],
-    ["train", "contract", "caches", "usage"],
+    ["step", "contract", "caches", "usage", "checkpoint"],
+    ["train", "products"],
     ["bundle"],
     ["engines", "planning", "probe", "listings_data"],
-    ["estimate"],
+    ["estimate", "worklist"],
     ["listings_time"],
     ["runner", "listings", "listings_params"],
     ["cli_report"],

@@ -16,9 +16,10 @@ from harness.examples import Example
 from harness.fused import micro_batches
 from harness.memory import MEMORY_SHARE, PROBE_TOKENS, TokenBudget, probed_tokens, until_it_fits
 from harness.schema import DataRecord
+from harness.step import EVALUATION_FACTOR
 from harness.tasks import all_tasks
 from harness.tiny import tiny_backbone, tiny_rows
-from harness.train import EVALUATION_FACTOR, BundleTrainer
+from harness.train import BundleTrainer
 
 NUM_ROWS = 20
 

@@ -16,8 +16,8 @@ from harness.flops import matmul_params, peak_flops
 from harness.fused import FusedInput, Rows, micro_batches
 from harness.results import ResultStore
 from harness.schema import Usage
+from harness.step import OVERHEAD_TOKENS
 from harness.tiny import tiny_backbone, tiny_rows
-from harness.train import OVERHEAD_TOKENS
 from harness.usage import usage_of
 
 

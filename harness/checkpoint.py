@@ -1,0 +1,270 @@
+"""The state of a bundle in training, kept so that a killed run goes on where it was, not from the start.
+
+One safetensors file holds all of it: tensors, and JSON in the header. A state is taken between steps, so that going on
+from it repeats an uninterrupted run bit for bit on a CPU, in the same bundle and with the same versions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from harness.cell_state import CellState, Work
+from harness.durable import put_in_place, sync_folder, write_aside
+from harness.memory import TokenBudget
+from harness.optimizer import JointAdamW
+from harness.schema import Cell, DevScore, Failure, SplitScore
+
+FORMAT = 1
+MOST_OVERHEAD = 0.05
+"""Share of the time that writing may take; a state that takes long to write is written less often than asked."""
+
+PLAIN = ("selected_step", "answers", "failed_at", "raced_out_at", "num_steps", "train_s", "eval_s",
+         "micro_batch_tokens", "num_out_of_memory")  # fmt: skip
+_history = TypeAdapter(list[DevScore])
+_scores = TypeAdapter(dict[str, SplitScore])
+
+
+@dataclass(frozen=True)
+class CheckpointPlan:
+    """Where a bundle's state is kept, how often, and what it must have in common with a run that goes on from it."""
+
+    path: Path
+    key: str
+    """Digest of method sources, rows, weights, budget, versions and device."""
+    every_s: float | None = None
+    every_steps: int | None = None
+
+    def of_cell(self, cell: Cell) -> CheckpointPlan:
+        """The same for a cell that goes on alone."""
+        return replace(self, path=self.path.with_name(f"{self.path.stem}-{cell.cell_id}{self.path.suffix}"))
+
+
+@dataclass
+class Training:
+    """What of a bundle changes while it is trained; `states` and `optimizer` are changed in place."""
+
+    states: Sequence[CellState]
+    optimizer: JointAdamW
+    budgets: Sequence[TokenBudget]
+    active: Sequence[int]
+    """Cells still in training."""
+    open: Sequence[int]
+    """Cells whose outcome has not been handed over, those in training included."""
+    step: int
+
+
+@dataclass
+class Header:
+    """What a checkpoint says of itself."""
+
+    key: str
+    step: int
+    cells: list[dict[str, Any]]
+    budgets: list[tuple[int, int]]
+    random: dict[str, Any]
+    format: int = FORMAT
+
+    @property
+    def names(self) -> list[tuple[str, str]]:
+        """(label, cell_id) of its cells, in the order of the bundle."""
+        return [(cell["label"], cell["cell_id"]) for cell in self.cells]
+
+
+def read_header(path: Path) -> Header | None:
+    """The header of a checkpoint; None where the file is gone or not of this format."""
+    try:
+        with safe_open(path, "numpy") as file:
+            content = json.loads((file.metadata() or {})["checkpoint"])
+        return Header(**content) if content.get("format") == FORMAT else None
+    except Exception:  # a checkpoint only saves time: one that cannot be read is not there
+        return None
+
+
+def name_of(cell: Cell) -> tuple[str, str]:
+    """Under which a cell's state is found."""
+    return cell.label, cell.cell_id
+
+
+@dataclass
+class Keeper:
+    """Writes a bundle's state now and then; a state that cannot be written is a warning, not the end."""
+
+    plan: CheckpointPlan | None
+    warn: Callable[[str], None] = field(default=lambda text: None)
+    _last_step: int = 0
+    _last_time: float = field(default_factory=time.monotonic)
+    _cost_s: float = 0.0
+    _warned: bool = False
+
+    def save_if_due(self, training: Training) -> None:
+        """Write the state if the steps or seconds since the last time say so."""
+        if self.plan is None:
+            return
+        waited = time.monotonic() - self._last_time
+        steps, seconds = self.plan.every_steps, self.plan.every_s
+        due = steps is not None and training.step - self._last_step >= steps
+        due = due or (seconds is not None and waited >= max(seconds, self._cost_s / MOST_OVERHEAD))
+        if due:
+            self.save(training)
+
+    def save(self, training: Training) -> bool:
+        """Write the state now; return whether that went well."""
+        if self.plan is None or not training.open:
+            return False
+        started = time.monotonic()
+        try:
+            write(self.plan, training)
+        except Exception as error:  # a full disk, tensors of a kind that has no file format
+            if not self._warned:
+                self.warn(f"no checkpoint could be written, so a kill costs more: {type(error).__name__}: {error}")
+            self._warned = True
+            return False
+        finally:
+            self._last_step, self._last_time = training.step, time.monotonic()
+            self._cost_s = self._last_time - started
+        return True
+
+    def clear(self) -> None:
+        """Drop the state: every cell of the bundle is stored."""
+        if self.plan is not None:
+            with contextlib.suppress(OSError):
+                self.plan.path.unlink(missing_ok=True)
+                self.plan.path.parent.rmdir()  # only where it is empty
+
+
+def write(plan: CheckpointPlan, training: Training) -> None:
+    """Write the state of a bundle between two steps. Raises OSError and SafetensorError."""
+    tensors: dict[str, Tensor] = {}
+    cells = []
+    for number, i in enumerate(training.open):
+        cell, found = _describe(training, i)
+        cells.append(cell)
+        tensors |= {f"{number}.{name}": tensor.detach().cpu().contiguous() for name, tensor in found.items()}
+    numbers, states = _random_state()
+    tensors |= states
+    budgets = [(budget.tokens, budget.num_halvings) for budget in training.budgets]
+    header = Header(plan.key, training.step, cells, budgets, numbers)
+    metadata = {"checkpoint": json.dumps(asdict(header))}
+    plan.path.parent.mkdir(parents=True, exist_ok=True)
+    put_in_place([write_aside(plan.path, lambda aside: save_file(tensors, aside, metadata))])
+    sync_folder(plan.path.parent)
+
+
+def restore(plan: CheckpointPlan, training: Training) -> tuple[int, list[int]] | None:
+    """Put a bundle where its checkpoint says; return the step and the cells still in training.
+
+    None, with nothing changed, where there is no checkpoint of the same key that holds all cells of the bundle.
+    Raises whatever a state that does not fit raises; the bundle is then of no use any more.
+    """
+    header = read_header(plan.path)
+    if header is None or header.key != plan.key:
+        return None
+    numbers = {name: number for number, name in enumerate(header.names)}
+    wanted = [name_of(state.outcome.cell) for state in training.states]
+    if not set(wanted) <= set(numbers):
+        return None
+    active = []
+    with safe_open(plan.path, "pt") as file:
+        names = list(file.keys())
+        for i, name in enumerate(wanted):
+            front = f"{numbers[name]}."
+            tensors = {key.removeprefix(front): file.get_tensor(key) for key in names if key.startswith(front)}
+            _take_back(training, i, header.cells[numbers[name]], tensors)
+            if header.cells[numbers[name]]["active"]:
+                active.append(i)
+        _restore_random(header.random, {key: file.get_tensor(key) for key in names if key.startswith("random.")})
+    for budget, (tokens, halvings) in zip(training.budgets, header.budgets, strict=True):
+        budget.tokens, budget.num_halvings = tokens, halvings
+    return header.step, active
+
+
+def _describe(training: Training, i: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    state = training.states[i]
+    outcome = state.outcome
+    slots = training.optimizer.slots_of(i)
+    values = {
+        "label": outcome.cell.label,
+        "cell_id": outcome.cell.cell_id,
+        "active": i in training.active,
+        "history": _history.dump_python(outcome.history, mode="json"),
+        "scores": _scores.dump_python(outcome.scores, mode="json"),
+        "failure": None if outcome.failure is None else outcome.failure.model_dump(mode="json"),
+        "work": asdict(outcome.work),
+        "num_losses": state.num_losses,
+        "num_updates": [slot.num_updates for slot in slots],
+        **{name: getattr(outcome, name) for name in PLAIN},
+    }
+    tensors = {f"method.{name}": tensor for name, tensor in outcome.method.state_dict().items()}
+    tensors |= {f"best.{name}": tensor for name, tensor in state.best.items()}
+    for number, slot in enumerate(slots):
+        tensors |= {f"first.{number}": slot.first, f"second.{number}": slot.second}
+    if state.loss_sum is not None:
+        tensors["loss.sum"] = state.loss_sum.clone()
+    tensors |= {f"order.{name}": tensor for name, tensor in state.order.state().items()}
+    return values, tensors
+
+
+def _take_back(training: Training, i: int, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    state = training.states[i]
+    outcome = state.outcome
+
+    def part(name: str) -> dict[str, Tensor]:
+        return {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")}
+
+    outcome.method.load_state_dict(part("method"))
+    own = outcome.method.state_dict()
+    state.best = {name: tensor.to(own[name].device) for name, tensor in part("best").items()}
+    state.order.restore(part("order"))
+    for number, slot in enumerate(training.optimizer.slots_of(i)[: len(values["num_updates"])]):
+        slot.first.copy_(tensors[f"first.{number}"])
+        slot.second.copy_(tensors[f"second.{number}"])
+        slot.num_updates = values["num_updates"][number]
+    outcome.history = _history.validate_python(values["history"])
+    outcome.scores = _scores.validate_python(values["scores"])
+    outcome.failure = None if values["failure"] is None else Failure.model_validate(values["failure"])
+    outcome.work = Work(**values["work"])
+    for name in PLAIN:
+        setattr(outcome, name, values[name])
+    state.num_losses = values["num_losses"]
+    if "loss.sum" in tensors:
+        state.loss_sum = tensors["loss.sum"].to(state.parameters[0].device)
+
+
+def _random_state() -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The streams that a method may draw from: PyTorch's on each device, NumPy's, Python's."""
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    version, internal, gauss = random.getstate()
+    numbers = {"numpy": [kind, *rest], "python": [version, gauss]}
+    tensors = {
+        "random.torch": torch.get_rng_state(),
+        "random.numpy": torch.from_numpy(np.asarray(keys).astype(np.int64)),
+        "random.python": torch.tensor(internal, dtype=torch.int64),
+    }
+    if torch.cuda.is_available():
+        tensors |= {f"random.cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    return numbers, tensors
+
+
+def _restore_random(numbers: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    torch.set_rng_state(tensors["random.torch"])
+    kind, *rest = numbers["numpy"]
+    np.random.set_state((kind, tensors["random.numpy"].numpy().astype(np.uint32), *rest))
+    version, gauss = numbers["python"]
+    random.setstate((version, tuple(tensors["random.python"].tolist()), gauss))
+    devices = sorted((key for key in tensors if key.startswith("random.cuda.")), key=lambda key: int(key.split(".")[2]))
+    if devices and torch.cuda.device_count() == len(devices):
+        torch.cuda.set_rng_state_all([tensors[key] for key in devices])

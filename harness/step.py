@@ -1,0 +1,221 @@
+"""One training step of a bundle: many cells, one frozen backbone.
+
+Each step draws every cell's own batch (own order, own seed), sorts all rows by length, cuts them into
+micro-batches under a token budget, and runs the backbone once per micro-batch. The loss is the sum of the cells'
+mean losses; since a row's loss reaches only its own cell's tensors, gradients equal those of separate training.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness import stop
+from harness.backbone import Backbone
+from harness.cell_state import CellState, describe_failure, lr_factor
+from harness.data import Encoded, TaskData
+from harness.fused import CellError, FusedInput, Index, Rows, blaming, micro_batches
+from harness.memory import TokenBudget, probed_tokens, random_state, restore_random_state, until_it_fits
+from harness.method import Method
+from harness.optimizer import JointAdamW
+from harness.racing import Race
+from harness.schema import Cell
+
+# without a graph to keep, a forward pass may hold more tokens for the same memory
+EVALUATION_FACTOR = 2
+MOST_PROBED_TOKENS = 131_072
+# positions that a device gets through in the time that one more micro-batch costs: calls on a CPU, launches on a GPU
+OVERHEAD_TOKENS = {"cpu": 128}
+
+
+class BundleStep:
+    """The cells of one bundle in training; all share backbone, task, source length, precision and dropout setting."""
+
+    def __init__(
+        self,
+        cells: Sequence[Cell],
+        methods: Sequence[Method],
+        data: TaskData,
+        encoded: Mapping[str, Encoded],
+        backbone: Backbone,
+        max_tokens: int,
+        races: Sequence[Race] = (),
+    ) -> None:
+        self.backbone = backbone
+        self.data = data
+        self.budget = TokenBudget(max_tokens)
+        self.eval_budget = TokenBudget(max_tokens * EVALUATION_FACTOR)
+        recipe = cells[0].recipe
+        length = recipe.max_source_length or data.task.max_source_length
+        self.dropout = recipe.backbone_dropout
+        self.training: bool | None = None
+        self.encoded = encoded
+        self.states = [CellState(c, m, len(data.train)) for c, m in zip(cells, methods, strict=True)]
+        self.optimizer = JointAdamW([s.groups for s in self.states], [s.recipe for s in self.states])
+        self.fused = FusedInput(methods, backbone, length)
+        self.active = list(range(len(cells)))
+        self.handed_over: set[int] = set()
+        self.races = races
+        self.step = 0
+        self.is_settled = True
+        """Whether no step is half done."""
+
+    def _train_step(self, step: int) -> None:
+        started = time.perf_counter()
+        self.is_settled = False
+        self._set_training(True)
+        for i in list(self.active):
+            try:
+                with blaming(i):
+                    self.states[i].outcome.method.on_step(step, self.states[i].recipe.steps)
+            except CellError as error:
+                self._fail(error)
+        if not self.active:
+            return
+        rows, losses = self._losses(self._draw())
+        for i in self.active:
+            state = self.states[i]
+            state.record_loss(losses[i])
+            state.outcome.num_steps += 1
+        self.optimizer.step({i: lr_factor(self.states[i].recipe, step) for i in self.active})
+        positions = self._account(rows)
+        self._share_time("train_s", started, {i: float(positions[i]) for i in self.active})
+
+    def _draw(self) -> Rows:
+        """Each active cell's next batch, together."""
+        drawn = {i: self.states[i].order.draw(self.states[i].recipe.batch_size) for i in self.active}
+        cells = np.concatenate([np.full(len(rows), i, np.int64) for i, rows in drawn.items()])
+        return Rows(cells, np.concatenate(list(drawn.values())))
+
+    def _losses(self, rows: Rows) -> tuple[Rows, Tensor]:
+        """Gradients and losses of a step; a cell whose own code raises leaves, and the step is done without it."""
+        before = random_state()
+        while len(rows):
+            try:
+                return rows, self._accumulate(rows)
+            except CellError as error:
+                self._fail(error)
+                rows = rows.take(np.flatnonzero(rows.cells != error.cell))
+            self._undo()
+            restore_random_state(before)
+        return rows, torch.zeros(len(self.states))
+
+    def _accumulate(self, rows: Rows) -> Tensor:
+        """Leave the gradient of every cell's mean loss on its tensors; return the losses, [cells].
+
+        Where memory runs out, all is done again in smaller micro-batches.
+        """
+        shortest = int(self.fused.lengths(self.encoded["train"], rows).min())
+        return until_it_fits(lambda tokens: self._accumulate_within(rows, tokens), self.budget, shortest, self._undo)
+
+    def _accumulate_within(self, rows: Rows, max_tokens: int) -> Tensor:
+        train, fused = self.encoded["train"], self.fused
+        per_cell = np.bincount(rows.cells, train.target_lengths(rows.rows), minlength=len(self.states))
+        device = self.backbone.device
+        dtype = self.backbone.embedding.weight.dtype
+        weights = torch.as_tensor(1 / np.maximum(per_cell, 1), device=device, dtype=dtype)
+        losses = torch.zeros(len(self.states), device=device, dtype=dtype)
+        fused.refresh(grad=True, cells=self.active)
+        for batch in self._micro_batches(fused.lengths(train, rows), max_tokens):
+            stop.check(stop.GRACE_S)
+            embeds, mask, placed = fused.build(train, rows.take(batch))
+            labels = torch.as_tensor(train.targets(placed.rows), device=device)
+            cells = torch.as_tensor(placed.cells, device=device)
+            row_losses = self._token_losses(embeds, mask, labels).sum(1).to(dtype) * weights[cells]
+            row_losses.sum().backward()  # type: ignore[no-untyped-call]
+            losses.index_add_(0, cells, row_losses.detach())
+        fused.backward()
+        return losses
+
+    def _micro_batches(self, lengths: Index, max_tokens: int) -> list[Index]:
+        return micro_batches(lengths, max_tokens, OVERHEAD_TOKENS.get(self.backbone.device.type, 8_192))
+
+    def _token_losses(self, embeds: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+        """[N, T]; a layer-side method is alone in its bundle and has a say in its loss."""
+        method = self.states[0].outcome.method
+        if method.is_layer_side():
+            return method.token_losses(self.backbone, embeds, mask, labels)
+        return self.backbone.token_losses(embeds, mask, labels)
+
+    def _undo(self) -> None:
+        for state in self.states:
+            state.drop_gradients()
+
+    def _account(self, rows: Rows) -> Index:
+        """Add the finished step to the work of every cell; return the positions each took, padding included."""
+        train, count = self.encoded["train"], len(self.states)
+        lengths = self.fused.lengths(train, rows)
+        padding = np.zeros(count, np.int64)
+        for batch in self._micro_batches(lengths, self.budget.tokens):
+            np.add.at(padding, rows.cells[batch], lengths[batch].max() - lengths[batch])
+        texts = train.source_lengths(rows.rows)
+        parts = (np.ones_like(texts), texts, lengths - texts, train.target_lengths(rows.rows))
+        totals = [np.bincount(rows.cells, values, minlength=count).astype(np.int64) for values in parts]
+        for i in self.active:
+            outcome = self.states[i].outcome
+            outcome.work.add(*(int(total[i]) for total in (*totals, padding)))
+            outcome.micro_batch_tokens = self.budget.tokens
+            outcome.num_out_of_memory = self.budget.num_halvings + self.eval_budget.num_halvings
+        positions: Index = totals[1] + totals[2] + padding
+        return positions
+
+    def probe(self) -> None:
+        """On a CUDA device, set the token budgets to what its free memory holds; changes nothing else."""
+        device = self.backbone.device
+        if device.type != "cuda":
+            return
+        free, _ = torch.cuda.mem_get_info(device)
+        self.budget.tokens = probed_tokens(self._peak_bytes, free, MOST_PROBED_TOKENS)
+        self.eval_budget.tokens = self.budget.tokens * EVALUATION_FACTOR
+
+    def _peak_bytes(self, tokens: int) -> int:
+        """Device memory that a step with one micro-batch of the longest rows takes on top of what is in use."""
+        with torch.random.fork_rng():
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            self._set_training(True)
+            try:
+                self._accumulate_within(self.longest_rows(tokens), tokens)
+                return torch.cuda.max_memory_allocated() - before
+            finally:
+                self._undo()
+
+    def longest_rows(self, tokens: int) -> Rows:
+        """As many of the longest row, dealt out to the active cells, as fill one micro-batch."""
+        train = self.encoded["train"]
+        longest = int(np.argmax(train.source_lengths(np.arange(len(train)))))
+        row = Rows(np.array(self.active), np.full(len(self.active), longest))
+        count = max(1, tokens // int(self.fused.lengths(train, row).max()))
+        return Rows(np.resize(np.array(self.active, np.int64), count), np.full(count, longest, np.int64))
+
+    def _fail(self, error: CellError) -> None:
+        """Record why a cell ends here, and let it leave."""
+        outcome = self.states[error.cell].outcome
+        outcome.failure = describe_failure(error.__cause__ or error)
+        outcome.failed_at = self.step + (not self.is_settled)
+        self._leave(error.cell)
+
+    def _leave(self, i: int) -> None:
+        """Take a cell out of the bundle with all that only training needs."""
+        self.states[i].best = {}
+        self.active.remove(i)
+        self.optimizer.release([i])
+
+    def _set_training(self, training: bool) -> None:
+        if self.training == training:
+            return
+        self.training = training
+        self.backbone.model.train(training and self.dropout)
+        for i in self.active:
+            self.states[i].outcome.method.train(training)
+
+    def _share_time(self, kind: str, started: float, shares: Mapping[int, float]) -> None:
+        """Divide the seconds since `started` among cells in proportion to their shares."""
+        elapsed = time.perf_counter() - started
+        for i, share in shares.items():
+            outcome = self.states[i].outcome
+            setattr(outcome, kind, getattr(outcome, kind) + elapsed * share / sum(shares.values()))
