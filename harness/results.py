@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from harness.durable import discard, put_in_place, sync_folder, write_aside
 from harness.errors import UserError
 from harness.schema import RESULT_FORMAT, Cell, Files, Result
 
@@ -35,8 +37,7 @@ class ResultStore:
 
     def load(self, cell: Cell) -> Result | None:
         """Return the stored result of `cell`, or None. Raises UserError on a damaged or newer file."""
-        path = self.path(cell)
-        return read_result(path) if path.exists() else None
+        return _read_if_there(self.path(cell))
 
     def scan(self) -> Iterator[tuple[Path, Result]]:
         """Yield every result below the folder, in a stable order."""
@@ -46,7 +47,9 @@ class ResultStore:
         for path in sorted(self.root.rglob("*.json")):
             if any(part.startswith(".") for part in path.relative_to(self.root).parts):
                 continue
-            result = read_result(path)
+            result = _read_if_there(path)
+            if result is None:
+                continue
             identity = (result.cell.suite, result.cell.label, result.cell_id)
             if identity in seen:
                 problem = "is a copy of a result that counts already; a copy would pass for another run"
@@ -67,15 +70,34 @@ class ResultStore:
             raise UserError(f"cannot write results here: {error.strerror}", where=str(existing)) from None
 
     def write(self, result: Result, predictions: Sequence[PredictionRow], tensors: bytes | None) -> Result:
-        """Store a result; the JSON appears last, so that a result that exists is complete."""
+        """Store a result with its files: all of them, or none; the JSON appears last, with its checksum.
+
+        Only one process may write a cell at a time. Raises OSError; an older result of the cell is then still there
+        unless the failure came between the renames.
+        """
         path = self.path(result.cell)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-        table = _parquet(predictions) if predictions else None
-        files = Files(predictions=_store(predictions_path(path), table), tensors=_store(tensors_path(path), tensors))
-        complete = result.model_copy(update={"files": files})
-        _store(path, (json.dumps(complete.model_dump(mode="json"), indent=1) + "\n").encode())
+        for leftover in path.parent.glob(f".{path.stem}.*.tmp"):  # of a process that was killed while it wrote
+            leftover.unlink(missing_ok=True)
+        beside = {
+            predictions_path(path): _parquet(predictions) if predictions else None,
+            tensors_path(path): tensors,
+        }
+        digests = [None if content is None else hashlib.sha256(content).hexdigest() for content in beside.values()]
+        complete = result.model_copy(update={"files": Files(predictions=digests[0], tensors=digests[1])})
+        complete = complete.model_copy(update={"checksum": checksum(complete.model_dump(mode="json"))})
+        text = json.dumps(complete.model_dump(mode="json"), indent=1) + "\n"
+        _replace_together({**beside, path: text.encode()})
         return complete
+
+
+def checksum(content: Mapping[str, Any]) -> str:
+    """SHA-256 of a result's JSON without its own `checksum`: keys sorted, no blanks, floats in their shortest form.
+
+    It is taken of the JSON as it stands in the file, so that fields added to results later change nothing.
+    """
+    bare = {key: value for key, value in content.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(bare, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def predictions_path(path: Path) -> Path:
@@ -89,11 +111,12 @@ def tensors_path(path: Path) -> Path:
 
 
 def read_result(path: Path) -> Result:
-    """Read one result JSON. Raises UserError when it is damaged or written by a newer format."""
+    """Read one result JSON. Raises UserError when it is damaged, changed since it was stored, or of a newer format."""
     try:
         content = path.read_bytes()
-        version = json.loads(content)["format"]
-    except (OSError, ValueError, KeyError, TypeError):
+        parsed = json.loads(content)
+        version = parsed["format"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         hint = "If it was cut short, delete it: the next run makes it again."
         raise UserError("is not a result file of this program", where=str(path), hint=hint) from None
     if not isinstance(version, int) or version > RESULT_FORMAT:
@@ -104,11 +127,25 @@ def read_result(path: Path) -> Result:
             hint="Update the harness.",
         )
     try:
-        return Result.model_validate_json(content)
+        result = Result.model_validate_json(content)
     except ValidationError as error:
         found = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in found["loc"])
         raise UserError(found["msg"], where=str(path), field=place) from None
+    if result.checksum not in (None, checksum(parsed)):
+        hint = "Results are never edited: restore it, or delete it and the next run makes it again."
+        raise UserError("was changed since it was stored: its checksum is another", where=str(path), hint=hint)
+    return result
+
+
+def _read_if_there(path: Path) -> Result | None:
+    """None where there is no file, even if another process replaced it at this moment."""
+    try:
+        return read_result(path) if path.exists() else None
+    except UserError:
+        if path.exists():
+            raise
+        return None
 
 
 def read_predictions(path: str | Path) -> pd.DataFrame:
@@ -180,18 +217,25 @@ def _parquet(rows: Sequence[PredictionRow]) -> bytes:
     return buffer.getvalue()
 
 
-def _store(path: Path, content: bytes | None) -> str | None:
-    """Write, flush to disk, rename into place; return the SHA-256."""
-    if content is None:
-        path.unlink(missing_ok=True)
-        return None
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def _replace_together(contents: Mapping[Path, bytes | None]) -> None:
+    """Write files and drop those without content; the last one, which vouches for the others, is missing meanwhile."""
+    *_, last = contents
+    written: list[tuple[Path, Path]] = []
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        for path, content in contents.items():
+            if content is not None:
+                written.append(write_aside(path, functools.partial(Path.write_bytes, data=content)))
+    except BaseException:
+        discard(written)
+        raise
+    last.unlink(missing_ok=True)
+    for path, content in contents.items():
+        if content is None:
+            path.unlink(missing_ok=True)
+    try:
+        put_in_place(written[:-1])
+        sync_folder(last.parent)
+        put_in_place(written[-1:])
     finally:
-        temporary.unlink(missing_ok=True)
-    return hashlib.sha256(content).hexdigest()
+        discard(written)
+    sync_folder(last.parent)

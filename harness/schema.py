@@ -210,3 +210,5 @@ class Result(Strict):
     started_at: str
     finished_at: str
     files: Files = Files()
+    checksum: str | None = None
+    """`results.checksum` of the rest of the JSON; None in results from before there was one."""

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # each module imports only from lines above its own
 LAYERS = [
-    ["errors", "declarations", "memory"],
+    ["errors", "declarations", "memory", "durable"],
     ["suite_file"],
     ["schema", "yaml12", "validation", "metrics", "provenance", "micro"],
     ["protocol", "optimizer", "racing"],

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 import harness
 from harness.errors import UserError
 from harness.metrics import compute
-from harness.results import ResultStore, predictions_path, read_predictions, read_result, tensors_path
+from harness.results import ResultStore, checksum, predictions_path, read_predictions, read_result, tensors_path
 from harness.schema import Result
 from harness.selection import best_point, best_step
 
@@ -160,3 +160,29 @@ def test_hidden_folders_are_not_read(small_results: Path, tmp_path: Path) -> Non
     shutil.copytree(small_results, tmp_path / "results")
     shutil.copytree(small_results / "small", tmp_path / "results" / ".ipynb_checkpoints")
     assert len(stored(tmp_path / "results")) == len(stored(small_results))
+
+
+def test_a_result_that_was_edited_is_refused(small_results: Path, tmp_path: Path) -> None:
+    path, result = stored(small_results)[0]
+    content = json.loads(path.read_text())
+    assert content["checksum"] == checksum(content) == result.checksum
+    edited = tmp_path / "x.json"
+    edited.write_text(json.dumps(content, sort_keys=True))  # another layout is no edit
+    assert read_result(edited) == result
+    content["test"]["score"] += 0.1
+    edited.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="was changed since it was stored"):
+        read_result(edited)
+    del content["checksum"]  # results of earlier versions have none
+    edited.write_text(json.dumps(content))
+    assert read_result(edited).checksum is None
+
+
+def test_what_a_killed_process_left_of_a_cell_is_cleared_when_it_is_stored(small_results: Path, tmp_path: Path) -> None:
+    _, result = stored(small_results)[0]
+    store = ResultStore(tmp_path)
+    path = store.path(result.cell)
+    path.parent.mkdir(parents=True)
+    (path.parent / f".{path.name}.abcd.tmp").write_text("half")
+    store.write(result, [], None)
+    assert [item.name for item in path.parent.iterdir()] == [path.name]
