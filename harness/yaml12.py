@@ -1,6 +1,7 @@
 """Suite files as YAML 1.2, with the line of every key, so that an error can point at it.
 
-A suite may come from anybody, so what is read is bounded (bytes, nodes, depth) and plain: no tags, no control characters.
+A suite may come from anybody, so what is read is bounded (bytes, values, depth) and plain: no tags, no control
+characters.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ruamel.yaml.scalarbool import ScalarBoolean
 from ruamel.yaml.scalarfloat import ScalarFloat
 from ruamel.yaml.scalarint import ScalarInt
 
+from harness.bounded import read_bounded
 from harness.errors import Place, UserError
 
 MAX_BYTES = 250_000
@@ -128,10 +130,7 @@ def _read_text(file: FilePath) -> str:
     try:
         if file.is_dir():
             raise UserError("is a folder, not a suite file", where=str(file))
-        with open(file, "rb") as opened:  # a device or pipe has no size, so the bytes read are what is bounded
-            content = opened.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise UserError(f"is larger than {MAX_BYTES:,} bytes; a suite file is small", where=str(file))
+        content = read_bounded(file, MAX_BYTES, "a suite file")
         return content.decode("utf-8-sig")
     except FileNotFoundError:
         siblings = sorted(str(p) for p in file.parent.glob("*.y*ml")) if file.parent.is_dir() else []
