@@ -217,10 +217,12 @@ def load_backbone(source: str, precision: str = "float32", device: str | None = 
     place = resolve(source)
 
     def load(local: bool) -> tuple[Any, Any, Any]:
-        config = AutoConfig.from_pretrained(place, local_files_only=local)
+        config = AutoConfig.from_pretrained(place, local_files_only=local, trust_remote_code=False)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        model = auto.from_pretrained(place, local_files_only=local, dtype=DTYPES[precision], use_safetensors=True)
-        return config, model, AutoTokenizer.from_pretrained(place, local_files_only=local)
+        # weights without pickle, and no code from a checkpoint
+        safe: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
+        model = auto.from_pretrained(place, dtype=DTYPES[precision], use_safetensors=True, **safe)
+        return config, model, AutoTokenizer.from_pretrained(place, **safe)
 
     config, model, tokenizer = _local_first(source, place, load)
     model.to(device or best_device()).eval()
@@ -243,10 +245,14 @@ def meta_backbone(source: str) -> Backbone:
         values = dict(json.loads(known.read_text())["config"])
         config = AutoConfig.for_model(**values)
     else:
-        config = _local_first(source, place, lambda local: AutoConfig.from_pretrained(place, local_files_only=local))
+        config = _local_first(
+            source,
+            place,
+            lambda local: AutoConfig.from_pretrained(place, local_files_only=local, trust_remote_code=False),
+        )
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     with torch.device("meta"):
-        model = auto.from_config(config)
+        model = auto.from_config(config, trust_remote_code=False)
     return Backbone(short_name(source), model, None, None, "float32")
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from harness import cli_report
+from harness import cli_report, cli_store
 from harness.errors import UserError
 
 app = typer.Typer(
@@ -133,6 +133,8 @@ def plan(
 
 app.command()(cli_report.report)
 app.command()(cli_report.score)
+app.command()(cli_store.verify)
+app.command()(cli_store.migrate)
 
 
 @app.command()

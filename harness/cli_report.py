@@ -135,7 +135,7 @@ def score(results: Results = Path("results")) -> None:
     from harness.results import ResultStore
 
     checked = rescore(ResultStore(results).scan())
-    for line in checked.moved:
+    for line in [*checked.moved, *checked.refused]:
         typer.echo(line)
     typer.echo(f"{checked.num_scores:,} scores of {checked.num_runs:,} runs recomputed, {len(checked.moved)} differ")
     if checked.moved:

@@ -5,6 +5,21 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+MOST_SHOWN = 2_000
+"""Characters of a message; what came from a file may be of any length."""
+MOST_OF_LINE = 160
+
+
+class Place(str):
+    """`file:line` that knows the text of its line, which is shown beneath a message."""
+
+    text: str
+
+    def __new__(cls, place: str, text: str = "") -> Place:
+        made = super().__new__(cls, place)
+        made.text = text
+        return made
+
 
 class UserError(Exception):
     """A mistake in what the user wrote or passed: printed as one message, exit code 2, no traceback."""
@@ -37,7 +52,31 @@ class UserError(Exception):
             message += f" (allowed: {', '.join(self.choices)})"
         if self.hint:
             message += f" {self.hint}" if message.endswith((".", ")")) else f". {self.hint}"
-        return message
+        return printable(shortened(message, MOST_SHOWN)) + self._line()
+
+    def _line(self) -> str:
+        """The offending line of the file, beneath the message."""
+        if not isinstance(self.where, Place) or not self.where.text.strip():
+            return ""
+        number = self.where.rpartition(":")[2]
+        return f"\n{number:>6} | {printable(shortened(self.where.text.rstrip(), MOST_OF_LINE))}"
+
+
+def printable(text: str) -> str:
+    """The text without what steers a terminal or cannot be encoded: such characters become escapes."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() or char == "\n" else _escape(char) for char in text)
+
+
+def _escape(char: str) -> str:
+    return "  " if char == "\t" else char.encode("unicode_escape").decode()
+
+
+def shortened(text: str, most: int) -> str:
+    """At most `most` characters: the middle of a longer text is left out."""
+    half = (most - 3) // 2
+    return text if len(text) <= most else f"{text[:half]}...{text[-half:]}"
 
 
 def nearest(value: object, choices: Iterable[str]) -> str | None:

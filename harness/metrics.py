@@ -10,6 +10,7 @@ A metric that is not here may be named from the `evaluate` library, see `get_met
 from __future__ import annotations
 
 import math
+import os
 import re
 import string
 import warnings
@@ -27,6 +28,8 @@ References = Sequence[Sequence[str]]
 Score = Callable[[Predictions, References, Sequence[str]], float]
 
 FOREIGN = "evaluate:"
+TRUST = "HARNESS_TRUST"
+"""Environment variable with the metrics of the `evaluate` library, which are code, that may be loaded: PATH,PATH."""
 _SPELLING = re.compile(FOREIGN + r"([^#*]+)(?:#([^#*]+))?(?:\*(-?\d+(?:\.\d+)?))?")
 
 
@@ -213,9 +216,22 @@ def _correlation(function: str, predictions: Predictions, references: References
     return 100 * value if math.isfinite(value) else 0.0
 
 
-@lru_cache
+def is_trusted(name: str) -> bool:
+    """Whether a metric is one of our own, or of those that the user has named in HARNESS_TRUST."""
+    parts = _SPELLING.fullmatch(name)
+    return parts is None or parts[1] in os.environ.get(TRUST, "").split(",")
+
+
 def _load_module(path: str) -> Any:
-    """Load a metric of the `evaluate` library once per process. Raises UserError if that fails."""
+    """Load a metric of the `evaluate` library once per process. Raises UserError if that fails, or is not allowed."""
+    if not is_trusted(FOREIGN + path):
+        problem = f"'{path}' is code of the evaluate library, or a script, and nobody has allowed it by name"
+        raise UserError(problem, field="metric", hint=f"If you trust it, set {TRUST}={path} (several: A,B).")
+    return _load_trusted(path)
+
+
+@lru_cache
+def _load_trusted(path: str) -> Any:
     try:
         import evaluate
     except ImportError:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import gzip
+import itertools
 import json
+import re
 import zlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
@@ -13,10 +15,18 @@ from typing import IO, Any
 
 from harness.errors import UserError
 
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
 LocatedRow = tuple[str, dict[str, Any]]
 """(file:line, row)"""
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".csv", ".tsv")
+MAX_LINE = 64_000_000
+"""Characters of a line, or of a CSV cell; the longest known is a document of a few million."""
+MAX_TEXT = 8_000_000_000
+"""Characters of a file; a small gzip file can unfold to any number."""
+MAX_DOCUMENT = 2_000_000_000
+"""Characters of a JSON document, which is read whole."""
 SAVED_MARK = "state.json"
 """The file by which a folder written by `datasets.Dataset.save_to_disk` is known."""
 
@@ -51,7 +61,7 @@ def read_file(path: Path, tsv: TsvRules | None = None) -> Iterator[LocatedRow]:
             yield from _READERS[_format(path) or ""](path)
     except UnicodeDecodeError as error:
         raise UserError(f"is not UTF-8 text: {error.reason}", where=f"{path}:{_undecodable_line(path)}") from None
-    except (EOFError, zlib.error):
+    except (EOFError, zlib.error, gzip.BadGzipFile):
         raise UserError("is not a complete gzip file", where=str(path)) from None
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror or error}", where=str(path)) from None
@@ -81,9 +91,24 @@ def _undecodable_line(path: Path) -> int:
     return 1
 
 
+def _lines(file: IO[str], path: Path) -> Iterator[tuple[int, str]]:
+    """(number, line) of a text file. Raises UserError for a line, or a file, of absurd length."""
+    total = 0
+    for number in itertools.count(1):
+        line = file.readline(MAX_LINE + 1)
+        total += len(line)
+        if len(line) > MAX_LINE:
+            raise UserError(f"is longer than {MAX_LINE:,} characters, the limit for a line", where=f"{path}:{number}")
+        if total > MAX_TEXT:
+            raise UserError(f"holds more than {MAX_TEXT:,} characters, the limit for a file", where=str(path))
+        if not line:
+            return
+        yield number, line
+
+
 def _read_jsonl(path: Path) -> Iterator[LocatedRow]:
     with _open(path) as file:
-        for number, line in enumerate(file, 1):
+        for number, line in _lines(file, path):
             if not line.strip():
                 continue
             try:
@@ -92,13 +117,17 @@ def _read_jsonl(path: Path) -> Iterator[LocatedRow]:
                 raise UserError("is not a complete JSON object", where=f"{path}:{number}") from None
             if not isinstance(row, dict):
                 raise UserError("is not a JSON object", where=f"{path}:{number}")
+            if _SURROGATE.search(line):
+                _refuse_half_characters(row, f"{path}:{number}")
             yield f"{path}:{number}", row
 
 
 def _read_json(path: Path) -> Iterator[LocatedRow]:
     """One document: a list of rows, or SQuAD's object with the list under "data". Otherwise JSON lines."""
     with _open(path) as file:
-        text = file.read()
+        text = file.read(MAX_DOCUMENT + 1)
+    if len(text) > MAX_DOCUMENT:
+        raise UserError(f"holds more than {MAX_DOCUMENT:,} characters, the limit for a document", where=str(path))
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):
@@ -107,10 +136,21 @@ def _read_json(path: Path) -> Iterator[LocatedRow]:
     if not isinstance(rows, list):
         yield from _read_jsonl(path)
         return
+    suspicious = _SURROGATE.search(text) is not None
     for index, row in enumerate(rows):
         if not isinstance(row, dict):
             raise UserError("is not a JSON object", where=f"{path}: row {index}")
+        if suspicious:
+            _refuse_half_characters(row, f"{path}: row {index}")
         yield f"{path}: row {index}", row
+
+
+def _refuse_half_characters(row: dict[str, Any], where: str) -> None:
+    """JSON may spell half of a surrogate pair, which no encoding can write. Raises UserError."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except (UnicodeEncodeError, RecursionError):
+        raise UserError("holds half of a surrogate pair, which is no character", where=where) from None
 
 
 def _read_parquet(path: Path) -> Iterator[LocatedRow]:
@@ -118,8 +158,12 @@ def _read_parquet(path: Path) -> Iterator[LocatedRow]:
     import pyarrow.parquet as pq
 
     try:
-        rows = pq.read_table(path).to_pylist()
-    except (pa.ArrowException, OSError) as error:
+        with pq.ParquetFile(path) as file:
+            groups = [file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups)]
+            if sum(groups) > MAX_TEXT:
+                raise UserError(f"unfolds to more than {MAX_TEXT:,} bytes, the limit for a file", where=str(path))
+            rows = file.read().to_pylist()
+    except (pa.ArrowException, OSError, ValueError, OverflowError, TypeError) as error:
         raise UserError(f"is not a readable Parquet file: {error}", where=str(path)) from None
     for index, row in enumerate(rows):
         yield f"{path}: row {index}", row
@@ -138,7 +182,7 @@ def _read_saved(folder: Path) -> Iterator[LocatedRow]:
 
 
 def _read_csv(path: Path) -> Iterator[LocatedRow]:
-    csv.field_size_limit(2**31 - 1)  # the module's own limit is shorter than many documents
+    csv.field_size_limit(MAX_LINE)  # the module's own limit is shorter than many documents
     with open(path, encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         try:
@@ -158,7 +202,7 @@ def _read_tsv(path: Path, rules: TsvRules) -> Iterator[LocatedRow]:
     """Cells as they stand between the tabs: quotes are part of the text, as in the GLUE download."""
     with _open(path) as file:
         columns = rules.columns
-        for number, line in enumerate(file, 1):
+        for number, line in _lines(file, path):
             cells = line.rstrip("\n").split("\t")
             if number == 1 and (not columns or set(cells) & set(rules.header_names)):
                 columns = tuple(cells)

@@ -13,12 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from harness.bounded import read_bounded
 from harness.durable import discard, put_in_place, sync_folder, write_aside
 from harness.errors import UserError
 from harness.schema import RESULT_FORMAT, Cell, Files, Result
 
 if TYPE_CHECKING:
     import pandas as pd
+
+MAX_BYTES = 32_000_000
+"""Of one result JSON; a long one has some ten thousand."""
 
 PredictionRow = tuple[str, int, list[str], str]
 """(split, row index in the split, accepted references, prediction)"""
@@ -117,13 +121,13 @@ def tensors_path(path: Path) -> Path:
 def read_result(path: Path) -> Result:
     """Read one result JSON. Raises UserError when it is damaged, changed since it was stored, or of a newer format."""
     try:
-        content = path.read_bytes()
+        content = read_bounded(path, MAX_BYTES, "a result")
         parsed = json.loads(content)
         version = parsed["format"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         hint = "If it was cut short, delete it: the next run makes it again."
         raise UserError("is not a result file of this program", where=str(path), hint=hint) from None
-    if not isinstance(version, int) or version > RESULT_FORMAT:
+    if type(version) is not int or not 1 <= version <= RESULT_FORMAT:
         raise UserError(
             f"was written in format {version}; this program reads up to {RESULT_FORMAT}",
             where=str(path),
@@ -136,7 +140,7 @@ def read_result(path: Path) -> Result:
         found = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in found["loc"])
         raise UserError(found["msg"], where=str(path), field=place) from None
-    if result.checksum not in (None, checksum(parsed)):
+    if result.checksum != checksum(parsed) and (result.format, result.checksum) != (1, None):
         hint = "Results are never edited: restore it, or delete it and the next run makes it again."
         raise UserError("was changed since it was stored: its checksum is another", where=str(path), hint=hint)
     return result

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from harness.declarations import ProtocolReference, Strict, TaskFile
-from harness.suite_file import Recipe
+from harness.suite_file import SLUG, Recipe
 
-RESULT_FORMAT = 1
+RESULT_FORMAT = 2
 
 PLACEMENT = {"suite", "label", "protocol", "grid", "grid_index", "search_seed"}
 # fields that came after the first stored results: at its default, such a field leaves no trace in the identity
 LATER: dict[str, set[str]] = {"cell": set(), "recipe": set()}
+
+
+Slug = Annotated[str, Field(pattern=SLUG)]
+"""A name that names a folder too; a result from elsewhere may claim any."""
 
 
 class Cell(Strict):
@@ -23,13 +29,13 @@ class Cell(Strict):
     identity. So a protocol's key that does not touch a cell does not make another cell of it.
     """
 
-    suite: str
-    label: str
+    suite: Slug
+    label: Slug
     method: str
     hp: dict[str, Any]
-    task: str
+    task: Slug
     task_version: int
-    backbone: str
+    backbone: Slug
     seed: int
     protocol: ProtocolReference
     task_rules: dict[str, Any] = {}
@@ -211,4 +217,4 @@ class Result(Strict):
     finished_at: str
     files: Files = Files()
     checksum: str | None = None
-    """`results.checksum` of the rest of the JSON; None in results from before there was one."""
+    """`results.checksum` of the rest of the JSON; None in results of format 1, which had none."""

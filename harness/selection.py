@@ -15,7 +15,7 @@ def dev_selection(result: Result) -> float:
         return float("-inf")
     if result.status != "done" or result.selected_step is None:
         return float("-inf")
-    return scores[result.selected_step]
+    return scores.get(result.selected_step, float("-inf"))
 
 
 def best_point(results: Sequence[Result | None]) -> int | None:

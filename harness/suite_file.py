@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -121,7 +122,7 @@ class SuiteFile(Strict):
     @field_validator("seeds", "tasks", "backbones")
     @classmethod
     def _no_repeats(cls, value: list[Any] | None) -> list[Any] | None:
-        repeated = sorted({str(item) for item in value or [] if (value or []).count(item) > 1})
+        repeated = sorted(item for item, count in Counter(map(str, value or [])).items() if count > 1)
         if repeated:
             raise ValueError(f"lists {', '.join(repeated)} more than once")
         return value

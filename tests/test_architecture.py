@@ -14,15 +14,15 @@ ROOT = Path(__file__).resolve().parent.parent
 # each module imports only from lines above its own
 LAYERS = [
     ["errors", "declarations", "memory", "durable", "stop"],
-    ["suite_file"],
+    ["suite_file", "bounded"],
     ["schema", "yaml12", "validation", "metrics", "provenance", "micro"],
     ["protocol", "optimizer", "racing"],
     ["settings", "results", "claims", "listings_protocols"],
     ["suite"],
     ["selection", "tasks", "progress", "readers"],
     ["sources", "examples", "report"],
-    ["dropout"],
-    ["backbone"],
+    ["dropout", "stored_files", "migrate"],
+    ["backbone", "verify"],
     ["initialization", "data", "flops"],
     ["method", "tiny", "token_cache"],
     ["peft_layers", "prefix_layers", "layer_hooks", "fused", "export"],
@@ -34,7 +34,7 @@ LAYERS = [
     ["estimate", "worklist"],
     ["listings_time"],
     ["runner", "listings", "listings_params"],
-    ["cli_report"],
+    ["cli_report", "cli_store"],
     ["cli"],
     ["__main__"],
 ]

@@ -226,6 +226,7 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str
         features = f'datasets.Features({{"predictions": {predictions}, "references": {references}}})'
         file = folder / "own.py"
         file.write_text(SCRIPT.replace("{FEATURES}", features).replace("{BODY}", body))
+        monkeypatch.setenv("HARNESS_TRUST", str(file))
         return f"evaluate:{file}"
 
     return write
@@ -287,5 +288,6 @@ def test_an_unknown_metric_is_a_mistake_with_choices(
 ) -> None:
     pytest.importorskip("evaluate")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HARNESS_TRUST", "./acuracy")
     with pytest.raises(UserError, match=re.escape(expected)):
         get_metric(name)

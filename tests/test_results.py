@@ -173,8 +173,11 @@ def test_a_result_that_was_edited_is_refused(small_results: Path, tmp_path: Path
     edited.write_text(json.dumps(content))
     with pytest.raises(UserError, match="was changed since it was stored"):
         read_result(edited)
-    del content["checksum"]  # results of earlier versions have none
+    del content["checksum"]
     edited.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="was changed since it was stored"):
+        read_result(edited)
+    edited.write_text(json.dumps(content | {"format": 1}))  # results of format 1 have none
     assert read_result(edited).checksum is None
 
 

@@ -12,7 +12,7 @@ from stored_runs import answers, store
 from typer.testing import CliRunner
 
 from harness.cli import app
-from harness.results import ResultStore, predictions_path
+from harness.results import ResultStore, checksum, predictions_path
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -23,7 +23,7 @@ def edited(root: Path, change: dict[str, object]) -> Path:
     ((path, _),) = ResultStore(root).scan()
     data = json.loads(path.read_text())
     data["test"] |= change
-    path.write_text(json.dumps(data))
+    path.write_text(json.dumps(data | {"checksum": checksum(data)}))
     return path
 
 

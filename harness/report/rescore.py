@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.errors import UserError
-from harness.metrics import METRICS, compute, count_unreadable
+from harness.metrics import METRICS, TRUST, compute, count_unreadable, is_trusted
 from harness.report.resampling import Answers
 from harness.report.stored import read_answers
 from harness.results import predictions_path
@@ -25,13 +25,23 @@ class Rescored:
     num_scores: int = 0
     moved: list[str] = field(default_factory=list)
     """One line per number that is not what the result says, and per file that cannot be trusted."""
+    refused: list[str] = field(default_factory=list)
+    """One line per run with a metric that is code and that nobody has asked for by name."""
 
 
 def rescore(scanned: Iterable[tuple[Path, Result]]) -> Rescored:
-    """Recompute the dev and test metrics of every finished run. Raises UserError if a metric cannot be loaded."""
+    """Recompute the dev and test metrics of every finished run.
+
+    A result may come from anybody: a metric that is code is not loaded unless it was asked for by name.
+    """
     made = Rescored()
     for path, result in scanned:
         if result.status != "done" or result.metrics is None:
+            continue
+        splits = [(name, split) for name, split in (("dev", result.dev), ("test", result.test)) if split is not None]
+        code = sorted({name for _, split in splits for name in split.metrics if not is_trusted(name)})
+        if code:
+            made.refused.append(f"{path}: not recomputed, since {', '.join(code)} is code; {TRUST} names what may run")
             continue
         made.num_runs += 1
         try:
@@ -39,11 +49,13 @@ def rescore(scanned: Iterable[tuple[Path, Result]]) -> Rescored:
         except UserError as error:
             made.moved.append(str(error))
             continue
-        for split, stored in (("dev", result.dev), ("test", result.test)):
-            if stored is not None:
-                made.num_scores += 1 + len(stored.metrics)
-                place = f"{path}: {split}"
+        for split, stored in splits:
+            made.num_scores += 1 + len(stored.metrics)
+            place = f"{path}: {split}"
+            try:
                 made.moved += _differences(place, stored, answers.get(split, Answers([], [])), result.metrics)
+            except (UserError, ValueError, KeyError, ArithmeticError) as error:  # answers that do not suit the metric
+                made.moved.append(f"{place}: cannot be recomputed: {error}")
     return made
 
 

@@ -6,13 +6,18 @@ import hashlib
 import io
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+from harness.bounded import read_bounded
 from harness.errors import UserError
 from harness.report.resampling import Answers
 from harness.results import predictions_path
 from harness.schema import Result
 
 SPLITS = ("dev", "test")
+MAX_BYTES = 2**31
+MAX_ROWS = 50_000_000
+"""Of one file of predictions, packed and unpacked; the largest known set of dev and test rows has 40,000."""
 
 
 def read_answers(path: Path, sha256: str | None = None) -> dict[str, Answers]:
@@ -20,23 +25,44 @@ def read_answers(path: Path, sha256: str | None = None) -> dict[str, Answers]:
 
     Raises UserError if the file is missing, no such table, or not the one whose SHA-256 is given.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        content = path.read_bytes()
-        if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
-            raise UserError("is not the file that the run stored: its SHA-256 is another", where=str(path))
-        table = pq.ParquetFile(io.BytesIO(content)).read(["split", "references", "prediction"])
-        splits, references, predictions = (table[name].to_pylist() for name in ("split", "references", "prediction"))
-    except (OSError, KeyError, pa.ArrowException) as error:
-        raise UserError(f"cannot be read as predictions: {error}", where=str(path)) from None
+    table = read_table(path, sha256)
+    splits, references, predictions = (table[name].to_pylist() for name in ("split", "references", "prediction"))
     found = {}
     for split in SPLITS:
         rows = [i for i, name in enumerate(splits) if name == split]
         if rows:
             found[split] = Answers([predictions[i] for i in rows], [references[i] for i in rows])
     return found
+
+
+def read_table(path: Path, sha256: str | None = None) -> Any:
+    """The Parquet file of predictions as a table whose texts are texts; raises UserError as `read_answers` does."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    try:
+        content = read_bounded(path, MAX_BYTES, "predictions")
+        if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+            raise UserError("is not the file that the run stored: its SHA-256 is another", where=str(path))
+        file = pq.ParquetFile(io.BytesIO(content))
+        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+        if file.metadata.num_rows > MAX_ROWS or sum(group.total_byte_size for group in groups) > MAX_BYTES:
+            problem = f"unfolds to more than {MAX_ROWS:,} rows or {MAX_BYTES:,} bytes, the limits for predictions"
+            raise UserError(problem, where=str(path))
+        table = file.read()
+        table.validate(full=True)
+        texts = [table["split"], table["prediction"], pc.list_flatten(table["references"])]
+        if not all(pa.types.is_string(column.type) or pa.types.is_dictionary(column.type) for column in texts):
+            raise UserError("holds no texts where there should be some", where=str(path))
+        if (
+            any(column.null_count for column in (*texts, table["references"]))
+            or 0 in table["references"].combine_chunks().value_lengths().to_pylist()
+        ):
+            raise UserError("holds rows without answer or reference", where=str(path))
+    except (OSError, KeyError, ValueError, TypeError, OverflowError, AttributeError, pa.ArrowException) as error:
+        raise UserError(f"cannot be read as predictions: {error}", where=str(path)) from None
+    return table
 
 
 class PredictionFiles:

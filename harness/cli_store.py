@@ -1,0 +1,55 @@
+"""The commands that look after a results folder: `harness verify` and `harness migrate`. Nothing here needs torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from harness.errors import printable
+
+if TYPE_CHECKING:
+    from harness.verify import Verified
+
+Results = Annotated[Path, typer.Argument(help="Folder of the results.")]
+
+
+def verify(
+    results: Results = Path("results"),
+    format: Annotated[Literal["terminal", "json"], typer.Option("--format", help="terminal or json.")] = "terminal",
+) -> None:
+    """Check every stored file: fields, checksums, ids, scores, tensors, leftovers; exit code 1 if anything is wrong.
+
+    Example: harness verify results
+    """
+    from harness.verify import verify as verify_folder
+
+    checked = verify_folder(results)
+    typer.echo(json.dumps(asdict(checked), indent=1) if format == "json" else _table(checked))
+    if checked.findings:
+        raise typer.Exit(1)
+
+
+def _table(checked: Verified) -> str:
+    lines = [printable(f"{item.path}: {item.kind}: {item.problem}") for item in checked.findings]
+    lines += [printable(f"note: {line}") for line in checked.not_recomputed]
+    num_wrong = len({item.path for item in checked.findings})
+    number = "nothing is wrong" if not lines else f"{len(checked.findings):,} findings about {num_wrong:,} files"
+    return "\n".join([*lines, f"{checked.num_results:,} results in {checked.num_files:,} files: {number}"])
+
+
+def migrate(results: Annotated[Path, typer.Argument(help="Folder of the results.")]) -> None:
+    """Bring results of an earlier format to today's; the files as they were are kept in a dated folder beside.
+
+    Example: harness migrate results
+    """
+    from harness.migrate import migrate as migrate_folder
+
+    done = migrate_folder(results)
+    for step in done.steps:
+        typer.echo(step)
+    kept = f"; as they were: {done.backup}" if done.backup else ""
+    typer.echo(f"{done.num_changed:,} of {done.num_results:,} results migrated{kept}")
