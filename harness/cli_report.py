@@ -67,6 +67,7 @@ def report(
     if not scanned:
         raise UserError("holds no results" + (f" of suite '{suite}'" if suite else ""), where=str(results))
     boards = collect((result for _, result in scanned), record)
+    mark_stale(boards)
     if fidelity is not None:
         text = fidelity_tables(boards, format)
     elif tuning:
@@ -77,6 +78,15 @@ def report(
         verdicts = judge(boards, scanned) if statistics or format == "json" else []
         text = render(boards, format, costs, verdicts)
     write(text, out)
+
+
+def mark_stale(boards: Sequence[Board]) -> None:
+    """Note at each entry what has changed since its runs were made."""
+    from harness.staleness import changed_since
+
+    for entry in (entry for board in boards for row in board.rows for entry in row.entries.values()):
+        runs = [*entry.runs, *(run for search in entry.searches for run in search)]
+        entry.stale = sorted({change for run in runs for change in changed_since(run)})
 
 
 def fidelity_tables(boards: Sequence[Board], format: Format) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.checkpoint import name_of
 from harness.contract import Finding
 from harness.estimate import estimate
 from harness.listings_data import table
@@ -58,8 +59,9 @@ def describe_plan(plan: Plan, probe: bool = False) -> dict[str, Any]:
 def _describe_group(plan: Plan, index: int) -> dict[str, Any]:
     group, results = plan.groups[index], plan.results[index]
     cells = plan.num_cells(group)
-    stale = [result for result in results.values() if plan.is_stale(result)]
-    missing = max(0, cells - len(results))
+    old = [plan.superseded[name] for cell in group.cells.values() if (name := name_of(cell)) in plan.superseded]
+    stale = [*(result for result in results.values() if plan.is_stale(result)), *old]
+    missing = max(0, cells - len(results) - len(old))
     first = group.cells[(0, group.seeds[0])]
     trains = plan.methods[group.method].cls is None or not issubclass(plan.methods[group.method].cls or Rule, Rule)
     return {

@@ -20,6 +20,7 @@ from harness.results import ResultStore
 from harness.schema import Cell, Result
 from harness.selection import next_cells
 from harness.sources import MissingData
+from harness.staleness import superseded
 from harness.suite import Group, Overrides, Suite, expand, load_suite
 from harness.tasks import Task
 from harness.tasks.own import suite_tasks
@@ -40,6 +41,8 @@ class Plan:
     data_dir: str | None
     results: list[dict[Key, Result]]
     """Per group, the stored results."""
+    superseded: dict[tuple[str, str], Result] = field(default_factory=dict)
+    """By label and cell_id, results of earlier versions of task or protocol; their cells wait until asked for."""
     _fingerprints: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -52,6 +55,7 @@ class Plan:
             group.cells[key]
             for group, results in zip(self.groups, self.results, strict=True)
             for key in next_cells(group, results, self.per_seed)
+            if name_of(group.cells[key]) not in self.superseded
         ]
 
     def stages(self) -> tuple[list[Cell], list[Cell]]:
@@ -134,6 +138,13 @@ def make_plan(
     for group in groups:
         loaded = {key: plan.load(cell) for key, cell in group.cells.items()}
         plan.results.append({key: result for key, result in loaded.items() if result is not None})
+    missing = [
+        cell
+        for group, results in zip(groups, plan.results, strict=True)
+        for key, cell in group.cells.items()
+        if key not in results
+    ]
+    plan.superseded = superseded(store, missing)
     return plan
 
 

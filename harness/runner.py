@@ -39,7 +39,7 @@ class RunSummary:
     num_kept_failed: int
     """Failures among the stored results; `rerun="failed"` trains them again."""
     num_stale: int
-    """Stored results that were made with other method sources, weights or rows, and were left as they are."""
+    """Stored results of other method sources, weights, rows or versions, which were left as they are."""
     num_elsewhere: int = 0
     """Cells that other processes on the same folder finished meanwhile."""
 
@@ -165,13 +165,17 @@ class _Run:
             self.progress.say(f"stored results of protocol {titles} fit as they are and are kept")
         if self.num_stale:
             self.progress.say(
-                f"{self.num_stale} stored results are stale (method, weights or rows changed): harness plan names them"
+                f"{self.num_stale} stored results are stale (method, weights, rows, or the version of task or "
+                "protocol changed): harness plan names them, --rerun stale makes them again"
             )
 
 
 def _forget(plan: Plan, rerun: Rerun) -> tuple[dict[tuple[str, str], Result], int]:
     """Drop the stored results that shall be made again; return them, and the number of stale ones left."""
-    replaced, num_stale = {}, 0
+    replaced: dict[tuple[str, str], Result] = {}
+    if rerun == "stale":
+        plan.superseded.clear()
+    num_stale = len(plan.superseded)
     for results in plan.results:
         for key, result in list(results.items()):
             is_stale = plan.is_stale(result)
@@ -197,6 +201,7 @@ def _warn_of_duplicates(plan: Plan, cells: Iterable[Cell], progress: Progress) -
 def _expect_all(plan: Plan, progress: Progress) -> None:
     """Announce the whole run, the winners' further seeds included, so that the time left is honest."""
     for group, results in zip(plan.groups, plan.results, strict=True):
-        count = max(0, plan.num_cells(group) - len(results))
+        old = sum(name_of(cell) in plan.superseded for cell in group.cells.values())
+        count = max(0, plan.num_cells(group) - len(results) - old)
         rule = plan.methods[group.method].spec.is_rule
         progress.expect(count, 0 if rule else count * work(group.cells[(0, group.seeds[0])]))

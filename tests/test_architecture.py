@@ -20,7 +20,7 @@ LAYERS = [
     ["settings", "results", "claims", "listings_protocols"],
     ["suite"],
     ["selection", "tasks", "progress", "readers"],
-    ["sources", "examples", "report"],
+    ["sources", "examples", "report", "staleness"],
     ["dropout", "stored_files", "migrate"],
     ["backbone", "verify"],
     ["initialization", "data", "flops"],

@@ -55,6 +55,8 @@ class Entry:
         """Answers among them that are no label of the task, no number or empty; each counted as wrong."""
         return sum(run.test.num_unreadable for run in self.runs if run.test)
 
+    stale: list[str] = field(default_factory=list)
+    """What of the origin of its runs is another today."""
     mixed: list[str] = field(default_factory=list)
     """What the runs and grid runs do not have in common although they should."""
 

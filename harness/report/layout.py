@@ -153,6 +153,8 @@ def _flags(entry: Entry) -> list[str]:
         flags.append(f"{entry.num_grid_failed} of {entry.num_grid_runs} grid runs failed")
     if entry.mixed:
         flags.append(f"runs differ in {' and '.join(entry.mixed)}; rerun them with --rerun stale")
+    if entry.stale:
+        flags.append(f"stale: {' and '.join(entry.stale)} changed since; rerun with --rerun stale")
     if entry.num_unreadable:
         flags.append(f"{entry.num_unreadable:,} of {entry.num_answers:,} answers unreadable, so wrong")
     return flags

@@ -118,5 +118,6 @@ def _entry_json(entry: Entry) -> dict[str, Any]:
         "grid": entry.grid,
         "cells": [run.cell_id for run in entry.runs],
         "mixed": entry.mixed,
+        **({"stale": entry.stale} if entry.stale else {}),
         "failed": [{"cell": run.cell_id, "error": run.failure.message if run.failure else ""} for run in entry.failed],
     }
