@@ -7,6 +7,7 @@ Inputs are right-padded embeddings; where a decoder needs left padding, it is ma
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -217,10 +218,9 @@ def load_backbone(source: str, precision: str = "float32", device: str | None = 
     place = resolve(source)
 
     def load(local: bool) -> tuple[Any, Any, Any]:
-        config = AutoConfig.from_pretrained(place, local_files_only=local, trust_remote_code=False)
+        safe = {"local_files_only": local, "trust_remote_code": False}
+        config = AutoConfig.from_pretrained(place, **safe)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        # weights without pickle, and no code from a checkpoint
-        safe: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
         model = auto.from_pretrained(place, dtype=DTYPES[precision], use_safetensors=True, **safe)
         return config, model, AutoTokenizer.from_pretrained(place, **safe)
 
@@ -245,11 +245,8 @@ def meta_backbone(source: str) -> Backbone:
         values = dict(json.loads(known.read_text())["config"])
         config = AutoConfig.for_model(**values)
     else:
-        config = _local_first(
-            source,
-            place,
-            lambda local: AutoConfig.from_pretrained(place, local_files_only=local, trust_remote_code=False),
-        )
+        load = functools.partial(AutoConfig.from_pretrained, place, trust_remote_code=False)
+        config = _local_first(source, place, lambda local: load(local_files_only=local))
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     with torch.device("meta"):
         model = auto.from_config(config, trust_remote_code=False)

@@ -78,7 +78,11 @@ def resolve_entry(entry: Entry) -> list[tuple[Point, Recipe, dict[str, Any]]]:
         recipe = Layered()
     sweeps = _sweeps(recipe, "recipe", "recipe") | _sweeps(hp, "hp", f"methods.{entry.label}")
     if math.prod(len(values) for values in sweeps.values()) > MAX_CELLS:
-        raise UserError(f"its grid has more than {MAX_CELLS:,} points", where=entry.document.path, field=entry.label)
+        raise UserError(
+            f"its grid has more than {MAX_CELLS:,} points",
+            where=entry.document.where("methods", entry.label),
+            field=entry.label,
+        )
     points = [dict(zip(sweeps, values, strict=True)) for values in itertools.product(*sweeps.values())]
     return [(point, *_resolve(entry, recipe, hp, point)) for point in points]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +35,10 @@ KINDS = {
     "leftover": "what a process that died left behind",
     "link": "a symbolic link to a folder, which no report follows",
 }
+
+
+ALIVE_S = 600.0
+"""A run renews its sign of life far more often."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,10 @@ def verify(root: Path) -> Verified:
             found += [Finding(_name(root, path), *item) for item in _check_result(root, path, seen, verified)]
     present = {path for path in files if path.suffix == ".json"}
     found += [Finding(_name(root, path), *item) for path in files for item in _check_stray(path, present)]
+    if not _is_running(root):
+        left = [path for path in files if path.name.startswith(".") and path.name.endswith(".tmp")]
+        found += [Finding(_name(root, path), "leftover", "was being written when its process ended") for path in left]
+        found += [Finding(_name(root, path), "leftover", problem) for path, problem in _left_by_runs(root)]
     found.sort(key=lambda item: (item.path, item.kind))
     return verified
 
@@ -221,5 +231,19 @@ def _check_stray(path: Path, present: set[Path]) -> Iterator[Problem]:
         owner = path.with_name(f"{path.name.removesuffix(suffix)}.json")
         if path.name.endswith(suffix) and not path.name.startswith(".") and owner not in present:
             yield "orphan", f"its result {owner.name} is not there"
-    if path.name.startswith(".") and path.name.endswith(".tmp"):
-        yield "leftover", "was being written when its process ended; delete it unless a run is going on"
+
+
+def _is_running(root: Path) -> bool:
+    """Whether some process showed a sign of life not long ago: what it is writing is not left over."""
+    with contextlib.suppress(OSError):
+        return any(time.time() - path.stat().st_mtime < ALIVE_S for path in (root / ".claims").glob("*.alive"))
+    return False
+
+
+def _left_by_runs(root: Path) -> Iterator[tuple[Path, str]]:
+    """Claims and states of training that no process holds."""
+    for path in sorted((root / ".claims").glob("*")):
+        yield path, "claims cells for a process that is gone; the next run takes it over"
+    for path in sorted((root / ".checkpoints").rglob("*")):
+        if path.is_file():
+            yield path, "is the state of a run that was cut off; the same run command goes on from it"

@@ -85,6 +85,12 @@ def drop_last(columns: dict[str, list[Any]]) -> None:
         values.pop()
 
 
+def leave(path: Path, folder: str, name: str) -> None:
+    place = path.parents[4] / folder
+    place.mkdir()
+    (place / name).write_text("{}")
+
+
 DAMAGE: dict[str, tuple[str, Callable[[Path], object]]] = {
     "cut short": ("unreadable", lambda p: p.write_bytes(p.read_bytes()[:500])),
     "an unknown field": ("unreadable", lambda p: rewrite(p, lambda d: d.update(more=1))),
@@ -123,6 +129,8 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object]]] = {
     "result gone": ("orphan", lambda p: p.unlink()),
     "unknown tensors": ("orphan", lambda p: tensors_path(p.with_name("0" * 16 + ".json")).write_bytes(b"")),
     "half a file": ("leftover", lambda p: p.with_name(f".{p.name}.ab12.tmp").write_text("{")),
+    "a claim of a dead process": ("leftover", lambda p: leave(p, ".claims", "small--dept--x.claim")),
+    "a state of a run cut off": ("leftover", lambda p: leave(p, ".checkpoints", "x.safetensors")),
     "a loop": ("link", lambda p: (p.parent / "loop").symlink_to(p.parent.parent)),
 }  # fmt: skip
 
@@ -146,6 +154,15 @@ def test_each_kind_of_damage_is_found(results: Path, name: str) -> None:
     assert kind in {item.kind for item in found}, found
     assert {item.kind for item in found} <= set(KINDS)
     assert all((results / item.path).parent.is_dir() for item in found)
+
+
+def test_what_a_run_that_goes_on_is_writing_is_not_left_over(results: Path) -> None:
+    for folder, name in ((".claims", "a.claim"), (".claims", "b.alive"), (".checkpoints", "x.safetensors")):
+        (results / folder).mkdir(exist_ok=True)
+        (results / folder / name).write_text("{}")
+    assert verify(results).findings == []
+    os.utime(results / ".claims" / "b.alive", (1, 1))
+    assert len(verify(results).findings) == 3
 
 
 def test_every_kind_is_shown_by_some_damage() -> None:
