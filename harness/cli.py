@@ -12,6 +12,7 @@ import typer
 
 from harness import cli_report
 from harness.errors import UserError
+from harness.shipped_suites import find_suite
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -54,6 +55,9 @@ def run(
         Literal["none", "failed", "stale"], typer.Option(help="Which stored results to make again.")
     ] = "none",
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+    track: Annotated[
+        Literal["tensorboard", "wandb", "mlflow"] | None, typer.Option(help="Show live curves of every cell there.")
+    ] = None,
 ) -> None:
     """Train every missing cell of a suite and store the results.
 
@@ -74,6 +78,7 @@ def run(
         method_dirs=methods_dir or (),
         rerun=rerun,
         quiet=quiet,
+        track=track,
     )
     typer.echo(
         f"{summary.num_trained} cells trained, {summary.num_failed} of them failed; "
@@ -246,21 +251,6 @@ def show(data: dict[str, Any], style: str) -> None:
         typer.echo(json.dumps({key: value for key, value in data.items() if key != "text"}, indent=1))
     else:
         typer.echo(data["text"])
-
-
-def find_suite(name: str) -> Path:
-    """A path, or the name of a suite that ships with the program."""
-    path = Path(name)
-    if path.exists():
-        return path
-    package = Path(__file__).resolve().parent
-    shipped = next(folder for folder in (package.parent / "suites", package / "_suites") if folder.is_dir())
-    candidates = [shipped / path.name, shipped / f"{path.name}.yaml"]
-    found = next((candidate for candidate in candidates if candidate.is_file()), None)
-    if found is None and path.parent == Path():
-        choices = sorted([*map(str, Path().glob("*.y*ml")), *(item.stem for item in shipped.glob("*.yaml"))])
-        raise UserError("no such file, nor a shipped suite of that name", where=name, value=name, choices=choices)
-    return found or path
 
 
 def split(names: str | None) -> list[str] | None:

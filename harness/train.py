@@ -32,8 +32,8 @@ MOST_PROBED_TOKENS = 131_072
 # positions that a device gets through in the time that one more micro-batch costs: calls on a CPU, launches on a GPU
 OVERHEAD_TOKENS = {"cpu": 128}
 
-OnStep = Callable[[int, int, dict[str, float]], None]
-"""Called after a step with (step, steps of the bundle, newest dev score by cell_id)."""
+OnStep = Callable[[int, int, dict[str, DevScore]], None]
+"""Called after a step with (step, steps of the bundle, newest dev scores by cell_id)."""
 
 
 class BundleTrainer:
@@ -67,7 +67,7 @@ class BundleTrainer:
     def run(self, on_step: OnStep, on_outcome: Callable[[Outcome], None]) -> None:
         """Train to the end of every cell; hand over each outcome, failed ones included, as soon as it is final."""
         steps = max(state.recipe.steps for state in self.states)
-        latest: dict[str, float] = {}
+        latest: dict[str, DevScore] = {}
         for step in range(steps):
             if not self.active:
                 break
@@ -76,7 +76,7 @@ class BundleTrainer:
             if due:
                 self._evaluate(due, step + 1)
                 self._race(step + 1)
-                latest |= {s.cell.cell_id: s.history[-1].selection for s in self._outcomes(due) if s.history}
+                latest |= {s.cell.cell_id: s.history[-1] for s in self._outcomes(due) if s.history}
             ended = [i for i in self.active if self.states[i].recipe.steps == step + 1]
             self._finish(ended)
             on_step(step + 1, steps, latest)

@@ -14,9 +14,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # each module imports only from lines above its own
 LAYERS = [
     ["errors", "declarations", "memory"],
+    ["report_declarations", "shipped_suites"],
     ["suite_file"],
     ["schema", "yaml12", "validation", "metrics", "provenance", "micro"],
-    ["protocol", "optimizer", "racing"],
+    ["protocol", "optimizer", "racing", "report_layouts"],
     ["settings", "results", "listings_protocols"],
     ["suite"],
     ["selection", "tasks", "progress", "readers"],
@@ -32,7 +33,9 @@ LAYERS = [
     ["engines", "planning", "probe", "listings_data"],
     ["estimate"],
     ["listings_time"],
+    ["tracking"],
     ["runner", "listings", "listings_params"],
+    ["cli_layouts"],
     ["cli_report"],
     ["cli"],
     ["__main__"],
