@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from harness.errors import UserError
 from harness.report.figure_base import blank_figure
@@ -19,7 +20,6 @@ from harness.results import tensors_path
 from harness.schema import Result
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
-MOST_COLUMNS = 4
 
 
 def gate_weights(tensors: Mapping[str, Array], gates: Gates) -> Array | None:
@@ -85,10 +85,15 @@ def _draw(title: str, panels: list[tuple[str, int, Array]]) -> Figure:
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
     for axes, (task, seed, weights) in zip(grid.flat, panels, strict=False):
-        image = axes.imshow(weights, aspect="auto", cmap="cividis", vmin=0, vmax=most, interpolation="nearest")
+        num_spaces, num_tokens = weights.shape
+        edges = (0.5, num_tokens + 0.5, num_spaces + 0.5, 0.5)
+        image = axes.imshow(
+            weights, aspect="auto", cmap="cividis", vmin=0, vmax=most, interpolation="nearest", extent=edges
+        )
         axes.set_title(f"{task}, seed {seed}", fontsize=9)
         axes.grid(False)
-        axes.set_yticks(range(len(weights)), [str(i + 1) for i in range(len(weights))])
+        axes.set_yticks(range(1, num_spaces + 1))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("prompt token")
         axes.set_ylabel("space")
     figure.colorbar(image, ax=grid, label="gate weight", shrink=0.9)

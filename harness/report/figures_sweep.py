@@ -149,6 +149,7 @@ def _draw(
         above = grid[row * (2 if has_time else 1)][column]
         _draw_scores(above, panel, lines, x, styles)
         if has_time:
+            above.set_xlabel("")
             _draw_times(grid[row * 2 + 1][column], lines, x, styles)
     for row_axes in grid:
         for axes in row_axes[1:]:
@@ -176,7 +177,9 @@ def _draw_times(axes: Axes, lines: Sequence[Drawn], x: Axis, styles: Mapping[str
     """Seconds per step relative to those at the largest value of the first line that has any."""
     axes.set_visible(True)
     timed = [[point for point in line.points if point.seconds] for line in lines]
-    reference = next((points[-1].seconds for points in timed if points), None)
+    first = next(((line, points[-1]) for line, points in zip(lines, timed, strict=True) if points), None)
+    reference = first[1].seconds if first else None
+    named = f"{first[0].title} at {first[1].x:g}" if first else "nothing"
     for (line, style), points in zip(_styled(lines), timed, strict=True):
         look = styles[line.method]
         if reference and points:
@@ -187,7 +190,7 @@ def _draw_times(axes: Axes, lines: Sequence[Drawn], x: Axis, styles: Mapping[str
             )  # fmt: skip
     axes.set_ylim(bottom=0)
     _ticks(axes, lines, x)
-    label_axes(axes, x.title, "relative training time")
+    label_axes(axes, x.title, f"training time per step,\nrelative to {named}")
 
 
 def _styled(lines: Sequence[Drawn]) -> list[tuple[Drawn, str]]:
