@@ -20,28 +20,20 @@ def list_layouts(suite: str | None) -> str:
     return "".join(f"{name:<12} {find_table(name, block).title}\n" for name in names)
 
 
-def layout_tables(
-    names: str, suite_file: str | None, where: Sequence[str] | None, results: Sequence[Result], style: Format,
-    suites: str | None,
-) -> str:  # fmt: skip
-    """Results in the shapes of some layouts; `all` are those that the suite file names.
-
-    A choice of suites wins over the layout's own.
-    """
+def layout_tables(names: str, suite_file: str | None, where: Where, results: Sequence[Result], style: Format) -> str:
+    """Results in the shapes of some layouts; `all` are those that the suite file names."""
     from harness.report.layout_lines import keys_of
     from harness.report.layout_table import fill
     from harness.report.pool import Pool
     from harness.report.published import find
     from harness.report.tables import render_records
 
-    block, asked = _block(suite_file), read_where(where)
-    if suites is not None:
-        asked = {"suite": [name.strip() for name in suites.split(",")], **asked}
+    block = _block(suite_file)
     filled = []
     for name in _asked_names(names, block):
         layout = find_table(name, block)
         record = find(layout.published) if layout.published else None
-        filled.append(fill(name, layout, Pool(results, keys_of(layout)), record, asked))
+        filled.append(fill(name, layout, Pool(results, keys_of(layout)), record, where))
     return render_records([table for table, _ in filled], [item for _, records in filled for item in records], style)
 
 
@@ -50,6 +42,12 @@ def figure_layouts(suite_file: str | None) -> dict[str, FigureLayout]:
     block = _block(suite_file)
     names = block.figures if block else figure_names()
     return {name: find_figure(name, block) for name in names}
+
+
+def conditions(pairs: Sequence[str] | None, suites: str | None) -> Where:
+    """What wins over a layout's own conditions: --where, and the suites that --suite names."""
+    chosen: Where = {} if suites is None else {"suite": [name.strip() for name in suites.split(",")]}
+    return {**chosen, **read_where(pairs)}
 
 
 def read_where(pairs: Sequence[str] | None) -> Where:

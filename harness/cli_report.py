@@ -14,6 +14,7 @@ from harness.report.tables import Format
 if TYPE_CHECKING:
     from harness.report.aggregate import Board
     from harness.report.significance import Significance
+    from harness.report_declarations import Where
     from harness.schema import Result
 
 Results = Annotated[Path, typer.Argument(help="Folder of the results.")]
@@ -72,7 +73,7 @@ def report(
 
     Example: harness report results --format markdown --statistics --published accept-2024
     """
-    from harness.cli_layouts import layout_tables, list_layouts
+    from harness.cli_layouts import conditions, layout_tables, list_layouts
     from harness.report.aggregate import collect
     from harness.report.published import find
     from harness.report.tables import render
@@ -87,16 +88,16 @@ def report(
         return write(list_layouts(layouts), out)
     wanted = fidelity or published
     record = None if wanted is None else find(wanted)
-    scanned = scan(results, suite)
+    scanned, asked = scan(results, suite), conditions(where, suite)
     if table is not None:
-        return write(layout_tables(table, layouts, where, [result for _, result in scanned], format, suite), out)
+        return write(layout_tables(table, layouts, asked, [result for _, result in scanned], format), out)
     boards = collect((result for _, result in scanned), record)
     if fidelity is not None:
         text = fidelity_tables(boards, format)
     elif tuning:
         text = tuning_tables(boards, format)
     elif figures is not None:
-        text = draw(boards, judge(boards, scanned) if statistics else [], figures, scanned, layouts, where)
+        text = draw(boards, judge(boards, scanned) if statistics else [], figures, scanned, layouts, asked)
     else:
         verdicts = judge(boards, scanned) if statistics or format == "json" else []
         text = render(boards, format, costs, verdicts)
@@ -132,10 +133,10 @@ def tuning_tables(boards: Sequence[Board], format: Format) -> str:
 
 def draw(
     boards: Sequence[Board], verdicts: Sequence[Significance | None], folder: Path,
-    scanned: Sequence[tuple[Path, Result]], layouts: str | None, where: list[str] | None,
+    scanned: Sequence[tuple[Path, Result]], layouts: str | None, where: Where,
 ) -> str:  # fmt: skip
     """Draw all figures; one line per figure. Raises UserError where matplotlib is missing."""
-    from harness.cli_layouts import figure_layouts, read_where
+    from harness.cli_layouts import figure_layouts
 
     try:
         from harness.report.figures import draw_all
@@ -144,8 +145,8 @@ def draw(
         raise UserError(
             "needs the package matplotlib", field="--figures", hint="pip install 'peft-harness[figures]'"
         ) from None
-    declared, asked = figure_layouts(layouts), read_where(where)
-    paths = [*draw_all(boards, verdicts, folder), *draw_declared(declared, scanned, folder, asked)]
+    declared = draw_declared(figure_layouts(layouts), scanned, folder, where)
+    paths = [*draw_all(boards, verdicts, folder), *declared]
     return "".join(f"{path}\n" for path in paths)
 
 

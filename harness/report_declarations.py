@@ -94,6 +94,14 @@ class Panel(Strict):
     tasks: list[str] = Field(min_length=1)
 
 
+class TimeRow(Strict):
+    """Where the training times of a figure come from; without conditions, from the runs that were scored."""
+
+    where: Where = {}
+    tasks: list[str] = []
+    """Empty takes those of the panel."""
+
+
 class Gates(Strict):
     """Names of stored tensors; {i} counts the spaces from 0."""
 
@@ -115,8 +123,8 @@ class FigureLayout(Strict):
     panels: list[Panel] = []
     """Without any: one for each task."""
     curves: list[Curve] = []
-    relative_time: bool = False
-    """A second row of panels: training time per step, relative to the longest x of the first curve."""
+    time: TimeRow | None = None
+    """A second row of panels: training time per step, relative to the largest x of the first curve."""
 
     @model_validator(mode="after")
     def _of_one_kind(self) -> FigureLayout:

@@ -50,13 +50,13 @@ def both_benchmarks() -> list[Result]:
 def granularity() -> list[Result]:
     """Two widths of one side as rows of their own, three of the other as a swept setting."""
     rows = [
-        made("accept", "rte", 70 + width / 100 + seed, label=f"w{width}", seed=seed,
+        made("accept", "rte", 70 + width / 100 + seed, suite="ablation-granularity", label=f"w{width}", seed=seed,
              hp={"prompt_width": width, "prompt_side": "scpp", "added_side": "lowrank"})
         for width in (32, 768) for seed in (1, 2)
     ]  # fmt: skip
     swept = [
-        made("accept", "rte", 60 + i, label="swept", index=i, grid={"hp.added_width": width},
-             hp={"added_width": width, "prompt_side": "free", "added_side": "scap"})
+        made("accept", "rte", 60 + i, suite="ablation-granularity", label="swept", index=i,
+             grid={"hp.added_width": width}, hp={"added_width": width, "prompt_side": "free", "added_side": "scap"})
         for i, width in enumerate((32, 64, 768))
     ]  # fmt: skip
     return [*rows, *swept]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from harness import tracking
 from harness.errors import UserError
-from harness.progress import Progress
 from harness.results import ResultStore
 from harness.runner import run
 from harness.schema import Result
@@ -113,9 +110,3 @@ def test_a_missing_package_is_named_before_anything_is_written(tmp_path: Path) -
         run(tmp_path / "suite.yaml", results=tmp_path / "results", track="wandb")
     assert "pip install" in str(caught.value)
     assert not (tmp_path / "results").exists()
-
-
-def test_without_tracking_nothing_of_it_is_loaded() -> None:
-    code = "import sys, harness.runner; sys.exit('harness.tracking' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-    assert issubclass(tracking.TrackedProgress, Progress)

@@ -9,7 +9,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from harness.report.figure_base import STYLE, save, slug
-from harness.report.figures_gates import draw_gates
+from harness.report.figures_gates import draw_gates, place_of
 from harness.report.figures_sweep import draw_sweep
 from harness.report.pool import Pool
 from harness.report.styles import looks
@@ -35,16 +35,19 @@ def _figures(
 ) -> Iterator[tuple[str, Figure]]:
     results = [result for _, result in scanned]
     pool = Pool(results, {layout.x.setting} if layout.x else ())
-    files = {result.cell_id: path for path, result in scanned}
+    files = {place_of(result): path for path, result in scanned}
     styles = looks({result.cell.method for result in results})
     if layout.x and layout.x.setting == DERIVED:
         if figure := draw_sweep(layout, pool, where, styles):
             yield name, figure
         return
-    for backbone in sorted({result.cell.backbone for result in results}):
-        here = {"backbone": backbone, **where}
-        if layout.x and (figure := draw_sweep(layout, pool, here, styles)):
-            yield f"{name}-{slug(backbone)}", figure
+    has_suite = "suite" in layout.where or "suite" in where
+    for suite, backbone in sorted({("" if has_suite else r.cell.suite, r.cell.backbone) for r in results}):
+        here: Where = {"backbone": backbone, **({} if has_suite else {"suite": suite}), **where}
+        place = "-".join(filter(None, (name, slug(suite), slug(backbone))))
+        # with another suite than the layout's own, the times are its own too
+        if layout.x and (figure := draw_sweep(layout, pool, here, styles, timing=where)):
+            yield place, figure
         if layout.gates:
             for label, figure in draw_gates(layout, pool, here, files).items():
-                yield f"{name}-{slug(backbone)}-{slug(label)}", figure
+                yield f"{place}-{slug(label)}", figure

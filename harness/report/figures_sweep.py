@@ -45,22 +45,40 @@ class Drawn:
     points: list[Point]
 
 
-def draw_sweep(layout: FigureLayout, pool: Pool, where: Where, styles: Mapping[str, Look]) -> Figure | None:
-    """Return the figure; None where no line has two points. `where` wins over the layout's own conditions."""
+@dataclass(frozen=True)
+class Content:
+    """What a panel shows: lines of scores, and below them lines of times."""
+
+    panel: Panel
+    scores: list[Drawn]
+    times: list[Drawn]
+
+
+def draw_sweep(
+    layout: FigureLayout, pool: Pool, where: Where, styles: Mapping[str, Look], timing: Where | None = None
+) -> Figure | None:
+    """Return the figure; None where no line has two points.
+
+    `where` wins over the layout's own conditions, `timing` over those of its times.
+    """
     assert layout.x is not None
     asked = {**layout.where, **where}
     panels = layout.panels or _panels(pool.find(asked), layout.x)
     skipped: list[str] = []
-    drawn = [_lines(layout, layout.x, pool, asked, panel, skipped) for panel in panels]
-    kept = [
-        (panel, lines) for panel, lines in zip(panels, drawn, strict=True) if any(len(li.points) > 1 for li in lines)
-    ]
+    made = []
+    for panel in panels:
+        scores, times = _lines(layout, layout.x, pool, asked, panel.tasks, skipped), []
+        if layout.time is not None:
+            source = {**asked, **layout.time.where, **(timing or {})}
+            times = _lines(layout, layout.x, pool, source, layout.time.tasks or panel.tasks, skipped)
+        made.append(Content(panel, scores, times))
+    kept = [item for item in made if any(len(line.points) > 1 for line in item.scores)]
     if not kept:
         return None
     place = " and ".join(sorted({str(item.settings["backbone"]) for item in pool.find(asked)}))
-    title = layout.title if layout.x.setting == DERIVED else f"{layout.title} on {place}"
+    title = layout.title if layout.x.setting == DERIVED else f"{layout.title}, {place}"
     note = f"\nleft out where several results fit: {', '.join(dict.fromkeys(skipped))}" if skipped else ""
-    return _draw(title + note, layout, layout.x, kept, styles)
+    return _draw(title + note, layout.x, kept, styles)
 
 
 def _panels(found: Sequence[Found], x: Axis) -> list[Panel]:
@@ -69,17 +87,17 @@ def _panels(found: Sequence[Found], x: Axis) -> list[Panel]:
     return [Panel(title=task, tasks=[task]) for task in tasks]
 
 
-def _lines(layout: FigureLayout, x: Axis, pool: Pool, where: Where, panel: Panel, skipped: list[str]) -> list[Drawn]:
-    groups: dict[str, list[Found]] = {}
+def _lines(
+    layout: FigureLayout, x: Axis, pool: Pool, where: Where, tasks: Sequence[str], skipped: list[str]
+) -> list[Drawn]:
     if layout.curves:
-        for curve in layout.curves:
-            groups[curve.title] = pool.find({**where, **curve.where, "task": list(panel.tasks)})
+        groups = {c.title: pool.find({**where, **c.where, "task": list(tasks)}) for c in layout.curves}
     else:
-        groups = _by_method(pool.find({**where, "task": list(panel.tasks)}), x)
+        groups = _by_method(pool.find({**where, "task": list(tasks)}), x)
     return [
         Drawn(title, str(items[0].settings["method"]), points)
         for title, items in groups.items()
-        if (points := _points(items, x, panel.tasks, title, skipped))
+        if (points := _points(items, x, tasks, title, skipped))
     ]
 
 
@@ -133,24 +151,20 @@ def _position(item: Found, x: Axis) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _draw(
-    title: str, layout: FigureLayout, x: Axis, panels: Sequence[tuple[Panel, list[Drawn]]], styles: Mapping[str, Look]
-) -> Figure:
-    columns = min(len(panels), MOST_COLUMNS)
-    blocks = math.ceil(len(panels) / MOST_COLUMNS)
-    has_time = layout.relative_time and any(p.seconds is not None for _, ls in panels for li in ls for p in li.points)
-    rows = blocks * (2 if has_time else 1)
+def _draw(title: str, x: Axis, contents: Sequence[Content], styles: Mapping[str, Look]) -> Figure:
+    columns = min(len(contents), MOST_COLUMNS)
+    height = 2 if any(point.seconds for item in contents for line in item.times for point in line.points) else 1
+    rows = math.ceil(len(contents) / MOST_COLUMNS) * height
     figure = blank_figure(title, (2.2 + 2.7 * columns, 1.2 + 2.4 * rows))
     grid: Any = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.set_visible(False)
-    for i, (panel, lines) in enumerate(panels):
+    for i, item in enumerate(contents):
         row, column = divmod(i, columns)
-        above = grid[row * (2 if has_time else 1)][column]
-        _draw_scores(above, panel, lines, x, styles)
-        if has_time:
-            above.set_xlabel("")
-            _draw_times(grid[row * 2 + 1][column], lines, x, styles)
+        _draw_scores(grid[row * height][column], item.panel, item.scores, x, styles)
+        if height == 2:
+            grid[row * height][column].set_xlabel("")
+            _draw_times(grid[row * height + 1][column], item.times, x, styles)
     for row_axes in grid:
         for axes in row_axes[1:]:
             axes.set_ylabel("")

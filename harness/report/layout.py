@@ -53,14 +53,14 @@ class Table:
     rows: list[list[Cell]] = field(default_factory=list)
     apart: int | None = None
     """Index of the first row that is not measured."""
-    num_heads: int = 1
-    """How many columns name a row."""
-    sections: dict[int, str] = field(default_factory=dict)
-    """Index of a row -> what stands above it."""
     notes: list[str] = field(default_factory=list)
     """Footnotes, numbered from 1 in the order in which they are met."""
     remarks: list[str] = field(default_factory=list)
     """Sentences below the footnotes."""
+    num_heads: int = 1
+    """How many columns name a row."""
+    sections: dict[int, str] = field(default_factory=dict)
+    """Index of a row -> what stands above it."""
 
     def note(self, text: str) -> int:
         """The number of a footnote."""
