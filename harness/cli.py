@@ -12,6 +12,7 @@ import typer
 
 from harness import cli_report, cli_store
 from harness.errors import UserError
+from harness.shipped_suites import find_suite
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -58,6 +59,9 @@ def run(
         typer.Option(metavar="TIME", help="How often training is kept on disk: 90s, 10m, 2h, 500steps, or off."),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+    track: Annotated[
+        Literal["tensorboard", "wandb", "mlflow"] | None, typer.Option(help="Show live curves of every cell there.")
+    ] = None,
 ) -> None:
     """Train every missing cell of a suite and store the results.
 
@@ -83,6 +87,7 @@ def run(
             method_dirs=methods_dir or (),
             rerun=rerun,
             quiet=quiet,
+            track=track,
         )
     except KeyboardInterrupt as stopped:
         kept = "finished cells are stored, and of those in training the last checkpoint"
@@ -262,21 +267,6 @@ def show(data: dict[str, Any], style: str) -> None:
         typer.echo(json.dumps({key: value for key, value in data.items() if key != "text"}, indent=1))
     else:
         typer.echo(data["text"])
-
-
-def find_suite(name: str) -> Path:
-    """A path, or the name of a suite that ships with the program."""
-    path = Path(name)
-    if path.exists():
-        return path
-    package = Path(__file__).resolve().parent
-    shipped = next(folder for folder in (package.parent / "suites", package / "_suites") if folder.is_dir())
-    candidates = [shipped / path.name, shipped / f"{path.name}.yaml"]
-    found = next((candidate for candidate in candidates if candidate.is_file()), None)
-    if found is None and path.parent == Path():
-        choices = sorted([*map(str, Path().glob("*.y*ml")), *(item.stem for item in shipped.glob("*.yaml"))])
-        raise UserError("no such file, nor a shipped suite of that name", where=name, value=name, choices=choices)
-    return found or path
 
 
 def split(names: str | None) -> list[str] | None:

@@ -14,58 +14,83 @@ from harness.report.tables import Format
 if TYPE_CHECKING:
     from harness.report.aggregate import Board
     from harness.report.significance import Significance
+    from harness.report_declarations import Where
     from harness.schema import Result
 
 Results = Annotated[Path, typer.Argument(help="Folder of the results.")]
+FormatOption = Annotated[Format, typer.Option("--format", help="Form of the tables.")]
+SuiteName = Annotated[str | None, typer.Option(help="Only this suite, or several: A,B.")]
+OutFile = Annotated[Path | None, typer.Option(help="Write to this file instead of the screen.")]
+Published = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME[:TABLE]",
+        help="Put a record of published numbers beside the measured ones, e.g. accept-2024, or one table of it.",
+    ),
+]
+Fidelity = Annotated[
+    str | None, typer.Option(metavar="NAME[:TABLE]", help="Instead: our numbers beside a record's, cell by cell.")
+]
+Tuning = Annotated[
+    bool, typer.Option("--tuning", help="Instead: what the grid searches gave, and what choosing by test would.")
+]
+FigureFolder = Annotated[Path | None, typer.Option(metavar="DIR", help="Instead: draw the figures into this folder.")]
+Layouts = Annotated[
+    str | None,
+    typer.Option(
+        "--table", metavar="A,B,...", help="Instead: tables of a declared shape, e.g. accept-1; list names all."
+    ),
+]
+SuiteFileOption = Annotated[
+    str | None, typer.Option("--layouts", metavar="SUITE", help="Suite file whose `report` block declares layouts.")
+]
+WhereOption = Annotated[
+    list[str] | None,
+    typer.Option("--where", metavar="KEY=VALUE", help="Win over what a layout asks for, e.g. backbone=t5-small."),
+]
+Costs = Annotated[bool, typer.Option("--costs", help="Add time per step and peak memory.")]
+Statistics = Annotated[
+    bool, typer.Option("--statistics", help="Add intervals and mark what is not separable from the best.")
+]
 
 
 def report(
     results: Results = Path("results"),
-    format: Annotated[Format, typer.Option("--format", help="Form of the tables.")] = "terminal",
-    suite: Annotated[str | None, typer.Option(help="Only this suite.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write to this file instead of the screen.")] = None,
-    published: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME[:TABLE]",
-            help="Put a record of published numbers beside the measured ones, e.g. accept-2024, or one table of it.",
-        ),
-    ] = None,
-    fidelity: Annotated[
-        str | None,
-        typer.Option(metavar="NAME[:TABLE]", help="Instead: our numbers beside a record's, cell by cell."),
-    ] = None,
-    tuning: Annotated[
-        bool, typer.Option("--tuning", help="Instead: what the grid searches gave, and what choosing by test would.")
-    ] = False,
-    figures: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Instead: draw the figures into this folder.")
-    ] = None,
-    costs: Annotated[bool, typer.Option("--costs", help="Add time per step and peak memory.")] = False,
-    statistics: Annotated[
-        bool, typer.Option("--statistics", help="Add intervals and mark what is not separable from the best.")
-    ] = False,
+    format: FormatOption = "terminal",
+    suite: SuiteName = None,
+    out: OutFile = None,
+    published: Published = None,
+    fidelity: Fidelity = None,
+    tuning: Tuning = False,
+    figures: FigureFolder = None,
+    table: Layouts = None,
+    layouts: SuiteFileOption = None,
+    where: WhereOption = None,
+    costs: Costs = False,
+    statistics: Statistics = False,
 ) -> None:
     """Make the leaderboard from stored results.
 
     Example: harness report results --format markdown --statistics --published accept-2024
     """
+    from harness.cli_layouts import conditions, layout_tables, list_layouts
     from harness.report.aggregate import collect
     from harness.report.published import find
     from harness.report.tables import render
-    from harness.results import ResultStore
 
-    if sum((fidelity is not None, tuning, figures is not None)) > 1:
-        raise UserError("only one of --fidelity, --tuning and --figures can be made at a time")
-    if statistics and (fidelity is not None or tuning or format == "csv"):
+    if sum((fidelity is not None, tuning, figures is not None, table is not None)) > 1:
+        raise UserError("only one of --fidelity, --tuning, --figures and --table can be made at a time")
+    if statistics and (fidelity is not None or tuning or table is not None or format == "csv"):
         raise UserError("has no place here", field="--statistics", hint="Tables, figures and --format json have it.")
-    if published is not None and (tuning or figures is not None or fidelity is not None):
+    if published is not None and (tuning or figures is not None or fidelity is not None or table is not None):
         raise UserError("stands beside the leaderboard only", field="--published")
+    if table == "list":
+        return write(list_layouts(layouts), out)
     wanted = fidelity or published
     record = None if wanted is None else find(wanted)
-    scanned = [item for item in ResultStore(results).scan() if suite in (None, item[1].cell.suite)]
-    if not scanned:
-        raise UserError("holds no results" + (f" of suite '{suite}'" if suite else ""), where=str(results))
+    scanned, asked = scan(results, suite), conditions(where, suite)
+    if table is not None:
+        return write(layout_tables(table, layouts, asked, [result for _, result in scanned], format), out)
     boards = collect((result for _, result in scanned), record)
     mark_stale(boards)
     if fidelity is not None:
@@ -73,7 +98,7 @@ def report(
     elif tuning:
         text = tuning_tables(boards, format)
     elif figures is not None:
-        text = draw(boards, judge(boards, scanned) if statistics else [], figures)
+        text = draw(boards, judge(boards, scanned) if statistics else [], figures, scanned, layouts, asked)
     else:
         verdicts = judge(boards, scanned) if statistics or format == "json" else []
         text = render(boards, format, costs, verdicts)
@@ -87,6 +112,17 @@ def mark_stale(boards: Sequence[Board]) -> None:
     for entry in (entry for board in boards for row in board.rows for entry in row.entries.values()):
         runs = [*entry.runs, *(run for search in entry.searches for run in search)]
         entry.stale = sorted({change for run in runs for change in changed_since(run)})
+
+
+def scan(results: Path, suite: str | None) -> list[tuple[Path, Result]]:
+    """All results below a folder, of some suites only where names are given. Raises UserError if there are none."""
+    from harness.results import ResultStore
+
+    names = None if suite is None else [name.strip() for name in suite.split(",")]
+    scanned = [item for item in ResultStore(results).scan() if names is None or item[1].cell.suite in names]
+    if not scanned:
+        raise UserError("holds no results" + (f" of suite '{suite}'" if suite else ""), where=str(results))
+    return scanned
 
 
 def fidelity_tables(boards: Sequence[Board], format: Format) -> str:
@@ -105,15 +141,23 @@ def tuning_tables(boards: Sequence[Board], format: Format) -> str:
     return render_records([lay_out_tuning(board) for board in boards], records(boards), format)
 
 
-def draw(boards: Sequence[Board], verdicts: Sequence[Significance | None], folder: Path) -> str:
+def draw(
+    boards: Sequence[Board], verdicts: Sequence[Significance | None], folder: Path,
+    scanned: Sequence[tuple[Path, Result]], layouts: str | None, where: Where,
+) -> str:  # fmt: skip
     """Draw all figures; one line per figure. Raises UserError where matplotlib is missing."""
+    from harness.cli_layouts import figure_layouts
+
     try:
         from harness.report.figures import draw_all
+        from harness.report.figures_declared import draw_declared
     except ImportError:
         raise UserError(
             "needs the package matplotlib", field="--figures", hint="pip install 'peft-harness[figures]'"
         ) from None
-    return "".join(f"{path}\n" for path in draw_all(boards, verdicts, folder))
+    declared = draw_declared(figure_layouts(layouts), scanned, folder, where)
+    paths = [*draw_all(boards, verdicts, folder), *declared]
+    return "".join(f"{path}\n" for path in paths)
 
 
 def judge(boards: Sequence[Board], scanned: Sequence[tuple[Path, Result]]) -> list[Significance | None]:

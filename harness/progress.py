@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 
-from harness.schema import Cell, Result
+from harness.schema import Cell, DevScore, Result
 
 PLAIN_EVERY_S = 10.0
 
@@ -73,7 +73,7 @@ class Progress:
         else:
             self._line(f"bundle: {self._title()}")
 
-    def step(self, step: int, steps: int, scores: dict[str, float]) -> None:
+    def step(self, step: int, steps: int, scores: dict[str, DevScore]) -> None:
         """A step of the current bundle is done; `scores` are the newest dev scores by cell_id."""
         if self._first_step is None:
             self._first_step = step - 1  # more than 0 where a checkpoint was continued from
@@ -81,7 +81,7 @@ class Progress:
         rows = (max(0, min(step, c.recipe.steps) - begun) * c.recipe.batch_size for c in self.bundle)
         self._bundle_work = float(sum(rows))
         rate = (step - begun) / max(1e-9, time.monotonic() - self._bundle_started)
-        best = f", best dev {max(scores.values()):.1f}" if scores else ""
+        best = f", best dev {max(score.selection for score in scores.values()):.1f}" if scores else ""
         note = f"{rate:.1f} steps/s{best}, {self._time_left()}"
         if self._bars:
             self._bars.update(self._bundle_bar, completed=step, total=steps, note=note)

@@ -23,6 +23,7 @@ from harness.suite import Overrides
 from harness.worklist import Worklist
 
 Rerun = Literal["none", "failed", "stale"]
+Track = Literal["tensorboard", "wandb", "mlflow"]
 
 # between looks at what other processes have finished
 SHORTEST_WAIT_S, LONGEST_WAIT_S = 0.2, 10.0
@@ -59,18 +60,29 @@ def run(
     rerun: Rerun = "none",
     quiet: bool = False,
     engine: Engine | None = None,
+    track: Track | None = None,
 ) -> RunSummary:
     """Train every missing cell of a suite file and store the results.
 
     `settings` are overrides such as {"recipe.steps": 300}; `protocol` is the name of one. `data` falls back to
-    the environment variable HARNESS_DATA. Raises UserError for anything the user can mend, before anything is written;
-    NotStored if the results folder takes no more; Stopped, a KeyboardInterrupt, on SIGINT or SIGTERM.
+    the environment variable HARNESS_DATA. `track` shows live curves in a tool; files of it stand in a folder beside
+    `results`, named as that one with "-tracking" behind.
+    Raises UserError for anything the user can mend, before anything is written; NotStored if the results folder takes
+    no more; Stopped, a KeyboardInterrupt, on SIGINT or SIGTERM.
     """
+    progress = Progress(quiet=quiet) if track is None else tracked(track, Path(f"{Path(results)}-tracking"), quiet)
     overrides = Overrides(methods, tasks, backbones, seeds, settings or {}, protocol)
     data_dir = str(data) if data is not None else os.environ.get("HARNESS_DATA")
     with stop.on_signals():
         plan = make_plan(suite, overrides, results, data_dir, [str(folder) for folder in method_dirs])
-        return _Run(plan, rerun, engine or LocalEngine(), Progress(quiet=quiet)).run()
+        return _Run(plan, rerun, engine or LocalEngine(), progress).run()
+
+
+def tracked(tool: Track, folder: Path, quiet: bool) -> Progress:
+    """A display that also feeds a tool. Raises UserError where the tool's package is missing."""
+    from harness.tracking import TrackedProgress
+
+    return TrackedProgress(tool, folder, quiet)
 
 
 class _Run:

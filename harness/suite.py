@@ -12,6 +12,7 @@ from typing import Any
 from harness.declarations import ProtocolReference
 from harness.errors import UserError, require_choice
 from harness.protocol import Protocol, resolve
+from harness.report_layouts import check_block
 from harness.schema import Cell
 from harness.settings import MAX_CELLS, Entry, TaskSpec, resolve_entry
 from harness.suite_file import MAX_SEED, SLUG, SUITE_FORMAT, ExceptionRule, MethodSpec, Recipe, SuiteFile
@@ -76,6 +77,7 @@ def load_suite(path: str | Path, overrides: Overrides) -> Suite:
         raise UserError(problem, where=document.where("version"), field="version")
     for label in file.methods:
         _check_slug(label, "method", document.where("methods", label))
+    check_block(file.report, document)
     _check_override_lists(overrides)
     backbones = list(overrides.backbones) if overrides.backbones else file.backbones
     return Suite(file, document, _short_names(backbones, document), overrides, _protocol(file, document, overrides))

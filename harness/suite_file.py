@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from harness.declarations import ProtocolReference, Strict, TaskFile
+from harness.report_declarations import ReportBlock
 
 SUITE_FORMAT = 1
 
@@ -97,6 +98,8 @@ class SuiteFile(Strict):
     methods: dict[str, dict[str, Any]] = Field(min_length=1)
     exceptions: list[ExceptionRule] = []
     execution: Execution = Execution()
+    report: ReportBlock = ReportBlock()
+    """Layouts that show the results; no effect on them."""
 
     @field_validator("methods", mode="before")
     @classmethod

@@ -19,8 +19,8 @@ from harness.schema import DevScore
 from harness.selection import best_step
 from harness.step import BundleStep
 
-OnStep = Callable[[int, int, dict[str, float]], None]
-"""Called after a step with (step, steps of the bundle, newest dev score by cell_id)."""
+OnStep = Callable[[int, int, dict[str, DevScore]], None]
+"""Called after a step with (step, steps of the bundle, newest dev scores by cell_id)."""
 
 
 class BundleTrainer(BundleStep):
@@ -85,10 +85,10 @@ class BundleTrainer(BundleStep):
             on_outcome(self.states[i].outcome)
             self.handed_over.add(i)
 
-    def _latest(self) -> dict[str, float]:
+    def _latest(self) -> dict[str, DevScore]:
         """The newest dev score of each cell."""
         outcomes = [state.outcome for state in self.states]
-        return {outcome.cell.cell_id: outcome.history[-1].selection for outcome in outcomes if outcome.history}
+        return {outcome.cell.cell_id: outcome.history[-1] for outcome in outcomes if outcome.history}
 
     def _is_due(self, i: int, step: int) -> bool:
         recipe, history = self.states[i].recipe, self.states[i].outcome.history

@@ -17,7 +17,9 @@ from typer.testing import CliRunner
 
 from harness.cli import app
 from harness.report.aggregate import Board, collect
-from harness.report.figures import STYLE, draw_curves, draw_parameters, draw_ranks, draw_sizes, pareto_front
+from harness.report.figure_base import STYLE
+from harness.report.figures import draw_curves, draw_ranks, draw_sizes
+from harness.report.figures_cost import COSTS, draw_cost, pareto_front
 from harness.report.labels import place_labels
 from harness.report.stats import rank_methods
 from harness.report.styles import looks
@@ -66,7 +68,7 @@ def assert_labels_keep_apart(figure: Figure) -> None:
 def test_every_method_is_labelled_and_no_label_covers_another() -> None:
     board = crowded()
     with matplotlib.rc_context(STYLE):
-        figure = draw_parameters(board, None, styles(board))
+        figure = draw_cost(board, COSTS[0], None, styles(board))
         assert {text.get_text() for text in figure.axes[0].texts} == {row.name for row in board.rows}
         assert_labels_keep_apart(figure)
 
@@ -74,7 +76,7 @@ def test_every_method_is_labelled_and_no_label_covers_another() -> None:
 def test_labels_keep_apart_at_the_resolution_of_a_vector_file() -> None:
     board = crowded()
     with matplotlib.rc_context(STYLE):
-        figure = draw_parameters(board, None, styles(board))
+        figure = draw_cost(board, COSTS[0], None, styles(board))
         figure.set_dpi(72)
         assert_labels_keep_apart(figure)
 
@@ -137,7 +139,8 @@ def test_the_command_draws_each_figure_in_each_format(small_results: Path, tmp_p
     for folder in ("one", "two"):
         done = CliRunner().invoke(app, ["report", str(small_results), "--figures", str(tmp_path / folder)])
         assert done.exit_code == 0, done.output
-    names = {"parameters-small-micro-t5", "curves-small-micro-t5-micro_sentiment"}
+    costs = {f"{cost.name}-small-micro-t5" for cost in COSTS}
+    names = {*costs, "curves-small-micro-t5-micro_sentiment"}
     assert {path.stem for path in (tmp_path / "one").iterdir()} == names
     assert {path.suffix for path in (tmp_path / "one").iterdir()} == {".svg", ".pdf", ".png"}
     for path in (tmp_path / "one").iterdir():

@@ -156,7 +156,7 @@ def _board(suite: str, backbone: str, results: list[Result]) -> Board:
     labels: dict[str, set[str]] = defaultdict(set)
     for result in results:
         if result.metrics:
-            labels[result.cell.task].add(_metric_label(result))
+            labels[result.cell.task].add(metric_label(result))
     metrics = {task: " or ".join(sorted(names)) for task, names in sorted(labels.items())}
     groups: dict[tuple[str, str], list[Result]] = defaultdict(list)
     for result in results:
@@ -170,12 +170,12 @@ def _board(suite: str, backbone: str, results: list[Result]) -> Board:
         variant = ", ".join(f"{key.split('.', 1)[1]}={settings.get(key, 'swept')}" for key in keys)
         row = rows.setdefault((cell.label, variant), BoardRow(cell.label, variant, {}))
         assert task not in row.entries, "two groups of results would share a table entry"
-        row.entries[task] = _entry(members)
+        row.entries[task] = make_entry(members)
     ordered = sorted(rows.values(), key=lambda row: (max(row.params("num_trained"), default=math.inf), row.name))
     benchmarks = _benchmarks(results)
     tasks = list(benchmarks)
-    notes = {task: _differences([r for r in results if r.cell.task == task], COMMON_TO_A_COLUMN) for task in tasks}
-    return Board(suite, backbone, tasks, benchmarks, metrics, ordered, _origin(results), notes)
+    notes = {task: find_differences([r for r in results if r.cell.task == task], COMMON_TO_A_COLUMN) for task in tasks}
+    return Board(suite, backbone, tasks, benchmarks, metrics, ordered, origin_of(results), notes)
 
 
 def _benchmarks(results: list[Result]) -> dict[str, str]:
@@ -185,9 +185,9 @@ def _benchmarks(results: list[Result]) -> dict[str, str]:
     return dict(sorted(found.items(), key=lambda item: (item[1], item[0])))
 
 
-def _entry(members: list[Result]) -> Entry:
+def make_entry(members: list[Result]) -> Entry:
     """Repeat the selection from the stored dev scores, and keep the runs that it leads to."""
-    entry = Entry(mixed=_differences(members, SOURCES))
+    entry = Entry(mixed=find_differences(members, SOURCES))
     by_seed: dict[int, list[Result]] = defaultdict(list)
     for result in sorted(members, key=lambda r: (r.cell.seed, r.cell.grid_index, r.cell_id)):
         by_seed[result.cell.seed].append(result)
@@ -228,7 +228,7 @@ SOURCES = ("method source", "rows", "backbone weights")
 COMMON_TO_A_COLUMN = ("protocols", "rows", "backbone weights")
 
 
-def _differences(results: list[Result], kinds: Sequence[str]) -> list[str]:
+def find_differences(results: list[Result], kinds: Sequence[str]) -> list[str]:
     """Which of `kinds` is not the same in all results that have it."""
     marks = {
         "protocols": {run.cell.protocol.title for run in results},
@@ -261,7 +261,7 @@ def _settings(result: Result) -> dict[str, Any]:
     return {k: v for k, v in flat.items() if k not in cell.grid and k not in follows}
 
 
-def _origin(results: list[Result]) -> str:
+def origin_of(results: list[Result]) -> str:
     """One line on dates, commits, versions and hardware; empty where the results do not say."""
     days = sorted({r.finished_at[:10] for r in results if r.finished_at})
     made = [r.provenance for r in results]
@@ -282,6 +282,6 @@ def _origin(results: list[Result]) -> str:
     return "; ".join(part for part in parts if part)
 
 
-def _metric_label(result: Result) -> str:
+def metric_label(result: Result) -> str:
     assert result.metrics
     return " and ".join(METRICS[name].label if name in METRICS else name for name in result.metrics.reported)

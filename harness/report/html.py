@@ -19,6 +19,8 @@ thead tr:last-child th { border-bottom: 1px solid; }
 th[colspan] { text-align: center; border-bottom: 1px solid; }
 th:first-child { text-align: left; }
 tbody th { font-weight: normal; }
+tbody th[scope] { text-align: left; }
+tr.section th { font-style: italic; }
 tbody tr:nth-child(even) { background: color-mix(in srgb, currentColor 6%, transparent); }
 tr.apart > * { border-top: 1px solid; }
 u { text-underline-offset: .2em; }
@@ -48,7 +50,12 @@ def html(tables: Sequence[Table]) -> str:
 
 def fragment(table: Table, name: str) -> str:
     """One table with heading and notes; `name` makes the targets of its footnotes unique on a page."""
-    rows = [_row(row, name, apart=i == table.apart) for i, row in enumerate(table.rows)]
+    rows = []
+    for i, row in enumerate(table.rows):
+        if table.sections.get(i):
+            section = escape(table.sections[i])
+            rows.append(f'<tr class="section"><th colspan="{len(row)}" scope="rowgroup">{section}</th></tr>')
+        rows.append(_row(row, name, table.num_heads, apart=i == table.apart))
     notes = [f'<li id="{name}-{i}">{escape(text)}</li>' for i, text in enumerate(table.notes, 1)]
     return "\n".join(
         [
@@ -86,11 +93,10 @@ def _head(column: Column, name: str) -> str:
     return f'<th scope="col">{escape(column.title)}{_notes(column.notes, name)}</th>'
 
 
-def _row(cells: Sequence[Cell], name: str, apart: bool) -> str:
-    first, *rest = cells
-    head = f'<th scope="row">{_cell(first, name)}</th>'
+def _row(cells: Sequence[Cell], name: str, num_heads: int, apart: bool) -> str:
+    head = "".join(f'<th scope="row">{_cell(cell, name)}</th>' for cell in cells[:num_heads])
     start = '<tr class="apart">' if apart else "<tr>"
-    return start + head + "".join(f"<td>{_cell(cell, name)}</td>" for cell in rest) + "</tr>"
+    return start + head + "".join(f"<td>{_cell(cell, name)}</td>" for cell in cells[num_heads:]) + "</tr>"
 
 
 def _cell(cell: Cell, name: str) -> str:

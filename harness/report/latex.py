@@ -32,6 +32,7 @@ _ESCAPES = {
     "±": r"$\pm$",
     TIED: r"$\approx$",
     "×": r"$\times$",
+    "✓": r"$\surd$",
 }
 
 
@@ -51,15 +52,18 @@ _LATIN = {bytes([code]).decode("latin-1") for code in range(0xC0, 0x100)}
 
 
 def _table(table: Table) -> str:
-    body = [" & ".join(map(_cell, row)) + r" \\" for row in table.rows]
-    if table.apart is not None:
-        body.insert(table.apart, r"\midrule")
+    body = []
+    for i, row in enumerate(table.rows):
+        body += [r"\midrule"] if i == table.apart else []
+        if table.sections.get(i):
+            body.append(rf"\multicolumn{{{len(row)}}}{{l}}{{\itshape {escape(table.sections[i])}}} \\")
+        body.append(" & ".join(map(_cell, row)) + r" \\")
     lines = [
         r"\begin{table*}[t]",
         r"\centering",
         rf"\caption{{{escape(table.title)}. {escape(table.caption)}}}",
         r"\par\medskip",
-        r"\sbox0{\begin{tabular}{l" + "r" * (len(table.columns) - 1) + "}",
+        r"\sbox0{\begin{tabular}{" + "l" * table.num_heads + "r" * (len(table.columns) - table.num_heads) + "}",
         r"\toprule",
         *_spanners(table.columns),
         " & ".join(map(_head, table.columns)) + r" \\",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from harness.report.aggregate import Board, BoardRow, Entry
 from harness.report.published import Number, PublishedRow
@@ -57,6 +57,10 @@ class Table:
     """Footnotes, numbered from 1 in the order in which they are met."""
     remarks: list[str] = field(default_factory=list)
     """Sentences below the footnotes."""
+    num_heads: int = 1
+    """How many columns name a row."""
+    sections: dict[int, str] = field(default_factory=dict)
+    """Index of a row -> what stands above it."""
 
     def note(self, text: str) -> int:
         """The number of a footnote."""
@@ -129,13 +133,23 @@ def _cell(row: BoardRow, task: str, rank: str, table: Table, significance: Signi
     entry = row.entries.get(task)
     if entry is None:
         return Cell()
+    cell = entry_cell(entry, table, rank)
+    if significance is None or entry.mean is None:
+        return cell
+    notes = cell.notes
+    if (row.name, task) in significance.untested:
+        notes += (table.note("not tested: predictions are missing, were changed, or differ in rows between runs"),)
+    interval, tied = _verdict(row, task, significance)
+    return replace(cell, interval=interval, tied=tied, notes=notes)
+
+
+def entry_cell(entry: Entry, table: Table, rank: str = "") -> Cell:
+    """An entry's score with what is to be said of its runs; a dash where none has a score."""
     notes = tuple(table.note(text) for text in _flags(entry))
     if entry.mean is None:
         return Cell(DASH, notes=notes)
-    if significance is not None and (row.name, task) in significance.untested:
-        notes += (table.note("not tested: predictions are missing, were changed, or differ in rows between runs"),)
     spread = f"{entry.std:.1f}" if entry.std is not None else ""
-    return Cell(f"{entry.mean:.1f}", rank, spread, str(len(entry.runs)), *_verdict(row, task, significance), notes)
+    return Cell(f"{entry.mean:.1f}", rank, spread, str(len(entry.runs)), notes=notes)
 
 
 def _verdict(row: BoardRow, column: str, significance: Significance | None) -> tuple[str, bool]:
@@ -193,18 +207,19 @@ def _costs(row: BoardRow) -> tuple[Cell, Cell]:
 
 def _params(row: BoardRow) -> str:
     trained, kept = row.params("num_trained"), row.params("num_kept")
-    text = _span(trained)
-    return text if kept == trained else f"{text} (kept {_span(kept)})"
+    text = span_of(trained)
+    return text if kept == trained else f"{text} (kept {span_of(kept)})"
 
 
-def _span(counts: Sequence[int]) -> str:
+def span_of(counts: Sequence[int]) -> str:
+    """Distinct counts in order as one text: "76,800" or "400–9,000"."""
     if not counts:
         return DASH
     return f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,}{DASH}{counts[-1]:,}"
 
 
 def _grid_runs(row: BoardRow, table: Table) -> Cell:
-    text = _span(sorted({entry.num_grid_runs for entry in row.entries.values()}))
+    text = span_of(sorted({entry.num_grid_runs for entry in row.entries.values()}))
     raced_out = sum(entry.num_raced_out for entry in row.entries.values())
     if not raced_out:
         return Cell(text)

@@ -110,7 +110,7 @@ class Record:
             shots = {_shots(size, known) for size in num_train.get(number.task, ())} or {None}
             label = METRICS[number.metric].label if number.metric in METRICS else None
             of_board = number.task in metrics and label == metrics[number.task] and number.split == "test"
-            if of_board and number.backbone == _bare(backbone) and number.k_shot in shots:
+            if of_board and number.backbone == bare(backbone) and number.k_shot in shots:
                 key = (number.method, number.k_shot)
                 row = found.setdefault(key, PublishedRow(self.name, *key, {}))
                 row.numbers.setdefault(number.task, number)
@@ -160,7 +160,7 @@ def _shots(size: int, known: Iterable[int]) -> int | None:
     return next((k for k in known if k - 2 <= size <= k), None)
 
 
-def _bare(backbone: str) -> str:
+def bare(backbone: str) -> str:
     """`Llama-2-7b-hf` -> `llama-2-7b`, as the records say it."""
     return backbone.lower().removesuffix("-hf")
 

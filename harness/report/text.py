@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable
 
 from tabulate import tabulate
@@ -24,9 +25,14 @@ def terminal(table: Table) -> str:
 
 
 def _text(table: Table, head: str, layout: str, mark: Mark, line_end: str) -> str:
-    body = [[_cell(cell, mark) for cell in row] for row in table.rows]
-    titles = [_column(column) for column in table.columns]
-    align = ["left", *["right"] * (len(titles) - 1)]
+    body = []
+    for i, row in enumerate(table.rows):
+        if table.sections.get(i):
+            body.append([table.sections[i], *[""] * (len(row) - 1)])
+        body.append([_cell(cell, mark) for cell in row])
+    repeated = {title for title, count in Counter(column.title for column in table.columns).items() if count > 1}
+    titles = [_column(column, with_group=column.title in repeated) for column in table.columns]
+    align = ["left"] * table.num_heads + ["right"] * (len(titles) - table.num_heads)
     lines = [head, "", tabulate(body, titles, tablefmt=layout, colalign=align, disable_numparse=True)]
     if table.notes:
         lines += ["", *(f"[{i}] {text}{line_end}" for i, text in enumerate(table.notes, 1))]
@@ -34,8 +40,10 @@ def _text(table: Table, head: str, layout: str, mark: Mark, line_end: str) -> st
     return "\n".join(lines)
 
 
-def _column(column: Column) -> str:
-    return " ".join([column.title, *(f"[{number}]" for number in column.notes)])
+def _column(column: Column, with_group: bool) -> str:
+    """A title, with its group where the title alone would not tell it from another: there is no line of groups."""
+    group = [column.benchmark] if with_group and column.benchmark else []
+    return " ".join([*group, column.title, *(f"[{number}]" for number in column.notes)])
 
 
 def _cell(cell: Cell, mark: Mark) -> str:

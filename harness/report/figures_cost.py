@@ -1,0 +1,105 @@
+"""Average score against what a method costs: trained parameters, time of training, memory."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from harness.report.aggregate import Board, BoardRow
+from harness.report.figure_base import GREY, average_over, label_axes, new_figure
+from harness.report.labels import place_labels
+from harness.report.significance import AVERAGE, Significance
+from harness.report.styles import Look
+
+WIDE_SPAN = 5
+"""Costs that lie further apart than by this factor take a logarithmic axis."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """An axis of costs; `of` gives None where the results do not say, 0 where nothing is trained."""
+
+    name: str
+    title: str
+    of: Callable[[BoardRow], float | None]
+
+
+def _trained(row: BoardRow) -> float:
+    """Trained parameters, the median over tasks where they differ."""
+    return float(statistics.median(row.params("num_trained") or [0]))
+
+
+def _train_seconds(row: BoardRow) -> float | None:
+    """Seconds of training, each run's share of its bundle: the mean over runs, then over tasks."""
+    usages = [[run.usage for run in entry.runs if run.usage] for entry in row.entries.values() if entry.runs]
+    if not usages or not all(usages):
+        return None
+    means = [statistics.fmean(item.train_s if item.num_steps else 0.0 for item in task) for task in usages]
+    return statistics.fmean(means)
+
+
+def _memory(row: BoardRow) -> float | None:
+    usages = [run.usage for entry in row.entries.values() for run in entry.runs if run.usage]
+    if not usages:
+        return None
+    return max(item.peak_memory_bytes / 2**20 if item.num_steps else 0.0 for item in usages)
+
+
+COSTS = (
+    Cost("parameters", "trained parameters", _trained),
+    Cost("time", "training of one run in seconds, its share of a bundle", _train_seconds),
+    Cost("memory", "peak memory in MiB, of the whole bundle", _memory),
+)
+
+
+def draw_cost(board: Board, cost: Cost, verdict: Significance | None, styles: Mapping[str, Look]) -> Figure:
+    """Average score against a cost, with the Pareto front; rows that train nothing are lines."""
+    figure, axes = new_figure(f"{board.suite} on {board.backbone}")
+    scored = [(row, score) for row in board.rows if (score := row.average(board.tasks)) is not None]
+    points = {row.name: (value, score) for row, score in scored if (value := cost.of(row)) is not None}
+    trained = {name: point for name, point in points.items() if point[0] > 0}
+    colours = {row.name: styles[method_of(row)].colour for row, _ in scored}
+    for row, score in scored:
+        if row.name in trained:
+            axes.plot(
+                *trained[row.name], styles[method_of(row)].marker, color=colours[row.name], markersize=6, zorder=3
+            )
+            span = verdict.intervals.get((row.name, AVERAGE)) if verdict else None
+            if span:
+                axes.vlines(trained[row.name][0], *span, color=colours[row.name], linewidth=1, zorder=2)
+        elif row.name in points:
+            axes.axhline(score, color=colours[row.name], linestyle=":", linewidth=1)
+    front = pareto_front(list(trained.values()))
+    if len(front) > 1:
+        axes.step(*zip(*front, strict=True), where="post", color=GREY, linewidth=1, zorder=1, label="Pareto front")
+        figure.legend(loc="outside lower right", frameon=False, fontsize=8)
+    _scale(axes, [value for value, _ in trained.values()])
+    label_axes(axes, cost.title, average_over(board.tasks))
+    lines = {name: (axes.get_xlim()[0], point[1]) for name, point in points.items() if name not in trained}
+    places = trained | lines
+    place_labels(axes, list(places.values()), list(places), [colours[name] for name in places])
+    return figure
+
+
+def _scale(axes: Axes, costs: Sequence[float]) -> None:
+    if costs and max(costs) > WIDE_SPAN * min(costs):
+        axes.set_xscale("log")
+    axes.margins(x=0.18, y=0.14)
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Points (cost, score) that no other beats with a lower or equal cost, cheapest first."""
+    front: list[tuple[float, float]] = []
+    for cost, score in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or score > front[-1][1]:
+            front.append((cost, score))
+    return front
+
+
+def method_of(row: BoardRow) -> str:
+    """The method behind a row, which decides how it looks."""
+    return next((run.cell.method for entry in row.entries.values() for run in (*entry.runs, *entry.failed)), row.label)

@@ -1,0 +1,53 @@
+"""Every declared figure for which there are results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from harness.report.figure_base import STYLE, save, slug
+from harness.report.figures_gates import draw_gates, place_of
+from harness.report.figures_sweep import draw_sweep
+from harness.report.pool import Pool
+from harness.report.styles import looks
+from harness.report_declarations import FigureLayout, Where
+from harness.report_layouts import DERIVED
+from harness.schema import Result
+
+
+def draw_declared(
+    layouts: Mapping[str, FigureLayout], scanned: Sequence[tuple[Path, Result]], folder: Path, where: Where
+) -> list[Path]:
+    """Draw the figures; return the files. `where` wins over what a layout asks for.
+
+    Raises UserError if a file cannot be written, or tensors cannot be read.
+    """
+    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
+        figures = [item for name, layout in layouts.items() for item in _figures(name, layout, scanned, where)]
+        return [path for name, figure in figures for path in save(figure, folder, name)]
+
+
+def _figures(
+    name: str, layout: FigureLayout, scanned: Sequence[tuple[Path, Result]], where: Where
+) -> Iterator[tuple[str, Figure]]:
+    results = [result for _, result in scanned]
+    pool = Pool(results, {layout.x.setting} if layout.x else ())
+    files = {place_of(result): path for path, result in scanned}
+    styles = looks({result.cell.method for result in results})
+    if layout.x and layout.x.setting == DERIVED:
+        if figure := draw_sweep(layout, pool, where, styles):
+            yield name, figure
+        return
+    has_suite = "suite" in layout.where or "suite" in where
+    for suite, backbone in sorted({("" if has_suite else r.cell.suite, r.cell.backbone) for r in results}):
+        here: Where = {"backbone": backbone, **({} if has_suite else {"suite": suite}), **where}
+        place = "-".join(filter(None, (name, slug(suite), slug(backbone))))
+        # with another suite than the layout's own, the times are its own too
+        if layout.x and (figure := draw_sweep(layout, pool, here, styles, timing=where)):
+            yield place, figure
+        if layout.gates:
+            for label, figure in draw_gates(layout, pool, here, files).items():
+                yield f"{place}-{slug(label)}", figure

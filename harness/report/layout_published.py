@@ -1,0 +1,118 @@
+"""Published numbers in the shape of a declared layout, below its measured rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from harness.metrics import METRICS
+from harness.report.layout import DASH, Cell, Table
+from harness.report.layout_lines import Slot
+from harness.report.published import Number, Record, bare
+from harness.report_declarations import Condition, Where, spelled
+from harness.tasks import all_tasks
+
+
+def published_rows(
+    name: str, where: Where, rows: Sequence[Slot], columns: Sequence[Slot], record: Record,
+    labels: Mapping[str, str], table: Table,
+) -> tuple[list[list[Cell]], list[dict[str, object]]]:  # fmt: skip
+    """Return a row for each row of the layout of which the record has a number, and the numbers for programs.
+
+    `labels` holds the metrics of our own scores by task; a number in another one says so.
+    """
+    below: list[list[Cell]] = []
+    records: list[dict[str, object]] = []
+    start, section = len(table.rows), ""
+    for row in rows:
+        by_column = [_numbers(where, row, column, record) for column in columns]
+        shown = [(column, numbers[0]) for column, numbers in zip(columns, by_column, strict=True) if numbers]
+        if not shown:
+            continue
+        if row.group != section:
+            table.sections[start + len(below)] = section = row.group
+        common = _common_note([number for _, number in shown])
+        origin = "; ".join(filter(None, (_origin([number for _, number in shown]), common)))
+        title = ", ".join(filter(None, (row.titles[0], "published")))
+        heads = [Cell(title, notes=(table.note(f"published: {origin}"),)), *map(Cell, row.titles[1:])]
+        cells = zip(columns, by_column, strict=True)
+        below.append([*heads, *(_cell(row, column, numbers, common, labels, table) for column, numbers in cells)])
+        records += [_record(name, row, column, number) for column, number in shown]
+    return below, records
+
+
+def _common_note(numbers: Sequence[Number]) -> str:
+    """The note that all numbers of a row share; empty if they differ."""
+    notes = {number.note for number in numbers}
+    return notes.pop() if len(notes) == 1 else ""
+
+
+def _numbers(where: Where, row: Slot, column: Slot, record: Record) -> list[Number]:
+    """The record's numbers for one cell: the one that it shows first, or all of a line's where it shows parameters."""
+    asked = {**where, **row.where, **column.where}
+    method, tasks = row.published or column.published, row.mean_over or column.mean_over
+    if method is None:
+        return []
+    backbone = asked.get("backbone")
+    found = [
+        number
+        for number in record.numbers
+        if number.method == method
+        and (not isinstance(backbone, str) or number.backbone == bare(backbone))
+        and ("few_shot.k" not in asked or _fits(number.k_shot, asked["few_shot.k"]))
+    ]
+    if (row.show or column.show or "score") != "score":
+        return found
+    metric = row.metric or column.metric
+    if tasks:
+        known = all_tasks()
+        benchmarks = {known[task].benchmark for task in tasks if task in known}
+        return [number for number in found if number.task == "average" and {number.benchmark} == benchmarks]
+    return [
+        number
+        for number in found
+        if number.task == asked.get("task") and number.split == "test" and metric in (None, number.metric)
+    ]
+
+
+def _fits(k_shot: int | None, condition: Condition) -> bool:
+    return spelled(k_shot) in map(spelled, condition if isinstance(condition, list) else [condition])
+
+
+def _cell(
+    row: Slot, column: Slot, numbers: Sequence[Number], common: str, labels: Mapping[str, str], table: Table
+) -> Cell:
+    show = row.show or column.show or "score"
+    if show == "params":
+        return Cell(", ".join(dict.fromkeys(number.params for number in numbers if number.params)))
+    if show != "score" or not numbers:
+        return Cell()
+    number = numbers[0]
+    notes = [table.note(f"published: {number.note}")] if number.note not in ("", common) else []
+    label = METRICS[number.metric].label if number.metric in METRICS else ""
+    if label and labels.get(number.task, label) != label:
+        notes.append(table.note(f"published as {label}, not in the metric of our scores"))
+    spread = f"{number.std:g}" if number.std is not None else ""
+    return Cell(DASH if number.value is None else f"{number.value:.1f}", spread=spread, notes=tuple(notes))
+
+
+def _origin(numbers: Sequence[Number]) -> str:
+    """Where the numbers stand, and from where their source took them."""
+    places = dict.fromkeys(f"{number.source}, {number.table}" for number in numbers)
+    cited = list(dict.fromkeys(number.cited for number in numbers if number.cited))
+    return "; ".join([*places, *([f"cited there from {' and '.join(cited)}"] if cited else [])])
+
+
+def _record(name: str, row: Slot, column: Slot, number: Number) -> dict[str, object]:
+    is_score = (row.show or column.show or "score") == "score"
+    return {
+        "table": name,
+        "section": row.group,
+        "row": " ".join(filter(None, row.titles)),
+        "group": column.group,
+        "column": column.titles[0],
+        "origin": f"published: {number.source}, {number.table}",
+        "value": number.value if is_score else None,
+        "text": f"{number.value:g}" if is_score and number.value is not None else number.params,
+        "num_runs": None,
+        "num_failed": None,
+    }

@@ -1,0 +1,216 @@
+"""Results in the shape of a declared layout: every cell found by its settings, and missing where there is none."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from harness.report.aggregate import COMMON_TO_A_COLUMN, find_differences, metric_label, origin_of
+from harness.report.layout import DASH, Cell, Column, Table, entry_cell, mark_best, span_of
+from harness.report.layout_lines import Slot, slots
+from harness.report.layout_published import published_rows
+from harness.report.pool import Found, Pool
+from harness.report.published import Record
+from harness.report_declarations import TableLayout, Where
+from harness.schema import Result
+
+Records = list[dict[str, object]]
+READING = (
+    "Test score of the checkpoint and grid point chosen by dev score: mean ± standard deviation over seeds (number of "
+    "runs). Best in bold, second underlined."
+)
+READING_PUBLISHED = "Rows marked published are figures of the named source: not measured here, not ranked."
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a cell shows, before it is ranked."""
+
+    cell: Cell
+    value: float | None = None
+    """The score; None where there is none, or where something else is shown."""
+    results: tuple[Result, ...] = ()
+    is_score: bool = True
+
+
+@dataclass
+class Filler:
+    """Fills the cells of one layout."""
+
+    layout: TableLayout
+    pool: Pool
+    table: Table
+    where: Where = field(default_factory=dict)
+    """What wins over the layout's own conditions."""
+
+    def score(self, row: Slot, column: Slot) -> Score:
+        """The content of one cell."""
+        where = {**self.layout.where, **row.where, **column.where, **self.where}
+        show = row.show or column.show or "score"
+        tasks = row.mean_over or column.mean_over
+        if show != "score":
+            return self._fact(show, where, tasks)
+        metric = row.metric or column.metric
+        return self._mean(where, tasks, metric) if tasks else self._single(where, metric)
+
+    def _single(self, where: Where, metric: str | None) -> Score:
+        found = self.pool.find(where)
+        if len(found) != 1:
+            return Score(Cell(DASH, notes=(self.table.note(_ambiguity(found)),)) if found else Cell())
+        entry, results = found[0].entry, tuple(found[0].results)
+        cell = entry_cell(entry, self.table)
+        if metric is None or entry.mean is None:
+            return Score(cell, entry.mean, results)
+        values = [run.test.metrics[metric] for run in entry.runs if run.test and metric in run.test.metrics]
+        if len(values) < len(entry.scores):
+            return Score(Cell(DASH, notes=(self.table.note(f"{metric} was not computed"),)), None, results)
+        spread = f"{statistics.stdev(values):.1f}" if len(values) > 1 else ""
+        mean = statistics.fmean(values)
+        return Score(replace(cell, text=f"{mean:.1f}", spread=spread), mean, results)
+
+    def _mean(self, where: Where, tasks: Sequence[str], metric: str | None) -> Score:
+        parts = [self._single({**where, "task": task}, metric) for task in tasks]
+        results = tuple(result for part in parts for result in part.results)
+        values = [part.value for part in parts if part.value is not None]
+        if len(values) == len(tasks):
+            return Score(Cell(f"{statistics.fmean(values):.1f}"), statistics.fmean(values), results)
+        if not values:
+            return Score(Cell(DASH) if results else Cell(), None, results)
+        note = self.table.note("no mean without a score on each of its tasks")
+        return Score(Cell(DASH, notes=(note,)), None, results)
+
+    def _fact(self, show: str, where: Where, tasks: Sequence[str]) -> Score:
+        """Parameters, time or memory of all entries that meet the conditions."""
+        found = self.pool.find({**where, "task": list(tasks)} if tasks else where)
+        runs = [run for item in found for run in item.entry.runs]
+        usages = [run.usage for run in runs if run.usage and run.usage.num_steps]
+        text = ""
+        if show in ("params", "kept") and runs:
+            kind = "num_trained" if show == "params" else "num_kept"
+            text = span_of(sorted({getattr(run.params, kind) for run in runs if run.params}))
+        elif show == "ms/step" and usages:
+            text = f"{1000 * statistics.median(usage.train_s / usage.num_steps for usage in usages):.3g}"
+        elif show == "peak MiB" and usages:
+            text = f"{max(usage.peak_memory_bytes for usage in usages) / 2**20:,.0f}"
+        return Score(Cell(text), None, tuple(runs), is_score=False)
+
+
+def fill(
+    name: str, layout: TableLayout, pool: Pool, record: Record | None = None, where: Where | None = None
+) -> tuple[Table, Records]:
+    """Return a layout's table, and one record for each of its cells, measured and published.
+
+    `where` wins over the layout's own conditions, e.g. {"backbone": "t5-small"}.
+    """
+    rows, columns = slots(layout.rows, len(layout.heads)), slots(layout.columns)
+    caption = " ".join(filter(None, (layout.caption, READING, READING_PUBLISHED if record else "")))
+    table = Table(layout.title, caption, [], num_heads=len(layout.heads))
+    filler = Filler(layout, pool, table, where or {})
+    measured = [row for row in rows if not row.only_published]
+    grid = [[filler.score(row, column) for column in columns] for row in measured]
+    grid = _ranked(grid, layout.best)
+    _write_heads(table, layout, columns, _notes(grid, table) if layout.best != "row" else [()] * len(columns))
+    row_notes = _notes(list(zip(*grid, strict=True)), table) if layout.best == "row" else [()] * len(measured)
+    for row, scores, notes in zip(measured, grid, row_notes, strict=True):
+        _write_row(table, row, [score.cell for score in scores], notes)
+    records = [_record(name, row, column, score) for row, scores in zip(measured, grid, strict=True)
+               for column, score in zip(columns, scores, strict=True)]  # fmt: skip
+    if record is not None:
+        asked = {**layout.where, **filler.where}
+        below, extra = published_rows(name, asked, rows, columns, record, _labels(grid), table)
+        table.apart = len(table.rows) if below else None
+        table.rows += below
+        records += extra
+    _write_remarks(table, grid)
+    return table, records
+
+
+def _ranked(grid: list[list[Score]], along: str) -> list[list[Score]]:
+    """Mark the best and second best score along columns or rows."""
+    if along == "none" or not grid:
+        return grid
+    lines = grid if along == "row" else [list(line) for line in zip(*grid, strict=True)]
+    marked = []
+    for line in lines:
+        ranks = mark_best([score.value for score in line])
+        marked.append([replace(s, cell=replace(s.cell, rank=rank)) for s, rank in zip(line, ranks, strict=True)])
+    return marked if along == "row" else [list(line) for line in zip(*marked, strict=True)]
+
+
+def _notes(grid: Sequence[Sequence[Score]], table: Table) -> list[tuple[int, ...]]:
+    """For each column of scores that are compared: what they were not made with in common."""
+    notes: list[tuple[int, ...]] = []
+    for line in zip(*grid, strict=True):
+        by_task: dict[str, list[Result]] = defaultdict(list)
+        for score in line:
+            for result in score.results if score.is_score else ():
+                by_task[result.cell.task].append(result)
+        kinds = {kind for results in by_task.values() for kind in find_differences(results, COMMON_TO_A_COLUMN)}
+        named = " and ".join(kind for kind in COMMON_TO_A_COLUMN if kind in kinds)
+        notes.append((table.note(f"compared here although made with different {named}"),) if kinds else ())
+    return notes
+
+
+def _write_heads(table: Table, layout: TableLayout, columns: Sequence[Slot], notes: Sequence[tuple[int, ...]]) -> None:
+    table.columns = [Column(head) for head in layout.heads]
+    table.columns += [Column(c.titles[0], c.group, note) for c, note in zip(columns, notes, strict=True)]
+
+
+def _write_row(table: Table, row: Slot, cells: Sequence[Cell], notes: tuple[int, ...]) -> None:
+    """Add a row; a section's title stands above the first of its rows."""
+    last = list(table.sections.values())[-1:] or [""]
+    if row.group != last[0]:
+        table.sections[len(table.rows)] = row.group
+    heads = [Cell(text) for text in row.titles]
+    heads[0] = replace(heads[0], notes=notes)
+    table.rows.append([*heads, *cells])
+
+
+def _write_remarks(table: Table, grid: Sequence[Sequence[Score]]) -> None:
+    scores = [score for line in grid for score in line if score.is_score]
+    results = list({id(result): result for score in scores for result in score.results}.values())
+    num_there = sum(score.value is not None for score in scores)
+    table.remarks.append(f"{num_there} of {len(scores)} scores are there; an empty cell has no result.")
+    table.remarks += [f"Metrics: {_metrics(_labels(grid))}."] if num_there else []
+    table.remarks += [f"{origin_of(results)}."] if results else []
+
+
+def _labels(grid: Sequence[Sequence[Score]]) -> dict[str, str]:
+    """Task -> label of its reported metrics, of all of them where runs differ."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for result in (result for line in grid for score in line if score.is_score for result in score.results):
+        if result.metrics:
+            found[result.cell.task].add(metric_label(result))
+    return {task: " or ".join(sorted(labels)) for task, labels in found.items()}
+
+
+def _metrics(labels: dict[str, str]) -> str:
+    by_label: dict[str, list[str]] = defaultdict(list)
+    for task, label in labels.items():
+        by_label[label].append(task)
+    return "; ".join(f"{label} of {', '.join(tasks)}" for label, tasks in sorted(by_label.items()))
+
+
+def _ambiguity(found: Sequence[Found]) -> str:
+    """Why no single entry can be shown: where the entries that fit differ."""
+    keys = sorted({key for item in found for key in item.texts if not key.startswith("protocol.")})
+    values = {key: list(dict.fromkeys(item.texts.get(key) or "none" for item in found)) for key in keys}
+    differing = [f"{key} {' or '.join(texts)}" for key, texts in values.items() if len(texts) > 1][:3]
+    return f"{len(found)} results fit this cell ({'; '.join(differing)}): choose with --suite or --backbone"
+
+
+def _record(name: str, row: Slot, column: Slot, score: Score) -> dict[str, object]:
+    return {
+        "table": name,
+        "section": row.group,
+        "row": " ".join(filter(None, row.titles)),
+        "group": column.group,
+        "column": column.titles[0],
+        "origin": "measured",
+        "value": score.value,
+        "text": score.cell.text,
+        "num_runs": sum(result.status == "done" for result in score.results) if score.is_score else None,
+        "num_failed": sum(result.status == "failed" for result in score.results) if score.is_score else None,
+    }

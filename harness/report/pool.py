@@ -1,0 +1,89 @@
+"""Entries of all boards in one place, found by the settings of their cells."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from harness.report.aggregate import Entry, make_entry
+from harness.report.published import bare
+from harness.report_declarations import Condition, Where, spelled
+from harness.schema import Result
+from harness.tasks import all_tasks
+from harness.tasks.own import BENCHMARK as OWN
+
+NOT_COMMON = {"grid", "grid_index", "search_seed", "seed", "definition"}
+"""Fields of a cell by which no entry is found."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """An entry and what is the same in all its cells, as {"hp.rank": 4, "task": "cb", ...}."""
+
+    settings: Mapping[str, Any]
+    texts: Mapping[str, str | None]
+    """The settings as conditions spell them."""
+    entry: Entry
+
+    @property
+    def results(self) -> list[Result]:
+        return [*self.entry.runs, *self.entry.failed]
+
+
+class Pool:
+    """All entries of some results. A setting among `keys` that a grid sweeps makes an entry of each of its values."""
+
+    def __init__(self, results: Iterable[Result], keys: Collection[str] = ()) -> None:
+        groups: dict[tuple[object, ...], list[Result]] = defaultdict(list)
+        for result in results:
+            cell = result.cell
+            swept = tuple((key, cell.grid[key]) for key in keys if key in cell.grid)
+            groups[(cell.suite, cell.task, cell.backbone, result.group_id, *swept)].append(result)
+        benchmarks = {name: task.benchmark for name, task in all_tasks().items()}
+        self._by_task: dict[str, list[Found]] = defaultdict(list)
+        for members in groups.values():
+            self._by_task[members[0].cell.task].append(_found(members, keys, benchmarks))
+
+    def find(self, where: Where) -> list[Found]:
+        """Entries that meet all conditions; what two suites share counts once."""
+        accepted = {key: _accepted(key, condition) for key, condition in where.items()}
+        tasks = accepted.get("task", self._by_task.keys())
+        candidates = [item for task in tasks for item in self._by_task.get(str(task), ())]
+        met = [item for item in candidates if all(item.texts.get(key) in texts for key, texts in accepted.items())]
+        return list({frozenset(run.cell_id for run in item.results): item for item in met}.values())
+
+
+def _found(members: list[Result], keys: Collection[str], benchmarks: Mapping[str, str]) -> Found:
+    cell = members[0].cell
+    settings = flatten(cell.model_dump(mode="json", exclude=NOT_COMMON))
+    for key in cell.grid:
+        if key not in keys:
+            settings[key] = "swept"
+    settings["benchmark"] = OWN if cell.definition else benchmarks.get(cell.task, "")
+    settings["protocol"] = cell.protocol.title
+    texts = {key: _text(key, value) for key, value in settings.items()}
+    return Found(settings, texts, make_entry(members))
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"hp": {"rank": 4}, "list": [7]} -> {"hp.rank": 4, "list.0": 7}."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        inner = {str(i): item for i, item in enumerate(value)} if isinstance(value, list) else value
+        if isinstance(inner, Mapping):
+            flat |= flatten(inner, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _accepted(key: str, condition: Condition) -> set[str | None]:
+    return {_text(key, value) for value in (condition if isinstance(condition, list) else [condition])}
+
+
+def _text(key: str, value: Any) -> str | None:
+    if value is None:
+        return None
+    return bare(str(value)) if key == "backbone" else spelled(value)

@@ -1,0 +1,141 @@
+"""Live curves of a run in TensorBoard, Weights & Biases or MLflow, through accelerate's trackers.
+
+One run for each cell: its settings, dev scores, training loss and learning rate by step, and the final test scores.
+A tracker only looks on: what it is told comes from what the run does anyway, and when it fails it is left out.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracker, WandBTracker
+
+from harness.cell_state import lr_factor
+from harness.errors import UserError
+from harness.progress import Progress
+from harness.schema import Cell, DevScore, Result
+
+Tool = Literal["tensorboard", "wandb", "mlflow"]
+LR_POINTS = 200
+"""At most about so many points of the learning rate of a cell are logged."""
+
+
+@dataclass
+class _Run:
+    """The tracked run of one cell."""
+
+    cell: Cell
+    tracker: GeneralTracker
+    extra: dict[str, Any]
+    """What each call of the tool needs to reach this run, where several are open."""
+    last_dev: int = 0
+
+
+class TrackedProgress(Progress):
+    """Shows progress as ever and passes on what it learns; `folder` takes the files of tools that write some.
+
+    Raises UserError where the tool's package is missing.
+    """
+
+    def __init__(self, tool: Tool, folder: Path, quiet: bool = False) -> None:
+        super().__init__(quiet=quiet)
+        if importlib.util.find_spec(tool) is None:
+            hint = f"pip install {tool}, or for tensorboard pip install 'peft-harness[track]'"
+            raise UserError(f"needs the package {tool}", field="--track", hint=hint)
+        self.tool, self.folder = tool, folder
+        self.runs: dict[str, _Run] = {}
+        self.is_broken = False
+
+    def start_bundle(self, cells: Sequence[Cell]) -> None:
+        super().start_bundle(cells)
+        self._try(lambda: self._open(cells))
+
+    def step(self, step: int, steps: int, scores: dict[str, DevScore]) -> None:
+        super().step(step, steps, scores)
+        self._try(lambda: self._log(step, scores))
+
+    def cell_done(self, result: Result) -> None:
+        super().cell_done(result)
+        self._try(lambda: self._close(result))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        self._try(lambda: [run.tracker.finish() for run in self.runs.values()])
+
+    def _try(self, action: Callable[[], object]) -> None:
+        """A tracker that fails says so once and is left out; training goes on."""
+        if self.is_broken:
+            return
+        try:
+            action()
+        except Exception as error:  # whatever a foreign service throws
+            self.is_broken = True
+            self.say(f"{self.tool} failed and is left out from here on: {type(error).__name__}: {error}")
+
+    def _open(self, cells: Sequence[Cell]) -> None:
+        for cell in cells:
+            tracker, extra = start_tracker(self.tool, cell, self.folder)
+            self.runs[cell.cell_id] = _Run(cell, tracker, extra)
+
+    def _log(self, step: int, scores: Mapping[str, DevScore]) -> None:
+        for cell_id, run in self.runs.items():
+            self._log_step(run, step, scores.get(cell_id))
+
+    def _log_step(self, run: _Run, step: int, score: DevScore | None) -> None:
+        recipe, values = run.cell.recipe, {}
+        if step <= recipe.steps and step % max(1, recipe.steps // LR_POINTS) == 0:
+            values["lr"] = recipe.lr * lr_factor(recipe, step - 1)
+        if score is not None and score.step > run.last_dev:
+            run.last_dev = score.step
+            values |= {f"dev/{name}": value for name, value in score.metrics.items()}
+            values |= {} if score.train_loss is None else {"train_loss": score.train_loss}
+        if values:
+            run.tracker.log(values, step=step, **run.extra)
+
+    def _close(self, result: Result) -> None:
+        run = self.runs.pop(result.cell_id, None)
+        if run is None:
+            return
+        if result.test is not None:
+            values = {"test/score": result.test.score, **{f"test/{k}": v for k, v in result.test.metrics.items()}}
+            run.tracker.log(values, step=result.selected_step, **run.extra)
+        run.tracker.finish()
+
+
+def start_tracker(tool: Tool, cell: Cell, folder: Path) -> tuple[GeneralTracker, dict[str, Any]]:
+    """Open a run that holds a cell's settings; return the tracker, and what its `log` needs beside the values."""
+    name = f"{cell.task}/{cell.label}/{cell.backbone}/{cell.cell_id}"
+    if tool == "tensorboard":
+        tracker: GeneralTracker = TensorBoardTracker(f"{cell.suite}/{name}", str(folder / tool))
+    elif tool == "wandb":
+        # without create_new a second run of the same process would end the first
+        made = {"name": name, "group": f"{cell.task}/{cell.label}", "dir": str(folder), "reinit": "create_new"}
+        tracker = WandBTracker(cell.suite, **made)
+    else:
+        tracker = MLflowTracker(experiment_name=cell.suite, run_name=name)
+    folder.mkdir(parents=True, exist_ok=True)
+    tracker.start()
+    tracker.store_init_configuration(settings_of(cell))
+    if tool != "mlflow":
+        return tracker, {}
+    import mlflow
+
+    # MLflow has one active run in a process; the others are reached by their id
+    run_id = mlflow.active_run().info.run_id
+    mlflow.end_run()
+    return tracker, {"run_id": run_id}
+
+
+def settings_of(cell: Cell) -> dict[str, bool | int | float | str]:
+    """What is to be seen of a cell: names, seed, recipe and hp, each a plain value."""
+    flat: dict[str, Any] = {key: getattr(cell, key) for key in ("suite", "task", "label", "method", "backbone", "seed")}
+    flat |= {f"recipe.{key}": value for key, value in cell.recipe.model_dump(mode="json").items()}
+    flat |= {f"hp.{key}": value for key, value in cell.hp.items()}
+    return {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in flat.items()}
