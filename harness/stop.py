@@ -15,10 +15,11 @@ GRACE_S = 20.0
 
 
 class Stopped(KeyboardInterrupt):
-    """The run was asked to stop, and has come to a point where nothing is half done."""
+    """The run was asked to stop, and has come to a point where nothing is half done; or it was asked twice."""
 
-    def __init__(self, signum: int) -> None:
+    def __init__(self, signum: int, at_once: bool = False) -> None:
         self.signum = signum
+        self.at_once = at_once
         super().__init__(signal.Signals(signum).name)
 
     @property
@@ -67,7 +68,7 @@ def on_signals() -> Iterator[None]:
 
 def _handle(signum: int, frame: FrameType | None) -> None:
     if _request.signum is not None:
-        raise Stopped(signum)
+        raise Stopped(signum, at_once=True)
     _request.signum, _request.since = signum, time.monotonic()
     # a handler may interrupt a print, so it must not print itself
     os.write(2, b"\nstopping after this step; once more stops at once\n")

@@ -46,8 +46,8 @@ class BundleTrainer(BundleStep):
                 self._hand_over(on_outcome, keeper)
                 keeper.save_if_due(self.training_state())
                 stop.check()
-        except stop.Stopped:
-            if self.is_settled:
+        except stop.Stopped as stopped:
+            if self.is_settled and not stopped.at_once:
                 keeper.save(self.training_state())
             raise
 

@@ -60,7 +60,7 @@ def untouched() -> dict[str, Outcome]:
     return finish(made(bundle()))
 
 
-@pytest.mark.parametrize("kill_at", [1, 2, 5, 6, 11, 13])
+@pytest.mark.parametrize("kill_at", [2, 6, 13])
 def test_a_continued_bundle_ends_with_the_same_bits(
     kill_at: int, untouched: dict[str, Outcome], tmp_path: Path
 ) -> None:
@@ -72,7 +72,7 @@ def test_a_continued_bundle_ends_with_the_same_bits(
     second = made(bundle())
     torch.manual_seed(99)
     assert second.restore(plan) == (kill_at > 2)
-    assert second.step == (kill_at - 1) // 2 * 2 if kill_at != 13 else 12
+    assert second.step == {2: 0, 6: 4, 13: 12}[kill_at]
     ours = finish(second, plan)
     for name, outcome in ours.items():
         assert bits(outcome) == bits(untouched[name]), outcome.cell.method
@@ -117,10 +117,10 @@ def test_cells_that_are_finished_meanwhile_may_be_missing(untouched: dict[str, O
 
 
 def test_a_race_goes_on_with_who_was_left(tmp_path: Path) -> None:
-    def raced() -> BundleTrainer:
+    def raced(names: list[tuple[str, str]] | None = None) -> BundleTrainer:
         cells = [make_cell("prompt_tuning", {"prompt_length": 4}, lr, 1, 4, steps=16) for lr in (1e-4, 0.3, 0.1, 1.0)]
         cells = [c.model_copy(update={"recipe": c.recipe.model_copy(update={"eval_every": 2})}) for c in cells]
-        racing = made(cells)
+        racing = made([cell for cell in cells if names is None or checkpoint.name_of(cell) in names])
         racing.races = [Race("prompt_tuning", 1, 4)]
         return racing
 
@@ -128,7 +128,9 @@ def test_a_race_goes_on_with_who_was_left(tmp_path: Path) -> None:
     plan = CheckpointPlan(tmp_path / "state.safetensors", "key", every_steps=1)
     with pytest.raises(Killed):
         finish(raced(), plan, kill_at=6)
-    second = raced()
+    header = read_header(plan.path)
+    assert header is not None
+    second = raced(header.names)
     assert second.restore(plan)
     assert len(second.active) == 2
     for name, outcome in finish(second).items():
