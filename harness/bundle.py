@@ -272,7 +272,9 @@ def _failed(bundle: Bundle, cell: Cell, failure: Failure, started: str) -> Produ
 
 
 def _protocol_values(cell: Cell, benchmark: str) -> dict[str, Any]:
-    return resolve(cell.protocol).acting(Place(cell.task, benchmark, cell.method, cell.backbone))
+    return resolve(cell.protocol).acting(
+        Place(cell.task, benchmark, cell.method, cell.backbone, cell.few_shot is not None)
+    )
 
 
 def _metric_record(data: TaskData) -> MetricRecord:
