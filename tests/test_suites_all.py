@@ -111,7 +111,10 @@ def run_short(suite: str, wide: Path, tiny_data: Path, out: Path, tasks: list[st
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_a_suite_runs_from_end_to_end(suite: str, wide: Path, tiny_data: Path, tmp_path: Path) -> None:
-    run_short(suite, wide, tiny_data, tmp_path / "out", plan_of(suite).suite.file.tasks[:1])
+    plan = plan_of(suite)
+    first = plan.suite.file.tasks[0]
+    # generated tasks have hundreds of rows to score
+    run_short(suite, wide, tiny_data, tmp_path / "out", ["cb" if plan.tasks[first].generate else first])
 
 
 @pytest.mark.slow
