@@ -8,7 +8,9 @@ from typing import Any
 
 from harness.checkpoint import name_of
 from harness.contract import Finding
+from harness.declarations import Draw
 from harness.estimate import estimate
+from harness.few_shot import describe_draws
 from harness.listings_data import table
 from harness.listings_protocols import protocol_table
 from harness.listings_time import describe_time
@@ -33,7 +35,9 @@ def describe_plan(plan: Plan, probe: bool = False) -> dict[str, Any]:
         for key in ("cells", "done", "missing", "failed", "stale", "steps_to_train"):
             total[key] = total.get(key, 0) + item[key]
     time = describe_time(estimate(plan, probe))
-    columns = ["method", "task", "backbone", "grid_points", "seeds", "cells", "done", "missing", "failed", "stale"]
+    shots = ["k"] if plan.suite.file.few_shot else []
+    columns = ["method", "task", *shots, "backbone", "grid_points", "seeds"]
+    columns += ["cells", "done", "missing", "failed", "stale"]
     text = [
         f"suite {plan.suite.file.suite} ({plan.suite.document.path}); results: {plan.store.root}",
         table(groups, columns),
@@ -41,6 +45,7 @@ def describe_plan(plan: Plan, probe: bool = False) -> dict[str, Any]:
         "Budget per method (the winner's further seeds included)",
         table(list(budgets.values()), ["method", "cells", "done", "missing", "failed", "stale", "steps_to_train"]),
         time["text"],
+        *_describe_shots(plan),
         *(f"{task}: {SPLIT_RULES[plan.tasks[task].split]}" for task in dict.fromkeys(g.task for g in plan.groups)),
         f"Protocol {plan.suite.protocol.reference.title}: {plan.suite.protocol.description}",
         protocol_table(plan.suite.protocol),
@@ -56,6 +61,15 @@ def describe_plan(plan: Plan, probe: bool = False) -> dict[str, Any]:
     }
 
 
+def _describe_shots(plan: Plan) -> list[str]:
+    """Per task of a few-shot suite, what is drawn and which labels selection uses."""
+    draws: dict[str, dict[Draw, None]] = {}
+    for group in plan.groups:
+        found = [cell.few_shot for cell in group.cells.values() if cell.few_shot]
+        draws.setdefault(group.task, {}).update(dict.fromkeys(found))
+    return [describe_draws(plan.tasks[task], list(found)) for task, found in draws.items() if found]
+
+
 def _describe_group(plan: Plan, index: int) -> dict[str, Any]:
     group, results = plan.groups[index], plan.results[index]
     cells = plan.num_cells(group)
@@ -68,6 +82,7 @@ def _describe_group(plan: Plan, index: int) -> dict[str, Any]:
         "method": group.label,
         "task": group.task,
         "backbone": group.backbone,
+        "k": group.k,
         "grid_points": len(group.points),
         "seeds": list(group.seeds),
         "cells": cells,

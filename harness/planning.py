@@ -180,7 +180,7 @@ def check_fit(plan: Plan, cells: Iterable[Cell], to_run: bool = True) -> None:
 def _read_rows(plan: Plan, cells: Sequence[Cell]) -> None:
     """Load every task's rows and metrics. Raises UserError; where rows are missing, it says which tasks have theirs."""
     there, missing = [], []
-    for name, cell in {cell.task: cell for cell in cells}.items():
+    for (name, _), cell in {(cell.task, cell.few_shot): cell for cell in cells}.items():
         for metric in plan.tasks[name].metrics:
             get_metric(metric)
         try:
@@ -194,7 +194,9 @@ def _read_rows(plan: Plan, cells: Sequence[Cell]) -> None:
         else:
             there.append(name)
     if missing:
-        hint = f"The rows of the others are there: --tasks {','.join(there)}" if there else missing[0].hint
+        hint = (
+            f"The rows of the others are there: --tasks {','.join(dict.fromkeys(there))}" if there else missing[0].hint
+        )
         raise UserError(missing[0].problem, where=missing[0].where, field=missing[0].field, hint=hint)
 
 
@@ -287,8 +289,9 @@ def _races(plan: Plan) -> dict[tuple[str, ...], Race]:
 
 
 def _place(cell: Cell) -> tuple[str, ...]:
-    """Label, task, backbone and seed: what the grid points of one search have in common."""
-    return cell.label, cell.task, cell.backbone, str(cell.seed)
+    """Label, task, backbone, seed and shots: what the grid points of one search have in common."""
+    shots = "" if cell.few_shot is None else str(cell.few_shot.k)
+    return cell.label, cell.task, cell.backbone, str(cell.seed), shots
 
 
 def _bundle_key(plan: Plan, cell: Cell) -> str:
@@ -297,4 +300,6 @@ def _bundle_key(plan: Plan, cell: Cell) -> str:
     alone = cls is None or issubclass(cls, Rule) or cls.is_layer_side()
     recipe = cell.recipe
     shared = [cell.backbone, cell.task, recipe.precision, recipe.backbone_dropout, recipe.max_source_length]
+    if cell.few_shot is not None:
+        shared.append(cell.few_shot.model_dump_json())
     return json.dumps([*shared, f"{cell.label} {cell.cell_id}" if alone else ""])

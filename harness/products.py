@@ -144,7 +144,9 @@ def device_name(backbone: Backbone) -> str:
 
 
 def _protocol_values(cell: Cell, benchmark: str) -> dict[str, Any]:
-    return resolve(cell.protocol).acting(Place(cell.task, benchmark, cell.method, cell.backbone))
+    return resolve(cell.protocol).acting(
+        Place(cell.task, benchmark, cell.method, cell.backbone, cell.few_shot is not None)
+    )
 
 
 def _metric_record(data: TaskData) -> MetricRecord:

@@ -8,14 +8,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from harness.declarations import ProtocolReference, Strict, TaskFile
+from harness.declarations import Draw, ProtocolReference, Strict, TaskFile
 from harness.suite_file import SLUG, Recipe
 
 RESULT_FORMAT = 2
 
 PLACEMENT = {"suite", "label", "protocol", "grid", "grid_index", "search_seed"}
 # fields that came after the first stored results: at its default, such a field leaves no trace in the identity
-LATER: dict[str, set[str]] = {"cell": set(), "recipe": set()}
+LATER: dict[str, set[str]] = {"cell": {"few_shot"}, "recipe": set()}
 
 
 Slug = Annotated[str, Field(pattern=SLUG)]
@@ -42,6 +42,8 @@ class Cell(Strict):
     """What the protocol sets of the task record."""
     definition: TaskFile | None = None
     """The task itself where the suite file declares it."""
+    few_shot: Draw | None = None
+    """The few training rows that the cell sees; None stands for all."""
     recipe: Recipe
     grid: dict[str, Any] = {}
     """The swept settings and this cell's values, e.g. {"recipe.lr": 0.3}."""
@@ -60,6 +62,8 @@ class Cell(Strict):
         """Hash of what all grid points and seeds of one table cell have in common."""
         identity = self._identity()
         identity.pop("seed")
+        if self.few_shot is not None:
+            identity["few_shot"].pop("seed")
         for key in self.grid:
             part, name = key.split(".", 1)
             identity[part].pop(name, None)
@@ -107,6 +111,19 @@ class SplitScore(Strict):
     num_unreadable: int
 
 
+class DrawRecord(Strict):
+    """The rows of a few-shot draw, by their place in the task's training split, and the labels that selection saw."""
+
+    rows: list[int]
+    class_counts: dict[str, int]
+    """Rows by class; one class "" where a task has none."""
+    fingerprint: str
+    """Of the drawn rows' text, for comparison across methods and machines."""
+    num_selection_labels: int
+    selection_rows: list[int] | None = None
+    """Training rows that chose checkpoint and grid point; None where the whole dev split did."""
+
+
 class DataRecord(Strict):
     """Which rows a cell used."""
 
@@ -119,6 +136,8 @@ class DataRecord(Strict):
     num_duplicates: int = 0
     """Rows of dev and test whose source text also stands in train."""
     fingerprint: str
+    """Of all rows of the task's splits, drawn or not."""
+    few_shot: DrawRecord | None = None
 
 
 class BackboneRecord(Strict):

@@ -65,6 +65,7 @@ class Entry:
     """From --set, e.g. {"recipe.steps": 300}."""
     task: TaskSpec
     backbone: str
+    few_shot: bool = False
 
 
 Point = dict[str, Any]
@@ -93,7 +94,7 @@ def _merge(entry: Entry) -> tuple[Layered, Layered]:
     file_name = f"methods/{entry.spec.name}.py"
     recipe.update(entry.spec.defaults.recipe, document, origin=file_name)
     hp.update(entry.spec.defaults.hp, document, origin=file_name)
-    place = Place(entry.task.name, entry.task.benchmark, entry.spec.name, entry.backbone)
+    place = Place(entry.task.name, entry.task.benchmark, entry.spec.name, entry.backbone, entry.few_shot)
     origin = f"protocol {entry.protocol.reference.name}"
     recipe.update(entry.protocol.recipe(place, entry.task.num_train), document, origin=origin)
     hp.update(entry.protocol.hp(place), document, origin=origin)

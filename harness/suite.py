@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.declarations import ProtocolReference
+from harness.draws import draws_of
 from harness.errors import UserError, require_choice
-from harness.protocol import Protocol, resolve
+from harness.protocol import Place, Protocol, resolve
 from harness.report_layouts import check_block
 from harness.schema import Cell
 from harness.settings import MAX_CELLS, Entry, TaskSpec, resolve_entry
@@ -44,6 +46,8 @@ class Group:
     seeds: tuple[int, ...]
     cells: dict[tuple[int, int], Cell]
     """(index of the grid point, seed) -> cell."""
+    k: int | None = None
+    """Labelled rows that a few-shot entry asks for; None stands for all."""
 
 
 @dataclass(frozen=True)
@@ -103,13 +107,13 @@ def expand(suite: Suite, methods: Mapping[str, MethodSpec], tasks: Mapping[str, 
     _check_exceptions(suite, tasks, labels)
     groups: list[Group] = []
     num_cells = 0
-    for backbone in suite.backbone_sources:
-        for task in names:
-            for label, method in labels.items():
-                groups.append(_group(suite, label, methods[method], tasks[task], backbone))
-                num_cells += len(groups[-1].cells)
-                if num_cells > MAX_CELLS:
-                    raise UserError(f"declares more than {MAX_CELLS:,} cells", where=suite.document.path)
+    shots = suite.file.few_shot.k if suite.file.few_shot else [None]
+    for backbone, task, k in itertools.product(suite.backbone_sources, names, shots):
+        for label, method in labels.items():
+            groups.append(_group(suite, label, methods[method], tasks[task], backbone, k))
+            num_cells += len(groups[-1].cells)
+            if num_cells > MAX_CELLS:
+                raise UserError(f"declares more than {MAX_CELLS:,} cells", where=suite.document.path)
     return groups
 
 
@@ -119,9 +123,13 @@ def short_name(source: str) -> str:
     return Path(source).resolve().name if last in (".", "..", "") else last
 
 
-def _group(suite: Suite, label: str, spec: MethodSpec, task: TaskSpec, backbone: str) -> Group:
+def _group(suite: Suite, label: str, spec: MethodSpec, task: TaskSpec, backbone: str, k: int | None) -> Group:
     per_seed = suite.file.tuning.seeds == "each"
-    seeds = tuple(suite.overrides.seeds or suite.file.seeds or suite.protocol.seeds(task.name, task.benchmark))
+    place = Place(task.name, task.benchmark, spec.name, backbone, k is not None)
+    own_seeds = suite.file.seeds or suite.protocol.seeds(place)
+    seeds = tuple(suite.overrides.seeds or own_seeds)
+    where = suite.document.where("few_shot", "draw_seeds")
+    draws = draws_of(suite.file.few_shot, k, suite.protocol.draw_rule, own_seeds, seeds, where)
     points = resolve_entry(_entry(suite, label, spec, task, backbone))
     cells = {
         (index, seed): Cell(
@@ -136,6 +144,7 @@ def _group(suite: Suite, label: str, spec: MethodSpec, task: TaskSpec, backbone:
             protocol=suite.protocol.reference,
             task_rules=suite.protocol.task_fields(task.name, task.benchmark),
             definition=suite.file.define_tasks.get(task.name),
+            few_shot=draws[seed],
             recipe=recipe,
             grid=point,
             grid_index=index,
@@ -148,7 +157,7 @@ def _group(suite: Suite, label: str, spec: MethodSpec, task: TaskSpec, backbone:
     if repeated:
         where = suite.document.where("methods", label)
         raise UserError("two points of its grid are the same cell", where=where, field=label)
-    return Group(label, spec.name, task.name, backbone, tuple(point for point, _, _ in points), seeds, cells)
+    return Group(label, spec.name, task.name, backbone, tuple(point for point, _, _ in points), seeds, cells, k)
 
 
 def _entry(suite: Suite, label: str, spec: MethodSpec, task: TaskSpec, backbone: str) -> Entry:
@@ -164,6 +173,7 @@ def _entry(suite: Suite, label: str, spec: MethodSpec, task: TaskSpec, backbone:
         overrides=suite.overrides.settings,
         task=task,
         backbone=backbone,
+        few_shot=suite.file.few_shot is not None,
     )
 
 

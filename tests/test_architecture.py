@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # each module imports only from lines above its own
 LAYERS = [
     ["declarations", "dropout", "durable", "errors", "memory", "micro", "provenance", "stop"],
-    ["bounded", "metrics", "readers", "report_declarations", "shipped_suites", "validation"],
+    ["bounded", "draws", "metrics", "readers", "report_declarations", "shipped_suites", "validation"],
     ["suite_file", "yaml12"],
     ["optimizer", "protocol", "schema"],
     ["claims", "listings_protocols", "progress", "racing", "report_layouts", "results", "settings"],
@@ -23,10 +23,10 @@ LAYERS = [
     ["examples", "flops", "initialization", "prefix_layers", "report", "sources", "staleness"],
     ["cli_layouts", "data", "method", "stored_files"],
     [
-        "caches",
         "cell_state",
         "cli_report",
         "export",
+        "few_shot",
         "fused",
         "layer_hooks",
         "listings_data",
@@ -35,8 +35,8 @@ LAYERS = [
         "token_cache",
         "verify",
     ],
-    ["checkpoint", "cli_store", "contract_checks", "listings_params", "predict", "probe", "step", "tracking", "usage"],
-    ["contract", "products", "train"],
+    ["caches", "checkpoint", "cli_store", "contract_checks", "listings_params", "predict", "step", "tracking", "usage"],
+    ["contract", "probe", "products", "train"],
     ["bundle"],
     ["engines", "planning"],
     ["estimate", "worklist"],

@@ -258,6 +258,8 @@ def _settings(result: Result) -> dict[str, Any]:
     flat |= {f"hp.{k}": v for k, v in cell.hp.items()} | {"method.name": cell.method}
     flat |= {"task.version": cell.task_version, "suite.protocol": cell.protocol.title}
     follows = {"hp.source_length"} if "recipe.max_source_length" in cell.grid else set()
+    shots = cell.few_shot
+    flat |= {"rows.k": shots.k, "rows.draw": shots.rule, "rows.select_with": shots.select_with} if shots else {}
     return {k: v for k, v in flat.items() if k not in cell.grid and k not in follows}
 
 
