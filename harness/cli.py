@@ -6,13 +6,16 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from harness import cli_report, cli_store
 from harness.errors import UserError
 from harness.shipped_suites import find_suite
+
+if TYPE_CHECKING:
+    from harness.runner import RunSummary
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -93,15 +96,20 @@ def run(
         kept = "finished cells are stored, and of those in training the last checkpoint"
         typer.echo(f"stopped; {kept}: the same command continues", err=True)
         raise typer.Exit(stopped.exit_code if isinstance(stopped, Stopped) else 130) from None
-    typer.echo(
+    typer.echo(_account(summary))
+    if summary.num_failed or summary.num_kept_failed:
+        raise typer.Exit(1)
+
+
+def _account(summary: RunSummary) -> str:
+    """What a run did, in one line."""
+    return (
         f"{summary.num_trained} cells trained, {summary.num_failed} of them failed; "
         f"{summary.num_kept} were there already"
         + (f", {summary.num_kept_failed} as failures (--rerun failed tries again)" if summary.num_kept_failed else "")
         + (f"; {summary.num_elsewhere} were trained by other processes" if summary.num_elsewhere else "")
         + f". Results: {summary.results}"
     )
-    if summary.num_failed or summary.num_kept_failed:
-        raise typer.Exit(1)
 
 
 @app.command()
