@@ -10,7 +10,7 @@ import importlib.util
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from harness.backbone import Backbone
 from harness.errors import UserError, require_choice
 from harness.initialization import vocabulary_rows
+from harness.method_facts import Paper, explain_figure, require_positive, sweep
 from harness.suite_file import Defaults, MethodSpec
 
 __all__ = [
@@ -29,49 +30,11 @@ __all__ = [
     "Method",
     "Paper",
     "Rule",
+    "explain_figure",
     "require_positive",
     "sweep",
     "vocabulary_rows",
 ]
-
-
-@dataclass(frozen=True)
-class Paper:
-    """Where a method comes from, and the trainable parameters its paper claims per backbone."""
-
-    key: str
-    url: str
-    params: dict[str, int] = field(default_factory=dict)
-    params_note: str = ""
-    """Why a published figure is not the count with the default settings, in words."""
-
-
-def explain_figure(figure: int, trained: int, kept: int) -> str:
-    """How a published figure comes from the counts, in words; empty if it does not.
-
-    A figure of one or two significant digits, such as 220M, is taken as rounded, any other as exact.
-    """
-    for count, what in ((trained, "the number trained"), (kept, "the number kept for inference")):
-        if figure == count:
-            return f"It is {what}."
-    digits = len(str(figure).rstrip("0"))
-    for count, what in ((trained, "the number trained"), (kept, "the number kept for inference")):
-        if digits <= 2 and float(f"{count:.{digits - 1}e}") == figure:
-            return f"It is {what}, rounded."
-    return ""
-
-
-def sweep(*values: Any) -> dict[str, list[Any]]:
-    """Mark a grid in `Defaults`, as `{sweep: [...]}` does in a suite file."""
-    return {"sweep": list(values)}
-
-
-def require_positive(hp: Any, *names: str) -> None:
-    """Raise ValueError, which the suite reports as a user's mistake, unless each setting is None or >= 1."""
-    for name in names:
-        value = getattr(hp, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 class Method(nn.Module):

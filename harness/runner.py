@@ -12,7 +12,8 @@ from harness.bundle import Product
 from harness.caches import cached_task
 from harness.engines import Engine, LocalEngine
 from harness.errors import UserError
-from harness.planning import Plan, check_fit, make_plan, pack
+from harness.packing import pack
+from harness.planning import Plan, check_fit, make_plan
 from harness.progress import Progress, work
 from harness.schema import Cell
 from harness.suite import Overrides
