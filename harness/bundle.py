@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from harness.protocol import Place, resolve
 from harness.racing import Race
 from harness.results import PredictionRow
 from harness.schema import BackboneRecord, Cell, DevScore, Failure, MetricRecord, ParamCounts, Result
+from harness.starting import StartFile, read_start
 from harness.token_cache import cached_encode
 from harness.train import BundleTrainer, OnStep
 from harness.usage import rule_usage, usage_of
@@ -46,6 +47,8 @@ class Bundle:
     """Where the suite file lies, for paths that it declares."""
     micro_batch_tokens: int | None
     races: tuple[Race, ...] = ()
+    starts: Mapping[str, tuple[StartFile, ...]] = field(default_factory=dict)
+    """By cell_id, what a cell's tensors start from."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ def _train(
     backbone = cached_backbone(bundle.backbone, cells[0].recipe.precision)
     data = cut_references(data, backbone)
     with torch.random.fork_rng():
-        methods = [_build(cell, registered[cell.method], backbone) for cell in cells]
+        methods = [_build(c, registered[c.method], backbone, bundle.starts.get(c.cell_id, ())) for c in cells]
         torch.manual_seed(cells[0].seed)
         encoded = _encode(cells[0], data, backbone)
         max_tokens = bundle.micro_batch_tokens or default_tokens(backbone)
@@ -160,12 +163,15 @@ def build_method(cell: Cell, cls: type[Method], backbone: Backbone, where: str |
         raise UserError(problem, where=where, field=f"methods.{cell.label}") from None
 
 
-def _build(cell: Cell, registered: Registered, backbone: Backbone) -> Method:
+def _build(cell: Cell, registered: Registered, backbone: Backbone, starts: Sequence[StartFile]) -> Method:
     """The same seed gives the same tensors, whatever else is in the bundle."""
     assert registered.cls is not None
     assert issubclass(registered.cls, Method)
     torch.manual_seed(cell.seed)
-    return registered.cls(registered.cls.HP(**cell.hp), backbone).to(backbone.device)
+    method = registered.cls(registered.cls.HP(**cell.hp), backbone).to(backbone.device)
+    if starts:
+        method.start_from([read_start(start) for start in starts])
+    return method
 
 
 def _registered(bundle: Bundle, method: str) -> Registered:
@@ -203,6 +209,7 @@ def _product(
         dev=outcome.scores["dev"],
         test=outcome.scores.get("test"),
         params=ParamCounts(num_trained=method.num_trained, num_kept=method.num_kept),
+        starts=[start.record for start in bundle.starts.get(outcome.cell.cell_id, ())],
         usage=usage_of(outcome, len(bundle.cells), matmul, peak),
         data=data.record,
         backbone=backbone.record,
@@ -263,6 +270,7 @@ def _failed(bundle: Bundle, cell: Cell, failure: Failure, started: str) -> Produ
         cell=cell,
         protocol=_protocol_values(cell, cached_task(cell, bundle.data_dir, bundle.suite_folder).task.benchmark),
         failure=failure,
+        starts=[start.record for start in bundle.starts.get(cell.cell_id, ())],
         method_sha256=load_file(bundle.method_files[cell.method]).spec.source_sha256,
         provenance=provenance.collect("unknown"),
         started_at=started,

@@ -51,6 +51,8 @@ class Method(nn.Module):
     name: ClassVar[str]
     paper: ClassVar[Paper]
     defaults: ClassVar[Defaults] = Defaults()
+    takes_sources: ClassVar[tuple[int, int | None]] = (0, 0)
+    """Fewest and most sources that it may start from, as a suite's `init_from` names them; None for no upper bound."""
 
     @dataclass(frozen=True, kw_only=True)
     class HP:
@@ -82,6 +84,14 @@ class Method(nn.Module):
 
     def detach(self, backbone: Backbone) -> None:
         """Undo `attach`, leaving the backbone bit-identical."""
+
+    def start_from(self, sources: Sequence[Mapping[str, Tensor]]) -> None:
+        """Take over what other cells have learnt, in the order of `init_from`; called once, after `__init__`.
+
+        A source holds its method's own tensors by name, and `prompt` [P, H] and `added` [S, H] where the method
+        collapses to these. Raises ValueError for what does not fit.
+        """
+        raise NotImplementedError(f"{type(self).__name__} says that it takes sources and must define start_from()")
 
     def on_step(self, step: int, num_steps: int) -> None:
         """Called before each training step, counted from 0, for methods that change while they train."""
@@ -252,10 +262,12 @@ def load_file(path: Path) -> Registered:
         source = hashlib.sha256(path.read_bytes()).hexdigest()
         cls = _import_class(path)
     except (Exception, SystemExit):  # whatever a broken file raises becomes its visible row
-        return Registered(MethodSpec(path.stem, type(None), Defaults(), source, traceback.format_exc()), path, None)
+        spec = MethodSpec(path.stem, type(None), Defaults(), source, error=traceback.format_exc())
+        return Registered(spec, path, None)
     hp_type = cls.HP if issubclass(cls, Method) else type(None)
     defaults = cls.defaults if issubclass(cls, Method) else Defaults()
-    return Registered(MethodSpec(cls.name, hp_type, defaults, source), path, cls)
+    takes = cls.takes_sources if issubclass(cls, Method) else (0, 0)
+    return Registered(MethodSpec(cls.name, hp_type, defaults, source, takes), path, cls)
 
 
 def _import_class(path: Path) -> type[Method] | type[Rule]:

@@ -30,6 +30,7 @@ def pack(plan: Plan, cells: Sequence[Cell]) -> list[Bundle]:
             plan.suite.folder,
             plan.suite.file.execution.micro_batch_tokens,
             tuple(dict.fromkeys(race for cell in part if (race := races.get(_place(cell))))),
+            {cell.cell_id: plan.start_files(cell) for cell in part if cell.init_from},
         )
         for part in parts
     ]

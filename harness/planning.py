@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from torch import Tensor
+
 from harness.backbone import Backbone, fingerprint, meta_backbone, resolve
 from harness.bundle import build_method
 from harness.caches import cached_backbone, cached_task
 from harness.errors import UserError
+from harness.lineage import INIT_FROM
 from harness.method import Method, Registered, Rule, discover
 from harness.metrics import get_metric
-from harness.results import ResultStore
-from harness.schema import Cell, Result
-from harness.selection import next_cells
+from harness.provenance import sha256_file
+from harness.results import ResultStore, tensors_path
+from harness.schema import Cell, Result, Start
+from harness.selection import chosen, next_cells
 from harness.sources import MissingData
+from harness.starting import StartFile, handed_over, prompt_file
 from harness.suite import Group, Overrides, Suite, expand, load_suite
 from harness.tasks import Task
 from harness.tasks.own import suite_tasks
@@ -44,12 +50,63 @@ class Plan:
         return self.suite.file.tuning.seeds == "each"
 
     def pending(self) -> list[Cell]:
-        """Cells to train now; the winner's further seeds follow once a grid is complete."""
-        return [
-            group.cells[key]
-            for group, results in zip(self.groups, self.results, strict=True)
-            for key in next_cells(group, results, self.per_seed)
-        ]
+        """Cells to train now; a winner's further seeds follow once its grid is complete, others once their sources are.
+
+        The cells of an entry wait for each other's sources, since they may race.
+        """
+        ready = []
+        for _, cells in itertools.groupby(self.asked(), lambda cell: (cell.label, cell.task, cell.backbone)):
+            entry = list(cells)
+            starts = [start for cell in entry for start in cell.init_from]
+            if all(start.file is not None or self.source(start) is not None for start in starts):
+                ready += entry
+        return ready
+
+    def asked(self) -> list[Cell]:
+        """Missing cells of the table, and those that they start from; of a winner's further seeds, those known."""
+        rows = [cell for i, group in enumerate(self.groups) if not group.is_source for cell in self._next(i)]
+        sources: dict[int, list[Cell]] = {}
+        waiting = list(rows)
+        while waiting:
+            for start in waiting.pop().init_from:
+                index = self._place_of(start)
+                if index is not None and self.groups[index].is_source and index not in sources:
+                    sources[index] = self._next(index)
+                    waiting += sources[index]
+        return [*itertools.chain.from_iterable(sources.values()), *rows]
+
+    def _next(self, index: int) -> list[Cell]:
+        group = self.groups[index]
+        return [group.cells[key] for key in next_cells(group, self.results[index], self.per_seed)]
+
+    def _place_of(self, start: Start) -> int | None:
+        """Index of the group that holds a source; of two, the one of the table."""
+        for index, group in enumerate(self.groups):
+            place = (group.label, group.task, group.backbone)
+            if place == (start.label, start.task, start.backbone) and start.seed in group.seeds:
+                return index
+        return None
+
+    def source(self, start: Start) -> Result | None:
+        """The result that a cell starts from, a failure where its source failed; None while there is none."""
+        index = self._place_of(start)
+        return None if index is None else chosen(self.groups[index], self.results[index], start.seed)
+
+    def start_files(self, cell: Cell) -> tuple[StartFile, ...]:
+        """Where the tensors lie that a cell starts from."""
+        return tuple(self._start_file(start) for start in cell.init_from)
+
+    def _start_file(self, start: Start) -> StartFile:
+        if start.file is not None:
+            path = Path(self.suite.folder) / start.file
+            return StartFile(start.title, path, sha256_file(path))
+        result = self.source(start)
+        assert result is not None, "a cell is trained after its sources"
+        cell, problem = result.cell, result.failure.message if result.failure else ""
+        path = tensors_path(self.store.path(cell))
+        source = self.suite.backbone_sources[cell.backbone]
+        method_file = self.methods[cell.method].path
+        return StartFile(start.title, path, result.files.tensors, cell, method_file, source, problem)
 
     def num_cells(self, group: Group) -> int:
         """Cells that selection will ask for in all: the grid, then the winner's other seeds."""
@@ -61,7 +118,7 @@ class Plan:
         """Take in a new result."""
         for group, results in zip(self.groups, self.results, strict=True):
             for key, cell in group.cells.items():
-                if cell.cell_id == result.cell_id and cell.label == result.cell.label:
+                if (cell.suite, cell.label, cell.cell_id) == (result.cell.suite, result.cell.label, result.cell_id):
                     results[key] = result
 
     def is_stale(self, result: Result) -> bool:
@@ -69,9 +126,19 @@ class Plan:
         cell = result.cell
         if result.method_sha256 != self.methods[cell.method].spec.source_sha256:
             return True
+        if self._starts_moved(result):
+            return True
         if result.status == "failed" or result.data is None or result.backbone is None:
             return False
         return self._weights_moved(result) or self._data_moved(result)
+
+    def _starts_moved(self, result: Result) -> bool:
+        """Whether a source has been made anew, or would be."""
+        for start, record in zip(result.cell.init_from, result.starts, strict=False):
+            found = None if start.file is not None else self.source(start)
+            if found is not None and (found.files.tensors != record.tensors or self.is_stale(found)):
+                return True
+        return False
 
     def _weights_moved(self, result: Result) -> bool:
         assert result.backbone is not None
@@ -103,8 +170,8 @@ def make_plan(
     tasks = suite_tasks(suite)
     groups = expand(suite, {n: m.spec for n, m in methods.items()}, {n: t.spec for n, t in tasks.items()})
     where = "--backbones" if overrides.backbones else suite.document.where("backbones")
-    for source in suite.backbone_sources.values():
-        resolve(source, where)
+    for name in suite.backbones:
+        resolve(suite.backbone_sources[name], where)
     store = ResultStore(results)
     is_race = suite.file.tuning.strategy == "halving"  # a full search has to train anew what left a race
     stored = [
@@ -131,6 +198,7 @@ def check_fit(plan: Plan, cells: Iterable[Cell], to_run: bool = True) -> None:
             backbones[cell.backbone] = meta_backbone(plan.suite.backbone_sources[cell.backbone])
         try:
             method = _build(plan, cell, backbones[cell.backbone])
+            _check_starts(plan, cell, method)
         except UserError as error:
             misfits.setdefault(cell.label, {})[cell.backbone] = error
         else:
@@ -145,6 +213,31 @@ def check_fit(plan: Plan, cells: Iterable[Cell], to_run: bool = True) -> None:
         for name, precision in {cell.backbone: cell.recipe.precision for cell in cells}.items():
             if name in backbones:  # rules need none
                 cached_backbone(plan.suite.backbone_sources[name], precision)
+
+
+def _check_starts(plan: Plan, cell: Cell, method: Method) -> None:
+    """Let a method without weights start from sources without weights. Raises UserError where shapes do not fit."""
+    if not cell.init_from:
+        return
+    where = plan.suite.document.where("methods", cell.label, INIT_FROM)
+    sources = [_shapes_of(plan, start) for start in cell.init_from]
+    try:
+        method.start_from(sources)
+    except ValueError as error:
+        titles = " + ".join(start.title for start in cell.init_from)
+        raise UserError(f"cannot start from {titles}: {error}", where=where, field=cell.label) from None
+
+
+def _shapes_of(plan: Plan, start: Start) -> dict[str, Tensor]:
+    """What a source will hand over, as tensors without values."""
+    if start.file is not None:
+        found = prompt_file(Path(plan.suite.folder) / start.file)
+    else:
+        index = plan._place_of(start)
+        assert index is not None, "a source has a group of its own"
+        source = plan.groups[index].cells[(0, start.seed)]
+        found = handed_over(_build(plan, source, meta_backbone(plan.suite.backbone_sources[source.backbone])))
+    return {name: tensor.to("meta") for name, tensor in found.items()}
 
 
 def _read_rows(plan: Plan, cells: Sequence[Cell]) -> None:
@@ -169,7 +262,9 @@ def _distinct(plan: Plan, cells: Sequence[Cell]) -> Iterator[Cell]:
     seen: set[str] = set()
     for cell in cells:
         cls = plan.methods[cell.method].cls
-        identity = json.dumps([cell.method, cell.hp, cell.backbone, cell.recipe.max_source_length], sort_keys=True)
+        starts = [start.identity for start in cell.init_from]
+        fixed = [cell.method, cell.hp, cell.backbone, cell.recipe.max_source_length, starts]
+        identity = json.dumps(fixed, sort_keys=True)
         if identity not in seen and cls is not None and not issubclass(cls, Rule):
             seen.add(identity)
             yield cell

@@ -66,9 +66,9 @@ def run(
 def _forget(plan: Plan, rerun: Rerun) -> int:
     """Drop the stored results that shall be made again; return the number of stale ones left."""
     stale = 0
-    for results in plan.results:
-        for key, result in list(results.items()):
-            is_stale = plan.is_stale(result)
+    # all are judged before any is dropped: whether a cell is stale depends on the cells that it starts from
+    for results, judged in [(found, [plan.is_stale(r) for r in found.values()]) for found in plan.results]:
+        for (key, result), is_stale in zip(list(results.items()), judged, strict=True):
             if (rerun == "failed" and result.status == "failed") or (rerun == "stale" and is_stale):
                 del results[key]
             else:
@@ -81,9 +81,9 @@ def _train(plan: Plan, num_stale: int, engine: Engine, progress: Progress) -> Ru
     stored = [result for results in plan.results for result in results.values()]
     old_failures = sum(result.status == "failed" for result in stored)
     if pending:
-        check_fit(plan, pending)
+        check_fit(plan, plan.asked())
         plan.store.ensure_writable()
-        _warn_of_duplicates(plan, pending, progress)
+        _warn_of_duplicates(plan, plan.asked(), progress)
     counts = {"done": 0, "failed": 0}
 
     def store(product: Product) -> None:
@@ -106,10 +106,15 @@ def _train(plan: Plan, num_stale: int, engine: Engine, progress: Progress) -> Ru
         while pending:
             engine.run(pack(plan, pending), progress, store)
             left = plan.pending()
-            assert not {c.cell_id for c in left} & {c.cell_id for c in pending}, "a cell was run and left no result"
+            assert not set(map(_place, left)) & set(map(_place, pending)), "a cell was run and left no result"
             pending = left
     num_trained = counts["done"] + counts["failed"]
     return RunSummary(plan.store.root, num_trained, counts["failed"], len(stored), old_failures, num_stale)
+
+
+def _place(cell: Cell) -> tuple[str, str, str]:
+    """What tells a cell from its namesakes: two rows may hold the same cell."""
+    return cell.suite, cell.label, cell.cell_id
 
 
 def _warn_of_duplicates(plan: Plan, cells: Iterable[Cell], progress: Progress) -> None:

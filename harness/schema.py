@@ -13,7 +13,23 @@ RESULT_FORMAT = 1
 
 PLACEMENT = {"suite", "label", "protocol", "grid", "grid_index", "search_seed"}
 # fields that came after the first stored results: at its default, such a field leaves no trace in the identity
-LATER: dict[str, set[str]] = {"cell": set(), "recipe": set()}
+LATER: dict[str, set[str]] = {"cell": {"init_from"}, "recipe": set()}
+
+
+class Start(Strict):
+    """One source of a cell's first tensors: the chosen cell of a grid, or a file."""
+
+    title: str
+    label: str = ""
+    task: str = ""
+    backbone: str = ""
+    seed: int = 0
+    file: str | None = None
+    """As the suite names it, where the source is a file."""
+    identity: str
+    """Hash of the file, or of all cells among which the grid's winner is chosen."""
+    family: str
+    """The same for every seed of the cell that starts here."""
 
 
 class Cell(Strict):
@@ -37,6 +53,8 @@ class Cell(Strict):
     definition: TaskFile | None = None
     """The task itself where the suite file declares it."""
     recipe: Recipe
+    init_from: list[Start] = []
+    """What its tensors start from; empty where the method's own start is taken."""
     grid: dict[str, Any] = {}
     """The swept settings and this cell's values, e.g. {"recipe.lr": 0.3}."""
     grid_index: int = 0
@@ -47,19 +65,21 @@ class Cell(Strict):
     @property
     def cell_id(self) -> str:
         """Hash of the resolved cell, defaults included."""
-        return _digest(self._identity())
+        return digest(self._identity())
 
     @property
     def group_id(self) -> str:
         """Hash of what all grid points and seeds of one table cell have in common."""
         identity = self._identity()
         identity.pop("seed")
+        if self.init_from:
+            identity["init_from"] = [start.family for start in self.init_from]
         for key in self.grid:
             part, name = key.split(".", 1)
-            identity[part].pop(name, None)
+            (identity if part == "cell" else identity[part]).pop(name, None)
         if "recipe.max_source_length" in self.grid:
             identity["hp"].pop("source_length", None)  # follows the swept length
-        return _digest({**identity, "label": self.label, "swept": sorted(self.grid)})
+        return digest({**identity, "label": self.label, "swept": sorted(self.grid)})
 
     def _identity(self) -> dict[str, Any]:
         identity = self.model_dump(mode="json", exclude=PLACEMENT)
@@ -67,10 +87,13 @@ class Cell(Strict):
             for name in LATER[part]:
                 if values[name] == model.model_fields[name].get_default(call_default_factory=True):
                     del values[name]
+        if self.init_from:
+            identity["init_from"] = [start.identity for start in self.init_from]
         return identity
 
 
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
+    """A short hash of plain data."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -175,6 +198,16 @@ class MetricRecord(Strict):
     labels: list[str]
 
 
+class StartRecord(Strict):
+    """Which tensors a cell did start from."""
+
+    title: str
+    cell_id: str | None = None
+    """The cell that trained them; None for a file."""
+    tensors: str
+    """SHA-256 of their file."""
+
+
 class Files(Strict):
     """SHA-256 of the files beside the JSON; None where there is nothing to keep."""
 
@@ -203,6 +236,8 @@ class Result(Strict):
     test: SplitScore | None = None
     params: ParamCounts | None = None
     usage: Usage | None = None
+    starts: list[StartRecord] = []
+    """In the order of the cell's `init_from`."""
     data: DataRecord | None = None
     backbone: BackboneRecord | None = None
     method_sha256: str

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from harness.declarations import ProtocolReference, Strict, TaskFile
 
@@ -77,6 +78,36 @@ class Execution(Strict):
     """At most this many cells share a bundle."""
 
 
+class SourceChoice(Strict):
+    """Where a cell's first tensors come from: the selected tensors of another cell, or a file of prompt vectors."""
+
+    method: str | None = None
+    """Row of `methods` or `sources`, or a method with its own defaults."""
+    task: str | None = None
+    """None takes the cell's own task."""
+    backbone: str | None = None
+    """None takes the cell's own; another must have the same shapes."""
+    seed: Literal["first", "own"] = "first"
+    """One source for all seeds, trained on the first, or one for each."""
+    file: str | None = None
+    """A safetensors file instead, relative to the suite file."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> SourceChoice:
+        if (self.method is None) == (self.file is None):
+            raise ValueError("give either method, whose cell is the source, or file")
+        if self.file is not None and (self.task or self.backbone):
+            raise ValueError("task and backbone say which cell is the source; a file has neither")
+        return self
+
+    @property
+    def title(self) -> str:
+        """In words for tables: "prompt_tuning on mnli"."""
+        if self.file is not None:
+            return Path(self.file).name
+        return " on ".join(filter(None, (self.method, self.task or "the own task", self.backbone)))
+
+
 class SuiteFile(Strict):
     """One suite file as written; `{sweep: [...]}` may stand for any value of recipe or hp."""
 
@@ -92,10 +123,12 @@ class SuiteFile(Strict):
     tuning: Tuning = Tuning()
     recipe: dict[str, Any] = {}
     methods: dict[str, dict[str, Any]] = Field(min_length=1)
+    sources: dict[str, dict[str, Any]] = {}
+    """Rows like those of `methods` that are trained only where another cell starts from them."""
     exceptions: list[ExceptionRule] = []
     execution: Execution = Execution()
 
-    @field_validator("methods", mode="before")
+    @field_validator("methods", "sources", mode="before")
     @classmethod
     def _methods_as_mapping(cls, value: Any) -> Any:
         """Allow `methods: [accept, dept]` and a bare `accept:` for "with its own defaults"."""
@@ -141,6 +174,8 @@ class MethodSpec:
     hp_type: type
     defaults: Defaults
     source_sha256: str
+    takes_sources: tuple[int, int | None] = (0, 0)
+    """Fewest and most sources that a cell may start from; None for no upper bound."""
     error: str | None = None
     """Traceback of a file that failed to import; its cells are recorded as failed."""
 

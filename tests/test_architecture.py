@@ -16,17 +16,20 @@ LAYERS = [
     ["errors", "declarations", "memory"],
     ["suite_file"],
     ["schema", "yaml12", "validation", "metrics", "provenance", "micro"],
-    ["protocol", "optimizer", "racing", "method_facts"],
+    ["protocol", "optimizer", "racing", "method_facts", "overrides"],
+    ["lineage"],
     ["settings", "results", "listings_protocols"],
+    ["suite_loading"],
+    ["families"],
     ["suite"],
     ["selection", "tasks", "progress", "readers"],
     ["sources", "examples", "report"],
     ["dropout"],
     ["backbone"],
-    ["initialization", "data", "flops"],
+    ["initialization", "data", "flops", "transfer"],
     ["method", "tiny", "token_cache"],
     ["peft_layers", "prefix_layers", "layer_hooks", "fused", "export"],
-    ["predict", "contract_checks", "cell_state"],
+    ["predict", "contract_checks", "cell_state", "starting"],
     ["train", "contract", "caches", "usage"],
     ["bundle"],
     ["engines", "planning", "probe", "listings_data"],
@@ -75,7 +78,7 @@ def test_every_module_has_a_layer() -> None:
 def test_a_method_imports_only_torch_peft_the_library_and_the_method_surface(path: Path) -> None:
     allowed = {"torch", "peft", *sys.stdlib_module_names}
     for name in imported(path):
-        shared = ("method", "peft_layers", "prefix_layers", "layer_hooks")
+        shared = ("method", "transfer", "peft_layers", "prefix_layers", "layer_hooks")
         surface = name in {f"harness.{module}" for module in shared}
         assert surface or name.split(".")[0] in allowed, f"{path.name} imports {name}"
 

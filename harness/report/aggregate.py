@@ -255,6 +255,8 @@ def _settings(result: Result) -> dict[str, Any]:
     flat = {f"recipe.{k}": v for k, v in cell.recipe.model_dump(mode="json").items()}
     flat |= {f"hp.{k}": v for k, v in cell.hp.items()} | {"method.name": cell.method}
     flat |= {"task.version": cell.task_version, "suite.protocol": cell.protocol.title}
+    if cell.init_from:
+        flat["cell.init_from"] = " + ".join(start.title for start in cell.init_from)
     follows = {"hp.source_length"} if "recipe.max_source_length" in cell.grid else set()
     return {k: v for k, v in flat.items() if k not in cell.grid and k not in follows}
 
