@@ -21,11 +21,13 @@ from harness.errors import UserError
 from harness.flops import MatmulParams, matmul_params, peak_flops
 from harness.memory import reset_peak_memory
 from harness.method import Method, Registered, Rule, checked_groups, load_file
-from harness.predict import score_split
+from harness.mixture import join_encoded
+from harness.predict import score_data
 from harness.protocol import Place, resolve
 from harness.racing import Race
+from harness.records import metric_record, prediction_rows
 from harness.results import PredictionRow
-from harness.schema import BackboneRecord, Cell, DevScore, Failure, MetricRecord, ParamCounts, Result
+from harness.schema import BackboneRecord, Cell, DevScore, Failure, ParamCounts, Result
 from harness.starting import StartFile, read_start
 from harness.token_cache import cached_encode
 from harness.train import BundleTrainer, OnStep
@@ -149,7 +151,11 @@ def default_tokens(backbone: Backbone) -> int:
 
 def _encode(cell: Cell, data: TaskData, backbone: Backbone) -> dict[str, Encoded]:
     length = cell.recipe.max_source_length or data.task.max_source_length
-    return {name: cached_encode(data.split(name), backbone, data.task, length) for name in ("train", "dev", "test")}
+    splits = ("train", "dev", "test")
+    if data.parts:
+        encoded = [_encode(cell, part, backbone) for part in data.parts]
+        return {name: join_encoded([part[name] for part in encoded]) for name in splits}
+    return {name: cached_encode(data.split(name), backbone, data.task, length) for name in splits}
 
 
 def build_method(cell: Cell, cls: type[Method], backbone: Backbone, where: str | None = None) -> Method:
@@ -202,13 +208,13 @@ def _product(
         status="done",
         cell=outcome.cell,
         protocol=_protocol_values(outcome.cell, data.task.benchmark),
-        metrics=_metric_record(data),
+        metrics=metric_record(data),
         dev_history=outcome.history,
         selected_step=outcome.selected_step,
         raced_out_at=outcome.raced_out_at,
         dev=outcome.scores["dev"],
         test=outcome.scores.get("test"),
-        params=ParamCounts(num_trained=method.num_trained, num_kept=method.num_kept),
+        params=ParamCounts(num_trained=method.num_trained, num_kept=method.num_kept, num_tasks=max(1, len(data.parts))),
         starts=[start.record for start in bundle.starts.get(outcome.cell.cell_id, ())],
         usage=usage_of(outcome, len(bundle.cells), matmul, peak),
         data=data.record,
@@ -219,9 +225,9 @@ def _product(
         finished_at=provenance.now(),
     )
     if outcome.raced_out_at is not None:
-        return Product(result, _prediction_rows(data, outcome.answers), None)
+        return Product(result, prediction_rows(data, outcome.answers), None)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in method.state_dict().items()}
-    return Product(result, _prediction_rows(data, outcome.answers), safetensors_bytes(tensors))
+    return Product(result, prediction_rows(data, outcome.answers), safetensors_bytes(tensors))
 
 
 def _rule_product(cell: Cell, rule: Rule, data: TaskData, registered: Registered, started: str) -> Product:
@@ -229,7 +235,7 @@ def _rule_product(cell: Cell, rule: Rule, data: TaskData, registered: Registered
     begin = time.perf_counter()
     targets = [example.target for example in data.train]
     answers = {name: rule.answers(targets, len(data.split(name)), cell.seed) for name in ("dev", "test")}
-    scores = {name: score_split(data.task, data.split(name), answers[name]) for name in answers}
+    scores = {name: score_data(data, name, answers[name]) for name in answers}
     selection = scores["dev"].metrics[data.task.selection]
     elapsed = time.perf_counter() - begin
     result = Result(
@@ -238,7 +244,7 @@ def _rule_product(cell: Cell, rule: Rule, data: TaskData, registered: Registered
         status="done",
         cell=cell,
         protocol=_protocol_values(cell, data.task.benchmark),
-        metrics=_metric_record(data),
+        metrics=metric_record(data),
         dev_history=[DevScore(step=0, selection=selection, metrics=scores["dev"].metrics)],
         selected_step=0,
         selection_rule="nothing is selected",
@@ -253,7 +259,7 @@ def _rule_product(cell: Cell, rule: Rule, data: TaskData, registered: Registered
         started_at=started,
         finished_at=provenance.now(),
     )
-    return Product(result, _prediction_rows(data, answers), None)
+    return Product(result, prediction_rows(data, answers), None)
 
 
 def describe_failure(error: BaseException) -> Failure:
@@ -281,25 +287,6 @@ def _failed(bundle: Bundle, cell: Cell, failure: Failure, started: str) -> Produ
 
 def _protocol_values(cell: Cell, benchmark: str) -> dict[str, Any]:
     return resolve(cell.protocol).acting(Place(cell.task, benchmark, cell.method, cell.backbone))
-
-
-def _metric_record(data: TaskData) -> MetricRecord:
-    task = data.task
-    return MetricRecord(
-        reported=list(task.reported),
-        extra=[name for name in task.metrics if name not in task.reported],
-        selection=task.selection,
-        labels=task.targets,
-    )
-
-
-def _prediction_rows(data: TaskData, answers: dict[str, list[str]]) -> list[PredictionRow]:
-    return [
-        (split, index, list(example.references), answer)
-        for split in ("dev", "test")
-        if split in answers
-        for index, (example, answer) in enumerate(zip(data.split(split), answers[split], strict=True))
-    ]
 
 
 def _device_name(backbone: Backbone) -> str:

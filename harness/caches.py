@@ -7,8 +7,9 @@ import functools
 from harness.backbone import Backbone, load_backbone
 from harness.data import TaskData, load_task
 from harness.declarations import ProtocolReference, Strict, TaskFile
-from harness.schema import Cell
-from harness.tasks.own import cell_task
+from harness.mixture import load_mixture
+from harness.schema import Cell, Mixture
+from harness.tasks.own import cell_mixture, cell_task
 
 
 @functools.lru_cache(maxsize=1)
@@ -19,13 +20,15 @@ def cached_backbone(source: str, precision: str) -> Backbone:
 
 def cached_task(cell: Cell, data_dir: str | None, suite_folder: str) -> TaskData:
     """Load the rows that a cell needs, once per process."""
-    what = cell.model_dump_json(include={"task", "protocol", "definition"})
+    what = cell.model_dump_json(include={"task", "protocol", "definition", "mixture"})
     return _load_rows(what, data_dir, suite_folder)
 
 
 @functools.lru_cache(maxsize=32)
 def _load_rows(what: str, data_dir: str | None, suite_folder: str) -> TaskData:
     asked = _Rows.model_validate_json(what)
+    if asked.mixture is not None:
+        return load_mixture(cell_mixture(asked.mixture, asked.task, asked.protocol, suite_folder), data_dir)
     return load_task(cell_task(asked.task, asked.protocol, asked.definition, suite_folder), data_dir)
 
 
@@ -35,3 +38,4 @@ class _Rows(Strict):
     task: str
     protocol: ProtocolReference
     definition: TaskFile | None
+    mixture: Mixture | None

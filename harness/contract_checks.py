@@ -42,7 +42,8 @@ def build(cls: type[Method], backbone: Backbone, seed: int = 0) -> Method:
     method = cls(hp, backbone)
     if cls.takes_sources[0]:
         like = backbone.embedding.weight
-        prompts = [torch.randn(hp.prompt_length, backbone.hidden).to(like) for _ in range(number)]
+        length: int = getattr(hp, "prompt_length", 1)
+        prompts = [torch.randn(length, backbone.hidden).to(like) for _ in range(number)]
         method.start_from([{"prompt": prompt} for prompt in prompts])
     return method
 

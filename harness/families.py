@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from harness.errors import UserError, require_choice
 from harness.lineage import GRID_KEY, INIT_FROM, start_from_cells, start_from_file
-from harness.schema import Cell, Start
+from harness.schema import Cell, Mixture, Part, Start
 from harness.settings import Entry, TaskSpec, resolve_entry
 from harness.suite_file import ExceptionRule, MethodSpec, SourceChoice
 from harness.suite_loading import Suite, short_name
@@ -121,6 +121,7 @@ class Family:
                     protocol=suite.protocol.reference,
                     task_rules=suite.protocol.task_fields(task.name, task.benchmark),
                     definition=suite.file.define_tasks.get(task.name),
+                    mixture=self._mixture(task.name),
                     recipe=point.recipe,
                     init_from=[self._start(choice, place, seed) for choice in point.init_from],
                     grid=point.point,
@@ -134,6 +135,23 @@ class Family:
             cells |= {(len(kept), seed): cell for seed, cell in made.items()}
             kept.append(point.point)
         return Group(label, spec.name, task.name, backbone, tuple(kept), tuple(seeds), cells, suite_name == SOURCES)
+
+    def _mixture(self, name: str) -> Mixture | None:
+        """A mixture of the suite with what decides the rows of each of its tasks; None for a single task."""
+        file, protocol = self.suite.file, self.suite.protocol
+        declared = file.define_mixtures.get(name)
+        if declared is None:
+            return None
+        parts = [
+            Part(
+                task=part,
+                task_version=self.tasks[part].version,
+                task_rules=protocol.task_fields(part, self.tasks[part].benchmark),
+                definition=file.define_tasks.get(part),
+            )
+            for part in declared.tasks
+        ]
+        return Mixture(parts=parts, sampling=declared.sampling, temperature=declared.temperature)
 
     def _is_repeated(self, cell: Cell, others: Iterable[Cell], label: str) -> bool:
         """Whether the grid has the same cell already, which only a source may cause: one task's is another's own."""

@@ -33,7 +33,9 @@ def read_choices(value: Any, where: str, field: str) -> tuple[SourceChoice, ...]
             found.append(validate_model(SourceChoice, item, lambda *key: where))
         except UserError as error:
             place = f"{field}.{error.field}" if error.field else field
-            raise UserError(error.problem, where=where, field=place, hint=error.hint) from None
+            raise UserError(
+                error.problem, where=where, field=place, value=error.value, choices=error.choices, hint=error.hint
+            ) from None
     return tuple(found)
 
 

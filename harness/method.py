@@ -58,11 +58,16 @@ class Method(nn.Module):
     class HP:
         """A method without settings of its own."""
 
+    row_tasks: Tensor | None = None
+    """Set before each forward pass: which task of a mixture each row belongs to."""
+    num_tasks: int = 1
+    """Tasks of a mixture that its tensors serve."""
+
     def __init__(self, hp: Any, backbone: Backbone) -> None:
         super().__init__()
 
     def prompt(self) -> Tensor | None:
-        """Return the vectors put in front of every text, [P, H], or None."""
+        """Return the vectors put in front of every text, [P, H], or for each task of a mixture, [K, P, H]; or None."""
         return None
 
     def added(self) -> Tensor | None:
@@ -76,8 +81,14 @@ class Method(nn.Module):
             embeds = embeds + table[: embeds.shape[1]]
         if prompt is None:
             return embeds, mask
-        front = prompt.expand(len(embeds), -1, -1)
+        front = prompt[self.tasks_of(embeds)] if prompt.dim() == 3 else prompt.expand(len(embeds), -1, -1)
         return torch.cat([front, embeds], 1), torch.cat([mask.new_ones(front.shape[:2]), mask], 1)
+
+    def tasks_of(self, rows: Tensor) -> Tensor:
+        """[B]: which task of a mixture each row of the coming forward pass belongs to; 0 where there is one task."""
+        if self.row_tasks is not None and len(self.row_tasks) == len(rows):
+            return self.row_tasks
+        return torch.zeros(len(rows), dtype=torch.long, device=rows.device)
 
     def attach(self, backbone: Backbone) -> None:
         """Change the backbone's layers (layer-side methods)."""
@@ -97,7 +108,7 @@ class Method(nn.Module):
         """Called before each training step, counted from 0, for methods that change while they train."""
 
     def token_losses(self, backbone: Backbone, embeds: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
-        """Loss per target token in training, [N, T]; a layer-side method may put more than cross-entropy into it."""
+        """Loss per target token in training, [N, T], for methods that put more than cross-entropy into it."""
         return backbone.token_losses(embeds, mask, labels)
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
@@ -131,7 +142,7 @@ class Method(nn.Module):
     def num_prompt_tokens(self) -> int:
         """Positions that the method puts in front of a text."""
         prompt = self.prompt()
-        return 0 if prompt is None else len(prompt)
+        return 0 if prompt is None else prompt.shape[-2]
 
     @property
     def num_trained(self) -> int:
@@ -147,6 +158,11 @@ class Method(nn.Module):
     def is_layer_side(cls) -> bool:
         """Whether the method changes layers and therefore cannot share a plain forward pass."""
         return cls.attach is not Method.attach
+
+    @classmethod
+    def runs_alone(cls) -> bool:
+        """Whether no other cell can share its forward pass: it changes layers, or has a loss of its own."""
+        return cls.is_layer_side() or cls.token_losses is not Method.token_losses
 
     @classmethod
     def depends_on_text(cls) -> bool:

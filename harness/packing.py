@@ -77,7 +77,7 @@ def _place(cell: Cell) -> tuple[str, ...]:
 def _bundle_key(plan: Plan, cell: Cell) -> str:
     """Cells with equal keys may share a bundle; rules and layer-side methods run alone."""
     cls = plan.methods[cell.method].cls
-    alone = cls is None or issubclass(cls, Rule) or cls.is_layer_side()
+    alone = cls is None or issubclass(cls, Rule) or cls.runs_alone()
     recipe = cell.recipe
     shared = [cell.backbone, cell.task, recipe.precision, recipe.backbone_dropout, recipe.max_source_length]
     return json.dumps([*shared, f"{cell.label} {cell.cell_id}" if alone else ""])

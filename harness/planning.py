@@ -151,7 +151,7 @@ class Plan:
 
     def _data_moved(self, result: Result) -> bool:
         task = self.tasks[result.cell.task]
-        if not (task.generate or task.files or self.data_dir):
+        if not (task.is_here or self.data_dir):
             return False  # a plan downloads nothing; a report still flags results made with different rows
         try:
             found = cached_task(result.cell, self.data_dir, self.suite.folder).record.fingerprint
@@ -244,8 +244,9 @@ def _read_rows(plan: Plan, cells: Sequence[Cell]) -> None:
     """Load every task's rows and metrics. Raises UserError; where rows are missing, it says which tasks have theirs."""
     there, missing = [], []
     for name, cell in {cell.task: cell for cell in cells}.items():
-        for metric in plan.tasks[name].metrics:
-            get_metric(metric)
+        for task in plan.tasks[name].parts or (plan.tasks[name],):
+            for metric in task.metrics:
+                get_metric(metric)
         try:
             cached_task(cell, plan.data_dir, plan.suite.folder)
         except MissingData as error:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from harness.errors import UserError
+from harness.parts import by_task
 from harness.schema import RESULT_FORMAT, Cell, Files, Result
 
 if TYPE_CHECKING:
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 
 PredictionRow = tuple[str, int, list[str], str]
 """(split, row index in the split, accepted references, prediction)"""
+
+
+def split_name(split: str, task: str = "") -> str:
+    """A split among stored predictions: "test", or "test:TASK" for a task of a mixture."""
+    return f"{split}:{task}" if task else split
 
 
 class ResultStore:
@@ -128,7 +134,8 @@ def load_results(path: str | Path) -> pd.DataFrame:
     """
     import pandas as pd
 
-    rows = [row for file, result in ResultStore(path).scan() for row in _tidy_rows(file, result)]
+    scanned = ((file, part) for file, result in ResultStore(path).scan() for part in by_task(result))
+    rows = [row for file, result in scanned for row in _tidy_rows(file, result)]
     return pd.DataFrame(rows)
 
 

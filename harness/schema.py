@@ -7,13 +7,30 @@ import json
 from typing import Any, Literal
 
 from harness.declarations import ProtocolReference, Strict, TaskFile
-from harness.suite_file import Recipe
+from harness.suite_file import Recipe, Sampling
 
 RESULT_FORMAT = 1
 
 PLACEMENT = {"suite", "label", "protocol", "grid", "grid_index", "search_seed"}
 # fields that came after the first stored results: at its default, such a field leaves no trace in the identity
-LATER: dict[str, set[str]] = {"cell": {"init_from"}, "recipe": set()}
+LATER: dict[str, set[str]] = {"cell": {"init_from", "mixture"}, "recipe": set()}
+
+
+class Part(Strict):
+    """One task of a mixture, with what decides its rows."""
+
+    task: str
+    task_version: int
+    task_rules: dict[str, Any] = {}
+    definition: TaskFile | None = None
+
+
+class Mixture(Strict):
+    """The tasks that a cell trains on at once, and how often the rows of each come."""
+
+    parts: list[Part]
+    sampling: Sampling
+    temperature: float
 
 
 class Start(Strict):
@@ -52,6 +69,8 @@ class Cell(Strict):
     """What the protocol sets of the task record."""
     definition: TaskFile | None = None
     """The task itself where the suite file declares it."""
+    mixture: Mixture | None = None
+    """The tasks behind `task`, where that is the name of a mixture."""
     recipe: Recipe
     init_from: list[Start] = []
     """What its tensors start from; empty where the method's own start is taken."""
@@ -122,6 +141,8 @@ class SplitScore(Strict):
     metrics: dict[str, float]
     num_rows: int
     num_unreadable: int
+    parts: dict[str, SplitScore] = {}
+    """The scores on each task of a mixture, whose own score is their mean."""
 
 
 class DataRecord(Strict):
@@ -136,6 +157,8 @@ class DataRecord(Strict):
     num_duplicates: int = 0
     """Rows of dev and test whose source text also stands in train."""
     fingerprint: str
+    parts: dict[str, DataRecord] = {}
+    """The tasks of a mixture, whose own numbers are sums."""
 
 
 class BackboneRecord(Strict):
@@ -152,6 +175,13 @@ class ParamCounts(Strict):
 
     num_trained: int
     num_kept: int
+    num_tasks: int = 1
+    """Tasks of the mixture that they serve; papers print the share of one task."""
+
+    def per_task(self, kind: Literal["num_trained", "num_kept"]) -> int:
+        """What papers print for a method trained on several tasks at once: all parameters over all tasks."""
+        total: int = getattr(self, kind)
+        return round(total / self.num_tasks)
 
 
 class Usage(Strict):
@@ -196,6 +226,8 @@ class MetricRecord(Strict):
     extra: list[str]
     selection: str
     labels: list[str]
+    parts: dict[str, MetricRecord] = {}
+    """The metrics of each task of a mixture."""
 
 
 class StartRecord(Strict):

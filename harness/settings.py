@@ -46,6 +46,8 @@ class TaskSpec:
     benchmark: str
     num_train: int | None
     """Published training rows."""
+    num_parts: int = 0
+    """Tasks of a mixture; 0 for a single task."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,7 @@ def _resolve(entry: Entry, recipe: Layered, hp: Layered, point: Point) -> Resolv
     check_number(init_from, entry.spec, where, field_name)
     _fill_source_length(entry, hp, hp_values, checked.max_source_length or entry.task.max_source_length)
     _fill_number(entry, hp, hp_values, "num_sources", len(init_from))
+    _fill_number(entry, hp, hp_values, "num_tasks", entry.task.num_parts or 1)
     values = validate_settings(entry.spec.hp_type, hp_values, hp.locate, (entry.block, entry.label))
     return Resolved(_with_title(point, init_from), checked, values, init_from)
 

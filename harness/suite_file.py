@@ -13,6 +13,7 @@ from harness.declarations import ProtocolReference, Strict, TaskFile
 SUITE_FORMAT = 1
 
 MAX_SEED = 2**32
+Sampling = Literal["proportional", "equal", "temperature"]
 SLUG = r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,79}$"
 
 
@@ -78,6 +79,22 @@ class Execution(Strict):
     """At most this many cells share a bundle."""
 
 
+class MixtureFile(Strict):
+    """Several tasks that a cell trains on at once, declared under `define_mixtures`; it is scored on each."""
+
+    tasks: list[str] = Field(min_length=2)
+    sampling: Sampling = "proportional"
+    """How often a task's rows come: by their number n, equally often, or by n^(1 / temperature)."""
+    temperature: float = Field(10.0, ge=1, allow_inf_nan=False)
+
+    @field_validator("tasks")
+    @classmethod
+    def _different(cls, value: list[str]) -> list[str]:
+        if len(set(value)) < len(value):
+            raise ValueError("lists a task twice")
+        return value
+
+
 class SourceChoice(Strict):
     """Where a cell's first tensors come from: the selected tensors of another cell, or a file of prompt vectors."""
 
@@ -120,6 +137,7 @@ class SuiteFile(Strict):
     """Training seeds; None takes the protocol's for each task."""
     protocol: ProtocolReference = ProtocolReference()
     define_tasks: dict[Annotated[str, Field(pattern=SLUG)], TaskFile] = {}
+    define_mixtures: dict[Annotated[str, Field(pattern=SLUG)], MixtureFile] = {}
     tuning: Tuning = Tuning()
     recipe: dict[str, Any] = {}
     methods: dict[str, dict[str, Any]] = Field(min_length=1)

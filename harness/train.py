@@ -20,8 +20,9 @@ from harness.data import Encoded, TaskData
 from harness.fused import FusedInput, Index, Rows, micro_batches
 from harness.memory import TokenBudget, probed_tokens, until_it_fits
 from harness.method import Method
+from harness.mixture import row_order
 from harness.optimizer import JointAdamW
-from harness.predict import answer_split, score_split
+from harness.predict import answer_split, score_data
 from harness.racing import Race, losers, marks
 from harness.schema import Cell, DevScore
 from harness.selection import best_step
@@ -58,7 +59,8 @@ class BundleTrainer:
         self.dropout = recipe.backbone_dropout
         self.training: bool | None = None
         self.encoded = encoded
-        self.states = [CellState(c, m, len(data.train)) for c, m in zip(cells, methods, strict=True)]
+        orders = [row_order(data, cell.mixture, cell.seed) for cell in cells]
+        self.states = [CellState(c, m, o) for c, m, o in zip(cells, methods, orders, strict=True)]
         self.optimizer = JointAdamW([s.groups for s in self.states], [s.recipe for s in self.states])
         self.fused = FusedInput(methods, backbone, length)
         self.active = list(range(len(cells)))
@@ -188,9 +190,9 @@ class BundleTrainer:
         return Rows(np.resize(np.array(self.active, np.int64), count), np.full(count, longest, np.int64))
 
     def _token_losses(self, embeds: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
-        """[N, T]; a layer-side method is alone in its bundle and has a say in its loss."""
+        """[N, T]; a method that is alone in its bundle may have a say in its loss."""
         method = self.states[0].outcome.method
-        if method.is_layer_side():
+        if method.runs_alone():
             return method.token_losses(self.backbone, embeds, mask, labels)
         return self.backbone.token_losses(embeds, mask, labels)
 
@@ -208,7 +210,7 @@ class BundleTrainer:
         answers = self._answers("dev", alive) if alive else {}
         for i in alive:
             outcome = self.states[i].outcome
-            score = score_split(self.data.task, self.data.dev, answers[i])
+            score = score_data(self.data, "dev", answers[i])
             entry = DevScore(
                 step=step,
                 selection=score.metrics[self.data.task.selection],
@@ -282,7 +284,7 @@ class BundleTrainer:
         for i in cells:
             outcome = self.states[i].outcome
             outcome.answers["test"] = answers[i]
-            outcome.scores["test"] = score_split(self.data.task, self.data.test, answers[i])
+            outcome.scores["test"] = score_data(self.data, "test", answers[i])
             self._leave(i)
         self._share_time("eval_s", started, self._eval_positions("test", cells))
 

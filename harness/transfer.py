@@ -23,6 +23,11 @@ def prompts_of(sources: Sequence[Mapping[str, Tensor]], length: int, width: int)
     return torch.stack([prompt_of(source, length, width) for source in sources])
 
 
+def max_over_tokens(embeds: Tensor, mask: Tensor) -> Tensor:
+    """[B, T, H], [B, T] -> [B, H]: the largest value of each dimension over the tokens of a text."""
+    return embeds.masked_fill(mask[..., None] == 0, float("-inf")).amax(1)
+
+
 @torch.no_grad()
 def copy_into(own: Tensor, learnt: Tensor, what: str) -> None:
     """Fill `own` with what a source has learnt. Raises ValueError where the shapes differ."""

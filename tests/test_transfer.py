@@ -151,7 +151,7 @@ def test_a_source_that_fails_fails_its_dependents_and_the_rest_goes_on(write_sui
     assert summary.num_trained == 6
     failure = next(r.failure for r in failed if r.cell.label == "spot")
     assert failure is not None
-    assert "the source 'teacher on micro_entailment' failed: the training loss became" in failure.message
+    assert "the source 'teacher on micro_entailment' failed: " in failure.message
 
 
 def test_an_exported_prompt_file_can_stand_in_for_a_source(trained: Path, tmp_path: Path) -> None:

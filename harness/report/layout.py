@@ -192,7 +192,8 @@ def _costs(row: BoardRow) -> tuple[Cell, Cell]:
 def _params(row: BoardRow) -> str:
     trained, kept = row.params("num_trained"), row.params("num_kept")
     text = _span(trained)
-    return text if kept == trained else f"{text} (kept {_span(kept)})"
+    text = text if kept == trained else f"{text} (kept {_span(kept)})"
+    return text + "".join(f" per task; {total:,} for {tasks} tasks" for total, tasks in row.mixture_params())
 
 
 def _span(counts: Sequence[int]) -> str:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from harness.errors import UserError
 from harness.metrics import METRICS, compute, count_unreadable
+from harness.parts import by_task
 from harness.report.resampling import Answers
-from harness.report.stored import read_answers
+from harness.report.stored import read_answers, split_of
 from harness.results import predictions_path
 from harness.schema import MetricRecord, Result, SplitScore
 
@@ -30,7 +31,7 @@ class Rescored:
 def rescore(scanned: Iterable[tuple[Path, Result]]) -> Rescored:
     """Recompute the dev and test metrics of every finished run. Raises UserError if a metric cannot be loaded."""
     made = Rescored()
-    for path, result in scanned:
+    for path, result in ((path, part) for path, whole in scanned for part in by_task(whole)):
         if result.status != "done" or result.metrics is None:
             continue
         made.num_runs += 1
@@ -43,7 +44,9 @@ def rescore(scanned: Iterable[tuple[Path, Result]]) -> Rescored:
             if stored is not None:
                 made.num_scores += 1 + len(stored.metrics)
                 place = f"{path}: {split}"
-                made.moved += _differences(place, stored, answers.get(split, Answers([], [])), result.metrics)
+                made.moved += _differences(
+                    place, stored, answers.get(split_of(result, split), Answers([], [])), result.metrics
+                )
     return made
 
 
