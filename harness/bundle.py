@@ -286,7 +286,9 @@ def _failed(bundle: Bundle, cell: Cell, failure: Failure, started: str) -> Produ
 
 
 def _protocol_values(cell: Cell, benchmark: str) -> dict[str, Any]:
-    return resolve(cell.protocol).acting(Place(cell.task, benchmark, cell.method, cell.backbone))
+    return resolve(cell.protocol).acting(
+        Place(cell.task, benchmark, cell.method, cell.backbone, cell.few_shot is not None)
+    )
 
 
 def _device_name(backbone: Backbone) -> str:

@@ -6,7 +6,8 @@ import functools
 
 from harness.backbone import Backbone, load_backbone
 from harness.data import TaskData, load_task
-from harness.declarations import ProtocolReference, Strict, TaskFile
+from harness.declarations import Draw, ProtocolReference, Strict, TaskFile
+from harness.few_shot import draw_few
 from harness.mixture import load_mixture
 from harness.schema import Cell, Mixture
 from harness.tasks.own import cell_mixture, cell_task
@@ -21,7 +22,14 @@ def cached_backbone(source: str, precision: str) -> Backbone:
 def cached_task(cell: Cell, data_dir: str | None, suite_folder: str) -> TaskData:
     """Load the rows that a cell needs, once per process."""
     what = cell.model_dump_json(include={"task", "protocol", "definition", "mixture"})
-    return _load_rows(what, data_dir, suite_folder)
+    if cell.few_shot is None:
+        return _load_rows(what, data_dir, suite_folder)
+    return _draw_rows(what, cell.few_shot, data_dir, suite_folder)
+
+
+@functools.lru_cache(maxsize=64)
+def _draw_rows(what: str, draw: Draw, data_dir: str | None, suite_folder: str) -> TaskData:
+    return draw_few(_load_rows(what, data_dir, suite_folder), draw)
 
 
 @functools.lru_cache(maxsize=32)

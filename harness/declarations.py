@@ -1,10 +1,10 @@
-"""What a suite file may declare beside its grid: a protocol with changes, and tasks of the user's own."""
+"""What a suite file may declare beside its grid: a protocol with changes, tasks of its own, few-shot draws."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class Strict(BaseModel):
@@ -59,3 +59,35 @@ class TaskFile(Strict):
     max_target_length: int = Field(20, ge=2, le=10_000)
     version: int = 1
     """Raise it when the rows or their meaning change."""
+
+
+DrawRule = Literal["balanced", "unbalanced", "strict"]
+DrawSeed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class FewShot(Strict):
+    """The `few_shot` block of a suite: every entry is trained on k labelled rows, once for each k."""
+
+    k: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
+    draw: DrawRule | None = None
+    """How rows are drawn; None takes the protocol's `fewshot.sampling`."""
+    draw_seeds: list[DrawSeed] | None = Field(None, min_length=1)
+    """One for all training seeds, or one for each; None draws with the training seed, as the papers' code does."""
+    select_with: Literal["dev", "k"] = "dev"
+    """Whether checkpoints and grid points are chosen with the whole dev split, or with k more training rows."""
+
+    @field_validator("k")
+    @classmethod
+    def _no_repeats(cls, value: list[int]) -> list[int]:
+        if len(set(value)) < len(value):
+            raise ValueError("lists a number twice")
+        return value
+
+
+class Draw(Strict):
+    """Which k rows of the training split a cell sees, and which labels choose its checkpoint."""
+
+    k: int
+    rule: DrawRule
+    seed: int
+    select_with: Literal["dev", "k"] = "dev"

@@ -162,10 +162,11 @@ def _evaluated_positions(result: Result) -> float:
 def _stored_lengths(stored: Iterable[Result], cell: Cell) -> TextLengths | None:
     for result in stored:
         usage, data = result.usage, result.data
-        same = (result.cell.task, result.cell.backbone, result.cell.protocol, result.cell.recipe.max_source_length)
+        made = result.cell
+        same = (made.task, made.backbone, made.protocol, made.recipe.max_source_length, made.few_shot)
         if usage is None or data is None or usage.num_target_tokens is None or not usage.num_samples:
             continue
-        if same == (cell.task, cell.backbone, cell.protocol, cell.recipe.max_source_length):
+        if same == (cell.task, cell.backbone, cell.protocol, cell.recipe.max_source_length, cell.few_shot):
             samples = usage.num_samples
             means = usage.num_tokens / samples, usage.num_target_tokens / samples
             return TextLengths(*means, data.num_dev, data.num_test)

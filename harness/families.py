@@ -6,6 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from harness import protocol as protocol_module
+from harness.declarations import Draw
+from harness.draws import draws_of
 from harness.errors import UserError, require_choice
 from harness.lineage import GRID_KEY, INIT_FROM, start_from_cells, start_from_file
 from harness.schema import Cell, Mixture, Part, Start
@@ -31,6 +34,8 @@ class Group:
     seeds: tuple[int, ...]
     cells: dict[tuple[int, int], Cell]
     """(index of the grid point, seed) -> cell."""
+    k: int | None = None
+    """Labelled rows that a few-shot entry asks for; None stands for all."""
     is_source: bool = False
     """Whether it is no entry of the table, and trained only where another cell starts from it."""
 
@@ -51,21 +56,21 @@ class Family:
         self.tasks = tasks
         self.labels = labels
         self.places = set(places)
-        self.rows: dict[Place, Group] = {}
+        self.rows: dict[tuple[Place, int | None], Group] = {}
         self.sources: dict[Place, Group] = {}
         self.open: list[Place] = []
         """Places whose group is being made, each asked for by the one before it."""
 
-    def row(self, place: Place) -> Group:
-        """A group of the suite's own table."""
-        if place not in self.rows:
-            seeds = _seeds(self.suite, self.tasks[place[1]])
-            self.rows[place] = self._make(place, seeds, self.labels[place[0]], self.suite.file.suite)
-        return self.rows[place]
+    def row(self, place: Place, k: int | None = None) -> Group:
+        """A group of the suite's own table; with `k`, of its few-shot entries."""
+        if (place, k) not in self.rows:
+            seeds = _seeds(self.suite, self.tasks[place[1]], k)
+            self.rows[(place, k)] = self._make(place, seeds, self.labels[place[0]], self.suite.file.suite, k)
+        return self.rows[(place, k)]
 
     def source(self, place: Place, own_seed: int | None, where: str) -> tuple[Group, int]:
         """The group that a cell starts from, and the seed: `own_seed`, or the first where that is None."""
-        if place in self.places:
+        if place in self.places and not self.suite.file.few_shot:  # sources are trained on all rows
             row = self.row(place)
             if own_seed in (None, *row.seeds):
                 return row, row.seeds[0] if own_seed is None else own_seed
@@ -77,14 +82,14 @@ class Family:
             self.sources[place] = self._make(place, seeds, self._method(place[0], where), SOURCES)
         return self.sources[place], seed
 
-    def _make(self, place: Place, seeds: Sequence[int], method: str, suite_name: str) -> Group:
+    def _make(self, place: Place, seeds: Sequence[int], method: str, suite_name: str, k: int | None = None) -> Group:
         if place in self.open:
             chain = " <- ".join(f"{label} on {task}" for label, task, _ in (*self.open, place))
             where = self.suite.document.where(*_block(self.suite, place[0]), INIT_FROM)
             raise UserError(f"would start from itself: {chain}", where=where, field=place[0])
         self.open.append(place)
         try:
-            return self._group(place, seeds, self.methods[method], suite_name)
+            return self._group(place, seeds, self.methods[method], suite_name, k)
         finally:
             self.open.pop()
 
@@ -100,11 +105,12 @@ class Family:
             raise UserError(f"'{label}' trains nothing, so no cell can start from it", where=where)
         return method
 
-    def _group(self, place: Place, seeds: Sequence[int], spec: MethodSpec, suite_name: str) -> Group:
+    def _group(self, place: Place, seeds: Sequence[int], spec: MethodSpec, suite_name: str, k: int | None) -> Group:
         suite, (label, task_name, backbone) = self.suite, place
         task = self.tasks[task_name]
         per_seed = suite.file.tuning.seeds == "each"
-        points = resolve_entry(_entry(suite, label, spec, task, backbone))
+        points = resolve_entry(_entry(suite, label, spec, task, backbone, k))
+        draws = self._draws(task, k, seeds)
         cells: dict[tuple[int, int], Cell] = {}
         kept: list[dict[str, Any]] = []
         for point in points:
@@ -122,6 +128,7 @@ class Family:
                     task_rules=suite.protocol.task_fields(task.name, task.benchmark),
                     definition=suite.file.define_tasks.get(task.name),
                     mixture=self._mixture(task.name),
+                    few_shot=draws[seed],
                     recipe=point.recipe,
                     init_from=[self._start(choice, place, seed) for choice in point.init_from],
                     grid=point.point,
@@ -134,7 +141,15 @@ class Family:
                 continue
             cells |= {(len(kept), seed): cell for seed, cell in made.items()}
             kept.append(point.point)
-        return Group(label, spec.name, task.name, backbone, tuple(kept), tuple(seeds), cells, suite_name == SOURCES)
+        return Group(label, spec.name, task.name, backbone, tuple(kept), tuple(seeds), cells, k,
+                     suite_name == SOURCES)  # fmt: skip
+
+    def _draws(self, task: TaskSpec, k: int | None, seeds: Sequence[int]) -> Mapping[int, Draw | None]:
+        """Training seed -> the rows that it sees of a few-shot entry."""
+        file, protocol = self.suite.file, self.suite.protocol
+        own_seeds = file.seeds or protocol.seeds(_where(task, k))
+        where = self.suite.document.where("few_shot", "draw_seeds")
+        return draws_of(file.few_shot, k, protocol.draw_rule, own_seeds, seeds, where)
 
     def _mixture(self, name: str) -> Mixture | None:
         """A mixture of the suite with what decides the rows of each of its tasks; None for a single task."""
@@ -182,11 +197,15 @@ def _block(suite: Suite, label: str) -> tuple[Literal["methods", "sources"], str
     return ("sources" if only_source else "methods"), label
 
 
-def _seeds(suite: Suite, task: TaskSpec) -> tuple[int, ...]:
-    return tuple(suite.overrides.seeds or suite.file.seeds or suite.protocol.seeds(task.name, task.benchmark))
+def _seeds(suite: Suite, task: TaskSpec, k: int | None = None) -> tuple[int, ...]:
+    return tuple(suite.overrides.seeds or suite.file.seeds or suite.protocol.seeds(_where(task, k)))
 
 
-def _entry(suite: Suite, label: str, spec: MethodSpec, task: TaskSpec, backbone: str) -> Entry:
+def _where(task: TaskSpec, k: int | None) -> protocol_module.Place:
+    return protocol_module.Place(task.name, task.benchmark, few_shot=k is not None)
+
+
+def _entry(suite: Suite, label: str, spec: MethodSpec, task: TaskSpec, backbone: str, k: int | None) -> Entry:
     applying = {i: r for i, r in enumerate(suite.file.exceptions) if _applies(r, label, task.name, backbone)}
     return Entry(
         document=suite.document,
@@ -200,6 +219,7 @@ def _entry(suite: Suite, label: str, spec: MethodSpec, task: TaskSpec, backbone:
         task=task,
         backbone=backbone,
         block=_block(suite, label)[0],
+        few_shot=k is not None,
     )
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.contract import Finding
+from harness.declarations import Draw
 from harness.estimate import estimate
+from harness.few_shot import describe_draws
 from harness.lineage import GRID_KEY, RANDOM
 from harness.listings_data import table
 from harness.listings_protocols import protocol_table
@@ -38,7 +40,9 @@ def describe_plan(plan: Plan, probe: bool = False) -> dict[str, Any]:
             total[key] = total.get(key, 0) + item[key]
     starts = [{**item, "starts_from": one} for item in groups for one in item["starts_from"]]
     time = describe_time(estimate(plan, probe))
-    columns = ["method", "task", "backbone", "grid_points", "seeds", "cells", "done", "missing", "failed", "stale"]
+    shots = ["k"] if plan.suite.file.few_shot else []
+    columns = ["method", "task", *shots, "backbone", "grid_points", "seeds"]
+    columns += ["cells", "done", "missing", "failed", "stale"]
     text = [
         f"suite {plan.suite.file.suite} ({plan.suite.document.path}); results: {plan.store.root}",
         table(groups, columns),
@@ -47,6 +51,7 @@ def describe_plan(plan: Plan, probe: bool = False) -> dict[str, Any]:
         "Budget per method (the winner's further seeds included)",
         table(list(budgets.values()), ["method", "cells", "done", "missing", "failed", "stale", "steps_to_train"]),
         time["text"],
+        *_describe_shots(plan),
         *(f"{task}: {SPLIT_RULES[plan.tasks[task].split]}" for task in dict.fromkeys(g.task for g in plan.groups)),
         f"Protocol {plan.suite.protocol.reference.title}: {plan.suite.protocol.description}",
         protocol_table(plan.suite.protocol),
@@ -62,6 +67,15 @@ def describe_plan(plan: Plan, probe: bool = False) -> dict[str, Any]:
     }
 
 
+def _describe_shots(plan: Plan) -> list[str]:
+    """Per task of a few-shot suite, what is drawn and which labels selection uses."""
+    draws: dict[str, dict[Draw, None]] = {}
+    for group in plan.groups:
+        found = [cell.few_shot for cell in group.cells.values() if cell.few_shot]
+        draws.setdefault(group.task, {}).update(dict.fromkeys(found))
+    return [describe_draws(plan.tasks[task], list(found)) for task, found in draws.items() if found]
+
+
 def _describe_group(plan: Plan, index: int) -> dict[str, Any]:
     group, results = plan.groups[index], plan.results[index]
     cells = plan.num_cells(group)
@@ -73,6 +87,7 @@ def _describe_group(plan: Plan, index: int) -> dict[str, Any]:
         "method": group.label,
         "task": group.task,
         "backbone": group.backbone,
+        "k": group.k,
         "grid_points": len(group.points),
         "seeds": list(group.seeds),
         "cells": cells,

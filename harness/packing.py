@@ -70,8 +70,9 @@ def _races(plan: Plan) -> dict[tuple[str, ...], Race]:
 
 
 def _place(cell: Cell) -> tuple[str, ...]:
-    """Label, task, backbone and seed: what the grid points of one search have in common."""
-    return cell.label, cell.task, cell.backbone, str(cell.seed)
+    """Label, task, backbone, seed and shots: what the grid points of one search have in common."""
+    shots = "" if cell.few_shot is None else str(cell.few_shot.k)
+    return cell.label, cell.task, cell.backbone, str(cell.seed), shots
 
 
 def _bundle_key(plan: Plan, cell: Cell) -> str:
@@ -80,4 +81,6 @@ def _bundle_key(plan: Plan, cell: Cell) -> str:
     alone = cls is None or issubclass(cls, Rule) or cls.runs_alone()
     recipe = cell.recipe
     shared = [cell.backbone, cell.task, recipe.precision, recipe.backbone_dropout, recipe.max_source_length]
+    if cell.few_shot is not None:
+        shared.append(cell.few_shot.model_dump_json())
     return json.dumps([*shared, f"{cell.label} {cell.cell_id}" if alone else ""])

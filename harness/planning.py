@@ -243,7 +243,7 @@ def _shapes_of(plan: Plan, start: Start) -> dict[str, Tensor]:
 def _read_rows(plan: Plan, cells: Sequence[Cell]) -> None:
     """Load every task's rows and metrics. Raises UserError; where rows are missing, it says which tasks have theirs."""
     there, missing = [], []
-    for name, cell in {cell.task: cell for cell in cells}.items():
+    for (name, _), cell in {(cell.task, cell.few_shot): cell for cell in cells}.items():
         for task in plan.tasks[name].parts or (plan.tasks[name],):
             for metric in task.metrics:
                 get_metric(metric)
@@ -254,7 +254,9 @@ def _read_rows(plan: Plan, cells: Sequence[Cell]) -> None:
         else:
             there.append(name)
     if missing:
-        hint = f"The rows of the others are there: --tasks {','.join(there)}" if there else missing[0].hint
+        hint = (
+            f"The rows of the others are there: --tasks {','.join(dict.fromkeys(there))}" if there else missing[0].hint
+        )
         raise UserError(missing[0].problem, where=missing[0].where, field=missing[0].field, hint=hint)
 
 

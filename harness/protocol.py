@@ -30,6 +30,7 @@ class Place:
     benchmark: str
     method: str = ""
     backbone: str = ""
+    few_shot: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Key:
     backbones: tuple[str, ...] = ()
     minimum: int = 1
     """Smallest value of an integer."""
+    few_shot: bool = False
+    """Whether it acts on few-shot cells only."""
 
     @property
     def acts_on(self) -> str:
@@ -62,6 +65,7 @@ class Key:
         """Whether the key acts there."""
         here = not (self.tasks or self.benchmarks) or place.task in self.tasks or place.benchmark in self.benchmarks
         bounds = ((place.method, self.methods), (place.backbone, self.backbones))
+        here = here and (place.few_shot or not self.few_shot)
         return here and all(not allowed or name in allowed for name, allowed in bounds)
 
     def effects(self, value: Any) -> Mapping[str, Any]:
@@ -119,9 +123,14 @@ class Protocol:
         """Fields of the task record that the protocol sets."""
         return self._settings("task.", Place(task, benchmark))
 
-    def seeds(self, task: str, benchmark: str) -> list[int]:
+    def seeds(self, place: Place) -> list[int]:
         """Training seeds where a suite names none."""
-        return list(self._settings("seeds", Place(task, benchmark))[""])
+        return list(self._settings("seeds", place)[""])
+
+    @property
+    def draw_rule(self) -> str:
+        """How few-shot rows are drawn where a suite does not say."""
+        return str(self.values["fewshot.sampling"])
 
     def acting(self, place: Place) -> dict[str, Any]:
         """The keys that act on a cell, with their values; a suite's own settings may have won over them."""
@@ -191,7 +200,9 @@ def _key(name: str, entry: Mapping[str, Any]) -> Key:
     bounds = {part: tuple(entry.get(part, ())) for part in ("methods", "tasks", "benchmarks", "backbones")}
     minimum = entry.get("minimum", 1)
     sets, choices = entry.get("sets", ""), entry.get("choices")
-    return Key(name, tuple(entry["rows"]), entry["about"], kind, sets, choices, **bounds, minimum=minimum)
+    few_shot = entry.get("few_shot", False)
+    about, rows = entry["about"], tuple(entry["rows"])
+    return Key(name, rows, about, kind, sets, choices, **bounds, minimum=minimum, few_shot=few_shot)
 
 
 def _is_number(value: Any, kinds: type | tuple[type, ...]) -> bool:

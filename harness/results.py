@@ -127,7 +127,7 @@ def read_predictions(path: str | Path) -> pd.DataFrame:
 def load_results(path: str | Path) -> pd.DataFrame:
     """Tidy table of a results folder: one row per cell and metric.
 
-    Columns: suite, task, method, backbone, seed, status, split, metric, value (percent points),
+    Columns: suite, task, method, backbone, k (few-shot), seed, status, split, metric, value (percent points),
     selected_step, raced_out_at, num_trained, num_kept, group_id, cell_id, path, and one `hp.*` / `recipe.*` column
     per swept setting. A failed cell has one row without split, metric and value; a grid point that left a search
     by halving (`raced_out_at`) has rows of dev only.
@@ -146,6 +146,7 @@ def _tidy_rows(path: Path, result: Result) -> list[dict[str, Any]]:
         "task": cell.task,
         "method": cell.label,
         "backbone": cell.backbone,
+        "k": cell.few_shot.k if cell.few_shot else None,
         "seed": cell.seed,
         "status": result.status,
         "split": None,

@@ -6,14 +6,14 @@ import hashlib
 import json
 from typing import Any, Literal
 
-from harness.declarations import ProtocolReference, Strict, TaskFile
+from harness.declarations import Draw, ProtocolReference, Strict, TaskFile
 from harness.suite_file import Recipe, Sampling
 
 RESULT_FORMAT = 1
 
 PLACEMENT = {"suite", "label", "protocol", "grid", "grid_index", "search_seed"}
 # fields that came after the first stored results: at its default, such a field leaves no trace in the identity
-LATER: dict[str, set[str]] = {"cell": {"init_from", "mixture"}, "recipe": set()}
+LATER: dict[str, set[str]] = {"cell": {"few_shot", "init_from", "mixture"}, "recipe": set()}
 
 
 class Part(Strict):
@@ -71,6 +71,8 @@ class Cell(Strict):
     """The task itself where the suite file declares it."""
     mixture: Mixture | None = None
     """The tasks behind `task`, where that is the name of a mixture."""
+    few_shot: Draw | None = None
+    """The few training rows that the cell sees; None stands for all."""
     recipe: Recipe
     init_from: list[Start] = []
     """What its tensors start from; empty where the method's own start is taken."""
@@ -93,6 +95,8 @@ class Cell(Strict):
         identity.pop("seed")
         if self.init_from:
             identity["init_from"] = [start.family for start in self.init_from]
+        if self.few_shot is not None:
+            identity["few_shot"].pop("seed")
         for key in self.grid:
             part, name = key.split(".", 1)
             (identity if part == "cell" else identity[part]).pop(name, None)
@@ -145,6 +149,19 @@ class SplitScore(Strict):
     """The scores on each task of a mixture, whose own score is their mean."""
 
 
+class DrawRecord(Strict):
+    """The rows of a few-shot draw, by their place in the task's training split, and the labels that selection saw."""
+
+    rows: list[int]
+    class_counts: dict[str, int]
+    """Rows by class; one class "" where a task has none."""
+    fingerprint: str
+    """Of the drawn rows' text, for comparison across methods and machines."""
+    num_selection_labels: int
+    selection_rows: list[int] | None = None
+    """Training rows that chose checkpoint and grid point; None where the whole dev split did."""
+
+
 class DataRecord(Strict):
     """Which rows a cell used."""
 
@@ -157,8 +174,10 @@ class DataRecord(Strict):
     num_duplicates: int = 0
     """Rows of dev and test whose source text also stands in train."""
     fingerprint: str
+    """Of all rows of the task's splits, drawn or not."""
     parts: dict[str, DataRecord] = {}
     """The tasks of a mixture, whose own numbers are sums."""
+    few_shot: DrawRecord | None = None
 
 
 class BackboneRecord(Strict):

@@ -70,6 +70,7 @@ class Entry:
     backbone: str
     block: Literal["methods", "sources"] = "methods"
     """Where the suite file holds the row."""
+    few_shot: bool = False
 
 
 Point = dict[str, Any]
@@ -104,7 +105,7 @@ def _merge(entry: Entry) -> tuple[Layered, Layered]:
     file_name = f"methods/{entry.spec.name}.py"
     recipe.update(entry.spec.defaults.recipe, document, origin=file_name)
     hp.update(entry.spec.defaults.hp, document, origin=file_name)
-    place = Place(entry.task.name, entry.task.benchmark, entry.spec.name, entry.backbone)
+    place = Place(entry.task.name, entry.task.benchmark, entry.spec.name, entry.backbone, entry.few_shot)
     origin = f"protocol {entry.protocol.reference.name}"
     recipe.update(entry.protocol.recipe(place, entry.task.num_train), document, origin=origin)
     hp.update(entry.protocol.hp(place), document, origin=origin)

@@ -26,8 +26,12 @@ def expand(suite: Suite, methods: Mapping[str, MethodSpec], tasks: Mapping[str, 
     family = Family(suite, methods, tasks, labels, places)
     groups: list[Group] = []
     num_cells = 0
-    for place in places:
-        groups.append(family.row(place))
+    shots = suite.file.few_shot.k if suite.file.few_shot else [None]
+    in_order = (
+        (label, task, backbone, k) for backbone in suite.backbones for task in names for k in shots for label in labels
+    )
+    for label, task, backbone, k in in_order:
+        groups.append(family.row((label, task, backbone), k))
         num_cells += len(groups[-1].cells)
         if num_cells > MAX_CELLS:
             raise UserError(f"declares more than {MAX_CELLS:,} cells", where=suite.document.path)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from harness.declarations import ProtocolReference, Strict, TaskFile
+from harness.declarations import FewShot, ProtocolReference, Strict, TaskFile
 
 SUITE_FORMAT = 1
 
@@ -136,6 +136,8 @@ class SuiteFile(Strict):
     seeds: list[Annotated[int, Field(ge=0, lt=MAX_SEED)]] | None = Field(None, min_length=1)
     """Training seeds; None takes the protocol's for each task."""
     protocol: ProtocolReference = ProtocolReference()
+    few_shot: FewShot | None = None
+    """Train on k rows of each task instead of all of them."""
     define_tasks: dict[Annotated[str, Field(pattern=SLUG)], TaskFile] = {}
     define_mixtures: dict[Annotated[str, Field(pattern=SLUG)], MixtureFile] = {}
     tuning: Tuning = Tuning()

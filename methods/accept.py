@@ -10,7 +10,8 @@ divides no other backbone's H; R = floor(budget H / (H + n K)) per part, with bu
 `budget_length - P` vectors, which reproduces all rows of the paper's Table 12.
 Three ways to start: random, or both sides from runs in which each was trained alone, SCPP with `added_side: lowrank`
 and SCAP with `prompt_side: free`, on an intermediate task or on the target task; `init_from` names the two.
-`prompt_side: free` is the paper's SCAP-only, `added_side: lowrank` (DePT's table) its SCPP-only. The code starts the
+`prompt_side: free` is the paper's SCAP-only, `added_side: lowrank` (DePT's table) its SCPP-only; with `none` a side is
+left out (Table 4 and both ends of Figure 4), and the other has the whole budget. The code starts the
 free prompt N(0, 1) unless asked for text (`free_init: normal`); the default here is DePT's own start, with which the
 comparison was meant. Inference keeps codebooks and weights, 74,880 numbers, as the code stores them; an export writes
 both tables worked out, [P, H] and [S, H], which is more numbers but no codebook.
@@ -113,16 +114,22 @@ class ACCEPT(Method):
         added_rank: int | None = None
         added_lr: float = 1e-4
         init: Literal["kaiming", "gaussian"] = "kaiming"
-        prompt_side: Literal["scpp", "free"] = "scpp"
-        added_side: Literal["scap", "lowrank"] = "scap"
+        prompt_side: Literal["scpp", "free", "none"] = "scpp"
+        added_side: Literal["scap", "lowrank", "none"] = "scap"
         free_init: Literal["text_repeat", "top5000", "first_m", "sample_vocab", "normal"] = "text_repeat"
 
         def __post_init__(self) -> None:
             if not 0 < self.added_lr < math.inf:
                 raise ValueError(f"added_lr must be positive, got {self.added_lr}")
-            require_positive(self, "prompt_length", "budget_length", "source_length", "prompt_width", "added_width")
+            require_positive(self, "budget_length", "source_length", "prompt_width", "added_width")
             require_positive(self, "prompt_rank", "added_rank")
-            if self.budget_length <= self.prompt_length:
+            if (self.prompt_length == 0) != (self.prompt_side == "none") or self.prompt_length < 0:
+                raise ValueError("prompt_length is 0 exactly where prompt_side is none")
+            if self.prompt_side == self.added_side:
+                raise ValueError("prompt_side and added_side cannot both be none; nothing would train")
+            if self.added_side == "none" and self.budget_length != self.prompt_length:
+                raise ValueError("without an added table, prompt_length takes all of budget_length")
+            if self.added_side != "none" and self.budget_length <= self.prompt_length:
                 raise ValueError("budget_length must exceed prompt_length; the rest pays for the added table")
 
     def __init__(self, hp: HP, backbone: Backbone) -> None:
@@ -130,20 +137,23 @@ class ACCEPT(Method):
         like, length = backbone.embedding.weight, hp.source_length or 256
         added_budget, added_width = hp.budget_length - hp.prompt_length, hp.added_width or backbone.hidden // 2
         self.added_lr = hp.added_lr
-        self.front: Codebook | Free = (
-            Codebook(hp.prompt_length, hp.prompt_width, hp.prompt_rank, hp.prompt_length, math.sqrt(5), hp.init, like)
-            if hp.prompt_side == "scpp"
-            else Free(vocabulary_rows(backbone, hp.prompt_length, hp.free_init))
-        )
-        self.offset: Codebook | LowRank = (
-            Codebook(length, added_width, hp.added_rank, added_budget, 0.0, hp.init, like)
-            if hp.added_side == "scap"
-            else LowRank(length, hp.added_rank, added_budget, like)
-        )
+        self.front: Codebook | Free | None = None
+        self.offset: Codebook | LowRank | None = None
+        rows = hp.prompt_length
+        if hp.prompt_side == "scpp":
+            self.front = Codebook(rows, hp.prompt_width, hp.prompt_rank, rows, math.sqrt(5), hp.init, like)
+        elif hp.prompt_side == "free":
+            self.front = Free(vocabulary_rows(backbone, rows, hp.free_init))
+        if hp.added_side == "scap":
+            self.offset = Codebook(length, added_width, hp.added_rank, added_budget, 0.0, hp.init, like)
+        elif hp.added_side == "lowrank":
+            self.offset = LowRank(length, hp.added_rank, added_budget, like)
 
     def start_from(self, sources: Sequence[Mapping[str, Tensor]]) -> None:
         """Each side from the one source that trained it: two runs, SCPP and SCAP alone, or one run of both."""
         for part, side in (("front", self.front), ("offset", self.offset)):
+            if side is None:
+                continue
             own = {f"{part}.{name}": tensor for name, tensor in side.state_dict().items()}
             holders = [source for source in sources if own.keys() <= source.keys()]
             if len(holders) != 1:
@@ -151,14 +161,12 @@ class ACCEPT(Method):
             for name, tensor in own.items():
                 copy_into(tensor, holders[0][name], name)
 
-    def prompt(self) -> Tensor:
-        return self.front.table()
+    def prompt(self) -> Tensor | None:
+        return None if self.front is None else self.front.table()
 
-    def added(self) -> Tensor:
-        return self.offset.table()
+    def added(self) -> Tensor | None:
+        return None if self.offset is None else self.offset.table()
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
-        return [
-            {"params": list(self.front.parameters()), "lr": lr},
-            {"params": list(self.offset.parameters()), "lr": self.added_lr},
-        ]
+        sides = [(self.front, lr), (self.offset, self.added_lr)]
+        return [{"params": list(side.parameters()), "lr": rate} for side, rate in sides if side is not None]

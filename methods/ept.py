@@ -10,6 +10,7 @@ P is tiled to S rows (`align: zero` pads instead, `align: linear` resamples); si
 their square roots. Networks learn at P_s's lr unless `network_lr` says otherwise. P_new = P_amend + P_f does not
 depend on x, so inference keeps P_new, A and B; the networks train to the end. `discard_at: 0.5` is the other reading
 of "discarded": after half of the steps P_new itself trains on, without networks. An export writes P_new and A B.
+For the paper's ablations, `fusion: none` and `spaces: 0` leave out a module each: P_f = P_s, and no P_amend.
 `prompt_length: 0` leaves only A B, `prompt_length` equal to `budget_length` (or `rank: 0`) leaves only P_amend + P_s.
 """
 
@@ -47,7 +48,7 @@ class EPT(Method):
         added_lr: float = 1e-4
         network_lr: float | None = None
         discard_at: float | None = None
-        fusion: Literal["lowrank_values", "literal"] = "lowrank_values"
+        fusion: Literal["lowrank_values", "literal", "none"] = "lowrank_values"
         align: Literal["tile", "zero", "linear"] = "tile"
         init: Literal["top5000", "text_repeat", "first_m", "sample_vocab"] = "top5000"
 
@@ -57,9 +58,9 @@ class EPT(Method):
                     raise ValueError(f"{name} must be positive, got {value}")
             if self.discard_at is not None and not 0 < self.discard_at < 1:
                 raise ValueError(f"discard_at must be a share of the steps in (0, 1), got {self.discard_at}")
-            require_positive(self, "budget_length", "source_length", "spaces", "bottleneck")
-            if self.prompt_length < 0 or (self.rank or 0) < 0:
-                raise ValueError("prompt_length and rank cannot be negative")
+            require_positive(self, "budget_length", "source_length", "bottleneck")
+            if min(self.prompt_length, self.rank or 0, self.spaces) < 0:
+                raise ValueError("prompt_length, rank and spaces cannot be negative")
             if self.prompt_length > self.budget_length:
                 raise ValueError("prompt_length cannot exceed budget_length, the rows of the original prompt")
 
@@ -92,7 +93,7 @@ class EPT(Method):
         """P_f, [P, H]; without a low-rank pair there is nothing to fuse."""
         assert self.short is not None
         table = self.added()
-        if table is None:
+        if table is None or self.fusion == "none":
             return self.short
         attention = torch.softmax(self.short @ table.T / math.sqrt(self.short.shape[1]), -1)  # [P, S]
         if self.fusion == "literal":
@@ -105,6 +106,8 @@ class EPT(Method):
 
     def constructed(self) -> Tensor:
         """P_new as the networks give it, [P, H]."""
+        if not self.experts:
+            return self.fused()
         projected = torch.stack([expert(self.short) for expert in self.experts])  # [spaces, P, H]
         return (self.gate_weights() * projected).sum(0) + self.fused()
 

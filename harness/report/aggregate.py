@@ -264,6 +264,8 @@ def _settings(result: Result) -> dict[str, Any]:
     if cell.init_from:
         flat["cell.init_from"] = " + ".join(start.title for start in cell.init_from)
     follows = {"hp.source_length"} if "recipe.max_source_length" in cell.grid else set()
+    shots = cell.few_shot
+    flat |= {"rows.k": shots.k, "rows.draw": shots.rule, "rows.select_with": shots.select_with} if shots else {}
     return {k: v for k, v in flat.items() if k not in cell.grid and k not in follows}
 
 

@@ -67,6 +67,8 @@ class Task:
     target_style: Literal["digits", "words"] = "digits"
     number_step: float = 0.1
     """A regression's targets are multiples of this, written with one decimal."""
+    class_cut: float | None = None
+    """Up to this number a regression's rows are one class of two where few rows are drawn by class."""
     space_punctuation: bool = False
     """Whether fields and answers get blanks around punctuation, as in the papers' code for question answering."""
     references: Literal["first", "all"] = "first"

@@ -1,0 +1,55 @@
+"""Made-up rows for every task of the suites, in the layout of their hub copies, and a small backbone of width 768."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from harness.backbone import resolve
+from harness.tasks import Task
+from harness.tasks.record import NEEDED_SPLITS
+
+NUM_ROWS = {"train": 48}
+"""As many as a draw of 32 from three classes needs; four of any other split."""
+WORDS = ("good", "bad", "dull", "fine")
+
+
+def write_tiny_task(folder: Path, task: Task) -> None:
+    """Write few rows of every split that the task needs below `folder`, as JSON lines with the hub's columns."""
+    place = folder / task.hub[0].path / (task.hub[0].config or "")
+    place.mkdir(parents=True)
+    for split in NEEDED_SPLITS[task.split]:
+        rows = [_row(task, index) for index in range(NUM_ROWS.get(split, 4))]
+        (place / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _row(task: Task, index: int) -> dict[str, Any]:
+    word = WORDS[index % len(WORDS)]
+    row: dict[str, Any] = {column: f"The {word} film {index} was {word}." for _, column in task.fields}
+    if task.name == "wsc":
+        row |= {"span1_text": "film", "span1_index": 2, "span2_text": "was", "span2_index": 4}
+    return {**row, task.label: _label(task, index)}
+
+
+def _label(task: Task, index: int) -> Any:
+    if task.kind == "text":
+        return [f"film {index}"]
+    return index % 6 if task.kind == "regression" else index % len(task.labels)
+
+
+def write_wide_backbone(folder: Path) -> Path:
+    """A small T5 of width 768, which all subvector widths of the suites divide, with the micro T5's tokenizer."""
+    import torch
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    micro = Path(resolve("micro-t5"))
+    config = T5Config.from_pretrained(micro)
+    config.update({"d_model": 768, "d_kv": 8, "d_ff": 32, "num_heads": 2, "num_layers": 2, "num_decoder_layers": 2})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        T5ForConditionalGeneration(config).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(micro / name, folder / name)
+    return folder
