@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,10 +18,12 @@ from harness.errors import UserError
 from harness.flops import MatmulParams, matmul_params
 from harness.memory import reset_peak_memory
 from harness.method import Method, Registered, Rule, checked_groups, load_file
+from harness.mixture import join_encoded
 from harness.products import Circumstances, OnProduct, failed_product, rule_product, trained_product
 from harness.racing import Race
 from harness.results import NotStored
 from harness.schema import Cell, Failure
+from harness.starting import StartFile, read_start
 from harness.token_cache import cached_encode
 from harness.train import BundleTrainer, OnStep
 
@@ -42,6 +44,8 @@ class Bundle:
     micro_batch_tokens: int | None
     races: tuple[Race, ...] = ()
     checkpoint: CheckpointPlan | None = None
+    starts: Mapping[str, tuple[StartFile, ...]] = field(default_factory=dict)
+    """By cell_id, what a cell's tensors start from."""
 
 
 @dataclass
@@ -86,7 +90,7 @@ class _Work:
         self.left = list(bundle.cells)
         self.registered = {cell.method: load_file(bundle.method_files[cell.method]) for cell in bundle.cells}
         sources = {name: registered.spec.source_sha256 for name, registered in self.registered.items()}
-        self.common = Circumstances(provenance.now(), bundle.suite_folder, sources, len(bundle.cells))
+        self.common = Circumstances(provenance.now(), bundle.suite_folder, sources, len(bundle.cells), bundle.starts)
         self.is_ready = False
         """Whether rows, weights and methods are loaded, so that what fails now may be one cell's fault."""
         self.restored = False
@@ -152,7 +156,9 @@ class _Work:
         methods = []
         for cell in self.bundle.cells:
             try:
-                methods.append(_build(cell, self.registered[cell.method], backbone))
+                methods.append(
+                    _build(cell, self.registered[cell.method], backbone, self.common.starts.get(cell.cell_id, ()))
+                )
             except Exception as error:
                 if len(self.bundle.cells) == 1:
                     raise
@@ -183,7 +189,11 @@ def default_tokens(backbone: Backbone) -> int:
 
 def _encode(cell: Cell, data: TaskData, backbone: Backbone) -> dict[str, Encoded]:
     length = cell.recipe.max_source_length or data.task.max_source_length
-    return {name: cached_encode(data.split(name), backbone, data.task, length) for name in ("train", "dev", "test")}
+    splits = ("train", "dev", "test")
+    if data.parts:
+        encoded = [_encode(cell, part, backbone) for part in data.parts]
+        return {name: join_encoded([part[name] for part in encoded]) for name in splits}
+    return {name: cached_encode(data.split(name), backbone, data.task, length) for name in splits}
 
 
 def build_method(cell: Cell, cls: type[Method], backbone: Backbone, where: str | None = None) -> Method:
@@ -197,11 +207,13 @@ def build_method(cell: Cell, cls: type[Method], backbone: Backbone, where: str |
         raise UserError(problem, where=where, field=f"methods.{cell.label}") from None
 
 
-def _build(cell: Cell, registered: Registered, backbone: Backbone) -> Method:
+def _build(cell: Cell, registered: Registered, backbone: Backbone, starts: Sequence[StartFile]) -> Method:
     """The same seed gives the same tensors, whatever else is in the bundle."""
     assert registered.cls is not None
     assert issubclass(registered.cls, Method)
     torch.manual_seed(cell.seed)
     method = registered.cls(registered.cls.HP(**cell.hp), backbone).to(backbone.device)
+    if starts:
+        method.start_from([read_start(start) for start in starts])
     checked_groups(method, cell.recipe.lr)
     return method

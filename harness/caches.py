@@ -8,8 +8,9 @@ from harness.backbone import Backbone, load_backbone
 from harness.data import TaskData, load_task
 from harness.declarations import Draw, ProtocolReference, Strict, TaskFile
 from harness.few_shot import draw_few
-from harness.schema import Cell
-from harness.tasks.own import cell_task
+from harness.mixture import load_mixture
+from harness.schema import Cell, Mixture
+from harness.tasks.own import cell_mixture, cell_task
 
 
 @functools.lru_cache(maxsize=1)
@@ -20,7 +21,7 @@ def cached_backbone(source: str, precision: str) -> Backbone:
 
 def cached_task(cell: Cell, data_dir: str | None, suite_folder: str) -> TaskData:
     """Load the rows that a cell needs, once per process."""
-    what = cell.model_dump_json(include={"task", "protocol", "definition"})
+    what = cell.model_dump_json(include={"task", "protocol", "definition", "mixture"})
     if cell.few_shot is None:
         return _load_rows(what, data_dir, suite_folder)
     return _draw_rows(what, cell.few_shot, data_dir, suite_folder)
@@ -34,6 +35,8 @@ def _draw_rows(what: str, draw: Draw, data_dir: str | None, suite_folder: str) -
 @functools.lru_cache(maxsize=32)
 def _load_rows(what: str, data_dir: str | None, suite_folder: str) -> TaskData:
     asked = _Rows.model_validate_json(what)
+    if asked.mixture is not None:
+        return load_mixture(cell_mixture(asked.mixture, asked.task, asked.protocol, suite_folder), data_dir)
     return load_task(cell_task(asked.task, asked.protocol, asked.definition, suite_folder), data_dir)
 
 
@@ -43,3 +46,4 @@ class _Rows(Strict):
     task: str
     protocol: ProtocolReference
     definition: TaskFile | None
+    mixture: Mixture | None

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from harness.method import Method, checked_groups
+from harness.mixture import MixedOrder, RowOrder
 from harness.schema import Cell, DevScore, Failure, SplitScore
 from harness.suite_file import Recipe
 
@@ -78,10 +76,10 @@ class Outcome:
 class CellState:
     """A cell in training: its method, parameter groups, schedule, data order and best tensors."""
 
-    def __init__(self, cell: Cell, method: Method, num_rows: int) -> None:
+    def __init__(self, cell: Cell, method: Method, order: RowOrder | MixedOrder) -> None:
         self.recipe = cell.recipe
         self.outcome = Outcome(cell, method)
-        self.order = _DataOrder(num_rows, cell.seed)
+        self.order = order
         self.groups = checked_groups(method, cell.recipe.lr)
         self.parameters: list[Tensor] = [p for group in self.groups for p in group["params"]]
         self.best: dict[str, Tensor] = {}
@@ -120,28 +118,3 @@ def lr_factor(recipe: Recipe, step: int) -> float:
     if recipe.schedule == "constant":
         return 1.0
     return max(0.0, (recipe.steps - step) / max(1, recipe.steps - warmup))
-
-
-class _DataOrder:
-    """Endless row indices: a fresh permutation per epoch, from the cell's seed alone."""
-
-    def __init__(self, num_rows: int, seed: int) -> None:
-        self.num_rows = num_rows
-        self.generator = torch.Generator().manual_seed(seed)
-        self.waiting = np.empty(0, np.int64)
-
-    def draw(self, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-        while len(self.waiting) < count:
-            epoch = torch.randperm(self.num_rows, generator=self.generator).numpy()
-            self.waiting = np.concatenate([self.waiting, epoch])
-        drawn, self.waiting = self.waiting[:count], self.waiting[count:]
-        return drawn
-
-    def state(self) -> dict[str, Tensor]:
-        """What decides the rows to come."""
-        return {"generator": self.generator.get_state(), "waiting": torch.from_numpy(self.waiting.copy())}
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` returned."""
-        self.generator.set_state(state["generator"])
-        self.waiting = state["waiting"].numpy().copy()

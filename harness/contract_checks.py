@@ -24,15 +24,28 @@ SOURCE_LENGTH = 24
 LENGTHS = [5, 9, 13]
 TOLERANCE = 1e-6
 FULL_SIZE = "t5-base"
+NUM_SOURCES = 2
+"""Where a method takes any number of sources."""
 
 Kind = Literal["encoder-decoder", "decoder"]
 
 
 def build(cls: type[Method], backbone: Backbone, seed: int = 0) -> Method:
-    """Create a method with its default hp, its tables cut to the tiny source length."""
-    hp = {"source_length": SOURCE_LENGTH} if "source_length" in cls.HP.__dataclass_fields__ else {}
+    """Create a method with its default hp, its tables cut to the tiny source length.
+
+    One that has to start from other cells gets random prompts of its `prompt_length`.
+    """
+    number = max(NUM_SOURCES, cls.takes_sources[0]) if cls.takes_sources[1] is None else cls.takes_sources[0]
+    sizes = {"source_length": SOURCE_LENGTH, "num_sources": number}
+    hp = cls.HP(**{name: size for name, size in sizes.items() if name in cls.HP.__dataclass_fields__})
     torch.manual_seed(seed)
-    return cls(cls.HP(**hp), backbone)
+    method = cls(hp, backbone)
+    if cls.takes_sources[0]:
+        like = backbone.embedding.weight
+        length: int = getattr(hp, "prompt_length", 1)
+        prompts = [torch.randn(length, backbone.hidden).to(like) for _ in range(number)]
+        method.start_from([{"prompt": prompt} for prompt in prompts])
+    return method
 
 
 class Bench:

@@ -37,6 +37,8 @@ class TaskData:
     dev: list[Example]
     test: list[Example]
     record: DataRecord
+    parts: tuple[TaskData, ...] = ()
+    """The tasks of a mixture; its splits are theirs, one after the other."""
 
     def split(self, name: str) -> list[Example]:
         """Return "train", "dev" or "test"."""
@@ -52,6 +54,8 @@ class Encoded:
     source_offsets: np.ndarray[Any, np.dtype[np.int64]]
     target_ids: np.ndarray[Any, np.dtype[np.int64]]
     target_offsets: np.ndarray[Any, np.dtype[np.int64]]
+    tasks: np.ndarray[Any, np.dtype[np.int64]] | None = None
+    """Which task of a mixture each row belongs to; None for a single task."""
 
     def __len__(self) -> int:
         return len(self.source_offsets) - 1
@@ -117,6 +121,10 @@ def target_ids(text: str, backbone: Backbone, limit: int | None) -> list[int]:
 
 def cut_references(data: TaskData, backbone: Backbone) -> TaskData:
     """References of a text task as DePT's code scores them: an answer longer than the target limit is cut like it."""
+    if data.parts:
+        parts = tuple(cut_references(part, backbone) for part in data.parts)
+        dev, test = ([row for part in parts for row in part.split(name)] for name in ("dev", "test"))
+        return replace(data, parts=parts, dev=dev, test=test)
     task = data.task
     if task.kind != "text" or task.references == "all":
         return data
@@ -133,6 +141,8 @@ def cut_references(data: TaskData, backbone: Backbone) -> TaskData:
 
 def max_new_tokens(task: Task, backbone: Backbone) -> int:
     """Decoding steps: the longest label with its end, or the task's limit less the start token."""
+    if task.parts:
+        return max(max_new_tokens(part, backbone) for part in task.parts)
     if task.kind == "classification":
         return max(len(target_ids(label, backbone, None)) for label in task.targets)
     return task.max_target_length - 1

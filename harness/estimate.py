@@ -176,7 +176,7 @@ def _stored_lengths(stored: Iterable[Result], cell: Cell) -> TextLengths | None:
 def _measured_lengths(plan: Plan, cell: Cell) -> TextLengths | None:
     """Tokenise a sample of the rows, if rows and tokenizer are here; a plan downloads nothing."""
     task = plan.tasks[cell.task]
-    if not (task.generate or task.files or plan.data_dir):
+    if not (task.is_here or plan.data_dir):
         return None
     try:
         data = cached_task(cell, plan.data_dir, plan.suite.folder)

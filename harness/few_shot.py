@@ -23,6 +23,8 @@ def draw_few(data: TaskData, draw: Draw) -> TaskData:
 
     Raises UserError where the training split has too few rows of a class.
     """
+    if data.task.parts:
+        raise UserError("a mixture has no few rows to draw; give single tasks", where=data.task.name, field="few_shot")
     classes = [_class_of(data.task, example) for example in data.train]
     order = _order(len(classes), draw)
     rows = _pick(order, classes, data.task, draw)

@@ -74,6 +74,7 @@ class FusedInput:
         self._outputs: list[Tensor] = []
         self._table = torch.empty(0)
         self._prompt_starts = np.zeros(len(methods), np.int64)
+        self._task_strides = np.zeros(len(methods), np.int64)
         self._added_starts = np.full(len(methods), -1, np.int64)
 
     def refresh(self, grad: bool, cells: Sequence[int]) -> None:
@@ -89,8 +90,9 @@ class FusedInput:
                     self._check_shapes(index, prompt, added)
                 if prompt is not None:
                     self._prompt_starts[index] = position
-                    pieces.append(prompt)
-                    position += len(prompt)
+                    self._task_strides[index] = prompt.shape[1] if prompt.dim() == 3 else 0  # one for each task
+                    pieces.append(prompt.flatten(0, -2))
+                    position += len(pieces[-1])
                 if added is not None:
                     self._added_starts[index] = position
                     pieces.append(added)
@@ -102,7 +104,7 @@ class FusedInput:
     def _check_shapes(self, index: int, prompt: Tensor | None, added: Tensor | None) -> None:
         """Refuse what would read another cell's vectors. Raises ValueError."""
         name, width = type(self.methods[index]).__name__, self.backbone.hidden
-        if prompt is not None and prompt.shape != (self.prompt_lengths[index], width):
+        if prompt is not None and prompt.shape[-2:] != (self.prompt_lengths[index], width):
             raise ValueError(f"{name}.prompt() has shape {tuple(prompt.shape)}, num_prompt_tokens and H say otherwise")
         if added is not None and (added.shape[1:] != (width,) or len(added) < self.source_length):
             raise ValueError(f"{name}.added() has shape {tuple(added.shape)}, texts have {self.source_length} tokens")
@@ -123,6 +125,8 @@ class FusedInput:
     def build(self, encoded: Encoded, rows: Rows) -> tuple[Tensor, Tensor, Rows]:
         """Return embeddings [N, L, H], mask [N, L] and the rows in the order of N."""
         static = np.array([self.static[cell] for cell in rows.cells], bool)
+        if len(self.methods) == 1:
+            self._tell_tasks(encoded, rows, 0)
         if static.all():
             return (*self._build_static(encoded, rows), rows)
         pieces = [
@@ -149,7 +153,10 @@ class FusedInput:
         added = self._added_starts[rows.cells][:, None]
         shift = 0 if self.backbone.is_encoder_decoder else self.source_length - lengths
         vectors = np.where(is_token & (added >= 0), added + token + shift, 0)
-        vectors = np.where(position < prompts, self._prompt_starts[rows.cells][:, None] + position, vectors)
+        starts = self._prompt_starts[rows.cells]
+        if encoded.tasks is not None:
+            starts = starts + self._task_strides[rows.cells] * encoded.tasks[rows.rows]
+        vectors = np.where(position < prompts, starts[:, None] + position, vectors)
         ids = np.take_along_axis(sources, token.clip(0, sources.shape[1] - 1), 1)
         device = self.backbone.device
         tokens = self.backbone.embedding(torch.as_tensor(ids, device=device))
@@ -158,11 +165,18 @@ class FusedInput:
         embeds = torch.where(keep, tokens, torch.zeros((), dtype=tokens.dtype, device=device)) + table
         return embeds, torch.as_tensor(position < prompts + lengths, device=device).long()
 
+    def _tell_tasks(self, encoded: Encoded, rows: Rows, cell: int) -> None:
+        """Let a method know which task of a mixture each row belongs to."""
+        if encoded.tasks is not None:
+            tasks = torch.as_tensor(encoded.tasks[rows.rows], device=self.backbone.device)
+            self.methods[cell].row_tasks = tasks
+
     def _build_text_dependent(self, encoded: Encoded, rows: Rows, cell: int) -> tuple[Tensor, Tensor]:
         device = self.backbone.device
         sources = torch.as_tensor(encoded.sources(rows.rows, self.backbone.pad_id), device=device)
         lengths = torch.as_tensor(encoded.source_lengths(rows.rows), device=device)
         mask = (torch.arange(sources.shape[1], device=device)[None] < lengths[:, None]).long()
+        self._tell_tasks(encoded, rows, cell)
         with blaming(cell):
             embeds, mask = self.methods[cell](self.backbone.embedding(sources), mask)
         return embeds, mask

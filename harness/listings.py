@@ -11,19 +11,24 @@ from harness.contract import Finding
 from harness.declarations import Draw
 from harness.estimate import estimate
 from harness.few_shot import describe_draws
+from harness.lineage import GRID_KEY, RANDOM
 from harness.listings_data import table
 from harness.listings_protocols import protocol_table
 from harness.listings_time import describe_time
 from harness.method import Registered, Rule
 from harness.planning import Plan, check_fit, make_plan
 from harness.protocol import describe
-from harness.suite import Overrides
+from harness.schema import Start
+from harness.suite import Group, Overrides
 from harness.tasks.record import SPLIT_RULES
 
 RACING = (
     "Grids are searched by halving: the weaker half of the points leaves at each mark, by dev score. Steps and times "
     "below are those of a full search. Grids of layer-side methods, and those that sweep lengths, are searched in full"
 )
+
+
+STARTS = "Starts: the selected tensors of other cells, which are trained first; in brackets what dev chooses from"
 
 
 def describe_plan(plan: Plan, probe: bool = False) -> dict[str, Any]:
@@ -34,6 +39,7 @@ def describe_plan(plan: Plan, probe: bool = False) -> dict[str, Any]:
         total = budgets.setdefault(item["method"], {"method": item["method"]})
         for key in ("cells", "done", "missing", "failed", "stale", "steps_to_train"):
             total[key] = total.get(key, 0) + item[key]
+    starts = [{**item, "starts_from": one} for item in groups for one in item["starts_from"]]
     time = describe_time(estimate(plan, probe))
     shots = ["k"] if plan.suite.file.few_shot else []
     columns = ["method", "task", *shots, "backbone", "grid_points", "seeds"]
@@ -41,6 +47,7 @@ def describe_plan(plan: Plan, probe: bool = False) -> dict[str, Any]:
     text = [
         f"suite {plan.suite.file.suite} ({plan.suite.document.path}); results: {plan.store.root}",
         table(groups, columns),
+        *([STARTS, table(starts, ["method", "task", "backbone", "starts_from"])] if starts else []),
         *([RACING] if plan.suite.file.tuning.strategy == "halving" else []),
         "Budget per method (the winner's further seeds included)",
         table(list(budgets.values()), ["method", "cells", "done", "missing", "failed", "stale", "steps_to_train"]),
@@ -91,12 +98,24 @@ def _describe_group(plan: Plan, index: int) -> dict[str, Any]:
         "done": sum(result.status == "done" for result in results.values()),
         "failed": sum(result.status == "failed" for result in results.values()),
         "steps_to_train": missing * first.recipe.steps if trains else 0,
+        "is_source": group.is_source,
+        "starts_from": sorted(_starts(group)),
         "stale_cells": [result.cell_id for result in stale],
         "recipe": first.recipe.model_dump(mode="json"),
         "hp": first.hp,
         "grid": list(group.points),
         "split_rule": SPLIT_RULES[plan.tasks[group.task].split],
     }
+
+
+def _starts(group: Group) -> set[str]:
+    """What the cells of a group start from, one text for each set of sources; a swept one in brackets."""
+    found = {(" + ".join(map(_source, cell.init_from)), GRID_KEY in cell.grid) for cell in group.cells.values()}
+    return {f"[{text or RANDOM}]" if is_swept else text for text, is_swept in found if text or is_swept}
+
+
+def _source(start: Start) -> str:
+    return start.title if start.file is not None else f"{start.title} (seed {start.seed})"
 
 
 def describe_methods(methods: Mapping[str, Registered]) -> dict[str, Any]:

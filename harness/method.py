@@ -10,7 +10,7 @@ import importlib.util
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from harness.backbone import Backbone
 from harness.errors import UserError, require_choice
 from harness.initialization import vocabulary_rows
+from harness.method_facts import Paper, explain_figure, require_positive, sweep
 from harness.suite_file import Defaults, MethodSpec
 
 __all__ = [
@@ -29,49 +30,11 @@ __all__ = [
     "Method",
     "Paper",
     "Rule",
+    "explain_figure",
     "require_positive",
     "sweep",
     "vocabulary_rows",
 ]
-
-
-@dataclass(frozen=True)
-class Paper:
-    """Where a method comes from, and the trainable parameters its paper claims per backbone."""
-
-    key: str
-    url: str
-    params: dict[str, int] = field(default_factory=dict)
-    params_note: str = ""
-    """Why a published figure is not the count with the default settings, in words."""
-
-
-def explain_figure(figure: int, trained: int, kept: int) -> str:
-    """How a published figure comes from the counts, in words; empty if it does not.
-
-    A figure of one or two significant digits, such as 220M, is taken as rounded, any other as exact.
-    """
-    for count, what in ((trained, "the number trained"), (kept, "the number kept for inference")):
-        if figure == count:
-            return f"It is {what}."
-    digits = len(str(figure).rstrip("0"))
-    for count, what in ((trained, "the number trained"), (kept, "the number kept for inference")):
-        if digits <= 2 and float(f"{count:.{digits - 1}e}") == figure:
-            return f"It is {what}, rounded."
-    return ""
-
-
-def sweep(*values: Any) -> dict[str, list[Any]]:
-    """Mark a grid in `Defaults`, as `{sweep: [...]}` does in a suite file."""
-    return {"sweep": list(values)}
-
-
-def require_positive(hp: Any, *names: str) -> None:
-    """Raise ValueError, which the suite reports as a user's mistake, unless each setting is None or >= 1."""
-    for name in names:
-        value = getattr(hp, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 class Method(nn.Module):
@@ -88,16 +51,23 @@ class Method(nn.Module):
     name: ClassVar[str]
     paper: ClassVar[Paper]
     defaults: ClassVar[Defaults] = Defaults()
+    takes_sources: ClassVar[tuple[int, int | None]] = (0, 0)
+    """Fewest and most sources that it may start from, as a suite's `init_from` names them; None for no upper bound."""
 
     @dataclass(frozen=True, kw_only=True)
     class HP:
         """A method without settings of its own."""
 
+    row_tasks: Tensor | None = None
+    """Set before each forward pass: which task of a mixture each row belongs to."""
+    num_tasks: int = 1
+    """Tasks of a mixture that its tensors serve."""
+
     def __init__(self, hp: Any, backbone: Backbone) -> None:
         super().__init__()
 
     def prompt(self) -> Tensor | None:
-        """Return the vectors put in front of every text, [P, H], or None."""
+        """Return the vectors put in front of every text, [P, H], or for each task of a mixture, [K, P, H]; or None."""
         return None
 
     def added(self) -> Tensor | None:
@@ -111,8 +81,14 @@ class Method(nn.Module):
             embeds = embeds + table[: embeds.shape[1]]
         if prompt is None:
             return embeds, mask
-        front = prompt.expand(len(embeds), -1, -1)
+        front = prompt[self.tasks_of(embeds)] if prompt.dim() == 3 else prompt.expand(len(embeds), -1, -1)
         return torch.cat([front, embeds], 1), torch.cat([mask.new_ones(front.shape[:2]), mask], 1)
+
+    def tasks_of(self, rows: Tensor) -> Tensor:
+        """[B]: which task of a mixture each row of the coming forward pass belongs to; 0 where there is one task."""
+        if self.row_tasks is not None and len(self.row_tasks) == len(rows):
+            return self.row_tasks
+        return torch.zeros(len(rows), dtype=torch.long, device=rows.device)
 
     def attach(self, backbone: Backbone) -> None:
         """Change the backbone's layers (layer-side methods)."""
@@ -120,11 +96,19 @@ class Method(nn.Module):
     def detach(self, backbone: Backbone) -> None:
         """Undo `attach`, leaving the backbone bit-identical."""
 
+    def start_from(self, sources: Sequence[Mapping[str, Tensor]]) -> None:
+        """Take over what other cells have learnt, in the order of `init_from`; called once, after `__init__`.
+
+        A source holds its method's own tensors by name, and `prompt` [P, H] and `added` [S, H] where the method
+        collapses to these. Raises ValueError for what does not fit.
+        """
+        raise NotImplementedError(f"{type(self).__name__} says that it takes sources and must define start_from()")
+
     def on_step(self, step: int, num_steps: int) -> None:
         """Called before each training step, counted from 0, for methods that change while they train."""
 
     def token_losses(self, backbone: Backbone, embeds: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
-        """Loss per target token in training, [N, T]; a layer-side method may put more than cross-entropy into it."""
+        """Loss per target token in training, [N, T], for methods that put more than cross-entropy into it."""
         return backbone.token_losses(embeds, mask, labels)
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
@@ -158,7 +142,7 @@ class Method(nn.Module):
     def num_prompt_tokens(self) -> int:
         """Positions that the method puts in front of a text."""
         prompt = self.prompt()
-        return 0 if prompt is None else len(prompt)
+        return 0 if prompt is None else prompt.shape[-2]
 
     @property
     def num_trained(self) -> int:
@@ -174,6 +158,11 @@ class Method(nn.Module):
     def is_layer_side(cls) -> bool:
         """Whether the method changes layers and therefore cannot share a plain forward pass."""
         return cls.attach is not Method.attach
+
+    @classmethod
+    def runs_alone(cls) -> bool:
+        """Whether no other cell can share its forward pass: it changes layers, or has a loss of its own."""
+        return cls.is_layer_side() or cls.token_losses is not Method.token_losses
 
     @classmethod
     def depends_on_text(cls) -> bool:
@@ -289,10 +278,12 @@ def load_file(path: Path) -> Registered:
         source = hashlib.sha256(path.read_bytes()).hexdigest()
         cls = _import_class(path)
     except (Exception, SystemExit):  # whatever a broken file raises becomes its visible row
-        return Registered(MethodSpec(path.stem, type(None), Defaults(), source, traceback.format_exc()), path, None)
+        spec = MethodSpec(path.stem, type(None), Defaults(), source, error=traceback.format_exc())
+        return Registered(spec, path, None)
     hp_type = cls.HP if issubclass(cls, Method) else type(None)
     defaults = cls.defaults if issubclass(cls, Method) else Defaults()
-    return Registered(MethodSpec(cls.name, hp_type, defaults, source), path, cls)
+    takes = cls.takes_sources if issubclass(cls, Method) else (0, 0)
+    return Registered(MethodSpec(cls.name, hp_type, defaults, source, takes), path, cls)
 
 
 def _import_class(path: Path) -> type[Method] | type[Rule]:

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from torch import Tensor
+
 from harness.backbone import Backbone, fingerprint, meta_backbone, resolve
-from harness.bundle import Bundle, build_method
+from harness.bundle import build_method
 from harness.caches import cached_backbone, cached_task
 from harness.checkpoint import name_of
 from harness.errors import UserError
+from harness.lineage import INIT_FROM
 from harness.method import Method, Registered, Rule, discover
 from harness.metrics import get_metric
-from harness.racing import Race
-from harness.results import ResultStore
-from harness.schema import Cell, Result
-from harness.selection import next_cells
+from harness.provenance import sha256_file
+from harness.results import ResultStore, tensors_path
+from harness.schema import Cell, Result, Start
+from harness.selection import chosen, next_cells
 from harness.sources import MissingData
 from harness.staleness import superseded
+from harness.starting import StartFile, handed_over, prompt_file
 from harness.suite import Group, Overrides, Suite, expand, load_suite
 from harness.tasks import Task
 from harness.tasks.own import suite_tasks
@@ -50,13 +54,64 @@ class Plan:
         return self.suite.file.tuning.seeds == "each"
 
     def pending(self) -> list[Cell]:
-        """Cells to train now; the winner's further seeds follow once a grid is complete."""
-        return [
-            group.cells[key]
-            for group, results in zip(self.groups, self.results, strict=True)
-            for key in next_cells(group, results, self.per_seed)
-            if name_of(group.cells[key]) not in self.superseded
-        ]
+        """Cells to train now; a winner's further seeds follow once its grid is complete, others once their sources are.
+
+        The cells of an entry wait for each other's sources, since they may race.
+        """
+        ready = []
+        for _, cells in itertools.groupby(self.asked(), lambda cell: (cell.label, cell.task, cell.backbone)):
+            entry = list(cells)
+            starts = [start for cell in entry for start in cell.init_from]
+            if all(start.file is not None or self.source(start) is not None for start in starts):
+                ready += entry
+        return ready
+
+    def asked(self) -> list[Cell]:
+        """Missing cells of the table, and those that they start from; of a winner's further seeds, those known."""
+        rows = [cell for i, group in enumerate(self.groups) if not group.is_source for cell in self._next(i)]
+        sources: dict[int, list[Cell]] = {}
+        waiting = list(rows)
+        while waiting:
+            for start in waiting.pop().init_from:
+                index = self._place_of(start)
+                if index is not None and self.groups[index].is_source and index not in sources:
+                    sources[index] = self._next(index)
+                    waiting += sources[index]
+        return [*itertools.chain.from_iterable(sources.values()), *rows]
+
+    def _next(self, index: int) -> list[Cell]:
+        group = self.groups[index]
+        cells = [group.cells[key] for key in next_cells(group, self.results[index], self.per_seed)]
+        return [cell for cell in cells if name_of(cell) not in self.superseded]
+
+    def _place_of(self, start: Start) -> int | None:
+        """Index of the group that holds a source; of two, the one of the table."""
+        for index, group in enumerate(self.groups):
+            place = (group.label, group.task, group.backbone)
+            if place == (start.label, start.task, start.backbone) and start.seed in group.seeds:
+                return index
+        return None
+
+    def source(self, start: Start) -> Result | None:
+        """The result that a cell starts from, a failure where its source failed; None while there is none."""
+        index = self._place_of(start)
+        return None if index is None else chosen(self.groups[index], self.results[index], start.seed)
+
+    def start_files(self, cell: Cell) -> tuple[StartFile, ...]:
+        """Where the tensors lie that a cell starts from."""
+        return tuple(self._start_file(start) for start in cell.init_from)
+
+    def _start_file(self, start: Start) -> StartFile:
+        if start.file is not None:
+            path = Path(self.suite.folder) / start.file
+            return StartFile(start.title, path, sha256_file(path))
+        result = self.source(start)
+        assert result is not None, "a cell is trained after its sources"
+        cell, problem = result.cell, result.failure.message if result.failure else ""
+        path = tensors_path(self.store.path(cell))
+        source = self.suite.backbone_sources[cell.backbone]
+        method_file = self.methods[cell.method].path
+        return StartFile(start.title, path, result.files.tensors, cell, method_file, source, problem)
 
     def stages(self) -> tuple[list[Cell], list[Cell]]:
         """Pending cells apart: those of the searches and of entries without one, and winners' further seeds."""
@@ -89,7 +144,7 @@ class Plan:
         """Take in a new result."""
         for group, results in zip(self.groups, self.results, strict=True):
             for key, cell in group.cells.items():
-                if cell.cell_id == result.cell_id and cell.label == result.cell.label:
+                if (cell.suite, cell.label, cell.cell_id) == (result.cell.suite, result.cell.label, result.cell_id):
                     results[key] = result
 
     def is_stale(self, result: Result) -> bool:
@@ -97,9 +152,19 @@ class Plan:
         cell = result.cell
         if result.method_sha256 != self.methods[cell.method].spec.source_sha256:
             return True
+        if self._starts_moved(result):
+            return True
         if result.status == "failed" or result.data is None or result.backbone is None:
             return False
         return self._weights_moved(result) or self._data_moved(result)
+
+    def _starts_moved(self, result: Result) -> bool:
+        """Whether a source has been made anew, or would be."""
+        for start, record in zip(result.cell.init_from, result.starts, strict=False):
+            found = None if start.file is not None else self.source(start)
+            if found is not None and (found.files.tensors != record.tensors or self.is_stale(found)):
+                return True
+        return False
 
     def _weights_moved(self, result: Result) -> bool:
         assert result.backbone is not None
@@ -112,7 +177,7 @@ class Plan:
 
     def _data_moved(self, result: Result) -> bool:
         task = self.tasks[result.cell.task]
-        if not (task.generate or task.files or self.data_dir):
+        if not (task.is_here or self.data_dir):
             return False  # a plan downloads nothing; a report still flags results made with different rows
         try:
             found = cached_task(result.cell, self.data_dir, self.suite.folder).record.fingerprint
@@ -131,8 +196,8 @@ def make_plan(
     tasks = suite_tasks(suite)
     groups = expand(suite, {n: m.spec for n, m in methods.items()}, {n: t.spec for n, t in tasks.items()})
     where = "--backbones" if overrides.backbones else suite.document.where("backbones")
-    for source in suite.backbone_sources.values():
-        resolve(source, where)
+    for name in suite.backbones:
+        resolve(suite.backbone_sources[name], where)
     store = ResultStore(results)
     plan = Plan(suite, groups, methods, tasks, store, data_dir, [])
     for group in groups:
@@ -161,6 +226,7 @@ def check_fit(plan: Plan, cells: Iterable[Cell], to_run: bool = True) -> None:
             backbones[cell.backbone] = meta_backbone(plan.suite.backbone_sources[cell.backbone])
         try:
             method = _build(plan, cell, backbones[cell.backbone])
+            _check_starts(plan, cell, method)
         except UserError as error:
             misfits.setdefault(cell.label, {})[cell.backbone] = error
         else:
@@ -177,12 +243,38 @@ def check_fit(plan: Plan, cells: Iterable[Cell], to_run: bool = True) -> None:
                 cached_backbone(plan.suite.backbone_sources[name], precision)
 
 
+def _check_starts(plan: Plan, cell: Cell, method: Method) -> None:
+    """Let a method without weights start from sources without weights. Raises UserError where shapes do not fit."""
+    if not cell.init_from:
+        return
+    where = plan.suite.document.where("methods", cell.label, INIT_FROM)
+    sources = [_shapes_of(plan, start) for start in cell.init_from]
+    try:
+        method.start_from(sources)
+    except ValueError as error:
+        titles = " + ".join(start.title for start in cell.init_from)
+        raise UserError(f"cannot start from {titles}: {error}", where=where, field=cell.label) from None
+
+
+def _shapes_of(plan: Plan, start: Start) -> dict[str, Tensor]:
+    """What a source will hand over, as tensors without values."""
+    if start.file is not None:
+        found = prompt_file(Path(plan.suite.folder) / start.file)
+    else:
+        index = plan._place_of(start)
+        assert index is not None, "a source has a group of its own"
+        source = plan.groups[index].cells[(0, start.seed)]
+        found = handed_over(_build(plan, source, meta_backbone(plan.suite.backbone_sources[source.backbone])))
+    return {name: tensor.to("meta") for name, tensor in found.items()}
+
+
 def _read_rows(plan: Plan, cells: Sequence[Cell]) -> None:
     """Load every task's rows and metrics. Raises UserError; where rows are missing, it says which tasks have theirs."""
     there, missing = [], []
     for (name, _), cell in {(cell.task, cell.few_shot): cell for cell in cells}.items():
-        for metric in plan.tasks[name].metrics:
-            get_metric(metric)
+        for task in plan.tasks[name].parts or (plan.tasks[name],):
+            for metric in task.metrics:
+                get_metric(metric)
         try:
             cached_task(cell, plan.data_dir, plan.suite.folder)
         except MissingData as error:
@@ -205,7 +297,9 @@ def _distinct(plan: Plan, cells: Sequence[Cell]) -> Iterator[Cell]:
     seen: set[str] = set()
     for cell in cells:
         cls = plan.methods[cell.method].cls
-        identity = json.dumps([cell.method, cell.hp, cell.backbone, cell.recipe.max_source_length], sort_keys=True)
+        starts = [start.identity for start in cell.init_from]
+        fixed = [cell.method, cell.hp, cell.backbone, cell.recipe.max_source_length, starts]
+        identity = json.dumps(fixed, sort_keys=True)
         if identity not in seen and cls is not None and not issubclass(cls, Rule):
             seen.add(identity)
             yield cell
@@ -232,74 +326,3 @@ def _check_positions(plan: Plan, cell: Cell, method: Method, backbone: Backbone)
             field=f"{cell.label} on {cell.task}",
             hint="Lower prompt_length or recipe.max_source_length.",
         )
-
-
-def pack(plan: Plan, cells: Sequence[Cell]) -> list[Bundle]:
-    """Put cells that can share a forward pass into bundles; the points of a race stay together."""
-    bundles: dict[str, list[Cell]] = {}
-    for cell in cells:
-        bundles.setdefault(_bundle_key(plan, cell), []).append(cell)
-    races = _races(plan)
-    parts = [part for bundle in bundles.values() for part in _parts(plan, bundle, races)]
-    return [
-        Bundle(
-            tuple(part),
-            {cell.method: plan.methods[cell.method].path for cell in part},
-            plan.suite.backbone_sources[part[0].backbone],
-            plan.data_dir,
-            plan.suite.folder,
-            plan.suite.file.execution.micro_batch_tokens,
-            tuple(dict.fromkeys(race for cell in part if (race := races.get(_place(cell))))),
-        )
-        for part in parts
-    ]
-
-
-def _parts(plan: Plan, bundle: Sequence[Cell], races: Mapping[tuple[str, ...], Race]) -> Iterator[list[Cell]]:
-    """Cut a bundle into parts of at most `bundle_cells`. Raises UserError for a race that is larger."""
-    limit, part = plan.suite.file.execution.bundle_cells, list[Cell]()
-    for _, cells in itertools.groupby(bundle, lambda cell: races.get(_place(cell)) or cell.cell_id):
-        unit = list(cells)
-        if len(unit) > limit:
-            raise UserError(
-                f"'{unit[0].label}' races {len(unit)} grid points in one bundle, execution.bundle_cells is {limit}",
-                where=plan.suite.document.where("tuning"),
-                hint="Raise execution.bundle_cells, or search with tuning.strategy: grid.",
-            )
-        if part and len(part) + len(unit) > limit:
-            yield part
-            part = []
-        part = [*part, *unit]
-    if part:
-        yield part
-
-
-def _races(plan: Plan) -> dict[tuple[str, ...], Race]:
-    """The grids that can race, by the place of their cells: their points share a bundle and its evaluations."""
-    if plan.suite.file.tuning.strategy == "grid":
-        return {}
-    races = {}
-    for group in plan.groups:
-        cells = [group.cells[(point, group.seeds[0])] for point in range(len(group.points))]
-        shared = {(_bundle_key(plan, cell), cell.recipe.steps, cell.recipe.eval_every) for cell in cells}
-        if len(cells) > 1 and len(shared) == 1:
-            for seed in group.seeds if plan.per_seed else group.seeds[:1]:
-                races[_place(group.cells[(0, seed)])] = Race(group.label, seed, len(cells))
-    return races
-
-
-def _place(cell: Cell) -> tuple[str, ...]:
-    """Label, task, backbone, seed and shots: what the grid points of one search have in common."""
-    shots = "" if cell.few_shot is None else str(cell.few_shot.k)
-    return cell.label, cell.task, cell.backbone, str(cell.seed), shots
-
-
-def _bundle_key(plan: Plan, cell: Cell) -> str:
-    """Cells with equal keys may share a bundle; rules and layer-side methods run alone."""
-    cls = plan.methods[cell.method].cls
-    alone = cls is None or issubclass(cls, Rule) or cls.is_layer_side()
-    recipe = cell.recipe
-    shared = [cell.backbone, cell.task, recipe.precision, recipe.backbone_dropout, recipe.max_source_length]
-    if cell.few_shot is not None:
-        shared.append(cell.few_shot.model_dump_json())
-    return json.dumps([*shared, f"{cell.label} {cell.cell_id}" if alone else ""])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 
 import numpy as np
 import torch
 
 from harness import stop
 from harness.backbone import Backbone
-from harness.data import Encoded, max_new_tokens
+from harness.data import Encoded, TaskData, max_new_tokens
 from harness.examples import Example
 from harness.fused import FusedInput, Rows, micro_batches
 from harness.metrics import compute, count_unreadable
@@ -43,6 +44,25 @@ def to_text(backbone: Backbone, ids: torch.Tensor) -> list[str]:
     unique = {tuple(row) for row in cut}
     texts = {row: str(backbone.tokenizer.decode(list(row), skip_special_tokens=True)).strip() for row in unique}
     return [texts[tuple(row)] for row in cut]
+
+
+def score_data(data: TaskData, split: str, answers: Sequence[str]) -> SplitScore:
+    """Score one split. A mixture is scored on each task, and itself has the mean of the tasks' scores."""
+    if not data.parts:
+        return score_split(data.task, data.split(split), answers)
+    scores, start = {}, 0
+    for part in data.parts:
+        rows = part.split(split)
+        scores[part.task.name] = score_split(part.task, rows, answers[start : start + len(rows)])
+        start += len(rows)
+    selected = {part.task.name: scores[part.task.name].metrics[part.task.selection] for part in data.parts}
+    return SplitScore(
+        score=fmean(score.score for score in scores.values()),
+        metrics={data.task.selection: fmean(selected.values())},
+        num_rows=start,
+        num_unreadable=sum(score.num_unreadable for score in scores.values()),
+        parts=scores,
+    )
 
 
 def score_split(task: Task, examples: Sequence[Example], answers: Sequence[str]) -> SplitScore:

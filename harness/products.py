@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,12 @@ from harness.cell_state import Outcome
 from harness.data import TaskData
 from harness.flops import MatmulParams, peak_flops
 from harness.method import Rule
-from harness.predict import score_split
+from harness.predict import score_data
 from harness.protocol import Place, resolve
+from harness.records import metric_record, prediction_rows
 from harness.results import PredictionRow
-from harness.schema import BackboneRecord, Cell, DevScore, Failure, MetricRecord, ParamCounts, Result
+from harness.schema import BackboneRecord, Cell, DevScore, Failure, ParamCounts, Result, StartRecord
+from harness.starting import StartFile
 from harness.tasks.own import cell_task
 from harness.usage import rule_usage, usage_of
 
@@ -45,6 +47,12 @@ class Circumstances:
     method_sha256: dict[str, str]
     """By method name."""
     bundle_cells: int
+    starts: Mapping[str, Sequence[StartFile]]
+    """By cell_id, what its tensors started from."""
+
+    def start_records(self, cell: Cell) -> list[StartRecord]:
+        """What a result says of the tensors that its cell started from."""
+        return [start.record for start in self.starts.get(cell.cell_id, ())]
 
 
 def trained_product(
@@ -61,13 +69,14 @@ def trained_product(
         status="done",
         cell=cell,
         protocol=_protocol_values(cell, data.task.benchmark),
-        metrics=_metric_record(data),
+        metrics=metric_record(data),
         dev_history=outcome.history,
         selected_step=outcome.selected_step,
         raced_out_at=outcome.raced_out_at,
         dev=outcome.scores["dev"],
         test=outcome.scores.get("test"),
-        params=ParamCounts(num_trained=method.num_trained, num_kept=method.num_kept),
+        params=ParamCounts(num_trained=method.num_trained, num_kept=method.num_kept, num_tasks=max(1, len(data.parts))),
+        starts=common.start_records(cell),
         usage=usage_of(outcome, common.bundle_cells, matmul, peak),
         data=data.record,
         backbone=backbone.record,
@@ -77,9 +86,9 @@ def trained_product(
         finished_at=provenance.now(),
     )
     if outcome.raced_out_at is not None:
-        return Product(result, _prediction_rows(data, outcome.answers), None)
+        return Product(result, prediction_rows(data, outcome.answers), None)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in method.state_dict().items()}
-    return Product(result, _prediction_rows(data, outcome.answers), safetensors_bytes(tensors))
+    return Product(result, prediction_rows(data, outcome.answers), safetensors_bytes(tensors))
 
 
 def rule_product(cell: Cell, rule: Rule, data: TaskData, common: Circumstances) -> Product:
@@ -87,7 +96,7 @@ def rule_product(cell: Cell, rule: Rule, data: TaskData, common: Circumstances) 
     begin = time.perf_counter()
     targets = [example.target for example in data.train]
     answers = {name: rule.answers(targets, len(data.split(name)), cell.seed) for name in ("dev", "test")}
-    scores = {name: score_split(data.task, data.split(name), answers[name]) for name in answers}
+    scores = {name: score_data(data, name, answers[name]) for name in answers}
     selection = scores["dev"].metrics[data.task.selection]
     elapsed = time.perf_counter() - begin
     result = Result(
@@ -96,7 +105,7 @@ def rule_product(cell: Cell, rule: Rule, data: TaskData, common: Circumstances) 
         status="done",
         cell=cell,
         protocol=_protocol_values(cell, data.task.benchmark),
-        metrics=_metric_record(data),
+        metrics=metric_record(data),
         dev_history=[DevScore(step=0, selection=selection, metrics=scores["dev"].metrics)],
         selected_step=0,
         selection_rule="nothing is selected",
@@ -111,7 +120,7 @@ def rule_product(cell: Cell, rule: Rule, data: TaskData, common: Circumstances) 
         started_at=common.started_at,
         finished_at=provenance.now(),
     )
-    return Product(result, _prediction_rows(data, answers), None)
+    return Product(result, prediction_rows(data, answers), None)
 
 
 def failed_product(cell: Cell, failure: Failure, common: Circumstances) -> Product:
@@ -124,6 +133,7 @@ def failed_product(cell: Cell, failure: Failure, common: Circumstances) -> Produ
         cell=cell,
         protocol=_protocol_values(cell, task.benchmark),
         failure=failure,
+        starts=common.start_records(cell),
         method_sha256=common.method_sha256[cell.method],
         provenance=provenance.collect("unknown"),
         started_at=common.started_at,
@@ -134,7 +144,17 @@ def failed_product(cell: Cell, failure: Failure, common: Circumstances) -> Produ
 
 def failed_to_store(made: Result, failure: Failure) -> Result:
     """The record of a cell whose result found no room."""
-    common = ("cell_id", "group_id", "cell", "protocol", "method_sha256", "provenance", "started_at", "finished_at")
+    common = (
+        "cell_id",
+        "group_id",
+        "cell",
+        "protocol",
+        "method_sha256",
+        "starts",
+        "provenance",
+        "started_at",
+        "finished_at",
+    )
     return Result(status="failed", failure=failure, **{name: getattr(made, name) for name in common})
 
 
@@ -147,22 +167,3 @@ def _protocol_values(cell: Cell, benchmark: str) -> dict[str, Any]:
     return resolve(cell.protocol).acting(
         Place(cell.task, benchmark, cell.method, cell.backbone, cell.few_shot is not None)
     )
-
-
-def _metric_record(data: TaskData) -> MetricRecord:
-    task = data.task
-    return MetricRecord(
-        reported=list(task.reported),
-        extra=[name for name in task.metrics if name not in task.reported],
-        selection=task.selection,
-        labels=task.targets,
-    )
-
-
-def _prediction_rows(data: TaskData, answers: dict[str, list[str]]) -> list[PredictionRow]:
-    return [
-        (split, index, list(example.references), answer)
-        for split in ("dev", "test")
-        if split in answers
-        for index, (example, answer) in enumerate(zip(data.split(split), answers[split], strict=True))
-    ]

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from harness.bounded import read_bounded
 from harness.durable import discard, put_in_place, sync_folder, write_aside
 from harness.errors import UserError
+from harness.parts import by_task
 from harness.schema import RESULT_FORMAT, Cell, Files, Result
 
 if TYPE_CHECKING:
@@ -30,6 +31,11 @@ PredictionRow = tuple[str, int, list[str], str]
 
 class NotStored(UserError):
     """The results folder takes no more results, so that going on would be in vain."""
+
+
+def split_name(split: str, task: str = "") -> str:
+    """A split among stored predictions: "test", or "test:TASK" for a task of a mixture."""
+    return f"{split}:{task}" if task else split
 
 
 class ResultStore:
@@ -173,7 +179,8 @@ def load_results(path: str | Path) -> pd.DataFrame:
     """
     import pandas as pd
 
-    rows = [row for file, result in ResultStore(path).scan() for row in _tidy_rows(file, result)]
+    scanned = ((file, part) for file, result in ResultStore(path).scan() for part in by_task(result))
+    rows = [row for file, result in scanned for row in _tidy_rows(file, result)]
     return pd.DataFrame(rows)
 
 

@@ -102,9 +102,9 @@ class _Run:
         plan = self.plan
         pending = plan.pending()
         if pending:
-            check_fit(plan, pending)
+            check_fit(plan, plan.asked())
             plan.store.ensure_writable()
-            _warn_of_duplicates(plan, pending, self.progress)
+            _warn_of_duplicates(plan, plan.asked(), self.progress)
         self._explain()
         if pending:
             with Claims(plan.store.root) as self.claims, self.progress:
@@ -188,14 +188,19 @@ def _forget(plan: Plan, rerun: Rerun) -> tuple[dict[tuple[str, str], Result], in
     if rerun == "stale":
         plan.superseded.clear()
     num_stale = len(plan.superseded)
-    for results in plan.results:
-        for key, result in list(results.items()):
-            is_stale = plan.is_stale(result)
+    # all are judged before any is dropped: whether a cell is stale depends on the cells that it starts from
+    for results, judged in [(found, [plan.is_stale(r) for r in found.values()]) for found in plan.results]:
+        for (key, result), is_stale in zip(list(results.items()), judged, strict=True):
             if (rerun == "failed" and result.status == "failed") or (rerun == "stale" and is_stale):
                 replaced[name_of(result.cell)] = results.pop(key)
             else:
                 num_stale += is_stale
     return replaced, num_stale
+
+
+def _place(cell: Cell) -> tuple[str, str, str]:
+    """What tells a cell from its namesakes: two rows may hold the same cell."""
+    return cell.suite, cell.label, cell.cell_id
 
 
 def _warn_of_duplicates(plan: Plan, cells: Iterable[Cell], progress: Progress) -> None:

@@ -9,17 +9,50 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from harness.declarations import Draw, ProtocolReference, Strict, TaskFile
-from harness.suite_file import SLUG, Recipe
+from harness.suite_file import SLUG, Recipe, Sampling
 
 RESULT_FORMAT = 2
 
 PLACEMENT = {"suite", "label", "protocol", "grid", "grid_index", "search_seed"}
 # fields that came after the first stored results: at its default, such a field leaves no trace in the identity
-LATER: dict[str, set[str]] = {"cell": {"few_shot"}, "recipe": set()}
+LATER: dict[str, set[str]] = {"cell": {"few_shot", "init_from", "mixture"}, "recipe": set()}
 
 
 Slug = Annotated[str, Field(pattern=SLUG)]
 """A name that names a folder too; a result from elsewhere may claim any."""
+
+
+class Part(Strict):
+    """One task of a mixture, with what decides its rows."""
+
+    task: str
+    task_version: int
+    task_rules: dict[str, Any] = {}
+    definition: TaskFile | None = None
+
+
+class Mixture(Strict):
+    """The tasks that a cell trains on at once, and how often the rows of each come."""
+
+    parts: list[Part]
+    sampling: Sampling
+    temperature: float
+
+
+class Start(Strict):
+    """One source of a cell's first tensors: the chosen cell of a grid, or a file."""
+
+    title: str
+    label: str = ""
+    task: str = ""
+    backbone: str = ""
+    seed: int = 0
+    file: str | None = None
+    """As the suite names it, where the source is a file."""
+    identity: str
+    """Hash of the file, or of all cells among which the grid's winner is chosen."""
+    family: str
+    """The same for every seed of the cell that starts here."""
 
 
 class Cell(Strict):
@@ -42,9 +75,13 @@ class Cell(Strict):
     """What the protocol sets of the task record."""
     definition: TaskFile | None = None
     """The task itself where the suite file declares it."""
+    mixture: Mixture | None = None
+    """The tasks behind `task`, where that is the name of a mixture."""
     few_shot: Draw | None = None
     """The few training rows that the cell sees; None stands for all."""
     recipe: Recipe
+    init_from: list[Start] = []
+    """What its tensors start from; empty where the method's own start is taken."""
     grid: dict[str, Any] = {}
     """The swept settings and this cell's values, e.g. {"recipe.lr": 0.3}."""
     grid_index: int = 0
@@ -55,21 +92,23 @@ class Cell(Strict):
     @property
     def cell_id(self) -> str:
         """Hash of the resolved cell, defaults included."""
-        return _digest(self._identity())
+        return digest(self._identity())
 
     @property
     def group_id(self) -> str:
         """Hash of what all grid points and seeds of one table cell have in common."""
         identity = self._identity()
         identity.pop("seed")
+        if self.init_from:
+            identity["init_from"] = [start.family for start in self.init_from]
         if self.few_shot is not None:
             identity["few_shot"].pop("seed")
         for key in self.grid:
             part, name = key.split(".", 1)
-            identity[part].pop(name, None)
+            (identity if part == "cell" else identity[part]).pop(name, None)
         if "recipe.max_source_length" in self.grid:
             identity["hp"].pop("source_length", None)  # follows the swept length
-        return _digest({**identity, "label": self.label, "swept": sorted(self.grid)})
+        return digest({**identity, "label": self.label, "swept": sorted(self.grid)})
 
     def _identity(self) -> dict[str, Any]:
         identity = self.model_dump(mode="json", exclude=PLACEMENT)
@@ -77,10 +116,13 @@ class Cell(Strict):
             for name in LATER[part]:
                 if values[name] == model.model_fields[name].get_default(call_default_factory=True):
                     del values[name]
+        if self.init_from:
+            identity["init_from"] = [start.identity for start in self.init_from]
         return identity
 
 
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
+    """A short hash of plain data."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -109,6 +151,8 @@ class SplitScore(Strict):
     metrics: dict[str, float]
     num_rows: int
     num_unreadable: int
+    parts: dict[str, SplitScore] = {}
+    """The scores on each task of a mixture, whose own score is their mean."""
 
 
 class DrawRecord(Strict):
@@ -137,6 +181,8 @@ class DataRecord(Strict):
     """Rows of dev and test whose source text also stands in train."""
     fingerprint: str
     """Of all rows of the task's splits, drawn or not."""
+    parts: dict[str, DataRecord] = {}
+    """The tasks of a mixture, whose own numbers are sums."""
     few_shot: DrawRecord | None = None
 
 
@@ -154,6 +200,13 @@ class ParamCounts(Strict):
 
     num_trained: int
     num_kept: int
+    num_tasks: int = 1
+    """Tasks of the mixture that they serve; papers print the share of one task."""
+
+    def per_task(self, kind: Literal["num_trained", "num_kept"]) -> int:
+        """What papers print for a method trained on several tasks at once: all parameters over all tasks."""
+        total: int = getattr(self, kind)
+        return round(total / self.num_tasks)
 
 
 class Usage(Strict):
@@ -198,6 +251,18 @@ class MetricRecord(Strict):
     extra: list[str]
     selection: str
     labels: list[str]
+    parts: dict[str, MetricRecord] = {}
+    """The metrics of each task of a mixture."""
+
+
+class StartRecord(Strict):
+    """Which tensors a cell did start from."""
+
+    title: str
+    cell_id: str | None = None
+    """The cell that trained them; None for a file."""
+    tensors: str
+    """SHA-256 of their file."""
 
 
 class Files(Strict):
@@ -228,6 +293,8 @@ class Result(Strict):
     test: SplitScore | None = None
     params: ParamCounts | None = None
     usage: Usage | None = None
+    starts: list[StartRecord] = []
+    """In the order of the cell's `init_from`."""
     data: DataRecord | None = None
     backbone: BackboneRecord | None = None
     method_sha256: str

@@ -34,6 +34,21 @@ def best_step(history: Iterable[tuple[int, float]]) -> int | None:
     return selected
 
 
+def chosen(group: Group, results: Mapping[tuple[int, int], Result], seed: int) -> Result | None:
+    """The run of `seed` that others start from: that of the grid point which won on dev.
+
+    A failure where every point failed; None while that is not decided or the run is missing.
+    """
+    if len(group.points) == 1:
+        return results.get((0, seed))
+    search = group.cells[(0, seed)].search_seed
+    searched = [results.get((point, search)) for point in range(len(group.points))]
+    if None in searched:
+        return None
+    winner = best_point(searched)
+    return searched[0] if winner is None else results.get((winner, seed))
+
+
 def next_cells(group: Group, results: Mapping[tuple[int, int], Result | None], per_seed: bool) -> list[tuple[int, int]]:
     """Return the (point, seed) keys of `group` that selection asks for, given what is known.
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from harness.errors import UserError
+from harness.lineage import GRID_KEY, INIT_FROM, check_number, read_choices, title_of
 from harness.protocol import Place, Protocol
-from harness.suite_file import ExceptionRule, MethodSpec, Recipe
+from harness.suite_file import ExceptionRule, MethodSpec, Recipe, SourceChoice
 from harness.validation import field_names, validate_settings
 from harness.yaml12 import Document
 
@@ -45,6 +46,8 @@ class TaskSpec:
     benchmark: str
     num_train: int | None
     """Published training rows."""
+    num_parts: int = 0
+    """Tasks of a mixture; 0 for a single task."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ class Entry:
     """From --set, e.g. {"recipe.steps": 300}."""
     task: TaskSpec
     backbone: str
+    block: Literal["methods", "sources"] = "methods"
+    """Where the suite file holds the row."""
     few_shot: bool = False
 
 
@@ -72,12 +77,22 @@ Point = dict[str, Any]
 """Swept settings of one grid point, e.g. {"recipe.lr": 0.3, "hp.rank": 4}."""
 
 
-def resolve_entry(entry: Entry) -> list[tuple[Point, Recipe, dict[str, Any]]]:
-    """Return every grid point with its recipe and hp. Raises UserError for anything unknown or impossible."""
+@dataclass(frozen=True)
+class Resolved:
+    """One grid point with everything that it sets."""
+
+    point: Point
+    recipe: Recipe
+    hp: dict[str, Any]
+    init_from: tuple[SourceChoice, ...] = ()
+
+
+def resolve_entry(entry: Entry) -> list[Resolved]:
+    """Return every grid point, validated. Raises UserError for anything unknown or impossible."""
     recipe, hp = _merge(entry)
     if entry.spec.is_rule:  # a rule such as majority trains nothing: no recipe applies
         recipe = Layered()
-    sweeps = _sweeps(recipe, "recipe", "recipe") | _sweeps(hp, "hp", f"methods.{entry.label}")
+    sweeps = _sweeps(recipe, "recipe", "recipe") | _sweeps(hp, "hp", f"{entry.block}.{entry.label}")
     if math.prod(len(values) for values in sweeps.values()) > MAX_CELLS:
         raise UserError(
             f"its grid has more than {MAX_CELLS:,} points",
@@ -85,7 +100,7 @@ def resolve_entry(entry: Entry) -> list[tuple[Point, Recipe, dict[str, Any]]]:
             field=entry.label,
         )
     points = [dict(zip(sweeps, values, strict=True)) for values in itertools.product(*sweeps.values())]
-    return [(point, *_resolve(entry, recipe, hp, point)) for point in points]
+    return [_resolve(entry, recipe, hp, point) for point in points]
 
 
 def _merge(entry: Entry) -> tuple[Layered, Layered]:
@@ -101,10 +116,10 @@ def _merge(entry: Entry) -> tuple[Layered, Layered]:
     recipe.update(entry.recipe, document, "recipe")
     own_recipe = entry.own.get("recipe", {})
     if not isinstance(own_recipe, dict):
-        where = document.where("methods", label, "recipe")
-        raise UserError("expected a mapping", where=where, field=f"methods.{label}.recipe")
-    recipe.update(own_recipe, document, "methods", label, "recipe")
-    hp.update({k: v for k, v in entry.own.items() if k not in ("recipe", "method")}, document, "methods", label)
+        where = document.where(entry.block, label, "recipe")
+        raise UserError("expected a mapping", where=where, field=f"{entry.block}.{label}.recipe")
+    recipe.update(own_recipe, document, entry.block, label, "recipe")
+    hp.update({k: v for k, v in entry.own.items() if k not in ("recipe", "method")}, document, entry.block, label)
     for index, rule in entry.exceptions.items():
         recipe.update(rule.recipe, document, "exceptions", index, "recipe")
         hp.update(rule.hp, document, "exceptions", index, "hp")
@@ -144,21 +159,44 @@ def _sweeps(layer: Layered, part: str, shown: str) -> dict[str, list[Any]]:
     return found
 
 
-def _resolve(entry: Entry, recipe: Layered, hp: Layered, point: Point) -> tuple[Recipe, dict[str, Any]]:
-    """Validate one grid point; fill in the lengths that depend on the task."""
+def _resolve(entry: Entry, recipe: Layered, hp: Layered, point: Point) -> Resolved:
+    """Validate one grid point; fill in what depends on the task and on the sources."""
     recipe_values = recipe.values | _of_part(point, "recipe")
     hp_values = hp.values | _of_part(point, "hp")
     if recipe_values.get("max_source_length") is None:
         recipe_values["max_source_length"] = entry.task.max_source_length
-    shown = ("methods", entry.label, "recipe") if entry.own.get("recipe") else ("recipe",)
+    shown = (entry.block, entry.label, "recipe") if entry.own.get("recipe") else ("recipe",)
     checked = Recipe.model_validate(validate_settings(Recipe, recipe_values, recipe.locate, shown))
     if entry.spec.error:
-        return checked, hp_values
+        return Resolved(point, checked, hp_values)
     if entry.spec.is_rule:
         _refuse_settings(entry, hp)
-        return checked, {}
+        return Resolved(point, checked, {})
+    field_name = f"{entry.block}.{entry.label}.{INIT_FROM}"
+    where = hp.origins.get(INIT_FROM) or entry.document.where(entry.block, entry.label)
+    init_from = read_choices(hp_values.pop(INIT_FROM, None), where, field_name)
+    check_number(init_from, entry.spec, where, field_name)
     _fill_source_length(entry, hp, hp_values, checked.max_source_length or entry.task.max_source_length)
-    return checked, validate_settings(entry.spec.hp_type, hp_values, hp.locate, ("methods", entry.label))
+    _fill_number(entry, hp, hp_values, "num_sources", len(init_from))
+    _fill_number(entry, hp, hp_values, "num_tasks", entry.task.num_parts or 1)
+    values = validate_settings(entry.spec.hp_type, hp_values, hp.locate, (entry.block, entry.label))
+    return Resolved(_with_title(point, init_from), checked, values, init_from)
+
+
+def _with_title(point: Point, init_from: Sequence[SourceChoice]) -> Point:
+    """A swept source as its name, which tables and results can show."""
+    key = f"hp.{INIT_FROM}"
+    return {(GRID_KEY if k == key else k): (title_of(init_from) if k == key else v) for k, v in point.items()}
+
+
+def _fill_number(entry: Entry, hp: Layered, values: dict[str, Any], name: str, number: int) -> None:
+    """Tensors that exist once per source or task: as many as the suite names."""
+    if name not in field_names(entry.spec.hp_type):
+        return
+    given = values.setdefault(name, number)
+    if given != number:
+        where, field_name = hp.locate(name), f"{entry.block}.{entry.label}.{name}"
+        raise UserError(f"{given}, but the suite names {number}", where=where, field=field_name, hint="Leave it out.")
 
 
 def _of_part(point: Point, part: str) -> dict[str, Any]:
@@ -167,7 +205,7 @@ def _of_part(point: Point, part: str) -> dict[str, Any]:
 
 def _refuse_settings(entry: Entry, hp: Layered) -> None:
     for name in hp.values:
-        field_name = f"methods.{entry.label}.{name}"
+        field_name = f"{entry.block}.{entry.label}.{name}"
         raise UserError("unknown; this method has no settings", where=hp.locate(name), field=field_name)
 
 
@@ -182,6 +220,6 @@ def _fill_source_length(entry: Entry, hp: Layered, values: dict[str, Any], lengt
         raise UserError(
             f"{given} is less than the {length} tokens that a source text may have",
             where=hp.locate("source_length"),
-            field=f"methods.{entry.label}.source_length",
+            field=f"{entry.block}.{entry.label}.source_length",
             hint="Leave it out to follow the task, or lower recipe.max_source_length too.",
         )

@@ -21,6 +21,7 @@ from harness.data import Encoded, TaskData
 from harness.fused import CellError, FusedInput, Index, Rows, blaming, micro_batches
 from harness.memory import TokenBudget, probed_tokens, random_state, restore_random_state, until_it_fits
 from harness.method import Method
+from harness.mixture import row_order
 from harness.optimizer import JointAdamW
 from harness.racing import Race
 from harness.schema import Cell
@@ -54,7 +55,8 @@ class BundleStep:
         self.dropout = recipe.backbone_dropout
         self.training: bool | None = None
         self.encoded = encoded
-        self.states = [CellState(c, m, len(data.train)) for c, m in zip(cells, methods, strict=True)]
+        orders = [row_order(data, cell.mixture, cell.seed) for cell in cells]
+        self.states = [CellState(c, m, o) for c, m, o in zip(cells, methods, orders, strict=True)]
         self.optimizer = JointAdamW([s.groups for s in self.states], [s.recipe for s in self.states])
         self.fused = FusedInput(methods, backbone, length)
         self.active = list(range(len(cells)))
@@ -137,7 +139,7 @@ class BundleStep:
     def _token_losses(self, embeds: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
         """[N, T]; a layer-side method is alone in its bundle and has a say in its loss."""
         method = self.states[0].outcome.method
-        if method.is_layer_side():
+        if method.runs_alone():
             return method.token_losses(self.backbone, embeds, mask, labels)
         return self.backbone.token_losses(embeds, mask, labels)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from harness.declarations import FewShot, ProtocolReference, Strict, TaskFile
 from harness.report_declarations import ReportBlock
@@ -14,6 +15,7 @@ from harness.report_declarations import ReportBlock
 SUITE_FORMAT = 1
 
 MAX_SEED = 2**32
+Sampling = Literal["proportional", "equal", "temperature"]
 SLUG = r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,79}$"
 
 
@@ -81,6 +83,52 @@ class Execution(Strict):
     """How often the state of a bundle in training is kept, e.g. 90s, 10m, 2h, 500 steps; or off."""
 
 
+class MixtureFile(Strict):
+    """Several tasks that a cell trains on at once, declared under `define_mixtures`; it is scored on each."""
+
+    tasks: list[str] = Field(min_length=2)
+    sampling: Sampling = "proportional"
+    """How often a task's rows come: by their number n, equally often, or by n^(1 / temperature)."""
+    temperature: float = Field(10.0, ge=1, allow_inf_nan=False)
+
+    @field_validator("tasks")
+    @classmethod
+    def _different(cls, value: list[str]) -> list[str]:
+        if len(set(value)) < len(value):
+            raise ValueError("lists a task twice")
+        return value
+
+
+class SourceChoice(Strict):
+    """Where a cell's first tensors come from: the selected tensors of another cell, or a file of prompt vectors."""
+
+    method: str | None = None
+    """Row of `methods` or `sources`, or a method with its own defaults."""
+    task: str | None = None
+    """None takes the cell's own task."""
+    backbone: str | None = None
+    """None takes the cell's own; another must have the same shapes."""
+    seed: Literal["first", "own"] = "first"
+    """One source for all seeds, trained on the first, or one for each."""
+    file: str | None = None
+    """A safetensors file instead, relative to the suite file."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> SourceChoice:
+        if (self.method is None) == (self.file is None):
+            raise ValueError("give either method, whose cell is the source, or file")
+        if self.file is not None and (self.task or self.backbone):
+            raise ValueError("task and backbone say which cell is the source; a file has neither")
+        return self
+
+    @property
+    def title(self) -> str:
+        """In words for tables: "prompt_tuning on mnli"."""
+        if self.file is not None:
+            return Path(self.file).name
+        return " on ".join(filter(None, (self.method, self.task or "the own task", self.backbone)))
+
+
 class SuiteFile(Strict):
     """One suite file as written; `{sweep: [...]}` may stand for any value of recipe or hp."""
 
@@ -95,15 +143,18 @@ class SuiteFile(Strict):
     few_shot: FewShot | None = None
     """Train on k rows of each task instead of all of them."""
     define_tasks: dict[Annotated[str, Field(pattern=SLUG)], TaskFile] = {}
+    define_mixtures: dict[Annotated[str, Field(pattern=SLUG)], MixtureFile] = {}
     tuning: Tuning = Tuning()
     recipe: dict[str, Any] = {}
     methods: dict[str, dict[str, Any]] = Field(min_length=1)
+    sources: dict[str, dict[str, Any]] = {}
+    """Rows like those of `methods` that are trained only where another cell starts from them."""
     exceptions: list[ExceptionRule] = []
     execution: Execution = Execution()
     report: ReportBlock = ReportBlock()
     """Layouts that show the results; no effect on them."""
 
-    @field_validator("methods", mode="before")
+    @field_validator("methods", "sources", mode="before")
     @classmethod
     def _methods_as_mapping(cls, value: Any) -> Any:
         """Allow `methods: [accept, dept]` and a bare `accept:` for "with its own defaults"."""
@@ -149,6 +200,8 @@ class MethodSpec:
     hp_type: type
     defaults: Defaults
     source_sha256: str
+    takes_sources: tuple[int, int | None] = (0, 0)
+    """Fewest and most sources that a cell may start from; None for no upper bound."""
     error: str | None = None
     """Traceback of a file that failed to import; its cells are recorded as failed."""
 

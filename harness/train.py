@@ -13,7 +13,7 @@ from harness.cell_state import CellFailure, Outcome, describe_failure
 from harness.checkpoint import CheckpointPlan, Keeper, Training, restore
 from harness.fused import CellError
 from harness.memory import until_it_fits
-from harness.predict import answer_split, score_split
+from harness.predict import answer_split, score_data
 from harness.racing import losers, marks
 from harness.schema import DevScore
 from harness.selection import best_step
@@ -106,7 +106,7 @@ class BundleTrainer(BundleStep):
         for i in answers:
             self.states[i].forget_losses()
             outcome = self.states[i].outcome
-            score = score_split(self.data.task, self.data.dev, answers[i])
+            score = score_data(self.data, "dev", answers[i])
             entry = DevScore(
                 step=step,
                 selection=score.metrics[self.data.task.selection],
@@ -184,7 +184,7 @@ class BundleTrainer(BundleStep):
         for i in answers:
             outcome = self.states[i].outcome
             outcome.answers["test"] = answers[i]
-            outcome.scores["test"] = score_split(self.data.task, self.data.test, answers[i])
+            outcome.scores["test"] = score_data(self.data, "test", answers[i])
             self._leave(i)
         self._share_time("eval_s", started, self._eval_positions("test", cells))
 

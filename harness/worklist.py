@@ -15,7 +15,8 @@ from harness.bundle import Bundle
 from harness.caches import cached_task
 from harness.checkpoint import CheckpointPlan, name_of, read_header
 from harness.claims import Claims
-from harness.planning import Plan, pack
+from harness.packing import pack
+from harness.planning import Plan
 from harness.provenance import collect
 from harness.schema import Cell, Result
 

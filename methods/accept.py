@@ -8,14 +8,17 @@ Stands taken: tensors start kaiming-uniform as in the authors' code (`init: gaus
 deviation, is the paper's word); SCAP is not scaled; the width t of a subvector is fixed, not K, since K = 24
 divides no other backbone's H; R = floor(budget H / (H + n K)) per part, with budgets of P and
 `budget_length - P` vectors, which reproduces all rows of the paper's Table 12.
+Three ways to start: random, or both sides from runs in which each was trained alone, SCPP with `added_side: lowrank`
+and SCAP with `prompt_side: free`, on an intermediate task or on the target task; `init_from` names the two.
 `prompt_side: free` is the paper's SCAP-only, `added_side: lowrank` (DePT's table) its SCPP-only; with `none` a side is
-left out (Table 4 and both ends of Figure 4), and the other has the whole budget. The code starts
-the free prompt N(0, 1) unless asked for text (`free_init: normal`); the default here is DePT's own start, with which
-the comparison was meant. Inference keeps codebooks and weights, 74,880 numbers, as the code stores them; an export
-writes both tables worked out, [P, H] and [S, H], which is more numbers but no codebook.
+left out (Table 4 and both ends of Figure 4), and the other has the whole budget. The code starts the
+free prompt N(0, 1) unless asked for text (`free_init: normal`); the default here is DePT's own start, with which the
+comparison was meant. Inference keeps codebooks and weights, 74,880 numbers, as the code stores them; an export writes
+both tables worked out, [P, H] and [S, H], which is more numbers but no codebook.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.method import Backbone, Defaults, Method, Paper, require_positive, sweep, vocabulary_rows
+from harness.transfer import copy_into
 
 
 class Codebook(nn.Module):
@@ -97,6 +101,8 @@ class ACCEPT(Method):
     )
     defaults = Defaults(recipe={"lr": sweep(0.3, 0.4, 0.5)}, hp={"added_lr": sweep(1e-4, 5e-4, 1e-3, 5e-3)})
 
+    takes_sources = (0, 2)
+
     @dataclass(frozen=True, kw_only=True)
     class HP:
         prompt_length: int = 60
@@ -142,6 +148,18 @@ class ACCEPT(Method):
             self.offset = Codebook(length, added_width, hp.added_rank, added_budget, 0.0, hp.init, like)
         elif hp.added_side == "lowrank":
             self.offset = LowRank(length, hp.added_rank, added_budget, like)
+
+    def start_from(self, sources: Sequence[Mapping[str, Tensor]]) -> None:
+        """Each side from the one source that trained it: two runs, SCPP and SCAP alone, or one run of both."""
+        for part, side in (("front", self.front), ("offset", self.offset)):
+            if side is None:
+                continue
+            own = {f"{part}.{name}": tensor for name, tensor in side.state_dict().items()}
+            holders = [source for source in sources if own.keys() <= source.keys()]
+            if len(holders) != 1:
+                raise ValueError(f"{', '.join(own)} must be in one of the sources, they are in {len(holders)}")
+            for name, tensor in own.items():
+                copy_into(tensor, holders[0][name], name)
 
     def prompt(self) -> Tensor | None:
         return None if self.front is None else self.front.table()

@@ -13,35 +13,50 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # each module imports only from lines above its own
 LAYERS = [
-    ["declarations", "dropout", "durable", "errors", "memory", "micro", "provenance", "stop"],
+    [
+        "declarations",
+        "dropout",
+        "durable",
+        "errors",
+        "memory",
+        "method_facts",
+        "micro",
+        "provenance",
+        "stop",
+        "transfer",
+    ],
     ["bounded", "draws", "metrics", "readers", "report_declarations", "shipped_suites", "validation"],
     ["suite_file", "yaml12"],
-    ["optimizer", "protocol", "schema"],
-    ["claims", "listings_protocols", "progress", "racing", "report_layouts", "results", "settings"],
-    ["migrate", "suite"],
+    ["optimizer", "overrides", "protocol", "schema"],
+    ["claims", "lineage", "listings_protocols", "parts", "progress", "racing", "report_layouts"],
+    ["results", "settings", "suite_loading"],
+    ["families", "migrate"],
+    ["suite"],
     ["backbone", "selection", "tasks"],
     ["examples", "flops", "initialization", "prefix_layers", "report", "sources", "staleness"],
     ["cli_layouts", "data", "method", "stored_files"],
     [
-        "cell_state",
         "cli_report",
         "export",
         "few_shot",
         "fused",
         "layer_hooks",
         "listings_data",
+        "mixture",
         "peft_layers",
+        "records",
         "tiny",
         "token_cache",
         "verify",
     ],
-    ["caches", "checkpoint", "cli_store", "contract_checks", "listings_params", "predict", "step", "tracking", "usage"],
-    ["contract", "probe", "products", "train"],
+    ["caches", "cell_state", "cli_store", "contract_checks", "listings_params", "predict", "starting"],
+    ["checkpoint", "contract", "probe", "step", "tracking", "usage"],
+    ["products", "train"],
     ["bundle"],
     ["engines", "planning"],
-    ["estimate", "worklist"],
-    ["listings_time", "runner"],
-    ["listings"],
+    ["estimate", "packing"],
+    ["listings_time", "worklist"],
+    ["listings", "runner"],
     ["cli"],
     ["__main__"],
 ]
@@ -83,7 +98,7 @@ def test_every_module_has_a_layer() -> None:
 def test_a_method_imports_only_torch_peft_the_library_and_the_method_surface(path: Path) -> None:
     allowed = {"torch", "peft", *sys.stdlib_module_names}
     for name in imported(path):
-        shared = ("method", "peft_layers", "prefix_layers", "layer_hooks")
+        shared = ("method", "transfer", "peft_layers", "prefix_layers", "layer_hooks")
         surface = name in {f"harness.{module}" for module in shared}
         assert surface or name.split(".")[0] in allowed, f"{path.name} imports {name}"
 

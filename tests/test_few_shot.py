@@ -19,7 +19,8 @@ from harness.errors import UserError
 from harness.examples import Example
 from harness.few_shot import draw_few
 from harness.listings import describe_plan
-from harness.planning import make_plan, pack
+from harness.packing import pack
+from harness.planning import make_plan
 from harness.results import ResultStore, load_results
 from harness.runner import run
 from harness.suite import Overrides

@@ -7,9 +7,10 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from harness.metrics import METRICS
+from harness.parts import by_task
 from harness.report.published import PublishedRow, Record
 from harness.schema import Result
 from harness.selection import best_point
@@ -86,10 +87,15 @@ class BoardRow:
         known = [mean for mean in means if mean is not None]
         return statistics.fmean(known) if len(known) == len(tasks) else None
 
-    def params(self, kind: str) -> list[int]:
+    def params(self, kind: Literal["num_trained", "num_kept"]) -> list[int]:
         """Distinct parameter counts over the row's tasks, smallest first; `kind` is num_trained or num_kept."""
         runs = [run for entry in self.entries.values() for run in entry.runs if run.params]
-        return sorted({int(getattr(run.params, kind)) for run in runs})
+        return sorted({run.params.per_task(kind) for run in runs if run.params})
+
+    def mixture_params(self) -> list[tuple[int, int]]:
+        """(parameters trained in full, tasks) of the row's mixtures, of which `params` gives the share per task."""
+        runs = [run for entry in self.entries.values() for run in entry.runs]
+        return sorted({(p.num_trained, p.num_tasks) for run in runs if (p := run.params) and p.num_tasks > 1})
 
     def step_seconds(self) -> float | None:
         """Median over runs of the seconds of training per step, each run's share of its bundle."""
@@ -133,7 +139,7 @@ def collect(results: Iterable[Result], record: Record | None = None) -> list[Boa
     With a `record`, each board also holds the published numbers on its backbone and tasks.
     """
     by_board: dict[tuple[str, str], list[Result]] = defaultdict(list)
-    for result in results:
+    for result in (part for whole in results for part in by_task(whole)):
         by_board[(result.cell.suite, result.cell.backbone)].append(result)
     boards = [_board(suite, backbone, items) for (suite, backbone), items in sorted(by_board.items())]
     if record is not None:
@@ -257,6 +263,8 @@ def _settings(result: Result) -> dict[str, Any]:
     flat = {f"recipe.{k}": v for k, v in cell.recipe.model_dump(mode="json").items()}
     flat |= {f"hp.{k}": v for k, v in cell.hp.items()} | {"method.name": cell.method}
     flat |= {"task.version": cell.task_version, "suite.protocol": cell.protocol.title}
+    if cell.init_from:
+        flat["cell.init_from"] = " + ".join(start.title for start in cell.init_from)
     follows = {"hp.source_length"} if "recipe.max_source_length" in cell.grid else set()
     shots = cell.few_shot
     flat |= {"rows.k": shots.k, "rows.draw": shots.rule, "rows.select_with": shots.select_with} if shots else {}

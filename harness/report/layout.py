@@ -208,7 +208,8 @@ def _costs(row: BoardRow) -> tuple[Cell, Cell]:
 def _params(row: BoardRow) -> str:
     trained, kept = row.params("num_trained"), row.params("num_kept")
     text = span_of(trained)
-    return text if kept == trained else f"{text} (kept {span_of(kept)})"
+    text = text if kept == trained else f"{text} (kept {span_of(kept)})"
+    return text + "".join(f" per task; {total:,} for {tasks} tasks" for total, tasks in row.mixture_params())
 
 
 def span_of(counts: Sequence[int]) -> str:

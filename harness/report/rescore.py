@@ -8,8 +8,9 @@ from pathlib import Path
 
 from harness.errors import UserError
 from harness.metrics import METRICS, TRUST, compute, count_unreadable, is_trusted
+from harness.parts import by_task
 from harness.report.resampling import Answers
-from harness.report.stored import read_answers
+from harness.report.stored import read_answers, split_of
 from harness.results import predictions_path
 from harness.schema import MetricRecord, Result, SplitScore
 
@@ -35,7 +36,7 @@ def rescore(scanned: Iterable[tuple[Path, Result]]) -> Rescored:
     A result may come from anybody: a metric that is code is not loaded unless it was asked for by name.
     """
     made = Rescored()
-    for path, result in scanned:
+    for path, result in ((path, part) for path, whole in scanned for part in by_task(whole)):
         if result.status != "done" or result.metrics is None:
             continue
         splits = [(name, split) for name, split in (("dev", result.dev), ("test", result.test)) if split is not None]
@@ -53,7 +54,8 @@ def rescore(scanned: Iterable[tuple[Path, Result]]) -> Rescored:
             made.num_scores += 1 + len(stored.metrics)
             place = f"{path}: {split}"
             try:
-                made.moved += _differences(place, stored, answers.get(split, Answers([], [])), result.metrics)
+                found = answers.get(split_of(result, split), Answers([], []))
+                made.moved += _differences(place, stored, found, result.metrics)
             except (UserError, ValueError, KeyError, ArithmeticError) as error:  # answers that do not suit the metric
                 made.moved.append(f"{place}: cannot be recomputed: {error}")
     return made

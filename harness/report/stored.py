@@ -11,13 +11,18 @@ from typing import Any
 from harness.bounded import read_bounded
 from harness.errors import UserError
 from harness.report.resampling import Answers
-from harness.results import predictions_path
+from harness.results import predictions_path, split_name
 from harness.schema import Result
 
 SPLITS = ("dev", "test")
 MAX_BYTES = 2**31
 MAX_ROWS = 50_000_000
 """Of one file of predictions, packed and unpacked; the largest known set of dev and test rows has 40,000."""
+
+
+def split_of(result: Result, split: str) -> str:
+    """The name of a split among the predictions of a result; a task of a mixture has splits of its own."""
+    return split_name(split, result.cell.task if result.cell.mixture else "")
 
 
 def read_answers(path: Path, sha256: str | None = None) -> dict[str, Answers]:
@@ -28,10 +33,9 @@ def read_answers(path: Path, sha256: str | None = None) -> dict[str, Answers]:
     table = read_table(path, sha256)
     splits, references, predictions = (table[name].to_pylist() for name in ("split", "references", "prediction"))
     found = {}
-    for split in SPLITS:
+    for split in dict.fromkeys(splits):
         rows = [i for i, name in enumerate(splits) if name == split]
-        if rows:
-            found[split] = Answers([predictions[i] for i in rows], [references[i] for i in rows])
+        found[split] = Answers([predictions[i] for i in rows], [references[i] for i in rows])
     return found
 
 
@@ -79,6 +83,6 @@ class PredictionFiles:
         """Answers of a run on the test split; None where they are missing or not what the run stored."""
         try:
             path = predictions_path(self._paths[self._key(result)])
-            return read_answers(path, result.files.predictions).get("test")
+            return read_answers(path, result.files.predictions).get(split_of(result, "test"))
         except UserError:
             return None

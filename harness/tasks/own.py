@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,15 @@ from harness.declarations import ProtocolReference, TaskFile
 from harness.errors import UserError, require_choice
 from harness.metrics import FOREIGN, METRICS
 from harness.protocol import Protocol, resolve
+from harness.schema import Mixture
 from harness.suite import Suite
 from harness.tasks import all_tasks
 from harness.tasks.record import Hub, Task
 
 BENCHMARK = "Own"
+MIXTURES = "Mixtures"
+MEAN = "mean"
+"""Selection metric of a mixture: the mean of its tasks' selection metrics."""
 METRICS_OF = {
     "classification": {"accuracy", "f1", "macro_f1", "matthews"},
     "regression": {"pearson", "spearman"},
@@ -33,7 +37,38 @@ def suite_tasks(suite: Suite) -> dict[str, Task]:
         if name.lower() in shipped:
             raise UserError(f"a shipped task is called '{name}' already; choose another name", where=where)
         own[name] = declared_task(name, definition, suite.folder, where)
-    return {name: under_protocol(task, suite.protocol) for name, task in {**shipped, **own}.items()}
+    single = {name: under_protocol(task, suite.protocol) for name, task in {**shipped, **own}.items()}
+    mixed = {}
+    for name, mixture in suite.file.define_mixtures.items():
+        where = suite.document.where("define_mixtures", name)
+        if name in single:
+            raise UserError(f"a task is called '{name}' already; choose another name", where=where)
+        mixed[name] = mixture_of(name, [single[require_choice(part, single, kind="task", where=where)]
+                                        for part in mixture.tasks])  # fmt: skip
+    return single | mixed
+
+
+def mixture_of(name: str, parts: Sequence[Task]) -> Task:
+    """Several tasks as one, with lengths that hold for all; its dev score is the mean of theirs."""
+    sizes = [part.sizes for part in parts]
+    known = [size for size in sizes if size is not None]
+    return Task(
+        name=name,
+        title=name,
+        benchmark=MIXTURES,
+        kind="text",
+        fields=(),
+        label="",
+        reported=(MEAN,),
+        selection=MEAN,
+        split="given",
+        max_source_length=max(part.max_source_length for part in parts),
+        max_target_length=max(part.max_target_length for part in parts),
+        sizes=(sum(s[0] for s in known), sum(s[1] for s in known), sum(s[2] for s in known))
+        if len(known) == len(parts)
+        else None,
+        parts=tuple(parts),
+    )
 
 
 def under_protocol(task: Task, protocol: Protocol) -> Task:
@@ -109,6 +144,11 @@ def _check(name: str, definition: TaskFile, where: str) -> None:
         if not metric.startswith(FOREIGN):  # those of another library are loaded before a run
             require_choice(metric, METRICS, kind="metric", where=where)
             require_choice(metric, fitting, kind=f"metric of a {definition.kind} with these labels", where=where)
+
+
+def cell_mixture(mixture: Mixture, name: str, reference: ProtocolReference, folder: str) -> Task:
+    """The mixture that a cell trains on, from what the cell stores."""
+    return mixture_of(name, [cell_task(part.task, reference, part.definition, folder) for part in mixture.parts])
 
 
 def cell_task(name: str, reference: ProtocolReference, definition: TaskFile | None, folder: str) -> Task:

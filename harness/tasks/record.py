@@ -117,12 +117,26 @@ class Task:
     notes: str = ""
     label_words: Mapping[str, int] = field(default_factory=dict)
     """Further spellings of a label in official downloads."""
+    parts: tuple[Task, ...] = ()
+    """The tasks of a mixture, which has neither rows nor metrics of its own."""
 
     @property
     def spec(self) -> TaskSpec:
         return TaskSpec(
-            self.name, self.version, self.max_source_length, self.benchmark, self.sizes[0] if self.sizes else None
+            self.name,
+            self.version,
+            self.max_source_length,
+            self.benchmark,
+            self.sizes[0] if self.sizes else None,
+            len(self.parts),
         )
+
+    @property
+    def is_here(self) -> bool:
+        """Whether its rows need neither --data nor a download."""
+        if self.parts:
+            return all(part.is_here for part in self.parts)
+        return bool(self.generate or self.files)
 
     @property
     def targets(self) -> list[str]:

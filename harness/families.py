@@ -1,0 +1,232 @@
+"""Groups of cells, each made after those that its cells start from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from harness import protocol as protocol_module
+from harness.declarations import Draw
+from harness.draws import draws_of
+from harness.errors import UserError, require_choice
+from harness.lineage import GRID_KEY, INIT_FROM, start_from_cells, start_from_file
+from harness.schema import Cell, Mixture, Part, Start
+from harness.settings import Entry, TaskSpec, resolve_entry
+from harness.suite_file import ExceptionRule, MethodSpec, SourceChoice
+from harness.suite_loading import Suite, short_name
+
+SOURCES = "sources"
+"""Suite under which cells are stored that stand in no table of their own suite; suites share them."""
+Place = tuple[str, str, str]
+"""(row, task, backbone)"""
+
+
+@dataclass(frozen=True)
+class Group:
+    """One entry of the final table: a method on a task and backbone, over grid points and seeds."""
+
+    label: str
+    method: str
+    task: str
+    backbone: str
+    points: tuple[dict[str, Any], ...]
+    seeds: tuple[int, ...]
+    cells: dict[tuple[int, int], Cell]
+    """(index of the grid point, seed) -> cell."""
+    k: int | None = None
+    """Labelled rows that a few-shot entry asks for; None stands for all."""
+    is_source: bool = False
+    """Whether it is no entry of the table, and trained only where another cell starts from it."""
+
+
+class Family:
+    """The groups of a suite as they are made: each needs those first that its cells start from."""
+
+    def __init__(
+        self,
+        suite: Suite,
+        methods: Mapping[str, MethodSpec],
+        tasks: Mapping[str, TaskSpec],
+        labels: Mapping[str, str],
+        places: Sequence[Place],
+    ) -> None:
+        self.suite = suite
+        self.methods = methods
+        self.tasks = tasks
+        self.labels = labels
+        self.places = set(places)
+        self.rows: dict[tuple[Place, int | None], Group] = {}
+        self.sources: dict[Place, Group] = {}
+        self.open: list[Place] = []
+        """Places whose group is being made, each asked for by the one before it."""
+
+    def row(self, place: Place, k: int | None = None) -> Group:
+        """A group of the suite's own table; with `k`, of its few-shot entries."""
+        if (place, k) not in self.rows:
+            seeds = _seeds(self.suite, self.tasks[place[1]], k)
+            self.rows[(place, k)] = self._make(place, seeds, self.labels[place[0]], self.suite.file.suite, k)
+        return self.rows[(place, k)]
+
+    def source(self, place: Place, own_seed: int | None, where: str) -> tuple[Group, int]:
+        """The group that a cell starts from, and the seed: `own_seed`, or the first where that is None."""
+        if place in self.places and not self.suite.file.few_shot:  # sources are trained on all rows
+            row = self.row(place)
+            if own_seed in (None, *row.seeds):
+                return row, row.seeds[0] if own_seed is None else own_seed
+        first = _seeds(self.suite, self.tasks[place[1]])[0]
+        known = self.sources.get(place)
+        seed = first if own_seed is None else own_seed
+        if known is None or seed not in known.seeds:
+            seeds = tuple(dict.fromkeys((*(known.seeds if known else (first,)), seed)))
+            self.sources[place] = self._make(place, seeds, self._method(place[0], where), SOURCES)
+        return self.sources[place], seed
+
+    def _make(self, place: Place, seeds: Sequence[int], method: str, suite_name: str, k: int | None = None) -> Group:
+        if place in self.open:
+            chain = " <- ".join(f"{label} on {task}" for label, task, _ in (*self.open, place))
+            where = self.suite.document.where(*_block(self.suite, place[0]), INIT_FROM)
+            raise UserError(f"would start from itself: {chain}", where=where, field=place[0])
+        self.open.append(place)
+        try:
+            return self._group(place, seeds, self.methods[method], suite_name, k)
+        finally:
+            self.open.pop()
+
+    def _method(self, label: str, where: str) -> str:
+        """The method of a row that a cell starts from. Raises UserError for an unknown name, or a rule."""
+        file = self.suite.file
+        rows = {**file.methods, **file.sources}
+        method = str(rows[label].get("method", label)) if label in rows else label
+        if method not in self.methods:
+            problem = f"no row and no method is called '{label}'" if label == method else f"unknown method '{method}'"
+            raise UserError(problem, where=where, value=method, choices=sorted({*self.methods, *rows}))
+        if self.methods[method].is_rule:
+            raise UserError(f"'{label}' trains nothing, so no cell can start from it", where=where)
+        return method
+
+    def _group(self, place: Place, seeds: Sequence[int], spec: MethodSpec, suite_name: str, k: int | None) -> Group:
+        suite, (label, task_name, backbone) = self.suite, place
+        task = self.tasks[task_name]
+        per_seed = suite.file.tuning.seeds == "each"
+        points = resolve_entry(_entry(suite, label, spec, task, backbone, k))
+        draws = self._draws(task, k, seeds)
+        cells: dict[tuple[int, int], Cell] = {}
+        kept: list[dict[str, Any]] = []
+        for point in points:
+            made = {
+                seed: Cell(
+                    suite=suite_name,
+                    label=label,
+                    method=spec.name,
+                    hp=point.hp,
+                    task=task.name,
+                    task_version=task.version,
+                    backbone=backbone,
+                    seed=seed,
+                    protocol=suite.protocol.reference,
+                    task_rules=suite.protocol.task_fields(task.name, task.benchmark),
+                    definition=suite.file.define_tasks.get(task.name),
+                    mixture=self._mixture(task.name),
+                    few_shot=draws[seed],
+                    recipe=point.recipe,
+                    init_from=[self._start(choice, place, seed) for choice in point.init_from],
+                    grid=point.point,
+                    grid_index=len(kept),
+                    search_seed=seed if per_seed else seeds[0],
+                )
+                for seed in seeds
+            }
+            if self._is_repeated(made[seeds[0]], cells.values(), label):
+                continue
+            cells |= {(len(kept), seed): cell for seed, cell in made.items()}
+            kept.append(point.point)
+        return Group(label, spec.name, task.name, backbone, tuple(kept), tuple(seeds), cells, k,
+                     suite_name == SOURCES)  # fmt: skip
+
+    def _draws(self, task: TaskSpec, k: int | None, seeds: Sequence[int]) -> Mapping[int, Draw | None]:
+        """Training seed -> the rows that it sees of a few-shot entry."""
+        file, protocol = self.suite.file, self.suite.protocol
+        own_seeds = file.seeds or protocol.seeds(_where(task, k))
+        where = self.suite.document.where("few_shot", "draw_seeds")
+        return draws_of(file.few_shot, k, protocol.draw_rule, own_seeds, seeds, where)
+
+    def _mixture(self, name: str) -> Mixture | None:
+        """A mixture of the suite with what decides the rows of each of its tasks; None for a single task."""
+        file, protocol = self.suite.file, self.suite.protocol
+        declared = file.define_mixtures.get(name)
+        if declared is None:
+            return None
+        parts = [
+            Part(
+                task=part,
+                task_version=self.tasks[part].version,
+                task_rules=protocol.task_fields(part, self.tasks[part].benchmark),
+                definition=file.define_tasks.get(part),
+            )
+            for part in declared.tasks
+        ]
+        return Mixture(parts=parts, sampling=declared.sampling, temperature=declared.temperature)
+
+    def _is_repeated(self, cell: Cell, others: Iterable[Cell], label: str) -> bool:
+        """Whether the grid has the same cell already, which only a source may cause: one task's is another's own."""
+        if all(cell.cell_id != other.cell_id for other in others):
+            return False
+        if GRID_KEY not in cell.grid:
+            where = self.suite.document.where(*_block(self.suite, label))
+            raise UserError("two points of its grid are the same cell", where=where, field=label)
+        return True
+
+    def _start(self, choice: SourceChoice, place: Place, seed: int) -> Start:
+        label, task, backbone = place
+        suite = self.suite
+        where = suite.document.where(*_block(suite, label), INIT_FROM)
+        if choice.file is not None:
+            return start_from_file(choice, suite.folder, where)
+        source_task = require_choice(choice.task or task, self.tasks, kind="task", where=where)
+        source_backbone = require_choice(choice.backbone or backbone, suite.backbone_sources, kind="backbone",
+                                         where=where)  # fmt: skip
+        found = (str(choice.method), source_task, source_backbone)
+        group, source_seed = self.source(found, seed if choice.seed == "own" else None, where)
+        return start_from_cells(choice, group.cells, source_seed)
+
+
+def _block(suite: Suite, label: str) -> tuple[Literal["methods", "sources"], str]:
+    """Where the suite file holds a row: `methods`, or `sources` where only that has it."""
+    only_source = label in suite.file.sources and label not in suite.file.methods
+    return ("sources" if only_source else "methods"), label
+
+
+def _seeds(suite: Suite, task: TaskSpec, k: int | None = None) -> tuple[int, ...]:
+    return tuple(suite.overrides.seeds or suite.file.seeds or suite.protocol.seeds(_where(task, k)))
+
+
+def _where(task: TaskSpec, k: int | None) -> protocol_module.Place:
+    return protocol_module.Place(task.name, task.benchmark, few_shot=k is not None)
+
+
+def _entry(suite: Suite, label: str, spec: MethodSpec, task: TaskSpec, backbone: str, k: int | None) -> Entry:
+    applying = {i: r for i, r in enumerate(suite.file.exceptions) if _applies(r, label, task.name, backbone)}
+    return Entry(
+        document=suite.document,
+        label=label,
+        spec=spec,
+        protocol=suite.protocol,
+        recipe=suite.file.recipe,
+        own={**suite.file.sources, **suite.file.methods}.get(label, {}),
+        exceptions=applying,
+        overrides=suite.overrides.settings,
+        task=task,
+        backbone=backbone,
+        block=_block(suite, label)[0],
+        few_shot=k is not None,
+    )
+
+
+def _applies(rule: ExceptionRule, label: str, task: str, backbone: str) -> bool:
+    where = rule.where
+    return (
+        (not where.tasks or task in where.tasks)
+        and (not where.methods or label in where.methods)
+        and (not where.backbones or backbone in map(short_name, where.backbones))
+    )

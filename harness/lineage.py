@@ -1,0 +1,88 @@
+"""Cells that start from other cells: how a suite says so, and what of it counts for a cell's identity."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UserError
+from harness.schema import Cell, Start, digest
+from harness.suite_file import MethodSpec, SourceChoice
+from harness.validation import validate_model
+
+INIT_FROM = "init_from"
+GRID_KEY = f"cell.{INIT_FROM}"
+"""Name of a swept source in a grid."""
+RANDOM = "none"
+"""Word for "no source" in a sweep."""
+
+
+def read_choices(value: Any, where: str, field: str) -> tuple[SourceChoice, ...]:
+    """The sources that a suite names, in their order. Raises UserError for what is none."""
+    if value is None or value == RANDOM:
+        return ()
+    items = value if isinstance(value, list) else [value]
+    if not items or not all(isinstance(item, dict) for item in items):
+        problem = f"expected {{method: ..., task: ...}}, {{file: ...}}, a list of these, or {RANDOM}; got {value!r}"
+        raise UserError(problem, where=where, field=field)
+    found = []
+    for item in items:
+        try:
+            found.append(validate_model(SourceChoice, item, lambda *key: where))
+        except UserError as error:
+            place = f"{field}.{error.field}" if error.field else field
+            raise UserError(
+                error.problem, where=where, field=place, value=error.value, choices=error.choices, hint=error.hint
+            ) from None
+    return tuple(found)
+
+
+def check_number(choices: Sequence[SourceChoice], spec: MethodSpec, where: str, field: str) -> None:
+    """Raise UserError unless the method can start from so many sources."""
+    fewest, most = spec.takes_sources
+    if fewest <= len(choices) and (most is None or len(choices) <= most):
+        return
+    if not most and most is not None:
+        raise UserError(f"'{spec.name}' cannot start from other cells", where=where, field=field)
+    wanted = f"{fewest}" if most == fewest else f"at least {fewest}" if most is None else f"{fewest} to {most}"
+    hint = f"For example {INIT_FROM}: {{method: prompt_tuning, task: mnli}}; a list where there are several."
+    raise UserError(f"'{spec.name}' starts from {wanted} sources, got {len(choices)}", where=where, field=field,
+                    hint=hint)  # fmt: skip
+
+
+def title_of(choices: Sequence[SourceChoice]) -> str:
+    """All sources of a cell in words."""
+    return " + ".join(choice.title for choice in choices) or RANDOM
+
+
+def start_from_file(choice: SourceChoice, folder: str, where: str) -> Start:
+    """A file as a source: its content is its identity. Raises UserError where it cannot be read."""
+    assert choice.file is not None
+    path = Path(folder) / choice.file
+    try:
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}", where=where, field=str(path)) from None
+    return Start(title=choice.title, file=choice.file, identity=content[:16], family=content[:16])
+
+
+def start_from_cells(choice: SourceChoice, cells: dict[tuple[int, int], Cell], seed: int) -> Start:
+    """The winner of a grid of cells as a source, whichever it will be; `cells` by (grid point, seed).
+
+    Its identity is that of all cells which may be chosen, so it is known before any of them is trained.
+    """
+    search = cells[(0, seed)].search_seed
+    ids = {cell.cell_id for (_, cell_seed), cell in cells.items() if cell_seed in (seed, search)}
+    first = cells[(0, seed)]
+    grid = sorted({str(sorted(cell.grid.items())) for cell in cells.values()})
+    return Start(
+        title=f"{first.label} on {first.task}" + (f" on {first.backbone}" if choice.backbone else ""),
+        label=first.label,
+        task=first.task,
+        backbone=first.backbone,
+        seed=seed,
+        identity=ids.pop() if len(ids) == 1 else digest(sorted(ids)),
+        family=digest([first.group_id, grid, choice.seed]),
+    )

@@ -1,0 +1,33 @@
+"""A mixture's result as one result for each of its tasks, which is how tables show it."""
+
+from __future__ import annotations
+
+from harness.schema import Part, Result, digest
+
+
+def by_task(result: Result) -> list[Result]:
+    """The result itself, or for a mixture one per task: that task's scores, rows and metrics.
+
+    What was selected, and by which mean dev scores, is common to all; parameters are those of the whole mixture.
+    """
+    mixture = result.cell.mixture
+    return [result] if mixture is None else [_of_part(result, part) for part in mixture.parts]
+
+
+def _of_part(result: Result, part: Part) -> Result:
+    name = part.task
+    placed = {
+        "task": name,
+        "task_version": part.task_version,
+        "task_rules": part.task_rules,
+        "definition": part.definition,
+    }
+    changes = {
+        "cell": result.cell.model_copy(update=placed),
+        "group_id": digest([result.group_id, name]),
+        "metrics": result.metrics.parts[name] if result.metrics else None,
+        "dev": result.dev.parts[name] if result.dev else None,
+        "test": result.test.parts[name] if result.test else None,
+        "data": result.data.parts[name] if result.data else None,
+    }
+    return result.model_copy(update=changes)

@@ -1,0 +1,93 @@
+"""A suite file with the command line's overrides, before its grid is spanned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.declarations import ProtocolReference
+from harness.errors import UserError
+from harness.overrides import Overrides, assign, check_lists, check_setting_key, check_slug
+from harness.protocol import Protocol, resolve
+from harness.report_layouts import check_block
+from harness.suite_file import SUITE_FORMAT, SuiteFile
+from harness.validation import validate_model
+from harness.yaml12 import Document, read_document
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite file with the command line's overrides applied."""
+
+    file: SuiteFile
+    document: Document
+    backbone_sources: dict[str, str]
+    """Short name, as used in results -> what the user gave (known name, hub id or path)."""
+    overrides: Overrides
+    protocol: Protocol
+
+    @property
+    def backbones(self) -> list[str]:
+        """Short names of the backbones of its table."""
+        given = self.overrides.backbones or self.file.backbones
+        return [short_name(source) for source in given]
+
+    @property
+    def folder(self) -> str:
+        """Where the suite file lies; the paths that it declares are relative to it."""
+        return str(Path(self.document.path).parent)
+
+
+def load_suite(path: str | Path, overrides: Overrides) -> Suite:
+    """Read and validate a suite file. Raises UserError with file and line."""
+    document = read_document(path)
+    data = dict(document.data)
+    for key, value in overrides.settings.items():
+        check_setting_key(key)
+        if key.split(".")[0] in ("tuning", "execution"):
+            assign(data, key, value)
+    file = validate_model(SuiteFile, data, document.where)
+    if file.version != SUITE_FORMAT:
+        problem = f"suite version {file.version} is not known here; this program reads version {SUITE_FORMAT}"
+        raise UserError(problem, where=document.where("version"), field="version")
+    for label in (*file.methods, *file.sources):
+        check_slug(label, "method", document.where(*(("methods" if label in file.methods else "sources"), label)))
+    check_block(file.report, document)
+    check_lists(overrides)
+    sources = _short_names(overrides.backbones or file.backbones, document)
+    if overrides.backbones:  # cells may still start from what the file's own backbones trained
+        sources = {**_short_names(file.backbones, document), **sources}
+    return Suite(file, document, sources, overrides, _protocol(file, document, overrides))
+
+
+def _protocol(file: SuiteFile, document: Document, overrides: Overrides) -> Protocol:
+    """The suite's protocol, with what --protocol and --set protocol.KEY=VALUE change."""
+    reference, where = file.protocol, document.where("protocol")
+    if overrides.protocol:
+        reference, where = ProtocolReference(name=overrides.protocol), "--protocol"
+    found = resolve(reference, where)
+    settings = {k.removeprefix("protocol."): v for k, v in overrides.settings.items() if k.startswith("protocol.")}
+    for key, value in settings.items():
+        changed = {**found.reference.overrides, key: value}
+        found = resolve(found.reference.model_copy(update={"overrides": changed}), f"--set protocol.{key}")
+    return found
+
+
+def short_name(source: str) -> str:
+    """Name of a backbone in results: the last part of a path or hub id."""
+    last = source.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
+    return Path(source).resolve().name if last in (".", "..", "") else last
+
+
+def _short_names(given: Sequence[str], document: Document) -> dict[str, str]:
+    """Two sources may not share one name in the results."""
+    names: dict[str, str] = {}
+    for source in given:
+        short, where = short_name(source), document.where("backbones")
+        check_slug(short, "backbone", where)
+        if short in names:
+            problem = f"'{source}' and '{names[short]}' would both be called '{short}' in the results; rename one"
+            raise UserError(problem, where=where)
+        names[short] = source
+    return names

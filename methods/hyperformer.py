@@ -1,0 +1,120 @@
+"""HyperFormer++: one small network writes the adapters of all layers for each task (Karimi Mahabadi et al., ACL 2021).
+
+For task k and place p (layer, block): z = LN(W_2 relu(W_1 [task_k; layer_p; block_p])), embeddings of 64, widths 192,
+128, 64; linear heads on z give W_d [R, H], b_d, W_u [H, R], b_u, scale and shift [H] of the adapter
+    y = x + LN(W_u gelu(W_d x + b_d) + b_u) o scale + shift
+behind the self-attention and the feed-forward part of every layer. Each stack has a network of its own, task embeddings
+are shared. Linear weights N(0, 0.01), biases zero, task embeddings N(0, 1); the norms of the backbone train too.
+A mixture has an embedding per task; `num_tasks` follows it, and is 8 where none is named, as in the published count.
+
+Stands taken, those of the authors' code: gelu by tanh, label smoothing 0.1, R = H / 32, one rate for all. The paper's
+run (2^16 steps, a mixture sampled with temperature 10, batches of 32, texts of 128 tokens) is a matter of the suite.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from harness.layer_hooks import Hooks, Sublayer, TrainedNorms, stacks, sublayers
+from harness.method import Backbone, Defaults, Method, Paper, require_positive, sweep
+
+
+class Generator(nn.Module):
+    """Writes the adapters of one stack from embeddings of task, layer and block."""
+
+    def __init__(self, num_layers: int, width: int, size: int, middle: int, like: Tensor) -> None:
+        super().__init__()
+        hidden = like.shape[1]
+        self.shape = (width, hidden)
+        self.layer = nn.Embedding(num_layers, size)
+        self.block = nn.Embedding(2, size)
+        self.mlp = nn.Sequential(nn.Linear(3 * size, middle), nn.ReLU(), nn.Linear(middle, size))
+        self.norm = nn.LayerNorm(size)
+        sizes = {"down": width * hidden, "down_bias": width, "up": hidden * width, "up_bias": hidden}
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(size, count) for name, count in {**sizes, "scale": hidden, "shift": hidden}.items()}
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.01)
+                nn.init.zeros_(module.bias)
+        self.to(like)
+
+    def forward(self, tasks: Tensor, layer: int, block: int) -> dict[str, Tensor]:
+        """Task embeddings [K, E] -> the adapter's tensors for each task, first dimension K."""
+        places = torch.cat([self.layer.weight[layer], self.block.weight[block]]).expand(len(tasks), -1)
+        z = self.norm(self.mlp(torch.cat([tasks, places], 1)))
+        made: dict[str, Tensor] = {name: head(z) for name, head in self.heads.items()}
+        width, hidden = self.shape
+        return {**made, "down": made["down"].view(-1, width, hidden), "up": made["up"].view(-1, hidden, width)}
+
+
+class HyperFormer(Method):
+    """5,163,440 of both networks with 8 task embeddings, and 47,616 of the norms, on T5-base: 651,382 per task."""
+
+    name = "hyperformer"
+    paper = Paper(
+        "karimi-mahabadi-etal-2021-parameter",
+        "https://aclanthology.org/2021.acl-long.47",
+        params={"t5-base": 638_000},
+        params_note="The figure is the paper's 0.29% of 220M, no count: all parameters over 8 tasks are 651,382.",
+    )
+    defaults = Defaults(recipe={"lr": sweep(1e-4, 3e-4, 1e-3)})
+
+    @dataclass(frozen=True, kw_only=True)
+    class HP:
+        reduction: int = 32
+        embedding: int = 64
+        middle: int = 128
+        label_smoothing: float = 0.1
+        train_norms: bool = True
+        num_tasks: int | None = None
+
+        def __post_init__(self) -> None:
+            require_positive(self, "reduction", "embedding", "middle", "num_tasks")
+            if not 0 <= self.label_smoothing < 1:
+                raise ValueError(f"label_smoothing must be at least 0 and less than 1, got {self.label_smoothing}")
+
+    def __init__(self, hp: HP, backbone: Backbone) -> None:
+        super().__init__(hp, backbone)
+        like, width = backbone.embedding.weight, max(1, backbone.hidden // hp.reduction)
+        self.smoothing = hp.label_smoothing
+        self.num_tasks = hp.num_tasks or 8
+        chosen = [s for s in sublayers(backbone) if s.kind in ("attention", "ffn")]
+        counts = {name: 1 + max(s.layer for s in chosen if s.stack == name) for name in stacks(backbone)}
+        self.task = nn.Embedding(self.num_tasks, hp.embedding).to(like)
+        self.generators = nn.ModuleDict(
+            {name: Generator(count, width, hp.embedding, hp.middle, like) for name, count in counts.items()}
+        )
+        self.norms = TrainedNorms(backbone) if hp.train_norms else None
+        self.hooks = Hooks((sublayer.output, partial(self._change, sublayer)) for sublayer in chosen)
+
+    def _change(self, sublayer: Sublayer, states: Tensor) -> Tensor:
+        """[B, L, H] -> [B, L, H], by the adapter of each row's task."""
+        made = self.generators[sublayer.stack](self.task.weight, sublayer.layer, int(sublayer.kind == "ffn"))
+        mine = {name: tensor[self.tasks_of(states)] for name, tensor in made.items()}
+        down = torch.einsum("blh,brh->blr", states.to(mine["down"]), mine["down"]) + mine["down_bias"][:, None]
+        up = torch.einsum("blr,bhr->blh", F.gelu(down, approximate="tanh"), mine["up"]) + mine["up_bias"][:, None]
+        normed: Tensor = F.layer_norm(up, up.shape[-1:])
+        changed: Tensor = states + normed * mine["scale"][:, None] + mine["shift"][:, None]
+        return changed
+
+    def token_losses(self, backbone: Backbone, embeds: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+        logits = backbone.target_logits(embeds, mask, labels).to(torch.promote_types(embeds.dtype, torch.float32))
+        flat: Tensor = F.cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), reduction="none", label_smoothing=self.smoothing
+        )
+        return flat.view(labels.shape)
+
+    def attach(self, backbone: Backbone) -> None:
+        if self.norms is not None:
+            self.norms.on()
+        self.hooks.on()
+
+    def detach(self, backbone: Backbone) -> None:
+        if self.norms is not None:
+            self.norms.off()
+        self.hooks.off()

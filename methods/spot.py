@@ -1,0 +1,45 @@
+"""SPoT: a prompt that starts from the prompts of other tasks (Vu et al., ACL 2022).
+
+X = [P; E(x)] with P [P, H], which starts from the prompt of a source task, or from the mean of several: P = mean_k S_k.
+Whatever collapses to a prompt of P vectors can be the source. All else is prompt tuning.
+
+Stands taken: the source is what the suite names in `init_from` (the code behind the published T5 figures always takes
+MNLI); with `init_from: {sweep: [...]}` dev chooses it, as the paper chooses among tasks. One rate, lr 0.3.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from harness.method import Backbone, Defaults, Method, Paper, require_positive, sweep
+from harness.transfer import copy_into, prompts_of
+
+
+class SPoT(Method):
+    """Only P trains."""
+
+    name = "spot"
+    paper = Paper("vu-etal-2022-spot", "https://aclanthology.org/2022.acl-long.346", params={"t5-base": 76_800})
+    defaults = Defaults(recipe={"lr": sweep(0.3, 0.4, 0.5)})
+    takes_sources = (1, None)
+
+    @dataclass(frozen=True, kw_only=True)
+    class HP:
+        prompt_length: int = 100
+
+        def __post_init__(self) -> None:
+            require_positive(self, "prompt_length")
+
+    def __init__(self, hp: HP, backbone: Backbone) -> None:
+        super().__init__(hp, backbone)
+        like = backbone.embedding.weight
+        vectors = torch.zeros(hp.prompt_length, backbone.hidden, dtype=like.dtype, device=like.device)
+        self.vectors = nn.Parameter(vectors)  # [P, H], replaced by start_from
+
+    def start_from(self, sources: Sequence[Mapping[str, Tensor]]) -> None:
+        copy_into(self.vectors, prompts_of(sources, *self.vectors.shape).mean(0), "the prompt")
+
+    def prompt(self) -> Tensor:
+        return self.vectors
