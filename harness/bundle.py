@@ -64,12 +64,12 @@ def execute(bundle: Bundle, listener: Listener) -> None:
     request to stop.
     """
     work = _Work(bundle, listener)
-    failure = work.attempt()
+    failure = work.compute()
     if failure is not None and work.restored:
         listener.say(f"a checkpoint could not be continued from ({failure.message}); its cells start anew")
         Keeper(bundle.checkpoint).clear()
         work = _Work(replace(bundle, cells=tuple(work.left)), listener)
-        failure = work.attempt()
+        failure = work.compute()
     if failure is not None and (len(bundle.cells) == 1 or not work.is_ready):
         for cell in list(work.left):  # what all cells need is not there
             work.hand_over(cell, failure)
@@ -95,7 +95,7 @@ class _Work:
         """Whether rows, weights and methods are loaded, so that what fails now may be one cell's fault."""
         self.restored = False
 
-    def attempt(self) -> Failure | None:
+    def compute(self) -> Failure | None:
         """Compute the bundle; return why it could not be finished. The exception, and all it holds, ends here."""
         try:
             self._compute()
