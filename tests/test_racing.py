@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import harness
-from harness.bundle import Product
 from harness.engines import LocalEngine
 from harness.errors import UserError
 from harness.planning import make_plan
+from harness.products import Product
 from harness.racing import losers, marks
 from harness.report.aggregate import collect
 from harness.report.tables import render
