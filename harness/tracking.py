@@ -119,13 +119,20 @@ def start_tracker(tool: Tool, cell: Cell, folder: Path) -> tuple[GeneralTracker,
         tracker: GeneralTracker = TensorBoardTracker(f"{cell.suite}/{name}", str(folder / tool))
     elif tool == "wandb":
         # without create_new a second run of the same process would end the first
-        made = {"name": name, "group": f"{cell.task}/{cell.label}", "dir": str(folder), "reinit": "create_new"}
+        made: dict[str, Any] = {
+            "name": name,
+            "group": f"{cell.task}/{cell.label}",
+            "dir": str(folder),
+            "reinit": "create_new",
+            "config": settings_of(cell),
+        }
         tracker = WandBTracker(cell.suite, **made)
     else:
         tracker = MLflowTracker(experiment_name=cell.suite, run_name=name)
     folder.mkdir(parents=True, exist_ok=True)
     tracker.start()
-    tracker.store_init_configuration(settings_of(cell))
+    if tool != "wandb":  # which has them from its start: afterwards they would go to the process's one global run
+        tracker.store_init_configuration(settings_of(cell))
     if tool != "mlflow":
         return tracker, {}
     import mlflow
