@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
+from accelerate import PartialState
 from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracker, WandBTracker
 
 from harness.cell_state import lr_factor
@@ -47,6 +48,7 @@ class TrackedProgress(Progress):
         if importlib.util.find_spec(tool) is None:
             hint = f"pip install {tool}, or for tensorboard pip install 'peft-harness[track]'"
             raise UserError(f"needs the package {tool}", field="--track", hint=hint)
+        PartialState()  # accelerate's trackers write their own log only once it exists
         self.tool, self.folder = tool, folder
         self.runs: dict[str, _Run] = {}
         self.is_broken = False
@@ -105,7 +107,8 @@ class TrackedProgress(Progress):
             return
         if result.test is not None:
             values = {"test/score": result.test.score, **{f"test/{k}": v for k, v in result.test.metrics.items()}}
-            run.tracker.log(values, step=result.selected_step, **run.extra)
+            # not at the selected step: a tool may take no step that lies before another
+            run.tracker.log(values, step=run.cell.recipe.steps, **run.extra)
         run.tracker.finish()
 
 
@@ -116,13 +119,20 @@ def start_tracker(tool: Tool, cell: Cell, folder: Path) -> tuple[GeneralTracker,
         tracker: GeneralTracker = TensorBoardTracker(f"{cell.suite}/{name}", str(folder / tool))
     elif tool == "wandb":
         # without create_new a second run of the same process would end the first
-        made = {"name": name, "group": f"{cell.task}/{cell.label}", "dir": str(folder), "reinit": "create_new"}
+        made: dict[str, Any] = {
+            "name": name,
+            "group": f"{cell.task}/{cell.label}",
+            "dir": str(folder),
+            "reinit": "create_new",
+            "config": settings_of(cell),
+        }
         tracker = WandBTracker(cell.suite, **made)
     else:
         tracker = MLflowTracker(experiment_name=cell.suite, run_name=name)
     folder.mkdir(parents=True, exist_ok=True)
     tracker.start()
-    tracker.store_init_configuration(settings_of(cell))
+    if tool != "wandb":  # which has them from its start: afterwards they would go to the process's one global run
+        tracker.store_init_configuration(settings_of(cell))
     if tool != "mlflow":
         return tracker, {}
     import mlflow

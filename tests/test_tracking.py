@@ -61,7 +61,7 @@ def test_each_cell_has_a_run_with_its_dev_scores_loss_and_test(tracked: Path) ->
         assert result.test is not None
         assert scalars(found, "dev/accuracy") == pytest.approx(dev)
         assert scalars(found, "train_loss") == pytest.approx(loss)
-        assert scalars(found, "test/score") == pytest.approx({result.selected_step: result.test.score})
+        assert scalars(found, "test/score") == pytest.approx({4: result.test.score})
 
 
 def test_the_learning_rate_is_that_of_each_step(tracked: Path) -> None:
