@@ -80,7 +80,7 @@ class Family:
     def _make(self, place: Place, seeds: Sequence[int], method: str, suite_name: str) -> Group:
         if place in self.open:
             chain = " <- ".join(f"{label} on {task}" for label, task, _ in (*self.open, place))
-            where = self.suite.document.where(*_block(self.suite, place[0]), INIT_FROM)
+            where = self.suite.document.where(*block_of(self.suite, place[0]), INIT_FROM)
             raise UserError(f"would start from itself: {chain}", where=where, field=place[0])
         self.open.append(place)
         try:
@@ -158,14 +158,14 @@ class Family:
         if all(cell.cell_id != other.cell_id for other in others):
             return False
         if GRID_KEY not in cell.grid:
-            where = self.suite.document.where(*_block(self.suite, label))
+            where = self.suite.document.where(*block_of(self.suite, label))
             raise UserError("two points of its grid are the same cell", where=where, field=label)
         return True
 
     def _start(self, choice: SourceChoice, place: Place, seed: int) -> Start:
         label, task, backbone = place
         suite = self.suite
-        where = suite.document.where(*_block(suite, label), INIT_FROM)
+        where = suite.document.where(*block_of(suite, label), INIT_FROM)
         if choice.file is not None:
             return start_from_file(choice, suite.folder, where)
         source_task = require_choice(choice.task or task, self.tasks, kind="task", where=where)
@@ -176,7 +176,7 @@ class Family:
         return start_from_cells(choice, group.cells, source_seed)
 
 
-def _block(suite: Suite, label: str) -> tuple[Literal["methods", "sources"], str]:
+def block_of(suite: Suite, label: str) -> tuple[Literal["methods", "sources"], str]:
     """Where the suite file holds a row: `methods`, or `sources` where only that has it."""
     only_source = label in suite.file.sources and label not in suite.file.methods
     return ("sources" if only_source else "methods"), label
@@ -199,7 +199,7 @@ def _entry(suite: Suite, label: str, spec: MethodSpec, task: TaskSpec, backbone:
         overrides=suite.overrides.settings,
         task=task,
         backbone=backbone,
-        block=_block(suite, label)[0],
+        block=block_of(suite, label)[0],
     )
 
 

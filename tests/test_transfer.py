@@ -214,3 +214,22 @@ def test_a_method_that_takes_no_source_says_so(write_suite: Write, tmp_path: Pat
     path = write_suite(SUITE.replace("{method: prompt_tuning, ", "{method: prompt_tuning, init_from: {method: spot}, "))
     with pytest.raises(UserError, match="'prompt_tuning' cannot start from other cells"):
         plan_of(path, tmp_path / "none")
+
+
+def test_the_three_starts_of_the_docs_are_rows_and_dev_chooses_among_them(tmp_path: Path) -> None:
+    page = (Path(__file__).resolve().parent.parent / "docs" / "transfer.md").read_text()
+    block = next(text for text in page.split("```yaml\n") if "accept_by_dev" in text).split("```")[0]
+    head = "suite: starts\nbackbones: [t5-base]\ntasks: [cb, mnli]\nseeds: [1]\n"
+    rates = "recipe: {lr: 0.3}\n"
+    (tmp_path / "suite.yaml").write_text(head + rates + block)
+    settings = {f"methods.{row}.added_lr": 0.001 for row in ("accept", "scpp", "scap", "accept_intermediate",
+                                                            "accept_target", "accept_by_dev")}  # fmt: skip
+    plan = plan_of(tmp_path / "suite.yaml", tmp_path / "none", settings=settings)
+    points = {(group.label, group.task): len(group.points) for group in plan.groups}
+    assert points[("accept_by_dev", "cb")] == 3
+    assert points[("accept_by_dev", "mnli")] == 2, "on MNLI the intermediate task is the target task"
+    rows = {group.label: group for group in plan.groups if group.task == "cb" and not group.is_source}
+    swept = {cell.cell_id for cell in rows["accept_by_dev"].cells.values()}
+    assert swept == {rows[label].cells[(0, 1)].cell_id for label in ("accept", "accept_intermediate", "accept_target")}
+    sources = sorted((group.label, group.task) for group in plan.groups if group.is_source)
+    assert sources == [("scap", "cb"), ("scap", "mnli"), ("scpp", "cb"), ("scpp", "mnli")]
