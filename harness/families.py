@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from harness.errors import UserError, require_choice
@@ -65,6 +65,7 @@ class Family:
 
     def source(self, place: Place, own_seed: int | None, where: str) -> tuple[Group, int]:
         """The group that a cell starts from, and the seed: `own_seed`, or the first where that is None."""
+        method = self._method(place[0], where)
         if place in self.places:
             row = self.row(place)
             if own_seed in (None, *row.seeds):
@@ -74,17 +75,25 @@ class Family:
         seed = first if own_seed is None else own_seed
         if known is None or seed not in known.seeds:
             seeds = tuple(dict.fromkeys((*(known.seeds if known else (first,)), seed)))
-            self.sources[place] = self._make(place, seeds, self._method(place[0], where), SOURCES)
+            self.sources[place] = self._make(place, seeds, method, self._suite_of(place), is_source=True)
         return self.sources[place], seed
 
-    def _make(self, place: Place, seeds: Sequence[int], method: str, suite_name: str) -> Group:
+    def _suite_of(self, place: Place) -> str:
+        """Where a source is stored: with the table that a filter leaves it out of, or apart."""
+        label, task, backbone = place
+        file = self.suite.file
+        in_table = label in file.methods and task in file.tasks and backbone in map(short_name, file.backbones)
+        return file.suite if in_table and place not in self.places else SOURCES
+
+    def _make(self, place: Place, seeds: Sequence[int], method: str, suite_name: str, is_source: bool = False) -> Group:
         if place in self.open:
             chain = " <- ".join(f"{label} on {task}" for label, task, _ in (*self.open, place))
             where = self.suite.document.where(*block_of(self.suite, place[0]), INIT_FROM)
             raise UserError(f"would start from itself: {chain}", where=where, field=place[0])
         self.open.append(place)
         try:
-            return self._group(place, seeds, self.methods[method], suite_name)
+            made = self._group(place, seeds, self.methods[method], suite_name)
+            return replace(made, is_source=is_source)
         finally:
             self.open.pop()
 
@@ -134,7 +143,7 @@ class Family:
                 continue
             cells |= {(len(kept), seed): cell for seed, cell in made.items()}
             kept.append(point.point)
-        return Group(label, spec.name, task.name, backbone, tuple(kept), tuple(seeds), cells, suite_name == SOURCES)
+        return Group(label, spec.name, task.name, backbone, tuple(kept), tuple(seeds), cells)
 
     def _mixture(self, name: str) -> Mixture | None:
         """A mixture of the suite with what decides the rows of each of its tasks; None for a single task."""

@@ -135,6 +135,19 @@ def test_another_setting_of_the_source_makes_another_cell_of_its_dependents(writ
     assert before["spot"] != before["again"]
 
 
+def test_a_source_that_stands_in_the_table_is_that_cell_whether_or_not_it_is_shown(
+    write_suite: Write, tmp_path: Path
+) -> None:
+    path = write_suite(SUITE.replace("init_from: {method: teacher, task: micro_entailment}", "init_from: {method: row}")
+                       + "  row: {method: prompt_tuning, prompt_length: 4}\n")  # fmt: skip
+    groups = {group.label: group for group in plan_of(path, tmp_path / "none").groups}
+    assert not groups["row"].is_source
+    filtered = {group.label: group for group in plan_of(path, tmp_path / "none", methods=["spot"]).groups}
+    assert filtered["row"].is_source
+    one, other = groups["row"].cells[(0, 1)], filtered["row"].cells[(0, 1)]
+    assert (one.suite, one.cell_id) == (other.suite, other.cell_id) == ("transfer", one.cell_id)
+
+
 def test_only_sources_that_are_needed_are_planned(write_suite: Write, tmp_path: Path) -> None:
     plan = plan_of(write_suite(SUITE), tmp_path / "none", methods=["spot"])
     assert [group.label for group in plan.groups] == ["spot", "teacher"]
