@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from harness.data import Encoded, TaskData, load_task
 from harness.schema import DataRecord, Mixture
@@ -78,6 +79,15 @@ class RowOrder:
         drawn, self.waiting = self.waiting[:count], self.waiting[count:]
         return drawn
 
+    def state(self) -> dict[str, Tensor]:
+        """What decides the rows to come."""
+        return {"generator": self.generator.get_state(), "waiting": torch.from_numpy(self.waiting.copy())}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` returned."""
+        self.generator.set_state(state["generator"])
+        self.waiting = state["waiting"].numpy().copy()
+
 
 class MixedOrder:
     """Endless row indices of a mixture: each row's task is drawn by its share, then the next row of that task."""
@@ -95,6 +105,17 @@ class MixedOrder:
             where = np.flatnonzero(tasks == task)
             rows[where] = self.starts[task] + self.orders[task].draw(len(where))
         return rows
+
+    def state(self) -> dict[str, Tensor]:
+        """What decides the rows to come."""
+        parts = {f"{i}.{name}": t for i, order in enumerate(self.orders) for name, t in order.state().items()}
+        return {"generator": self.generator.get_state(), **parts}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` returned."""
+        self.generator.set_state(state["generator"])
+        for i, order in enumerate(self.orders):
+            order.restore({name: state[f"{i}.{name}"] for name in ("generator", "waiting")})
 
 
 def row_order(data: TaskData, mixture: Mixture | None, seed: int) -> RowOrder | MixedOrder:

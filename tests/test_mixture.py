@@ -161,6 +161,9 @@ def test_rows_come_as_often_as_their_task_and_each_once_per_epoch(sampling: Samp
         assert max(counts.values()) - min(counts.values()) <= 1
     again = MixedOrder([30, 10], Mixture(parts=parts, sampling=sampling, temperature=1.0), seed=3)
     assert np.array_equal(again.draw(40), rows[:40])
+    later = MixedOrder([30, 10], Mixture(parts=parts, sampling=sampling, temperature=1.0), seed=4)
+    later.restore(again.state())
+    assert np.array_equal(later.draw(40), rows[40:80]), "an order goes on where another was"
 
 
 def test_joined_rows_are_those_of_the_tasks(tmp_path: Path) -> None:

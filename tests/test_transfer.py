@@ -246,3 +246,23 @@ def test_the_three_starts_of_the_docs_are_rows_and_dev_chooses_among_them(tmp_pa
     assert swept == {rows[label].cells[(0, 1)].cell_id for label in ("accept", "accept_intermediate", "accept_target")}
     sources = sorted((group.label, group.task) for group in plan.groups if group.is_source)
     assert sources == [("scap", "cb"), ("scap", "mnli"), ("scpp", "cb"), ("scpp", "mnli")]
+
+
+@pytest.mark.parametrize(
+    ("suite", "rows", "sources"),
+    [
+        # cells of the table: 12 tasks x (3 + 3 + 3 + 3) and MNLI's, where dev chooses of two; its grid runs else
+        ("ablation-initialization", 13 * 12 - 1, 2 * 13 * 3),
+        ("ablation-initialization-mrqa", 3 * 4 * 5, 2 * 5 * 3),
+        ("transfer-glue", 4 * 8 * 3, (6 + 2) * 3),
+        ("multitask-glue", 4 * 3, (8 + 2) * 3),
+        ("transfer", 3 * 4, 2 * 4),
+    ],
+)
+def test_shipped_suites_have_the_cells_that_their_design_implies(
+    tmp_path: Path, suite: str, rows: int, sources: int
+) -> None:
+    path = Path(__file__).resolve().parent.parent / "suites" / f"{suite}.yaml"
+    plan = plan_of(path, tmp_path / "none")
+    assert sum(plan.num_cells(group) for group in plan.groups if not group.is_source) == rows
+    assert sum(plan.num_cells(group) for group in plan.groups if group.is_source) == sources
