@@ -293,7 +293,7 @@ def published(cls: type[Method]) -> str:
         if name not in known_backbones():
             continue
         method = cls(cls.HP(), _shapes(name))
-        trained, kept = method.num_trained, method.num_kept
+        trained, kept = (round(count / method.num_tasks) for count in (method.num_trained, method.num_kept))
         reason = explain_figure(figure, trained, kept)
         assert reason or cls.paper.params_note, (
             f"{name}: {trained:,} trained, {kept:,} kept, but paper.params says {figure:,} and no params_note says why"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from harness import protocol as protocol_module
@@ -70,6 +70,7 @@ class Family:
 
     def source(self, place: Place, own_seed: int | None, where: str) -> tuple[Group, int]:
         """The group that a cell starts from, and the seed: `own_seed`, or the first where that is None."""
+        method = self._method(place[0], where)
         if place in self.places and not self.suite.file.few_shot:  # sources are trained on all rows
             row = self.row(place)
             if own_seed in (None, *row.seeds):
@@ -79,17 +80,33 @@ class Family:
         seed = first if own_seed is None else own_seed
         if known is None or seed not in known.seeds:
             seeds = tuple(dict.fromkeys((*(known.seeds if known else (first,)), seed)))
-            self.sources[place] = self._make(place, seeds, self._method(place[0], where), SOURCES)
+            self.sources[place] = self._make(place, seeds, method, self._suite_of(place), is_source=True)
         return self.sources[place], seed
 
-    def _make(self, place: Place, seeds: Sequence[int], method: str, suite_name: str, k: int | None = None) -> Group:
+    def _suite_of(self, place: Place) -> str:
+        """Where a source is stored: with the table that a filter leaves it out of, or apart."""
+        label, task, backbone = place
+        file = self.suite.file
+        in_table = label in file.methods and task in file.tasks and backbone in map(short_name, file.backbones)
+        return file.suite if in_table and place not in self.places else SOURCES
+
+    def _make(
+        self,
+        place: Place,
+        seeds: Sequence[int],
+        method: str,
+        suite_name: str,
+        k: int | None = None,
+        is_source: bool = False,
+    ) -> Group:
         if place in self.open:
             chain = " <- ".join(f"{label} on {task}" for label, task, _ in (*self.open, place))
-            where = self.suite.document.where(*_block(self.suite, place[0]), INIT_FROM)
+            where = self.suite.document.where(*block_of(self.suite, place[0]), INIT_FROM)
             raise UserError(f"would start from itself: {chain}", where=where, field=place[0])
         self.open.append(place)
         try:
-            return self._group(place, seeds, self.methods[method], suite_name, k)
+            made = self._group(place, seeds, self.methods[method], suite_name, k)
+            return replace(made, is_source=is_source)
         finally:
             self.open.pop()
 
@@ -141,8 +158,7 @@ class Family:
                 continue
             cells |= {(len(kept), seed): cell for seed, cell in made.items()}
             kept.append(point.point)
-        return Group(label, spec.name, task.name, backbone, tuple(kept), tuple(seeds), cells, k,
-                     suite_name == SOURCES)  # fmt: skip
+        return Group(label, spec.name, task.name, backbone, tuple(kept), tuple(seeds), cells, k)
 
     def _draws(self, task: TaskSpec, k: int | None, seeds: Sequence[int]) -> Mapping[int, Draw | None]:
         """Training seed -> the rows that it sees of a few-shot entry."""
@@ -173,14 +189,14 @@ class Family:
         if all(cell.cell_id != other.cell_id for other in others):
             return False
         if GRID_KEY not in cell.grid:
-            where = self.suite.document.where(*_block(self.suite, label))
+            where = self.suite.document.where(*block_of(self.suite, label))
             raise UserError("two points of its grid are the same cell", where=where, field=label)
         return True
 
     def _start(self, choice: SourceChoice, place: Place, seed: int) -> Start:
         label, task, backbone = place
         suite = self.suite
-        where = suite.document.where(*_block(suite, label), INIT_FROM)
+        where = suite.document.where(*block_of(suite, label), INIT_FROM)
         if choice.file is not None:
             return start_from_file(choice, suite.folder, where)
         source_task = require_choice(choice.task or task, self.tasks, kind="task", where=where)
@@ -191,7 +207,7 @@ class Family:
         return start_from_cells(choice, group.cells, source_seed)
 
 
-def _block(suite: Suite, label: str) -> tuple[Literal["methods", "sources"], str]:
+def block_of(suite: Suite, label: str) -> tuple[Literal["methods", "sources"], str]:
     """Where the suite file holds a row: `methods`, or `sources` where only that has it."""
     only_source = label in suite.file.sources and label not in suite.file.methods
     return ("sources" if only_source else "methods"), label
@@ -218,7 +234,7 @@ def _entry(suite: Suite, label: str, spec: MethodSpec, task: TaskSpec, backbone:
         overrides=suite.overrides.settings,
         task=task,
         backbone=backbone,
-        block=_block(suite, label)[0],
+        block=block_of(suite, label)[0],
         few_shot=k is not None,
     )
 

@@ -20,7 +20,6 @@ from harness.planning import Plan, check_fit, make_plan
 from harness.protocol import describe
 from harness.schema import Start
 from harness.suite import Group, Overrides
-from harness.tasks.record import SPLIT_RULES
 
 RACING = (
     "Grids are searched by halving: the weaker half of the points leaves at each mark, by dev score. Steps and times "
@@ -53,7 +52,7 @@ def describe_plan(plan: Plan, probe: bool = False) -> dict[str, Any]:
         table(list(budgets.values()), ["method", "cells", "done", "missing", "failed", "stale", "steps_to_train"]),
         time["text"],
         *_describe_shots(plan),
-        *(f"{task}: {SPLIT_RULES[plan.tasks[task].split]}" for task in dict.fromkeys(g.task for g in plan.groups)),
+        *(f"{task}: {plan.tasks[task].split_rule}" for task in dict.fromkeys(g.task for g in plan.groups)),
         f"Protocol {plan.suite.protocol.reference.title}: {plan.suite.protocol.description}",
         protocol_table(plan.suite.protocol),
     ]
@@ -104,7 +103,7 @@ def _describe_group(plan: Plan, index: int) -> dict[str, Any]:
         "recipe": first.recipe.model_dump(mode="json"),
         "hp": first.hp,
         "grid": list(group.points),
-        "split_rule": SPLIT_RULES[plan.tasks[group.task].split],
+        "split_rule": plan.tasks[group.task].split_rule,
     }
 
 

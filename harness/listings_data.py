@@ -92,6 +92,9 @@ def describe_rows(
         rules = resolve(ProtocolReference(name=protocol or DEFAULT), "--protocol")
         tasks = {key: under_protocol(task, rules) for key, task in all_tasks().items()}
     task = tasks[require_choice(name, tasks, kind="task")]
+    if task.parts:
+        raise UserError("is a mixture; preview one of its tasks", value=name, field=name,
+                        choices=[part.name for part in task.parts])  # fmt: skip
     data = load_task(task, data_dir)
     built = load_backbone(backbone, device="cpu")
     rows = _tokenised(data, built, split, count)

@@ -25,7 +25,7 @@ def describe_params(
         own = {key.split(".", 1)[1]: value for key, value in settings.items() if key.split(".", 1)[0] == name}
         rows.append(_count(cls, own, built))
     _check_setting_names(settings, [row["method"] for row in rows])
-    columns = ["method", "trained", "kept", "% of backbone", "published"]
+    columns = ["method", "trained", "kept", "per task", "% of backbone", "published"]
     title = f"{built.name}: {built.num_params:,} parameters, width {built.hidden}"
     notes = [f"{row['method']}, published figure: {row['difference']}" for row in rows if row["difference"]]
     text = "\n".join([title, table([_shown(row) for row in rows], columns), *notes])
@@ -39,6 +39,7 @@ def _count(cls: type[Method], settings: dict[str, Any], backbone: Backbone) -> d
         "method": cls.name,
         "num_trained": method.num_trained,
         "num_kept": method.num_kept,
+        "num_tasks": method.num_tasks,
         "percent_of_backbone": 100 * method.num_trained / backbone.num_params,
         "published": published,
         "difference": _difference(cls, method, published, bool(settings)),
@@ -49,7 +50,8 @@ def _difference(cls: type[Method], method: Method, published: int | None, is_cha
     """Why the published figure is not the number trained, in words; empty if it is."""
     if published is None or published == method.num_trained:
         return ""
-    known = explain_figure(published, method.num_trained, method.num_kept)
+    tasks = method.num_tasks
+    known = explain_figure(published, round(method.num_trained / tasks), round(method.num_kept / tasks), tasks)
     if known or not is_changed:
         return " ".join(filter(None, [known, cls.paper.params_note]))
     return "The settings are not those of the figure."
@@ -60,6 +62,7 @@ def _shown(row: Mapping[str, Any]) -> dict[str, str]:
         "method": row["method"],
         "trained": f"{row['num_trained']:,}",
         "kept": f"{row['num_kept']:,}",
+        "per task": f"{round(row['num_trained'] / row['num_tasks']):,}" if row["num_tasks"] > 1 else "",
         "% of backbone": f"{row['percent_of_backbone']:.3f}",
         "published": f"{row['published']:,}" if row["published"] else "",
     }

@@ -17,16 +17,18 @@ class Paper:
     """Why a published figure is not the count with the default settings, in words."""
 
 
-def explain_figure(figure: int, trained: int, kept: int) -> str:
+def explain_figure(figure: int, trained: int, kept: int, tasks: int = 1) -> str:
     """How a published figure comes from the counts, in words; empty if it does not.
 
+    With several `tasks` the counts are those of one task: all numbers over all tasks.
     A figure of one or two significant digits, such as 220M, is taken as rounded, any other as exact.
     """
-    for count, what in ((trained, "the number trained"), (kept, "the number kept for inference")):
+    share = f" over its {tasks} tasks" if tasks > 1 else ""
+    for count, what in ((trained, f"the number trained{share}"), (kept, f"the number kept for inference{share}")):
         if figure == count:
             return f"It is {what}."
     digits = len(str(figure).rstrip("0"))
-    for count, what in ((trained, "the number trained"), (kept, "the number kept for inference")):
+    for count, what in ((trained, f"the number trained{share}"), (kept, f"the number kept for inference{share}")):
         if digits <= 2 and float(f"{count:.{digits - 1}e}") == figure:
             return f"It is {what}, rounded."
     return ""

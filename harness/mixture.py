@@ -115,7 +115,7 @@ class MixedOrder:
         """Go on from what `state` returned."""
         self.generator.set_state(state["generator"])
         for i, order in enumerate(self.orders):
-            order.restore({name: state[f"{i}.{name}"] for name in order.state()})
+            order.restore({name: state[f"{i}.{name}"] for name in ("generator", "waiting")})
 
 
 def row_order(data: TaskData, mixture: Mixture | None, seed: int) -> RowOrder | MixedOrder:

@@ -15,6 +15,7 @@ from harness.bundle import build_method
 from harness.caches import cached_backbone, cached_task
 from harness.checkpoint import name_of
 from harness.errors import UserError
+from harness.families import block_of
 from harness.lineage import INIT_FROM
 from harness.method import Method, Registered, Rule, discover
 from harness.metrics import get_metric
@@ -247,7 +248,7 @@ def _check_starts(plan: Plan, cell: Cell, method: Method) -> None:
     """Let a method without weights start from sources without weights. Raises UserError where shapes do not fit."""
     if not cell.init_from:
         return
-    where = plan.suite.document.where("methods", cell.label, INIT_FROM)
+    where = plan.suite.document.where(*block_of(plan.suite, cell.label), INIT_FROM)
     sources = [_shapes_of(plan, start) for start in cell.init_from]
     try:
         method.start_from(sources)
@@ -309,7 +310,7 @@ def _build(plan: Plan, cell: Cell, backbone: Backbone) -> Method:
     cls = plan.methods[cell.method].cls
     assert cls is not None
     assert issubclass(cls, Method)
-    return build_method(cell, cls, backbone, plan.suite.document.where("methods", cell.label))
+    return build_method(cell, cls, backbone, plan.suite.document.where(*block_of(plan.suite, cell.label)))
 
 
 def _check_positions(plan: Plan, cell: Cell, method: Method, backbone: Backbone) -> None:

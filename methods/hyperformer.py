@@ -104,10 +104,9 @@ class HyperFormer(Method):
 
     def token_losses(self, backbone: Backbone, embeds: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
         logits = backbone.target_logits(embeds, mask, labels).to(torch.promote_types(embeds.dtype, torch.float32))
-        flat: Tensor = F.cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), reduction="none", label_smoothing=self.smoothing
-        )
-        return flat.view(labels.shape)
+        logits = logits.transpose(1, 2)  # [N, V, T]
+        losses: Tensor = F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.smoothing)
+        return losses
 
     def attach(self, backbone: Backbone) -> None:
         if self.norms is not None:

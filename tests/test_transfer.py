@@ -135,6 +135,19 @@ def test_another_setting_of_the_source_makes_another_cell_of_its_dependents(writ
     assert before["spot"] != before["again"]
 
 
+def test_a_source_that_stands_in_the_table_is_that_cell_whether_or_not_it_is_shown(
+    write_suite: Write, tmp_path: Path
+) -> None:
+    path = write_suite(SUITE.replace("init_from: {method: teacher, task: micro_entailment}", "init_from: {method: row}")
+                       + "  row: {method: prompt_tuning, prompt_length: 4}\n")  # fmt: skip
+    groups = {group.label: group for group in plan_of(path, tmp_path / "none").groups}
+    assert not groups["row"].is_source
+    filtered = {group.label: group for group in plan_of(path, tmp_path / "none", methods=["spot"]).groups}
+    assert filtered["row"].is_source
+    one, other = groups["row"].cells[(0, 1)], filtered["row"].cells[(0, 1)]
+    assert (one.suite, one.cell_id) == (other.suite, other.cell_id) == ("transfer", one.cell_id)
+
+
 def test_only_sources_that_are_needed_are_planned(write_suite: Write, tmp_path: Path) -> None:
     plan = plan_of(write_suite(SUITE), tmp_path / "none", methods=["spot"])
     assert [group.label for group in plan.groups] == ["spot", "teacher"]
@@ -214,3 +227,42 @@ def test_a_method_that_takes_no_source_says_so(write_suite: Write, tmp_path: Pat
     path = write_suite(SUITE.replace("{method: prompt_tuning, ", "{method: prompt_tuning, init_from: {method: spot}, "))
     with pytest.raises(UserError, match="'prompt_tuning' cannot start from other cells"):
         plan_of(path, tmp_path / "none")
+
+
+def test_the_three_starts_of_the_docs_are_rows_and_dev_chooses_among_them(tmp_path: Path) -> None:
+    page = (Path(__file__).resolve().parent.parent / "docs" / "transfer.md").read_text()
+    block = next(text for text in page.split("```yaml\n") if "accept_by_dev" in text).split("```")[0]
+    head = "suite: starts\nbackbones: [t5-base]\ntasks: [cb, mnli]\nseeds: [1]\n"
+    rates = "recipe: {lr: 0.3}\n"
+    (tmp_path / "suite.yaml").write_text(head + rates + block)
+    settings = {f"methods.{row}.added_lr": 0.001 for row in ("accept", "scpp", "scap", "accept_intermediate",
+                                                            "accept_target", "accept_by_dev")}  # fmt: skip
+    plan = plan_of(tmp_path / "suite.yaml", tmp_path / "none", settings=settings)
+    points = {(group.label, group.task): len(group.points) for group in plan.groups}
+    assert points[("accept_by_dev", "cb")] == 3
+    assert points[("accept_by_dev", "mnli")] == 2, "on MNLI the intermediate task is the target task"
+    rows = {group.label: group for group in plan.groups if group.task == "cb" and not group.is_source}
+    swept = {cell.cell_id for cell in rows["accept_by_dev"].cells.values()}
+    assert swept == {rows[label].cells[(0, 1)].cell_id for label in ("accept", "accept_intermediate", "accept_target")}
+    sources = sorted((group.label, group.task) for group in plan.groups if group.is_source)
+    assert sources == [("scap", "cb"), ("scap", "mnli"), ("scpp", "cb"), ("scpp", "mnli")]
+
+
+@pytest.mark.parametrize(
+    ("suite", "rows", "sources"),
+    [
+        # cells of the table: 12 tasks x (3 + 3 + 3 + 3) and MNLI's, where dev chooses of two; its grid runs else
+        ("ablation-initialization", 13 * 12 - 1, 2 * 13 * 3),
+        ("ablation-initialization-mrqa", 3 * 4 * 5, 2 * 5 * 3),
+        ("transfer-glue", 4 * 8 * 3, (6 + 2) * 3),
+        ("multitask-glue", 4 * 3, (8 + 2) * 3),
+        ("transfer", 3 * 4, 2 * 4),
+    ],
+)
+def test_shipped_suites_have_the_cells_that_their_design_implies(
+    tmp_path: Path, suite: str, rows: int, sources: int
+) -> None:
+    path = Path(__file__).resolve().parent.parent / "suites" / f"{suite}.yaml"
+    plan = plan_of(path, tmp_path / "none")
+    assert sum(plan.num_cells(group) for group in plan.groups if not group.is_source) == rows
+    assert sum(plan.num_cells(group) for group in plan.groups if group.is_source) == sources

@@ -132,6 +132,11 @@ class Task:
         )
 
     @property
+    def split_rule(self) -> str:
+        """In words, where its train, dev and test rows come from."""
+        return "each task of the mixture by its own rule" if self.parts else SPLIT_RULES[self.split]
+
+    @property
     def is_here(self) -> bool:
         """Whether its rows need neither --data nor a download."""
         if self.parts:
