@@ -17,8 +17,11 @@ from harness.backbone import Backbone
 from harness.caches import cached_backbone, cached_task
 from harness.cell_state import Outcome
 from harness.data import Encoded, TaskData, cut_references
+from harness.distributed import ALONE, Send, Team, run_team
 from harness.errors import UserError
 from harness.flops import MatmulParams, matmul_params, peak_flops
+from harness.heads import LinearHead, class_targets
+from harness.loading import DEFAULT_PLACEMENT, Placement
 from harness.memory import reset_peak_memory
 from harness.method import Method, Registered, Rule, checked_groups, load_file
 from harness.predict import score_split
@@ -26,6 +29,7 @@ from harness.protocol import Place, resolve
 from harness.racing import Race
 from harness.results import PredictionRow
 from harness.schema import BackboneRecord, Cell, DevScore, Failure, MetricRecord, ParamCounts, Result
+from harness.tasks.record import Task
 from harness.token_cache import cached_encode
 from harness.train import BundleTrainer, OnStep
 from harness.usage import rule_usage, usage_of
@@ -46,6 +50,9 @@ class Bundle:
     """Where the suite file lies, for paths that it declares."""
     micro_batch_tokens: int | None
     races: tuple[Race, ...] = ()
+    placement: Placement = DEFAULT_PLACEMENT
+    processes: int = 1
+    """Processes that train it together, each on its own device."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,8 @@ def _attempt(bundle: Bundle, data: TaskData, started: str, on_step: OnStep, on_p
             rule = cls(data.task.targets)
             on_product(_rule_product(bundle.cells[0], rule, data, registered[bundle.cells[0].method], started))
         else:
-            _train(bundle, data, registered, started, on_step, on_product)
+            train = _train if bundle.processes == 1 else _train_in_processes
+            train(bundle, data, registered, started, on_step, on_product)
     except UserError:
         raise
     except Exception as error:  # recorded as the failure of a cell, with its traceback
@@ -104,7 +112,7 @@ def _attempt(bundle: Bundle, data: TaskData, started: str, on_step: OnStep, on_p
     return None
 
 
-def _train(
+def _train_in_processes(
     bundle: Bundle,
     data: TaskData,
     registered: dict[str, Registered],
@@ -112,18 +120,47 @@ def _train(
     on_step: OnStep,
     on_product: OnProduct,
 ) -> None:
+    """Let new processes train the bundle; rows and method files are read again there."""
+
+    def take(message: tuple[str, Any]) -> None:
+        kind, value = message
+        on_step(*value) if kind == "step" else on_product(value)
+
+    run_team(bundle.processes, _train_as_member, (bundle, started), take)
+
+
+def _train_as_member(team: Team, send: Send, bundle: Bundle, started: str) -> None:
+    data = cached_task(bundle.cells[0], bundle.data_dir, bundle.suite_folder)
+    registered = {cell.method: _registered(bundle, cell.method) for cell in bundle.cells}
+    on_step: OnStep = lambda *step: send(("step", step))  # noqa: E731
+    _train(bundle, data, registered, started, on_step, lambda product: send(("product", product)), team)
+
+
+def _train(
+    bundle: Bundle,
+    data: TaskData,
+    registered: dict[str, Registered],
+    started: str,
+    on_step: OnStep,
+    on_product: OnProduct,
+    team: Team = ALONE,
+) -> None:
     cells = bundle.cells
-    backbone = cached_backbone(bundle.backbone, cells[0].recipe.precision)
+    backbone = cached_backbone(
+        bundle.backbone, cells[0].recipe.precision, cells[0].recipe.quantization, bundle.placement
+    )
     data = cut_references(data, backbone)
     with torch.random.fork_rng():
-        methods = [_build(cell, registered[cell.method], backbone) for cell in cells]
-        torch.manual_seed(cells[0].seed)
+        methods = [_build(cell, registered[cell.method], backbone, data.task) for cell in cells]
+        torch.manual_seed(cells[0].seed + team.rank)  # what is drawn from here on is dropout, of other rows elsewhere
         encoded = _encode(cells[0], data, backbone)
         max_tokens = bundle.micro_batch_tokens or default_tokens(backbone)
-        trainer = BundleTrainer(cells, methods, data, encoded, backbone, max_tokens, bundle.races)
+        trainer = BundleTrainer(cells, methods, data, encoded, backbone, max_tokens, bundle.races, team)
         layer_side = [method for method in methods if method.is_layer_side()]
         assert not layer_side or len(methods) == 1, "a layer-side method runs alone"
         matmul = matmul_params(backbone)
+        if trainer.fused.heads:
+            matmul = replace(matmul, head=methods[0].num_head)
         try:
             for method in layer_side:
                 method.attach(backbone)
@@ -146,7 +183,11 @@ def default_tokens(backbone: Backbone) -> int:
 
 def _encode(cell: Cell, data: TaskData, backbone: Backbone) -> dict[str, Encoded]:
     length = cell.recipe.max_source_length or data.task.max_source_length
-    return {name: cached_encode(data.split(name), backbone, data.task, length) for name in ("train", "dev", "test")}
+    splits = {name: data.split(name) for name in ("train", "dev", "test")}
+    encoded = {name: cached_encode(rows, backbone, data.task, length) for name, rows in splits.items()}
+    if cell.recipe.head == "linear":
+        return {name: class_targets(encoded[name], rows, data.task) for name, rows in splits.items()}
+    return encoded
 
 
 def build_method(cell: Cell, cls: type[Method], backbone: Backbone, where: str | None = None) -> Method:
@@ -160,12 +201,15 @@ def build_method(cell: Cell, cls: type[Method], backbone: Backbone, where: str |
         raise UserError(problem, where=where, field=f"methods.{cell.label}") from None
 
 
-def _build(cell: Cell, registered: Registered, backbone: Backbone) -> Method:
+def _build(cell: Cell, registered: Registered, backbone: Backbone, task: Task) -> Method:
     """The same seed gives the same tensors, whatever else is in the bundle."""
     assert registered.cls is not None
     assert issubclass(registered.cls, Method)
     torch.manual_seed(cell.seed)
-    return registered.cls(registered.cls.HP(**cell.hp), backbone).to(backbone.device)
+    method = registered.cls(registered.cls.HP(**cell.hp), backbone).to(backbone.device)
+    if cell.recipe.head == "linear":
+        method.linear_head = LinearHead(len(task.targets), backbone.embedding.weight)
+    return method
 
 
 def _registered(bundle: Bundle, method: str) -> Registered:
@@ -202,7 +246,7 @@ def _product(
         raced_out_at=outcome.raced_out_at,
         dev=outcome.scores["dev"],
         test=outcome.scores.get("test"),
-        params=ParamCounts(num_trained=method.num_trained, num_kept=method.num_kept),
+        params=ParamCounts(num_trained=method.num_trained, num_kept=method.num_kept, num_head=method.num_head),
         usage=usage_of(outcome, len(bundle.cells), matmul, peak),
         data=data.record,
         backbone=backbone.record,

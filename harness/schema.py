@@ -13,7 +13,7 @@ RESULT_FORMAT = 1
 
 PLACEMENT = {"suite", "label", "protocol", "grid", "grid_index", "search_seed"}
 # fields that came after the first stored results: at its default, such a field leaves no trace in the identity
-LATER: dict[str, set[str]] = {"cell": set(), "recipe": set()}
+LATER: dict[str, set[str]] = {"cell": set(), "recipe": {"quantization", "head", "head_lr"}}
 
 
 class Cell(Strict):
@@ -129,6 +129,8 @@ class ParamCounts(Strict):
 
     num_trained: int
     num_kept: int
+    num_head: int = 0
+    """Weights of a linear head, which stand in neither of the other two."""
 
 
 class Usage(Strict):

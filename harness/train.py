@@ -17,7 +17,9 @@ from torch import Tensor
 from harness.backbone import Backbone
 from harness.cell_state import CellFailure, CellState, Outcome, lr_factor
 from harness.data import Encoded, TaskData
+from harness.distributed import ALONE, Team
 from harness.fused import FusedInput, Index, Rows, micro_batches
+from harness.heads import Classifier
 from harness.memory import TokenBudget, probed_tokens, until_it_fits
 from harness.method import Method
 from harness.optimizer import JointAdamW
@@ -48,6 +50,7 @@ class BundleTrainer:
         backbone: Backbone,
         max_tokens: int,
         races: Sequence[Race] = (),
+        team: Team = ALONE,
     ) -> None:
         self.backbone = backbone
         self.data = data
@@ -63,6 +66,7 @@ class BundleTrainer:
         self.fused = FusedInput(methods, backbone, length)
         self.active = list(range(len(cells)))
         self.races = races
+        self.team = team
 
     def run(self, on_step: OnStep, on_outcome: Callable[[Outcome], None]) -> None:
         """Train to the end of every cell; hand over each outcome, failed ones included, as soon as it is final."""
@@ -113,7 +117,9 @@ class BundleTrainer:
         Where memory runs out, all is done again in smaller micro-batches.
         """
         shortest = int(self.fused.lengths(self.encoded["train"], rows).min())
-        return until_it_fits(lambda tokens: self._accumulate_within(rows, tokens), self.budget, shortest, self._undo)
+        losses = until_it_fits(lambda tokens: self._accumulate_within(rows, tokens), self.budget, shortest, self._undo)
+        self.team.add_up(losses, [p for i in self.active for p in self.states[i].parameters])
+        return losses
 
     def _accumulate_within(self, rows: Rows, max_tokens: int) -> Tensor:
         train, fused = self.encoded["train"], self.fused
@@ -123,11 +129,12 @@ class BundleTrainer:
         weights = torch.as_tensor(1 / np.maximum(per_cell, 1), device=device, dtype=dtype)
         losses = torch.zeros(len(self.states), device=device, dtype=dtype)
         fused.refresh(grad=True, cells=self.active)
+        rows = rows.take(self.team.share(len(rows)))
         for batch in self._micro_batches(fused.lengths(train, rows), max_tokens):
             embeds, mask, placed = fused.build(train, rows.take(batch))
             labels = torch.as_tensor(train.targets(placed.rows), device=device)
             cells = torch.as_tensor(placed.cells, device=device)
-            row_losses = self._token_losses(embeds, mask, labels).sum(1).to(dtype) * weights[cells]
+            row_losses = self._token_losses(embeds, mask, labels, cells).sum(1).to(dtype) * weights[cells]
             row_losses.sum().backward()  # type: ignore[no-untyped-call]
             losses.index_add_(0, cells, row_losses.detach())
         fused.backward()
@@ -187,12 +194,13 @@ class BundleTrainer:
         count = max(1, tokens // int(self.fused.lengths(train, row).max()))
         return Rows(np.resize(np.array(self.active, np.int64), count), np.full(count, longest, np.int64))
 
-    def _token_losses(self, embeds: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+    def _token_losses(self, embeds: Tensor, mask: Tensor, labels: Tensor, cells: Tensor) -> Tensor:
         """[N, T]; a layer-side method is alone in its bundle and has a say in its loss."""
-        method = self.states[0].outcome.method
+        method, heads = self.states[0].outcome.method, self.fused.heads
+        backbone = Classifier(self.backbone, heads, cells) if heads else self.backbone
         if method.is_layer_side():
-            return method.token_losses(self.backbone, embeds, mask, labels)
-        return self.backbone.token_losses(embeds, mask, labels)
+            return method.token_losses(backbone, embeds, mask, labels)
+        return backbone.token_losses(embeds, mask, labels)
 
     def _is_due(self, i: int, step: int) -> bool:
         recipe = self.states[i].recipe
@@ -227,9 +235,11 @@ class BundleTrainer:
         encoded, task = self.encoded[split], self.data.task
         rows = np.arange(len(encoded))
         shortest = int(encoded.source_lengths(rows).min() + self.fused.prompt_lengths[cells].min())
-        return until_it_fits(
-            lambda tokens: answer_split(self.fused, cells, encoded, task, tokens), self.eval_budget, shortest
+        mine = self.team.share(len(encoded))
+        answers = until_it_fits(
+            lambda tokens: answer_split(self.fused, cells, encoded, task, tokens, mine), self.eval_budget, shortest
         )
+        return self.team.merge(answers)
 
     def _eval_positions(self, split: str, cells: Sequence[int]) -> dict[int, float]:
         """Positions that each cell's rows of a split take, by which the time of an evaluation is shared."""
