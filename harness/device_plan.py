@@ -41,7 +41,7 @@ class Need:
     """Peak of a step beside the weights for each position of a micro-batch."""
     evaluation: int
     """Peak of an evaluation of twice the tokens beside the weights."""
-    finetune: int | None
+    full_tuning: int | None
     """Peak of full fine-tuning, all told; in float32; None for other storage."""
 
     def step(self, tokens: int) -> int:
@@ -78,11 +78,11 @@ def need(source: str, storage: Scheme, tokens: int = TOKENS, length: int = LENGT
     evaluation = _whole(depth, [_evaluated(config, d, storage, precision, 2 * rows, length) for d in DEPTHS])
     backbone = meta_backbone(source)
     weights = weight_bytes(backbone.model, storage)
-    finetune = _finetune(config, depth, backbone.num_params, weights, rows, length) if storage == "none" else None
-    return Need(short_name(source), storage, weights, step / (rows * length), round(evaluation), finetune)
+    full_tuning = _full_tuning(config, depth, backbone.num_params, weights, rows, length) if storage == "none" else None
+    return Need(short_name(source), storage, weights, step / (rows * length), round(evaluation), full_tuning)
 
 
-def _finetune(config: dict[str, Any], depth: int, num_params: int, weights: int, rows: int, length: int) -> int:
+def _full_tuning(config: dict[str, Any], depth: int, num_params: int, weights: int, rows: int, length: int) -> int:
     """Frozen weights, trained copies, two moments; and the larger of backward pass and the optimiser's own copies."""
     backward = _whole(depth, [_trained(config, d, "none", "float32", rows, length, True) for d in DEPTHS])
     return round(weights + 12 * num_params + max(backward, 8.0 * num_params))
@@ -121,10 +121,20 @@ def describe_device(device: str, sources: Sequence[str] | None, tokens: int = TO
     names = sources or sorted((path.stem for path in CONFIGS.glob("*.json")), key=_size)
     needs = [need(source, storage, tokens) for source in names for storage in get_args(Scheme)]
     rows = [_row(item, capacity, tokens) for item in needs]
-    columns = ["backbone", "storage", "weights", "prompts", "fits", "most_tokens", "evaluation", "finetune", "fits_too"]
+    columns = [
+        "backbone",
+        "storage",
+        "weights",
+        "prompts",
+        "fits",
+        "most_tokens",
+        "evaluation",
+        "full_tuning",
+        "fits_too",
+    ]
     text = (
         f"{name}: {found.memory_gb} GB, of which {capacity / GIB:.1f} GiB are planned with. GiB at {tokens:,} tokens\n"
-        "(prompt, text and padding of a micro-batch); most_tokens: the largest micro-batch that fits; finetune: full\n"
+        "(prompt, text and padding of a micro-batch); most_tokens: the largest micro-batch that fits; full_tuning: full\n"
         "fine-tuning. 8- and 4-bit weights and bf16 compute in bfloat16, none in float32.\n\n" + table(rows, columns)
     )
     return {
@@ -150,8 +160,8 @@ def _row(item: Need, capacity: float, tokens: int) -> dict[str, str]:
         "fits": "yes" if max(step, evaluation) <= capacity else "smaller batches" if most else "no",
         "most_tokens": f"{most:,}" if most else "",
         "evaluation": f"{evaluation / GIB:.1f}",
-        "finetune": "" if item.finetune is None else f"{item.finetune / GIB:.1f}",
-        "fits_too": "" if item.finetune is None else "yes" if item.finetune <= capacity else "no",
+        "full_tuning": "" if item.full_tuning is None else f"{item.full_tuning / GIB:.1f}",
+        "fits_too": "" if item.full_tuning is None else "yes" if item.full_tuning <= capacity else "no",
     }
 
 

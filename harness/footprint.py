@@ -1,8 +1,8 @@
 """Peak memory of a training step and an evaluation, found by computing them on tensors without data.
 
 Every operator runs for its shapes alone, and the bytes of all storages alive at once are added up. What GPU kernels do
-differently from CPU ones is put in their place: attention keeps queries, keys, values, output and one number per row,
-dropout keeps a byte per element, products with 4- and 8-bit weights keep what bitsandbytes keeps.
+differently from CPU ones is put in their place: attention keeps queries, keys, values, mask, output and one number per
+row, dropout keeps a byte per element, products with 4- and 8-bit weights keep what bitsandbytes keeps.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from harness.quantization import PACKED, Scheme, packed_matrices
 
 
 class Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the storages that operators make while they live."""
+    """Adds up the storages that operators make while they live; those of `model` are there already."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.live = 0
         self.peak = 0
-        self._held: set[int] = set()
+        self._held = {t.untyped_storage()._cdata for t in [*model.parameters(), *model.buffers()]}
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -61,15 +61,16 @@ class _Attention(torch.autograd.Function):
     """Fused attention: what its kernels keep, and gradients of the right shapes."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         out = query.new_empty(*query.shape[:-1], value.shape[-1])
-        ctx.save_for_backward(query, key, value, out, query.new_empty(query.shape[:-1], dtype=torch.float32))
+        per_row = query.new_empty(query.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, mask, out, per_row)
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        query, key, value, _, _ = ctx.saved_tensors
-        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+        query, key, value, *_ = ctx.saved_tensors
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), None
 
 
 class _Dropout(torch.autograd.Function):
@@ -111,12 +112,15 @@ class _GpuKernels(TorchFunctionMode):
         return replaced.get(func, func)(*args, **(kwargs or {}))
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, *settings: Any, **options: Any) -> Tensor:
-    if torch.is_autocast_enabled("cpu"):
-        dtype = torch.get_autocast_dtype("cpu")
-        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    # a mask with a gradient (T5's bias) keeps none: the weights behind it are frozen
-    return _Attention.apply(query, key, value)  # type: ignore[no-any-return, no-untyped-call]
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *settings: Any, **options: Any
+) -> Tensor:
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
+    # a mask, of truth values or with T5's bias in it, becomes numbers of the same type, and is kept
+    mask = None if attn_mask is None else attn_mask.to(dtype)
+    inputs = (query.to(dtype), key.to(dtype), value.to(dtype), mask)
+    attended: Tensor = _Attention.apply(*inputs)  # type: ignore[no-untyped-call]
+    return attended
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
@@ -160,7 +164,7 @@ def training_bytes(backbone: Backbone, rows: int, length: int, targets: int, tra
     for parameter in backbone.model.parameters():
         parameter.requires_grad_(trains_weights)
     backbone.model.train()
-    tally = Tally()
+    tally = Tally(backbone.model)
     with tally, _GpuKernels():
         embeds, mask, labels = _batch(backbone, rows, length, targets)
         backbone.token_losses(embeds, mask, labels).sum().backward()  # type: ignore[no-untyped-call]
@@ -170,7 +174,7 @@ def training_bytes(backbone: Backbone, rows: int, length: int, targets: int, tra
 def evaluation_bytes(backbone: Backbone, rows: int, length: int) -> int:
     """Peak of reading the texts and writing the first token, keys and values of all positions included."""
     backbone.model.eval()
-    tally = Tally()
+    tally = Tally(backbone.model)
     with tally, _GpuKernels(), torch.no_grad():
         embeds, mask, _ = _batch(backbone, rows, length, 1)
         backbone.decode(embeds, mask, 1)
