@@ -134,8 +134,8 @@ def describe_device(device: str, sources: Sequence[str] | None, tokens: int = TO
     ]
     text = (
         f"{name}: {found.memory_gb} GB, of which {capacity / GIB:.1f} GiB are planned with. GiB at {tokens:,} tokens\n"
-        "(prompt, text and padding of a micro-batch); most_tokens: the largest micro-batch that fits; full_tuning: full\n"
-        "fine-tuning. 8- and 4-bit weights and bf16 compute in bfloat16, none in float32.\n\n" + table(rows, columns)
+        "(prompt, text and padding of a micro-batch); most_tokens: the largest micro-batch that fits; full_tuning: of\n"
+        "all weights. 8- and 4-bit weights and bf16 compute in bfloat16, none in float32.\n\n" + table(rows, columns)
     )
     return {
         "device": name,
@@ -161,7 +161,7 @@ def _row(item: Need, capacity: float, tokens: int) -> dict[str, str]:
         "most_tokens": f"{most:,}" if most else "",
         "evaluation": f"{evaluation / GIB:.1f}",
         "full_tuning": "" if item.full_tuning is None else f"{item.full_tuning / GIB:.1f}",
-        "fits_too": "" if item.full_tuning is None else "yes" if item.full_tuning <= capacity else "no",
+        "fits_full": "" if item.full_tuning is None else "yes" if item.full_tuning <= capacity else "no",
     }
 
 
