@@ -26,7 +26,7 @@ TOKENS = 16 * LENGTH
 USABLE_SHARE = 0.9
 """The rest goes to the driver, libraries' workspaces and fragments."""
 GIB = 2**30
-DEPTHS = (1, 2)
+DEPTHS = (2, 3)  # a single layer has its peak elsewhere
 DEPTH_NAMES = ("num_layers", "num_decoder_layers", "num_hidden_layers")
 
 

