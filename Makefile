@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: quickstart test check leaderboard methods-table bench bench-quick bench-gpu lint types clean
+.PHONY: quickstart test check leaderboard methods-table bench bench-quick bench-gpu bench-gpu-memory lint types clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/harness run suites/quickstart.yaml
@@ -32,6 +32,9 @@ bench-quick: $(VENV)/.installed-dev
 
 bench-gpu: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.bench --device cuda --compile --steps 20 --write
+
+bench-gpu-memory: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.memory --write
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

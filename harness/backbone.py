@@ -7,27 +7,21 @@ Inputs are right-padded embeddings; where a decoder needs left padding, it is ma
 from __future__ import annotations
 
 import contextlib
-import functools
-import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from harness.dropout import fast_dropout
 from harness.errors import UserError
-from harness.provenance import sha256_file
+from harness.quantization import Scheme, num_weights
 from harness.schema import BackboneRecord
-from harness.suite import short_name
 
-Loaded = TypeVar("Loaded")
-
-CONFIGS = Path(__file__).parent / "configs"
-SHIPPED = {"micro-t5": Path(__file__).parent / "micro" / "t5"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
 """Weights are held in float32 under bfloat16, which is autocast around the forward pass."""
 
@@ -35,12 +29,24 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.
 class Backbone:
     """A pretrained network whose own weights never change while a method is trained."""
 
-    def __init__(self, name: str, model: Any, tokenizer: Any, record: BackboneRecord | None, precision: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        model: Any,
+        tokenizer: Any,
+        record: BackboneRecord | None,
+        precision: str,
+        quantization: Scheme = "none",
+    ) -> None:
         self.name = name
         self.model = model
         self.tokenizer = tokenizer
         self.record = record
         self.precision = precision
+        self.quantization = quantization
+        self.recomputes = False
+        """Whether layers are computed anew in the backward pass; may be switched off for a while."""
+        self._layers: list[Any] = []
         self.model.requires_grad_(False)
 
     @property
@@ -76,7 +82,7 @@ class Backbone:
 
     @property
     def num_params(self) -> int:
-        return sum(p.numel() for p in self.model.parameters())
+        return sum(num_weights(p) for p in self.model.parameters())
 
     @property
     def pad_id(self) -> int:
@@ -117,7 +123,7 @@ class Backbone:
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
             yield
 
-    def _dropout(self) -> contextlib.AbstractContextManager[object]:
+    def _dropout(self) -> AbstractContextManager[Any]:
         """On a CPU in training, the context in which dropout is cheap."""
         on_cpu = self.device.type == "cpu" and self.model.training
         return fast_dropout() if on_cpu else contextlib.nullcontext()
@@ -126,8 +132,46 @@ class Backbone:
         """Logits [N, T, V] that predict each target token; arguments as for `token_losses`."""
         tokens = labels.masked_fill(labels == -100, self.pad_id)
         teach = self._teach_with_encoder if self.is_encoder_decoder else self._teach_alone
-        with self._autocast(), self._dropout():
+        with self._autocast(), self._dropout(), self._recomputation():
             return teach(embeds, mask, tokens, labels != -100)
+
+    def last_states(self, embeds: Tensor, mask: Tensor) -> Tensor:
+        """Hidden state of each text's last token behind the last norm, [N, L, H], [N, L] -> [N, H]; decoders only."""
+        embeds, mask = _pad_left(embeds, mask)
+        with self._autocast(), self._dropout(), self._recomputation():
+            out = self.model.get_decoder()(
+                inputs_embeds=embeds, attention_mask=mask, position_ids=_positions(mask), use_cache=False
+            )
+        return out.last_hidden_state[:, -1].to(embeds.device)  # type: ignore[no-any-return]
+
+    def recompute_layers(self) -> None:
+        """From now on keep only each layer's input for the backward pass; no number changes, dropout included."""
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        self._layers = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        recompute = partial(checkpoint, use_reentrant=False, context_fn=self._recomputed_within)
+        for layer in self._layers:
+            layer._gradient_checkpointing_func = recompute
+        self.recomputes = True
+
+    def _recomputed_within(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        """What a layer runs in at first, beside what is around it, and when it is recomputed."""
+        return contextlib.nullcontext(), self._dropout()
+
+    @contextlib.contextmanager
+    def _recomputation(self) -> Iterator[None]:
+        """Recompute the layers, with or without dropout: they ask their own `training` for nothing else."""
+        if not (self.recomputes and torch.is_grad_enabled()):
+            yield
+            return
+        before = [layer.training for layer in self._layers]
+        for layer in self._layers:
+            layer.training = layer.gradient_checkpointing = True
+        try:
+            yield
+        finally:
+            for layer, training in zip(self._layers, before, strict=True):
+                layer.training, layer.gradient_checkpointing = training, False
 
     def _teach_with_encoder(self, embeds: Tensor, mask: Tensor, tokens: Tensor, is_target: Tensor) -> Tensor:
         start = tokens.new_full((len(tokens), 1), self.config.decoder_start_token_id)
@@ -204,137 +248,6 @@ class Backbone:
             if len(written) == max_new_tokens or bool(finished.all()):
                 return torch.stack(written, 1)
             logits = step(token[:, None])
-
-
-def load_backbone(source: str, precision: str = "float32", device: str | None = None) -> Backbone:
-    """Load weights and tokenizer: the shipped micro T5, a folder, a known name, or a hub id.
-
-    Local files are tried first, then the hub. Raises UserError when neither resolves.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    place = resolve(source)
-
-    def load(local: bool) -> tuple[Any, Any, Any]:
-        safe = {"local_files_only": local, "trust_remote_code": False}
-        config = AutoConfig.from_pretrained(place, **safe)
-        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        model = auto.from_pretrained(place, dtype=DTYPES[precision], use_safetensors=True, **safe)
-        return config, model, AutoTokenizer.from_pretrained(place, **safe)
-
-    config, model, tokenizer = _local_first(source, place, load)
-    model.to(device or best_device()).eval()
-    record = BackboneRecord(
-        source=_public_source(source, place),
-        revision=_revision(place, config),
-        fingerprint=fingerprint(source),
-        num_params=sum(p.numel() for p in model.parameters()),
-    )
-    return Backbone(short_name(source), model, tokenizer, record, precision)
-
-
-def meta_backbone(source: str) -> Backbone:
-    """Build a backbone without weights or download, for counting parameters."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
-
-    place = resolve(source)
-    known = CONFIGS / f"{source}.json"
-    if known.exists():
-        values = dict(json.loads(known.read_text())["config"])
-        config = AutoConfig.for_model(**values)
-    else:
-        load = functools.partial(AutoConfig.from_pretrained, place, trust_remote_code=False)
-        config = _local_first(source, place, lambda local: load(local_files_only=local))
-    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    with torch.device("meta"):
-        model = auto.from_config(config, trust_remote_code=False)
-    return Backbone(short_name(source), model, None, None, "float32")
-
-
-def known_backbones() -> list[str]:
-    """Names that need neither a path nor a hub id."""
-    return sorted([*SHIPPED, *(path.stem for path in CONFIGS.glob("*.json"))])
-
-
-def resolve(source: str, where: str | None = None) -> str:
-    """Return the folder or hub id behind what the user wrote. Raises UserError, at `where`, for what is neither."""
-    if source in SHIPPED:
-        return str(SHIPPED[source])
-    if Path(source).is_dir():
-        if not (Path(source) / "config.json").exists():
-            raise UserError("holds no config.json, so it is no checkpoint", where=where, field=source)
-        return source
-    known = CONFIGS / f"{source}.json"
-    if known.exists():
-        return str(json.loads(known.read_text())["hub"])
-    if source.startswith((".", "/", "~")) or source.count("/") > 1:
-        parent = Path(source).parent
-        folders = sorted(str(p) for p in parent.iterdir() if p.is_dir()) if parent.is_dir() else []
-        raise UserError(f"no such folder '{source}'", where=where, value=source, choices=folders[:20])
-    if "/" not in source:
-        hint = "A folder or a hub id such as google-t5/t5-base is accepted too."
-        problem = f"unknown backbone '{source}'"
-        raise UserError(problem, where=where, value=source, choices=known_backbones(), hint=hint)
-    return source
-
-
-def fingerprint(source: str) -> str:
-    """Identify weights without reading all of them: configuration, sizes, both ends of each file.
-
-    For a hub id, the commit that the cache holds; "unresolved" where it holds none.
-    """
-    place = resolve(source)
-    if not Path(place).is_dir():
-        snapshot = _snapshot(place)
-        return f"hub:{snapshot.name}" if snapshot else "unresolved"
-    import hashlib
-
-    digest = hashlib.sha256((Path(place) / "config.json").read_bytes())
-    for path in sorted(Path(place).glob("*.safetensors")):
-        digest.update(f"{path.name}:{path.stat().st_size}".encode())
-        with open(path, "rb") as file:
-            digest.update(file.read(1 << 20))
-            file.seek(max(0, path.stat().st_size - (1 << 20)))
-            digest.update(file.read())
-    tokenizer = Path(place) / "tokenizer.json"
-    if tokenizer.exists():
-        digest.update(sha256_file(tokenizer).encode())
-    return f"files:{digest.hexdigest()[:16]}"
-
-
-def best_device() -> str:
-    """cuda, mps or cpu, whichever is there."""
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _local_first(source: str, place: str, load: Callable[[bool], Loaded]) -> Loaded:
-    """Call `load(True)` for what is on disk, then `load(False)` for the hub. Raises UserError with the last reason."""
-    for local in (True,) if Path(place).is_dir() else (True, False):
-        try:
-            return load(local)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    raise UserError(f"backbone '{source}' could not be loaded from '{place}': {reason}", field="backbones")
-
-
-def _snapshot(hub_id: str) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(hub_id, "config.json")
-    return Path(found).parent if isinstance(found, str) else None
-
-
-def _revision(place: str, config: Any) -> str:
-    return str(getattr(config, "_commit_hash", None) or ("local" if Path(place).is_dir() else "unknown"))
-
-
-def _public_source(source: str, place: str) -> str:
-    """What a result says of the origin: a shipped name, a hub id, or a folder's name without its parents."""
-    return source if source in SHIPPED or not Path(place).is_dir() else f"folder {short_name(source)}"
 
 
 def _pad_left(embeds: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,8 +15,11 @@ from harness.caches import cached_backbone, cached_task
 from harness.cell_state import Outcome, describe_failure
 from harness.checkpoint import CheckpointPlan, Keeper
 from harness.data import Encoded, TaskData, cut_references
+from harness.distributed import ALONE, Send, Team, run_team
 from harness.errors import UserError
 from harness.flops import MatmulParams, matmul_params
+from harness.heads import LinearHead, class_targets
+from harness.loading import DEFAULT_PLACEMENT, Placement
 from harness.memory import reset_peak_memory
 from harness.method import Method, Registered, Rule, checked_groups, load_file
 from harness.mixture import join_encoded
@@ -24,6 +28,7 @@ from harness.racing import Race
 from harness.results import NotStored
 from harness.schema import Cell, Failure
 from harness.starting import StartFile, read_start
+from harness.tasks.record import Task
 from harness.token_cache import cached_encode
 from harness.train import BundleTrainer, OnStep
 
@@ -46,6 +51,9 @@ class Bundle:
     checkpoint: CheckpointPlan | None = None
     starts: Mapping[str, tuple[StartFile, ...]] = field(default_factory=dict)
     """By cell_id, what a cell's tensors start from."""
+    placement: Placement = DEFAULT_PLACEMENT
+    processes: int = 1
+    """Processes that train it together, each on its own device."""
 
 
 @dataclass
@@ -84,9 +92,10 @@ def execute(bundle: Bundle, listener: Listener) -> None:
 class _Work:
     """One attempt at a bundle, and which of its cells are finished."""
 
-    def __init__(self, bundle: Bundle, listener: Listener) -> None:
+    def __init__(self, bundle: Bundle, listener: Listener, team: Team = ALONE) -> None:
         self.bundle = bundle
         self.listener = listener
+        self.team = team
         self.left = list(bundle.cells)
         self.registered = {cell.method: load_file(bundle.method_files[cell.method]) for cell in bundle.cells}
         sources = {name: registered.spec.source_sha256 for name, registered in self.registered.items()}
@@ -124,25 +133,46 @@ class _Work:
             self.is_ready = True
             self.listener.on_product(rule_product(cell, cls(data.task.targets), data, self.common))
             self.left.remove(cell)
+        elif self.bundle.processes > 1 and self.team.size == 1:
+            self._train_in_processes()
         else:
             self._train(data)
 
+    def _train_in_processes(self) -> None:
+        """Let new processes train the bundle; rows and method files are read again there."""
+
+        def take(message: tuple[str, Any]) -> None:
+            kind, value = message
+            if kind == "step":
+                self.listener.on_step(*value)
+            else:
+                self.listener.on_product(value)
+                self.left.remove(value.result.cell)
+
+        self.is_ready = True
+        run_team(self.bundle.processes, _train_as_member, (replace(self.bundle, checkpoint=None), self.common), take)
+
     def _train(self, data: TaskData) -> None:
         bundle = self.bundle
-        backbone = cached_backbone(bundle.backbone, bundle.cells[0].recipe.precision)
+        recipe = bundle.cells[0].recipe
+        backbone = cached_backbone(bundle.backbone, recipe.precision, recipe.quantization, bundle.placement)
         data = cut_references(data, backbone)
         with torch.random.fork_rng():
             encoded = _encode(bundle.cells[0], data, backbone)
             self.is_ready = True
-            methods = self._built(backbone)
+            methods = self._built(backbone, data.task)
             if not self.left:
                 return
-            torch.manual_seed(bundle.cells[0].seed)
+            torch.manual_seed(
+                bundle.cells[0].seed + self.team.rank
+            )  # the dropout to come is of other rows in each process
             max_tokens = bundle.micro_batch_tokens or default_tokens(backbone)
-            trainer = BundleTrainer(self.left, methods, data, encoded, backbone, max_tokens, bundle.races)
+            trainer = BundleTrainer(self.left, methods, data, encoded, backbone, max_tokens, bundle.races, self.team)
             layer_side = [method for method in methods if method.is_layer_side()]
             assert not layer_side or len(methods) == 1, "a layer-side method runs alone"
             matmul = matmul_params(backbone)  # of the network as it is before a method changes its layers
+            if trainer.fused.heads:
+                matmul = replace(matmul, head=methods[0].num_head)
             try:
                 for method in layer_side:
                     method.attach(backbone)
@@ -151,13 +181,13 @@ class _Work:
                 for method in layer_side:
                     method.detach(backbone)
 
-    def _built(self, backbone: Backbone) -> list[Method]:
+    def _built(self, backbone: Backbone, task: Task) -> list[Method]:
         """The methods of the cells; a cell whose tensors cannot be created is handed over as failed."""
         methods = []
         for cell in self.bundle.cells:
             try:
                 methods.append(
-                    _build(cell, self.registered[cell.method], backbone, self.common.starts.get(cell.cell_id, ()))
+                    _build(cell, self.registered[cell.method], backbone, task, self.common.starts.get(cell.cell_id, ()))
                 )
             except Exception as error:
                 if len(self.bundle.cells) == 1:
@@ -182,6 +212,16 @@ class _Work:
         trainer.run(self.listener.on_step, hand_over, Keeper(plan, self.listener.say))
 
 
+def _train_as_member(team: Team, send: Send, bundle: Bundle, common: Circumstances) -> None:
+    """The work of one of several processes; the first of them tells of it."""
+    listener = Listener(lambda *step: send(("step", step)), lambda product: send(("product", product)))
+    work = _Work(bundle, listener, team)
+    work.common = common
+    failure = work.compute()
+    if failure is not None:
+        raise RuntimeError(failure.traceback)
+
+
 def default_tokens(backbone: Backbone) -> int:
     """Token budget of a micro-batch where neither the suite nor a probe sets one."""
     return MICRO_BATCH_TOKENS.get(backbone.device.type, 32_768)
@@ -189,11 +229,14 @@ def default_tokens(backbone: Backbone) -> int:
 
 def _encode(cell: Cell, data: TaskData, backbone: Backbone) -> dict[str, Encoded]:
     length = cell.recipe.max_source_length or data.task.max_source_length
-    splits = ("train", "dev", "test")
+    splits = {name: data.split(name) for name in ("train", "dev", "test")}
     if data.parts:
-        encoded = [_encode(cell, part, backbone) for part in data.parts]
-        return {name: join_encoded([part[name] for part in encoded]) for name in splits}
-    return {name: cached_encode(data.split(name), backbone, data.task, length) for name in splits}
+        parts = [_encode(cell, part, backbone) for part in data.parts]
+        return {name: join_encoded([part[name] for part in parts]) for name in splits}
+    encoded = {name: cached_encode(rows, backbone, data.task, length) for name, rows in splits.items()}
+    if cell.recipe.head == "linear":
+        return {name: class_targets(encoded[name], rows, data.task) for name, rows in splits.items()}
+    return encoded
 
 
 def build_method(cell: Cell, cls: type[Method], backbone: Backbone, where: str | None = None) -> Method:
@@ -207,7 +250,7 @@ def build_method(cell: Cell, cls: type[Method], backbone: Backbone, where: str |
         raise UserError(problem, where=where, field=f"methods.{cell.label}") from None
 
 
-def _build(cell: Cell, registered: Registered, backbone: Backbone, starts: Sequence[StartFile]) -> Method:
+def _build(cell: Cell, registered: Registered, backbone: Backbone, task: Task, starts: Sequence[StartFile]) -> Method:
     """The same seed gives the same tensors, whatever else is in the bundle."""
     assert registered.cls is not None
     assert issubclass(registered.cls, Method)
@@ -215,5 +258,7 @@ def _build(cell: Cell, registered: Registered, backbone: Backbone, starts: Seque
     method = registered.cls(registered.cls.HP(**cell.hp), backbone).to(backbone.device)
     if starts:
         method.start_from([read_start(start) for start in starts])
-    checked_groups(method, cell.recipe.lr)
+    if cell.recipe.head == "linear":
+        method.linear_head = LinearHead(len(task.targets), backbone.embedding.weight)
+    checked_groups(method, cell.recipe.lr, cell.recipe.head_lr)
     return method

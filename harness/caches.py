@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import functools
 
-from harness.backbone import Backbone, load_backbone
+from harness.backbone import Backbone
 from harness.data import TaskData, load_task
 from harness.declarations import Draw, ProtocolReference, Strict, TaskFile
 from harness.few_shot import draw_few
+from harness.loading import DEFAULT_PLACEMENT, Placement, load_backbone
 from harness.mixture import load_mixture
+from harness.quantization import Scheme
 from harness.schema import Cell, Mixture
 from harness.tasks.own import cell_mixture, cell_task
 
 
 @functools.lru_cache(maxsize=1)
-def cached_backbone(source: str, precision: str) -> Backbone:
+def cached_backbone(
+    source: str, precision: str, quantization: Scheme = "none", placement: Placement = DEFAULT_PLACEMENT
+) -> Backbone:
     """Load a backbone once per process."""
-    return load_backbone(source, precision)
+    return load_backbone(source, precision, quantization=quantization, placement=placement)
 
 
 def cached_task(cell: Cell, data_dir: str | None, suite_folder: str) -> TaskData:

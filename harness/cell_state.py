@@ -80,7 +80,7 @@ class CellState:
         self.recipe = cell.recipe
         self.outcome = Outcome(cell, method)
         self.order = order
-        self.groups = checked_groups(method, cell.recipe.lr)
+        self.groups = checked_groups(method, cell.recipe.lr, cell.recipe.head_lr)
         self.parameters: list[Tensor] = [p for group in self.groups for p in group["params"]]
         self.best: dict[str, Tensor] = {}
         self.loss_sum: Tensor | None = None

@@ -114,7 +114,7 @@ def _account(summary: RunSummary) -> str:
 
 @app.command()
 def plan(
-    suite: Annotated[str, typer.Argument(help="Suite file, or the name of a shipped suite.")],
+    suite: Annotated[str | None, typer.Argument(help="Suite file, or the name of a shipped suite.")] = None,
     methods: Names = None,
     tasks: Names = None,
     backbones: Names = None,
@@ -127,12 +127,22 @@ def plan(
     probe: Annotated[
         bool, typer.Option("--probe", help="Measure this device for seconds where no stored result tells its speed.")
     ] = False,
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="NAME", help="Say instead which backbones fit, e.g. h200.")
+    ] = None,
     format: ListFormat = "terminal",
 ) -> None:
     """Show the cells of a suite, what is done, missing or stale, each method's budget and the time; trains nothing.
 
-    Example: harness plan suites/quickstart.yaml
+    Example: harness plan suites/quickstart.yaml; harness plan --device a100-80gb --backbones t5-3b,llama-2-7b
     """
+    if device is not None:
+        from harness.device_plan import describe_device
+
+        show(describe_device(device, split(backbones) or (suite_backbones(suite) if suite else None)), format)
+        return
+    if suite is None:
+        raise UserError("names no suite", field="SUITE", hint="Or ask what fits a device: --device NAME.")
     from harness.listings import describe_plan
     from harness.planning import make_plan
     from harness.suite import Overrides
@@ -275,6 +285,13 @@ def show(data: dict[str, Any], style: str) -> None:
         typer.echo(json.dumps({key: value for key, value in data.items() if key != "text"}, indent=1))
     else:
         typer.echo(data["text"])
+
+
+def suite_backbones(suite: str) -> list[str]:
+    """Sources of a suite's backbones."""
+    from harness.suite import Overrides, load_suite
+
+    return list(load_suite(find_suite(suite), Overrides()).backbone_sources.values())
 
 
 def split(names: str | None) -> list[str] | None:

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.backbone import Backbone, known_backbones, meta_backbone
+from harness.backbone import Backbone
 from harness.export import is_collapsible, serve
 from harness.fused import FusedInput, Rows
+from harness.loading import known_backbones, meta_backbone
 from harness.method import Method, Rule, checked_groups, explain_figure
 from harness.tiny import tiny_backbone, tiny_rows
 

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from harness import provenance
-from harness.backbone import CONFIGS, meta_backbone, resolve
 from harness.bundle import build_method
 from harness.caches import cached_task
 from harness.data import TaskData
 from harness.errors import UserError
 from harness.flops import MatmulParams, matmul_params, peak_flops
+from harness.loading import CONFIGS, meta_backbone, resolve
 from harness.method import Method
 from harness.planning import Plan
 from harness.probe import Rate, device_name, probed_rate
@@ -85,7 +85,9 @@ def estimate(plan: Plan, probe: bool = False) -> list[Estimate]:
         cell = group.cells[(0, group.seeds[0])]
         rate = stored_rate(stored, cell)
         if rate is None and probe:
-            rate = probed_rate(source_of[group.backbone], cell.recipe.precision, cell.recipe.backbone_dropout)
+            recipe = cell.recipe
+            source = source_of[group.backbone]
+            rate = probed_rate(source, recipe.precision, recipe.backbone_dropout, recipe.quantization)
         made.append(_estimate(plan, group, cell, missing, stored, rate))
     return made
 
@@ -149,7 +151,8 @@ def _is_comparable(result: Result, cell: Cell) -> bool:
     here = provenance.collect(device_name())
     same = all(made.get(key) == here[key] for key in ("device", "processor", "num_cpus"))
     mine, theirs = cell.recipe, result.cell.recipe
-    return same and (mine.precision, mine.backbone_dropout) == (theirs.precision, theirs.backbone_dropout)
+    settings = ("precision", "backbone_dropout", "quantization")
+    return same and all(getattr(mine, name) == getattr(theirs, name) for name in settings)
 
 
 def _evaluated_positions(result: Result) -> float:

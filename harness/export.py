@@ -16,14 +16,18 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save as safetensors_bytes
-from torch import Tensor
+from torch import Tensor, nn
 
-from harness.backbone import Backbone, load_backbone, meta_backbone
+from harness.backbone import Backbone
 from harness.errors import UserError
+from harness.heads import LinearHead
+from harness.loading import load_backbone, meta_backbone
 from harness.method import Method, Registered, discover, get_class
 from harness.provenance import sha256_file
 from harness.results import read_result, tensors_path
 from harness.schema import Result
+
+HEAD = "linear_head.weight"
 
 
 class Exported(Method):
@@ -52,10 +56,25 @@ def is_collapsible(method: Method | type[Method]) -> bool:
 
 def serve(method: Method, tensors: Mapping[str, Tensor], backbone: Backbone) -> Method:
     """Return a method that answers from exported tensors; `method` is any instance of the class that made them."""
-    if is_collapsible(method):
-        return Exported(tensors, backbone)
-    method.load_export(tensors)
-    return method
+    own = {name: tensor for name, tensor in tensors.items() if name != HEAD}
+    served = Exported(own, backbone) if is_collapsible(method) else method
+    if served is method:
+        method.load_export(own)
+    _put_on_head(served, tensors, backbone)
+    return served
+
+
+def exported_tensors(method: Method) -> dict[str, Tensor]:
+    """What `method.export` gives, and its linear head where it has one."""
+    tensors = {name: tensor for name, tensor in method.export().items() if name != HEAD}
+    return tensors if method.linear_head is None else {**tensors, HEAD: method.linear_head.weight.detach().clone()}
+
+
+def _put_on_head(method: Method, tensors: Mapping[str, Tensor], backbone: Backbone) -> None:
+    """Give a method the linear head that stands among the tensors, if one does."""
+    if HEAD in tensors:
+        method.linear_head = LinearHead(len(tensors[HEAD]), backbone.embedding.weight)
+        method.linear_head.weight = nn.Parameter(tensors[HEAD].to(backbone.embedding.weight.dtype))
 
 
 @dataclass(frozen=True)
@@ -79,7 +98,7 @@ def export_result(path: Path, out: Path, backbone: str | None, method_dirs: tupl
     tensors = _stored_tensors(path, result)
     registered = discover(*method_dirs)
     method = _rebuild(path, result, registered, backbone or result.cell.backbone, tensors)
-    exported = method.export()
+    exported = exported_tensors(method)
     cell = result.cell
     metadata = {
         "method": cell.method,
@@ -109,19 +128,21 @@ def load_export(path: Path, backbone: Backbone, method_dirs: tuple[str, ...] = (
         raise UserError(f"cannot be read: {error}", where=str(path)) from None
     if "method" not in metadata:
         raise UserError("is not an export of this program", where=str(path), hint="Make one with harness export.")
-    if set(tensors) <= {"prompt", "added"}:
+    if set(tensors) <= {"prompt", "added", HEAD}:
         width = next(iter(tensors.values())).shape[1]
         if width != backbone.hidden:
             raise UserError(f"holds vectors of width {width}, '{backbone.name}' has {backbone.hidden}", where=str(path))
         if "added" in tensors and not backbone.is_encoder_decoder:
             hint = "Its rows count from the padded start there; answer through harness.fused.FusedInput instead."
             raise UserError("holds a table that cannot be served alone on a decoder", where=str(path), hint=hint)
-        return Exported(tensors, backbone).eval()
+        served: Method = Exported(tensors, backbone)
+        _put_on_head(served, tensors, backbone)
+        return served.to(backbone.device).eval()
     cls = get_class(discover(*method_dirs), metadata["method"])
     assert issubclass(cls, Method)
     method = cls(cls.HP(**json.loads(metadata["hp"])), backbone)
     try:
-        method.load_export(tensors)
+        method = serve(method, tensors, backbone)
     except (RuntimeError, KeyError) as error:
         raise UserError(f"does not fit '{backbone.name}': {_first_line(error)}", where=str(path)) from None
     return method.eval()
@@ -150,6 +171,8 @@ def _rebuild(
     backbone = meta_backbone(source) if collapsible else load_backbone(source, device="cpu")
     with torch.random.fork_rng():
         method = cls(cls.HP(**result.cell.hp), backbone)
+    if HEAD in tensors:
+        method.linear_head = LinearHead(len(tensors[HEAD]), backbone.embedding.weight)
     try:
         options: dict[str, Any] = {"assign": True} if collapsible else {}
         method.load_state_dict(tensors, **options)

@@ -9,14 +9,35 @@ from torch import nn
 
 from harness.backbone import Backbone
 
-# dense peaks of NVIDIA's data sheets in FLOP/s: bfloat16 tensor cores, float32 without TF32; the longest name counts
-PEAKS = {
-    "H200": (989e12, 67e12),
-    "H100": (989e12, 67e12),
-    "H100 PCIe": (756e12, 51e12),
-    "A100": (312e12, 19.5e12),
-    "L40S": (362e12, 91.6e12),
-    "L4": (121e12, 30.3e12),
+
+@dataclass(frozen=True)
+class Device:
+    """What NVIDIA's data sheet says of a device."""
+
+    memory_gb: int
+    bfloat16: float | None
+    """Dense peak of the tensor cores in FLOP/s; None where they know no bfloat16."""
+    float32: float
+    """Peak in FLOP/s without TF32."""
+
+
+# by the words that the driver's name for a device must hold; the longest name counts
+DEVICES = {
+    "H200": Device(141, 989e12, 67e12),
+    "H100": Device(80, 989e12, 67e12),
+    "H100 PCIe": Device(80, 756e12, 51e12),
+    "A100 80GB": Device(80, 312e12, 19.5e12),
+    "A100": Device(40, 312e12, 19.5e12),
+    "L40S": Device(48, 362e12, 91.6e12),
+    "RTX A6000": Device(48, 154.8e12, 38.7e12),
+    "A40": Device(48, 149.7e12, 37.4e12),
+    "V100 32GB": Device(32, None, 15.7e12),
+    "V100": Device(16, None, 15.7e12),
+    "RTX 4090": Device(24, 165.2e12, 82.6e12),
+    "RTX 3090": Device(24, 71e12, 35.6e12),
+    "A10": Device(24, 125e12, 31.2e12),
+    "L4": Device(24, 121e12, 30.3e12),
+    "T4": Device(16, None, 8.1e12),
 }
 
 
@@ -55,13 +76,13 @@ def matmul_params(backbone: Backbone) -> MatmulParams:
     """
     model = backbone.model
     head = model.get_output_embeddings()
-    head_size = int(head.weight.numel()) if head is not None else 0
+    head_size = _size(head) if head is not None else 0
     if not backbone.is_encoder_decoder:
         body = _matrices(model) - head_size
         return MatmulParams(body, body, head_size, reads_start=False)
     encoder, decoder = _matrices(model.get_encoder()), _matrices(model.get_decoder())
     crossing = sum(
-        module.weight.numel()
+        _size(module)
         for name, module in model.get_decoder().named_modules()
         if isinstance(module, nn.Linear) and name.endswith(("EncDecAttention.k", "EncDecAttention.v"))
     )
@@ -70,15 +91,20 @@ def matmul_params(backbone: Backbone) -> MatmulParams:
 
 def peak_flops(device_name: str, precision: str) -> float | None:
     """Peak of a device in FLOP/s at a precision; None where it is not known (any CPU)."""
-    known = [name for name in PEAKS if all(word in device_name.replace("-", " ").split() for word in name.split())]
+    known = [name for name in DEVICES if all(word in device_name.replace("-", " ").split() for word in name.split())]
     if not known or precision == "float64":
         return None
-    tensor_cores, plain = PEAKS[max(known, key=len)]
+    device = DEVICES[max(known, key=len)]
     if precision == "bfloat16":
-        return tensor_cores
-    return None if torch.backends.cuda.matmul.allow_tf32 else plain
+        return device.bfloat16
+    return None if torch.backends.cuda.matmul.allow_tf32 else device.float32
 
 
 def _matrices(module: nn.Module) -> int:
     """Weights of all linear modules."""
-    return sum(item.weight.numel() for item in module.modules() if isinstance(item, nn.Linear))
+    return sum(_size(item) for item in module.modules() if isinstance(item, nn.Linear))
+
+
+def _size(linear: nn.Linear) -> int:
+    """Weights of a matrix, however many of them share a byte."""
+    return linear.in_features * linear.out_features

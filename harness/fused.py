@@ -71,6 +71,8 @@ class FusedInput:
         self.source_length = source_length
         self.static = [not method.depends_on_text() for method in methods]
         self.prompt_lengths = np.array([method.num_prompt_tokens for method in methods], np.int64)
+        self.heads = [method.linear_head for method in methods if method.linear_head is not None]
+        """One per cell, or none at all."""
         self._outputs: list[Tensor] = []
         self._table = torch.empty(0)
         self._prompt_starts = np.zeros(len(methods), np.int64)

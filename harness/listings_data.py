@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from harness.backbone import Backbone, load_backbone
+from harness.backbone import Backbone
 from harness.data import TaskData, encode, load_task
 from harness.declarations import ProtocolReference
 from harness.errors import UserError, require_choice
+from harness.loading import load_backbone
 from harness.protocol import DEFAULT, resolve
 from harness.sources import MissingData
 from harness.suite import Overrides, load_suite

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness.backbone import Backbone, meta_backbone
+from harness.backbone import Backbone
 from harness.errors import UserError, require_choice
 from harness.listings_data import table
+from harness.loading import meta_backbone
 from harness.method import Method, Registered, Rule, explain_figure, get_class
 from harness.validation import validate_settings
 

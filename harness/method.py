@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from harness.backbone import Backbone
 from harness.errors import UserError, require_choice
+from harness.heads import LinearHead
 from harness.initialization import vocabulary_rows
 from harness.method_facts import Paper, explain_figure, require_positive, sweep
 from harness.suite_file import Defaults, MethodSpec
@@ -65,6 +66,8 @@ class Method(nn.Module):
 
     def __init__(self, hp: Any, backbone: Backbone) -> None:
         super().__init__()
+        self.linear_head: LinearHead | None = None
+        """Put on by the harness where a class is read off the last token; trained, stored, and counted apart."""
 
     def prompt(self) -> Tensor | None:
         """Return the vectors put in front of every text, [P, H], or for each task of a mixture, [K, P, H]; or None."""
@@ -147,12 +150,17 @@ class Method(nn.Module):
     @property
     def num_trained(self) -> int:
         """Trainable parameters in training."""
-        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+        return sum(p.numel() for p in self.parameters() if p.requires_grad) - self.num_head
+
+    @property
+    def num_head(self) -> int:
+        """Weights of the linear head; 0 where answers are written."""
+        return 0 if self.linear_head is None else self.linear_head.weight.numel()
 
     @property
     def num_kept(self) -> int:
-        """Parameters that inference has to keep."""
-        return sum(tensor.numel() for tensor in self.kept().values())
+        """Parameters that inference has to keep, beside a linear head."""
+        return sum(tensor.numel() for name, tensor in self.kept().items() if not name.startswith("linear_head."))
 
     @classmethod
     def is_layer_side(cls) -> bool:
@@ -185,12 +193,18 @@ class Rule:
         raise NotImplementedError(f"{type(self).__name__} must define answers()")
 
 
-def checked_groups(method: Method, lr: float) -> list[dict[str, Any]]:
-    """Return `method.param_groups(lr)` once it is sound.
+def checked_groups(method: Method, lr: float, head_lr: float = 1e-3) -> list[dict[str, Any]]:
+    """Return `method.param_groups(lr)` once it is sound; a linear head is a group of its own, at `head_lr`.
 
     Raises ValueError if a group's lr is not positive and finite, or a trainable tensor is in no group or in two.
     """
-    groups = [{**group, "params": list(group["params"])} for group in method.param_groups(lr)]
+    head = [] if method.linear_head is None else [method.linear_head.weight]
+    groups = [
+        {**group, "params": [p for p in group["params"] if all(p is not weight for weight in head)]}
+        for group in method.param_groups(lr)
+    ]
+    if head:
+        groups.append({"params": head, "lr": head_lr})
     for group in groups:
         if not (isinstance(group["lr"], (int, float)) and 0 < group["lr"] < float("inf")):
             raise ValueError(f"a learning rate must be positive, got {group['lr']}")

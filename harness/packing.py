@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from harness.bundle import Bundle
 from harness.errors import UserError
 from harness.method import Rule
-from harness.planning import Plan
+from harness.planning import Plan, placement
 from harness.racing import Race
 from harness.schema import Cell
 
@@ -30,6 +30,8 @@ def pack(plan: Plan, cells: Sequence[Cell]) -> list[Bundle]:
             plan.suite.folder,
             plan.suite.file.execution.micro_batch_tokens,
             tuple(dict.fromkeys(race for cell in part if (race := races.get(_place(cell))))),
+            placement=placement(plan),
+            processes=plan.suite.file.execution.processes,
             starts={cell.cell_id: plan.start_files(cell) for cell in part if cell.init_from},
         )
         for part in parts
@@ -83,4 +85,4 @@ def _bundle_key(plan: Plan, cell: Cell) -> str:
     shared = [cell.backbone, cell.task, recipe.precision, recipe.backbone_dropout, recipe.max_source_length]
     if cell.few_shot is not None:
         shared.append(cell.few_shot.model_dump_json())
-    return json.dumps([*shared, f"{cell.label} {cell.cell_id}" if alone else ""])
+    return json.dumps([*shared, recipe.quantization, recipe.head, f"{cell.label} {cell.cell_id}" if alone else ""])

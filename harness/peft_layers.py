@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from peft import PeftConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -32,6 +33,7 @@ class PeftMethod(Method):
             self._tuners = {name: m for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
             self._originals = {name: tuner.get_base_layer() for name, tuner in self._tuners.items()}
             PeftMethod.detach(self, backbone)  # a subclass may have more to take off, not yet there
+        self._train_in(backbone.embedding.weight.dtype)
         self.tensors = nn.ParameterDict(
             {
                 f"{name}.{key}".replace(".", "/"): parameter
@@ -40,6 +42,13 @@ class PeftMethod(Method):
                 if parameter.requires_grad
             }
         )
+
+    def _train_in(self, dtype: torch.dtype) -> None:
+        """PEFT gives its tensors the type of the weights beside them, which may be too coarse to train in."""
+        for tuner in self._tuners.values():
+            for parameter in tuner.parameters():
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.to(dtype)
 
     def attach(self, backbone: Backbone) -> None:
         for name, tuner in self._tuners.items():

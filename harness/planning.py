@@ -10,13 +10,15 @@ from pathlib import Path
 
 from torch import Tensor
 
-from harness.backbone import Backbone, fingerprint, meta_backbone, resolve
+from harness.backbone import Backbone
 from harness.bundle import build_method
 from harness.caches import cached_backbone, cached_task
 from harness.checkpoint import name_of
 from harness.errors import UserError
 from harness.families import block_of
+from harness.heads import check_head
 from harness.lineage import INIT_FROM
+from harness.loading import Placement, fingerprint, meta_backbone, resolve
 from harness.method import Method, Registered, Rule, discover
 from harness.metrics import get_metric
 from harness.provenance import sha256_file
@@ -48,7 +50,7 @@ class Plan:
     """Per group, the stored results."""
     superseded: dict[tuple[str, str], Result] = field(default_factory=dict)
     """By label and cell_id, results of earlier versions of task or protocol; their cells wait until asked for."""
-    _fingerprints: dict[str, str] = field(default_factory=dict)
+    _fingerprints: dict[tuple[str, str], str] = field(default_factory=dict)
 
     @property
     def per_seed(self) -> bool:
@@ -172,9 +174,10 @@ class Plan:
         if result.backbone.source == "none":
             return False
         source = self.suite.backbone_sources[result.cell.backbone]
-        if source not in self._fingerprints:
-            self._fingerprints[source] = fingerprint(source)
-        return self._fingerprints[source] not in (result.backbone.fingerprint, "unresolved")
+        quantization = result.cell.recipe.quantization
+        if (source, quantization) not in self._fingerprints:
+            self._fingerprints[source, quantization] = fingerprint(source, quantization)
+        return self._fingerprints[source, quantization] not in (result.backbone.fingerprint, "unresolved")
 
     def _data_moved(self, result: Result) -> bool:
         task = self.tasks[result.cell.task]
@@ -220,28 +223,32 @@ def check_fit(plan: Plan, cells: Iterable[Cell], to_run: bool = True) -> None:
     Raises UserError, before anything is written.
     """
     cells = list(cells)
-    backbones: dict[str, Backbone] = {}
+    backbones: dict[tuple[str, str], Backbone] = {}
     misfits: dict[str, dict[str, UserError]] = {}
     for cell in _distinct(plan, cells):
-        if cell.backbone not in backbones:
-            backbones[cell.backbone] = meta_backbone(plan.suite.backbone_sources[cell.backbone])
+        stored = (cell.backbone, cell.recipe.quantization)
+        if stored not in backbones:
+            backbones[stored] = meta_backbone(plan.suite.backbone_sources[cell.backbone], cell.recipe.quantization)
+        check_head(cell.recipe.head, plan.tasks[cell.task], backbones[stored], plan.suite.document.where("recipe"))
         try:
-            method = _build(plan, cell, backbones[cell.backbone])
+            method = _build(plan, cell, backbones[stored])
             _check_starts(plan, cell, method)
         except UserError as error:
             misfits.setdefault(cell.label, {})[cell.backbone] = error
         else:
             # unlike a misfit, this would not fail by itself: a network may run on past its positions
-            _check_positions(plan, cell, method, backbones[cell.backbone])
+            _check_positions(plan, cell, method, backbones[stored])
     for errors in misfits.values():
         # what fits one backbone and not another is no mistake in the suite: those cells are recorded as failed
-        if len(errors) == len(backbones):
+        if len(errors) == len({name for name, _ in backbones}):
             raise next(iter(errors.values()))
     if to_run:
         _read_rows(plan, cells)
-        for name, precision in {cell.backbone: cell.recipe.precision for cell in cells}.items():
-            if name in backbones:  # rules need none
-                cached_backbone(plan.suite.backbone_sources[name], precision)
+        for name, recipe in {cell.backbone: cell.recipe for cell in cells}.items():
+            # rules need none; where other processes train, they load it
+            if (name, recipe.quantization) in backbones and plan.suite.file.execution.processes == 1:
+                source = plan.suite.backbone_sources[name]
+                cached_backbone(source, recipe.precision, recipe.quantization, placement(plan))
 
 
 def _check_starts(plan: Plan, cell: Cell, method: Method) -> None:
@@ -298,9 +305,9 @@ def _distinct(plan: Plan, cells: Sequence[Cell]) -> Iterator[Cell]:
     seen: set[str] = set()
     for cell in cells:
         cls = plan.methods[cell.method].cls
-        starts = [start.identity for start in cell.init_from]
-        fixed = [cell.method, cell.hp, cell.backbone, cell.recipe.max_source_length, starts]
-        identity = json.dumps(fixed, sort_keys=True)
+        recipe, starts = cell.recipe, [start.identity for start in cell.init_from]
+        network = [cell.backbone, recipe.max_source_length, recipe.quantization, recipe.head]
+        identity = json.dumps([cell.method, cell.hp, *network, starts], sort_keys=True)
         if identity not in seen and cls is not None and not issubclass(cls, Rule):
             seen.add(identity)
             yield cell
@@ -327,3 +334,9 @@ def _check_positions(plan: Plan, cell: Cell, method: Method, backbone: Backbone)
             field=f"{cell.label} on {cell.task}",
             hint="Lower prompt_length or recipe.max_source_length.",
         )
+
+
+def placement(plan: Plan) -> Placement:
+    """Where the suite wants backbones, and what a forward pass keeps."""
+    execution = plan.suite.file.execution
+    return Placement(execution.device_map, execution.gradient_checkpointing)

@@ -12,7 +12,8 @@ from harness import stop
 from harness.backbone import Backbone
 from harness.data import Encoded, TaskData, max_new_tokens
 from harness.examples import Example
-from harness.fused import FusedInput, Rows, micro_batches
+from harness.fused import FusedInput, Index, Rows, micro_batches
+from harness.heads import Classifier
 from harness.metrics import compute, count_unreadable
 from harness.schema import SplitScore
 from harness.tasks.record import Task
@@ -20,20 +21,28 @@ from harness.tasks.record import Task
 
 @torch.no_grad()
 def answer_split(
-    fused: FusedInput, cells: Sequence[int], encoded: Encoded, task: Task, max_tokens: int
+    fused: FusedInput, cells: Sequence[int], encoded: Encoded, task: Task, max_tokens: int, only: Index | None = None
 ) -> dict[int, list[str]]:
-    """Greedy answers of each of `cells` (positions in `fused`) to every row, in row order."""
+    """Answers of each of `cells` (positions in `fused`) to every row, in row order: greedy, or of the linear heads.
+
+    With `only` these rows alone are answered, the others stay empty.
+    """
     backbone = fused.backbone
     fused.refresh(grad=False, cells=cells)
     count = len(encoded)
-    rows = Rows(np.repeat(np.asarray(cells, np.int64), count), np.tile(np.arange(count), len(cells)))
+    chosen = np.arange(count) if only is None else only
+    rows = Rows(np.repeat(np.asarray(cells, np.int64), len(chosen)), np.tile(chosen, len(cells)))
     limit = max_new_tokens(task, backbone)
     answers: dict[int, list[str]] = {cell: [""] * count for cell in cells}
     for batch in micro_batches(fused.lengths(encoded, rows), max_tokens):
         stop.check()  # an evaluation may take minutes, and nothing is half done in it
         embeds, mask, placed = fused.build(encoded, rows.take(batch))
-        written = backbone.decode(embeds, mask, limit)
-        for cell, row, text in zip(placed.cells, placed.rows, to_text(backbone, written), strict=True):
+        if fused.heads:
+            classifier = Classifier(backbone, fused.heads, torch.as_tensor(placed.cells, device=embeds.device))
+            texts = [task.targets[index] for index in classifier.class_logits(embeds, mask).argmax(-1).tolist()]
+        else:
+            texts = to_text(backbone, backbone.decode(embeds, mask, limit))
+        for cell, row, text in zip(placed.cells, placed.rows, texts, strict=True):
             answers[int(cell)][int(row)] = text
     return answers
 

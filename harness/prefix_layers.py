@@ -47,9 +47,11 @@ class PrefixLayers:
         self.encoder = encoder
         self.heads, self.size = attention_shape(backbone)
         self._handles: list[Any] = []
+        self._recomputed = False
 
     def attach(self) -> None:
-        """Start to serve."""
+        """Start to serve. Layers are not recomputed meanwhile, since they would be without the prefix."""
+        self._recomputed, self.backbone.recomputes = self.backbone.recomputes, False
         decoder = self.backbone.model.get_decoder()
         self._handles = [decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True)]
         if self.encoder is not None:
@@ -63,6 +65,7 @@ class PrefixLayers:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        self.backbone.recomputes = self._recomputed
 
     def keys_and_values(self, vectors: Tensor, count: int) -> Tensor:
         """[P, L, 2, W] -> [L, 2, N, heads, P, size] for `count` rows."""

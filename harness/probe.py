@@ -10,9 +10,11 @@ from dataclasses import dataclass
 
 import torch
 
-from harness.backbone import Backbone, best_device
+from harness.backbone import Backbone
 from harness.caches import cached_backbone
 from harness.flops import matmul_params
+from harness.loading import best_device
+from harness.quantization import Scheme
 
 LENGTH = 128
 TARGETS = 3
@@ -38,12 +40,12 @@ def device_name() -> str:
 
 
 @functools.lru_cache(maxsize=8)
-def probed_rate(source: str, precision: str, dropout: bool) -> Rate:
+def probed_rate(source: str, precision: str, dropout: bool, quantization: Scheme = "none") -> Rate:
     """Time forward, backward and decoding of one micro-batch of random embeddings.
 
     Optimisers, sorting and padding are not in it, so that a run is somewhat slower.
     """
-    backbone = cached_backbone(source, precision)
+    backbone = cached_backbone(source, precision, quantization)
     with torch.random.fork_rng():
         return _measure(backbone, dropout)
 

@@ -75,7 +75,12 @@ def trained_product(
         raced_out_at=outcome.raced_out_at,
         dev=outcome.scores["dev"],
         test=outcome.scores.get("test"),
-        params=ParamCounts(num_trained=method.num_trained, num_kept=method.num_kept, num_tasks=max(1, len(data.parts))),
+        params=ParamCounts(
+            num_trained=method.num_trained,
+            num_kept=method.num_kept,
+            num_head=method.num_head,
+            num_tasks=max(1, len(data.parts)),
+        ),
         starts=common.start_records(cell),
         usage=usage_of(outcome, common.bundle_cells, matmul, peak),
         data=data.record,

@@ -15,7 +15,10 @@ RESULT_FORMAT = 2
 
 PLACEMENT = {"suite", "label", "protocol", "grid", "grid_index", "search_seed"}
 # fields that came after the first stored results: at its default, such a field leaves no trace in the identity
-LATER: dict[str, set[str]] = {"cell": {"few_shot", "init_from", "mixture"}, "recipe": set()}
+LATER: dict[str, set[str]] = {
+    "cell": {"few_shot", "init_from", "mixture"},
+    "recipe": {"quantization", "head", "head_lr"},
+}
 
 
 Slug = Annotated[str, Field(pattern=SLUG)]
@@ -207,6 +210,9 @@ class ParamCounts(Strict):
         """What papers print for a method trained on several tasks at once: all parameters over all tasks."""
         total: int = getattr(self, kind)
         return round(total / self.num_tasks)
+
+    num_head: int = 0
+    """Weights of a linear head, which stand in neither of the other two."""
 
 
 class Usage(Strict):

@@ -10,9 +10,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file as load_tensors
 from torch import Tensor
 
-from harness.backbone import meta_backbone
 from harness.errors import UserError
 from harness.export import is_collapsible
+from harness.loading import meta_backbone
 from harness.method import Method, load_file
 from harness.provenance import sha256_file
 from harness.schema import Cell, StartRecord

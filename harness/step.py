@@ -18,7 +18,9 @@ from harness import stop
 from harness.backbone import Backbone
 from harness.cell_state import CellState, describe_failure, lr_factor
 from harness.data import Encoded, TaskData
+from harness.distributed import ALONE, Team
 from harness.fused import CellError, FusedInput, Index, Rows, blaming, micro_batches
+from harness.heads import Classifier
 from harness.memory import TokenBudget, probed_tokens, random_state, restore_random_state, until_it_fits
 from harness.method import Method
 from harness.mixture import row_order
@@ -45,6 +47,7 @@ class BundleStep:
         backbone: Backbone,
         max_tokens: int,
         races: Sequence[Race] = (),
+        team: Team = ALONE,
     ) -> None:
         self.backbone = backbone
         self.data = data
@@ -62,6 +65,7 @@ class BundleStep:
         self.active = list(range(len(cells)))
         self.handed_over: set[int] = set()
         self.races = races
+        self.team = team
         self.step = 0
         self.is_settled = True
         """Whether no step is half done."""
@@ -112,7 +116,9 @@ class BundleStep:
         Where memory runs out, all is done again in smaller micro-batches.
         """
         shortest = int(self.fused.lengths(self.encoded["train"], rows).min())
-        return until_it_fits(lambda tokens: self._accumulate_within(rows, tokens), self.budget, shortest, self._undo)
+        losses = until_it_fits(lambda tokens: self._accumulate_within(rows, tokens), self.budget, shortest, self._undo)
+        self.team.add_up(losses, [p for i in self.active for p in self.states[i].parameters])
+        return losses
 
     def _accumulate_within(self, rows: Rows, max_tokens: int) -> Tensor:
         train, fused = self.encoded["train"], self.fused
@@ -122,12 +128,13 @@ class BundleStep:
         weights = torch.as_tensor(1 / np.maximum(per_cell, 1), device=device, dtype=dtype)
         losses = torch.zeros(len(self.states), device=device, dtype=dtype)
         fused.refresh(grad=True, cells=self.active)
+        rows = rows.take(self.team.share(len(rows)))
         for batch in self._micro_batches(fused.lengths(train, rows), max_tokens):
             stop.check(stop.GRACE_S)
             embeds, mask, placed = fused.build(train, rows.take(batch))
             labels = torch.as_tensor(train.targets(placed.rows), device=device)
             cells = torch.as_tensor(placed.cells, device=device)
-            row_losses = self._token_losses(embeds, mask, labels).sum(1).to(dtype) * weights[cells]
+            row_losses = self._token_losses(embeds, mask, labels, cells).sum(1).to(dtype) * weights[cells]
             row_losses.sum().backward()  # type: ignore[no-untyped-call]
             losses.index_add_(0, cells, row_losses.detach())
         fused.backward()
@@ -136,12 +143,13 @@ class BundleStep:
     def _micro_batches(self, lengths: Index, max_tokens: int) -> list[Index]:
         return micro_batches(lengths, max_tokens, OVERHEAD_TOKENS.get(self.backbone.device.type, 8_192))
 
-    def _token_losses(self, embeds: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
-        """[N, T]; a layer-side method is alone in its bundle and has a say in its loss."""
-        method = self.states[0].outcome.method
+    def _token_losses(self, embeds: Tensor, mask: Tensor, labels: Tensor, cells: Tensor) -> Tensor:
+        """[N, T]; a method that is alone in its bundle may have a say in its loss."""
+        method, heads = self.states[0].outcome.method, self.fused.heads
+        backbone = Classifier(self.backbone, heads, cells) if heads else self.backbone
         if method.runs_alone():
-            return method.token_losses(self.backbone, embeds, mask, labels)
-        return self.backbone.token_losses(embeds, mask, labels)
+            return method.token_losses(backbone, embeds, mask, labels)
+        return backbone.token_losses(embeds, mask, labels)
 
     def _undo(self) -> None:
         for state in self.states:

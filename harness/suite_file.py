@@ -40,6 +40,18 @@ class Recipe(Strict):
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     backbone_dropout: bool = True
     """Whether dropout inside the frozen backbone is active in training, as in the papers' code."""
+    quantization: Literal["none", "bf16", "int8", "nf4"] = "none"
+    """How the frozen weights are stored; all but `none` are computed with in bfloat16."""
+    head: Literal["label", "linear"] = "label"
+    """Whether a class is written as text, or read off the last token by a trained linear layer (decoders only)."""
+    head_lr: float = Field(1e-3, gt=0, allow_inf_nan=False)
+    """Learning rate of the linear head."""
+
+    @model_validator(mode="after")
+    def _quantized_in_bfloat16(self) -> Recipe:
+        if self.quantization != "none" and self.precision != "bfloat16":
+            raise ValueError(f"quantization {self.quantization} needs recipe.precision: bfloat16, got {self.precision}")
+        return self
 
     @property
     def effective_warmup(self) -> int:
@@ -81,6 +93,12 @@ class Execution(Strict):
     """At most this many cells share a bundle."""
     checkpoint_every: str = Field("5m", pattern=r"^(off|[1-9]\d{0,8} ?(s|m|h|steps))$")
     """How often the state of a bundle in training is kept, e.g. 90s, 10m, 2h, 500 steps; or off."""
+    processes: int = Field(1, ge=1, le=64)
+    """Processes of this machine that train each bundle together (data parallel), each on a GPU of its own."""
+    device_map: Literal["auto"] | None = None
+    """`auto` spreads a backbone's layers over all GPUs of the machine."""
+    gradient_checkpointing: bool = False
+    """Keep only each layer's input for the backward pass, and compute the layer again there: less memory, more time."""
 
 
 class MixtureFile(Strict):

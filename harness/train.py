@@ -135,9 +135,11 @@ class BundleTrainer(BundleStep):
         encoded, task = self.encoded[split], self.data.task
         rows = np.arange(len(encoded))
         shortest = int(encoded.source_lengths(rows).min() + self.fused.prompt_lengths[cells].min())
-        return until_it_fits(
-            lambda tokens: answer_split(self.fused, cells, encoded, task, tokens), self.eval_budget, shortest
+        mine = self.team.share(len(encoded))
+        answers = until_it_fits(
+            lambda tokens: answer_split(self.fused, cells, encoded, task, tokens, mine), self.eval_budget, shortest
         )
+        return self.team.merge(answers)
 
     def _eval_positions(self, split: str, cells: Sequence[int]) -> dict[int, float]:
         """Positions that each cell's rows of a split take, by which the time of an evaluation is shared."""

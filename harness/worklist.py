@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness import stop
-from harness.backbone import best_device, fingerprint
 from harness.bundle import Bundle
 from harness.caches import cached_task
 from harness.checkpoint import CheckpointPlan, name_of, read_header
 from harness.claims import Claims
+from harness.loading import best_device, fingerprint
 from harness.packing import pack
 from harness.planning import Plan
 from harness.provenance import collect

@@ -20,9 +20,14 @@ class Finetune(Method):
 
     def __init__(self, hp: HP, backbone: Backbone) -> None:
         super().__init__(hp, backbone)
+        if backbone.quantization in ("int8", "nf4"):
+            raise ValueError(
+                f"{backbone.quantization} weights cannot be trained; set recipe.quantization to none or bf16"
+            )
+        dtype = backbone.embedding.weight.dtype
         names = {id(p): name.replace(".", "/") for name, p in backbone.model.named_parameters()}
         self.weights = nn.ParameterDict(
-            {names[id(p)]: nn.Parameter(p.detach().clone()) for p in backbone.model.parameters()}
+            {names[id(p)]: nn.Parameter(p.detach().to(dtype, copy=True)) for p in backbone.model.parameters()}
         )
         # every place that holds a weight, tied ones included, with the original to restore
         self._places = [

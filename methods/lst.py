@@ -109,6 +109,10 @@ class LST(Method):
 
     def __init__(self, hp: HP, backbone: Backbone) -> None:
         super().__init__(hp, backbone)
+        if hp.init == "pruned" and backbone.quantization in ("int8", "nf4"):
+            raise ValueError(
+                f"init pruned cuts rows out of the weights, which {backbone.quantization} hides; use random"
+            )
         like = backbone.embedding.weight
         self.ladders = nn.ModuleDict()
         for name, stack in stacks(backbone).items():

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness.backbone import meta_backbone
+from harness.loading import meta_backbone
 from harness.method import Method, discover
 from harness.tiny import tiny_backbone
 

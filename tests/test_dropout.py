@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from harness.backbone import load_backbone
 from harness.dropout import LEVELS, dropout, fast_dropout, keep_mask
+from harness.loading import load_backbone
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.85])

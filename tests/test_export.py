@@ -10,12 +10,13 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from harness import UserError
-from harness.backbone import Backbone, load_backbone
+from harness.backbone import Backbone
 from harness.caches import cached_task
 from harness.cli import app
 from harness.data import encode
 from harness.export import Exported, export_result, load_export
 from harness.fused import FusedInput
+from harness.loading import load_backbone
 from harness.predict import answer_split
 from harness.results import ResultStore, read_predictions
 from harness.runner import run

@@ -12,7 +12,8 @@ import torch
 from peft import IA3Config, LoraConfig, VeraConfig, get_peft_model
 from torch import Tensor
 
-from harness.backbone import Backbone, meta_backbone
+from harness.backbone import Backbone
+from harness.loading import meta_backbone
 from harness.method import Method, discover
 from harness.tiny import tiny_backbone
 

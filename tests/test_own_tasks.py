@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 import harness
-from harness.backbone import load_backbone
 from harness.data import cut_references, load_task
 from harness.errors import UserError
+from harness.loading import load_backbone
 from harness.planning import make_plan
 from harness.suite import Overrides
 from harness.tasks import all_tasks

@@ -6,7 +6,8 @@ import functools
 
 import pytest
 
-from harness.backbone import Backbone, meta_backbone
+from harness.backbone import Backbone
+from harness.loading import meta_backbone
 from harness.method import Method, discover
 
 REGISTRY = discover()

@@ -217,7 +217,7 @@ def test_what_a_table_no_longer_reports_is_still_computed() -> None:
         ("protocol: {batch_size: many}", "protocol.batch_size: expected an integer of at least 1, got 'many'"),
         ("protocol: {lr_grid.prompt: []}", "protocol.lr_grid.prompt: expected a list of numbers, got []"),
         ("protocol: {seeds.default: [42, 42]}", "protocol.seeds.default: expected a list of different seeds"),
-        ("protocol: {quant: int8}", "protocol.quant: is recorded only; nothing here varies it"),
+        ("protocol: {model.width: 9}", "protocol.model.width: is recorded only; nothing here varies it"),
     ],
 )
 def test_a_mistake_in_a_protocol_names_file_line_and_choice(write_suite: Write, line: str, expected: str) -> None:

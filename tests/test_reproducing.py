@@ -10,9 +10,9 @@ from pathlib import Path
 from test_docs import assert_shown
 from test_suites_all import SUITES, plan_of
 
-from harness.backbone import meta_backbone
 from harness.estimate import TextLengths, rows_of
 from harness.flops import MatmulParams, matmul_params, peak_flops
+from harness.loading import meta_backbone
 from harness.planning import Plan
 from harness.schema import Cell
 from harness.suite import Group

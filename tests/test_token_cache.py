@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import harness.token_cache as token_cache
-from harness.backbone import Backbone, load_backbone
+from harness.backbone import Backbone
 from harness.data import Encoded, encode
 from harness.examples import Example
+from harness.loading import load_backbone
 from harness.tasks import all_tasks
 from harness.tiny import tiny_backbone
 from harness.token_cache import cache_folder, cached_encode, tokenizer_fingerprint

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.backbone import Backbone, meta_backbone
+from harness.backbone import Backbone
 from harness.fused import FusedInput
+from harness.loading import meta_backbone
 from harness.method import Method, discover
 from harness.tiny import tiny_backbone
 

@@ -22,10 +22,10 @@ from stored_runs import answers, store
 from typer.testing import CliRunner
 
 from harness import bounded, readers
-from harness.backbone import load_backbone
 from harness.cli import app
 from harness.data import load_task
 from harness.errors import UserError
+from harness.loading import load_backbone
 from harness.metrics import get_metric
 from harness.results import ResultStore, checksum, predictions_path, read_result
 from harness.tasks import all_tasks

@@ -10,10 +10,10 @@ import torch
 from test_fused import LENGTH, SPECS, make_cell, make_method, trainer
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness.backbone import meta_backbone
 from harness.cell_state import Outcome, Work
 from harness.flops import matmul_params, peak_flops
 from harness.fused import FusedInput, Rows, micro_batches
+from harness.loading import meta_backbone
 from harness.results import ResultStore
 from harness.schema import Usage
 from harness.step import OVERHEAD_TOKENS

@@ -1,0 +1,170 @@
+"""Peak memory of a training step and an evaluation through large backbones, beside what `harness plan --device` says.
+
+Weights are random: memory depends on shapes alone, so that no checkpoint is needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+from transformers.quantizers.base import HfQuantizer
+
+from harness.backbone import Backbone
+from harness.device_plan import LENGTH, TARGETS, Need, need
+from harness.loading import model_of, source_config
+from harness.quantization import PACKED, Scheme, bitsandbytes_config, settle
+from harness.suite import short_name
+from harness.tiny import TinyTokenizer
+
+PAGE = Path(__file__).with_name("README.md")
+MARK = ("<!-- memory:begin -->\n", "<!-- memory:end -->")
+SHAPES = ("t5-3b", "llama-2-7b")
+STORAGES: tuple[Scheme, ...] = ("nf4", "bf16")
+STD = 0.02
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Peaks in bytes, weights included."""
+
+    need: Need
+    tokens: int
+    training: int
+    evaluation: int
+
+
+def random_backbone(config: dict[str, Any], storage: Scheme, device: str) -> Backbone:
+    """A backbone with random weights, made one matrix at a time in the form in which it is stored."""
+    with torch.device("meta"):
+        model = model_of(config)
+    if storage in PACKED:
+        kept = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
+        replace_with_bnb_linear(model, kept, bitsandbytes_config(storage))
+    made: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for key, weight in module._parameters.items():
+            if weight is not None:
+                made.setdefault(id(weight), _filled(module, weight, storage, device))
+                module._parameters[key] = made[id(weight)]
+        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
+            module.__init__(model.config)  # rotary embeddings: a table that depends on the configuration alone
+            module.to(device)
+    settle(model, storage)
+    precision = "float32" if storage == "none" else "bfloat16"
+    return Backbone(short_name("random"), model.eval(), TinyTokenizer(), None, precision, storage)
+
+
+def _filled(module: nn.Module, weight: nn.Parameter, storage: Scheme, device: str) -> nn.Parameter:
+    dtype = torch.float32 if storage == "none" else torch.bfloat16
+    value = torch.randn(weight.shape, device=device, dtype=dtype) * STD
+    if "bitsandbytes" not in type(module).__module__:
+        return nn.Parameter(value, requires_grad=False)
+    start = value.cpu() if storage == "int8" else value
+    made: nn.Parameter = type(weight)(start, requires_grad=False, **vars(weight)).to(device)
+    return made
+
+
+def training_step(backbone: Backbone, tokens: int) -> None:
+    """Forward and backward pass of one micro-batch through token embeddings and a table that takes the gradient."""
+    rows, device = max(1, tokens // LENGTH), backbone.device
+    backbone.model.train()
+    ids = torch.zeros(rows, LENGTH, dtype=torch.long, device=device)
+    table = torch.zeros(100, backbone.hidden, device=device, requires_grad=True)
+    embeds = backbone.embedding(ids) + nn.functional.embedding(ids, table)
+    labels = torch.full((rows, TARGETS), 5, device=device)
+    backbone.token_losses(embeds, _padded(ids), labels).sum().backward()  # type: ignore[no-untyped-call]
+
+
+def evaluation(backbone: Backbone, tokens: int) -> None:
+    """Answers to twice the tokens, as in training."""
+    rows, device = 2 * max(1, tokens // LENGTH), backbone.device
+    backbone.model.eval()
+    ids = torch.zeros(rows, LENGTH, dtype=torch.long, device=device)
+    with torch.no_grad():
+        backbone.decode(backbone.embedding(ids), _padded(ids), TARGETS)
+
+
+def _padded(ids: torch.Tensor) -> torch.Tensor:
+    """A mask with one padded position, as almost every micro-batch has; without any, networks skip the mask."""
+    mask = torch.ones_like(ids)
+    mask[0, -1] = 0
+    return mask
+
+
+def peak_bytes(work: Callable[[], None], device: str) -> int:
+    """Most bytes that tensors took while `work` ran, beside those that were there on a CPU."""
+    if device == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        work()
+        return torch.cuda.max_memory_allocated()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        work()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    level = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        level += event.nbytes()
+        peak = max(peak, level)
+    return peak
+
+
+def measure(name: str, storage: Scheme, tokens: int) -> Measured:
+    """Peaks on the CUDA device for one backbone and storage."""
+    backbone = random_backbone(source_config(name), storage, "cuda")
+    training = peak_bytes(lambda: training_step(backbone, tokens), "cuda")
+    return Measured(
+        need(name, storage, tokens), tokens, training, peak_bytes(lambda: evaluation(backbone, tokens), "cuda")
+    )
+
+
+def table(found: Sequence[Measured]) -> str:
+    """The figures beside the estimates, in GiB, as Markdown."""
+    rows = [
+        "| backbone | storage | training: estimate | measured | evaluation: estimate | measured |",
+        "|---|---|---|---|---|---|",
+    ]
+    for item in found:
+        pairs = (
+            (item.need.step(item.tokens), item.training),
+            (item.need.weights + item.need.evaluation, item.evaluation),
+        )
+        cells = [
+            f"{guess / 2**30:.2f} | {real / 2**30:.2f} ({100 * (guess / real - 1):+.0f} %)" for guess, real in pairs
+        ]
+        rows.append(f"| {item.need.backbone} | {item.need.storage} | {cells[0]} | {cells[1]} |")
+    head = f"{date.today()}, {torch.cuda.get_device_name()}, {found[0].tokens:,} tokens, GiB allocated at the peak.\n\n"
+    return head + "\n".join(rows) + "\n"
+
+
+def main() -> None:
+    """Measure, print, and with --write put the table into the README."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--backbones", default=",".join(SHAPES))
+    parser.add_argument("--storages", default=",".join(STORAGES))
+    parser.add_argument("--tokens", type=int, default=16 * LENGTH)
+    parser.add_argument("--write", action="store_true")
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit("needs a CUDA device; what a step takes is checked on a CPU by tests/test_device_plan.py")
+    found = []
+    for name in options.backbones.split(","):
+        for storage in options.storages.split(","):
+            found.append(measure(name, storage, options.tokens))
+            print(table(found[-1:]))
+    if options.write:
+        head, rest = PAGE.read_text().split(MARK[0])
+        PAGE.write_text(head + MARK[0] + table(found) + MARK[1] + rest.split(MARK[1])[1])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Training in several processes takes the steps that one process takes."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_fused import cells, trainer
+
+from harness.distributed import Team, TeamError, run_team
+from harness.errors import UserError
+from harness.results import load_results
+from harness.runner import run
+
+SUITE = """\
+suite: team
+backbones: [micro-t5]
+tasks: [micro_sentiment]
+seeds: [1]
+recipe: {steps: 3, batch_size: 5, eval_every: 3, warmup_steps: 1, warmup_max_share: 1.0, backbone_dropout: false}
+methods: {finetune: {recipe: {lr: 0.001}}}
+"""
+
+
+class Recorded(Team):
+    """A member whose others are not there: sums are left to the test."""
+
+    def add_up(self, losses: object, parameters: object) -> None:
+        pass
+
+
+def test_gradients_of_the_shares_add_up_to_those_of_the_whole() -> None:
+    whole = trainer(cells(5), max_tokens=100)
+    expected = whole._accumulate(whole._draw())
+    shares = []
+    for rank in range(2):
+        made = trainer(cells(5), max_tokens=100)
+        made.team = Recorded(rank, 2)
+        losses = made._accumulate(made._draw())
+        shares.append((losses, [p.grad for state in made.states for p in state.parameters]))
+    torch.testing.assert_close(shares[0][0] + shares[1][0], expected, rtol=1e-12, atol=1e-12)
+    gradients = [p.grad for state in whole.states for p in state.parameters]
+    for mine, yours, both in zip(shares[0][1], shares[1][1], gradients, strict=True):
+        parts = [part for part in (mine, yours) if part is not None]
+        assert both is not None
+        torch.testing.assert_close(torch.stack(parts).sum(0), both, rtol=1e-12, atol=1e-12)
+
+
+def test_every_row_has_one_process() -> None:
+    for count in (0, 1, 7):
+        shares = [Team(rank, 3).share(count).tolist() for rank in range(3)]
+        assert sorted(itertools.chain(*shares)) == list(range(count))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Results of full fine-tuning by one process and by two."""
+    found = {}
+    for processes in (1, 2):
+        folder = tmp_path_factory.mktemp(f"by{processes}")
+        (folder / "team.yaml").write_text(SUITE)
+        settings = {"execution.processes": processes}
+        summary = run(folder / "team.yaml", results=folder / "out", settings=settings, quiet=True)
+        assert (summary.num_trained, summary.num_failed) == (1, 0)
+        found[processes] = folder / "out"
+    return found
+
+
+def test_two_processes_store_what_one_does(folders: dict[int, Path]) -> None:
+    paths = {n: {path.name: path for path in folder.glob("**/*.safetensors")} for n, folder in folders.items()}
+    assert paths[1].keys() == paths[2].keys()
+    for name, path in paths[1].items():
+        alone, together = load_file(path), load_file(paths[2][name])
+        assert alone.keys() == together.keys()
+        for key, tensor in alone.items():
+            torch.testing.assert_close(together[key], tensor, rtol=1e-4, atol=1e-5)
+    frames = [load_results(folder).drop(columns="path") for folder in folders.values()]
+    assert frames[0].equals(frames[1])
+
+
+def fail(team: Team, send: object, words: str) -> None:
+    if team.rank == 1:
+        raise UserError(words) if words == "a mistake" else RuntimeError(words)
+    import torch.distributed as dist
+
+    dist.barrier()  # for ever, did nobody end it
+
+
+@pytest.mark.parametrize(("words", "kind"), [("a mistake", UserError), ("broken", TeamError)])
+def test_a_process_that_fails_ends_the_others_and_is_heard(words: str, kind: type[Exception]) -> None:
+    with pytest.raises(kind, match=words):
+        run_team(2, fail, (words,), lambda message: None)
