@@ -43,7 +43,7 @@ class Cell(Strict):
     definition: TaskFile | None = None
     """The task itself where the suite file declares it."""
     recipe: Recipe
-    grid: dict[str, Any] = {}
+    grid: dict[Annotated[str, Field(pattern=r"^(recipe|hp)\..")], Any] = {}
     """The swept settings and this cell's values, e.g. {"recipe.lr": 0.3}."""
     grid_index: int = 0
     """Place of this point in the grid; the earliest of equals wins."""
