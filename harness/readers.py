@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import itertools
@@ -82,13 +83,14 @@ def _open(path: Path) -> IO[str]:
 def _undecodable_line(path: Path) -> int:
     """Number of the first line that is not UTF-8."""
     opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rb") as file:
-        for number, line in enumerate(file, 1):
+    number = 1
+    with opener(path, "rb") as file, contextlib.suppress(OSError, EOFError, zlib.error):  # packed text may end early
+        for number, line in enumerate(file, 1):  # noqa: B007
             try:
                 line.decode("utf-8")
             except UnicodeDecodeError:
-                return number
-    return 1
+                break
+    return number
 
 
 def _lines(file: IO[str], path: Path) -> Iterator[tuple[int, str]]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from harness.errors import UserError
 from harness.metrics import METRICS
 from harness.parts import by_task
 from harness.report.published import PublishedRow, Record
@@ -175,7 +176,9 @@ def _board(suite: str, backbone: str, results: list[Result]) -> Board:
         settings = _settings(members[0])
         variant = ", ".join(f"{key.split('.', 1)[1]}={settings.get(key, 'swept')}" for key in keys)
         row = rows.setdefault((cell.label, variant), BoardRow(cell.label, variant, {}))
-        assert task not in row.entries, "two groups of results would share a table entry"
+        if task in row.entries:  # ids that a run does not give
+            raise UserError(f"two groups of results of '{row.name}' on {task} would share a table entry",
+                            hint="harness verify names results whose ids are not their own.")  # fmt: skip
         row.entries[task] = make_entry(members)
     ordered = sorted(rows.values(), key=lambda row: (max(row.params("num_trained"), default=math.inf), row.name))
     benchmarks = _benchmarks(results)
