@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -21,9 +21,13 @@ Results = Annotated[Path, typer.Argument(help="Folder of the results.")]
 
 def report(
     results: Results = Path("results"),
-    format: Annotated[Format, typer.Option("--format", help="Form of the tables.")] = "terminal",
+    format: Annotated[
+        Literal[Format, "site"], typer.Option("--format", help="Form of the tables; site is a folder of web pages.")
+    ] = "terminal",
     suite: Annotated[str | None, typer.Option(help="Only this suite.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write to this file instead of the screen.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write to this file instead of the screen; with --format site, to this folder.")
+    ] = None,
     published: Annotated[
         str | None,
         typer.Option(
@@ -45,6 +49,10 @@ def report(
     statistics: Annotated[
         bool, typer.Option("--statistics", help="Add intervals and mark what is not separable from the best.")
     ] = False,
+    methods_dir: Annotated[
+        list[Path] | None,
+        typer.Option("--methods-dir", help="With --format site: another folder of method files; may be repeated."),
+    ] = None,
 ) -> None:
     """Make the leaderboard from stored results.
 
@@ -59,6 +67,8 @@ def report(
         raise UserError("only one of --fidelity, --tuning and --figures can be made at a time")
     if statistics and (fidelity is not None or tuning or format == "csv"):
         raise UserError("has no place here", field="--statistics", hint="Tables, figures and --format json have it.")
+    if format == "site":
+        check_site(out, fidelity is not None or tuning or figures is not None)
     if published is not None and (tuning or figures is not None or fidelity is not None):
         raise UserError("stands beside the leaderboard only", field="--published")
     wanted = fidelity or published
@@ -67,6 +77,8 @@ def report(
     if not scanned:
         raise UserError("holds no results" + (f" of suite '{suite}'" if suite else ""), where=str(results))
     boards = collect((result for _, result in scanned), record)
+    if format == "site":
+        return site(boards, scanned, results, out, methods_dir or ())
     if fidelity is not None:
         text = fidelity_tables(boards, format)
     elif tuning:
@@ -77,6 +89,32 @@ def report(
         verdicts = judge(boards, scanned) if statistics or format == "json" else []
         text = render(boards, format, costs, verdicts)
     write(text, out)
+
+
+def check_site(out: Path | None, is_other: bool) -> None:
+    """Raise UserError where a page is asked for together with what it cannot be."""
+    if is_other:
+        raise UserError("is the whole leaderboard; --fidelity, --tuning and --figures have a form of their own",
+                        field="--format site")  # fmt: skip
+    if out is None:
+        raise UserError("is missing; a page is a folder", field="--out", hint="For example --out reports/site.")
+
+
+def site(
+    boards: Sequence[Board],
+    scanned: Sequence[tuple[Path, Result]],
+    results: Path,
+    out: Path | None,
+    method_folders: Sequence[Path],
+) -> None:
+    """Write the pages of the leaderboard into the folder `out`. Raises UserError where that cannot be."""
+    from harness.report.site.write import write_site
+
+    assert out is not None, "checked before anything was read"
+    for folder in method_folders:
+        if not folder.is_dir():
+            raise UserError("no such folder", where=str(folder), field="--methods-dir")
+    typer.echo(write_site(boards, judge(boards, scanned), scanned, results, out, method_folders), nl=False)
 
 
 def fidelity_tables(boards: Sequence[Board], format: Format) -> str:
