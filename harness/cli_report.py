@@ -114,7 +114,7 @@ def site(
     for folder in method_folders:
         if not folder.is_dir():
             raise UserError("no such folder", where=str(folder), field="--methods-dir")
-    typer.echo(write_site(boards, judge(boards, scanned), scanned, results, out, method_folders), nl=False)
+    typer.echo(write_site(boards, lambda: judge(boards, scanned), scanned, results, out, method_folders), nl=False)
 
 
 def fidelity_tables(boards: Sequence[Board], format: Format) -> str:

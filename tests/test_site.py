@@ -23,6 +23,7 @@ from harness.cli import app, main
 from harness.method import Method, discover
 from harness.report.aggregate import collect
 from harness.report.layout import Cell
+from harness.report.site import write
 from harness.report.site.grids import Item, board_grid
 from harness.report.site.method_files import read_method_file, read_method_files
 from harness.report.site.names import slug
@@ -267,7 +268,15 @@ def test_published_rows_stand_apart_and_never_win() -> None:
 
 @pytest.mark.parametrize(
     ("text", "order"),
-    [("1,960", 1960), ("37,536 (kept 9,600)", 37536), ("95.0", 95), ("-3.5", -3.5), ("–", None), ("", None), ("1e+03", 1000)],
+    [
+        ("1,960", 1960),
+        ("37,536 (kept 9,600)", 37536),
+        ("95.0", 95),
+        ("-3.5", -3.5),
+        ("–", None),
+        ("", None),
+        ("1e+03", 1000),
+    ],
 )
 def test_entries_sort_by_the_number_that_is_printed(text: str, order: float | None) -> None:
     assert Item(Cell(text)).order == order
@@ -303,6 +312,19 @@ def test_a_mistake_is_named_and_nothing_is_written(
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_other_processes_write_the_same_pages(
+    results: Path, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(write, "MANY", 1)
+    monkeypatch.setattr(write, "CHUNK", 30)
+    out = tmp_path / "site"
+    done = CliRunner().invoke(app, ["report", str(results), "--format", "site", "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    files = sorted(path.relative_to(site) for path in site.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(out) for path in out.rglob("*") if path.is_file())
+    assert all((site / file).read_bytes() == (out / file).read_bytes() for file in files)
 
 
 def test_a_new_page_takes_the_place_of_the_old_one_without_torch(results: Path, tmp_path: Path) -> None:

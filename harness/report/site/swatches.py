@@ -23,4 +23,4 @@ SHAPES = {
 def swatch(look: Look) -> Markup:
     """An inline drawing that screen readers pass over, since the name of the method stands beside it."""
     text = '<svg class="swatch" viewBox="0 0 12 12" aria-hidden="true" fill="{}">{}</svg>'
-    return Markup(text).format(look.colour, Markup(SHAPES[look.marker]))  # noqa: S704
+    return Markup(text).format(look.colour, Markup(SHAPES[look.marker]))

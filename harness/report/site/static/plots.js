@@ -6,12 +6,13 @@
     "^": ["triangle", 0], v: ["triangle", 180], "<": ["triangle", 270], ">": ["triangle", 90],
   };
   const FONT = 12;
+  const LONGEST = 28;
   const number = new Intl.NumberFormat("en", { maximumSignificantDigits: 4 });
   const compact = new Intl.NumberFormat("en", { notation: "compact" });
 
   const colours = (canvas) => {
     const style = getComputedStyle(canvas);
-    return { text: style.color, line: style.borderTopColor };
+    return { text: style.color, line: style.borderTopColor, back: getComputedStyle(document.body).backgroundColor };
   };
 
   // points that no other beats with a lower or equal cost, cheapest first
@@ -55,30 +56,34 @@
     ctx.font = `${FONT}px system-ui, sans-serif`;
     const places = points.map((p) => ({ x: scales.x.getPixelForValue(p.x), y: scales.y.getPixelForValue(p.y) }));
     const taken = places.map((p) => ({ x: p.x - 6, y: p.y - 6, w: 12, h: 12 }));
-    const put = (text, colour, candidates) => {
+    const look = colours(chart.canvas);
+    const put = (name, candidates) => {
+      const text = name.length > LONGEST ? `${name.slice(0, LONGEST - 1)}…` : name;
       const w = ctx.measureText(text).width;
       for (const [x, y, align] of candidates) {
         const box = { x: x - w * align, y: y - FONT / 2, w, h: FONT };
         const inside = box.x >= area.left && box.x + w <= area.right && box.y >= area.top && box.y + FONT <= area.bottom;
         if (inside && !taken.some((other) => overlaps(box, other))) {
           taken.push(box);
-          ctx.fillStyle = colour;
           ctx.textBaseline = "middle";
           ctx.textAlign = "left";
+          ctx.strokeStyle = look.back; // a rim, so that no line strikes a name through
+          ctx.lineWidth = 4;
+          ctx.strokeText(text, box.x, y);
+          ctx.fillStyle = look.text;
           ctx.fillText(text, box.x, y);
           return;
         }
       }
     };
-    const { text } = colours(chart.canvas);
     points.forEach((p, i) => {
       const { x, y } = places[i];
-      put(p.name, text, [[x + 9, y, 0], [x - 9, y, 1], [x, y - 14, 0.5], [x, y + 14, 0.5], [x + 7, y - 12, 0],
+      put(p.name, [[x + 9, y, 0], [x - 9, y, 1], [x, y - 14, 0.5], [x, y + 14, 0.5], [x + 7, y - 12, 0],
         [x - 7, y - 12, 1], [x + 7, y + 12, 0], [x - 7, y + 12, 1], [x, y - 28, 0.5], [x, y + 28, 0.5]]);
     });
     for (const floor of floors) {
       const y = scales.y.getPixelForValue(floor.y);
-      put(floor.name, text, [[area.left + 4, y - 8, 0], [area.right - 4, y - 8, 1], [area.left + 4, y + 9, 0]]);
+      put(floor.name, [[area.left + 4, y - 8, 0], [area.right - 4, y - 8, 1], [area.left + 4, y + 9, 0]]);
     }
   };
 
@@ -199,12 +204,11 @@
     const [canvas, xs, ys] = ["canvas", ".x", ".y"].map((name) => figure.querySelector(name));
     select(xs, data.x);
     select(ys, data.y);
-    // the score that most rows have; the first, an average, where all have all
+    // the first score of a benchmark, its average; of all scores the one that most rows have
     const count = (item) => item.values.filter((value) => value !== null).length;
     const choose = (benchmark) => {
-      const fitting = data.y.filter((item) => !benchmark || item.benchmark === benchmark);
-      const fullest = Math.max(...fitting.map(count));
-      ys.value = Math.max(0, data.y.indexOf(fitting.find((item) => count(item) === fullest)));
+      const fullest = Math.max(...data.y.map(count));
+      ys.value = Math.max(0, data.y.findIndex((y) => (benchmark ? y.benchmark === benchmark : count(y) === fullest)));
     };
     const state = {};
     const draw = () => {

@@ -43,7 +43,7 @@
 
   const board = (element) => {
     const section = element.closest("section");
-    const columns = heads(element).map((head) => ({ title: head.dataset.label, benchmark: head.dataset.benchmark }));
+    const columns = heads(element).map(({ dataset: { label, benchmark, task } }) => ({ title: label, benchmark, task }));
     const table = make(element, {});
     const filter = section.querySelector(".filter");
     filter.addEventListener("input", () => table.search(filter.value).draw());
@@ -53,7 +53,8 @@
     const show = () => {
       const chosen = benchmark ? benchmark.value : "";
       columns.forEach((column, i) => {
-        const fits = !chosen || column.benchmark === chosen || (!column.benchmark && column.title !== "average");
+        const isScore = column.benchmark || column.task || column.title === "average";
+        const fits = !chosen || !isScore || column.benchmark === chosen;
         boxes[i].disabled = i === 0 || !fits;
         table.column(i).visible(fits && boxes[i].checked, false);
       });
