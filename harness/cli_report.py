@@ -17,42 +17,49 @@ if TYPE_CHECKING:
     from harness.schema import Result
 
 Results = Annotated[Path, typer.Argument(help="Folder of the results.")]
+FormatOption = Annotated[
+    Literal[Format, "site"], typer.Option("--format", help="Form of the tables; site is a folder of web pages.")
+]
+SuiteName = Annotated[str | None, typer.Option(help="Only this suite.")]
+OutFile = Annotated[
+    Path | None, typer.Option(help="Write to this file instead of the screen; with --format site, to this folder.")
+]
+Published = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME[:TABLE]",
+        help="Put a record of published numbers beside the measured ones, e.g. accept-2024, or one table of it.",
+    ),
+]
+Fidelity = Annotated[
+    str | None, typer.Option(metavar="NAME[:TABLE]", help="Instead: our numbers beside a record's, cell by cell.")
+]
+Tuning = Annotated[
+    bool, typer.Option("--tuning", help="Instead: what the grid searches gave, and what choosing by test would.")
+]
+FigureFolder = Annotated[Path | None, typer.Option(metavar="DIR", help="Instead: draw the figures into this folder.")]
+Costs = Annotated[bool, typer.Option("--costs", help="Add time per step and peak memory.")]
+Statistics = Annotated[
+    bool, typer.Option("--statistics", help="Add intervals and mark what is not separable from the best.")
+]
+MethodFolders = Annotated[
+    list[Path] | None,
+    typer.Option("--methods-dir", help="With --format site: another folder of method files; may be repeated."),
+]
 
 
 def report(
     results: Results = Path("results"),
-    format: Annotated[
-        Literal[Format, "site"], typer.Option("--format", help="Form of the tables; site is a folder of web pages.")
-    ] = "terminal",
-    suite: Annotated[str | None, typer.Option(help="Only this suite.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Write to this file instead of the screen; with --format site, to this folder.")
-    ] = None,
-    published: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME[:TABLE]",
-            help="Put a record of published numbers beside the measured ones, e.g. accept-2024, or one table of it.",
-        ),
-    ] = None,
-    fidelity: Annotated[
-        str | None,
-        typer.Option(metavar="NAME[:TABLE]", help="Instead: our numbers beside a record's, cell by cell."),
-    ] = None,
-    tuning: Annotated[
-        bool, typer.Option("--tuning", help="Instead: what the grid searches gave, and what choosing by test would.")
-    ] = False,
-    figures: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Instead: draw the figures into this folder.")
-    ] = None,
-    costs: Annotated[bool, typer.Option("--costs", help="Add time per step and peak memory.")] = False,
-    statistics: Annotated[
-        bool, typer.Option("--statistics", help="Add intervals and mark what is not separable from the best.")
-    ] = False,
-    methods_dir: Annotated[
-        list[Path] | None,
-        typer.Option("--methods-dir", help="With --format site: another folder of method files; may be repeated."),
-    ] = None,
+    format: FormatOption = "terminal",
+    suite: SuiteName = None,
+    out: OutFile = None,
+    published: Published = None,
+    fidelity: Fidelity = None,
+    tuning: Tuning = False,
+    figures: FigureFolder = None,
+    costs: Costs = False,
+    statistics: Statistics = False,
+    methods_dir: MethodFolders = None,
 ) -> None:
     """Make the leaderboard from stored results.
 
@@ -94,8 +101,7 @@ def report(
 def check_site(out: Path | None, is_other: bool) -> None:
     """Raise UserError where a page is asked for together with what it cannot be."""
     if is_other:
-        raise UserError("is the whole leaderboard; --fidelity, --tuning and --figures have a form of their own",
-                        field="--format site")  # fmt: skip
+        raise UserError("is the leaderboard; leave out --fidelity, --tuning and --figures", field="--format site")
     if out is None:
         raise UserError("is missing; a page is a folder", field="--out", hint="For example --out reports/site.")
 

@@ -288,7 +288,7 @@ def test_entries_sort_by_the_number_that_is_printed(text: str, order: float | No
         ([], "--out: is missing"),
         (["--out", "file"], "--out: is a file, not a folder"),
         (["--out", "full"], "--out: holds other things than a page"),
-        (["--out", "new", "--tuning"], "--format site: is the whole leaderboard"),
+        (["--out", "new", "--tuning"], "--format site: is the leaderboard; leave out"),
         (["--out", "new", "--methods-dir", "nowhere"], "--methods-dir: no such folder"),
         (["--out", "file/below"], "--out: cannot be written"),
     ],
