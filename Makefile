@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: quickstart test check leaderboard methods-table bench bench-quick bench-gpu bench-gpu-memory lint types clean
+.PHONY: quickstart test check leaderboard site methods-table bench bench-quick bench-gpu bench-gpu-memory lint types clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/harness run suites/quickstart.yaml
@@ -18,6 +18,9 @@ check: lint types test
 leaderboard: quickstart
 	$(BIN)/harness report --suite quickstart --format markdown --out reports/quickstart.md
 	UPDATE_GOLDEN=1 $(BIN)/python -m pytest tests/test_docs.py
+
+site: quickstart
+	$(BIN)/harness report --format site --out reports/site
 
 methods-table: $(VENV)/.installed-dev
 	$(BIN)/harness run suites/methods.yaml

@@ -3,7 +3,7 @@
     python benchmarks/report_speed.py --results 10000 --out DIR
 
 writes results with invented scores, a grid of learning rates over tasks, methods, backbones and seeds, and prints the
-seconds of each command. DIR is kept, so that a second call only measures.
+seconds of each command. DIR is kept, so that a second call only measures; the pages go to DIR-site.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def main() -> None:
     options = parser.parse_args()
     if not options.out.exists():
         write_results(options.out, options.results, options.rows)
-    for command in COMMANDS:
+    site = options.out.with_name(f"{options.out.name}-site")
+    for command in (*COMMANDS, ["--format", "site", "--out", str(site)]):
         start = time.perf_counter()
         arguments = [sys.executable, "-m", "harness", "report", str(options.out), *command]
         subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL)

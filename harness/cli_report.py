@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -13,14 +13,19 @@ from harness.report.tables import Format
 
 if TYPE_CHECKING:
     from harness.report.aggregate import Board
+    from harness.report.published import Record
     from harness.report.significance import Significance
     from harness.report_declarations import Where
     from harness.schema import Result
 
 Results = Annotated[Path, typer.Argument(help="Folder of the results.")]
-FormatOption = Annotated[Format, typer.Option("--format", help="Form of the tables.")]
+FormatOption = Annotated[
+    Literal[Format, "site"], typer.Option("--format", help="Form of the tables; site is a folder of web pages.")
+]
 SuiteName = Annotated[str | None, typer.Option(help="Only this suite, or several: A,B.")]
-OutFile = Annotated[Path | None, typer.Option(help="Write to this file instead of the screen.")]
+OutFile = Annotated[
+    Path | None, typer.Option(help="Write to this file instead of the screen; with --format site, to this folder.")
+]
 Published = Annotated[
     str | None,
     typer.Option(
@@ -52,6 +57,10 @@ Costs = Annotated[bool, typer.Option("--costs", help="Add time per step and peak
 Statistics = Annotated[
     bool, typer.Option("--statistics", help="Add intervals and mark what is not separable from the best.")
 ]
+MethodFolders = Annotated[
+    list[Path] | None,
+    typer.Option("--methods-dir", help="With --format site: another folder of method files; may be repeated."),
+]
 
 
 def report(
@@ -68,13 +77,13 @@ def report(
     where: WhereOption = None,
     costs: Costs = False,
     statistics: Statistics = False,
+    methods_dir: MethodFolders = None,
 ) -> None:
     """Make the leaderboard from stored results.
 
     Example: harness report results --format markdown --statistics --published accept-2024
     """
     from harness.cli_layouts import conditions, layout_tables, list_layouts
-    from harness.report.aggregate import collect
     from harness.report.published import find
     from harness.report.tables import render
 
@@ -82,6 +91,8 @@ def report(
         raise UserError("only one of --fidelity, --tuning, --figures and --table can be made at a time")
     if statistics and (fidelity is not None or tuning or table is not None or format == "csv"):
         raise UserError("has no place here", field="--statistics", hint="Tables, figures and --format json have it.")
+    if format == "site":
+        check_site(out, fidelity is not None or tuning or figures is not None or table is not None)
     if published is not None and (tuning or figures is not None or fidelity is not None or table is not None):
         raise UserError("stands beside the leaderboard only", field="--published")
     if table == "list":
@@ -89,10 +100,11 @@ def report(
     wanted = fidelity or published
     record = None if wanted is None else find(wanted)
     scanned, asked = scan(results, suite), conditions(where, suite)
+    if format == "site":
+        return site(marked(scanned, record), scanned, results, out, methods_dir or ())
     if table is not None:
         return write(layout_tables(table, layouts, asked, [result for _, result in scanned], format), out)
-    boards = collect((result for _, result in scanned), record)
-    mark_stale(boards)
+    boards = marked(scanned, record)
     if fidelity is not None:
         text = fidelity_tables(boards, format)
     elif tuning:
@@ -105,13 +117,16 @@ def report(
     write(text, out)
 
 
-def mark_stale(boards: Sequence[Board]) -> None:
-    """Note at each entry what has changed since its runs were made."""
+def marked(scanned: Sequence[tuple[Path, Result]], record: Record | None) -> list[Board]:
+    """The leaderboards of results; each entry knows what has changed since its runs were made."""
+    from harness.report.aggregate import collect
     from harness.staleness import changed_since
 
+    boards = collect((result for _, result in scanned), record)
     for entry in (entry for board in boards for row in board.rows for entry in row.entries.values()):
         runs = [*entry.runs, *(run for search in entry.searches for run in search)]
         entry.stale = sorted({change for run in runs for change in changed_since(run)})
+    return boards
 
 
 def scan(results: Path, suite: str | None) -> list[tuple[Path, Result]]:
@@ -123,6 +138,32 @@ def scan(results: Path, suite: str | None) -> list[tuple[Path, Result]]:
     if not scanned:
         raise UserError("holds no results" + (f" of suite '{suite}'" if suite else ""), where=str(results))
     return scanned
+
+
+def check_site(out: Path | None, is_other: bool) -> None:
+    """Raise UserError where a page is asked for together with what it cannot be."""
+    if is_other:
+        problem = "is the leaderboard; leave out --fidelity, --tuning, --figures and --table"
+        raise UserError(problem, field="--format site")
+    if out is None:
+        raise UserError("is missing; a page is a folder", field="--out", hint="For example --out reports/site.")
+
+
+def site(
+    boards: Sequence[Board],
+    scanned: Sequence[tuple[Path, Result]],
+    results: Path,
+    out: Path | None,
+    method_folders: Sequence[Path],
+) -> None:
+    """Write the pages of the leaderboard into the folder `out`. Raises UserError where that cannot be."""
+    from harness.report.site.write import write_site
+
+    assert out is not None, "checked before anything was read"
+    for folder in method_folders:
+        if not folder.is_dir():
+            raise UserError("no such folder", where=str(folder), field="--methods-dir")
+    typer.echo(write_site(boards, lambda: judge(boards, scanned), scanned, results, out, method_folders), nl=False)
 
 
 def fidelity_tables(boards: Sequence[Board], format: Format) -> str:

@@ -85,7 +85,7 @@ class Cell(Strict):
     recipe: Recipe
     init_from: list[Start] = []
     """What its tensors start from; empty where the method's own start is taken."""
-    grid: dict[Annotated[str, Field(pattern=r"^((recipe|hp)\..|init_from$)")], Any] = {}
+    grid: dict[Annotated[str, Field(pattern=r"^((recipe|hp)\..|cell\.init_from$)")], Any] = {}
     """The swept settings and this cell's values, e.g. {"recipe.lr": 0.3}."""
     grid_index: int = 0
     """Place of this point in the grid; the earliest of equals wins."""

@@ -8,20 +8,21 @@ from pathlib import Path
 from harness.declarations import ProtocolReference
 from harness.metrics import compute, count_unreadable
 from harness.results import PredictionRow, ResultStore
-from harness.schema import Cell, DataRecord, DevScore, MetricRecord, ParamCounts, Result, SplitScore
+from harness.schema import Cell, DataRecord, DevScore, MetricRecord, ParamCounts, Result, SplitScore, Usage
 from harness.suite_file import Recipe
 
 
 def store(
     root: Path, label: str, task: str, seed: int, predictions: Sequence[str], references: Sequence[Sequence[str]],
     metric: str = "accuracy", labels: Sequence[str] = ("0", "1"), num_trained: int = 1_000, lr: float | None = None,
-    index: int = 0, dev: float = 50.0, backbone: str = "tiny",
+    index: int = 0, dev: float = 50.0, backbone: str = "tiny", usage: Usage | None = None, source: str = "a",
+    protocol: ProtocolReference | None = None,
 ) -> Result:  # fmt: skip
     """Write one run; its test score is computed from its predictions, which stand for the dev split too."""
     cell = Cell(
         suite="demo", label=label, method=label, hp={}, task=task, task_version=1, backbone=backbone, seed=seed,
         recipe=Recipe(steps=100, lr=lr or 0.3), grid={} if lr is None else {"recipe.lr": lr}, grid_index=index,
-        search_seed=1, protocol=ProtocolReference(version=1),
+        search_seed=1, protocol=protocol or ProtocolReference(version=1),
     )  # fmt: skip
     scores = compute([metric], predictions, references, labels)
     split = SplitScore(
@@ -31,7 +32,8 @@ def store(
     result = Result(
         cell_id=cell.cell_id, group_id=cell.group_id, status="done", cell=cell, dev=split, test=split,
         metrics=MetricRecord(reported=[metric], extra=[], selection=metric, labels=list(labels)), selected_step=10,
-        dev_history=[DevScore(step=10, selection=dev, metrics=scores)], method_sha256="a", provenance={},
+        dev_history=[DevScore(step=10, selection=dev, metrics=scores)], method_sha256=source, provenance={},
+        usage=usage,
         params=ParamCounts(num_trained=num_trained, num_kept=num_trained), started_at="", finished_at="",
         data=DataRecord(source="x", revision="", split_rule="", num_train=9, num_dev=len(references),
                         num_test=len(references), fingerprint="f"),

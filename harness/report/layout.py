@@ -41,6 +41,8 @@ class Column:
     benchmark: str = ""
     """Columns with the same one stand under it."""
     notes: tuple[int, ...] = ()
+    task: str = ""
+    """The task that the column shows, if it shows one."""
 
 
 @dataclass
@@ -126,7 +128,7 @@ def _column(board: Board, task: str, table: Table, significance: Significance | 
         notes.append(table.note(f"rows of this column were made with different {' and '.join(kinds)}: not comparable"))
     if significance is not None and task in significance.warnings:
         notes.append(table.note(significance.warnings[task]))
-    return Column(f"{task} ({board.metrics.get(task, '?')})", board.benchmarks[task], tuple(notes))
+    return Column(f"{task} ({board.metrics.get(task, '?')})", board.benchmarks[task], tuple(notes), task)
 
 
 def _cell(row: BoardRow, task: str, rank: str, table: Table, significance: Significance | None) -> Cell:

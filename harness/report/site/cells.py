@@ -1,0 +1,147 @@
+"""What the page of one cell says: everything that its result holds, and a sample of its answers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.metrics import METRICS
+from harness.report.layout import DASH
+from harness.results import predictions_path, tensors_path
+from harness.schema import Result, SplitScore
+
+SAMPLE = 20
+"""Test rows whose answers a page shows."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A heading and what is known under it, as (name, text) pairs."""
+
+    title: str
+    items: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The first answers on test, as (row, references, prediction); a problem where they cannot be shown."""
+
+    rows: list[tuple[int, list[str], str]]
+    total: int = 0
+    problem: str = ""
+
+
+def facts_of(path: Path, result: Result) -> list[Facts]:
+    """Everything about a result that is no score and no curve."""
+    cell = result.cell
+    settings = {**{f"hp.{key}": value for key, value in cell.hp.items()}, **_flat("recipe", cell.recipe)}
+    settings |= {f"task.{key}": value for key, value in cell.task_rules.items()}
+    counts = {**_dump(result.params), "selection rule": result.selection_rule}
+    made = {"started": result.started_at, "finished": result.finished_at, "method's SHA-256": result.method_sha256}
+    files = {
+        f"{path.name}": "this result",
+        predictions_path(path).name: _checksum(result.files.predictions),
+        tensors_path(path).name: _checksum(result.files.tensors),
+    }
+    found = [
+        Facts("Settings", _items({**settings, **_swept(cell.grid)})),
+        Facts(f"Protocol {cell.protocol.title}", _items(result.protocol)),
+        Facts("Selection and parameters", _items(counts)),
+        Facts("What it cost", _items(_dump(result.usage))),
+        Facts("Data", _items(_dump(result.data))),
+        Facts("The task as the suite declares it", _items(_dump(cell.definition))),
+        Facts("Backbone", _items(_dump(result.backbone))),
+        Facts("Provenance", _items({**made, **_nested(result.provenance)})),
+        Facts("Files", _items(files)),
+    ]
+    return [facts for facts in found if facts.items]
+
+
+def scores_of(result: Result) -> list[tuple[str, str, str]]:
+    """(metric, dev, test) of the selected checkpoint, the reported score first."""
+    splits = (result.dev, result.test)
+    extra = dict.fromkeys(name for split in splits if split for name in split.metrics)
+    rows = [("score", *(_score(split, None) for split in splits))]
+    rows += [(METRICS[n].label if n in METRICS else n, *(_score(split, n) for split in splits)) for n in extra]
+    counts = ("rows", "num_rows"), ("unreadable answers", "num_unreadable")
+    rows += [(title, *(f"{getattr(s, kind):,}" if s else DASH for s in splits)) for title, kind in counts]
+    return [(name, dev, test) for name, dev, test in rows] if any(splits) else []
+
+
+def sample_of(path: Path, result: Result) -> Sample:
+    """The first answers on test, if the file beside the result is the one that the run stored."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    if result.files.predictions is None:
+        return Sample([], problem="The run stored no predictions.")
+    try:
+        content = predictions_path(path).read_bytes()
+        if hashlib.sha256(content).hexdigest() != result.files.predictions:
+            return Sample([], problem="The predictions are not those that the run stored: their SHA-256 is another.")
+        table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
+        test = table.filter(pc.equal(table["split"].cast(pa.string()), "test"))
+        first = test.slice(0, SAMPLE).select(["row", "references", "prediction"]).to_pylist()
+    except (OSError, KeyError, pa.ArrowException) as error:
+        return Sample([], problem=f"The predictions cannot be read: {type(error).__name__}.")
+    return Sample([(item["row"], item["references"], item["prediction"]) for item in first], test.num_rows)
+
+
+def show(value: Any) -> str:
+    """A value as text: numbers as they are written in files, anything nested as JSON."""
+    if value is None or value == "":
+        return DASH
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) >= 10_000 else str(value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _items(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(name, show(value)) for name, value in values.items()]
+
+
+def _dump(model: Any) -> dict[str, Any]:
+    return {} if model is None else {key: value for key, value in model.__dict__.items() if value is not None}
+
+
+def _flat(prefix: str, model: Any) -> dict[str, Any]:
+    return {f"{prefix}.{key}": value for key, value in model.__dict__.items()}
+
+
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """One level of nested mappings laid flat."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
+    return found
+
+
+def _swept(grid: Mapping[str, Any]) -> dict[str, Any]:
+    return {"swept": ", ".join(grid)} if grid else {}
+
+
+def _checksum(sha256: str | None) -> str:
+    return "not stored" if sha256 is None else f"SHA-256 {sha256}"
+
+
+def _score(split: SplitScore | None, metric: str | None) -> str:
+    if split is None:
+        return DASH
+    value = split.score if metric is None else split.metrics.get(metric)
+    return DASH if value is None else f"{value:.2f}"
+
+
+def distinct(texts: Iterable[str]) -> list[str]:
+    """Each text once, in the order of the first."""
+    return list(dict.fromkeys(texts))

@@ -1,0 +1,137 @@
+"""Tables of the pages: what `layout` lays out, with links, sort keys and the look of each method."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from harness.report.aggregate import Board, BoardRow
+from harness.report.layout import DASH, Cell, Column, Table, lay_out, mark_best
+from harness.report.significance import Significance
+from harness.report.site import names
+from harness.report.styles import Look
+
+
+@dataclass(frozen=True)
+class Item:
+    """One entry of a table and where it leads; `links` are (text, address) pairs behind the entry."""
+
+    cell: Cell
+    href: str = ""
+    look: Look | None = None
+    links: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def order(self) -> float | None:
+        """The first number as it is printed, so that what looks equal sorts as equal; None without one."""
+        found = re.match(r"[+-]?\d[\d,]*(\.\d+)?(e[+-]?\d+)?", self.cell.text)
+        return float(found[0].replace(",", "")) if found else None
+
+
+@dataclass
+class Grid:
+    """A table of a page. `row_ids` are targets of links, empty where nothing leads to a row."""
+
+    id: str
+    title: str
+    caption: str
+    columns: list[Column]
+    rows: list[list[Item]]
+    row_ids: list[str]
+    apart: int
+    """Index of the first row that is not measured."""
+    notes: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def numbers(self) -> set[int]:
+        """Indices of the columns that sort by number: every entry is one or missing."""
+        found = set()
+        for index in range(1, len(self.columns)):
+            items = [row[index] for row in self.rows if row[index].cell.text not in ("", DASH)]
+            if items and all(item.order is not None for item in items):
+                found.add(index)
+        return found
+
+    def insert(self, index: int, column: Column, items: Sequence[Item]) -> None:
+        """Put a column in front of the one at `index`."""
+        self.columns.insert(index, column)
+        for row, item in zip(self.rows, items, strict=True):
+            row.insert(index, item)
+
+    def select(self, indices: Sequence[int]) -> Grid:
+        """The columns at `indices` alone, with the footnotes that they need, numbered anew."""
+        columns = [self.columns[i] for i in indices]
+        rows = [[row[i] for i in indices] for row in self.rows]
+        used = [number for column in columns for number in column.notes]
+        used += [number for row in rows for item in row for number in item.cell.notes]
+        anew = {number: i for i, number in enumerate(dict.fromkeys(used), 1)}
+
+        def renumber(numbers: tuple[int, ...]) -> tuple[int, ...]:
+            return tuple(anew[number] for number in numbers)
+
+        return replace(
+            self,
+            columns=[replace(column, notes=renumber(column.notes)) for column in columns],
+            rows=[[replace(i, cell=replace(i.cell, notes=renumber(i.cell.notes))) for i in row] for row in rows],
+            notes=[self.notes[number - 1] for number in anew],
+        )
+
+
+def plain_grid(table: Table, name: str) -> Grid:
+    """A table without links."""
+    rows = [[Item(cell) for cell in row] for row in table.rows]
+    return Grid(name, table.title, table.caption, table.columns, rows, [""] * len(rows), len(rows), table.notes,
+                table.remarks)  # fmt: skip
+
+
+def board_grid(board: Board, verdict: Significance | None, styles: Mapping[str, Look]) -> Grid:
+    """The leaderboard of a board with time and memory, and an average per benchmark where there are several."""
+    grid = plain_grid(lay_out(board, costs=True, significance=verdict), names.board_id(board))
+    grid.apart = len(board.rows)
+    for row, items in zip(board.rows, grid.rows, strict=False):
+        for i, column in enumerate(grid.columns):
+            if column.task and row.entries.get(column.task):
+                page = f"{names.task_page(column.task)}#{names.row_id(board, row.name)}"
+                items[i] = replace(items[i], href=page)
+        method = method_of(row)
+        items[0] = replace(items[0], href=names.method_page(method), look=styles[method])
+    if len(set(board.benchmarks.values())) > 1:
+        for benchmark in dict.fromkeys(board.benchmarks.values()):
+            _add_average(grid, board, benchmark)
+    return grid
+
+
+def groups(columns: Sequence[Column]) -> list[list[Column]]:
+    """Neighbours that stand under one benchmark."""
+    return [list(group) for _, group in itertools.groupby(columns, key=lambda column: column.benchmark)]
+
+
+def tasks_of(board: Board, benchmark: str) -> list[str]:
+    """The tasks of a board that belong to a benchmark."""
+    return [task for task in board.tasks if board.benchmarks[task] == benchmark]
+
+
+def method_of(row: BoardRow) -> str:
+    """The method that a row was made with."""
+    return next(run.cell.method for entry in row.entries.values() for run in (*entry.runs, *entry.failed))
+
+
+def _add_average(grid: Grid, board: Board, benchmark: str) -> None:
+    tasks = tasks_of(board, benchmark)
+    last = max((i for i, column in enumerate(grid.columns) if column.task in tasks), default=None)
+    if not benchmark or len(tasks) < 2 or last is None:
+        return
+    means = [row.average(tasks) for row in board.rows]
+    cells = [
+        Cell(DASH if mean is None else f"{mean:.1f}", rank) for mean, rank in zip(means, mark_best(means), strict=True)
+    ]
+    theirs = [row.average(tasks) for row in board.published]
+    cells += [Cell(DASH if mean is None else f"{mean:.1f}") for mean in theirs]
+    note = "averages of one benchmark are not tested against each other"
+    if note not in grid.notes:
+        grid.notes.append(note)
+    column = Column("average", benchmark, (grid.notes.index(note) + 1,))
+    grid.insert(last + 1, column, [Item(cell) for cell in cells])

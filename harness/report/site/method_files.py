@@ -1,0 +1,130 @@
+"""What a method's file says about the method, read from its source: importing it would need torch."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One hp as declared."""
+
+    name: str
+    type: str
+    default: str
+
+
+@dataclass(frozen=True)
+class MethodFile:
+    """Name, docstring, paper and settings of one method."""
+
+    name: str
+    path: Path
+    sha256: str
+    docstring: str
+    paper_key: str = ""
+    paper_url: str = ""
+    paper_params: Mapping[str, int] = field(default_factory=dict)
+    """Backbone -> trainable parameters that the paper claims."""
+    paper_note: str = ""
+    settings: tuple[Setting, ...] = ()
+    defaults: Mapping[str, str] = field(default_factory=dict)
+    """Setting -> the method's default for it, as written, e.g. "recipe.lr" -> "sweep(0.3, 0.4)"."""
+
+    @property
+    def summary(self) -> str:
+        return self.docstring.partition("\n")[0]
+
+    @property
+    def definition(self) -> str:
+        """The docstring after its first line: equations and stands taken."""
+        return self.docstring.partition("\n")[2].strip()
+
+
+def shipped_folder() -> Path:
+    """The folder of the method files that come with the program."""
+    package = Path(__file__).resolve().parents[2]
+    return next(path for path in (package.parent / "methods", package / "_methods") if path.is_dir())
+
+
+def read_method_files(folders: Iterable[Path] = ()) -> dict[str, MethodFile]:
+    """Methods by name: the shipped ones and those of `folders`. A file that is no Python or no method is left out."""
+    found = {}
+    for folder in (shipped_folder(), *folders):
+        for path in sorted(folder.glob("*.py")):
+            method = read_method_file(path)
+            if method is not None:
+                found[method.name] = method
+    return found
+
+
+def read_method_file(path: Path) -> MethodFile | None:
+    """Return what a file declares; None if it cannot be parsed or declares no method of its name."""
+    try:
+        source = path.read_bytes()
+        tree = ast.parse(source)
+    except (OSError, SyntaxError, ValueError):
+        return None
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            values = _assigned(node)
+            if _literal(values.get("name")) == path.stem:
+                sha256 = hashlib.sha256(source).hexdigest()
+                docstring = ast.get_docstring(tree) or ""
+                return MethodFile(path.stem, path, sha256, docstring, **_paper(values), **_settings(node, values))
+    return None
+
+
+def _assigned(node: ast.ClassDef) -> dict[str, ast.expr]:
+    """Name -> expression of every plain assignment in a class."""
+    return {
+        target.id: item.value
+        for item in node.body
+        if isinstance(item, ast.Assign)
+        for target in item.targets
+        if isinstance(target, ast.Name)
+    }
+
+
+def _paper(values: Mapping[str, ast.expr]) -> dict[str, Any]:
+    call = values.get("paper")
+    if not isinstance(call, ast.Call):
+        return {}
+    named = {item.arg: item.value for item in call.keywords if item.arg}
+    named |= dict(zip(("key", "url", "params", "params_note"), call.args, strict=False))
+    params = _literal(named.get("params"))
+    return {
+        "paper_key": str(_literal(named.get("key")) or ""),
+        "paper_url": str(_literal(named.get("url")) or ""),
+        "paper_params": params if isinstance(params, dict) else {},
+        "paper_note": str(_literal(named.get("params_note")) or ""),
+    }
+
+
+def _settings(node: ast.ClassDef, values: Mapping[str, ast.expr]) -> dict[str, Any]:
+    declared = next((item for item in node.body if isinstance(item, ast.ClassDef) and item.name == "HP"), None)
+    fields = [item for item in declared.body if isinstance(item, ast.AnnAssign)] if declared else []
+    settings = tuple(
+        Setting(ast.unparse(item.target), ast.unparse(item.annotation), ast.unparse(item.value) if item.value else "")
+        for item in fields
+    )
+    defaults = {}
+    call = values.get("defaults")
+    for block in call.keywords if isinstance(call, ast.Call) else []:
+        if isinstance(block.value, ast.Dict):
+            for key, value in zip(block.value.keys, block.value.values, strict=True):
+                defaults[f"{block.arg}.{_literal(key)}"] = ast.unparse(value)
+    return {"settings": settings, "defaults": defaults}
+
+
+def _literal(node: ast.expr | None) -> Any:
+    """The value of a literal; None for anything that would have to be computed."""
+    try:
+        return None if node is None else ast.literal_eval(node)
+    except ValueError:
+        return None

@@ -1,0 +1,195 @@
+"""What stands on each page: the contexts of the templates."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from harness.report.aggregate import Board, Entry
+from harness.report.layout import Cell, Column
+from harness.report.significance import Significance
+from harness.report.site import names
+from harness.report.site.cells import Facts, distinct, facts_of, sample_of, scores_of, show
+from harness.report.site.grids import Grid, Item, board_grid, method_of, plain_grid
+from harness.report.site.method_files import MethodFile
+from harness.report.site.plots import curve, scatter
+from harness.report.site.runs import Run
+from harness.report.styles import looks
+from harness.report.tuning import lay_out_tuning, tuning_records
+from harness.schema import Result
+from harness.tasks import Task, all_tasks
+from harness.tasks.record import SPLIT_RULES
+
+Page = tuple[str, str, dict[str, Any]]
+"""(address from the root of the site, template, context)"""
+
+
+@dataclass(frozen=True)
+class Material:
+    """All that the pages are made of."""
+
+    scanned: Sequence[tuple[Path, Result]]
+    boards: Sequence[Board]
+    verdicts: Sequence[Significance | None]
+    runs: Sequence[Run]
+    """In the order of `scanned`."""
+    methods: Mapping[str, MethodFile]
+
+
+def pages(material: Material) -> Iterator[Page]:
+    """Every page but those of the cells."""
+    styles = looks(run.method for run in material.runs)
+    grids = [board_grid(b, v, styles) for b, v in zip(material.boards, material.verdicts, strict=True)]
+    by_method, by_task = _by(material.runs, "method"), _by(material.runs, "task")
+    yield "index.html", "index.html", {
+        "boards": [
+            {"grid": grid, "plot": scatter(board, verdict, styles), "benchmarks": _benchmarks(board)}
+            for grid, board, verdict in zip(grids, material.boards, material.verdicts, strict=True)
+        ],
+        "tunings": [_tuning(board) for board in material.boards if tuning_records(board)],
+        "methods": [(name, names.method_page(name), styles[name], _summary(material, name)) for name in by_method],
+        "tasks": [(name, names.task_page(name), _title(name)) for name in by_task],
+        "num_runs": len(material.runs),
+        "num_failed": sum(run.status.startswith("failed") for run in material.runs),
+    }  # fmt: skip
+    results = [result for _, result in material.scanned]
+    for name, runs in by_method.items():
+        made = [result for result in results if result.cell.method == name]
+        context = _method_context(material, name, made)
+        yield names.method_page(name), "method.html", {**context, "look": styles[name], "runs": runs}
+    for name, runs in by_task.items():
+        used = [result for result in results if result.cell.task == name]
+        tables = [_task_grid(*item, name) for item in zip(material.boards, grids, strict=True) if name in item[0].tasks]
+        yield names.task_page(name), "task.html", {**_task_context(name, used), "tables": tables, "runs": runs}
+
+
+def cell_context(path: Path, result: Result, run: Run) -> dict[str, Any]:
+    """What the page of a cell shows."""
+    return {
+        "run": run,
+        "result": result,
+        "method_page": names.method_page(run.method),
+        "task_page": names.task_page(run.task),
+        "scores": scores_of(result),
+        "curve": curve(result),
+        "facts": facts_of(path, result),
+        "sample": sample_of(path, result),
+    }
+
+
+def _method_context(material: Material, name: str, results: Sequence[Result]) -> dict[str, Any]:
+    file = material.methods.get(name)
+    used: dict[str, list[str]] = defaultdict(list)
+    for result in results:
+        for key, value in result.cell.hp.items():
+            used[key] = distinct([*used[key], show(value)])
+    declared = {item.name: item for item in file.settings} if file else {}
+    settings = [(key, declared.get(key), used.get(key, [])) for key in distinct([*declared, *used])]
+    others = {result.method_sha256 for result in results} - ({file.sha256} if file else set())
+    rows = [
+        (board, row, [(task, names.task_page(task), row.entries.get(task, Entry())) for task in board.tasks])
+        for board in material.boards
+        for row in board.rows
+        if method_of(row) == name
+    ]
+    return {
+        "name": name,
+        "file": file,
+        "settings": settings,
+        "is_changed": file is not None and bool(others),
+        "standings": [(names.board_id(b), b, r, r.average(b.tasks), entries) for b, r, entries in rows],
+    }
+
+
+def _task_context(name: str, results: Sequence[Result]) -> dict[str, Any]:
+    own = next((result.cell.definition for result in results if result.cell.definition), None)
+    record = None if own else all_tasks().get(name)
+    data = distinct(_sentence(result) for result in results if result.data)
+    return {"name": name, "title": _title(name), "facts": _record_facts(record) if record else None, "own": own,
+            "data": data}  # fmt: skip
+
+
+def _record_facts(task: Task) -> Facts:
+    sizes = "" if task.sizes is None else "{:,} train, {:,} dev, {:,} test".format(*task.sizes)
+    source = task.template or " ".join(f"{tag}: {{{column}}}" for tag, column in task.fields)
+    items = {
+        "benchmark": task.benchmark,
+        "kind": task.kind,
+        "source text": f"{task.prefix} {source}".strip(),
+        "labels": ", ".join(task.labels),
+        "score": " and ".join(task.reported) + (", their mean" if len(task.reported) > 1 else ""),
+        "also computed": ", ".join(task.extra),
+        "checkpoint chosen by": task.selection,
+        "splits": SPLIT_RULES[task.split],
+        "published sizes": sizes,
+        "tokens of the source text, at most": task.max_source_length,
+        "on the hub": ", ".join(map(str, task.hub)),
+        "version": task.version,
+        "licence": task.licence,
+        "citation": task.citation,
+        "notes": task.notes,
+    }
+    return Facts("The task", [(key, show(value)) for key, value in items.items() if value != ""])
+
+
+def _sentence(result: Result) -> str:
+    data = result.data
+    assert data is not None
+    text = f"{data.source}{f' at {data.revision}' if data.revision else ''}: {data.num_train:,} training, "
+    text += f"{data.num_dev:,} dev and {data.num_test:,} test rows, fingerprint {data.fingerprint}"
+    return text + (f", {data.num_duplicates:,} of dev and test also in training" if data.num_duplicates else "")
+
+
+def _task_grid(board: Board, grid: Grid, task: str) -> Grid:
+    """The column of one task, with a link to each run behind its entries."""
+    wanted = [i for i, c in enumerate(grid.columns) if i == 0 or c.task == task or c.title in ("params", "grid runs")]
+    made = grid.select(wanted)
+    for row in made.rows:
+        for i, item in enumerate(row[1:], 1):
+            row[i] = replace(item, href="")
+    entries = [row.entries.get(task) for row in board.rows]
+    links = [_links(entry) if entry else () for entry in entries] + [()] * len(board.published)
+    made.insert(len(made.columns), Column("runs"), [Item(Cell(), links=item) for item in links])
+    made.row_ids = [names.row_id(board, row.name) for row in board.rows] + [""] * len(board.published)
+    present = [entry is not None for entry in entries] + [task in row.numbers for row in board.published]
+    rows = [row for row, is_here in zip(made.rows, present, strict=True) if is_here]
+    row_ids = [row_id for row_id, is_here in zip(made.row_ids, present, strict=True) if is_here]
+    caption = "Test score: mean ± standard deviation over seeds (number of runs), and every run behind it."
+    apart = sum(present[: made.apart])
+    return replace(made, rows=rows, row_ids=row_ids, caption=caption, remarks=[], apart=apart)
+
+
+def _links(entry: Entry) -> tuple[tuple[str, str], ...]:
+    return tuple((_seed(result), names.cell_page(result)) for result in (*entry.runs, *entry.failed))
+
+
+def _seed(result: Result) -> str:
+    score = f"{result.test.score:.1f}" if result.test else "failed"
+    return f"seed {result.cell.seed}: {score}"
+
+
+def _tuning(board: Board) -> Grid:
+    return plain_grid(lay_out_tuning(board), f"tuning-{names.board_id(board)}")
+
+
+def _benchmarks(board: Board) -> list[str]:
+    found = distinct(name for name in board.benchmarks.values() if name)
+    return found if len(set(board.benchmarks.values())) > 1 else []
+
+
+def _summary(material: Material, name: str) -> str:
+    return material.methods[name].summary if name in material.methods else ""
+
+
+def _title(name: str) -> str:
+    return all_tasks()[name].title if name in all_tasks() else ""
+
+
+def _by(runs: Sequence[Run], key: str) -> dict[str, list[Run]]:
+    found: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        found[getattr(run, key)].append(run)
+    return dict(sorted(found.items()))

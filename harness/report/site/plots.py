@@ -1,0 +1,88 @@
+"""The numbers behind the interactive plots, as plain data for the page's script."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from harness.metrics import METRICS
+from harness.report.aggregate import Board, BoardRow
+from harness.report.significance import AVERAGE, Significance
+from harness.report.site import names
+from harness.report.site.grids import method_of, tasks_of
+from harness.report.styles import Look
+from harness.schema import Result
+
+
+def scatter(board: Board, verdict: Significance | None, styles: Mapping[str, Look]) -> dict[str, Any]:
+    """Rows of a board, what they cost (`x`) and what they score (`y`); each axis has one value per row or None."""
+    rows = board.rows
+    looks = [styles[method_of(row)] for row in rows]
+    spans = verdict.intervals if verdict else {}
+    return {
+        "rows": [
+            {"name": row.name, "href": names.method_page(method_of(row)), "colour": look.colour, "marker": look.marker}
+            for row, look in zip(rows, looks, strict=True)
+        ],
+        "x": [
+            {"label": "trainable parameters", "values": [_params(row, "num_trained") for row in rows]},
+            {"label": "parameters kept for inference", "values": [_params(row, "num_kept") for row in rows]},
+            {"label": "milliseconds per step", "values": [_scaled(row.step_seconds(), 1_000) for row in rows]},
+            {"label": "seconds of training per run", "values": [_train_seconds(row) for row in rows]},
+            {"label": "peak memory in MiB", "values": [_scaled(row.peak_memory(), 2**-20) for row in rows]},
+        ],
+        "y": [
+            {
+                "label": label,
+                "benchmark": benchmark,
+                "values": [row.average(tasks) for row in rows],
+                "intervals": [spans.get((row.name, key)) for row in rows],
+            }
+            for label, benchmark, key, tasks in _scores(board)
+        ],
+    }
+
+
+def curve(result: Result) -> dict[str, Any] | None:
+    """Dev score and training loss by step of one run; None where it has no dev score."""
+    if not result.dev_history:
+        return None
+    selection = result.metrics.selection if result.metrics else "score"
+    return {
+        "label": f"dev {METRICS[selection].label if selection in METRICS else selection}",
+        "steps": [item.step for item in result.dev_history],
+        "dev": [item.selection for item in result.dev_history],
+        "loss": [item.train_loss for item in result.dev_history],
+        "selected": result.selected_step,
+    }
+
+
+def _scores(board: Board) -> list[tuple[str, str, str, list[str]]]:
+    """(label, benchmark, column of the statistics, tasks) of everything that a plot can show."""
+    found = []
+    if len(board.tasks) > 1:
+        found.append((f"average over {len(board.tasks)} tasks", "", AVERAGE, board.tasks))
+    benchmarks = [name for name in dict.fromkeys(board.benchmarks.values()) if name]
+    for benchmark in benchmarks if len(set(board.benchmarks.values())) > 1 else []:
+        tasks = tasks_of(board, benchmark)
+        if len(tasks) > 1:
+            found.append((f"{benchmark}: average over {len(tasks)} tasks", benchmark, "", tasks))
+    for task in board.tasks:
+        found.append((f"{task} ({board.metrics.get(task, '?')})", board.benchmarks[task], task, [task]))
+    return found
+
+
+def _params(row: BoardRow, kind: Literal["num_trained", "num_kept"]) -> float | None:
+    """The median over tasks where they differ."""
+    counts = row.params(kind)
+    return float(statistics.median(counts)) if counts else None
+
+
+def _train_seconds(row: BoardRow) -> float | None:
+    seconds = [run.usage.train_s for entry in row.entries.values() for run in entry.runs if run.usage]
+    return statistics.median(seconds) if seconds else None
+
+
+def _scaled(value: float | None, factor: float) -> float | None:
+    return None if value is None else value * factor

@@ -1,0 +1,92 @@
+"""Every result as one line: for the lists of runs on the pages, and for download."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from harness.report.aggregate import Board
+from harness.report.site import names
+from harness.schema import Result
+from harness.selection import dev_selection
+
+SHOWN = "in the table"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One result in short."""
+
+    suite: str
+    backbone: str
+    row: str
+    method: str
+    task: str
+    seed: int
+    grid: str
+    status: str
+    """Whether it stands behind a number of a table, and if not, why."""
+    dev: float | None
+    """Selection metric on dev of the selected checkpoint."""
+    test: float | None
+    """Score on test."""
+    num_trained: int | None
+    train_s: float | None
+    cell_id: str
+    file: str
+    """Relative to the results folder."""
+    page: str
+
+
+def list_runs(scanned: Sequence[tuple[Path, Result]], boards: Iterable[Board], root: Path) -> list[Run]:
+    """One line per result, in the order of the scan."""
+    rows = [row for board in boards for row in board.rows]
+    shown = {id(run) for row in rows for entry in row.entries.values() for run in entry.runs}
+    return [_run(result, path.relative_to(root), id(result) in shown) for path, result in scanned]
+
+
+def as_csv(runs: Iterable[Run]) -> str:
+    """A line per run under a line of names."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(Run.__dataclass_fields__), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(run) for run in runs)
+    return out.getvalue()
+
+
+def as_json(runs: Iterable[Run]) -> str:
+    """A list with an object per run."""
+    return json.dumps([asdict(run) for run in runs], indent=1) + "\n"
+
+
+def _run(result: Result, file: Path, is_shown: bool) -> Run:
+    cell = result.cell
+    return Run(
+        suite=cell.suite,
+        backbone=cell.backbone,
+        row=cell.label,
+        method=cell.method,
+        task=cell.task,
+        seed=cell.seed,
+        grid=", ".join(f"{key.split('.', 1)[-1]}={value}" for key, value in cell.grid.items()),
+        status=SHOWN if is_shown else _why_not(result),
+        dev=dev_selection(result) if result.selected_step is not None and result.raced_out_at is None else None,
+        test=result.test.score if result.test else None,
+        num_trained=result.params.num_trained if result.params else None,
+        train_s=result.usage.train_s if result.usage else None,
+        cell_id=result.cell_id,
+        file=file.as_posix(),
+        page=names.cell_page(result),
+    )
+
+
+def _why_not(result: Result) -> str:
+    if result.status == "failed":
+        return f"failed: {result.failure.type}" if result.failure else "failed"
+    if result.raced_out_at is not None:
+        return f"left the search at step {result.raced_out_at:,}"
+    return "another grid point won on dev"
