@@ -46,6 +46,7 @@ class Bundle:
     """Where the suite file lies, for paths that it declares."""
     micro_batch_tokens: int | None
     races: tuple[Race, ...] = ()
+    compile: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,7 @@ def _train(
         layer_side = [method for method in methods if method.is_layer_side()]
         assert not layer_side or len(methods) == 1, "a layer-side method runs alone"
         matmul = matmul_params(backbone)
+        backbone.compile(bundle.compile and not layer_side)
         try:
             for method in layer_side:
                 method.attach(backbone)

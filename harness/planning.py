@@ -216,6 +216,7 @@ def pack(plan: Plan, cells: Sequence[Cell]) -> list[Bundle]:
             plan.suite.folder,
             plan.suite.file.execution.micro_batch_tokens,
             tuple(dict.fromkeys(race for cell in part if (race := races.get(_place(cell))))),
+            plan.suite.file.execution.compile,
         )
         for part in parts
     ]

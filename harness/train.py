@@ -18,7 +18,7 @@ from harness.backbone import Backbone
 from harness.cell_state import CellFailure, CellState, Outcome, lr_factor
 from harness.data import Encoded, TaskData
 from harness.fused import FusedInput, Index, Rows, micro_batches
-from harness.memory import TokenBudget, probed_tokens, until_it_fits
+from harness.memory import TokenBudget, on_device, probed_tokens, until_it_fits
 from harness.method import Method
 from harness.optimizer import JointAdamW
 from harness.predict import answer_split, score_split
@@ -120,13 +120,13 @@ class BundleTrainer:
         per_cell = np.bincount(rows.cells, train.target_lengths(rows.rows), minlength=len(self.states))
         device = self.backbone.device
         dtype = self.backbone.embedding.weight.dtype
-        weights = torch.as_tensor(1 / np.maximum(per_cell, 1), device=device, dtype=dtype)
+        weights = on_device(1 / np.maximum(per_cell, 1), device).to(dtype)
         losses = torch.zeros(len(self.states), device=device, dtype=dtype)
         fused.refresh(grad=True, cells=self.active)
         for batch in self._micro_batches(fused.lengths(train, rows), max_tokens):
             embeds, mask, placed = fused.build(train, rows.take(batch))
-            labels = torch.as_tensor(train.targets(placed.rows), device=device)
-            cells = torch.as_tensor(placed.cells, device=device)
+            labels = on_device(train.targets(placed.rows), device)
+            cells = on_device(placed.cells, device)
             row_losses = self._token_losses(embeds, mask, labels).sum(1).to(dtype) * weights[cells]
             row_losses.sum().backward()  # type: ignore[no-untyped-call]
             losses.index_add_(0, cells, row_losses.detach())
