@@ -59,11 +59,13 @@ def training(work: Workload, method: str, options: argparse.Namespace) -> list[C
             None,
         )
 
-    def bundle(cells: int, precision: str) -> Callable[[int], tuple[float, float | None, float | None]]:
+    def bundle(
+        cells: int, precision: str, compiled: bool = False
+    ) -> Callable[[int], tuple[float, float | None, float | None]]:
         def run(steps: int) -> tuple[float, float | None, float | None]:
             # a step of a bundle holds many times the rows; two still make a stable rate
             usage = ours.train_usage(
-                work, method, options.shape, options.device, precision, cells, max(2, steps // cells)
+                work, method, options.shape, options.device, precision, cells, max(2, steps // cells), compiled
             )
             assert usage.samples_per_s is not None
             return usage.samples_per_s, usage.padding_share, usage.utilisation
@@ -79,6 +81,8 @@ def training(work: Workload, method: str, options: argparse.Namespace) -> list[C
         sizes = (1, *options.bundles) if method == "prompt_tuning" else (1,)
         names = {size: f"({'c' if size == 1 else 'd'}) ours, {size} cell{'s' * (size > 1)}" for size in sizes}
         found += [Contender(f"{names[size]}, {precision}", bundle(size, precision)) for size in sizes]
+        if options.compile and method == "prompt_tuning":
+            found += [Contender(f"{names[n]}, {precision}, compiled", bundle(n, precision, True)) for n in sizes[1:]]
     return found
 
 
@@ -164,7 +168,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=list(ours.HP), default=list(ours.HP))
     parser.add_argument("--precision", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
     parser.add_argument("--bundles", nargs="+", type=int, default=list(BUNDLES))
-    parser.add_argument("--compile", action="store_true", help="also the Trainer with torch.compile")
+    parser.add_argument("--compile", action="store_true", help="also with torch.compile: the Trainer, and bundles")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--eval-rows", type=int, default=1_000)

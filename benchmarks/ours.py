@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from benchmarks.workload import TARGET_TOKENS, Workload, backbone, task_data
+from harness.backbone import Backbone
 from harness.bundle import default_tokens
 from harness.data import Encoded
 from harness.declarations import ProtocolReference
@@ -30,12 +31,24 @@ HP: dict[str, dict[str, Any]] = {
 }
 
 
-def train_usage(work: Workload, method: str, shape: str, device: str, precision: str, cells: int, steps: int) -> Usage:
+def train_usage(
+    work: Workload, method: str, shape: str, device: str, precision: str, cells: int, steps: int, compiled: bool = False
+) -> Usage:
     """Accounts of the first of `cells` cells trained together for `steps` steps; its rates are the bundle's."""
     network = backbone(shape, device, precision)
+    matmul = matmul_params(network)
+    if compiled:
+        network.compile(True)
+        trained(work, method, network, precision, cells, 2)  # compiling is no part of a step
+    trainer = trained(work, method, network, precision, cells, steps)
+    peak = peak_flops(device_name(), precision) if device == "cuda" else None
+    return usage_of(trainer.states[0].outcome, cells, matmul, peak)
+
+
+def trained(work: Workload, method: str, network: Backbone, precision: str, cells: int, steps: int) -> BundleTrainer:
+    """A bundle after its last step."""
     made = [_cell(method, steps, seed, precision, work.max_source_length) for seed in range(cells)]
     methods = [_method(cell, network) for cell in made]
-    matmul = matmul_params(network)
     one = _first(work.encoded, 1)
     encoded = {"train": work.encoded, "dev": one, "test": one}
     trainer = BundleTrainer(made, methods, task_data(len(work.encoded)), encoded, network, default_tokens(network))
@@ -43,8 +56,7 @@ def train_usage(work: Workload, method: str, shape: str, device: str, precision:
         methods[0].attach(network)
     trainer.probe()
     trainer.run(lambda *_: None, lambda _: None)
-    peak = peak_flops(device_name(), precision) if device == "cuda" else None
-    return usage_of(trainer.states[0].outcome, cells, matmul, peak)
+    return trainer
 
 
 def evaluation_rate(work: Workload, shape: str, device: str, precision: str, rows: int, cells: int) -> float:

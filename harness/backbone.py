@@ -48,6 +48,7 @@ class Backbone:
         """Whether layers are computed anew in the backward pass; may be switched off for a while."""
         self._layers: list[Any] = []
         self.model.requires_grad_(False)
+        self._forward = model
 
     @property
     def config(self) -> Any:
@@ -123,9 +124,21 @@ class Backbone:
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
             yield
 
+    @property
+    def is_compiled(self) -> bool:
+        return self._forward is not self.model
+
+    def compile(self, wanted: bool) -> None:
+        """Train through a compiled forward pass from now on, or not; what stands inside the layers is not seen by it.
+
+        Lengths stay symbolic: micro-batches of all sizes share one graph. Decoding is left as it is.
+        """
+        if wanted != self.is_compiled:
+            self._forward = torch.compile(self.model, dynamic=True) if wanted else self.model
+
     def _dropout(self) -> AbstractContextManager[Any]:
         """On a CPU in training, the context in which dropout is cheap."""
-        on_cpu = self.device.type == "cpu" and self.model.training
+        on_cpu = self.device.type == "cpu" and self.model.training and not self.is_compiled
         return fast_dropout() if on_cpu else contextlib.nullcontext()
 
     def target_logits(self, embeds: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
@@ -175,7 +188,7 @@ class Backbone:
 
     def _teach_with_encoder(self, embeds: Tensor, mask: Tensor, tokens: Tensor, is_target: Tensor) -> Tensor:
         start = tokens.new_full((len(tokens), 1), self.config.decoder_start_token_id)
-        out = self.model(
+        out = self._forward(
             inputs_embeds=embeds,
             attention_mask=mask,
             decoder_input_ids=torch.cat([start, tokens[:, :-1]], 1),
@@ -187,7 +200,7 @@ class Backbone:
         embeds, mask = _pad_left(embeds, mask)
         target = self.embedding(tokens[:, :-1]).to(embeds.dtype)
         full_mask = torch.cat([mask, is_target[:, :-1].to(mask.dtype)], 1)
-        out = self.model(
+        out = self._forward(
             inputs_embeds=torch.cat([embeds, target], 1),
             attention_mask=full_mask,
             position_ids=_positions(full_mask),

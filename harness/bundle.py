@@ -54,6 +54,7 @@ class Bundle:
     placement: Placement = DEFAULT_PLACEMENT
     processes: int = 1
     """Processes that train it together, each on its own device."""
+    compile: bool = False
 
 
 @dataclass
@@ -173,6 +174,7 @@ class _Work:
             matmul = matmul_params(backbone)  # of the network as it is before a method changes its layers
             if trainer.fused.heads:
                 matmul = replace(matmul, head=methods[0].num_head)
+            backbone.compile(bundle.compile and not layer_side)
             try:
                 for method in layer_side:
                     method.attach(backbone)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from harness.backbone import Backbone
 from harness.data import Encoded
-from harness.memory import is_out_of_memory
+from harness.memory import is_out_of_memory, on_device
 from harness.method import Method
 
 Index = np.ndarray[Any, np.dtype[np.int64]]
@@ -161,11 +161,11 @@ class FusedInput:
         vectors = np.where(position < prompts, starts[:, None] + position, vectors)
         ids = np.take_along_axis(sources, token.clip(0, sources.shape[1] - 1), 1)
         device = self.backbone.device
-        tokens = self.backbone.embedding(torch.as_tensor(ids, device=device))
-        keep = torch.as_tensor(is_token, device=device)[..., None]
-        table = F.embedding(torch.as_tensor(vectors, device=device), self._table)
+        tokens = self.backbone.embedding(on_device(ids, device))
+        keep = on_device(is_token, device)[..., None]
+        table = F.embedding(on_device(vectors, device), self._table)
         embeds = torch.where(keep, tokens, torch.zeros((), dtype=tokens.dtype, device=device)) + table
-        return embeds, torch.as_tensor(position < prompts + lengths, device=device).long()
+        return embeds, on_device(position < prompts + lengths, device).long()
 
     def _tell_tasks(self, encoded: Encoded, rows: Rows, cell: int) -> None:
         """Let a method know which task of a mixture each row belongs to."""
@@ -175,8 +175,8 @@ class FusedInput:
 
     def _build_text_dependent(self, encoded: Encoded, rows: Rows, cell: int) -> tuple[Tensor, Tensor]:
         device = self.backbone.device
-        sources = torch.as_tensor(encoded.sources(rows.rows, self.backbone.pad_id), device=device)
-        lengths = torch.as_tensor(encoded.source_lengths(rows.rows), device=device)
+        sources = on_device(encoded.sources(rows.rows, self.backbone.pad_id), device)
+        lengths = on_device(encoded.source_lengths(rows.rows), device)
         mask = (torch.arange(sources.shape[1], device=device)[None] < lengths[:, None]).long()
         self._tell_tasks(encoded, rows, cell)
         with blaming(cell):

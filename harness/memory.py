@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 Result = TypeVar("Result")
@@ -77,6 +78,12 @@ def probed_tokens(peak_bytes: Callable[[int], int], free_bytes: int, most: int) 
         return large
     fixed = at_small - per_token * small
     return max(small, min(most, math.floor((MEMORY_SHARE * free_bytes - fixed) / per_token)))
+
+
+def on_device(values: np.ndarray[Any, Any], device: torch.device) -> torch.Tensor:
+    """An array as a tensor on `device`; to a CUDA device from pinned memory, so that the host does not wait."""
+    tensor = torch.from_numpy(np.ascontiguousarray(values))
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def reset_peak_memory() -> None:

@@ -30,6 +30,7 @@ def pack(plan: Plan, cells: Sequence[Cell]) -> list[Bundle]:
             plan.suite.folder,
             plan.suite.file.execution.micro_batch_tokens,
             tuple(dict.fromkeys(race for cell in part if (race := races.get(_place(cell))))),
+            compile=plan.suite.file.execution.compile,
             placement=placement(plan),
             processes=plan.suite.file.execution.processes,
             starts={cell.cell_id: plan.start_files(cell) for cell in part if cell.init_from},

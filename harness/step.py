@@ -21,7 +21,7 @@ from harness.data import Encoded, TaskData
 from harness.distributed import ALONE, Team
 from harness.fused import CellError, FusedInput, Index, Rows, blaming, micro_batches
 from harness.heads import Classifier
-from harness.memory import TokenBudget, probed_tokens, random_state, restore_random_state, until_it_fits
+from harness.memory import TokenBudget, on_device, probed_tokens, random_state, restore_random_state, until_it_fits
 from harness.method import Method
 from harness.mixture import row_order
 from harness.optimizer import JointAdamW
@@ -125,15 +125,15 @@ class BundleStep:
         per_cell = np.bincount(rows.cells, train.target_lengths(rows.rows), minlength=len(self.states))
         device = self.backbone.device
         dtype = self.backbone.embedding.weight.dtype
-        weights = torch.as_tensor(1 / np.maximum(per_cell, 1), device=device, dtype=dtype)
+        weights = on_device(1 / np.maximum(per_cell, 1), device).to(dtype)
         losses = torch.zeros(len(self.states), device=device, dtype=dtype)
         fused.refresh(grad=True, cells=self.active)
         rows = rows.take(self.team.share(len(rows)))
         for batch in self._micro_batches(fused.lengths(train, rows), max_tokens):
             stop.check(stop.GRACE_S)
             embeds, mask, placed = fused.build(train, rows.take(batch))
-            labels = torch.as_tensor(train.targets(placed.rows), device=device)
-            cells = torch.as_tensor(placed.cells, device=device)
+            labels = on_device(train.targets(placed.rows), device)
+            cells = on_device(placed.cells, device)
             row_losses = self._token_losses(embeds, mask, labels, cells).sum(1).to(dtype) * weights[cells]
             row_losses.sum().backward()  # type: ignore[no-untyped-call]
             losses.index_add_(0, cells, row_losses.detach())

@@ -89,6 +89,8 @@ class Execution(Strict):
 
     micro_batch_tokens: int | None = Field(None, ge=64)
     """Tokens, padding included, that one forward pass of the backbone may hold; None suits the device."""
+    compile: bool = False
+    """Train input-side methods through torch.compile: minutes at the start of a process, for faster steps on a GPU."""
     bundle_cells: int = Field(64, ge=1)
     """At most this many cells share a bundle."""
     checkpoint_every: str = Field("5m", pattern=r"^(off|[1-9]\d{0,8} ?(s|m|h|steps))$")
