@@ -119,3 +119,11 @@ def test_files_and_functions_stay_short() -> None:
             if isinstance(node, ast.FunctionDef):
                 length = (node.end_lineno or 0) - node.lineno + 1
                 assert length <= 60, f"{path.name}: {node.name} has {length} lines"
+
+
+def test_every_module_stands_in_the_architecture() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    missing = [
+        name for name in RANK if not name.startswith("__") and f"`{name}`" not in page and f"`{name}/`" not in page
+    ]
+    assert not missing
