@@ -251,6 +251,30 @@ def test_predictions_from_elsewhere_are_read_as_texts_or_not_at_all(result: Path
         assert done.exception is None or isinstance(done.exception, (SystemExit, UserError)), done.exception
 
 
+def test_a_forged_grid_is_refused(result: Path) -> None:
+    content = json.loads(result.read_text())
+    content["cell"]["grid"] = {"2026": 0.1}
+    forge(result, content)
+    with pytest.raises(UserError, match=r"cell\.grid"):
+        read_result(result)
+
+
+def test_two_groups_that_claim_one_entry_end_in_a_message(result: Path, tmp_path: Path) -> None:
+    store(tmp_path / "results", "one", "cb", 2, *answers(70))
+    content = json.loads(result.read_text())
+    forge(result, content | {"group_id": "0" * 16})
+    done = CliRunner().invoke(app, ["report", str(tmp_path / "results")])
+    assert isinstance(done.exception, UserError)
+    assert "harness verify names" in str(done.exception)
+
+
+def test_a_packed_file_damaged_in_text_and_checksum_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"a": 1}\n\xad\n')[:-8] + bytes(8))
+    with pytest.raises(UserError, match=r"x\.jsonl\.gz"):
+        list(readers.read_file(path))
+
+
 @pytest.fixture(scope="module")
 def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Target]]:
     folder = tmp_path_factory.mktemp("fuzz")
