@@ -251,9 +251,6 @@ def test_the_three_starts_of_the_docs_are_rows_and_dev_chooses_among_them(tmp_pa
 @pytest.mark.parametrize(
     ("suite", "rows", "sources"),
     [
-        # cells of the table: 12 tasks x (3 + 3 + 3 + 3) and MNLI's, where dev chooses of two; its grid runs else
-        ("ablation-initialization", 13 * 12 - 1, 2 * 13 * 3),
-        ("ablation-initialization-mrqa", 3 * 4 * 5, 2 * 5 * 3),
         ("transfer-glue", 4 * 8 * 3, (6 + 2) * 3),
         ("multitask-glue", 4 * 3, (8 + 2) * 3),
         ("transfer", 3 * 4, 2 * 4),
