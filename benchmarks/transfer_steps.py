@@ -42,7 +42,10 @@ def by_seed(results: Path) -> dict[str, dict[int, Result]]:
     found: dict[str, dict[int, Result]] = {}
     for _, result in ResultStore(results).scan():
         if result.cell.suite == SUITE and result.status == "done":
-            found.setdefault(result.cell.label, {})[result.cell.seed] = result
+            runs = found.setdefault(result.cell.label, {})
+            if result.cell.seed in runs:
+                raise SystemExit(f"{results} holds two runs of {result.cell.label} with seed {result.cell.seed}")
+            runs[result.cell.seed] = result
     return found
 
 
