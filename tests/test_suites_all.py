@@ -54,6 +54,7 @@ EXPECTED = {
     "transfer-glue": (4 * GLUE + 6 + 2) * GRID,  # four rows, six source prompts, two first stages
     "multitask-glue": (4 + 8 + 2) * GRID,  # four rows on the mixture, eight teachers, two more source prompts
     "transfer": 3 * 4 + 2 * 4,
+    "transfer-few-shot": 4 * 6 + 2 * 6,
 }
 
 
