@@ -137,9 +137,10 @@ def make_plan(
     return plan
 
 
-def check_fit(plan: Plan, cells: Iterable[Cell], to_run: bool = True) -> None:
+def check_fit(plan: Plan, cells: Iterable[Cell], to_run: bool = True, weights: bool = True) -> None:
     """Build each distinct method on a backbone without weights; before a run, read all rows and weights too.
 
+    Without `weights`, those are left to other processes, so that this one takes no memory for them.
     Raises UserError, before anything is written.
     """
     cells = list(cells)
@@ -161,6 +162,7 @@ def check_fit(plan: Plan, cells: Iterable[Cell], to_run: bool = True) -> None:
             raise next(iter(errors.values()))
     if to_run:
         _read_rows(plan, cells)
+    if to_run and weights:
         for name, precision in {cell.backbone: cell.recipe.precision for cell in cells}.items():
             if name in backbones:  # rules need none
                 cached_backbone(plan.suite.backbone_sources[name], precision)
