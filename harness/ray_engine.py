@@ -126,19 +126,8 @@ class RayEngine:
             waiting += self._hear()
 
     def _job(self, bundle: Bundle) -> Job:
-        """The bundle with paths that mean the same wherever it goes."""
-        folder, plan = Path(bundle.backbone), bundle.checkpoint
-        is_folder = bundle.backbone not in SHIPPED and folder.is_dir()
-        whole = replace(
-            bundle,
-            backbone=str(folder.absolute()) if is_folder else bundle.backbone,
-            method_files={name: path.absolute() for name, path in bundle.method_files.items()},
-            data_dir=None if bundle.data_dir is None else str(Path(bundle.data_dir).absolute()),
-            suite_folder=str(Path(bundle.suite_folder).absolute()),
-            checkpoint=None if plan is None else replace(plan, path=plan.path.absolute()),
-        )
-        need = memory_need(whole) if any(place.is_gpu for place in self.cluster.places) else 0
-        return Job(whole, len(bundle.cells), is_rule(whole), need)
+        need = memory_need(bundle) if any(place.is_gpu for place in self.cluster.places) else 0
+        return Job(bundle, len(bundle.cells), is_rule(bundle), need)
 
     def _has_room(self) -> bool:
         """Whether some place could take a small bundle at once."""
@@ -182,9 +171,8 @@ class RayEngine:
         return self.cluster.start(place, share)
 
     def _send(self, hand: Hand, job: Job) -> None:
-        sources = {name: path.read_bytes() for name, path in job.bundle.method_files.items()}
         bundle = on_a_share(job.bundle) if hand.share < 1 else job.bundle
-        hand.actor.start.remote(Parcel(bundle, sources, job.is_rule, self._marker(bundle)))
+        hand.actor.start.remote(_parcel(bundle, job.is_rule, self._marker(bundle)))
         self._shifts.append(Shift(hand, job, hand.actor.poll.remote()))
 
     def _hear(self) -> list[Job]:
@@ -310,6 +298,20 @@ class RayEngine:
 def _suits(hand: Hand, job: Job) -> bool:
     """Whether a worker can do a job without loading another backbone beside the one that it has."""
     return job.is_rule or hand.backbone in (None, job.backbone)
+
+
+def _parcel(bundle: Bundle, is_rule: bool, marker: Path | None) -> Parcel:
+    """A bundle with the content of its method files, and the folders that it needs on the worker's machine."""
+    folders = {}
+    if bundle.data_dir is not None:
+        folders["data"] = Path(bundle.data_dir)
+    if bundle.backbone not in SHIPPED and Path(bundle.backbone).is_dir():
+        folders["backbone"] = Path(bundle.backbone)
+    if bundle.cells[0].definition is not None:
+        folders["suite"] = Path(bundle.suite_folder)
+    absolute = {what: folder.absolute() for what, folder in folders.items()}
+    sources = {name: path.read_bytes() for name, path in bundle.method_files.items()}
+    return Parcel(bundle, sources, is_rule, Path.cwd(), absolute, marker)
 
 
 def _of_this_commit(product: Product) -> Product:

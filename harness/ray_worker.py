@@ -39,6 +39,10 @@ class Parcel:
     sources: dict[str, bytes]
     """Content of the method files, by method."""
     is_rule: bool
+    cwd: Path
+    """The driver's working directory, to which the paths of a bundle may be relative."""
+    folders: dict[str, Path]
+    """What the bundle reads, by kind: absolute paths that every machine needs."""
     marker: Path | None
     """A file in the driver's results folder: where it is not seen, the folder is not shared."""
 
@@ -99,8 +103,10 @@ class Worker:
     def _work(self, parcel: Parcel) -> None:
         try:
             with tempfile.TemporaryDirectory(prefix="harness-methods-") as folder:
+                if parcel.cwd.is_dir():
+                    os.chdir(parcel.cwd)
                 bundle = self._unpacked(parcel, Path(folder))
-                _require_inputs(bundle, parcel.is_rule)
+                _require_inputs(parcel)
                 execute(bundle, Listener(self._on_step, self._events.put, self._events.put))
         except stop.Stopped:
             pass
@@ -136,25 +142,18 @@ def _method_file(path: Path, source: bytes, folder: Path) -> Path:
     return copy
 
 
-def _require_inputs(bundle: Bundle, is_rule: bool) -> None:
+def _require_inputs(parcel: Parcel) -> None:
     """Raise UserError for rows or weights that this machine does not have; other mistakes become failed cells."""
-    cell, here = bundle.cells[0], f"machine {socket.gethostname()}"
-    _require_folder(bundle.data_dir, "data", here)
-    if Path(bundle.backbone).is_absolute():
-        _require_folder(bundle.backbone, "backbone", here)
-    if cell.definition is not None:
-        _require_folder(bundle.suite_folder, "suite", here)
+    bundle, cell, here = parcel.bundle, parcel.bundle.cells[0], f"machine {socket.gethostname()}"
+    for what, folder in parcel.folders.items():
+        if not folder.is_dir():
+            hint = "Every machine needs it under the same path; a shared file system is the easy way."
+            raise UserError(f"the {what} folder '{folder}' is not there", where=here, hint=hint)
     try:
         cached_task(cell, bundle.data_dir, bundle.suite_folder)
-        if not is_rule:
+        if not parcel.is_rule:
             cached_backbone(bundle.backbone, cell.recipe.precision)
     except UserError as error:
         raise UserError(error.problem, where=here, field=error.field, hint=error.hint) from None
     except Exception:  # met again when the bundle is trained, and recorded there
         return
-
-
-def _require_folder(folder: str | None, what: str, here: str) -> None:
-    if folder is not None and not Path(folder).is_dir():
-        hint = "Every machine needs it under the same path; a shared file system is the easy way."
-        raise UserError(f"the {what} folder '{folder}' is not there", where=here, hint=hint)
