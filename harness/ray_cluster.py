@@ -58,7 +58,10 @@ def check_address(address: str) -> None:
         raise UserError(f"nothing answers at {address} ({reason})", field="--address", hint=_HOW) from None
 
 
-_HOW = "Start Ray with ray start --head; on the machine of this command, Ray must be running too."
+_HOW = (
+    "Start Ray with ray start --head; on the machine of this command, Ray must be running too. "
+    "A cluster with a token needs RAY_AUTH_MODE=token and the token in ~/.ray/auth_token."
+)
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ class Cluster:
                 else:
                     package = {"py_modules": [str(Path(__file__).resolve().parent)], "excludes": ["**/__pycache__"]}
                     self.ray.init(address=self.address, runtime_env=package, **quiet)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        except (self.ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             where = "on this machine" if self.address is None else f"at {self.address}"
             raise UserError(f"Ray {where} cannot be used: {lines[0]}", field="--address", hint=_HOW) from None
@@ -161,7 +164,9 @@ class Cluster:
         for place in self.places:
             entry = table.get(place.key, {})
             created = entry.get("state") == "CREATED"
-            place.node = entry["bundles_to_node_id"][0] if created else None
+            node = entry["bundles_to_node_id"][0] if created else None
+            if node != place.node:
+                place.node, place.gpu_bytes, place.asked = node, None, None
             if created and place.is_gpu and place.gpu_bytes is None:
                 self._measure(place)
 

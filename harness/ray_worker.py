@@ -154,6 +154,6 @@ def _require_inputs(parcel: Parcel) -> None:
         if not parcel.is_rule:
             cached_backbone(bundle.backbone, cell.recipe.precision)
     except UserError as error:
-        raise UserError(error.problem, where=here, field=error.field, hint=error.hint) from None
+        raise UserError(str(error), where=here) from None
     except Exception:  # met again when the bundle is trained, and recorded there
         return

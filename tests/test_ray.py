@@ -41,7 +41,7 @@ suite: small
 backbones: [micro-t5]
 tasks: [first, second]
 seeds: [1]
-recipe: {steps: 40, batch_size: 2, eval_every: 20, warmup_steps: 1, warmup_max_share: 1.0, backbone_dropout: true}
+recipe: {steps: 12, batch_size: 2, eval_every: 6, warmup_steps: 1, warmup_max_share: 1.0, backbone_dropout: true}
 execution: {checkpoint_every: 1 steps}
 define_tasks:
   first: {files: rows.csv, fields: {review: text}, label: verdict, labels: [bad, good]}
@@ -51,11 +51,15 @@ methods:
   prompt_tuning: {prompt_length: 4, recipe: {lr: {sweep: [0.1, 0.3]}}}
 """
 NUM_CELLS = 6
+# long enough to be killed in the middle, on little processor time
+SLOW_METHOD = NEW_METHOD.replace("import torch\n", "import time\n\nimport torch\n").replace(
+    "        return embeds +", "        time.sleep(0.2)\n        return embeds +"
+)
 
 
 def lay_out(folder: Path) -> Path:
     (folder / "mine").mkdir(parents=True)
-    (folder / "mine" / "shift.py").write_text(NEW_METHOD)
+    (folder / "mine" / "shift.py").write_text(SLOW_METHOD)
     rows = [f"number {i} was {'fine' if i % 2 else 'no use'},{'good' if i % 2 else 'bad'}" for i in range(24)]
     (folder / "rows.csv").write_text("\n".join(["text,verdict", *rows]) + "\n")
     (folder / "suite.yaml").write_text(SUITE)
@@ -130,44 +134,37 @@ def num_begun(folder: Path) -> int:
     return sum(header is not None and header.step > 1 for header in headers)
 
 
-def test_two_machines_train_what_one_process_trains(address: str, folder: Path, untouched: dict[str, object]) -> None:
-    with make_engine("ray", address) as engine:
-        summary = run(folder, engine=engine)
-        nodes = {hand.place.node for hand in engine.cluster.hands}
-    assert (summary.num_trained, summary.num_failed) == (NUM_CELLS, 0)
-    assert len(nodes) == 2, "both machines had work"
-    assert outcomes(folder) == untouched
-    assert not list((folder / "results").rglob("*.driver"))
-    assert not (folder / "results" / ".claims").exists()
-
-
-def test_a_worker_that_dies_costs_at_most_its_bundle(
+def test_two_machines_train_what_one_process_trains_though_a_worker_dies(
     address: str, folder: Path, untouched: dict[str, object], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    engine = make_engine("ray", address)
+    engine, nodes = make_engine("ray", address), set()
 
     def kill_one() -> bool:
-        names = [hand.name for hand in engine.cluster.hands if hand.name]
-        if num_begun(folder) < 2 or not names:
-            return False
-        os.kill(int(names[0].split()[-1]), signal.SIGKILL)
-        return True
+        nodes.update(hand.place.node for hand in engine.cluster.hands)
+        training = [shift.hand.name for shift in engine._shifts if shift.job.best_step > 1]
+        if training:
+            os.kill(int(training[0].split()[-1]), signal.SIGKILL)
+        return bool(training)
 
     with meanwhile(kill_one):
         summary = run(folder, engine=engine, quiet=False)
     said = capsys.readouterr().err
     assert (summary.num_trained, summary.num_failed) == (NUM_CELLS, 0)
     assert outcomes(folder) == untouched
+    assert len(nodes) == 2, "both machines had work"
     assert said.count(" died (") == 1
     assert said.count("bundle: ") == 3, "two bundles, and once more that of the dead worker"
-    assert "continued from a checkpoint at step" in said
+    assert said.count("continued from a checkpoint at step") == 1
+    assert not list((folder / "results").rglob("*.driver"))
+    assert not (folder / "results" / ".claims").exists()
 
 
+@pytest.mark.slow
 def test_a_stopped_run_keeps_what_its_workers_did_and_goes_on(
     address: str, folder: Path, untouched: dict[str, object], capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupt() -> bool:
-        begun = num_begun(folder) == 2
+        begun = num_begun(folder) > 0
         if begun:
             os.kill(os.getpid(), signal.SIGINT)
         return begun
@@ -176,30 +173,31 @@ def test_a_stopped_run_keeps_what_its_workers_did_and_goes_on(
     with meanwhile(interrupt), pytest.raises(stop.Stopped):
         run(folder, engine=engine)
     assert not engine.cluster.hands
-    assert len(list((folder / "results").glob(".checkpoints/*/*.safetensors"))) == 2
-    assert run(folder, quiet=False).num_failed == 0  # in this process: the states are the same
-    assert capsys.readouterr().err.count("continued from a checkpoint at step") == 2
+    assert num_begun(folder) >= 1
+    assert run(folder, quiet=False).num_failed == 0
+    assert "continued from a checkpoint at step" in capsys.readouterr().err
     assert outcomes(folder) == untouched
 
 
-def test_a_killed_driver_leaves_nothing_running_and_the_same_command_continues(
-    folder: Path, untouched: dict[str, object], capsys: pytest.CaptureFixture[str]
+def test_a_killed_driver_leaves_no_worker_and_the_same_command_continues(
+    address: str, folder: Path, untouched: dict[str, object], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'peft-harness[ray]'")
-    command = [sys.executable, "-m", "harness", "run", "suite.yaml", "--methods-dir", "mine", "--engine", "ray"]
+    command = [sys.executable, "-m", "harness", "run", "suite.yaml", "--methods-dir", "mine"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    driver = subprocess.Popen(command, cwd=folder, env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    driver = subprocess.Popen([*command, "--engine", "ray", "--address", address], cwd=folder, env=env)
     try:
         while num_begun(folder) == 0:
-            assert driver.poll() is None, driver.stderr.read().decode()
+            assert driver.poll() is None
             time.sleep(0.02)
-        started = psutil.Process(driver.pid).children(recursive=True)
+        nodes = psutil.Process().children(recursive=True)
+        workers = [process for process in nodes if process.cmdline()[:1] == ["ray::Worker.poll"]]
     finally:
         driver.kill()
-        driver.communicate()
-    _, alive = psutil.wait_procs(started, timeout=60)
+        driver.wait()
+    _, alive = psutil.wait_procs(workers, timeout=120)
+    assert workers
     assert not alive
-    assert run(folder, quiet=False).num_failed == 0
+    assert run(folder, quiet=False).num_failed == 0  # in this process: a state is the same wherever it was kept
     assert "continued from a checkpoint at step" in capsys.readouterr().err
     assert outcomes(folder) == untouched
 
@@ -228,7 +226,7 @@ def all_news(
 ) -> News:
     """What a worker tells of a bundle from its start to its end."""
     worker = Worker(threads=1)
-    sources = {name: NEW_METHOD.encode() for name in bundle.method_files}
+    sources = {name: SLOW_METHOD.encode() for name in bundle.method_files}
     worker.start(Parcel(bundle, sources, False, Path.cwd(), folders or {}, marker))
     total = News()
     while not total.ended:
@@ -255,7 +253,7 @@ def test_rows_that_a_machine_lacks_stop_the_run_before_a_cell_fails(bundle: Bund
     (folder / "rows.csv").rename(folder / "gone.csv")
     caches._load_rows.cache_clear()
     news = all_news(bundle)
-    assert "rows.csv" in str(news.refused)
+    assert "no such file or folder for split 'train' of task 'first'" in str(news.refused)
     assert not news.products
 
 
