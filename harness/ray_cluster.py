@@ -171,7 +171,9 @@ class Cluster:
                 self._measure(place)
 
     def ready(self) -> list[Place]:
-        """Places in which a worker can start at once."""
+        """Places in which a worker can start at once; none while GPUs are measured, or the first would get all work."""
+        if any(place.asked is not None for place in self.places):
+            return []
         return [place for place in self.places if place.node and (not place.is_gpu or place.gpu_bytes is not None)]
 
     def start(self, place: Place, share: float) -> Hand:
