@@ -61,6 +61,15 @@ def run(
         str | None,
         typer.Option(metavar="TIME", help="How often training is kept on disk: 90s, 10m, 2h, 500steps, or off."),
     ] = None,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="Train in this process, or on the workers of a Ray cluster.")
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="A running Ray cluster, or auto; else Ray is started here.")
+    ] = None,
+    cpus_per_bundle: Annotated[
+        int | None, typer.Option(metavar="N", help="Processors of each of Ray's workers. [1]")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
     track: Annotated[
         Literal["tensorboard", "wandb", "mlflow"] | None, typer.Option(help="Show live curves of every cell there.")
@@ -70,6 +79,7 @@ def run(
 
     Example: harness run suites/superglue.yaml --methods accept,ept,dept --tasks cb,wic --set recipe.steps=300
     """
+    from harness.engines import make_engine
     from harness.runner import run as run_suite
     from harness.stop import Stopped
 
@@ -89,6 +99,7 @@ def run(
             data=data,
             method_dirs=methods_dir or (),
             rerun=rerun,
+            engine=make_engine(engine, address, cpus_per_bundle),
             quiet=quiet,
             track=track,
         )

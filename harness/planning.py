@@ -217,9 +217,10 @@ def make_plan(
     return plan
 
 
-def check_fit(plan: Plan, cells: Iterable[Cell], to_run: bool = True) -> None:
+def check_fit(plan: Plan, cells: Iterable[Cell], to_run: bool = True, weights: bool = True) -> None:
     """Build each distinct method on a backbone without weights; before a run, read all rows and weights too.
 
+    Without `weights`, those are left to other processes, so that this one takes no memory for them.
     Raises UserError, before anything is written.
     """
     cells = list(cells)
@@ -244,6 +245,7 @@ def check_fit(plan: Plan, cells: Iterable[Cell], to_run: bool = True) -> None:
             raise next(iter(errors.values()))
     if to_run:
         _read_rows(plan, cells)
+    if to_run and weights:
         for name, recipe in {cell.backbone: cell.recipe for cell in cells}.items():
             # rules need none; where other processes train, they load it
             if (name, recipe.quantization) in backbones and plan.suite.file.execution.processes == 1:

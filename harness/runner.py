@@ -65,8 +65,9 @@ def run(
     """Train every missing cell of a suite file and store the results.
 
     `settings` are overrides such as {"recipe.steps": 300}; `protocol` is the name of one. `data` falls back to
-    the environment variable HARNESS_DATA. `track` shows live curves in a tool; files of it stand in a folder beside
-    `results`, named as that one with "-tracking" behind.
+    the environment variable HARNESS_DATA. `engine` says where bundles run: in this process, unless it is one of
+    `harness.engines.make_engine`. `track` shows live curves in a tool; files of it stand in a folder beside `results`,
+    named as that one with "-tracking" behind.
     Raises UserError for anything the user can mend, before anything is written; NotStored if the results folder takes
     no more; Stopped, a KeyboardInterrupt, on SIGINT or SIGTERM.
     """
@@ -102,12 +103,12 @@ class _Run:
         plan = self.plan
         pending = plan.pending()
         if pending:
-            check_fit(plan, plan.asked())
+            check_fit(plan, plan.asked(), weights=self.engine.in_process)
             plan.store.ensure_writable()
             _warn_of_duplicates(plan, plan.asked(), self.progress)
         self._explain()
         if pending:
-            with Claims(plan.store.root) as self.claims, self.progress:
+            with Claims(plan.store.root) as self.claims, self.progress, self.engine:
                 _expect_all(plan, self.progress)
                 self.work = Worklist(plan, self.claims, self.replaced, self._found)
                 self._train()

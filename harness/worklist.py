@@ -91,8 +91,8 @@ class Worklist:
         pending = {name_of(cell) for cell in self.plan.pending()}
         mine: list[Cell] = []
         for cell in bundle.cells:
-            if name_of(cell) not in pending:
-                continue
+            if name_of(cell) not in pending or name_of(cell) in self.given:
+                continue  # stored, or in training on a worker of this process
             if self.claims.take(cell):
                 found = self._stored(cell)
                 if found is None:
