@@ -28,8 +28,9 @@ from harness.checkpoint import CheckpointPlan, read_header
 from harness.cli import app
 from harness.engines import make_engine
 from harness.errors import UserError
+from harness.packing import pack
 from harness.placement import gpu_share, memory_need
-from harness.planning import make_plan, pack
+from harness.planning import make_plan
 from harness.ray_worker import News, Parcel, Worker
 from harness.results import ResultStore
 from harness.suite import Overrides
