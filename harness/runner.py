@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -111,7 +112,10 @@ class _Run:
             with Claims(plan.store.root) as self.claims, self.progress, self.engine:
                 _expect_all(plan, self.progress)
                 self.work = Worklist(plan, self.claims, self.replaced, self._found)
-                self._train()
+                try:
+                    self._train()
+                except OSError as error:  # of claims and checkpoints; what bundles raise is recorded with their cells
+                    raise self._unusable(error) from None
                 self.work.tidy()
         old_failures = sum(result.status == "failed" for result in self.stored)
         return RunSummary(
@@ -138,15 +142,25 @@ class _Run:
             else:
                 wait = SHORTEST_WAIT_S
 
+    def _unusable(self, error: OSError) -> NotStored:
+        hint = "What is stored stays; once the folder can be written, the same command continues."
+        reason = f"the results folder cannot be used: {error.strerror or error}"
+        return NotStored(reason, where=str(self.plan.store.root), hint=hint)
+
     def _store(self, product: Product) -> None:
         """Store a product and give its claim back."""
         cell = product.result.cell
-        if not self.claims.holds(cell):
+        try:
+            is_ours = self.claims.holds(cell)
+        except OSError as error:
+            raise self._unusable(error) from None
+        if not is_ours:
             self.progress.say(f"{cell.label} {cell.task}: slept too long, another process has taken this cell over")
             self.work.given.discard(name_of(cell))
             return
         result = self._written(product)
-        self.claims.release(cell)
+        with contextlib.suppress(OSError):  # the result is there, so nobody will ask for its claim
+            self.claims.release(cell)
         self.plan.record(result)
         self.counts[result.status] += 1
         self.progress.cell_done(result)
