@@ -16,6 +16,7 @@ from harness.errors import UserError
 from harness.mixture import MixedOrder, join_encoded, sampling_shares
 from harness.planning import make_plan
 from harness.report.aggregate import collect
+from harness.report.pool import Pool
 from harness.report.rescore import rescore
 from harness.report.tables import render
 from harness.results import ResultStore, load_results
@@ -95,6 +96,16 @@ def test_the_report_has_a_column_per_task_and_parameters_per_task_and_in_full(tr
     assert f"{total // 2:,} per task; {total:,} for 2 tasks" in render([board], "markdown", False, [])
     table = load_results(trained / "results")
     assert set(table[table.method == "hyperformer"].task) == {"micro_sentiment", "micro_paraphrase"}
+
+
+def test_a_declared_table_finds_the_tasks_of_a_mixture(trained: Path) -> None:
+    pool = Pool(result for _, result in ResultStore(trained / "results").scan())
+    (result,) = found(trained, "hyperformer")
+    assert result.test is not None
+    for task, part in result.test.parts.items():
+        (item,) = pool.find({"label": "hyperformer", "task": task})
+        assert item.entry.mean == part.score
+    assert len(pool.find({"label": "hyperformer"})) == 2
 
 
 def test_teachers_come_first_and_in_the_order_of_the_tasks(trained: Path) -> None:
