@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from harness.parts import by_task
 from harness.report.aggregate import Entry, make_entry
 from harness.report.published import bare
 from harness.report_declarations import Condition, Where, spelled
@@ -37,7 +38,7 @@ class Pool:
 
     def __init__(self, results: Iterable[Result], keys: Collection[str] = ()) -> None:
         groups: dict[tuple[object, ...], list[Result]] = defaultdict(list)
-        for result in results:
+        for result in (part for whole in results for part in by_task(whole)):
             cell = result.cell
             swept = tuple((key, cell.grid[key]) for key in keys if key in cell.grid)
             groups[(cell.suite, cell.task, cell.backbone, result.group_id, *swept)].append(result)
@@ -52,7 +53,9 @@ class Pool:
         tasks = accepted.get("task", self._by_task.keys())
         candidates = [item for task in tasks for item in self._by_task.get(str(task), ())]
         met = [item for item in candidates if all(item.texts.get(key) in texts for key, texts in accepted.items())]
-        return list({frozenset(run.cell_id for run in item.results): item for item in met}.values())
+        # the task belongs to the name, since all parts of a mixture have its cell_id
+        cells = [(item.texts["task"], frozenset(run.cell_id for run in item.results)) for item in met]
+        return list(dict(zip(cells, met, strict=True)).values())
 
 
 def _found(members: list[Result], keys: Collection[str], benchmarks: Mapping[str, str]) -> Found:
