@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -95,6 +95,10 @@ def report(
         check_site(out, fidelity is not None or tuning or figures is not None or table is not None)
     if published is not None and (tuning or figures is not None or fidelity is not None or table is not None):
         raise UserError("stands beside the leaderboard only", field="--published")
+    if table is None and figures is None:
+        check_unused({"--where": where, "--layouts": layouts}, "is for --table and --figures only")
+    if format != "site":
+        check_unused({"--methods-dir": methods_dir}, "is for --format site only")
     if table == "list":
         return write(list_layouts(layouts), out)
     wanted = fidelity or published
@@ -138,6 +142,13 @@ def scan(results: Path, suite: str | None) -> list[tuple[Path, Result]]:
     if not scanned:
         raise UserError("holds no results" + (f" of suite '{suite}'" if suite else ""), where=str(results))
     return scanned
+
+
+def check_unused(given: Mapping[str, object], problem: str) -> None:
+    """Raise UserError for an option that would change nothing: its answer would pass for another."""
+    for name, value in given.items():
+        if value:
+            raise UserError(problem, field=name)
 
 
 def check_site(out: Path | None, is_other: bool) -> None:
@@ -227,9 +238,8 @@ def score(results: Results = Path("results")) -> None:
     Example: harness score results
     """
     from harness.report.rescore import rescore
-    from harness.results import ResultStore
 
-    checked = rescore(ResultStore(results).scan())
+    checked = rescore(scan(results, None))
     for line in [*checked.moved, *checked.refused]:
         typer.echo(line)
     typer.echo(f"{checked.num_scores:,} scores of {checked.num_runs:,} runs recomputed, {len(checked.moved)} differ")

@@ -55,6 +55,8 @@ class ResultStore:
 
     def scan(self) -> Iterator[tuple[Path, Result]]:
         """Yield every result below the folder, in a stable order."""
+        if self.root.is_file():
+            raise UserError("is a file, not a folder of results", where=str(self.root))
         if not self.root.is_dir():
             raise UserError("no such results folder", where=str(self.root), hint="Start one with harness run.")
         seen: dict[tuple[str, str, str], Path] = {}

@@ -38,11 +38,10 @@ def superseded(store: ResultStore, cells: Iterable[Cell]) -> dict[Name, Result]:
 def changed_since(result: Result) -> list[str]:
     """What of a result's origin is another today, as far as that shows without its rows and weights."""
     cell = result.cell
-    tasks = all_tasks()
     changed = []
     if _source(cell.method) not in (None, result.method_sha256):
         changed.append("the method's file")
-    if cell.definition is None and cell.task in tasks and tasks[cell.task].version != cell.task_version:
+    if cell.definition is None and _task_version(cell.task) not in (None, cell.task_version):
         changed.append("the version of the task")
     if _protocol_version(cell.protocol.name) not in (None, cell.protocol.version):
         changed.append("the version of the protocol")
@@ -74,6 +73,13 @@ def _source(method: str) -> str | None:
     """SHA-256 of a shipped method's file; None for a method from elsewhere."""
     file = _methods_folder() / f"{method}.py"
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+
+
+@functools.cache
+def _task_version(name: str) -> int | None:
+    """As it is today; remembered, since finding all tasks takes as long as reading a result."""
+    tasks = all_tasks()
+    return tasks[name].version if name in tasks else None
 
 
 @functools.cache

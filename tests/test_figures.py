@@ -21,9 +21,10 @@ from harness.report.figure_base import STYLE
 from harness.report.figures import draw_curves, draw_ranks, draw_sizes
 from harness.report.figures_cost import COSTS, draw_cost, pareto_front
 from harness.report.labels import place_labels
+from harness.report.site.plots import scatter
 from harness.report.stats import rank_methods
 from harness.report.styles import looks
-from harness.schema import BackboneRecord, DevScore, ParamCounts, Result
+from harness.schema import BackboneRecord, DevScore, ParamCounts, Result, Usage
 
 METHODS = sorted(path.stem for path in (Path(__file__).resolve().parent.parent / "methods").glob("*.py"))
 SIZES = {"small": 60_000_000, "base": 220_000_000, "large": 740_000_000}
@@ -102,6 +103,13 @@ def test_curves_are_means_over_seeds() -> None:
     assert dev.get_ylabel() == "dev Acc."
 
 
+def test_a_curve_of_few_steps_has_no_fractions_of_a_step() -> None:
+    (board,) = collect([run("lora", 60, 10)])
+    for axes in draw_curves(board, "cb", styles(board)).axes:
+        axes.set_xlim(1.9, 2.1)
+        assert all(tick == int(tick) for tick in axes.get_xticks())
+
+
 def test_ranks_stand_in_order_beside_the_band_of_the_best() -> None:
     ranking = rank_methods({"lora": [90, 80, 85], "ept": [60, 70, 65], "dept": [50, 40, 30]})
     assert ranking is not None
@@ -152,3 +160,18 @@ def test_a_folder_that_cannot_be_written_is_a_mistake(small_results: Path, tmp_p
     (tmp_path / "file").write_text("")
     done = CliRunner().invoke(app, ["report", str(small_results), "--figures", str(tmp_path / "file")])
     assert "--figures" in str(done.exception)
+
+
+def test_figure_and_page_say_the_same_of_the_time_of_training() -> None:
+    usage = Usage(
+        num_steps=10, num_samples=1, num_tokens=1, train_s=0, eval_s=0, total_s=0, peak_memory_bytes=1, bundle_cells=1
+    )
+    runs = [result("lora", task, seed, 50, 60) for task, seed in (("cb", 1), ("cb", 2), ("rte", 1))]
+    seconds = (10.0, 20.0, 60.0)
+    timed = [
+        run.model_copy(update={"usage": usage.model_copy(update={"train_s": s})})
+        for run, s in zip(runs, seconds, strict=True)
+    ]
+    (board,) = collect(timed)
+    (axis,) = [item for item in scatter(board, None, looks(["lora"]))["x"] if "seconds" in item["label"]]
+    assert axis["values"] == [37.5] == [COSTS[1].of(board.rows[0])]

@@ -18,6 +18,8 @@ from harness.planning import make_plan
 from harness.report.aggregate import collect
 from harness.report.pool import Pool
 from harness.report.rescore import rescore
+from harness.report.site.cells import sample_of
+from harness.report.site.runs import SHOWN, list_runs
 from harness.report.tables import render
 from harness.results import ResultStore, load_results
 from harness.runner import run
@@ -98,14 +100,18 @@ def test_the_report_has_a_column_per_task_and_parameters_per_task_and_in_full(tr
     assert set(table[table.method == "hyperformer"].task) == {"micro_sentiment", "micro_paraphrase"}
 
 
-def test_a_declared_table_finds_the_tasks_of_a_mixture(trained: Path) -> None:
-    pool = Pool(result for _, result in ResultStore(trained / "results").scan())
-    (result,) = found(trained, "hyperformer")
+def test_the_papers_tables_and_the_pages_show_every_task_of_a_mixture(trained: Path) -> None:
+    scanned = list(ResultStore(trained / "results").scan())
+    pool = Pool(result for _, result in scanned)
+    (one,) = pool.find({"label": "student", "suite": "mixed", "task": "micro_sentiment"})
+    (result,) = found(trained, "student")
     assert result.test is not None
-    for task, part in result.test.parts.items():
-        (item,) = pool.find({"label": "hyperformer", "task": task})
-        assert item.entry.mean == part.score
-    assert len(pool.find({"label": "hyperformer"})) == 2
+    assert one.entry.mean == result.test.parts["micro_sentiment"].score
+    assert len(pool.find({"label": "student", "suite": "mixed"})) == 2
+    lines = list_runs(scanned, collect(result for _, result in scanned), trained / "results")
+    assert {line.status for line in lines} == {SHOWN}
+    path = next(path for path, made in scanned if made.cell_id == result.cell_id)
+    assert sample_of(path, result).total == result.test.num_rows
 
 
 def test_teachers_come_first_and_in_the_order_of_the_tasks(trained: Path) -> None:

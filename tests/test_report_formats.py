@@ -145,6 +145,33 @@ def test_a_page_holds_together_and_loads_nothing(name: str) -> None:
     assert not page.tags & {"script", "img", "link", "iframe"}
 
 
+def test_two_footnotes_of_one_entry_are_told_apart() -> None:
+    table = Table("title", "", [Column("method"), Column("cb")], [[Cell("dept"), Cell("1.0", notes=(1, 2))]])
+    table.notes = ["one", "two"]
+    assert "1, 2" in read(WRITERS["html"]([table])).text
+    assert r"\textsuperscript{1,2}" in WRITERS["latex"]([table])
+    assert "[1] [2]" in WRITERS["markdown"]([table])
+
+
+@pytest.mark.parametrize(
+    ("text", "printed"),
+    [
+        ("rerun with --rerun stale", "rerun with -{}-rerun stale"),
+        ("[-4.4, 13.1]", "[$-$4.4, 13.1]"),
+        ("accept-2024, 1e-3, 400–9,000", "accept-2024, 1e-3, 400--9,000"),
+    ],
+)
+def test_latex_prints_hyphens_minus_signs_and_dashes_apart(text: str, printed: str) -> None:
+    assert escape(text) == printed
+
+
+def test_texts_in_markdown_are_no_markup_and_end_no_cell() -> None:
+    text = WRITERS["markdown"]([hostile_table()])
+    assert "<script>" not in text
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in rows} == {3}
+
+
 def test_texts_of_results_cannot_become_markup() -> None:
     page = read(WRITERS["html"]([hostile_table()]))
     assert "script" not in page.tags

@@ -12,6 +12,7 @@ from stored_runs import answers, store
 from typer.testing import CliRunner
 
 from harness.cli import app
+from harness.errors import UserError
 from harness.results import ResultStore, checksum, predictions_path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,3 +83,9 @@ def test_it_needs_no_torch(tmp_path: Path) -> None:
     assert (
         subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0
     )
+
+
+def test_a_folder_without_results_is_a_mistake_and_no_success(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["score", str(tmp_path)])
+    assert isinstance(done.exception, UserError)
+    assert "holds no results" in str(done.exception)

@@ -131,3 +131,12 @@ def test_options_that_do_not_go_together_are_refused(tmp_path: Path, options: li
     two_tasks(tmp_path)
     done = CliRunner().invoke(app, ["report", str(tmp_path), *options])
     assert isinstance(done.exception, UserError)
+
+
+def test_the_interval_of_an_average_holds_no_score_that_cannot_be(tmp_path: Path) -> None:
+    for task in ("cb", "rte"):
+        store(tmp_path, "never", task, 1, *answers(0))
+        store(tmp_path, "always", task, 1, *answers(100))
+    _, made = assessed(tmp_path)
+    assert made.intervals["never", AVERAGE][0] == 0
+    assert made.intervals["always", AVERAGE][1] == 100

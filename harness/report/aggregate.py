@@ -103,6 +103,14 @@ class BoardRow:
         costs = [run.usage.train_s / run.usage.num_steps for run in self._runs() if run.usage and run.usage.num_steps]
         return statistics.median(costs) if costs else None
 
+    def train_seconds(self) -> float | None:
+        """Seconds of training, each run's share of its bundle: the mean over runs, then over tasks."""
+        usages = [[run.usage for run in entry.runs if run.usage] for entry in self.entries.values() if entry.runs]
+        if not usages or not all(usages):
+            return None
+        means = [statistics.fmean(item.train_s if item.num_steps else 0.0 for item in task) for task in usages]
+        return statistics.fmean(means)
+
     def peak_memory(self) -> int | None:
         """Largest peak memory in bytes of a bundle that held one of the runs."""
         peaks = [run.usage.peak_memory_bytes for run in self._runs() if run.usage and run.usage.num_steps]

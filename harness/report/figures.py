@@ -10,6 +10,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from harness.metrics import METRICS
 from harness.report.aggregate import Board, BoardRow, Entry
@@ -86,6 +87,8 @@ def draw_curves(board: Board, task: str, styles: Mapping[str, Look]) -> Figure:
                 steps, means, color=look.colour, marker=look.marker, markersize=4, linewidth=1.2, label=row.name,
                 markevery=max(1, len(steps) // 8),
             )  # fmt: skip
+    for axes in (left, right):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     label_axes(left, "step", "training loss")
     label_axes(right, "step", f"dev {METRICS[selection].label if selection in METRICS else selection}")
     handles, names = right.get_legend_handles_labels()

@@ -33,15 +33,6 @@ def _trained(row: BoardRow) -> float:
     return float(statistics.median(row.params("num_trained") or [0]))
 
 
-def _train_seconds(row: BoardRow) -> float | None:
-    """Seconds of training, each run's share of its bundle: the mean over runs, then over tasks."""
-    usages = [[run.usage for run in entry.runs if run.usage] for entry in row.entries.values() if entry.runs]
-    if not usages or not all(usages):
-        return None
-    means = [statistics.fmean(item.train_s if item.num_steps else 0.0 for item in task) for task in usages]
-    return statistics.fmean(means)
-
-
 def _memory(row: BoardRow) -> float | None:
     usages = [run.usage for entry in row.entries.values() for run in entry.runs if run.usage]
     if not usages:
@@ -51,7 +42,7 @@ def _memory(row: BoardRow) -> float | None:
 
 COSTS = (
     Cost("parameters", "trained parameters", _trained),
-    Cost("time", "training of one run in seconds, its share of a bundle", _train_seconds),
+    Cost("time", "training of one run in seconds, its share of a bundle", BoardRow.train_seconds),
     Cost("memory", "peak memory in MiB, of the whole bundle", _memory),
 )
 

@@ -113,4 +113,5 @@ def _cell(cell: Cell, name: str) -> str:
 
 
 def _notes(numbers: Sequence[int], name: str) -> str:
-    return "".join(f'<sup><a href="#{name}-{number}">{number}</a></sup>' for number in numbers)
+    links = ", ".join(f'<a href="#{name}-{number}">{number}</a>' for number in numbers)
+    return f"<sup>{links}</sup>" if links else ""

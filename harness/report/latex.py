@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 
 from harness.report.layout import DASH, TIED, Cell, Column, Table
@@ -43,10 +44,18 @@ def latex(tables: Sequence[Table]) -> str:
 
 def escape(text: str) -> str:
     """Text that prints as it is; what no font of a plain document has becomes a question mark."""
-    known = (_ESCAPES.get(char, char) for char in text.replace("\n", " "))
-    return "".join(part if len(part) > 1 or part.isascii() or part in _LATIN else "?" for part in known)
+    return _CHARACTERS.sub(_printed, text.replace("\n", " "))
 
 
+def _printed(found: re.Match[str]) -> str:
+    if found.lastgroup:
+        return {"double": "-{}", "minus": "$-$"}[found.lastgroup]
+    part = _ESCAPES.get(found[0], found[0])
+    return part if len(part) > 1 or part.isascii() or part in _LATIN else "?"
+
+
+_CHARACTERS = re.compile(r"(?P<double>-(?=-))|(?P<minus>(?<![\w.)-])-(?=[\d.]))|.", re.DOTALL)
+"""One at a time; two hyphens in a row would print as one dash, and the sign of a number is no hyphen."""
 _LATIN = {bytes([code]).decode("latin-1") for code in range(0xC0, 0x100)}
 """Letters with accents that pdflatex prints with its own fonts."""
 

@@ -6,6 +6,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from harness.report.aggregate import COMMON_TO_A_COLUMN, find_differences, metric_label, origin_of
 from harness.report.layout import DASH, Cell, Column, Table, entry_cell, mark_best, span_of
@@ -88,8 +89,8 @@ class Filler:
         usages = [run.usage for run in runs if run.usage and run.usage.num_steps]
         text = ""
         if show in ("params", "kept") and runs:
-            kind = "num_trained" if show == "params" else "num_kept"
-            text = span_of(sorted({getattr(run.params, kind) for run in runs if run.params}))
+            kind: Literal["num_trained", "num_kept"] = "num_trained" if show == "params" else "num_kept"
+            text = span_of(sorted({run.params.per_task(kind) for run in runs if run.params}))
         elif show == "ms/step" and usages:
             text = f"{1000 * statistics.median(usage.train_s / usage.num_steps for usage in usages):.3g}"
         elif show == "peak MiB" and usages:

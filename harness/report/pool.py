@@ -53,7 +53,9 @@ class Pool:
         tasks = accepted.get("task", self._by_task.keys())
         candidates = [item for task in tasks for item in self._by_task.get(str(task), ())]
         met = [item for item in candidates if all(item.texts.get(key) in texts for key, texts in accepted.items())]
-        return list({frozenset((run.cell.task, run.cell_id) for run in item.results): item for item in met}.values())
+        # the task belongs to the name, since all parts of a mixture have its cell_id
+        cells = [(item.texts["task"], frozenset(run.cell_id for run in item.results)) for item in met]
+        return list(dict(zip(cells, met, strict=True)).values())
 
 
 def _found(members: list[Result], keys: Collection[str], benchmarks: Mapping[str, str]) -> Found:

@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 from harness.report.aggregate import Board, Entry
 from harness.report.published import PublishedRow
@@ -55,8 +55,9 @@ def _entry_csv(entry: Entry) -> dict[str, object]:
     }
 
 
-def _one(entry: Entry, kind: str) -> object:
-    return getattr(entry.runs[0].params, kind) if entry.runs else ""
+def _one(entry: Entry, kind: Literal["num_trained", "num_kept"]) -> object:
+    params = entry.runs[0].params if entry.runs else None
+    return params.per_task(kind) if params else ""
 
 
 def _number(value: float | None) -> object:

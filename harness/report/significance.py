@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 from harness.report.aggregate import Board, BoardRow, Entry
-from harness.report.resampling import Answers
+from harness.report.resampling import Answers, bounds
 from harness.report.stats import LEVEL, NUM_DRAWS, Estimate, Ranking, Sample, compare, holm, mean_of, rank_methods
 from harness.schema import Result
 
@@ -75,21 +76,22 @@ def assess(board: Board, read: Reader) -> Significance:
     """Compare all rows of a board in each task and in the average over all tasks."""
     made = Significance()
     gaps: dict[tuple[str, str], list[Estimate]] = {}
-    estimates: dict[str, list[Estimate]] = {}
+    estimates: dict[str, list[tuple[Estimate, tuple[float, float]]]] = {}
     found: list[tuple[str, str, str, Estimate, float]] = []
     for task in board.tasks:
         samples = _samples(board, task, read, made)
         for name, sample in samples.items():
             made.intervals[name, task] = sample.interval()
-            estimates.setdefault(name, []).append(sample.cautious())
+            estimates.setdefault(name, []).append((sample.cautious(), bounds(sample.metrics)))
         for (one, first), (other, second) in itertools.combinations(samples.items(), 2):
             if first.comparable(second):
                 gap, p_value = compare(first, second)
                 gaps.setdefault((one, other), []).append(gap)
                 found.append((task, one, other, gap, p_value))
-    for name, items in estimates.items():
-        if len(items) == len(board.tasks):
-            made.intervals[name, AVERAGE] = mean_of(items).interval(-100, 100)
+    for name, found_for in estimates.items():
+        if len(found_for) == len(board.tasks):
+            low, high = (fmean(ends) for ends in zip(*(limits for _, limits in found_for), strict=True))
+            made.intervals[name, AVERAGE] = mean_of([item for item, _ in found_for]).interval(low, high)
     for (one, other), items in gaps.items():
         if len(items) == len(board.tasks):
             gap = mean_of(items)

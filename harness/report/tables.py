@@ -49,6 +49,11 @@ def render_records(tables: Sequence[Table], records: Sequence[Mapping[str, objec
         out = io.StringIO()
         writer = csv.DictWriter(out, list(records[0]) if records else [], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(records)
+        writer.writerows({name: _in_csv(value) for name, value in row.items()} for row in records)
         return out.getvalue()
     return WRITERS[style](tables)
+
+
+def _in_csv(value: object) -> object:
+    """Several numbers of one field with blanks between them."""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else value

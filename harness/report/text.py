@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 from tabulate import tabulate
 
@@ -16,6 +17,7 @@ Mark = Callable[[str, str], str]
 
 def markdown(table: Table) -> str:
     """A heading, the caption, a pipe table, footnotes and remarks."""
+    table = _escaped(table)
     return _text(table, f"### {table.title}\n\n{table.caption}", "pipe", _in_markdown, line_end="  ")
 
 
@@ -38,6 +40,28 @@ def _text(table: Table, head: str, layout: str, mark: Mark, line_end: str) -> st
         lines += ["", *(f"[{i}] {text}{line_end}" for i, text in enumerate(table.notes, 1))]
     lines += [line for text in table.remarks for line in ("", text)]
     return "\n".join(lines)
+
+
+def _escaped(table: Table) -> Table:
+    """The table with texts that neither become markup nor end a cell."""
+    return replace(
+        table,
+        title=_plain(table.title),
+        caption=_plain(table.caption),
+        columns=[replace(item, title=_plain(item.title), benchmark=_plain(item.benchmark)) for item in table.columns],
+        rows=[[_escaped_cell(cell) for cell in row] for row in table.rows],
+        notes=list(map(_plain, table.notes)),
+        remarks=list(map(_plain, table.remarks)),
+        sections={i: _plain(text) for i, text in table.sections.items()},
+    )
+
+
+def _escaped_cell(cell: Cell) -> Cell:
+    return replace(cell, text=_plain(cell.text), spread=_plain(cell.spread), interval=_plain(cell.interval))
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split("\n")).replace("<", "&lt;").replace("|", "\\|")
 
 
 def _column(column: Column, with_group: bool) -> str:

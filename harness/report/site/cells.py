@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.bounded import read_bounded
+from harness.errors import UserError
 from harness.metrics import METRICS
 from harness.report.layout import DASH
+from harness.report.stored import MAX_BYTES, texts
 from harness.results import predictions_path, tensors_path
 from harness.schema import Result, SplitScore
 
@@ -75,21 +78,21 @@ def scores_of(result: Result) -> list[tuple[str, str, str]]:
 def sample_of(path: Path, result: Result) -> Sample:
     """The first answers on test, if the file beside the result is the one that the run stored."""
     import pyarrow as pa
-    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     if result.files.predictions is None:
         return Sample([], problem="The run stored no predictions.")
     try:
-        content = predictions_path(path).read_bytes()
+        content = read_bounded(predictions_path(path), MAX_BYTES, "predictions")
         if hashlib.sha256(content).hexdigest() != result.files.predictions:
             return Sample([], problem="The predictions are not those that the run stored: their SHA-256 is another.")
         table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
-        test = table.filter(pc.equal(table["split"].cast(pa.string()), "test"))
-        first = test.slice(0, SAMPLE).select(["row", "references", "prediction"]).to_pylist()
-    except (OSError, KeyError, pa.ArrowException) as error:
+        # a mixture has a test split of each of its tasks
+        test = [i for i, name in enumerate(texts(table["split"])) if name.partition(":")[0] == "test"]
+        first = table.take(test[:SAMPLE]).select(["row", "references", "prediction"]).to_pylist()
+    except (OSError, KeyError, UserError, pa.ArrowException) as error:
         return Sample([], problem=f"The predictions cannot be read: {type(error).__name__}.")
-    return Sample([(item["row"], item["references"], item["prediction"]) for item in first], test.num_rows)
+    return Sample([(item["row"], item["references"], item["prediction"]) for item in first], len(test))
 
 
 def show(value: Any) -> str:

@@ -29,7 +29,7 @@ def scatter(board: Board, verdict: Significance | None, styles: Mapping[str, Loo
             {"label": "trainable parameters", "values": [_params(row, "num_trained") for row in rows]},
             {"label": "parameters kept for inference", "values": [_params(row, "num_kept") for row in rows]},
             {"label": "milliseconds per step", "values": [_scaled(row.step_seconds(), 1_000) for row in rows]},
-            {"label": "seconds of training per run", "values": [_train_seconds(row) for row in rows]},
+            {"label": "seconds of training per run", "values": [row.train_seconds() for row in rows]},
             {"label": "peak memory in MiB", "values": [_scaled(row.peak_memory(), 2**-20) for row in rows]},
         ],
         "y": [
@@ -77,11 +77,6 @@ def _params(row: BoardRow, kind: Literal["num_trained", "num_kept"]) -> float | 
     """The median over tasks where they differ."""
     counts = row.params(kind)
     return float(statistics.median(counts)) if counts else None
-
-
-def _train_seconds(row: BoardRow) -> float | None:
-    seconds = [run.usage.train_s for entry in row.entries.values() for run in entry.runs if run.usage]
-    return statistics.median(seconds) if seconds else None
 
 
 def _scaled(value: float | None, factor: float) -> float | None:
