@@ -130,14 +130,14 @@ def train(folder: Path, rerun: str = "none") -> None:
     harness.run(folder / "suite.yaml", results=folder / "results", quiet=True, rerun=rerun)
 
 
-def log(folder: Path, event: str, name: tuple[str, str]) -> None:
+def log(folder: Path, event: str, name: tuple[str, str] = ("", ""), process: int | None = None) -> None:
     """Append one line, whole, whoever else writes."""
-    line = json.dumps([time.time(), os.getpid(), event, *name]) + "\n"
+    line = json.dumps([time.time(), process or os.getpid(), event, *name]) + "\n"
     with open(folder / "log.jsonl", "ab", buffering=0) as file:
         file.write(line.encode())
 
 
-def make_trouble(trouble: Trouble) -> None:
+def make_trouble(trouble: Trouble, folder: Path) -> None:
     """Let the `at`-th of the operations that storing consists of end the process, or fail."""
     calls = 0
 
@@ -154,6 +154,7 @@ def make_trouble(trouble: Trouble) -> None:
                 original(args[0], content[: len(content) // 2])
             elif trouble.kind == "behind":
                 original(*args, **kwargs)
+            log(folder, "dies")
             os.kill(os.getpid(), signal.SIGKILL)
 
         return operation
@@ -202,6 +203,8 @@ def overlaps(folder: Path, ended: dict[int, float]) -> list[str]:
     for line in (folder / "log.jsonl").read_text().splitlines():
         when, process, event, *name = json.loads(line)
         key = (name[0], name[1])
+        if event == "dies":  # its cells may be taken over at once, long before its parent hears of it
+            owner = {cell: other for cell, other in owner.items() if other != process}
         if event == "end":  # stored, as done or as a failure that another process may try again
             owner.pop(key, None)
         if event != "begin":
@@ -237,7 +240,7 @@ def trial(folder: Path, plans: list[Trouble], chance: random.Random, ended: dict
     def start(plan: Trouble) -> int:
         def work() -> None:
             if plan.kind != "time":
-                make_trouble(plan)
+                make_trouble(plan, folder)
             train(folder, rerun)
 
         return forked(work)
@@ -254,6 +257,7 @@ def trial(folder: Path, plans: list[Trouble], chance: random.Random, ended: dict
                 codes[child] = os.waitstatus_to_exitcode(status)
                 ended[child] = time.time()
             elif plan.kind == "time" and time.monotonic() - begun > plan.after_s:
+                log(folder, "dies", process=child)
                 os.kill(child, signal.SIGKILL)
         time.sleep(0.005)
     return list(codes.values())
