@@ -44,9 +44,12 @@ class CheckpointPlan:
 
     path: Path
     key: str
-    """Digest of method sources, rows, weights, budget, versions and device."""
+    """Digest of rows, weights, budget, versions and device."""
     every_s: float | None = None
     every_steps: int | None = None
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """By cell_id, hashes of what made the cell: its method's file, the tensors that it started from. They are kept for
+    each cell, since others may have left when a run goes on."""
 
     def of_cell(self, cell: Cell) -> CheckpointPlan:
         """The same for a cell that goes on alone."""
@@ -152,7 +155,7 @@ def write(plan: CheckpointPlan, training: Training) -> None:
     cells = []
     for number, i in enumerate(training.open):
         cell, found = _describe(training, i)
-        cells.append(cell)
+        cells.append({**cell, "source": plan.sources.get(training.states[i].outcome.cell.cell_id, "")})
         tensors |= {f"{number}.{name}": tensor.detach().cpu().contiguous() for name, tensor in found.items()}
     numbers, states = _random_state()
     tensors |= states
@@ -176,6 +179,9 @@ def restore(plan: CheckpointPlan, training: Training) -> tuple[int, list[int]] |
     numbers = {name: number for number, name in enumerate(header.names)}
     wanted = [name_of(state.outcome.cell) for state in training.states]
     if not set(wanted) <= set(numbers):
+        return None
+    kept = [header.cells[numbers[name]]["source"] for name in wanted]
+    if kept != [plan.sources.get(cell_id, "") for _, cell_id in wanted]:
         return None
     active = []
     with safe_open(plan.path, "pt") as file:

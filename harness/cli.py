@@ -39,6 +39,20 @@ DataDir = Annotated[
 MethodDirs = Annotated[
     list[Path] | None, typer.Option("--methods-dir", help="Another folder of method files; may be repeated.")
 ]
+RerunOption = Annotated[Literal["none", "failed", "stale"], typer.Option(help="Which stored results to make again.")]
+CheckpointEvery = Annotated[
+    str | None, typer.Option(metavar="TIME", help="How often training is kept on disk: 90s, 10m, 2h, 500steps, or off.")
+]
+EngineOption = Annotated[
+    Literal["local", "ray"], typer.Option(help="Train in this process, or on the workers of a Ray cluster.")
+]
+Address = Annotated[
+    str | None, typer.Option(metavar="HOST:PORT", help="A running Ray cluster, or auto; else Ray is started here.")
+]
+CpusPerBundle = Annotated[int | None, typer.Option(metavar="N", help="Processors of each of Ray's workers. [1]")]
+TrackOption = Annotated[
+    Literal["tensorboard", "wandb", "mlflow"] | None, typer.Option(help="Show live curves of every cell there.")
+]
 ListFormat = Annotated[Literal["terminal", "json"], typer.Option("--format", help="terminal or json.")]
 
 
@@ -54,22 +68,19 @@ def run(
     results: ResultsDir = Path("results"),
     data: DataDir = None,
     methods_dir: MethodDirs = None,
-    rerun: Annotated[
-        Literal["none", "failed", "stale"], typer.Option(help="Which stored results to make again.")
-    ] = "none",
-    checkpoint_every: Annotated[
-        str | None,
-        typer.Option(metavar="TIME", help="How often training is kept on disk: 90s, 10m, 2h, 500steps, or off."),
-    ] = None,
+    rerun: RerunOption = "none",
+    checkpoint_every: CheckpointEvery = None,
+    engine: EngineOption = "local",
+    address: Address = None,
+    cpus_per_bundle: CpusPerBundle = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
-    track: Annotated[
-        Literal["tensorboard", "wandb", "mlflow"] | None, typer.Option(help="Show live curves of every cell there.")
-    ] = None,
+    track: TrackOption = None,
 ) -> None:
     """Train every missing cell of a suite and store the results.
 
     Example: harness run suites/superglue.yaml --methods accept,ept,dept --tasks cb,wic --set recipe.steps=300
     """
+    from harness.engines import make_engine
     from harness.runner import run as run_suite
     from harness.stop import Stopped
 
@@ -89,6 +100,7 @@ def run(
             data=data,
             method_dirs=methods_dir or (),
             rerun=rerun,
+            engine=make_engine(engine, address, cpus_per_bundle),
             quiet=quiet,
             track=track,
         )

@@ -10,6 +10,7 @@ from typing import Any
 
 from harness import contract_checks as checks
 from harness.errors import UserError
+from harness.fused import CellError
 from harness.method import Method, Rule, load_file
 
 LOADS = "the file imports and defines one method of its own name"
@@ -18,6 +19,7 @@ RULES: dict[str, Callable[[type[Rule]], str]] = {
     "answers are texts, one per row": checks.rule_answers,
 }
 METHODS: dict[str, Callable[[type[Method]], str]] = {
+    "the default settings and grid are ones that a suite takes": checks.default_settings,
     "the same seed gives the same tensors": checks.seed,
     "the backbone is frozen, and unchanged after training and detach": checks.backbone_unchanged,
     "every trainable tensor gets a gradient": checks.gradients,
@@ -62,7 +64,8 @@ def _finding(name: str, check: Callable[[Any], str], cls: type[Method] | type[Ru
     except AssertionError as error:
         return Finding(name, False, str(error) or _place(error, path))
     except Exception as error:  # anything a method raises is a finding
-        return Finding(name, False, f"{type(error).__name__}: {error} ({_place(error, path)})")
+        cause = error.__cause__ if isinstance(error, CellError) and error.__cause__ else error
+        return Finding(name, False, f"{type(cause).__name__}: {cause} ({_place(cause, path)})")
 
 
 def _place(error: BaseException, path: Path) -> str:

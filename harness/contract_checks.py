@@ -15,11 +15,14 @@ import torch
 from torch import Tensor
 
 from harness.backbone import Backbone
+from harness.errors import UserError
 from harness.export import is_collapsible, serve
 from harness.fused import FusedInput, Rows
 from harness.loading import known_backbones, meta_backbone
 from harness.method import Method, Rule, checked_groups, explain_figure
+from harness.suite_file import Recipe
 from harness.tiny import tiny_backbone, tiny_rows
+from harness.validation import validate_settings
 
 SOURCE_LENGTH = 24
 LENGTHS = [5, 9, 13]
@@ -118,6 +121,19 @@ def rule_answers(cls: type[Rule]) -> str:
     return ""
 
 
+def default_settings(cls: type[Method]) -> str:
+    """Each default, and each value of its grid, held to the type and bounds of its setting."""
+    for kind, part, settings in ((Recipe, "recipe", cls.defaults.recipe), (cls.HP, "hp", cls.defaults.hp)):
+        tried = {name: value["sweep"] if isinstance(value, dict) else [value] for name, value in settings.items()}
+        first = {name: values[0] for name, values in tried.items()}
+        for changed in [{}, *({name: value} for name, values in tried.items() for value in values)]:
+            try:
+                validate_settings(kind, first | changed, lambda *_: "", (part,))
+            except UserError as error:
+                raise AssertionError(str(error)) from None
+    return ""
+
+
 def seed(cls: type[Method]) -> str:
     first, second = (build(cls, tiny_backbone(), seed=7).state_dict() for _ in range(2))
     for name, tensor in first.items():
@@ -195,12 +211,16 @@ def extremes(cls: type[Method]) -> str:
     with bench.attached():
         for lengths in ([1], [SOURCE_LENGTH], [1, SOURCE_LENGTH]):
             assert bench.losses(lengths).isfinite().all(), f"loss not finite for texts of {lengths} tokens"
+            front = bench.inputs(lengths)[1].shape[1] - max(lengths)
+            said = bench.method.num_prompt_tokens
+            assert front == said, f"{front} positions are put in front of a text, num_prompt_tokens says {said}"
     return ""
 
 
 def rows_together(cls: type[Method]) -> str:
     lengths = [3, SOURCE_LENGTH, 9]
     bench = Bench(cls)
+    bench.train(steps=2)  # what starts at zero would hide what one row does to another
     with bench.attached():
         together = bench.losses(lengths)
         alone = torch.cat([bench.losses(lengths, only=i) for i in range(3)])

@@ -101,7 +101,12 @@ def _estimate(
     if matmul is None or lengths is None:
         lacking = "configuration of the backbone" if matmul is None else "rows or tokenizer"
         return replace(head, origin=f"{lacking} not on this machine")
-    rows = rows_of(cell, lengths, _prompt_tokens(plan, cell))
+    try:
+        rows = rows_of(cell, lengths, _prompt_tokens(plan, cell))
+    except UserError:
+        return replace(head, origin="does not fit the backbone")
+    except Exception as error:  # a mistake in a method's code, which a run records as the failure of its cells
+        return replace(head, origin=f"the method raises {type(error).__name__}")
     flops = missing * matmul.step_flops(*rows.training)
     peak = peak_flops(device_name(), cell.recipe.precision)
     counted = replace(head, flops=flops, floor_s=None if peak is None else flops / peak)

@@ -94,8 +94,12 @@ def export_result(path: Path, out: Path, backbone: str | None, method_dirs: tupl
     `backbone` names the weights if the result's own name for them is not enough (a folder).
     Raises UserError for a result without tensors, a file that changed, or one that no longer fits its method.
     """
+    if not path.exists():
+        raise UserError("no such file", where=str(path))
     result = read_result(path)
     tensors = _stored_tensors(path, result)
+    if out.resolve() in {path.resolve(), path.with_suffix(".safetensors").resolve()}:
+        raise UserError("would overwrite the result itself", where=str(out))
     registered = discover(*method_dirs)
     method = _rebuild(path, result, registered, backbone or result.cell.backbone, tensors)
     exported = exported_tensors(method)

@@ -180,7 +180,19 @@ class FusedInput:
         mask = (torch.arange(sources.shape[1], device=device)[None] < lengths[:, None]).long()
         self._tell_tasks(encoded, rows, cell)
         with blaming(cell):
-            embeds, mask = self.methods[cell](self.backbone.embedding(sources), mask)
+            found = self.methods[cell](self.backbone.embedding(sources), mask)
+            return self._checked_output(cell, found, len(rows))
+
+    def _checked_output(self, cell: int, found: Any, num_rows: int) -> tuple[Tensor, Tensor]:
+        """Refuse what padding would cut or fill unseen. Raises ValueError."""
+        name = type(self.methods[cell]).__name__
+        wanted = f"[{num_rows}, T, {self.backbone.hidden}] and a mask of [{num_rows}, T]"
+        if not (isinstance(found, tuple) and len(found) == 2 and all(isinstance(item, Tensor) for item in found)):
+            raise ValueError(f"{name}.forward() must return {wanted}")
+        embeds, mask = found
+        if embeds.shape != (num_rows, *mask.shape[1:], self.backbone.hidden) or mask.shape != embeds.shape[:2]:
+            got = f"{list(embeds.shape)} and {list(mask.shape)}"
+            raise ValueError(f"{name}.forward() must return {wanted}, not {got}")
         return embeds, mask
 
 

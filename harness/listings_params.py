@@ -19,27 +19,34 @@ def describe_params(
     """Trainable parameters of each method with its defaults and `settings` such as {"dept.rank": 10}."""
     built = meta_backbone(backbone)
     rows: list[dict[str, Any]] = []
+    left_out: dict[str, str] = {}
     for name in names or methods:
         cls = get_class(methods, name) if names else methods[name].cls
         if cls is None or issubclass(cls, Rule):
             continue
         own = {key.split(".", 1)[1]: value for key, value in settings.items() if key.split(".", 1)[0] == name}
-        rows.append(_count(cls, own, built))
+        try:
+            rows.append(_count(cls, own, built))
+        except UserError as error:
+            if names or own:
+                raise
+            left_out[name] = error.problem
     _check_setting_names(settings, [row["method"] for row in rows])
     columns = ["method", "trained", "kept", "per task", "% of backbone", "published"]
     title = f"{built.name}: {built.num_params:,} parameters, width {built.hidden}"
     notes = [f"{row['method']}, published figure: {row['difference']}" for row in rows if row["difference"]]
+    notes += [f"{name}, not counted: {reason}" for name, reason in left_out.items()]
     text = "\n".join([title, table([_shown(row) for row in rows], columns), *notes])
-    return {"backbone": built.name, "num_params": built.num_params, "methods": rows, "text": text}
+    return {"backbone": built.name, "num_params": built.num_params, "methods": rows, "left_out": left_out, "text": text}
 
 
 def _count(cls: type[Method], settings: dict[str, Any], backbone: Backbone) -> dict[str, Any]:
-    method = _build(cls, settings, backbone)
+    method, kept = _build(cls, settings, backbone)
     published = cls.paper.params.get(backbone.name)
     return {
         "method": cls.name,
         "num_trained": method.num_trained,
-        "num_kept": method.num_kept,
+        "num_kept": kept,
         "num_tasks": method.num_tasks,
         "percent_of_backbone": 100 * method.num_trained / backbone.num_params,
         "published": published,
@@ -69,12 +76,16 @@ def _shown(row: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _build(cls: type[Method], settings: dict[str, Any], backbone: Backbone) -> Method:
+def _build(cls: type[Method], settings: dict[str, Any], backbone: Backbone) -> tuple[Method, int]:
+    """The method on a backbone without weights, and what it keeps. Raises UserError where its own code raises."""
     values = validate_settings(cls.HP, settings, lambda *key: f"--set {cls.name}.{key[-1]}", (cls.name,))
     try:
-        return cls(cls.HP(**values), backbone)
+        method = cls(cls.HP(**values), backbone)
+        return method, method.num_kept
     except ValueError as error:
         raise UserError(str(error), field=cls.name) from None
+    except Exception as error:  # whatever someone's file raises
+        raise UserError(f"its code raises {type(error).__name__}: {error}", field=cls.name) from None
 
 
 def _check_setting_names(settings: Mapping[str, Any], known: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import re
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,8 +23,8 @@ from harness.backbone import Backbone
 from harness.errors import UserError, require_choice
 from harness.heads import LinearHead
 from harness.initialization import vocabulary_rows
-from harness.method_facts import Paper, explain_figure, require_positive, sweep
-from harness.suite_file import Defaults, MethodSpec
+from harness.method_facts import Paper, called, explain_figure, require_positive, sweep
+from harness.suite_file import SLUG, Defaults, MethodSpec
 
 __all__ = [
     "Backbone",
@@ -144,7 +145,9 @@ class Method(nn.Module):
     @property
     def num_prompt_tokens(self) -> int:
         """Positions that the method puts in front of a text."""
-        prompt = self.prompt()
+        prompt = called(self.prompt)
+        if prompt is not None and prompt.dim() not in (2, 3):
+            raise ValueError(f"prompt() must return [P, H] or [K, P, H], not {list(prompt.shape)}")
         return 0 if prompt is None else prompt.shape[-2]
 
     @property
@@ -160,7 +163,10 @@ class Method(nn.Module):
     @property
     def num_kept(self) -> int:
         """Parameters that inference has to keep, beside a linear head."""
-        return sum(tensor.numel() for name, tensor in self.kept().items() if not name.startswith("linear_head."))
+        kept = called(self.kept)
+        if not isinstance(kept, Mapping) or not all(isinstance(tensor, Tensor) for tensor in kept.values()):
+            raise ValueError("kept() must return a dict of tensors by name")
+        return sum(tensor.numel() for name, tensor in kept.items() if not name.startswith("linear_head."))
 
     @classmethod
     def is_layer_side(cls) -> bool:
@@ -320,6 +326,8 @@ def _import_class(path: Path) -> type[Method] | type[Rule]:
         for item in vars(module).values()
         if isinstance(item, type) and issubclass(item, (Method, Rule)) and item.__module__ == module_name
     ]
+    if not re.fullmatch(SLUG, path.stem):
+        raise ImportError(f"'{path.stem}' names a folder of results too: letters, digits and _ . + - only")
     named = [item for item in classes if hasattr(item, "name")]
     if len(named) != 1:
         raise ImportError(f"{path.name} must define exactly one Method or Rule with a `name`, found {len(named)}")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -45,3 +48,14 @@ def require_positive(hp: Any, *names: str) -> None:
         value = getattr(hp, name)
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def called(function: Callable[[], Found]) -> Found:
+    """Call a method's own code from a property; PyTorch takes an AttributeError there for a missing property.
+
+    Raises RuntimeError in its place, from the same line.
+    """
+    try:
+        return function()
+    except AttributeError as error:
+        raise RuntimeError(str(error)).with_traceback(error.__traceback__) from None

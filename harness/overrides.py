@@ -33,6 +33,8 @@ def check_lists(overrides: Overrides) -> None:
             raise UserError("is empty; leave it out to take the suite's own list", field=f"--{name}")
         if name == "seeds" and any(not 0 <= seed < MAX_SEED for seed in values or ()):
             raise UserError(f"must be from 0 to {MAX_SEED - 1}, got {values}", field="--seeds")
+        for method in values or () if name == "methods" else ():
+            check_slug(method, "method", "--methods")
         repeated = [str(item) for item, count in Counter(values or ()).items() if count > 1]
         if repeated:
             raise UserError(f"lists {', '.join(repeated)} more than once", field=f"--{name}")

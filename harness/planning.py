@@ -217,9 +217,10 @@ def make_plan(
     return plan
 
 
-def check_fit(plan: Plan, cells: Iterable[Cell], to_run: bool = True) -> None:
+def check_fit(plan: Plan, cells: Iterable[Cell], to_run: bool = True, weights: bool = True) -> None:
     """Build each distinct method on a backbone without weights; before a run, read all rows and weights too.
 
+    Without `weights`, those are left to other processes, so that this one takes no memory for them.
     Raises UserError, before anything is written.
     """
     cells = list(cells)
@@ -233,17 +234,21 @@ def check_fit(plan: Plan, cells: Iterable[Cell], to_run: bool = True) -> None:
         try:
             method = _build(plan, cell, backbones[stored])
             _check_starts(plan, cell, method)
+            prompt_tokens = method.num_prompt_tokens
         except UserError as error:
             misfits.setdefault(cell.label, {})[cell.backbone] = error
+        except Exception:  # a mistake in a method's code is recorded as the failure of its cells
+            continue
         else:
             # unlike a misfit, this would not fail by itself: a network may run on past its positions
-            _check_positions(plan, cell, method, backbones[stored])
+            _check_positions(plan, cell, prompt_tokens, backbones[stored])
     for errors in misfits.values():
         # what fits one backbone and not another is no mistake in the suite: those cells are recorded as failed
         if len(errors) == len({name for name, _ in backbones}):
             raise next(iter(errors.values()))
     if to_run:
         _read_rows(plan, cells)
+    if to_run and weights:
         for name, recipe in {cell.backbone: cell.recipe for cell in cells}.items():
             # rules need none; where other processes train, they load it
             if (name, recipe.quantization) in backbones and plan.suite.file.execution.processes == 1:
@@ -320,15 +325,15 @@ def _build(plan: Plan, cell: Cell, backbone: Backbone) -> Method:
     return build_method(cell, cls, backbone, plan.suite.document.where(*block_of(plan.suite, cell.label)))
 
 
-def _check_positions(plan: Plan, cell: Cell, method: Method, backbone: Backbone) -> None:
+def _check_positions(plan: Plan, cell: Cell, prompt_tokens: int, backbone: Backbone) -> None:
     """Raise UserError unless prompt, text and target fit the backbone's positions."""
     task = plan.tasks[cell.task]
     length = cell.recipe.max_source_length or task.max_source_length
     target = 4 if task.kind == "classification" and task.target_style == "digits" else task.max_target_length
-    needed = method.num_prompt_tokens + length + target
+    needed = prompt_tokens + length + target
     if backbone.max_positions is not None and needed > backbone.max_positions:
         raise UserError(
-            f"needs {needed} positions ({method.num_prompt_tokens} prompt + {length} source + {target} target), "
+            f"needs {needed} positions ({prompt_tokens} prompt + {length} source + {target} target), "
             f"backbone '{cell.backbone}' has {backbone.max_positions}",
             where=plan.suite.document.path,
             field=f"{cell.label} on {cell.task}",

@@ -1,10 +1,11 @@
-"""What a run shows while it works: a live display on a terminal, plain lines elsewhere."""
+"""What a run shows while it works: a live display on a terminal, plain lines elsewhere; one bundle or many at once."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from types import TracebackType
 
 from rich.console import Console
@@ -14,6 +15,34 @@ from rich.progress import Progress as RichProgress
 from harness.schema import Cell, DevScore, Result
 
 PLAIN_EVERY_S = 10.0
+
+
+@dataclass(eq=False)
+class Running:
+    """A bundle in training, as the display knows it."""
+
+    cells: tuple[Cell, ...]
+    where: str = ""
+    """The worker that trains it; empty for this process."""
+    bar: TaskID | None = None
+    work: float = 0.0
+    """Row-steps done since it began, on cells that are not stored yet."""
+    first_step: int | None = None
+    """More than 0 where a checkpoint was continued from."""
+    left: list[Cell] = field(init=False)
+    """Cells that are not stored yet."""
+    started: float = field(default_factory=time.monotonic)
+    last_line: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.left = list(self.cells)
+
+    @property
+    def title(self) -> str:
+        first = self.cells[0]
+        labels = ", ".join(dict.fromkeys(cell.label for cell in self.cells))
+        place = f" [{self.where}]" if self.where else ""
+        return f"{first.task} on {first.backbone}: {len(self.cells)} x {labels}{place}"
 
 
 class Progress:
@@ -26,13 +55,11 @@ class Progress:
         self.num_done = 0
         self.work_left = 0.0
         self.work_done = 0.0
-        self.bundle: tuple[Cell, ...] = ()
-        self._bundle_work = 0.0
-        self._first_step: int | None = None
+        self.running: list[Running] = []
         self._last_wait = ""
-        self._started = self._bundle_started = self._last_line = time.monotonic()
+        self._started = time.monotonic()
         self._bars: RichProgress | None = None
-        self._run_bar = self._bundle_bar = TaskID(0)
+        self._run_bar = TaskID(0)
 
     def __enter__(self) -> Progress:
         self._started = time.monotonic()
@@ -46,7 +73,6 @@ class Progress:
             )
             self._bars.start()
             self._run_bar = self._bars.add_task("cells", total=self.num_cells, note="")
-            self._bundle_bar = self._bars.add_task("bundle", total=1, note="")
         return self
 
     def __exit__(
@@ -62,31 +88,41 @@ class Progress:
         if self._bars:
             self._bars.update(self._run_bar, total=self.num_cells)
 
-    def start_bundle(self, cells: Sequence[Cell]) -> None:
-        """A bundle begins."""
-        self.bundle = tuple(cells)
-        self._bundle_work = 0.0
-        self._first_step = None
-        self._bundle_started = self._last_line = time.monotonic()
+    def start_bundle(self, cells: Sequence[Cell], where: str = "") -> Running:
+        """A bundle begins, here or on the worker `where`; return it for `step` and `end_bundle`."""
+        bundle = Running(tuple(cells), where)
+        self.running.append(bundle)
         if self._bars:
-            self._bars.update(self._bundle_bar, description=self._title(), completed=0, total=None, note="")
+            bundle.bar = self._bars.add_task(bundle.title, total=None, note="")
         else:
-            self._line(f"bundle: {self._title()}")
+            self._line(f"bundle: {bundle.title}")
+        return bundle
 
-    def step(self, step: int, steps: int, scores: dict[str, DevScore]) -> None:
-        """A step of the current bundle is done; `scores` are the newest dev scores by cell_id."""
-        if self._first_step is None:
-            self._first_step = step - 1  # more than 0 where a checkpoint was continued from
-        begun = self._first_step
-        rows = (max(0, min(step, c.recipe.steps) - begun) * c.recipe.batch_size for c in self.bundle)
-        self._bundle_work = float(sum(rows))
-        rate = (step - begun) / max(1e-9, time.monotonic() - self._bundle_started)
+    def step(self, step: int, steps: int, scores: dict[str, DevScore], bundle: Running | None = None) -> None:
+        """A step of a bundle is done, of the last that began unless named; `scores` are dev scores by cell_id."""
+        bundle = bundle or self.running[-1]
+        if bundle.first_step is None:
+            bundle.first_step = step - 1
+        begun = bundle.first_step
+        rows = (max(0, min(step, c.recipe.steps) - begun) * c.recipe.batch_size for c in bundle.left)
+        bundle.work = float(sum(rows))
+        now = time.monotonic()
+        rate = (step - begun) / max(1e-9, now - bundle.started)
         best = f", best dev {max(score.selection for score in scores.values()):.1f}" if scores else ""
         note = f"{rate:.1f} steps/s{best}, {self._time_left()}"
-        if self._bars:
-            self._bars.update(self._bundle_bar, completed=step, total=steps, note=note)
-        elif time.monotonic() - self._last_line > PLAIN_EVERY_S:
-            self._line(f"  step {step:,}/{steps:,}, {note}")
+        if self._bars and bundle.bar is not None:
+            self._bars.update(bundle.bar, completed=step, total=steps, note=note)
+        elif now - bundle.last_line > PLAIN_EVERY_S:
+            bundle.last_line = now
+            self._line(f"  {bundle.title}: step {step:,}/{steps:,}, {note}" if bundle.where else
+                       f"  step {step:,}/{steps:,}, {note}")  # fmt: skip
+
+    def end_bundle(self, bundle: Running) -> None:
+        """A bundle is finished, or its worker gone."""
+        if bundle in self.running:
+            self.running.remove(bundle)
+        if self._bars and bundle.bar is not None:
+            self._bars.remove_task(bundle.bar)
 
     def cell_done(self, result: Result) -> None:
         """A cell is stored."""
@@ -95,7 +131,10 @@ class Progress:
         steps = result.cell.recipe.steps
         self.work_done += spent * (result.raced_out_at or steps) / steps
         self.work_left -= spent
-        self._bundle_work = max(0.0, self._bundle_work - spent)
+        for bundle in self.running:
+            if result.cell in bundle.left:
+                bundle.left.remove(result.cell)
+                bundle.work = max(0.0, bundle.work - spent)
         self._line(f"[{self.num_done}/{self.num_cells}] {_name(result.cell)}: {_outcome(result)}")
         if self._bars:
             self._bars.update(self._run_bar, completed=self.num_done, note=self._time_left())
@@ -112,7 +151,7 @@ class Progress:
         """Nothing is left for this process at the moment."""
         text = f"waiting for {num_cells} cells that other processes train"
         if self._bars:
-            self._bars.update(self._bundle_bar, description=text, completed=0, total=None, note="")
+            self._bars.update(self._run_bar, note=text)
         elif text != self._last_wait:
             self._line(text)
         self._last_wait = text
@@ -122,20 +161,15 @@ class Progress:
         self._line(text)
 
     def _line(self, text: str) -> None:
-        self._last_line = time.monotonic()
         self.console.print(text, markup=False, highlight=False)
 
-    def _title(self) -> str:
-        first = self.bundle[0]
-        labels = ", ".join(dict.fromkeys(cell.label for cell in self.bundle))
-        return f"{first.task} on {first.backbone}: {len(self.bundle)} x {labels}"
-
     def _time_left(self) -> str:
-        done = self.work_done + self._bundle_work
+        under_way = sum(bundle.work for bundle in self.running)
+        done = self.work_done + under_way
         elapsed = time.monotonic() - self._started
         if done <= 0 or elapsed < 1:
             return "time left unknown"
-        seconds = max(0.0, (self.work_left - self._bundle_work) * elapsed / done)
+        seconds = max(0.0, (self.work_left - under_way) * elapsed / done)
         return f"{_duration(seconds)} left"
 
 

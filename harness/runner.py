@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -65,8 +66,9 @@ def run(
     """Train every missing cell of a suite file and store the results.
 
     `settings` are overrides such as {"recipe.steps": 300}; `protocol` is the name of one. `data` falls back to
-    the environment variable HARNESS_DATA. `track` shows live curves in a tool; files of it stand in a folder beside
-    `results`, named as that one with "-tracking" behind.
+    the environment variable HARNESS_DATA. `engine` says where bundles run: in this process, unless it is one of
+    `harness.engines.make_engine`. `track` shows live curves in a tool; files of it stand in a folder beside `results`,
+    named as that one with "-tracking" behind.
     Raises UserError for anything the user can mend, before anything is written; NotStored if the results folder takes
     no more; Stopped, a KeyboardInterrupt, on SIGINT or SIGTERM.
     """
@@ -102,15 +104,18 @@ class _Run:
         plan = self.plan
         pending = plan.pending()
         if pending:
-            check_fit(plan, plan.asked())
+            check_fit(plan, plan.asked(), weights=self.engine.in_process)
             plan.store.ensure_writable()
             _warn_of_duplicates(plan, plan.asked(), self.progress)
         self._explain()
         if pending:
-            with Claims(plan.store.root) as self.claims, self.progress:
+            with Claims(plan.store.root) as self.claims, self.progress, self.engine:
                 _expect_all(plan, self.progress)
                 self.work = Worklist(plan, self.claims, self.replaced, self._found)
-                self._train()
+                try:
+                    self._train()
+                except OSError as error:  # of claims and checkpoints; what bundles raise is recorded with their cells
+                    raise self._unusable(error) from None
                 self.work.tidy()
         old_failures = sum(result.status == "failed" for result in self.stored)
         return RunSummary(
@@ -137,15 +142,25 @@ class _Run:
             else:
                 wait = SHORTEST_WAIT_S
 
+    def _unusable(self, error: OSError) -> NotStored:
+        hint = "What is stored stays; once the folder can be written, the same command continues."
+        reason = f"the results folder cannot be used: {error.strerror or error}"
+        return NotStored(reason, where=str(self.plan.store.root), hint=hint)
+
     def _store(self, product: Product) -> None:
         """Store a product and give its claim back."""
         cell = product.result.cell
-        if not self.claims.holds(cell):
+        try:
+            is_ours = self.claims.holds(cell)
+        except OSError as error:
+            raise self._unusable(error) from None
+        if not is_ours:
             self.progress.say(f"{cell.label} {cell.task}: slept too long, another process has taken this cell over")
             self.work.given.discard(name_of(cell))
             return
         result = self._written(product)
-        self.claims.release(cell)
+        with contextlib.suppress(OSError):  # the result is there, so nobody will ask for its claim
+            self.claims.release(cell)
         self.plan.record(result)
         self.counts[result.status] += 1
         self.progress.cell_done(result)

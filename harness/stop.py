@@ -42,6 +42,12 @@ def check(grace_s: float = 0.0) -> None:
         raise Stopped(_request.signum)
 
 
+def request(signum: int) -> None:
+    """Ask this process to stop after the step at hand, as a first signal does."""
+    if _request.signum is None:
+        _request.signum, _request.since = signum, time.monotonic()
+
+
 def sleep(seconds: float) -> None:
     """Sleep, but not past a request to stop. Raises Stopped."""
     end = time.monotonic() + seconds
@@ -69,6 +75,6 @@ def on_signals() -> Iterator[None]:
 def _handle(signum: int, frame: FrameType | None) -> None:
     if _request.signum is not None:
         raise Stopped(signum, at_once=True)
-    _request.signum, _request.since = signum, time.monotonic()
+    request(signum)
     # a handler may interrupt a print, so it must not print itself
     os.write(2, b"\nstopping after this step; once more stops at once\n")

@@ -18,7 +18,7 @@ from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracke
 
 from harness.cell_state import lr_factor
 from harness.errors import UserError
-from harness.progress import Progress
+from harness.progress import Progress, Running
 from harness.schema import Cell, DevScore, Result
 
 Tool = Literal["tensorboard", "wandb", "mlflow"]
@@ -53,13 +53,15 @@ class TrackedProgress(Progress):
         self.runs: dict[str, _Run] = {}
         self.is_broken = False
 
-    def start_bundle(self, cells: Sequence[Cell]) -> None:
-        super().start_bundle(cells)
+    def start_bundle(self, cells: Sequence[Cell], where: str = "") -> Running:
+        bundle = super().start_bundle(cells, where)
         self._try(lambda: self._open(cells))
+        return bundle
 
-    def step(self, step: int, steps: int, scores: dict[str, DevScore]) -> None:
-        super().step(step, steps, scores)
-        self._try(lambda: self._log(step, scores))
+    def step(self, step: int, steps: int, scores: dict[str, DevScore], bundle: Running | None = None) -> None:
+        bundle = bundle or self.running[-1]
+        super().step(step, steps, scores, bundle)
+        self._try(lambda: self._log(step, scores, bundle.cells))
 
     def cell_done(self, result: Result) -> None:
         super().cell_done(result)
@@ -86,9 +88,10 @@ class TrackedProgress(Progress):
             tracker, extra = start_tracker(self.tool, cell, self.folder)
             self.runs[cell.cell_id] = _Run(cell, tracker, extra)
 
-    def _log(self, step: int, scores: Mapping[str, DevScore]) -> None:
-        for cell_id, run in self.runs.items():
-            self._log_step(run, step, scores.get(cell_id))
+    def _log(self, step: int, scores: Mapping[str, DevScore], cells: Sequence[Cell]) -> None:
+        for cell in cells:
+            if cell.cell_id in self.runs:
+                self._log_step(self.runs[cell.cell_id], step, scores.get(cell.cell_id))
 
     def _log_step(self, run: _Run, step: int, score: DevScore | None) -> None:
         recipe, values = run.cell.recipe, {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,8 +91,8 @@ class Worklist:
         pending = {name_of(cell) for cell in self.plan.pending()}
         mine: list[Cell] = []
         for cell in bundle.cells:
-            if name_of(cell) not in pending:
-                continue
+            if name_of(cell) not in pending or name_of(cell) in self.given:
+                continue  # stored, or in training on a worker of this process
             if self.claims.take(cell):
                 found = self._stored(cell)
                 if found is None:
@@ -114,7 +114,7 @@ class Worklist:
         if every == "off" or key is None:
             return bundle
         name = _digest([key, *(name_of(cell) for cell in bundle.cells)])
-        return replace(bundle, checkpoint=self._checkpoint(self._folder / f"{name}.safetensors", key))
+        return replace(bundle, checkpoint=self._checkpoint(self._folder / f"{name}.safetensors", key, bundle.cells))
 
     def _begun(self, pending: Sequence[Cell]) -> list[Bundle]:
         """Bundles as their checkpoints name them, less what is finished by now; the newest first."""
@@ -127,19 +127,26 @@ class Worklist:
             header = read_header(path)
             if header is None:
                 continue
+            sources = {name: cell["source"] for name, cell in zip(header.names, header.cells, strict=True)}
             cells = [left[name] for name in header.names if name in left]
+            if any(sources[name_of(cell)] != self._source(cell) for cell in cells):
+                continue
             if not cells and set(header.names) <= known and not pending:
                 path.unlink(missing_ok=True)
             bundles = pack(self.plan, cells) if cells else []
             if len(bundles) == 1 and header.key == self._key(bundles[0]):
-                begun.append(replace(bundles[0], checkpoint=self._checkpoint(path, header.key)))
+                begun.append(replace(bundles[0], checkpoint=self._checkpoint(path, header.key, cells)))
                 for cell in cells:
                     del left[name_of(cell)]
         return begun
 
-    def _checkpoint(self, path: Path, key: str) -> CheckpointPlan:
+    def _checkpoint(self, path: Path, key: str, cells: Iterable[Cell]) -> CheckpointPlan:
         seconds, steps = interval(self.plan.suite.file.execution.checkpoint_every)
-        return CheckpointPlan(path, key, seconds, steps)
+        return CheckpointPlan(path, key, seconds, steps, {cell.cell_id: self._source(cell) for cell in cells})
+
+    def _source(self, cell: Cell) -> str:
+        starts = [start.sha256 or "" for start in self.plan.start_files(cell)]
+        return " ".join([self.plan.methods[cell.method].spec.source_sha256, *starts])
 
     def _key(self, bundle: Bundle) -> str | None:
         """Digest of all that a state must have in common with who goes on from it; None for what has no state."""
@@ -152,10 +159,8 @@ class Worklist:
             return None
         made = collect(best_device())
         versions = [made["harness"], made["commit"], made["versions"].get("torch")]
-        sources = sorted({method.spec.source_sha256 for method in methods})
-        return _digest(
-            [sources, rows, fingerprint(bundle.backbone), bundle.micro_batch_tokens, made["device"], versions]
-        )
+        weights = fingerprint(bundle.backbone, bundle.cells[0].recipe.quantization)
+        return _digest([rows, weights, bundle.micro_batch_tokens, made["device"], versions])
 
     @property
     def _folder(self) -> Path:

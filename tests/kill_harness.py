@@ -121,7 +121,8 @@ def train(folder: Path, rerun: str = "none") -> None:
     def logged(bundle: Bundle, listener: Listener) -> None:
         for cell in bundle.cells:
             log(folder, "begin", name_of(cell))
-        say = listener.say
+        say, on_product = listener.say, listener.on_product
+        listener.on_product = lambda product: (on_product(product), log(folder, "end", name_of(product.result.cell)))[0]
         listener.say = lambda text: (log(folder, "said", ("", text)), say(text))[1]
         original(bundle, listener)
 
@@ -200,9 +201,11 @@ def overlaps(folder: Path, ended: dict[int, float]) -> list[str]:
     stored = {name_of(r.cell): p.stat().st_mtime for p, r in ResultStore(folder / "results").scan()}
     for line in (folder / "log.jsonl").read_text().splitlines():
         when, process, event, *name = json.loads(line)
+        key = (name[0], name[1])
+        if event == "end":  # stored, as done or as a failure that another process may try again
+            owner.pop(key, None)
         if event != "begin":
             continue
-        key = (name[0], name[1])
         before = owner.get(key)
         if before not in (None, process) and ended.get(before or 0, float("inf")) > when:
             twice.append(f"{key} by {before} and {process}")

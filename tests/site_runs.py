@@ -12,6 +12,8 @@ from harness.schema import Cell, Failure, Result, Usage
 from harness.suite_file import Recipe
 
 HOSTILE = """<img src=x onerror="document.title='pwned'">'"&</script><script>document.title='pwned'</script>"""
+STRANGE = "strange"
+"""The row whose answers are hostile; a name that is no slug is refused before any page is made."""
 TASKS = ("cb", "boolq", "rte", "cola")
 RIGHT = {"lora": (92, 130_000), "accept": (90, 9_000), "dept": (71, 9_600), "finetune": (93, 680_000)}
 """Method -> right answers of 100, trained parameters."""
@@ -26,7 +28,7 @@ def usage(milliseconds: float, mebibytes: int) -> Usage:
 
 
 def write_runs(root: Path) -> None:
-    """Two boards; a grid, a failure, a missing task, a single seed, mixed protocols, mixed sources, hostile names."""
+    """Two boards; a grid, a failure, a missing task, a single seed, mixed protocols, mixed sources, hostile texts."""
     for position, (name, (right, trained)) in enumerate(RIGHT.items()):
         cost = usage(10.0 * (position + 1), 700 + position)
         for offset, task in enumerate(TASKS):
@@ -41,8 +43,8 @@ def write_runs(root: Path) -> None:
         store(root, "majority", task, 1, *answers(50), num_trained=0)
         store(root, "ept", task, 1, *answers(60), num_trained=50_000, lr=0.1, dev=60, usage=usage(5, 600))
         store(root, "ept", task, 1, *answers(80), num_trained=50_000, lr=0.2, dev=50, index=1, usage=usage(5, 600))
-    for task in (*TASKS, HOSTILE):
-        store(root, HOSTILE, task, 1, [HOSTILE, "1"] * 50, [["1"]] * 100, num_trained=77, usage=usage(5, 600))
+    for task in (*TASKS, "other"):
+        store(root, STRANGE, task, 1, [HOSTILE, "1"] * 50, [["1"]] * 100, num_trained=77, usage=usage(5, 600))
     for task in ("cb", "boolq"):
         store(root, "lora", task, 1, *answers(97), num_trained=900_000, backbone="big", usage=usage(50, 3_000))
     fail(root, "bitfit", "cb", 1)

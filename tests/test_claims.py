@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -10,9 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from kill_harness import lay_out, suite_text
 
+import harness
 from harness.claims import Claims
 from harness.declarations import ProtocolReference
+from harness.results import NotStored, ResultStore
 from harness.schema import Cell
 from harness.suite_file import Recipe
 
@@ -165,3 +169,30 @@ def test_a_claim_that_makes_no_sense_is_nobodys(tmp_path: Path) -> None:
         path.write_text("{")
         assert not mine.holds(cell())
         assert mine.take(cell())
+
+
+def test_a_claim_that_cannot_be_written_is_one_message_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk meets a run that takes over from a dead one: the next one goes on."""
+    folder = tmp_path / "run"
+    lay_out(folder, suite_text(steps=2, every=2))
+
+    def run() -> None:
+        harness.run(folder / "suite.yaml", methods=["majority", "dept"], results=folder / "results", quiet=True)
+
+    original = Claims.take
+
+    def full(self: Claims, cell: Cell) -> bool:
+        if cell.label == "dept":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return original(self, cell)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Claims, "take", full)
+        with pytest.raises(NotStored, match="cannot be used: No space left on device"):
+            run()
+    stored = len(list(ResultStore(folder / "results").scan()))
+    assert stored > 0
+    run()
+    assert len(list(ResultStore(folder / "results").scan())) > stored

@@ -74,6 +74,7 @@ def test_a_failed_cell_makes_the_exit_code_one(tmp_path: Path) -> None:
         (["report", "nowhere", "--published", "acept-2024"], "did you mean accept-2024?"),
         (["params", "--backbone", "t5-bas"], "did you mean t5-base?"),
         (["params", "--methods", "dept", "--set", "dept.ranks=3"], "did you mean rank?"),
+        (["params", "--backbone", "llama-3-8b", "--methods", "hyperdecoder"], "reads the output of an encoder"),
         (["preview", "boolqq"], "did you mean boolq?"),
         (["check", "nowhere.py"], "no such file"),
     ],

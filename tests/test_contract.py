@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from harness.method import Method, Paper, Rule, vocabulary_rows
+from harness.method import Defaults, Method, Paper, Rule, sweep, vocabulary_rows
 
 TABLE = {}
 """
@@ -36,7 +36,8 @@ class Broken(Method):
 
 METHOD_CHECKS = list(contract.METHODS)
 (
-    SEED, FROZEN, GRADIENT, LOSS, RELOAD, EXPORT, EXTREMES, TOGETHER, BUNDLE, ANSWERS, DECODER, BFLOAT16, COUNT, FIGURE,
+    SETTINGS, SEED, FROZEN, GRADIENT, LOSS, RELOAD, EXPORT, EXTREMES, TOGETHER, BUNDLE, ANSWERS, DECODER, BFLOAT16,
+    COUNT, FIGURE,
 ) = METHOD_CHECKS  # fmt: skip
 
 
@@ -67,6 +68,10 @@ def changed(old: str, new: str, body: str = SOUND) -> str:
 ADDED_METHOD = "\n    def prompt(self):\n        return self.vectors\n"
 
 BROKEN = {
+    SETTINGS: (
+        changed("    def __init__", '    defaults = Defaults(recipe={"lr": sweep(0.1, "fast")})\n\n    def __init__'),
+        'recipe.lr: expected a number, got "fast"',
+    ),
     SEED: (
         changed('vocabulary_rows(backbone, 4, "top5000")', "draw(backbone)")
         + "\nimport os, struct\n\ndef draw(backbone):\n"
@@ -227,6 +232,51 @@ def test_a_method_that_does_not_fit_a_decoder_may_say_so(tmp_path: Path) -> None
     found = finding(tmp_path, body, DECODER)
     assert found.ok
     assert found.detail == "does not apply: there is no encoder"
+
+
+def test_a_file_whose_name_cannot_be_a_folders_is_one_finding(tmp_path: Path) -> None:
+    path = tmp_path / "broken é.py"
+    path.write_text(HEAD + changed('name = "broken"', 'name = "broken é"'))
+    (found,) = check_method_file(path)
+    assert not found.ok
+    assert "letters, digits and _ . + - only" in found.detail
+
+
+FORWARD = """
+    def forward(self, embeds, mask):
+        front = self.vectors.expand(len(embeds), -1, -1)
+        return torch.cat([front, embeds], 1), torch.cat([torch.ones_like(front[..., 0]).long(), mask], 1)
+"""
+NONE_COUNTED = FORWARD + "\n    @property\n    def num_prompt_tokens(self):\n        return 0\n"
+COUNTED = NONE_COUNTED.replace("return 0", "return 4")
+
+
+@pytest.mark.parametrize(
+    ("body", "check", "words"),
+    [
+        (COUNTED.replace("torch.cat([torch.ones_like(front[..., 0]).long(), mask], 1)", "mask"), LOSS,
+         "must return [3, T, 64] and a mask of [3, T], not [3, 17, 64] and [3, 13]"),
+        (COUNTED.replace(", torch.cat([torch.ones_like(front[..., 0]).long(), mask], 1)", ""), LOSS,
+         "must return [3, T, 64] and a mask of [3, T]"),
+        (NONE_COUNTED, EXTREMES, "4 positions are put in front of a text, num_prompt_tokens says 0"),
+        (ADDED_METHOD.replace("self.vectors", "self.vectors[:, 1:]"), LOSS, "Broken.prompt() has shape (4, 63)"),
+        (ADDED_METHOD.replace("self.vectors", "self.vectors[0]"), LOSS, "[P, H] or [K, P, H], not [64]"),
+        (ADDED_METHOD.replace("self.vectors", "self.vector"), LOSS, "no attribute 'vector' (broken.py:"),
+        (ADDED_METHOD + "\n    def kept(self):\n        return [self.vectors]\n", COUNT, "must return a dict of"),
+    ],
+    ids=["mask", "no-mask", "uncounted", "width", "one-vector", "misspelt", "kept"],
+)  # fmt: skip
+def test_what_a_method_returns_is_named_where_it_is_wrong(tmp_path: Path, body: str, check: str, words: str) -> None:
+    found = finding(tmp_path, changed(ADDED_METHOD, body), check)
+    assert not found.ok
+    assert words in found.detail, found.detail
+
+
+def test_what_one_row_does_to_another_is_found_behind_a_zero_start(tmp_path: Path) -> None:
+    body, _ = BROKEN[TOGETHER]
+    body = changed('nn.Parameter(vocabulary_rows(backbone, 4, "top5000"))',
+                   'nn.Parameter(0 * vocabulary_rows(backbone, 4, "top5000"))', body)  # fmt: skip
+    assert not finding(tmp_path, body, TOGETHER).ok
 
 
 def test_hooks_left_on_the_backbone_are_found(tmp_path: Path) -> None:

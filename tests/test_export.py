@@ -110,8 +110,16 @@ def test_what_cannot_be_exported_is_refused(
     out = tmp_path / "out.safetensors"
     with pytest.raises(UserError, match="has no trained tensors"):
         export_result(trained["majority"][0], out, None)
+    (tmp_path / "other.json").write_text("{}")
     with pytest.raises(UserError, match="is not a result file"):
-        export_result(tmp_path / "nothing.json", out, None)
+        export_result(tmp_path / "other.json", out, None)
+    with pytest.raises(UserError, match="no such file"):
+        export_result(tmp_path / "nothing.json", tmp_path / "x.safetensors", None)
+    for own in (trained["dpt"][0], trained["dpt"][0].with_suffix(".safetensors")):
+        before = own.read_bytes()
+        with pytest.raises(UserError, match="would overwrite the result itself"):
+            export_result(trained["dpt"][0], own, None)
+        assert own.read_bytes() == before
     with pytest.raises(UserError, match="cannot be written"):
         export_result(trained["dpt"][0], tmp_path / "no" / "folder.safetensors", None)
     copied = tmp_path / trained["dpt"][0].name

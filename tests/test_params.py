@@ -3,14 +3,38 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 
 import pytest
 
 from harness.backbone import Backbone
+from harness.errors import UserError
+from harness.listings_params import describe_params
 from harness.loading import meta_backbone
 from harness.method import Method, discover
 
 REGISTRY = discover()
+RAISING = """
+from harness.method import Method, Paper
+
+
+class Raising(Method):
+    name = "raising"
+    paper = Paper("key", "https://example.org")
+
+    def kept(self):
+        raise RuntimeError("boom")
+"""
+
+
+def test_all_methods_are_counted_on_a_decoder_but_those_that_it_cannot_have(tmp_path: Path) -> None:
+    (tmp_path / "raising.py").write_text(RAISING)
+    found = describe_params(discover(tmp_path), None, "llama-3-8b", {})
+    assert {row["method"] for row in found["methods"]} >= {"accept", "lora", "prompt_tuning"}
+    assert set(found["left_out"]) == {"hyperdecoder", "raising"}
+    assert "raising, not counted: its code raises RuntimeError: boom" in found["text"]
+    with pytest.raises(UserError, match="boom"):
+        describe_params(discover(tmp_path), ["raising"], "llama-3-8b", {})
 
 
 @functools.cache

@@ -19,7 +19,7 @@ from harness.suite import Group
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "reproducing.md"
-OTHERS = {"quickstart", "methods", "transfer"}
+OTHERS = {"quickstart", "methods", "transfer", "transfer-few-shot"}
 MEANS: dict[str, float] = json.loads((ROOT / "benchmarks" / "mean_lengths.json").read_text())
 STAND_INS = {"mrpc": "rte", "stsb": "rte", "wsc": "rte"}
 TARGET_TOKENS = {"classification": 2.0, "regression": 4.0, "text": 6.0}

@@ -110,6 +110,28 @@ def test_a_broken_method_file_is_a_failed_row_and_the_others_run(folder: Path) -
     assert "nothing_of_this_name" in failed[0].failure.message
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("    def forward(self", "    def prompt(self):\n        return self.vectorz\n\n    def forward(self"),
+        ("        super().__init__(hp, backbone)\n", ""),
+    ],
+    ids=["prompt", "init"],
+)
+def test_a_method_whose_code_raises_before_training_is_a_failed_row_too(folder: Path, old: str, new: str) -> None:
+    (folder / "mine").mkdir()
+    assert old in NEW_METHOD
+    (folder / "mine" / "shift.py").write_text(NEW_METHOD.replace(old, new))
+    summary = run(folder, methods=["shift", "majority"], method_dirs=[folder / "mine"], seeds=[1])
+    assert {r.cell.label: r.status for r in results_of(folder)} == {"shift": "failed", "majority": "done"}
+    assert summary.num_failed
+
+
+def test_a_method_that_cannot_name_a_folder_is_refused(folder: Path) -> None:
+    with pytest.raises(UserError, match="'has space' cannot name a method"):
+        run(folder, methods=["has space", "majority"])
+
+
 def test_a_cell_that_raises_does_not_take_its_bundle_along(folder: Path) -> None:
     (folder / "mine").mkdir()
     raising = NEW_METHOD.replace("shift", "raises").replace(

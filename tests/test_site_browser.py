@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from site_runs import HOSTILE, write_runs
+from site_runs import HOSTILE, STRANGE, write_runs
 from typer.testing import CliRunner
 
 from harness.cli import app
@@ -89,12 +89,12 @@ def chart(page: sync_api.Page, script: str) -> object:
 def test_a_column_sorts_by_number_by_click_and_by_key(index: sync_api.Page) -> None:
     head = index.locator(f"{TINY} thead tr:last-child th", has_text="params")
     head.click()
-    assert head.get_attribute("aria-sort") == "descending"
+    sync_api.expect(head).to_have_attribute("aria-sort", "descending")
     assert rows(index)[:3] == ["finetune", "lora", "ept"]
     assert rows(index)[-1] == "bitfit", "a row without a number comes last"
     head.get_by_role("button").press("Enter")
-    assert head.get_attribute("aria-sort") == "ascending"
-    assert [name for name in rows(index) if name != "bitfit"][:3] == ["majority", HOSTILE, "accept"]
+    sync_api.expect(head).to_have_attribute("aria-sort", "ascending")
+    assert [name for name in rows(index) if name != "bitfit"][:3] == ["majority", STRANGE, "accept"]
     index.locator(f"{TINY} thead tr:last-child th", has_text="boolq").click()
     assert rows(index)[:3] == ["finetune", "lora", "accept"]
 
@@ -110,7 +110,7 @@ def test_typing_leaves_the_rows_that_match(index: sync_api.Page) -> None:
 def test_a_benchmark_leaves_its_columns_and_moves_the_plot(index: sync_api.Page) -> None:
     index.locator(TINY).get_by_label("Benchmark").select_option("GLUE")
     assert heads(index) == [
-        "method", "params", "grid runs", "cola (Acc.)1, 2", "rte (Acc.)3", "average11", "ms/step", "peak MiB"
+        "method", "params", "grid runs", "cola (Acc.)1, 2", "rte (Acc.)3", "average12", "ms/step", "peak MiB"
     ]  # fmt: skip
     assert chart(index, "return c.options.scales.y.title.text") == "GLUE: average over 2 tasks"
     index.locator(TINY).get_by_label("Benchmark").select_option("all")
@@ -154,7 +154,7 @@ def test_arrow_keys_go_through_the_points_and_enter_opens_the_method(index: sync
     index.locator(TINY).locator("select.y").select_option("rte (Acc.)")
     canvas = index.locator(f"{TINY} canvas")
     canvas.press("ArrowRight")
-    assert HOSTILE in index.locator(f"{TINY} .point").inner_text()
+    assert STRANGE in index.locator(f"{TINY} .point").inner_text()
     canvas.press("ArrowRight")
     assert index.locator(f"{TINY} .point").inner_text().startswith("accept: 86.5 [")
     canvas.press("Enter")
@@ -239,8 +239,8 @@ def test_every_page_opens_without_complaint_and_says_what_it_is(page: sync_api.P
         assert unnamed == 0
 
 
-def test_names_of_others_are_shown_as_text(index: sync_api.Page) -> None:
-    assert index.get_by_role("link", name=HOSTILE, exact=True).first.is_visible()
-    index.get_by_role("link", name=HOSTILE, exact=True).first.click()
-    assert index.get_by_role("heading", level=1).inner_text().strip() == HOSTILE
+def test_texts_of_others_are_shown_as_text(index: sync_api.Page) -> None:
+    index.get_by_role("link", name=STRANGE, exact=True).first.click()
+    index.locator("a[href*='cell']").first.click()
+    assert HOSTILE in index.locator("body").inner_text()
     assert index.locator("img").count() == 0

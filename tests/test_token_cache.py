@@ -40,6 +40,9 @@ def files(folder: Path) -> list[Path]:
 def assert_equal(got: Encoded, expected: Encoded) -> None:
     for part in dataclasses.fields(Encoded):
         ours, theirs = getattr(got, part.name), getattr(expected, part.name)
+        if part.name == "tasks":  # which only mixtures have, and no file
+            assert ours is theirs is None
+            continue
         assert ours.dtype == theirs.dtype == np.int64
         assert np.array_equal(ours, theirs), part.name
 

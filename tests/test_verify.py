@@ -87,7 +87,7 @@ def drop_last(columns: dict[str, list[Any]]) -> None:
 
 def leave(path: Path, folder: str, name: str) -> None:
     place = path.parents[4] / folder
-    place.mkdir()
+    place.mkdir(exist_ok=True)
     (place / name).write_text("{}")
 
 

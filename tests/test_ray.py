@@ -1,0 +1,328 @@
+"""The Ray engine: the same results as in one process, on workers that may die, under a driver that may die.
+
+The cluster is real: two nodes on this machine, one processor each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+from test_run import NEW_METHOD
+from typer.testing import CliRunner
+
+import harness
+from harness import caches, ray_cluster, stop
+from harness.bundle import Bundle
+from harness.checkpoint import CheckpointPlan, read_header
+from harness.cli import app
+from harness.engines import make_engine
+from harness.errors import UserError
+from harness.packing import pack
+from harness.placement import gpu_share, memory_need
+from harness.planning import make_plan
+from harness.ray_worker import News, Parcel, Worker
+from harness.results import ResultStore
+from harness.suite import Overrides
+
+ROOT = Path(__file__).resolve().parent.parent
+
+SUITE = """\
+suite: small
+backbones: [micro-t5]
+tasks: [first, second]
+seeds: [1]
+recipe: {steps: 12, batch_size: 2, eval_every: 6, warmup_steps: 1, warmup_max_share: 1.0, backbone_dropout: true}
+execution: {checkpoint_every: 1 steps}
+define_tasks:
+  first: {files: rows.csv, fields: {review: text}, label: verdict, labels: [bad, good]}
+  second: {files: rows.csv, fields: {view: text}, label: verdict, labels: [good, bad]}
+methods:
+  shift: {recipe: {lr: 0.01}}
+  prompt_tuning: {prompt_length: 4, recipe: {lr: {sweep: [0.1, 0.3]}}}
+"""
+NUM_CELLS = 6
+# long enough to be killed in the middle, on little processor time
+SLOW_METHOD = NEW_METHOD.replace("import torch\n", "import time\n\nimport torch\n").replace(
+    "        return embeds +", "        time.sleep(0.2)\n        return embeds +"
+)
+
+
+def lay_out(folder: Path) -> Path:
+    (folder / "mine").mkdir(parents=True)
+    (folder / "mine" / "shift.py").write_text(SLOW_METHOD)
+    rows = [f"number {i} was {'fine' if i % 2 else 'no use'},{'good' if i % 2 else 'bad'}" for i in range(24)]
+    (folder / "rows.csv").write_text("\n".join(["text,verdict", *rows]) + "\n")
+    (folder / "suite.yaml").write_text(SUITE)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return lay_out(tmp_path / "run")
+
+
+def run(folder: Path, **options: object) -> harness.runner.RunSummary:
+    return harness.run(
+        folder / "suite.yaml", results=folder / "results", method_dirs=[folder / "mine"],
+        **{"quiet": True, **options},
+    )  # fmt: skip
+
+
+def outcomes(folder: Path) -> dict[str, object]:
+    """All that training gave, bit for bit, by cell."""
+    found = {}
+    for path, made in ResultStore(folder / "results").scan():
+        kept = {"dev", "test", "dev_history", "selected_step", "status", "backbone", "method_sha256"}
+        tensors = path.with_suffix(".safetensors").read_bytes()
+        found[f"{made.cell.label} {made.cell_id}"] = (made.model_dump(include=kept), tensors)
+    return found
+
+
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """What the local engine makes of the suite."""
+    folder = lay_out(tmp_path_factory.mktemp("local") / "run")
+    assert run(folder).num_failed == 0
+    return outcomes(folder)
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """Two Ray nodes with a processor each."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'peft-harness[ray]'")
+    ray_cluster.import_ray()
+    from ray.cluster_utils import Cluster
+
+    small = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=small)
+    cluster.add_node(**{key: value for key, value in small.items() if key != "include_dashboard"})
+    yield cluster.address
+    cluster.shutdown()
+
+
+@contextlib.contextmanager
+def meanwhile(act: Callable[[], bool]) -> Iterator[None]:
+    """Call `act` again and again beside the test until it says that it is done."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.is_set() and not act():
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def num_begun(folder: Path) -> int:
+    """Bundles of which a checkpoint is there."""
+    headers = (read_header(path) for path in (folder / "results").glob(".checkpoints/*/*.safetensors"))
+    return sum(header is not None and header.step > 1 for header in headers)
+
+
+def test_two_machines_train_what_one_process_trains_though_a_worker_dies(
+    address: str, folder: Path, untouched: dict[str, object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine, nodes = make_engine("ray", address), set()
+
+    def kill_one() -> bool:
+        nodes.update(hand.place.node for hand in engine.cluster.hands)
+        training = [shift.hand.name for shift in engine._shifts if shift.job.best_step > 1]
+        if training:
+            os.kill(int(training[0].split()[-1]), signal.SIGKILL)
+        return bool(training)
+
+    with meanwhile(kill_one):
+        summary = run(folder, engine=engine, quiet=False)
+    said = capsys.readouterr().err
+    assert (summary.num_trained, summary.num_failed) == (NUM_CELLS, 0)
+    assert outcomes(folder) == untouched
+    assert len(nodes) == 2, "both machines had work"
+    assert said.count(" died (") == 1
+    assert said.count("bundle: ") == 3, "two bundles, and once more that of the dead worker"
+    assert said.count("continued from a checkpoint at step") == 1
+    assert not list((folder / "results").rglob("*.driver"))
+    assert not (folder / "results" / ".claims").exists()
+
+
+@pytest.mark.slow
+def test_a_stopped_run_keeps_what_its_workers_did_and_goes_on(
+    address: str, folder: Path, untouched: dict[str, object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt() -> bool:
+        begun = num_begun(folder) > 0
+        if begun:
+            os.kill(os.getpid(), signal.SIGINT)
+        return begun
+
+    engine = make_engine("ray", address)
+    with meanwhile(interrupt), pytest.raises(stop.Stopped):
+        run(folder, engine=engine)
+    assert not engine.cluster.hands
+    assert num_begun(folder) >= 1
+    assert run(folder, quiet=False).num_failed == 0
+    assert "continued from a checkpoint at step" in capsys.readouterr().err
+    assert outcomes(folder) == untouched
+
+
+def test_a_killed_driver_leaves_no_worker_and_the_same_command_continues(
+    address: str, folder: Path, untouched: dict[str, object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [sys.executable, "-m", "harness", "run", "suite.yaml", "--methods-dir", "mine"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    driver = subprocess.Popen([*command, "--engine", "ray", "--address", address], cwd=folder, env=env)
+    try:
+        while num_begun(folder) == 0:
+            assert driver.poll() is None
+            time.sleep(0.02)
+        nodes = psutil.Process().children(recursive=True)
+        workers = [process for process in nodes if process.cmdline()[:1] == ["ray::Worker.poll"]]
+    finally:
+        driver.kill()
+        driver.wait()
+    _, alive = psutil.wait_procs(workers, timeout=120)
+    assert workers
+    assert not alive
+    assert run(folder, quiet=False).num_failed == 0  # in this process: a state is the same wherever it was kept
+    assert "continued from a checkpoint at step" in capsys.readouterr().err
+    assert outcomes(folder) == untouched
+
+
+@pytest.mark.slow
+def test_the_quickstart_on_two_machines_equals_the_quickstart_in_one_process(address: str, tmp_path: Path) -> None:
+    suite, found = ROOT / "suites" / "quickstart.yaml", []
+    for name in ("local", "ray"):
+        options = {"engine": make_engine("ray", address)} if name == "ray" else {}
+        assert harness.run(suite, results=tmp_path / name / "results", quiet=True, **options).num_failed == 0
+        frame = harness.load_results(tmp_path / name / "results").sort_values("cell_id")
+        found.append(frame[["cell_id", "dev_score", "test_score"]].to_numpy().tolist())
+    assert found[0] == found[1]
+
+
+@pytest.fixture
+def bundle(folder: Path) -> Bundle:
+    """A bundle of one `shift` cell, on its way to a worker."""
+    overrides = Overrides(methods=["shift"], tasks=["first"], settings={"recipe.steps": 2})
+    plan = make_plan(folder / "suite.yaml", overrides, folder / "results", None, [str(folder / "mine")])
+    return pack(plan, plan.pending())[0]
+
+
+def all_news(
+    bundle: Bundle, marker: Path | None = None, signum: int | None = None, folders: dict[str, Path] | None = None
+) -> News:
+    """What a worker tells of a bundle from its start to its end."""
+    worker = Worker(threads=1)
+    sources = {name: SLOW_METHOD.encode() for name in bundle.method_files}
+    worker.start(Parcel(bundle, sources, False, Path.cwd(), folders or {}, marker))
+    total = News()
+    while not total.ended:
+        news = worker.poll(signum)
+        total = replace(news, products=total.products + news.products, lines=total.lines + news.lines)
+    return total
+
+
+def test_a_method_file_that_is_not_on_the_workers_machine_goes_there_with_the_bundle(bundle: Bundle) -> None:
+    elsewhere = replace(bundle, method_files={"shift": Path("/nowhere/shift.py")})
+    products = all_news(elsewhere).products
+    assert [product.result.status for product in products] == ["done"]
+
+
+def test_a_machine_without_the_inputs_says_which(bundle: Bundle) -> None:
+    news = all_news(bundle, folders={"backbone": Path("/nowhere/at-all")})
+    assert isinstance(news.refused, UserError)
+    assert "the backbone folder '/nowhere/at-all' is not there" in str(news.refused)
+    assert "machine " in str(news.refused)
+    assert not news.products
+
+
+def test_rows_that_a_machine_lacks_stop_the_run_before_a_cell_fails(bundle: Bundle, folder: Path) -> None:
+    (folder / "rows.csv").rename(folder / "gone.csv")
+    caches._load_rows.cache_clear()
+    news = all_news(bundle)
+    assert "no such file or folder for split 'train' of task 'first'" in str(news.refused)
+    assert not news.products
+
+
+def test_checkpoints_are_kept_only_where_the_results_folder_is_the_drivers(bundle: Bundle, tmp_path: Path) -> None:
+    plan = CheckpointPlan(tmp_path / "states" / "a.safetensors", "key", every_steps=1)
+    news = all_news(replace(bundle, checkpoint=plan), marker=tmp_path / "states" / "no.driver")
+    assert len(news.products) == 1
+    assert any("no checkpoints" in line for line in news.lines)
+    assert not (tmp_path / "states").exists()
+
+
+def test_a_worker_that_is_asked_to_stop_keeps_its_state(bundle: Bundle, tmp_path: Path) -> None:
+    marker, plan = tmp_path / "a.driver", CheckpointPlan(tmp_path / "a.safetensors", "key")
+    marker.touch()
+    try:
+        news = all_news(replace(bundle, checkpoint=plan), marker, signal.SIGTERM)
+    finally:
+        with stop.on_signals():
+            pass  # forgets the request
+    assert not news.products
+    assert read_header(plan.path).step == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--address", "127.0.0.1:6379"], "--address: says where Ray's workers run, and this run has none"),
+        (["--cpus-per-bundle", "2"], "--cpus-per-bundle: says where"),
+        (["--engine", "ray", "--cpus-per-bundle", "0"], "--cpus-per-bundle: must be at least 1, got 0"),
+        (["--engine", "ray", "--address", "127.0.0.1:1"], "--address: nothing answers at 127.0.0.1:1"),
+        (["--engine", "ray", "--address", "ray://head:10001"], "--address: expected auto or HOST:PORT"),
+        (["--engine", "ray", "--address", "head"], "--address: expected auto or HOST:PORT"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(folder: Path, options: list[str], expected: str) -> None:
+    if options[0] == "--engine":
+        pytest.importorskip("ray", reason="Ray is not installed: pip install 'peft-harness[ray]'")
+    done = CliRunner().invoke(app, ["run", str(folder / "suite.yaml"), *options])
+    assert isinstance(done.exception, UserError)
+    assert expected in str(done.exception)
+
+
+def test_without_ray_the_message_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"needs Ray.*pip install 'peft-harness\[ray\]'"):
+        make_engine("ray")
+
+
+def test_small_bundles_share_a_gpu_and_large_ones_have_it_alone() -> None:
+    gib = 2**30
+    assert gpu_share(30 * gib, 24 * gib) == 1, "too large is for the step to find out, not for the placement"
+    assert gpu_share(11 * gib, 24 * gib) == 1
+    assert gpu_share(10 * gib, 24 * gib) == 1 / 2
+    assert gpu_share(1 * gib, 24 * gib) == 1 / 4, "never more than four"
+    assert gpu_share(0, 24 * gib) == 1 / 4
+    assert gpu_share(1 * gib, None) == 1, "a GPU of unknown size is not shared"
+
+
+def test_a_larger_backbone_budget_or_bundle_needs_more_memory(folder: Path) -> None:
+    def need(method: str, backbone: str, **settings: object) -> int:
+        changed = {"recipe.lr": 0.1, **{f"execution.{key}": value for key, value in settings.items()}}
+        overrides = Overrides([method], ["micro_sentiment"], [backbone], [1], changed)
+        plan = make_plan(folder / "suite.yaml", overrides, folder / "results", None)
+        return memory_need(pack(plan, plan.pending())[0])
+
+    small = need("prompt_tuning", "t5-base", micro_batch_tokens=1_000)
+    assert small > 4 * 222_903_552, "weights of 4 bytes"
+    assert need("prompt_tuning", "t5-large", micro_batch_tokens=1_000) > small
+    assert need("prompt_tuning", "t5-base", micro_batch_tokens=9_000) > small
+    assert need("finetune", "t5-base", micro_batch_tokens=1_000) > small + 4 * 4 * 222_903_552
+    assert need("majority", "t5-base") == 0
