@@ -173,5 +173,5 @@ def test_figure_and_page_say_the_same_of_the_time_of_training() -> None:
         for run, s in zip(runs, seconds, strict=True)
     ]
     (board,) = collect(timed)
-    (axis,) = [item for item in scatter(board, None, looks(["lora"]))["x"] if "seconds" in item["label"]]
+    (axis,) = [item for item in scatter(board, None, looks(["lora"]))["x"] if item["label"].startswith("seconds")]
     assert axis["values"] == [37.5] == [COSTS[1].of(board.rows[0])]
