@@ -74,6 +74,8 @@ def _user_error(error: ValidationError, kind: type, locate: Locate, prefix: tupl
     if found["type"] == "missing":
         return UserError("is missing", where=where, field=field)
     message = _PLAIN.get(found["type"], found["msg"].removeprefix("Value error, "))
+    if found["type"] == "too_short":
+        message = f"lists too few; at least {found['ctx']['min_length']} needed"
     message = message[0].lower() + message[1:]
     if found["type"] == "value_error" and not key and message.split()[0] in field_names(kind):
         # a check of the whole class that names its field first, as require_positive does
@@ -89,7 +91,6 @@ def _user_error(error: ValidationError, kind: type, locate: Locate, prefix: tupl
 _PLAIN = {
     "list_type": "expected a list",
     "dict_type": "expected a mapping",
-    "too_short": "lists nothing; at least 1 is needed",
     "int_type": "expected an integer",
     "int_from_float": "expected an integer",
     "float_type": "expected a number",
