@@ -55,7 +55,8 @@ EXPECTED = {
     "multitask-glue": (4 + 8 + 2) * GRID,  # four rows on the mixture, eight teachers, two more source prompts
     "transfer-superglue": (4 * SUPERGLUE + 6 + 2) * GRID,
     "transfer-mrqa": 3 * MRQA * SEEDED + (6 + 1) * GRID,
-    "fewshot-transfer": 4 * 3 * SHOTS * SEEDED + (6 + 2) * GRID,
+    # dev chooses one of five sources for SPoT
+    "fewshot-transfer": 3 * SHOTS * (3 * SEEDED + 5 * GRID + 2) + (6 + 2) * GRID,
     "transfer": 3 * 4 + 2 * 4,
     "transfer-few-shot": 4 * 6 + 2 * 6,
 }
