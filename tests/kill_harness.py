@@ -2,6 +2,7 @@
 
     python -m tests.kill_harness --kills 200
     python -m tests.kill_harness --kills 50 --processes 2
+    python -m tests.kill_harness --kills 200 --suite suites/quickstart.yaml --steps 10
 
 A trial kills a forked run (SIGKILL) after a random time or at a random file operation, before, in the middle of or
 behind it, or makes that operation fail. After each trial every stored result has to be whole and what was finished
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 import harness
 from harness import engines
@@ -82,6 +84,14 @@ class Tally:
 def suite_text(tasks: str = "one", steps: int = 8, every: int = 4) -> str:
     """Grids, winners' further seeds, cells in a bundle and alone, a method that draws random numbers in training."""
     return SUITE.replace("TASKS", tasks).replace("STEPS", str(steps)).replace("EVERY", str(every))
+
+
+def shipped_text(suite: Path, steps: int) -> str:
+    """A suite that ships with the program, of fewer steps and in float64: its bundles change with what is left."""
+    content = yaml.safe_load(suite.read_text())
+    content["recipe"] |= {"steps": steps, "eval_every": max(1, steps // 2), "precision": "float64"}
+    content["execution"] = {"checkpoint_every": "2 steps"}
+    return yaml.safe_dump(content)
 
 
 def lay_out(folder: Path, text: str) -> None:
@@ -323,10 +333,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--tasks", default="one, two")
+    parser.add_argument("--suite", type=Path, help="of the program, in place of the small one of this file")
     given = parser.parse_args()
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        text = suite_text(given.tasks, given.steps)
+        text = shipped_text(given.suite, given.steps) if given.suite else suite_text(given.tasks, given.steps)
         tally = kills(given.kills, given.processes, given.seed, text, Path(folder))
     print(
         f"{tally.num_kills} kills in {tally.num_runs} runs of {tally.num_stored // tally.num_runs} cells, "
