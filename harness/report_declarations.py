@@ -113,23 +113,34 @@ class Gates(Strict):
     """[1] of one space."""
 
 
+class Categories(Strict):
+    """The values of a setting that have no order stand side by side; a panel for each part of the results."""
+
+    setting: str
+    """A key as in `where`."""
+    title: str
+    panels: list[Curve] = []
+    """Without any: all results in one."""
+
+
 class FigureLayout(Strict):
-    """A figure: score against a swept setting, or gate weights per prompt token."""
+    """A figure: score against a swept setting or by category, or gate weights per prompt token."""
 
     title: str
     where: Where = {}
     x: Axis | None = None
     gates: Gates | None = None
+    categories: Categories | None = None
     panels: list[Panel] = []
-    """Without any: one for each task."""
+    """Of a swept setting; without any: one for each task."""
     curves: list[Curve] = []
     time: TimeRow | None = None
     """A second row of panels: training time per step, relative to the largest x of the first curve."""
 
     @model_validator(mode="after")
     def _of_one_kind(self) -> FigureLayout:
-        if (self.x is None) == (self.gates is None):
-            raise ValueError("a figure has either x or gates")
+        if sum(part is not None for part in (self.x, self.gates, self.categories)) != 1:
+            raise ValueError("a figure has one of x, gates and categories")
         return self
 
 

@@ -87,9 +87,14 @@ def _asked(layout: Strict) -> Iterator[tuple[tuple[str | int, ...], str]]:
     lists = {part: getattr(layout, part) for part in ("rows", "columns", "curves") if hasattr(layout, part)}
     wheres: list[tuple[tuple[str | int, ...], Where]] = [(("where",), getattr(layout, "where", {}))]
     wheres += [((part, i, "where"), line.where) for part, lines in lists.items() for i, line in enumerate(lines)]
+    if isinstance(layout, FigureLayout) and layout.categories:
+        panels = enumerate(layout.categories.panels)
+        wheres += [(("categories", "panels", i, "where"), panel.where) for i, panel in panels]
     for place, where in wheres:
         yield from (((*place, name), name) for name in where)
     for part, lines in lists.items():
         yield from (((part, i, "over"), line.over) for i, line in enumerate(lines) if getattr(line, "over", None))
     if isinstance(layout, FigureLayout) and layout.x:
         yield ("x", "setting"), layout.x.setting
+    if isinstance(layout, FigureLayout) and layout.categories:
+        yield ("categories", "setting"), layout.categories.setting

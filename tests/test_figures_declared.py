@@ -23,6 +23,7 @@ from harness.cli import app
 from harness.errors import UserError
 from harness.report.aggregate import collect
 from harness.report.figure_base import STYLE
+from harness.report.figures_categories import draw_categories
 from harness.report.figures_cost import COSTS, draw_cost
 from harness.report.figures_gates import draw_gates, gate_weights, place_of, read_tensors
 from harness.report.figures_sweep import draw_sweep
@@ -127,6 +128,24 @@ def test_scores_by_model_size_have_a_panel_for_each_task() -> None:
     boolq, multirc = shown(drawn(find_figure("ept-figure-6"), results))
     assert lines(boolq)["accept"] == [value for i, size in enumerate(SIZES.values()) for value in (size, 70 + i)]
     assert [text.get_text() for text in multirc.get_xticklabels()] == ["60.5M", "223M", "738M"]
+
+
+def test_categories_stand_side_by_side_and_each_part_has_a_panel() -> None:
+    results = [made(method, task, 80 + i + 10 * j + 2 * (seed - 1), suite=suite, backbone=backbone, seed=seed)
+               for i, method in enumerate(("ept", "prompt_tuning"))
+               for j, (suite, backbone, task) in enumerate([("t5-11b", "t5-11b", "rte"), ("t5-11b", "t5-11b", "cb"),
+                                                            ("llama2-7b", "llama-2-7b", "sst2")])
+               for seed in (1, 2)]  # fmt: skip
+    layout = find_figure("ept-figure-3")
+    t5, llama = shown(draw_categories(layout, Pool(results), {}, looks(["ept", "prompt_tuning"])))
+    assert (t5.get_title(), llama.get_title()) == ("T5-11B", "Llama-2-7B")
+    assert [text.get_text() for text in t5.get_xticklabels()] == ["cb", "rte"]
+    ept, prompt_tuning = lines(t5)["ept"], lines(t5)["prompt_tuning"]
+    assert {round(x): y for x, y in zip(ept[::2], ept[1::2], strict=True)} == pytest.approx({0: 91, 1: 81})
+    assert {round(x): y for x, y in zip(prompt_tuning[::2], prompt_tuning[1::2], strict=True)} == {0: 92, 1: 82}
+    assert set(ept[::2]).isdisjoint(prompt_tuning[::2]), "points of two methods do not cover each other"
+    assert lines(llama)["ept"][1::2] == [101]
+    assert draw_categories(layout, Pool([made("ept", "rte", 90)]), {}, looks(["ept"])) is None
 
 
 @pytest.mark.parametrize("cost", COSTS, ids=lambda cost: cost.name)

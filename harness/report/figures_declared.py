@@ -9,6 +9,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from harness.report.figure_base import STYLE, save, slug
+from harness.report.figures_categories import draw_categories
 from harness.report.figures_gates import draw_gates, place_of
 from harness.report.figures_sweep import draw_sweep
 from harness.report.pool import Pool
@@ -37,6 +38,10 @@ def _figures(
     pool = Pool(results, {layout.x.setting} if layout.x else ())
     files = {place_of(result): path for path, result in scanned}
     styles = looks({result.cell.method for result in results})
+    if layout.categories:
+        if figure := draw_categories(layout, pool, where, styles):
+            yield name, figure
+        return
     if layout.x and layout.x.setting == DERIVED:
         if figure := draw_sweep(layout, pool, where, styles):
             yield name, figure

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup, escape
+
 from harness.bounded import read_bounded
 from harness.errors import UserError
 from harness.metrics import METRICS
 from harness.report.layout import DASH
-from harness.report.stored import MAX_BYTES, texts
+from harness.report.stored import MAX_BYTES
 from harness.results import predictions_path, tensors_path
 from harness.schema import Result, SplitScore
 
@@ -78,6 +80,7 @@ def scores_of(result: Result) -> list[tuple[str, str, str]]:
 def sample_of(path: Path, result: Result) -> Sample:
     """The first answers on test, if the file beside the result is the one that the run stored."""
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     if result.files.predictions is None:
@@ -86,13 +89,31 @@ def sample_of(path: Path, result: Result) -> Sample:
         content = read_bounded(predictions_path(path), MAX_BYTES, "predictions")
         if hashlib.sha256(content).hexdigest() != result.files.predictions:
             return Sample([], problem="The predictions are not those that the run stored: their SHA-256 is another.")
-        table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
+        columns = ["split", "row", "references", "prediction"]
+        table = pq.ParquetFile(pa.BufferReader(content)).read(columns, use_threads=False)
+        split = table["split"].cast(pa.string())
         # a mixture has a test split of each of its tasks
-        test = [i for i, name in enumerate(texts(table["split"])) if name.partition(":")[0] == "test"]
-        first = table.take(test[:SAMPLE]).select(["row", "references", "prediction"]).to_pylist()
+        test = pc.indices_nonzero(pc.or_(pc.equal(split, "test"), pc.starts_with(split, "test:")))
+        first = table.take(test[:SAMPLE]).to_pylist()
     except (OSError, KeyError, UserError, pa.ArrowException) as error:
         return Sample([], problem=f"The predictions cannot be read: {type(error).__name__}.")
     return Sample([(item["row"], item["references"], item["prediction"]) for item in first], len(test))
+
+
+def history_of(result: Result) -> Markup:
+    """The rows of the table of dev scores; numbers alone, so nothing to escape."""
+    rows = [
+        f'<tr><th scope="row">{show(item.step)}{" (selected)" if item.step == result.selected_step else ""}</th>'
+        f"<td>{item.selection:.2f}</td>"
+        f"<td>{DASH if item.train_loss is None else format(item.train_loss, '.4f')}</td></tr>\n"
+        for item in result.dev_history
+    ]
+    return Markup("".join(rows))
+
+
+def listed(items: Iterable[tuple[str, str]]) -> Markup:
+    """Names and texts as entries of a list; in one piece, for there may be ten thousand pages of a hundred each."""
+    return Markup("".join(f"<div><dt>{escape(n)}</dt><dd>{escape(text)}</dd></div>\n" for n, text in items))
 
 
 def show(value: Any) -> str:

@@ -12,7 +12,7 @@ from harness.report.aggregate import Board, Entry
 from harness.report.layout import Cell, Column
 from harness.report.significance import Significance
 from harness.report.site import names
-from harness.report.site.cells import Facts, distinct, facts_of, sample_of, scores_of, show
+from harness.report.site.cells import Facts, distinct, facts_of, history_of, sample_of, scores_of, show
 from harness.report.site.grids import Grid, Item, board_grid, method_of, plain_grid
 from harness.report.site.method_files import MethodFile
 from harness.report.site.plots import curve, scatter
@@ -75,6 +75,7 @@ def cell_context(path: Path, result: Result, run: Run) -> dict[str, Any]:
         "task_page": names.task_page(run.task),
         "scores": scores_of(result),
         "curve": curve(result),
+        "history": history_of(result),
         "facts": facts_of(path, result),
         "sample": sample_of(path, result),
     }

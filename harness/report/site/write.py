@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from harness.errors import UserError
 from harness.report.aggregate import Board
 from harness.report.significance import Significance
-from harness.report.site.cells import show
+from harness.report.site.cells import listed, show
 from harness.report.site.grids import groups
 from harness.report.site.method_files import read_method_files
 from harness.report.site.pages import Material, Page, cell_context, pages
@@ -69,7 +69,7 @@ def environment() -> Environment:
         lstrip_blocks=True, auto_reload=False,
     )  # fmt: skip
     made.globals.update(version=metadata.version("peft-harness"), swatch=swatch)
-    made.filters.update(show=show, groups=groups)
+    made.filters.update(show=show, groups=groups, listed=listed)
     return made
 
 
@@ -89,8 +89,17 @@ def _write_pages(folder: Path, found: Iterable[Page]) -> int:
 
 
 def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8", errors="replace")
+    content = text.encode("utf-8", errors="replace")
+    try:
+        _put(path, content)
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _put(path, content)
+
+
+def _put(path: Path, content: bytes) -> None:
+    with open(path, "wb", buffering=0) as file:  # of thousands of small files each call of the system counts
+        file.write(content)
 
 
 @contextmanager

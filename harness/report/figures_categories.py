@@ -1,0 +1,90 @@
+"""Score by the values of a setting that have no order, such as the task: a point per method beside each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from harness.report.figure_base import blank_figure, label_axes
+from harness.report.pool import Found, Pool
+from harness.report.styles import Look
+from harness.report_declarations import Categories, Curve, FigureLayout, Where
+
+SPREAD = 0.6
+"""Share of the distance between two values that the points of one value take."""
+
+
+def draw_categories(layout: FigureLayout, pool: Pool, where: Where, styles: Mapping[str, Look]) -> Figure | None:
+    """Return the figure, panels without any score left out; None where none is left.
+
+    `where` wins over the layout's own conditions. A method with several entries for a value has one by row label.
+    """
+    assert layout.categories is not None
+    parts = layout.categories.panels or [Curve(title="")]
+    asked = [(part, {**layout.where, **part.where, **where}) for part in parts]
+    panels = [(part.title, _scored(pool.find(conditions))) for part, conditions in asked]
+    panels = [(title, found) for title, found in panels if found]
+    return _draw(layout.title, layout.categories, panels, styles) if panels else None
+
+
+def _scored(found: Sequence[Found]) -> list[Found]:
+    return [item for item in found if item.entry.mean is not None]
+
+
+def _draw(
+    title: str, axis: Categories, panels: Sequence[tuple[str, list[Found]]], styles: Mapping[str, Look]
+) -> Figure:
+    widths = [1.0 + 0.9 * len(_values(axis, found)) for _, found in panels]
+    figure = blank_figure(title, (max(6.4, 2.4 + sum(widths)), 3.6))
+    grid: Any = figure.subplots(1, len(panels), squeeze=False, width_ratios=widths)
+    named: dict[str, Any] = {}
+    for axes, (name, found) in zip(grid.flat, panels, strict=True):
+        _draw_panel(axes, axis, found, styles)
+        axes.set_title(name, fontsize=9)
+        handles, names = axes.get_legend_handles_labels()
+        named |= dict(zip(names, handles, strict=True))
+    for axes in grid.flat[1:]:
+        axes.set_ylabel("")
+    figure.legend(list(named.values()), list(named), loc="outside right center", frameon=False, fontsize=8)
+    return figure
+
+
+def _draw_panel(axes: Axes, axis: Categories, found: Sequence[Found], styles: Mapping[str, Look]) -> None:
+    values = _values(axis, found)
+    lines = _lines(axis, found)
+    for i, (name, items) in enumerate(lines.items()):
+        look = styles[str(items[0].settings["method"])]
+        offset = SPREAD * ((i + 0.5) / len(lines) - 0.5)
+        places = [values.index(str(item.settings[axis.setting])) + offset for item in items]
+        axes.errorbar(
+            places, [item.entry.mean or 0.0 for item in items], [item.entry.std or 0.0 for item in items],
+            color=look.colour, marker=look.marker, markersize=6, linestyle="none", capsize=2, elinewidth=0.8,
+            label=name,
+        )  # fmt: skip
+    axes.set_xticks(range(len(values)), values)
+    axes.set_xlim(-0.6, len(values) - 0.4)
+    axes.grid(False, axis="x")
+    label_axes(axes, axis.title, "test score")
+
+
+def _values(axis: Categories, found: Sequence[Found]) -> list[str]:
+    return sorted({str(item.settings[axis.setting]) for item in found if axis.setting in item.settings})
+
+
+def _lines(axis: Categories, found: Sequence[Found]) -> dict[str, list[Found]]:
+    """Entries by method, or by row label where one method has several for a value."""
+    met: set[tuple[str, str]] = set()
+    crowded: set[str] = set()
+    placed = [item for item in found if axis.setting in item.settings]
+    for item in placed:
+        method, value = str(item.settings["method"]), str(item.settings[axis.setting])
+        crowded |= {method} if (method, value) in met else set()
+        met.add((method, value))
+    lines: dict[str, list[Found]] = {}
+    for item in placed:
+        method = str(item.settings["method"])
+        lines.setdefault(str(item.settings["label"]) if method in crowded else method, []).append(item)
+    return dict(sorted(lines.items()))
