@@ -10,6 +10,7 @@ import typer
 
 from harness.errors import UserError
 from harness.report.tables import Format
+from harness.report.uncollected import uncollected
 
 if TYPE_CHECKING:
     from harness.report.aggregate import Board
@@ -63,6 +64,7 @@ MethodFolders = Annotated[
 ]
 
 
+@uncollected
 def report(
     results: Results = Path("results"),
     format: FormatOption = "terminal",
@@ -232,6 +234,7 @@ def write(text: str, out: Path | None) -> None:
         raise UserError(f"cannot be written: {error.strerror}", where=str(out), field="--out") from None
 
 
+@uncollected
 def score(results: Results = Path("results")) -> None:
     """Recompute every metric from the stored predictions and show what moved; exit code 1 if anything did.
 

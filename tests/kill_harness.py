@@ -2,7 +2,7 @@
 
     python -m tests.kill_harness --kills 200
     python -m tests.kill_harness --kills 50 --processes 2
-    python -m tests.kill_harness --kills 200 --suite suites/quickstart.yaml --steps 10
+    python -m tests.kill_harness --kills 200 --suite suites/quickstart.yaml --steps 10 --within 0.1
 
 A trial kills a forked run (SIGKILL) after a random time or at a random file operation, before, in the middle of or
 behind it, or makes that operation fail. After each trial every stored result has to be whole and what was finished
@@ -310,14 +310,14 @@ def kill_and_continue(
     tally.num_stored += len(ours)
 
 
-def kills(num_kills: int, processes: int, seed: int, text: str, where: Path) -> Tally:
-    """Kill runs `num_kills` times in all. Raises AssertionError for whatever is not as it should be."""
+def kills(num_kills: int, processes: int, seed: int, text: str, where: Path, within: float = 1.0) -> Tally:
+    """Kill runs `num_kills` times in all; raises AssertionError for whatever is not as it should be."""
     torch.set_num_threads(1)
     os.environ["HARNESS_CACHE"] = "off"
     chance, tally = random.Random(seed), Tally()
     reference = where / "untouched"
     seconds = untouched(reference, text)
-    plans = troubles(chance, seconds)
+    plans = troubles(chance, seconds * within)
     while tally.num_kills < num_kills:
         folder = where / f"run-{tally.num_runs}"
         kill_and_continue(folder, reference, text, plans, chance, num_kills, processes, tally)
@@ -328,17 +328,16 @@ def kills(num_kills: int, processes: int, seed: int, text: str, where: Path) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=20)
+    for name, default in (("kills", 200), ("processes", 1), ("seed", 0), ("steps", 20)):
+        parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--tasks", default="one, two")
+    parser.add_argument("--within", type=float, default=1.0, help="latest kill, as a share of an untouched run's time")
     parser.add_argument("--suite", type=Path, help="of the program, in place of the small one of this file")
     given = parser.parse_args()
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         text = shipped_text(given.suite, given.steps) if given.suite else suite_text(given.tasks, given.steps)
-        tally = kills(given.kills, given.processes, given.seed, text, Path(folder))
+        tally = kills(given.kills, given.processes, given.seed, text, Path(folder), given.within)
     print(
         f"{tally.num_kills} kills in {tally.num_runs} runs of {tally.num_stored // tally.num_runs} cells, "
         f"{given.processes} process(es): {dict(tally.kinds)}; continued {tally.num_continued} times from a checkpoint; "

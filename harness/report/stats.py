@@ -13,6 +13,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import scipy.special
@@ -129,16 +130,17 @@ class Sample:
         made = self.estimate()
         if not set(self.metrics) <= set(ROW_MEANS):
             return made
-        padded = self._padded()
+        padded = self._padded
         return Estimate(made.value, ((float(padded.var(ddof=1)) / len(padded), len(padded) - 1.0), *made.parts[1:]))
 
     def interval(self) -> tuple[float, float]:
         """Confidence interval of the mean score, around the centre that the added answers give."""
         made = self.cautious()
         if set(self.metrics) <= set(ROW_MEANS):
-            made = Estimate(float(self._padded().mean()), made.parts)
+            made = Estimate(float(self._padded.mean()), made.parts)
         return made.interval(*bounds(self.metrics))
 
+    @cached_property
     def _padded(self) -> Array:
         rows = np.mean([row_scores(self.metrics, run, self.labels) for run in self.runs], axis=0)
         return np.concatenate([rows, [0.0, 0.0, 100.0, 100.0]])

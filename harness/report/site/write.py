@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from importlib import metadata
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -32,6 +35,8 @@ MARK = "assets/harness-site.css"
 MANY = 1_000
 """From so many cells on, starting processes for them pays."""
 CHUNK = 250
+_held: dict[Path, Result] = {}
+"""Results in memory, while pages are written."""
 
 
 def write_site(
@@ -54,7 +59,7 @@ def write_site(
         shutil.copytree(HERE / "static", folder / "assets")
         _write(folder / "data" / "runs.json", as_json(runs))
         _write(folder / "data" / "runs.csv", as_csv(runs))
-        with _writing_cells(folder, [(path, run) for (path, _), run in zip(scanned, runs, strict=True)]):
+        with _writing_cells(folder, scanned, runs):
             verdicts = judge()
             _write(folder / "data" / "leaderboards.json", render(boards, "json", significance=verdicts))
             _write(folder / "data" / "leaderboards.csv", render(boards, "csv"))
@@ -74,8 +79,12 @@ def environment() -> Environment:
 
 
 def write_cells(folder: Path, items: Iterable[tuple[Path, Run]]) -> None:
-    """Write the page of each result; results are read anew, which costs less than handing them to another process."""
-    _write_pages(folder, ((run.page, "cell.html", cell_context(path, read_result(path), run)) for path, run in items))
+    """Write the page of each result, read anew in a process that does not hold it: handing it over would cost more."""
+
+    def context(path: Path, run: Run) -> dict[str, Any]:
+        return cell_context(path, _held[path] if path in _held else read_result(path), run)
+
+    _write_pages(folder, ((run.page, "cell.html", context(path, run)) for path, run in items))
 
 
 def _write_pages(folder: Path, found: Iterable[Page]) -> int:
@@ -103,13 +112,33 @@ def _put(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def _writing_cells(folder: Path, items: Sequence[tuple[Path, Run]]) -> Iterator[None]:
+def _writing_cells(folder: Path, scanned: Sequence[tuple[Path, Result]], runs: Sequence[Run]) -> Iterator[None]:
     """Write the pages of cells; where there are many, in other processes while this one does something else."""
-    if len(items) < MANY:
-        write_cells(folder, items)
+    items = [(path, run) for (path, _), run in zip(scanned, runs, strict=True)]
+    with _holding(scanned):
+        if len(items) < MANY:
+            write_cells(folder, items)
+            yield
+            return
+        with _in_processes(folder, items):
+            yield
+
+
+@contextmanager
+def _holding(scanned: Sequence[tuple[Path, Result]]) -> Iterator[None]:
+    """Results that this process and those forked from it need not read again."""
+    _held.update(scanned)
+    try:
         yield
-        return
-    with ProcessPoolExecutor(min(4, os.cpu_count() or 1), mp_context=get_context("spawn")) as pool:
+    finally:
+        _held.clear()
+
+
+@contextmanager
+def _in_processes(folder: Path, items: Sequence[tuple[Path, Run]]) -> Iterator[None]:
+    # forked ones share what is in memory; elsewhere than on Linux the system's libraries do not bear that
+    start = "fork" if sys.platform == "linux" else "spawn"
+    with ProcessPoolExecutor(min(4, os.cpu_count() or 1), get_context(start), gc.disable) as pool:
         jobs = [pool.submit(write_cells, folder, items[i : i + CHUNK]) for i in range(0, len(items), CHUNK)]
         try:
             yield
