@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,8 @@ from harness.errors import UserError
 
 FORMATS = ("svg", "pdf", "png")
 DPI = 150
+LETTERS = 12.5
+"""Of a title, per inch."""
 GREY = "#6b6b6b"
 STYLE = {
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e6e6",
@@ -27,7 +30,8 @@ def blank_figure(title: str, size: tuple[float, float]) -> Figure:
     """A figure of `size` inches without axes."""
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=10)
+    most = int(size[0] * LETTERS)
+    figure.suptitle("\n".join(textwrap.fill(line, most) for line in title.splitlines()), fontsize=10)
     return figure
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5F4690")
 """Okabe and Ito's palette (2008) without black and yellow, and a violet."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
-"""As matplotlib calls them. As many as share no factor with the number of colours: 63 pairs before one returns."""
+"""As matplotlib calls them."""
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -26,4 +26,10 @@ def looks(methods: Iterable[str]) -> dict[str, Look]:
     folder = next(path for path in (_PACKAGE.parent / "methods", _PACKAGE / "_methods") if path.is_dir())
     shipped = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
     names = [*shipped, *sorted(set(methods) - set(shipped))]
-    return {name: Look(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(names)}
+    return {name: _look(place) for place, name in enumerate(names)}
+
+
+def _look(place: int) -> Look:
+    """45 places have looks of their own; the two shifts let methods that are often drawn together differ in both."""
+    colour, marker = place - place // 5, place + 4 * (place // len(MARKERS))
+    return Look(COLOURS[colour % len(COLOURS)], MARKERS[marker % len(MARKERS)])

@@ -136,7 +136,7 @@ def _items(values: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _dump(model: Any) -> dict[str, Any]:
-    return {} if model is None else {key: value for key, value in model.__dict__.items() if value is not None}
+    return {} if model is None else {key: value for key, value in model.__dict__.items() if value not in (None, {}, [])}
 
 
 def _flat(prefix: str, model: Any) -> dict[str, Any]:

@@ -270,7 +270,7 @@
           interaction: { mode: "index", intersect: false },
           scales: {
             x: { type: "linear", ...axis("step", look) },
-            y: { position: "left", ...axis(data.label, look) },
+            y: { position: "left", ...scoreLimits(data.dev.map((y) => ({ y }))), ...axis(data.label, look) },
             loss: { position: "right", ...axis("training loss", look, { grid: { drawOnChartArea: false } }) },
           },
           plugins: { legend: { labels: { color: look.text, usePointStyle: true } } },
