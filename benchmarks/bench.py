@@ -78,7 +78,7 @@ def training(work: Workload, method: str, options: argparse.Namespace) -> list[C
         found.append(Contender(f"{CAREFUL}, no waste, {precision}", trainer(False, bf16, False)))
         if options.compile:
             found.append(Contender(f"{CAREFUL}, no waste, {precision}, compiled", trainer(False, bf16, True)))
-        sizes = (1, *options.bundles) if method == "prompt_tuning" else (1,)
+        sizes = (1, *options.bundles)
         names = {size: f"({'c' if size == 1 else 'd'}) ours, {size} cell{'s' * (size > 1)}" for size in sizes}
         found += [Contender(f"{names[size]}, {precision}", bundle(size, precision)) for size in sizes]
         if options.compile and method == "prompt_tuning":

@@ -52,10 +52,9 @@ def trained(work: Workload, method: str, network: Backbone, precision: str, cell
     one = _first(work.encoded, 1)
     encoded = {"train": work.encoded, "dev": one, "test": one}
     trainer = BundleTrainer(made, methods, task_data(len(work.encoded)), encoded, network, default_tokens(network))
-    if methods[0].is_layer_side():
-        methods[0].attach(network)
-    trainer.probe()
-    trainer.run(lambda *_: None, lambda _: None)
+    with trainer.fused.attached():
+        trainer.probe()
+        trainer.run(lambda *_: None, lambda _: None)
     return trainer
 
 

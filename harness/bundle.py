@@ -12,7 +12,7 @@ import torch
 from harness import provenance
 from harness.backbone import Backbone
 from harness.caches import cached_backbone, cached_task
-from harness.cell_state import Outcome, describe_failure
+from harness.cell_state import Outcome, checked_groups, describe_failure
 from harness.checkpoint import CheckpointPlan, Keeper
 from harness.data import Encoded, TaskData, cut_references
 from harness.distributed import ALONE, Send, Team, run_team
@@ -21,7 +21,7 @@ from harness.flops import MatmulParams, matmul_params
 from harness.heads import LinearHead, class_targets
 from harness.loading import DEFAULT_PLACEMENT, Placement
 from harness.memory import reset_peak_memory
-from harness.method import Method, Registered, Rule, checked_groups, load_file
+from harness.method import Method, Registered, Rule, load_file
 from harness.mixture import join_encoded
 from harness.products import Circumstances, OnProduct, failed_product, rule_product, trained_product
 from harness.racing import Race
@@ -170,18 +170,12 @@ class _Work:
             max_tokens = bundle.micro_batch_tokens or default_tokens(backbone)
             trainer = BundleTrainer(self.left, methods, data, encoded, backbone, max_tokens, bundle.races, self.team)
             layer_side = [method for method in methods if method.is_layer_side()]
-            assert not layer_side or len(methods) == 1, "a layer-side method runs alone"
             matmul = matmul_params(backbone)  # of the network as it is before a method changes its layers
             if trainer.fused.heads:
                 matmul = replace(matmul, head=methods[0].num_head)
             backbone.compile(bundle.compile and not layer_side)
-            try:
-                for method in layer_side:
-                    method.attach(backbone)
+            with trainer.fused.attached():
                 self._run(trainer, data, matmul)
-            finally:
-                for method in layer_side:
-                    method.detach(backbone)
 
     def _built(self, backbone: Backbone, task: Task) -> list[Method]:
         """The methods of the cells; a cell whose tensors cannot be created is handed over as failed."""

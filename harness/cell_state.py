@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import traceback
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from harness.method import Method, checked_groups
+from harness.method import Method
 from harness.mixture import MixedOrder, RowOrder
 from harness.schema import Cell, DevScore, Failure, SplitScore
 from harness.suite_file import Recipe
@@ -16,6 +17,29 @@ from harness.suite_file import Recipe
 
 class CellFailure(Exception):
     """One cell cannot go on; the others of its bundle can."""
+
+
+def checked_groups(method: Method, lr: float, head_lr: float = 1e-3) -> list[dict[str, Any]]:
+    """Return `method.param_groups(lr)` once it is sound; a linear head is a group of its own, at `head_lr`.
+
+    Raises ValueError if a group's lr is not positive and finite, or a trainable tensor is in no group or in two.
+    """
+    head = [] if method.linear_head is None else [method.linear_head.weight]
+    groups = [
+        {**group, "params": [p for p in group["params"] if all(p is not weight for weight in head)]}
+        for group in method.param_groups(lr)
+    ]
+    if head:
+        groups.append({"params": head, "lr": head_lr})
+    for group in groups:
+        if not (isinstance(group["lr"], (int, float)) and 0 < group["lr"] < float("inf")):
+            raise ValueError(f"a learning rate must be positive, got {group['lr']}")
+    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    trainable = {id(p): name for name, p in method.named_parameters() if p.requires_grad}
+    missing = [name for key, name in trainable.items() if grouped.count(key) != 1]
+    if missing:
+        raise ValueError(f"param_groups must hold every trainable tensor once; see {', '.join(missing[:3])}")
+    return groups
 
 
 def describe_failure(error: BaseException) -> Failure:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from harness import contract_checks as checks
+from harness.blame import CellError
 from harness.errors import UserError
-from harness.fused import CellError
 from harness.method import Method, Rule, load_file
 
 LOADS = "the file imports and defines one method of its own name"

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from harness.backbone import Backbone
+from harness.cell_state import checked_groups
 from harness.errors import UserError
 from harness.export import is_collapsible, serve
 from harness.fused import FusedInput, Rows
 from harness.loading import known_backbones, meta_backbone
-from harness.method import Method, Rule, checked_groups, explain_figure
+from harness.method import Method, Rule, explain_figure
 from harness.suite_file import Recipe
 from harness.tiny import tiny_backbone, tiny_rows
 from harness.validation import validate_settings
@@ -230,8 +231,8 @@ def rows_together(cls: type[Method]) -> str:
 
 def bundle(cls: type[Method]) -> str:
     """Two cells in one forward pass, against each alone: losses and gradients."""
-    if cls.is_layer_side():
-        return "does not apply: a layer-side method runs alone"
+    if cls.runs_alone():
+        return "does not apply: the method runs alone"
     backbone = tiny_backbone(precision="float64")
     together = [build(cls, backbone, seed) for seed in (1, 2)]
     losses = _bundle_losses(together, backbone)
@@ -255,8 +256,9 @@ def _bundle_losses(methods: list[Method], backbone: Backbone) -> list[Tensor]:
     fused.refresh(grad=True, cells=range(len(methods)))
     cells = np.repeat(np.arange(len(methods)), len(LENGTHS))
     embeds, mask, placed = fused.build(encoded, Rows(cells, np.tile(np.arange(len(LENGTHS)), len(methods))))
-    losses = backbone.token_losses(embeds, mask, torch.as_tensor(encoded.targets(placed.rows))).sum(1)
-    losses.sum().backward()  # type: ignore[no-untyped-call]
+    with fused.attached():
+        losses = backbone.token_losses(embeds, mask, torch.as_tensor(encoded.targets(placed.rows))).sum(1)
+        losses.sum().backward()  # type: ignore[no-untyped-call]
     fused.backward()
     order = [np.flatnonzero(placed.cells == cell) for cell in range(len(methods))]
     return [losses.detach()[where[np.argsort(placed.rows[where])]] for where in order]

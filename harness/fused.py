@@ -18,30 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.backbone import Backbone
+from harness.blame import blaming
 from harness.data import Encoded
-from harness.memory import is_out_of_memory, on_device
+from harness.memory import on_device
 from harness.method import Method
+from harness.shared_layers import SharedLayers
 
 Index = np.ndarray[Any, np.dtype[np.int64]]
-
-
-class CellError(Exception):
-    """The code of one cell's method raised; the exception is the cause of this one."""
-
-    def __init__(self, cell: int) -> None:
-        self.cell = cell
-        super().__init__(f"the method of cell {cell} of the bundle raised")
-
-
-@contextmanager
-def blaming(cell: int) -> Iterator[None]:
-    """Say whose code it was that raised; running out of memory is nobody's fault alone."""
-    try:
-        yield
-    except Exception as error:
-        if is_out_of_memory(error) or isinstance(error, CellError):
-            raise
-        raise CellError(cell) from error
 
 
 @dataclass(frozen=True)
@@ -73,11 +56,29 @@ class FusedInput:
         self.prompt_lengths = np.array([method.num_prompt_tokens for method in methods], np.int64)
         self.heads = [method.linear_head for method in methods if method.linear_head is not None]
         """One per cell, or none at all."""
+        self._layers = self._shared_layers() if len(methods) > 1 else None
         self._outputs: list[Tensor] = []
         self._table = torch.empty(0)
         self._prompt_starts = np.zeros(len(methods), np.int64)
         self._task_strides = np.zeros(len(methods), np.int64)
         self._added_starts = np.full(len(methods), -1, np.int64)
+
+    def _shared_layers(self) -> SharedLayers | None:
+        changes = [method.layer_changes() for method in self.methods]
+        return SharedLayers(changes) if any(changes) else None
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Layer-side methods in the backbone; behind it the backbone is as it was."""
+        if self._layers is not None:
+            with self._layers.attached():
+                yield
+            return
+        try:
+            self.methods[0].attach(self.backbone)
+            yield
+        finally:
+            self.methods[0].detach(self.backbone)
 
     def refresh(self, grad: bool, cells: Sequence[int]) -> None:
         """Compute anew the prompts and tables of the given static methods; call once per optimiser step."""
@@ -126,6 +127,8 @@ class FusedInput:
 
     def build(self, encoded: Encoded, rows: Rows) -> tuple[Tensor, Tensor, Rows]:
         """Return embeddings [N, L, H], mask [N, L] and the rows in the order of N."""
+        if self._layers is not None:
+            rows = rows.take(self._layers.order(rows.cells))
         static = np.array([self.static[cell] for cell in rows.cells], bool)
         if len(self.methods) == 1:
             self._tell_tasks(encoded, rows, 0)

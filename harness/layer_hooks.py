@@ -5,7 +5,7 @@ Two families of architecture are known, T5 and decoders with Llama's names. H is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.backbone import Backbone
+from harness.layer_change import Change, LayerChange
 from harness.method import Method
 
-Change = Callable[[Tensor], Tensor]
 Kind = Literal["attention", "cross_attention", "ffn"]
 Head = Literal["tokenizer", "all", "none"]
 
@@ -97,6 +97,10 @@ class Hooks:
         for module, change in self.places:
             self._handles.append(module.register_forward_hook(partial(_changed, change)))
 
+    def changes(self) -> list[LayerChange]:
+        """The same, for cells that share a forward pass."""
+        return [LayerChange(module, after=change) for module, change in self.places]
+
     def off(self) -> None:
         """Leave the modules as they were."""
         while self._handles:
@@ -124,6 +128,22 @@ class TrainedNorms(nn.Module):
         """Put the copies in the originals' places."""
         for module, key, _, own in self._places:
             module._parameters[key] = self.copies[own]
+
+    def changes(self) -> list[LayerChange]:
+        """The same, for cells that share a forward pass."""
+        return [
+            LayerChange(module, instead=partial(self._normed, module, key, own)) for module, key, _, own in self._places
+        ]
+
+    def _normed(self, module: nn.Module, key: str, own: str, states: Tensor) -> Tensor:
+        """What the norm gives with a copy in the original's place, [..., H]."""
+        original = module._parameters[key]
+        module._parameters[key] = self.copies[own]
+        try:
+            normed: Tensor = module.forward(states)
+            return normed
+        finally:
+            module._parameters[key] = original
 
     def off(self) -> None:
         """Put the originals back."""
@@ -156,6 +176,9 @@ class InsertMethod(Method):
         """What the sub-layer gives instead of `states`, [..., H]."""
         changed: Tensor = self.inserted[sublayer.key](states)
         return changed
+
+    def layer_changes(self) -> Sequence[LayerChange]:
+        return [*self.hooks.changes(), *(self.norms.changes() if self.norms is not None else ())]
 
     def attach(self, backbone: Backbone) -> None:
         if self.norms is not None:

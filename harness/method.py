@@ -23,12 +23,14 @@ from harness.backbone import Backbone
 from harness.errors import UserError, require_choice
 from harness.heads import LinearHead
 from harness.initialization import vocabulary_rows
+from harness.layer_change import LayerChange
 from harness.method_facts import Paper, called, explain_figure, require_positive, sweep
 from harness.suite_file import SLUG, Defaults, MethodSpec
 
 __all__ = [
     "Backbone",
     "Defaults",
+    "LayerChange",
     "Method",
     "Paper",
     "Rule",
@@ -47,7 +49,7 @@ class Method(nn.Module):
     - `prompt` and/or `added`, when neither depends on the text: the trainer then serves all cells
       of a bundle with one gather, which is the fastest;
     - `forward`, when the change depends on the text;
-    - `attach` and `detach`, when the change is inside the backbone.
+    - `attach` and `detach`, when the change is inside the backbone, and `layer_changes` where it can be had in pieces.
     """
 
     name: ClassVar[str]
@@ -99,6 +101,14 @@ class Method(nn.Module):
 
     def detach(self, backbone: Backbone) -> None:
         """Undo `attach`, leaving the backbone bit-identical."""
+
+    def layer_changes(self) -> Sequence[LayerChange]:
+        """What `attach` does, module by module, for methods whose every change sees one row at a time.
+
+        Cells of methods that define it share a forward pass with each other. Override it with `Method.layer_changes`
+        where a subclass does more than its parent.
+        """
+        return ()
 
     def start_from(self, sources: Sequence[Mapping[str, Tensor]]) -> None:
         """Take over what other cells have learnt, in the order of `init_from`; called once, after `__init__`.
@@ -170,13 +180,14 @@ class Method(nn.Module):
 
     @classmethod
     def is_layer_side(cls) -> bool:
-        """Whether the method changes layers and therefore cannot share a plain forward pass."""
+        """Whether the method changes layers, and not the input."""
         return cls.attach is not Method.attach
 
     @classmethod
     def runs_alone(cls) -> bool:
-        """Whether no other cell can share its forward pass: it changes layers, or has a loss of its own."""
-        return cls.is_layer_side() or cls.token_losses is not Method.token_losses
+        """Whether no other cell can share its forward pass: it changes layers as a whole, or has a loss of its own."""
+        shares = not cls.is_layer_side() or cls.layer_changes is not Method.layer_changes
+        return not shares or cls.token_losses is not Method.token_losses
 
     @classmethod
     def depends_on_text(cls) -> bool:
@@ -197,29 +208,6 @@ class Rule:
     def answers(self, train_targets: Sequence[str], num_rows: int, seed: int) -> list[str]:
         """Return `num_rows` answers as text."""
         raise NotImplementedError(f"{type(self).__name__} must define answers()")
-
-
-def checked_groups(method: Method, lr: float, head_lr: float = 1e-3) -> list[dict[str, Any]]:
-    """Return `method.param_groups(lr)` once it is sound; a linear head is a group of its own, at `head_lr`.
-
-    Raises ValueError if a group's lr is not positive and finite, or a trainable tensor is in no group or in two.
-    """
-    head = [] if method.linear_head is None else [method.linear_head.weight]
-    groups = [
-        {**group, "params": [p for p in group["params"] if all(p is not weight for weight in head)]}
-        for group in method.param_groups(lr)
-    ]
-    if head:
-        groups.append({"params": head, "lr": head_lr})
-    for group in groups:
-        if not (isinstance(group["lr"], (int, float)) and 0 < group["lr"] < float("inf")):
-            raise ValueError(f"a learning rate must be positive, got {group['lr']}")
-    grouped = [id(parameter) for group in groups for parameter in group["params"]]
-    trainable = {id(p): name for name, p in method.named_parameters() if p.requires_grad}
-    missing = [name for key, name in trainable.items() if grouped.count(key) != 1]
-    if missing:
-        raise ValueError(f"param_groups must hold every trainable tensor once; see {', '.join(missing[:3])}")
-    return groups
 
 
 @dataclass(frozen=True)

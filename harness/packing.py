@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from harness.bundle import Bundle
 from harness.errors import UserError
-from harness.method import Rule
+from harness.method import Method, Rule
 from harness.planning import Plan, placement
 from harness.racing import Race
 from harness.schema import Cell
@@ -79,11 +79,13 @@ def _place(cell: Cell) -> tuple[str, ...]:
 
 
 def _bundle_key(plan: Plan, cell: Cell) -> str:
-    """Cells with equal keys may share a bundle; rules and layer-side methods run alone."""
+    """Cells with equal keys may share a bundle; input-side and layer-side cells are not mixed."""
     cls = plan.methods[cell.method].cls
     alone = cls is None or issubclass(cls, Rule) or cls.runs_alone()
     recipe = cell.recipe
     shared = [cell.backbone, cell.task, recipe.precision, recipe.backbone_dropout, recipe.max_source_length]
+    if not alone and cls is not None and issubclass(cls, Method) and cls.is_layer_side():
+        shared.append("layers")
     if cell.few_shot is not None:
         shared.append(cell.few_shot.model_dump_json())
     return json.dumps([*shared, recipe.quantization, recipe.head, f"{cell.label} {cell.cell_id}" if alone else ""])

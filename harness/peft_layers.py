@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from harness.backbone import Backbone
+from harness.layer_change import LayerChange
 from harness.method import Method
 
 
@@ -53,6 +55,9 @@ class PeftMethod(Method):
     def attach(self, backbone: Backbone) -> None:
         for name, tuner in self._tuners.items():
             backbone.model.set_submodule(name, tuner)
+
+    def layer_changes(self) -> Sequence[LayerChange]:
+        return [LayerChange(self._originals[name], instead=tuner) for name, tuner in self._tuners.items()]
 
     def detach(self, backbone: Backbone) -> None:
         for name, original in self._originals.items():

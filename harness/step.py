@@ -16,10 +16,11 @@ from torch import Tensor
 
 from harness import stop
 from harness.backbone import Backbone
+from harness.blame import CellError, blaming
 from harness.cell_state import CellState, describe_failure, lr_factor
 from harness.data import Encoded, TaskData
 from harness.distributed import ALONE, Team
-from harness.fused import CellError, FusedInput, Index, Rows, blaming, micro_batches
+from harness.fused import FusedInput, Index, Rows, micro_batches
 from harness.heads import Classifier
 from harness.memory import TokenBudget, on_device, probed_tokens, random_state, restore_random_state, until_it_fits
 from harness.method import Method

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from harness import stop
+from harness.blame import CellError
 from harness.cell_state import CellFailure, Outcome, describe_failure
 from harness.checkpoint import CheckpointPlan, Keeper, Training, restore
-from harness.fused import CellError
 from harness.memory import until_it_fits
 from harness.predict import answer_split, score_data
 from harness.racing import losers, marks

@@ -10,11 +10,12 @@ On T5 a key's bias shifts all scores of a query alike, so softmax cancels it: 27
 effect, here as there.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from harness.layer_hooks import AddedBiases
-from harness.method import Backbone, Defaults, Method, Paper, sweep
+from harness.method import Backbone, Defaults, LayerChange, Method, Paper, sweep
 
 
 class BitFit(Method):
@@ -34,6 +35,9 @@ class BitFit(Method):
     def __init__(self, hp: HP, backbone: Backbone) -> None:
         super().__init__(hp, backbone)
         self.biases = AddedBiases(backbone, hp.head, hp.final_norms)
+
+    def layer_changes(self) -> Sequence[LayerChange]:
+        return self.biases.hooks.changes()
 
     def attach(self, backbone: Backbone) -> None:
         self.biases.hooks.on()

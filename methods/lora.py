@@ -6,13 +6,14 @@ Stand taken: LoRA as defined, 3,538,944 parameters on T5-base. The published T5-
 Ladder Side-Tuning repository, whose configuration trains BitFit's bias vectors too: `biases: true`, 3,819,876.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from peft import LoraConfig, PeftConfig
 
 from harness.layer_hooks import AddedBiases
-from harness.method import Backbone, Defaults, Paper, require_positive, sweep
+from harness.method import Backbone, Defaults, LayerChange, Paper, require_positive, sweep
 from harness.peft_layers import PeftMethod
 
 
@@ -47,6 +48,9 @@ class LoRA(PeftMethod):
     def peft_config(self, hp: Any, backbone: Backbone) -> PeftConfig:
         targets = ["q", "v"] if backbone.is_encoder_decoder else ["q_proj", "v_proj"]
         return LoraConfig(r=hp.rank, lora_alpha=hp.alpha, lora_dropout=hp.dropout, target_modules=targets)
+
+    def layer_changes(self) -> Sequence[LayerChange]:
+        return [*super().layer_changes(), *(self.biases.hooks.changes() if self.biases is not None else ())]
 
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)

@@ -1,8 +1,7 @@
 """Kill a run at random moments, continue it, and hold what it ends with against a run that nobody touched.
 
     python -m tests.kill_harness --kills 200
-    python -m tests.kill_harness --kills 50 --processes 2
-    python -m tests.kill_harness --kills 200 --suite suites/quickstart.yaml --steps 10 --within 0.1
+    python -m tests.kill_harness --kills 200 --processes 2
 
 A trial kills a forked run (SIGKILL) after a random time or at a random file operation, before, in the middle of or
 behind it, or makes that operation fail. After each trial every stored result has to be whole and what was finished
@@ -29,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 import harness
 from harness import engines
@@ -45,11 +43,6 @@ tasks: [TASKS]
 seeds: [1, 2]
 recipe: {steps: STEPS, batch_size: 4, eval_every: EVERY, warmup_steps: 1, warmup_max_share: 1.0,
          backbone_dropout: false, precision: float64}
-define_tasks:
-  one: {files: rows.csv, fields: {review: text}, label: verdict, labels: [bad, good], dev_share: 12, test_share: 12,
-        max_source_length: 32}
-  two: {files: rows.csv, fields: {sentence: text}, label: verdict, labels: [good, bad], dev_share: 12, test_share: 12,
-        max_source_length: 32}
 methods:
   majority:
   prompt_tuning: {prompt_length: 4, recipe: {lr: {sweep: [0.1, 0.3]}}}
@@ -57,6 +50,11 @@ methods:
   lora: {rank: 2, recipe: {lr: {sweep: [0.003, 0.01]}}}
   adamix: {rank: 2, recipe: {lr: 0.001}}
 execution: {checkpoint_every: 2 steps}
+define_tasks:
+"""
+TASK = """\
+  NAME: {files: rows.csv, fields: {NAME: text}, label: verdict, labels: [bad, good], dev_share: 12, test_share: 12,
+         max_source_length: 32}
 """
 
 
@@ -83,15 +81,8 @@ class Tally:
 
 def suite_text(tasks: str = "one", steps: int = 8, every: int = 4) -> str:
     """Grids, winners' further seeds, cells in a bundle and alone, a method that draws random numbers in training."""
-    return SUITE.replace("TASKS", tasks).replace("STEPS", str(steps)).replace("EVERY", str(every))
-
-
-def shipped_text(suite: Path, steps: int) -> str:
-    """A suite that ships with the program, of fewer steps and in float64: its bundles change with what is left."""
-    content = yaml.safe_load(suite.read_text())
-    content["recipe"] |= {"steps": steps, "eval_every": max(1, steps // 2), "precision": "float64"}
-    content["execution"] = {"checkpoint_every": "2 steps"}
-    return yaml.safe_dump(content)
+    text = SUITE.replace("TASKS", tasks).replace("STEPS", str(steps)).replace("EVERY", str(every))
+    return text + "".join(TASK.replace("NAME", name.strip()) for name in tasks.split(","))
 
 
 def lay_out(folder: Path, text: str) -> None:
@@ -330,13 +321,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     for name, default in (("kills", 200), ("processes", 1), ("seed", 0), ("steps", 20)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--tasks", default="one, two")
+    parser.add_argument("--tasks", default="one, two, three, four, five", help="names; each has 13 cells")
     parser.add_argument("--within", type=float, default=1.0, help="latest kill, as a share of an untouched run's time")
-    parser.add_argument("--suite", type=Path, help="of the program, in place of the small one of this file")
     given = parser.parse_args()
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        text = shipped_text(given.suite, given.steps) if given.suite else suite_text(given.tasks, given.steps)
+        text = suite_text(given.tasks, given.steps)
         tally = kills(given.kills, given.processes, given.seed, text, Path(folder), given.within)
     print(
         f"{tally.num_kills} kills in {tally.num_runs} runs of {tally.num_stored // tally.num_runs} cells, "

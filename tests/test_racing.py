@@ -185,7 +185,7 @@ def test_the_report_says_how_the_grid_was_searched(raced: Path, full: list[Resul
 
 def test_methods_that_cannot_share_a_bundle_are_searched_in_full(tmp_path: Path) -> None:
     text = SUITE.split("methods:")[0].replace("steps: 16", "steps: 4") + (
-        "methods:\n  lora: {rank: 2, recipe: {lr: {sweep: [0.001, 0.01]}}}\n"
+        "methods:\n  adamix: {rank: 2, recipe: {lr: {sweep: [0.001, 0.01]}}}\n"
         "  prompt_tuning: {prompt_length: 2, recipe: {lr: 0.1, max_source_length: {sweep: [8, 16]}}}\n"
     )
     done = run(tmp_path, text, seeds=[1])

@@ -1,0 +1,104 @@
+"""Layer-side cells in one forward pass: what a cell changes sees the rows of that cell, all else sees all rows at once.
+
+N rows, ordered by cell. A changed module of the backbone splits them, gives each cell's part to that cell's change,
+and puts the parts together again; every other module runs once.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from harness.blame import blaming
+from harness.layer_change import LayerChange
+
+Index = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass
+class Place:
+    """A module of the backbone and what each cell makes of it."""
+
+    module: nn.Module
+    original: Callable[..., Tensor]
+    changes: dict[int, list[LayerChange]]
+
+
+class SharedLayers:
+    """The changes of several cells, in the backbone together."""
+
+    def __init__(self, changes: Sequence[Sequence[LayerChange]]) -> None:
+        """`changes` of each cell, by position in the bundle."""
+        places: dict[int, Place] = {}
+        for cell, own in enumerate(changes):
+            for change in own:
+                module = change.module
+                place = places.setdefault(id(module), Place(module, module.forward, defaultdict(list)))
+                place.changes[cell].append(change)
+        self._places = list(places.values())
+        self._parts: list[tuple[int, int]] = []
+
+    def order(self, cells: Index) -> Index:
+        """The order in which rows of these cells, [N], go through the backbone; the next passes expect just these."""
+        found, counts = np.unique(cells, return_counts=True)
+        self._parts = list(zip(found.tolist(), counts.tolist(), strict=True))
+        return np.argsort(cells, kind="stable")
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """The changes in the backbone; behind it every module is as it was."""
+        try:
+            for place in self._places:
+                _put(place.module, partial(self._forward, place))
+            yield
+        finally:
+            for place in self._places:
+                _take(place.module)
+
+    def _forward(self, place: Place, states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Instead of the module's own `forward`; the first dimension of `states` is the rows."""
+        sizes = [count for _, count in self._parts]
+        if len(states) != sum(sizes):
+            raise ValueError(f"a module that cells change got {len(states)} rows, not {sum(sizes)}: whose is not known")
+        needs_whole = not self._replaces(place)
+        whole = torch.split(place.original(states, *args, **kwargs), sizes) if needs_whole else ()
+        parts = []
+        for number, (part, (cell, _)) in enumerate(zip(torch.split(states, sizes), self._parts, strict=True)):
+            changes = place.changes.get(cell, [])
+            with blaming(cell), _original(place.module):
+                own = [change.instead for change in changes if change.instead is not None]
+                made = own[0](part) if own else whole[number]
+                for change in changes:
+                    made = made if change.after is None else change.after(made).to(made.dtype)
+            parts.append(made)
+        return torch.cat(parts)
+
+    def _replaces(self, place: Place) -> bool:
+        """Whether each cell at hand has something in the module's own place."""
+        return all(any(c.instead is not None for c in place.changes.get(cell, [])) for cell, _ in self._parts)
+
+
+def _put(module: nn.Module, forward: Callable[..., Tensor]) -> None:
+    module.__dict__["forward"] = forward
+
+
+def _take(module: nn.Module) -> None:
+    module.__dict__.pop("forward", None)
+
+
+@contextmanager
+def _original(module: nn.Module) -> Iterator[None]:
+    """The module as it is without changes: what stands in its place may run it."""
+    put = module.__dict__.pop("forward")
+    try:
+        yield
+    finally:
+        module.__dict__["forward"] = put
