@@ -29,7 +29,16 @@ class Place:
 
     module: nn.Module
     original: Callable[..., Tensor]
+    own: Callable[..., Tensor] | None
+    """A `forward` that somebody has put on the module itself, as accelerate does to spread layers over devices."""
     changes: dict[int, list[LayerChange]]
+
+    def put(self, forward: Callable[..., Tensor] | None) -> None:
+        """Let the module run `forward`; None for that of its class."""
+        if forward is None:
+            self.module.__dict__.pop("forward", None)
+        else:
+            self.module.__dict__["forward"] = forward
 
 
 class SharedLayers:
@@ -41,7 +50,9 @@ class SharedLayers:
         for cell, own in enumerate(changes):
             for change in own:
                 module = change.module
-                place = places.setdefault(id(module), Place(module, module.forward, defaultdict(list)))
+                place = places.setdefault(
+                    id(module), Place(module, module.forward, vars(module).get("forward"), defaultdict(list))
+                )
                 place.changes[cell].append(change)
         self._places = list(places.values())
         self._parts: list[tuple[int, int]] = []
@@ -57,11 +68,11 @@ class SharedLayers:
         """The changes in the backbone; behind it every module is as it was."""
         try:
             for place in self._places:
-                _put(place.module, partial(self._forward, place))
+                place.put(partial(self._forward, place))
             yield
         finally:
             for place in self._places:
-                _take(place.module)
+                place.put(place.own)
 
     def _forward(self, place: Place, states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Instead of the module's own `forward`; the first dimension of `states` is the rows."""
@@ -73,7 +84,7 @@ class SharedLayers:
         parts = []
         for number, (part, (cell, _)) in enumerate(zip(torch.split(states, sizes), self._parts, strict=True)):
             changes = place.changes.get(cell, [])
-            with blaming(cell), _original(place.module):
+            with blaming(cell), _as_it_was(place):
                 own = [change.instead for change in changes if change.instead is not None]
                 made = own[0](part) if own else whole[number]
                 for change in changes:
@@ -86,19 +97,12 @@ class SharedLayers:
         return all(any(c.instead is not None for c in place.changes.get(cell, [])) for cell, _ in self._parts)
 
 
-def _put(module: nn.Module, forward: Callable[..., Tensor]) -> None:
-    module.__dict__["forward"] = forward
-
-
-def _take(module: nn.Module) -> None:
-    module.__dict__.pop("forward", None)
-
-
 @contextmanager
-def _original(module: nn.Module) -> Iterator[None]:
-    """The module as it is without changes: what stands in its place may run it."""
-    put = module.__dict__.pop("forward")
+def _as_it_was(place: Place) -> Iterator[None]:
+    """The module without changes: what stands in its place may run it."""
+    put = place.module.forward
+    place.put(place.own)
     try:
         yield
     finally:
-        module.__dict__["forward"] = put
+        place.put(put)

@@ -115,6 +115,21 @@ def test_rows_that_belong_to_nobody_are_refused() -> None:
         linear(torch.zeros(3, 2))
 
 
+def test_a_forward_that_somebody_put_on_a_module_is_used_and_stays() -> None:
+    linear = nn.Linear(2, 2)
+    plain = linear.forward
+    linear.forward = lambda states: plain(states) + 1  # type: ignore[method-assign]
+    put = linear.forward
+    shared = SharedLayers([[LayerChange(linear, after=lambda states: 2 * states)], []])
+    rows = torch.ones(2, 2)
+    shared.order(np.array([0, 1]))
+    with shared.attached():
+        changed = linear(rows)
+    assert torch.equal(changed[0], 2 * (plain(rows[0]) + 1))
+    assert torch.equal(changed[1], plain(rows[1]) + 1)
+    assert linear.forward is put
+
+
 def test_methods_that_draw_per_pass_or_change_all_weights_run_alone() -> None:
     layer_side = {
         name: item.cls
