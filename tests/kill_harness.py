@@ -47,7 +47,7 @@ methods:
   majority:
   prompt_tuning: {prompt_length: 4, recipe: {lr: {sweep: [0.1, 0.3]}}}
   dept: {prompt_length: 3, budget_length: 6, added_lr: 0.001, recipe: {lr: {sweep: [0.1, 0.3]}}}
-  lora: {rank: 2, recipe: {lr: {sweep: [0.003, 0.01]}}}
+  lora: {rank: 2, dropout: 0, recipe: {lr: {sweep: [0.003, 0.01]}}}
   adamix: {rank: 2, recipe: {lr: 0.001}}
 execution: {checkpoint_every: 2 steps}
 define_tasks:
