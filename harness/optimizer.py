@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,8 +34,8 @@ def is_sharded(tensor: Tensor) -> bool:
 @torch.no_grad()
 def own_part(tensor: Tensor) -> Tensor:
     """This process's part of a sharded tensor, sharing its memory; any other tensor as it is."""
-    part: Tensor = tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[operator]
-    return part
+    to_local: Callable[[], Tensor] = getattr(tensor, "to_local", lambda: tensor)
+    return to_local()
 
 
 class JointAdamW:

@@ -99,11 +99,9 @@ class Sharded(Unsharded):
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            words = (
-                f"a step of {budget.tokens:,} tokens ran out of memory; with execution.sharding it cannot be repeated"
-            )
             raise RuntimeError(
-                f"{words} with fewer: lower execution.micro_batch_tokens, or raise execution.processes"
+                f"a step with micro-batches of {budget.tokens:,} tokens ran out of memory; shards cannot repeat it: "
+                "lower execution.micro_batch_tokens, or raise execution.processes"
             ) from error
 
     @contextlib.contextmanager
@@ -121,7 +119,7 @@ class Sharded(Unsharded):
     def most(self, count: int) -> int:
         counts: list[Any] = [None] * self._team.size
         dist.all_gather_object(counts, count)
-        return max(counts)
+        return int(max(counts))
 
     def whole_tensors(self, method: Method) -> dict[str, Tensor]:
         """A method's tensors on the CPU of the first process; none elsewhere."""
@@ -167,17 +165,19 @@ def shard(backbone: Backbone, method: Method, team: Team) -> Sharded:
     return Sharded(backbone, method, team)
 
 
-def _places(module: nn.Module) -> dict[str, Tensor]:
+def _places(module: nn.Module) -> dict[str, nn.Parameter]:
     return dict(module.named_parameters(remove_duplicate=False))
 
 
-def _replace(method: Method, before: dict[str, Tensor], after: dict[str, Tensor], device: torch.device) -> None:
+def _replace(
+    method: Method, before: dict[str, nn.Parameter], after: dict[str, nn.Parameter], device: torch.device
+) -> None:
     """Give a method the parts in place of its whole tensors, and move what is not divided to the same device."""
     parts = {id(tensor): after[name] for name, tensor in before.items()}
     for module in method.modules():
         for key, parameter in list(module._parameters.items()):
             if parameter is not None and id(parameter) in parts:
-                module._parameters[key] = parts[id(parameter)]  # type: ignore[assignment]
+                module._parameters[key] = parts[id(parameter)]
             elif parameter is not None:
                 parameter.data = parameter.data.to(device)
     for parameter in before.values():

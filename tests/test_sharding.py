@@ -1,0 +1,141 @@
+"""Full fine-tuning with shards: the result of one process, of which no process holds the whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from test_fused import make_cell, make_method, trainer
+from typer.testing import CliRunner
+
+from harness.cli import app
+from harness.distributed import Send, Team, run_team
+from harness.errors import UserError
+from harness.memory import TokenBudget
+from harness.method import Method
+from harness.optimizer import own_part
+from harness.results import ResultStore
+from harness.runner import run
+from harness.schema import Result
+from harness.sharding import Sharded, shard, trains_backbone
+from harness.tiny import tiny_backbone
+
+# micro-batches of few tokens, so that processes have different numbers of them, and clipping that bites
+SUITE = """\
+suite: shards
+backbones: [micro-t5]
+tasks: [micro_sentiment]
+seeds: [1]
+recipe:
+  {steps: 4, batch_size: 5, eval_every: 2, warmup_steps: 1, warmup_max_share: 1.0, backbone_dropout: false,
+   precision: float64, clip_norm: 0.1}
+execution: {micro_batch_tokens: 64}
+methods: {finetune: {recipe: {lr: 0.001}}}
+"""
+
+
+def stored(folder: Path, **settings: object) -> tuple[Result, dict[str, torch.Tensor]]:
+    """What full fine-tuning leaves behind."""
+    folder.mkdir()
+    (folder / "shards.yaml").write_text(SUITE)
+    changed = {f"execution.{name}": value for name, value in settings.items()}
+    assert run(folder / "shards.yaml", results=folder / "out", settings=changed, quiet=True).num_failed == 0
+    ((path, result),) = ResultStore(folder / "out").scan()
+    return result, load_file(path.with_suffix(".safetensors"))
+
+
+def test_two_processes_with_shards_store_what_one_process_does(tmp_path: Path) -> None:
+    alone, tensors = stored(tmp_path / "alone")
+    together, gathered = stored(tmp_path / "together", processes=2, sharding="fsdp")
+    assert gathered.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(gathered[name], tensor, rtol=1e-9, atol=1e-10)
+    same = {"cell_id", "selected_step", "dev", "test", "params", "method_sha256", "backbone"}
+    assert together.model_dump(include=same) == alone.model_dump(include=same)
+    assert len(alone.dev_history) == 2
+    for mine, other in zip(together.dev_history, alone.dev_history, strict=True):
+        assert mine.metrics == other.metrics
+        assert mine.train_loss == pytest.approx(other.train_loss, rel=1e-10)
+
+
+def finetune() -> Method:
+    return make_method(make_cell("finetune", {}, 1e-3, 1, 4, 5), tiny_backbone(precision="float64"))
+
+
+def hold(team: Team, send: Send) -> None:
+    """Take a step, and say what each process holds before it and behind it."""
+    made = trainer([make_cell("finetune", {}, 1e-3, 1, 4, 5)], max_tokens=100)
+    backbone, method = made.backbone, made.states[0].outcome.method
+    frozen = list(backbone.model.parameters())
+    sharding = shard(backbone, method, team)
+    made.__init__(  # type: ignore[misc]
+        [made.states[0].outcome.cell], [method], made.data, made.encoded, backbone, 100, (), team, sharding
+    )
+    own = {"weights": sum(own_part(p).numel() for p in method.parameters())}
+    own["modules"] = sum(own_part(p).numel() for p in backbone.model.parameters())
+    made._accumulate(made._draw())
+    own["gradients"] = sum(own_part(p.grad).numel() for p in method.parameters() if p.grad is not None)
+    slots = made.optimizer.slots_of(0)
+    own["moments"] = sum(slot.first.numel() + slot.second.numel() for slot in slots)
+    own["best"] = sum(own_part(t).numel() for t in method.state_dict().values())
+    own["originals"] = sum(p.numel() for p in frozen)
+    with sharding.gathered():
+        own["gathered"] = sum(p.numel() for p in backbone.model.parameters() if not hasattr(p, "to_local"))
+    own["behind"] = sum(own_part(p).numel() for p in backbone.model.parameters())
+    held: list[Any] = [None] * team.size
+    dist.all_gather_object(held, own)
+    send((method.num_trained, held))
+
+
+def test_each_process_holds_its_part_of_weights_gradients_and_moments() -> None:
+    said: list[tuple[int, list[dict[str, int]]]] = []
+    run_team(2, hold, (), said.append)
+    ((whole, held),) = said
+    assert whole == finetune().num_trained
+    for kind in ("weights", "modules", "gradients", "best", "behind"):
+        assert sum(own[kind] for own in held) == whole, kind
+        assert all(own[kind] == pytest.approx(whole / 2, rel=0.05) for own in held), kind
+    assert sum(own["moments"] for own in held) == 2 * whole
+    assert [own["originals"] for own in held] == [0, 0]
+    assert [own["gathered"] for own in held] == [whole, whole]
+
+
+def test_a_step_without_memory_is_not_repeated_by_one_process_alone() -> None:
+    def step(tokens: int) -> None:
+        raise torch.OutOfMemoryError
+
+    sharded = Sharded.__new__(Sharded)
+    with pytest.raises(RuntimeError, match=r"micro-batches of 512 tokens.*lower execution\.micro_batch_tokens"):
+        sharded.attempt(step, TokenBudget(512), 10, lambda: None)
+
+
+@pytest.mark.parametrize(("method", "expected"), [("finetune", True), ("lora", False), ("prompt_tuning", False)])
+def test_only_what_trains_the_whole_backbone_is_sharded(method: str, expected: bool) -> None:
+    backbone = tiny_backbone(precision="float64")
+    before = [id(parameter) for parameter in backbone.model.parameters()]
+    built = make_method(make_cell(method, {}, 1e-3, 1, 4, 5), backbone)
+    assert trains_backbone(built, backbone) is expected
+    assert [id(parameter) for parameter in backbone.model.parameters()] == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (["execution.sharding=fsdp"], "sharding fsdp needs execution.processes of 2 or more, got 1"),
+        (["execution.sharding=fsdp", "execution.processes=2", "execution.device_map=auto"], "device_map auto"),
+        (["execution.sharding=fdsp", "execution.processes=2"], "execution.sharding"),
+    ],
+)
+def test_shards_that_cannot_be_are_refused_by_name(tmp_path: Path, settings: list[str], expected: str) -> None:
+    (tmp_path / "shards.yaml").write_text(SUITE)
+    options = [part for setting in settings for part in ("--set", setting)]
+    command = ["run", str(tmp_path / "shards.yaml"), "--results", str(tmp_path / "out"), *options]
+    done = CliRunner().invoke(app, command)
+    assert isinstance(done.exception, UserError)
+    assert expected in str(done.exception)
+    assert "execution" in str(done.exception)
+    assert not (tmp_path / "out").exists()
