@@ -201,8 +201,8 @@ def describe_device(device: str, sources: Sequence[str] | None, tokens: int = TO
     text = (
         f"{name}: {found.memory_gb} GB, of which {capacity / GIB:.1f} GiB are planned with. GiB at {tokens:,} tokens\n"
         "(prompt, text and padding of a micro-batch); most_tokens: the largest micro-batch that fits; full_tuning: of\n"
-        "all weights, and on each of 2, 4 or 8 devices (execution.sharding: fsdp). 8- and 4-bit weights and bf16 compute\n"
-        "in bfloat16, none in float32.\n\n" + table(rows, columns)
+        "all weights, and on each of 2, 4 or 8 devices (execution.sharding: fsdp). 8- and 4-bit weights and bf16\n"
+        "compute in bfloat16, none in float32.\n\n" + table(rows, columns)
     )
     return {
         "device": name,

@@ -81,7 +81,9 @@ class Sharded(Unsharded):
         before = _places(self._root)
         for module in (*self._layers, self._root):  # the root has what no layer has
             fully_shard(module, mesh=mesh)
-            module.set_gradient_divide_factor(1.0)  # losses are shares of one mean: their gradients are summed
+            # losses are shares of one mean, so gradients are summed; by a sum alone, as gloo has no other reduction
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
         _replace(method, before, _places(self._root), backbone.device)
 
     def forward(self, compute: Callable[[], Made]) -> Made:

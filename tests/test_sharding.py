@@ -12,16 +12,17 @@ from safetensors.torch import load_file
 from test_fused import make_cell, make_method, trainer
 from typer.testing import CliRunner
 
+from harness.backbone import Backbone
 from harness.cli import app
 from harness.distributed import Send, Team, run_team
 from harness.errors import UserError
 from harness.memory import TokenBudget
 from harness.method import Method
-from harness.optimizer import own_part
+from harness.optimizer import is_sharded, own_part
 from harness.results import ResultStore
 from harness.runner import run
 from harness.schema import Result
-from harness.sharding import Sharded, shard, trains_backbone
+from harness.sharding import UNSHARDED, Sharded, shard, trains_backbone
 from harness.tiny import tiny_backbone
 
 # micro-batches of few tokens, so that processes have different numbers of them, and clipping that bites
@@ -88,13 +89,36 @@ def hold(team: Team, send: Send) -> None:
     own["behind"] = sum(own_part(p).numel() for p in backbone.model.parameters())
     held: list[Any] = [None] * team.size
     dist.all_gather_object(held, own)
-    send((method.num_trained, held))
+    send((method.num_trained, held, gradient_error(team)))
+
+
+def gradient_error(team: Team) -> float:
+    """In float32, where gloo reduces otherwise than in float64: largest difference to the gradients of one process."""
+    torch.manual_seed(0)
+    ids, labels = torch.randint(5, 40, (4, 6)), torch.randint(5, 40, (4, 2))
+    found = []
+    for rows in (slice(None), team.share(4)):
+        backbone = tiny_backbone()
+        method = make_method(make_cell("finetune", {}, 1e-3, 1, 4, 5), backbone)
+        sharding = shard(backbone, method, team) if found else UNSHARDED
+        method.attach(backbone) if not found else None
+
+        def loss(network: Backbone = backbone, rows: Any = rows) -> torch.Tensor:
+            mask = torch.ones_like(ids[rows])
+            return network.token_losses(network.embedding(ids[rows]), mask, labels[rows]).sum()
+
+        sharding.forward(loss).backward()
+        gradients = {name: p.grad for name, p in method.named_parameters() if p.grad is not None}
+        found.append({name: g.full_tensor() if is_sharded(g) else g for name, g in gradients.items()})
+    assert found[0].keys() == found[1].keys()
+    return max(float((found[0][name] - found[1][name]).abs().max()) for name in found[0])
 
 
 def test_each_process_holds_its_part_of_weights_gradients_and_moments() -> None:
-    said: list[tuple[int, list[dict[str, int]]]] = []
+    said: list[tuple[int, list[dict[str, int]], float]] = []
     run_team(2, hold, (), said.append)
-    ((whole, held),) = said
+    ((whole, held, error),) = said
+    assert error < 1e-4
     assert whole == finetune().num_trained
     for kind in ("weights", "modules", "gradients", "best", "behind"):
         assert sum(own[kind] for own in held) == whole, kind
