@@ -35,7 +35,7 @@ class Unsharded:
         """Call `compute`, which runs the backbone for a backward pass."""
         return compute()
 
-    def attempt(
+    def within_memory(
         self, step: Callable[[int], Made], budget: TokenBudget, shortest: int, undo: Callable[[], None]
     ) -> Made:
         """Call `step(tokens)` of a micro-batch's budget, again with half of it where memory runs out."""
@@ -92,7 +92,7 @@ class Sharded(Unsharded):
             made: Made = self._root(compute)
         return made
 
-    def attempt(
+    def within_memory(
         self, step: Callable[[int], Made], budget: TokenBudget, shortest: int, undo: Callable[[], None]
     ) -> Made:
         """Call `step(tokens)` once: a process cannot repeat it while the others wait in the middle of theirs."""

@@ -120,7 +120,7 @@ class BundleStep:
         Where memory runs out, all is done again in smaller micro-batches.
         """
         shortest = int(self.fused.lengths(self.encoded["train"], rows).min())
-        losses = self.sharding.attempt(partial(self._accumulate_within, rows), self.budget, shortest, self._undo)
+        losses = self.sharding.within_memory(partial(self._accumulate_within, rows), self.budget, shortest, self._undo)
         self.team.add_up(losses, [p for i in self.active for p in self.states[i].parameters])
         return losses
 

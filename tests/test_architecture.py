@@ -44,7 +44,7 @@ LAYERS = [
     ["train"],
     ["bundle"],
     ["placement", "planning", "ray_worker"],
-    ["estimate", "packing", "ray_cluster"],
+    ["estimate", "packing", "ray_cluster", "ray_parcel"],
     ["listings_time", "ray_engine", "worklist"],
     ["engines", "listings"],
     ["runner"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,24 @@ from safetensors.torch import load_file
 from test_fused import make_cell, make_method, trainer
 from typer.testing import CliRunner
 
+from benchmarks.memory import LENGTH, _padded, evaluation, peak_bytes, random_backbone
 from harness.backbone import Backbone
 from harness.cli import app
+from harness.device_plan import full_tuning
 from harness.distributed import Send, Team, run_team
 from harness.errors import UserError
+from harness.loading import source_config
 from harness.memory import TokenBudget
-from harness.method import Method
-from harness.optimizer import is_sharded, own_part
+from harness.method import Method, load_file
+from harness.optimizer import JointAdamW, is_sharded, own_part
 from harness.results import ResultStore
 from harness.runner import run
 from harness.schema import Result
 from harness.sharding import UNSHARDED, Sharded, shard, trains_backbone
+from harness.suite_file import Recipe
 from harness.tiny import tiny_backbone
 
+ROOT = Path(__file__).resolve().parent.parent
 # micro-batches of few tokens, so that processes have different numbers of them, and clipping that bites
 SUITE = """\
 suite: shards
@@ -134,7 +140,7 @@ def test_a_step_without_memory_is_not_repeated_by_one_process_alone() -> None:
 
     sharded = Sharded.__new__(Sharded)
     with pytest.raises(RuntimeError, match=r"micro-batches of 512 tokens.*lower execution\.micro_batch_tokens"):
-        sharded.attempt(step, TokenBudget(512), 10, lambda: None)
+        sharded.within_memory(step, TokenBudget(512), 10, lambda: None)
 
 
 @pytest.mark.parametrize(("method", "expected"), [("finetune", True), ("lora", False), ("prompt_tuning", False)])
@@ -163,3 +169,49 @@ def test_shards_that_cannot_be_are_refused_by_name(tmp_path: Path, settings: lis
     assert expected in str(done.exception)
     assert "execution" in str(done.exception)
     assert not (tmp_path / "out").exists()
+
+
+SHAPES = {
+    "t5": {**source_config("t5-small"), "num_layers": 4, "num_decoder_layers": 4, "dropout_rate": 0.0},
+    "llama": {**source_config("llama-2-7b"), "hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 8,
+              "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 2_000},
+}  # fmt: skip
+ROWS = 4
+
+
+def measure(team: Team, send: Send, kind: str) -> None:
+    """Send the profiler's peaks beside weights, moments and best step: of a step with its update, of an evaluation."""
+    backbone = random_backbone(SHAPES[kind], "none", "cpu")
+    cls = load_file(ROOT / "methods" / "finetune.py").cls
+    assert cls is not None
+    assert issubclass(cls, Method)
+    method = cls(cls.HP(), backbone)
+    sharding = shard(backbone, method, team)
+    optimizer = JointAdamW([[{"params": list(method.parameters()), "lr": 1e-3}]], [Recipe()])
+
+    def step() -> None:
+        backbone.model.train()
+        ids, labels = torch.zeros(ROWS, LENGTH, dtype=torch.long), torch.full((ROWS, 3), 5)
+        sharding.forward(lambda: backbone.token_losses(backbone.embedding(ids), _padded(ids), labels).sum()).backward()
+
+    def step_and_update() -> None:
+        step()
+        optimizer.step({0: 1.0})
+
+    def answer() -> None:
+        with sharding.gathered():
+            evaluation(backbone, ROWS * LENGTH)
+
+    step_and_update()  # the first one sets up the gathering
+    send((peak_bytes(step_and_update, "cpu"), peak_bytes(answer, "cpu")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", list(SHAPES))
+def test_the_plan_knows_what_each_process_takes(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(SHAPES[kind]))
+    estimate = full_tuning(str(tmp_path), ROWS * LENGTH)
+    said: list[tuple[int, int]] = []
+    run_team(2, measure, (kind,), said.append)
+    kept = 4 * 4 * estimate.num_params / 2
+    assert estimate.peak(2) == pytest.approx(kept + max(said[0]), rel=0.15)
