@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file
+from safetensors.torch import load_file as load_tensors
 from test_fused import make_cell, make_method, trainer
 from typer.testing import CliRunner
 
@@ -52,7 +52,7 @@ def stored(folder: Path, **settings: object) -> tuple[Result, dict[str, torch.Te
     changed = {f"execution.{name}": value for name, value in settings.items()}
     assert run(folder / "shards.yaml", results=folder / "out", settings=changed, quiet=True).num_failed == 0
     ((path, result),) = ResultStore(folder / "out").scan()
-    return result, load_file(path.with_suffix(".safetensors"))
+    return result, load_tensors(path.with_suffix(".safetensors"))
 
 
 def test_two_processes_with_shards_store_what_one_process_does(tmp_path: Path) -> None:
