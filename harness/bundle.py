@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -19,7 +20,7 @@ from harness.distributed import ALONE, Send, Team, run_team
 from harness.errors import UserError
 from harness.flops import MatmulParams, matmul_params
 from harness.heads import LinearHead, class_targets
-from harness.loading import DEFAULT_PLACEMENT, Placement
+from harness.loading import DEFAULT_PLACEMENT, Placement, load_backbone, meta_backbone
 from harness.memory import reset_peak_memory
 from harness.method import Method, Registered, Rule, load_file
 from harness.mixture import join_encoded
@@ -27,6 +28,7 @@ from harness.products import Circumstances, OnProduct, failed_product, rule_prod
 from harness.racing import Race
 from harness.results import NotStored
 from harness.schema import Cell, Failure
+from harness.sharding import UNSHARDED, shard, trains_backbone
 from harness.starting import StartFile, read_start
 from harness.tasks.record import Task
 from harness.token_cache import cached_encode
@@ -54,6 +56,8 @@ class Bundle:
     placement: Placement = DEFAULT_PLACEMENT
     processes: int = 1
     """Processes that train it together, each on its own device."""
+    sharding: Literal["none", "fsdp"] = "none"
+    """Whether those divide the weights among them, if its method trains all of them."""
     compile: bool = False
 
 
@@ -151,12 +155,33 @@ class _Work:
                 self.left.remove(value.result.cell)
 
         self.is_ready = True
-        run_team(self.bundle.processes, _train_as_member, (replace(self.bundle, checkpoint=None), self.common), take)
+        if self.bundle.checkpoint is not None:
+            self.listener.say("several processes keep no checkpoints: what is killed starts this bundle anew")
+        bundle = replace(self.bundle, checkpoint=None, sharding="fsdp" if self._is_to_shard() else "none")
+        run_team(bundle.processes, _train_as_member, (bundle, self.common), take)
+
+    def _is_to_shard(self) -> bool:
+        """Whether weights are to be divided, and there is a method that trains them."""
+        cell = self.bundle.cells[0]
+        cls = self.registered[cell.method].cls
+        if self.bundle.sharding == "none" or cls is None or issubclass(cls, Rule):
+            return False
+        backbone = meta_backbone(self.bundle.backbone, cell.recipe.quantization)
+        return trains_backbone(build_method(cell, cls, backbone), backbone)
+
+    def _backbone(self) -> Backbone:
+        bundle, recipe = self.bundle, self.bundle.cells[0].recipe
+        if self._is_member_with_shards:  # no device need hold all of it
+            return load_backbone(bundle.backbone, recipe.precision, "cpu", placement=bundle.placement)
+        return cached_backbone(bundle.backbone, recipe.precision, recipe.quantization, bundle.placement)
+
+    @property
+    def _is_member_with_shards(self) -> bool:
+        return self.bundle.sharding == "fsdp" and self.team.size > 1
 
     def _train(self, data: TaskData) -> None:
         bundle = self.bundle
-        recipe = bundle.cells[0].recipe
-        backbone = cached_backbone(bundle.backbone, recipe.precision, recipe.quantization, bundle.placement)
+        backbone = self._backbone()
         data = cut_references(data, backbone)
         with torch.random.fork_rng():
             encoded = _encode(bundle.cells[0], data, backbone)
@@ -167,14 +192,16 @@ class _Work:
             torch.manual_seed(
                 bundle.cells[0].seed + self.team.rank
             )  # the dropout to come is of other rows in each process
-            max_tokens = bundle.micro_batch_tokens or default_tokens(backbone)
-            trainer = BundleTrainer(self.left, methods, data, encoded, backbone, max_tokens, bundle.races, self.team)
-            layer_side = [method for method in methods if method.is_layer_side()]
             matmul = matmul_params(backbone)  # of the network as it is before a method changes its layers
-            if trainer.fused.heads:
+            if methods[0].linear_head is not None:
                 matmul = replace(matmul, head=methods[0].num_head)
-            backbone.compile(bundle.compile and not layer_side)
-            with trainer.fused.attached():
+            backbone.compile(bundle.compile and not methods[0].is_layer_side())
+            sharding = shard(backbone, methods[0], self.team) if self._is_member_with_shards else UNSHARDED
+            max_tokens = bundle.micro_batch_tokens or sharding.default_tokens or default_tokens(backbone)
+            trainer = BundleTrainer(
+                self.left, methods, data, encoded, backbone, max_tokens, bundle.races, self.team, sharding
+            )
+            with contextlib.nullcontext() if sharding.is_sharded else trainer.fused.attached():
                 self._run(trainer, data, matmul)
 
     def _built(self, backbone: Backbone, task: Task) -> list[Method]:
@@ -202,7 +229,10 @@ class _Work:
         reset_peak_memory()
 
         def hand_over(outcome: Outcome) -> None:
-            self.listener.on_product(trained_product(outcome, data, backbone, matmul, self.common))
+            is_stored = outcome.failure is None and outcome.raced_out_at is None
+            tensors = trainer.sharding.whole_tensors(outcome.method) if is_stored else {}
+            if self.team.rank == 0:
+                self.listener.on_product(trained_product(outcome, tensors, data, backbone, matmul, self.common))
             self.left.remove(outcome.cell)
 
         trainer.run(self.listener.on_step, hand_over, Keeper(plan, self.listener.say))

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
+from transformers.modeling_layers import GradientCheckpointingLayer
+
 from harness.backbone import Backbone
 from harness.errors import require_choice
 from harness.flops import DEVICES, Device
@@ -30,6 +32,38 @@ DEPTHS = (2, 3)  # a single layer has its peak elsewhere
 DEPTH_NAMES = ("num_layers", "num_decoder_layers", "num_hidden_layers")
 
 
+SHARDS = (2, 4, 8)
+"""Numbers of devices among which full fine-tuning is shown divided."""
+
+
+@dataclass(frozen=True)
+class FullTuning:
+    """What training all weights takes, in float32."""
+
+    num_params: int
+    layer_params: int
+    """Of the largest layer."""
+    other_params: int
+    """Of no layer: embedding, head, norms."""
+    activations: int
+    evaluation: int
+
+    def peak(self, processes: int = 1) -> int:
+        """Bytes on each device; with several processes, the weights are divided among them (`execution.sharding`).
+
+        Trained weights, two moments and the copy of the best step; on top of it the larger of the backward pass with
+        its gradients, and the optimiser's gradients and scales. One process also keeps the frozen weights. Shards need
+        during a pass what stands in no layer, whole and with its gradient, and twice so the layer at work and the next;
+        in an evaluation all weights, whole.
+        """
+        own = 4 * self.num_params / processes
+        if processes == 1:
+            return round(5 * own + max(own + self.activations, 2 * own))
+        gathered = 4 * (2 * self.other_params + 4 * self.layer_params)
+        evaluation = 4 * self.num_params + self.evaluation
+        return round(4 * own + max(own + gathered + self.activations, 2 * own, evaluation))
+
+
 @dataclass(frozen=True)
 class Need:
     """Bytes that one backbone takes in one form of storage."""
@@ -41,8 +75,8 @@ class Need:
     """Peak of a step beside the weights for each position of a micro-batch."""
     evaluation: int
     """Peak of an evaluation of twice the tokens beside the weights."""
-    full_tuning: int | None
-    """Peak of full fine-tuning, all told; in float32; None for other storage."""
+    full: FullTuning | None
+    """Full fine-tuning; None for other storage than float32."""
 
     def step(self, tokens: int) -> int:
         """Peak of training a prompt or a table, weights included."""
@@ -63,29 +97,70 @@ def find_device(name: str) -> tuple[str, Device]:
     return key, DEVICES[key]
 
 
-@functools.cache
 def need(source: str, storage: Scheme, tokens: int = TOKENS, length: int = LENGTH) -> Need:
     """What training and evaluation through a backbone take.
 
-    Layers are alike, so two shallow networks give the whole: what a step takes anyway, and what each layer adds.
     Raises UserError for a backbone whose configuration is not on this machine.
     """
-    config = source_config(source)
-    depth = max(config.get(name, 0) for name in DEPTH_NAMES)
+    weights, per_token = weights_of(source, storage), token_bytes(source, storage, tokens, length)
+    full = full_tuning(source, tokens, length) if storage == "none" else None
+    return Need(short_name(source), storage, weights, per_token, _evaluation(source, storage, tokens, length), full)
+
+
+@functools.cache
+def weights_of(source: str, storage: Scheme) -> int:
+    """Bytes of a backbone's weights."""
+    return weight_bytes(meta_backbone(source).model, storage)
+
+
+@functools.cache
+def token_bytes(source: str, storage: Scheme, tokens: int, length: int) -> float:
+    """Peak of a step for each position of a micro-batch of `tokens` in rows of `length`, beside the weights."""
     rows = max(1, tokens // length)
-    precision = "float32" if storage == "none" else "bfloat16"
-    step = _whole(depth, [_trained(config, d, storage, precision, rows, length) for d in DEPTHS])
-    evaluation = _whole(depth, [_evaluated(config, d, storage, precision, 2 * rows, length) for d in DEPTHS])
-    backbone = meta_backbone(source)
-    weights = weight_bytes(backbone.model, storage)
-    full_tuning = _full_tuning(config, depth, backbone.num_params, weights, rows, length) if storage == "none" else None
-    return Need(short_name(source), storage, weights, step / (rows * length), round(evaluation), full_tuning)
+    return _step(source, storage, rows, length, trains_weights=False) / (rows * length)
 
 
-def _full_tuning(config: dict[str, Any], depth: int, num_params: int, weights: int, rows: int, length: int) -> int:
-    """Frozen weights, trained copies, two moments; and the larger of backward pass and the optimiser's own copies."""
-    backward = _whole(depth, [_trained(config, d, "none", "float32", rows, length, True) for d in DEPTHS])
-    return round(weights + 12 * num_params + max(backward, 8.0 * num_params))
+@functools.cache
+def full_tuning(source: str, tokens: int = TOKENS, length: int = LENGTH) -> FullTuning:
+    """What training all weights of a backbone takes; float32."""
+    model = meta_backbone(source).model
+    num_params = _num_weights(model)
+    layers = [_num_weights(m) for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    backward = _step(source, "none", max(1, tokens // length), length, trains_weights=True)
+    evaluation = _evaluation(source, "none", tokens, length)
+    activations = round(backward - 4 * num_params)
+    return FullTuning(num_params, max(layers, default=0), num_params - sum(layers), activations, evaluation)
+
+
+def _num_weights(module: Any) -> int:
+    return sum(weight.numel() for weight in module.parameters())
+
+
+def _step(source: str, storage: Scheme, rows: int, length: int, trains_weights: bool) -> float:
+    """Peak of a step beside the weights.
+
+    Layers are alike, so two shallow networks give the whole: what a step takes anyway, and what each layer adds.
+    """
+    config, depth = _shape(source)
+    precision = _precision(storage)
+    return _whole(depth, [_trained(config, d, storage, precision, rows, length, trains_weights) for d in DEPTHS])
+
+
+@functools.cache
+def _evaluation(source: str, storage: Scheme, tokens: int, length: int) -> int:
+    config, depth = _shape(source)
+    rows, precision = 2 * max(1, tokens // length), _precision(storage)
+    return round(_whole(depth, [_evaluated(config, d, storage, precision, rows, length) for d in DEPTHS]))
+
+
+def _shape(source: str) -> tuple[dict[str, Any], int]:
+    """Configuration and number of layers."""
+    config = source_config(source)
+    return config, max(config.get(name, 0) for name in DEPTH_NAMES)
+
+
+def _precision(storage: Scheme) -> str:
+    return "float32" if storage == "none" else "bfloat16"
 
 
 def _whole(depth: int, peaks: Sequence[int]) -> float:
@@ -121,38 +196,34 @@ def describe_device(device: str, sources: Sequence[str] | None, tokens: int = TO
     names = sources or sorted((path.stem for path in CONFIGS.glob("*.json")), key=_size)
     needs = [need(source, storage, tokens) for source in names for storage in get_args(Scheme)]
     rows = [_row(item, capacity, tokens) for item in needs]
-    columns = [
-        "backbone",
-        "storage",
-        "weights",
-        "prompts",
-        "fits",
-        "most_tokens",
-        "evaluation",
-        "full_tuning",
-        "fits_too",
-    ]
+    columns = ["backbone", "storage", "weights", "prompts", "fits", "most_tokens", "evaluation", "full_tuning"]
+    columns += ["fits_full", *(f"fsdp_{shards}" for shards in SHARDS)]
     text = (
         f"{name}: {found.memory_gb} GB, of which {capacity / GIB:.1f} GiB are planned with. GiB at {tokens:,} tokens\n"
         "(prompt, text and padding of a micro-batch); most_tokens: the largest micro-batch that fits; full_tuning: of\n"
-        "all weights. 8- and 4-bit weights and bf16 compute in bfloat16, none in float32.\n\n" + table(rows, columns)
+        "all weights, and on each of 2, 4 or 8 devices (execution.sharding: fsdp). 8- and 4-bit weights and bf16\n"
+        "compute in bfloat16, none in float32.\n\n" + table(rows, columns)
     )
     return {
         "device": name,
         "memory_gb": found.memory_gb,
         "usable_bytes": round(capacity),
         "tokens": tokens,
-        "backbones": [
-            {**asdict(item), "step": item.step(tokens), "most_tokens": item.most_tokens(capacity)} for item in needs
-        ],
+        "backbones": [_values(item, capacity, tokens) for item in needs],
         "text": text,
     }
+
+
+def _values(item: Need, capacity: float, tokens: int) -> dict[str, Any]:
+    peaks = {"full_tuning": None if item.full is None else item.full.peak()}
+    peaks |= {f"fsdp_{shards}": None if item.full is None else item.full.peak(shards) for shards in SHARDS}
+    return {**asdict(item), "step": item.step(tokens), "most_tokens": item.most_tokens(capacity), **peaks}
 
 
 def _row(item: Need, capacity: float, tokens: int) -> dict[str, str]:
     step, evaluation = item.step(tokens), item.weights + item.evaluation
     most = item.most_tokens(capacity)
-    return {
+    row = {
         "backbone": item.backbone,
         "storage": item.storage,
         "weights": f"{item.weights / GIB:.1f}",
@@ -160,9 +231,12 @@ def _row(item: Need, capacity: float, tokens: int) -> dict[str, str]:
         "fits": "yes" if max(step, evaluation) <= capacity else "smaller batches" if most else "no",
         "most_tokens": f"{most:,}" if most else "",
         "evaluation": f"{evaluation / GIB:.1f}",
-        "full_tuning": "" if item.full_tuning is None else f"{item.full_tuning / GIB:.1f}",
-        "fits_full": "" if item.full_tuning is None else "yes" if item.full_tuning <= capacity else "no",
     }
+    if item.full is None:
+        return row
+    row["full_tuning"] = f"{item.full.peak() / GIB:.1f}"
+    row["fits_full"] = "yes" if item.full.peak() <= capacity else "no"
+    return row | {f"fsdp_{shards}": f"{item.full.peak(shards) / GIB:.1f}" for shards in SHARDS}
 
 
 def _size(source: str) -> int:

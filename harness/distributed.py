@@ -23,6 +23,7 @@ from torch import Tensor
 
 from harness.errors import UserError
 from harness.fused import Index
+from harness.optimizer import is_sharded
 
 POLL_S = 0.5
 Send = Callable[[Any], None]
@@ -46,10 +47,11 @@ class Team:
     def add_up(self, losses: Tensor, parameters: Sequence[Tensor]) -> None:
         """Replace losses and gradients by their sums over all processes.
 
-        A tensor that no process has a gradient for keeps none.
+        A tensor that no process has a gradient for keeps none; a sharded one has its sum already.
         """
         if self.size == 1:
             return
+        parameters = [parameter for parameter in parameters if not is_sharded(parameter)]
         has_gradient = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32, device=losses.device)
         dist.all_reduce(has_gradient)
         dist.all_reduce(losses)

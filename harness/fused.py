@@ -82,7 +82,8 @@ class FusedInput:
 
     def refresh(self, grad: bool, cells: Sequence[int]) -> None:
         """Compute anew the prompts and tables of the given static methods; call once per optimiser step."""
-        zero = self.backbone.embedding.weight.new_zeros(1, self.backbone.hidden)
+        weight = self.backbone.embedding.weight
+        zero = torch.zeros(1, self.backbone.hidden, dtype=weight.dtype, device=weight.device)
         pieces, position = [zero], 1
         with torch.set_grad_enabled(grad):
             for index in cells:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from harness.suite_file import Recipe
@@ -25,18 +26,31 @@ class _Slot:
     num_updates: int = 0
 
 
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this process holds a part of the tensor only (a DTensor)."""
+    return hasattr(tensor, "to_local")
+
+
+@torch.no_grad()
+def own_part(tensor: Tensor) -> Tensor:
+    """This process's part of a sharded tensor, sharing its memory; any other tensor as it is."""
+    to_local: Callable[[], Tensor] = getattr(tensor, "to_local", lambda: tensor)
+    return to_local()
+
+
 class JointAdamW:
     """AdamW (Loshchilov and Hutter 2019, algorithm 2) over the tensors of many cells.
 
     Equals `clip_grad_norm_` and `torch.optim.AdamW` called for each cell, up to rounding. Like those it passes over a
-    tensor without a gradient, whose bias correction then lags behind.
+    tensor without a gradient, whose bias correction then lags behind. Of a sharded tensor each process moves its part,
+    clipped by the norm of the whole.
     """
 
     def __init__(self, groups: Sequence[Sequence[Mapping[str, Any]]], recipes: Sequence[Recipe]) -> None:
         """Per cell: parameter groups of `params` and `lr`, and the recipe for the rest."""
         self.recipes = list(recipes)
         self.slots = [
-            _Slot(cell, recipes[cell], group["lr"], p, torch.zeros_like(p), torch.zeros_like(p))
+            _Slot(cell, recipes[cell], group["lr"], p, torch.zeros_like(own_part(p)), torch.zeros_like(own_part(p)))
             for cell, own in enumerate(groups)
             for group in own
             for p in group["params"]
@@ -49,8 +63,8 @@ class JointAdamW:
         slots = [slot for slot in self.slots if slot.cell in factors and slot.parameter.grad is not None]
         if not slots:
             return
-        gradients = [slot.parameter.grad for slot in slots if slot.parameter.grad is not None]
-        self._clip([slot.cell for slot in slots], gradients)
+        gradients = [own_part(slot.parameter.grad) for slot in slots if slot.parameter.grad is not None]
+        self._clip(slots, gradients)
         for slot in slots:
             slot.num_updates += 1
         _move(slots, gradients, [slot.lr * factors[slot.cell] for slot in slots])
@@ -65,9 +79,10 @@ class JointAdamW:
         """Let go of the moments of cells that have ended."""
         self.slots = [slot for slot in self.slots if slot.cell not in cells]
 
-    def _clip(self, owners: list[int], gradients: list[Tensor]) -> None:
+    def _clip(self, slots: Sequence[_Slot], gradients: list[Tensor]) -> None:
         """Scale each cell's gradients so that their common norm is at most its `clip_norm`."""
-        norms = torch.stack(torch._foreach_norm(gradients))
+        owners = [slot.cell for slot in slots]
+        norms = _whole_norms(slots, torch.stack(torch._foreach_norm(gradients)))
         if self._layout is None or self._layout[0] != owners:
             cells = torch.tensor(owners, device=norms.device)
             limits = [self.recipes[cell].clip_norm for cell in owners]
@@ -78,8 +93,18 @@ class JointAdamW:
         torch._foreach_mul_(gradients, list((limit / (totals + 1e-6)).clamp(max=1.0).unbind()))
 
 
+def _whole_norms(slots: Sequence[_Slot], norms: Tensor) -> Tensor:
+    """Norms of whole gradients from those of the parts; every process that holds parts must call this."""
+    divided = [is_sharded(slot.parameter) for slot in slots]
+    if not any(divided):
+        return norms
+    squares = norms.square()
+    dist.all_reduce(squares)
+    return torch.where(torch.tensor(divided, device=norms.device), squares.sqrt(), norms)
+
+
 def _move(slots: Sequence[_Slot], gradients: list[Tensor], rates: Sequence[float]) -> None:
-    parameters = [slot.parameter for slot in slots]
+    parameters = [own_part(slot.parameter) for slot in slots]
     first, second = [slot.first for slot in slots], [slot.second for slot in slots]
     recipes = [slot.recipe for slot in slots]
     if any(recipe.weight_decay for recipe in recipes):

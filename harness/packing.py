@@ -33,6 +33,7 @@ def pack(plan: Plan, cells: Sequence[Cell]) -> list[Bundle]:
             compile=plan.suite.file.execution.compile,
             placement=placement(plan),
             processes=plan.suite.file.execution.processes,
+            sharding=plan.suite.file.execution.sharding,
             starts={cell.cell_id: plan.start_files(cell) for cell in part if cell.init_from},
         )
         for part in parts

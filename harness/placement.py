@@ -12,10 +12,12 @@ from dataclasses import replace
 
 from harness.backbone import Backbone
 from harness.bundle import Bundle, build_method
+from harness.device_plan import full_tuning, token_bytes, weights_of
 from harness.loading import meta_backbone
 from harness.method import Method, Rule, load_file
-from harness.quantization import weight_bytes
+from harness.quantization import Scheme
 from harness.schema import Cell
+from harness.sharding import trains_backbone
 
 CONTEXT_BYTES = 600 * 2**20
 """What CUDA and its libraries take in every process."""
@@ -42,22 +44,22 @@ def on_a_share(bundle: Bundle) -> Bundle:
 
 
 def memory_need(bundle: Bundle) -> int:
-    """Bytes that training a bundle takes on a GPU: weights, activations of a micro-batch, tensors of its cells.
+    """Bytes that training a bundle takes on a GPU, by the arithmetic of `harness plan --device`; 0 for a rule.
 
-    Activations: (34 H + 5 A S) bytes per position and layer at 16 bits, twice that at 32 (Korthikanti et al., 2022,
-    eq. 1), with width H, A heads and rows of S positions. A trained number has a gradient, two moments and the copy
-    of the best step. 0 for a rule.
+    A number that a cell trains has a gradient, two moments and the copy of the best step.
     """
     if is_rule(bundle):
         return 0
-    backbone, recipe = _meta(bundle.backbone), bundle.cells[0].recipe
-    size = 8 if recipe.precision == "float64" else 4
-    trained = sum(_num_trained(bundle, cell, backbone) for cell in bundle.cells)
-    tokens = bundle.micro_batch_tokens or SHARED_TOKENS
-    per_position = size / 2 * _per_position(backbone, recipe.max_source_length or LONGEST_TEXT)
-    quantized = recipe.quantization != "none"
-    weights = weight_bytes(backbone.model, recipe.quantization) if quantized else size * backbone.num_params
-    return int(CONTEXT_BYTES + weights + 5 * size * trained + tokens * per_position)
+    recipe = bundle.cells[0].recipe
+    scale = 2 if recipe.precision == "float64" else 1
+    tokens, length = bundle.micro_batch_tokens or SHARED_TOKENS, recipe.max_source_length or LONGEST_TEXT
+    methods = [method for cell in bundle.cells if (method := _method(bundle, cell)) is not None]
+    if any(trains_backbone(method, _meta(bundle.backbone, recipe.quantization)) for method in methods):
+        shards = 1 if bundle.sharding == "none" else bundle.processes
+        return CONTEXT_BYTES + scale * full_tuning(bundle.backbone, tokens, length).peak(shards)
+    trained = sum(method.num_trained for method in methods)
+    step = tokens * token_bytes(bundle.backbone, recipe.quantization, tokens, length)
+    return round(CONTEXT_BYTES + scale * (weights_of(bundle.backbone, recipe.quantization) + step + 20 * trained))
 
 
 def is_rule(bundle: Bundle) -> bool:
@@ -66,24 +68,17 @@ def is_rule(bundle: Bundle) -> bool:
     return cls is not None and issubclass(cls, Rule)
 
 
-def _per_position(backbone: Backbone, length: int) -> float:
-    """Bytes of one position in all layers at 16 bits. A decoder's own positions are few and counted as the rest."""
-    config = backbone.config
-    layers = int(getattr(config, "num_hidden_layers", 0) or getattr(config, "num_layers", 0))
-    heads = int(getattr(config, "num_attention_heads", 0) or getattr(config, "num_heads", 0))
-    return float(layers * (34 * backbone.hidden + 5 * heads * length))
-
-
-def _num_trained(bundle: Bundle, cell: Cell, backbone: Backbone) -> int:
+def _method(bundle: Bundle, cell: Cell) -> Method | None:
+    """A cell's method without weights; None where it cannot be built, as the cell will say."""
     cls = load_file(bundle.method_files[cell.method]).cls
     if cls is None or not issubclass(cls, Method):
-        return 0
+        return None
     try:
-        return build_method(cell, cls, backbone).num_trained
-    except Exception:  # the cell will say so
-        return 0
+        return build_method(cell, cls, _meta(bundle.backbone, cell.recipe.quantization))
+    except Exception:
+        return None
 
 
 @functools.lru_cache(maxsize=4)
-def _meta(source: str) -> Backbone:
-    return meta_backbone(source)
+def _meta(source: str, quantization: Scheme) -> Backbone:
+    return meta_backbone(source, quantization)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save as safetensors_bytes
+from torch import Tensor
 
 from harness import provenance
 from harness.backbone import Backbone
@@ -56,9 +57,14 @@ class Circumstances:
 
 
 def trained_product(
-    outcome: Outcome, data: TaskData, backbone: Backbone, matmul: MatmulParams, common: Circumstances
+    outcome: Outcome,
+    tensors: Mapping[str, Tensor],
+    data: TaskData,
+    backbone: Backbone,
+    matmul: MatmulParams,
+    common: Circumstances,
 ) -> Product:
-    """The product of a cell whose training has ended, well or not."""
+    """The product of a cell whose training has ended, well or not; `tensors` are its method's, whole, on the CPU."""
     cell, method = outcome.cell, outcome.method
     if outcome.failure is not None:
         return failed_product(cell, outcome.failure.model_copy(update={"step": outcome.failed_at}), common)
@@ -92,8 +98,7 @@ def trained_product(
     )
     if outcome.raced_out_at is not None:
         return Product(result, prediction_rows(data, outcome.answers), None)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in method.state_dict().items()}
-    return Product(result, prediction_rows(data, outcome.answers), safetensors_bytes(tensors))
+    return Product(result, prediction_rows(data, outcome.answers), safetensors_bytes(dict(tensors)))
 
 
 def rule_product(cell: Cell, rule: Rule, data: TaskData, common: Circumstances) -> Product:

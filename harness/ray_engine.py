@@ -18,13 +18,13 @@ from typing import Any, ClassVar
 from harness import provenance, stop
 from harness.bundle import Bundle
 from harness.errors import UserError
-from harness.loading import SHIPPED
 from harness.method import load_file
 from harness.placement import gpu_share, is_rule, memory_need, on_a_share
 from harness.products import Circumstances, OnProduct, Product, failed_product
 from harness.progress import Progress, Running
 from harness.ray_cluster import Cluster, Hand, Place, check_address, import_ray
-from harness.ray_worker import News, Parcel
+from harness.ray_parcel import Parcels
+from harness.ray_worker import News
 from harness.schema import Failure
 
 WAIT_S = 0.5
@@ -106,6 +106,7 @@ class RayEngine:
         """Compute every bundle. Raises UserError for what a machine lacks, Stopped after a request to stop."""
         with self, self._cleared():
             self.progress, self.on_product = progress, on_product
+            self._parcels = Parcels(self.cluster.ray)
             try:
                 self._run(iter(bundles))
             except stop.Stopped as request:
@@ -173,7 +174,7 @@ class RayEngine:
 
     def _send(self, hand: Hand, job: Job) -> None:
         bundle = on_a_share(job.bundle) if hand.share < 1 else job.bundle
-        hand.actor.start.remote(_parcel(bundle, job.is_rule, self._marker(bundle)))
+        hand.actor.start.remote(self._parcels.parcel(bundle, job.is_rule, self._marker(bundle)))
         self._shifts.append(Shift(hand, job, hand.actor.poll.remote()))
 
     def _hear(self) -> list[Job]:
@@ -299,20 +300,6 @@ class RayEngine:
 def _suits(hand: Hand, job: Job) -> bool:
     """Whether a worker can do a job without loading another backbone beside the one that it has."""
     return job.is_rule or hand.backbone in (None, job.backbone)
-
-
-def _parcel(bundle: Bundle, is_rule: bool, marker: Path | None) -> Parcel:
-    """A bundle with the content of its method files, and the folders that it needs on the worker's machine."""
-    folders = {}
-    if bundle.data_dir is not None:
-        folders["data"] = Path(bundle.data_dir)
-    if bundle.backbone not in SHIPPED and Path(bundle.backbone).is_dir():
-        folders["backbone"] = Path(bundle.backbone)
-    if bundle.cells[0].definition is not None:
-        folders["suite"] = Path(bundle.suite_folder)
-    absolute = {what: folder.absolute() for what, folder in folders.items()}
-    sources = {name: path.read_bytes() for name, path in bundle.method_files.items()}
-    return Parcel(bundle, sources, is_rule, Path.cwd(), absolute, marker)
 
 
 def _of_this_commit(product: Product) -> Product:

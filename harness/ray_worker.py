@@ -14,6 +14,7 @@ import socket
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -25,7 +26,9 @@ from harness.caches import cached_backbone, cached_task
 from harness.cell_state import describe_failure
 from harness.errors import UserError
 from harness.products import Product
+from harness.provenance import sha256_file
 from harness.schema import DevScore, Failure
+from harness.starting import StartFile
 
 POLL_S = 0.5
 """How long a question for news waits for some."""
@@ -45,6 +48,10 @@ class Parcel:
     """What the bundle reads, by kind: absolute paths that every machine needs."""
     marker: Path | None
     """A file in the driver's results folder: where it is not seen, the folder is not shared."""
+    start_methods: Mapping[Path, bytes] = field(default_factory=dict)
+    """Content of the method files of cells that others start from."""
+    tensors: Mapping[str, Callable[[], bytes]] = field(default_factory=dict)
+    """By SHA-256, how to get the files of tensors that cells start from."""
 
 
 @dataclass
@@ -124,11 +131,16 @@ class Worker:
         """The bundle with method files of this machine, and without a checkpoint where the folder is not shared."""
         bundle = parcel.bundle
         files = {name: _method_file(path, parcel.sources[name], folder) for name, path in bundle.method_files.items()}
+        starts = {
+            cell_id: tuple(_start_file(start, parcel, folder) for start in given)
+            for cell_id, given in bundle.starts.items()
+        }
+        bundle = replace(bundle, method_files=files, starts=starts)
         if bundle.checkpoint is not None and (parcel.marker is None or not parcel.marker.exists()):
             text = "the results folder is not to be seen from here, so no checkpoints are kept"
             self._events.put(text)
-            return replace(bundle, method_files=files, checkpoint=None)
-        return replace(bundle, method_files=files)
+            return replace(bundle, checkpoint=None)
+        return bundle
 
 
 def _method_file(path: Path, source: bytes, folder: Path) -> Path:
@@ -140,6 +152,23 @@ def _method_file(path: Path, source: bytes, folder: Path) -> Path:
     copy.parent.mkdir(exist_ok=True)
     copy.write_bytes(source)
     return copy
+
+
+def _start_file(start: StartFile, parcel: Parcel, folder: Path) -> StartFile:
+    """What a cell starts from as the driver has it: the files at the same places, or copies."""
+    if start.method_file is not None and start.method_file in parcel.start_methods:
+        source = parcel.start_methods[start.method_file]
+        start = replace(start, method_file=_method_file(start.method_file, source, folder))
+    if (
+        start.sha256 is None
+        or start.sha256 not in parcel.tensors
+        or (start.path.is_file() and sha256_file(start.path) == start.sha256)
+    ):
+        return start
+    copy = folder / f"{start.sha256}.safetensors"
+    if not copy.exists():
+        copy.write_bytes(parcel.tensors[start.sha256]())
+    return replace(start, path=copy)
 
 
 def _require_inputs(parcel: Parcel) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,12 +23,13 @@ from harness.data import Encoded, TaskData
 from harness.distributed import ALONE, Team
 from harness.fused import FusedInput, Index, Rows, micro_batches
 from harness.heads import Classifier
-from harness.memory import TokenBudget, on_device, probed_tokens, random_state, restore_random_state, until_it_fits
+from harness.memory import TokenBudget, on_device, probed_tokens, random_state, restore_random_state
 from harness.method import Method
 from harness.mixture import row_order
 from harness.optimizer import JointAdamW
 from harness.racing import Race
 from harness.schema import Cell
+from harness.sharding import UNSHARDED, Unsharded
 
 # without a graph to keep, a forward pass may hold more tokens for the same memory
 EVALUATION_FACTOR = 2
@@ -49,6 +51,7 @@ class BundleStep:
         max_tokens: int,
         races: Sequence[Race] = (),
         team: Team = ALONE,
+        sharding: Unsharded = UNSHARDED,
     ) -> None:
         self.backbone = backbone
         self.data = data
@@ -67,6 +70,7 @@ class BundleStep:
         self.handed_over: set[int] = set()
         self.races = races
         self.team = team
+        self.sharding = sharding
         self.step = 0
         self.is_settled = True
         """Whether no step is half done."""
@@ -117,7 +121,7 @@ class BundleStep:
         Where memory runs out, all is done again in smaller micro-batches.
         """
         shortest = int(self.fused.lengths(self.encoded["train"], rows).min())
-        losses = until_it_fits(lambda tokens: self._accumulate_within(rows, tokens), self.budget, shortest, self._undo)
+        losses = self.sharding.within_memory(partial(self._accumulate_within, rows), self.budget, shortest, self._undo)
         self.team.add_up(losses, [p for i in self.active for p in self.states[i].parameters])
         return losses
 
@@ -129,17 +133,29 @@ class BundleStep:
         weights = on_device(1 / np.maximum(per_cell, 1), device).to(dtype)
         losses = torch.zeros(len(self.states), device=device, dtype=dtype)
         fused.refresh(grad=True, cells=self.active)
-        rows = rows.take(self.team.share(len(rows)))
-        for batch in self._micro_batches(fused.lengths(train, rows), max_tokens):
+        for batch, counts in self._dealt(rows, max_tokens):
             stop.check(stop.GRACE_S)
-            embeds, mask, placed = fused.build(train, rows.take(batch))
-            labels = on_device(train.targets(placed.rows), device)
-            cells = on_device(placed.cells, device)
-            row_losses = self._token_losses(embeds, mask, labels, cells).sum(1).to(dtype) * weights[cells]
+            row_losses, cells = self.sharding.forward(partial(self._row_losses, batch, weights * counts))
             row_losses.sum().backward()  # type: ignore[no-untyped-call]
             losses.index_add_(0, cells, row_losses.detach())
         fused.backward()
         return losses
+
+    def _dealt(self, rows: Rows, max_tokens: int) -> list[tuple[Rows, bool]]:
+        """This process's micro-batches, and whether they count: where all must compute equally often, some do not."""
+        mine = rows.take(self.team.share(len(rows)))
+        batches = self._micro_batches(self.fused.lengths(self.encoded["train"], mine), max_tokens)
+        num_fillers = self.sharding.most(len(batches)) - len(batches)
+        filler = rows.take(np.zeros(1, np.int64))
+        return [(mine.take(batch), True) for batch in batches] + [(filler, False)] * num_fillers
+
+    def _row_losses(self, batch: Rows, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Weighted loss of each row of a micro-batch, and the cell that it belongs to, both [N]."""
+        train, device = self.encoded["train"], self.backbone.device
+        embeds, mask, placed = self.fused.build(train, batch)
+        labels = on_device(train.targets(placed.rows), device)
+        cells = on_device(placed.cells, device)
+        return self._token_losses(embeds, mask, labels, cells).sum(1).to(weights.dtype) * weights[cells], cells
 
     def _micro_batches(self, lengths: Index, max_tokens: int) -> list[Index]:
         return micro_batches(lengths, max_tokens, OVERHEAD_TOKENS.get(self.backbone.device.type, 8_192))
@@ -177,7 +193,7 @@ class BundleStep:
     def probe(self) -> None:
         """On a CUDA device, set the token budgets to what its free memory holds; changes nothing else."""
         device = self.backbone.device
-        if device.type != "cuda":
+        if device.type != "cuda" or self.sharding.is_sharded:
             return
         free, _ = torch.cuda.mem_get_info(device)
         self.budget.tokens = probed_tokens(self._peak_bytes, free, MOST_PROBED_TOKENS)

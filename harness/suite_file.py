@@ -97,10 +97,20 @@ class Execution(Strict):
     """How often the state of a bundle in training is kept, e.g. 90s, 10m, 2h, 500 steps; or off."""
     processes: int = Field(1, ge=1, le=64)
     """Processes of this machine that train each bundle together (data parallel), each on a GPU of its own."""
+    sharding: Literal["none", "fsdp"] = "none"
+    """`fsdp` divides weights, gradients and moments among the processes for cells that train the whole backbone."""
     device_map: Literal["auto"] | None = None
     """`auto` spreads a backbone's layers over all GPUs of the machine."""
     gradient_checkpointing: bool = False
     """Keep only each layer's input for the backward pass, and compute the layer again there: less memory, more time."""
+
+    @model_validator(mode="after")
+    def _shards_need_processes(self) -> Execution:
+        if self.sharding != "none" and self.processes == 1:
+            raise ValueError(f"sharding {self.sharding} needs execution.processes of 2 or more, got 1")
+        if self.sharding != "none" and self.device_map is not None:
+            raise ValueError(f"sharding {self.sharding} and device_map {self.device_map} both place weights: take one")
+        return self
 
 
 class MixtureFile(Strict):

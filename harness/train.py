@@ -136,9 +136,10 @@ class BundleTrainer(BundleStep):
         rows = np.arange(len(encoded))
         shortest = int(encoded.source_lengths(rows).min() + self.fused.prompt_lengths[cells].min())
         mine = self.team.share(len(encoded))
-        answers = until_it_fits(
-            lambda tokens: answer_split(self.fused, cells, encoded, task, tokens, mine), self.eval_budget, shortest
-        )
+        with self.sharding.gathered():
+            answers = until_it_fits(
+                lambda tokens: answer_split(self.fused, cells, encoded, task, tokens, mine), self.eval_budget, shortest
+            )
         return self.team.merge(answers)
 
     def _eval_positions(self, split: str, cells: Sequence[int]) -> dict[int, float]:

@@ -52,6 +52,16 @@ methods:
   prompt_tuning: {prompt_length: 4, recipe: {lr: {sweep: [0.1, 0.3]}}}
 """
 NUM_CELLS = 6
+STARTS = """\
+suite: starts
+backbones: [micro-t5]
+tasks: [micro_sentiment]
+seeds: [1]
+recipe: {steps: 2, batch_size: 2, eval_every: 2, backbone_dropout: false, lr: 0.3}
+sources: {teacher: {method: prompt_tuning, prompt_length: 4}}
+methods:
+  spot: {prompt_length: 4, init_from: {method: teacher, task: micro_entailment}}
+"""
 # long enough to be killed in the middle, on little processor time
 SLOW_METHOD = NEW_METHOD.replace("import torch\n", "import time\n\nimport torch\n").replace(
     "        return embeds +", "        time.sleep(0.2)\n        return embeds +"
@@ -201,6 +211,26 @@ def test_a_killed_driver_leaves_no_worker_and_the_same_command_continues(
     assert run(folder, quiet=False).num_failed == 0  # in this process: a state is the same wherever it was kept
     assert "continued from a checkpoint at step" in capsys.readouterr().err
     assert outcomes(folder) == untouched
+
+
+def test_cells_start_from_others_where_workers_do_not_see_the_results(address: str, tmp_path: Path) -> None:
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(STARTS)
+    alone = harness.run(suite, results=tmp_path / "alone", quiet=True)
+    (tmp_path / "hidden").mkdir()
+    handle = os.open(tmp_path / "hidden", os.O_RDONLY)
+    try:
+        hidden = f"/proc/self/fd/{os.dup2(handle, 900)}/results"  # another place, or none, in every other process
+        spread = harness.run(suite, results=hidden, quiet=True, engine=make_engine("ray", address))
+    finally:
+        os.close(handle)
+        os.close(900)
+    assert (spread.num_trained, spread.num_failed) == (alone.num_trained, 0)
+    found = []
+    for results in (tmp_path / "alone", tmp_path / "hidden" / "results"):
+        found.append({r.cell_id: (r.starts, r.dev, r.files.tensors) for _, r in ResultStore(results).scan()})
+    assert found[0] == found[1]
+    assert any(starts for starts, _, _ in found[1].values())
 
 
 @pytest.mark.slow

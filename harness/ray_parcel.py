@@ -1,0 +1,72 @@
+"""A bundle made ready for a worker whose machine may lack what lies on the driver's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.bundle import Bundle
+from harness.loading import SHIPPED
+from harness.ray_worker import Parcel
+from harness.starting import StartFile
+
+
+@dataclass(frozen=True)
+class Sent:
+    """The content of a file in Ray's object store, fetched only by a worker that needs it."""
+
+    reference: Any
+
+    def __call__(self) -> bytes:
+        import ray
+
+        content: bytes = ray.get(self.reference)
+        return content
+
+
+class Parcels:
+    """Makes the parcels of a run; each file of tensors is put into the object store once."""
+
+    def __init__(self, ray: Any) -> None:
+        self._ray = ray
+        self._sent: dict[str, Sent] = {}
+
+    def parcel(self, bundle: Bundle, is_rule: bool, marker: Path | None) -> Parcel:
+        """A bundle with the content of its method files, the tensors that cells start from, the folders it reads."""
+        starts = list(_starts(bundle))
+        methods = {start.method_file: start.method_file.read_bytes() for start in starts if start.method_file}
+        return Parcel(
+            bundle,
+            {name: path.read_bytes() for name, path in bundle.method_files.items()},
+            is_rule,
+            Path.cwd(),
+            _folders(bundle),
+            marker,
+            methods,
+            {start.sha256: self._send(start.sha256, start.path) for start in starts if start.sha256},
+        )
+
+    def _send(self, sha256: str, path: Path) -> Sent:
+        if sha256 not in self._sent:
+            self._sent[sha256] = Sent(self._ray.put(path.read_bytes()))
+        return self._sent[sha256]
+
+
+def _starts(bundle: Bundle) -> Iterator[StartFile]:
+    """What cells start from, where it is there; what is not, the cell says."""
+    for files in bundle.starts.values():
+        yield from (start for start in files if not start.problem and start.path.exists())
+
+
+def _folders(bundle: Bundle) -> dict[str, Path]:
+    """Folders that a bundle needs on the worker's machine, by kind."""
+    folders = {}
+    if bundle.data_dir is not None:
+        folders["data"] = Path(bundle.data_dir)
+    if bundle.backbone not in SHIPPED and Path(bundle.backbone).is_dir():
+        folders["backbone"] = Path(bundle.backbone)
+    if bundle.cells[0].definition is not None:
+        folders["suite"] = Path(bundle.suite_folder)
+    return {what: folder.absolute() for what, folder in folders.items()}
