@@ -63,6 +63,13 @@ class FusedInput:
         self._task_strides = np.zeros(len(methods), np.int64)
         self._added_starts = np.full(len(methods), -1, np.int64)
 
+    @property
+    def calls_per_module(self) -> float:
+        """Mean number of calls of a module in a forward pass: its own, and one for each cell that changes it."""
+        if self._layers is None:
+            return 1.0
+        return 1.0 + self._layers.num_changes / sum(1 for m in self.backbone.model.modules() if not any(m.children()))
+
     def _shared_layers(self) -> SharedLayers | None:
         changes = [method.layer_changes() for method in self.methods]
         return SharedLayers(changes) if any(changes) else None

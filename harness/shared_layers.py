@@ -57,6 +57,11 @@ class SharedLayers:
         self._places = list(places.values())
         self._parts: list[tuple[int, int]] = []
 
+    @property
+    def num_changes(self) -> int:
+        """Pairs of a cell and a module that it changes."""
+        return sum(len(place.changes) for place in self._places)
+
     def order(self, cells: Index) -> Index:
         """The order in which rows of these cells, [N], go through the backbone; the next passes expect just these."""
         found, counts = np.unique(cells, return_counts=True)

@@ -34,8 +34,15 @@ from harness.sharding import UNSHARDED, Unsharded
 # without a graph to keep, a forward pass may hold more tokens for the same memory
 EVALUATION_FACTOR = 2
 MOST_PROBED_TOKENS = 131_072
-# positions that a device gets through in the time that one more micro-batch costs: calls on a CPU, launches on a GPU
-OVERHEAD_TOKENS = {"cpu": 128}
+# numbers of hidden states (positions x H) that a device gets through in the time that one more micro-batch costs: calls
+# on a CPU, launches on a GPU
+OVERHEAD_NUMBERS = {"cpu": 65_536, "cuda": 6_291_456}
+
+
+def overhead_tokens(backbone: Backbone, calls_per_module: float = 1.0) -> int:
+    """Positions that a backbone gets through in the time that one more micro-batch costs."""
+    numbers = OVERHEAD_NUMBERS.get(backbone.device.type, OVERHEAD_NUMBERS["cuda"])
+    return round(numbers / backbone.hidden * calls_per_module)
 
 
 class BundleStep:
@@ -158,7 +165,7 @@ class BundleStep:
         return self._token_losses(embeds, mask, labels, cells).sum(1).to(weights.dtype) * weights[cells], cells
 
     def _micro_batches(self, lengths: Index, max_tokens: int) -> list[Index]:
-        return micro_batches(lengths, max_tokens, OVERHEAD_TOKENS.get(self.backbone.device.type, 8_192))
+        return micro_batches(lengths, max_tokens, overhead_tokens(self.backbone, self.fused.calls_per_module))
 
     def _token_losses(self, embeds: Tensor, mask: Tensor, labels: Tensor, cells: Tensor) -> Tensor:
         """[N, T]; a method that is alone in its bundle may have a say in its loss."""

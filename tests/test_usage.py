@@ -16,7 +16,7 @@ from harness.fused import FusedInput, Rows, micro_batches
 from harness.loading import meta_backbone
 from harness.results import ResultStore
 from harness.schema import Usage
-from harness.step import OVERHEAD_TOKENS
+from harness.step import overhead_tokens
 from harness.tiny import tiny_backbone, tiny_rows
 from harness.usage import usage_of
 
@@ -28,7 +28,7 @@ def test_a_step_is_counted_row_by_row() -> None:
     positions = made._account(rows)
     texts = train.source_lengths(rows.rows)
     prompts = np.array([7, 5])[rows.cells]
-    batches = micro_batches(texts + prompts, 90, OVERHEAD_TOKENS["cpu"])
+    batches = micro_batches(texts + prompts, 90, overhead_tokens(made.backbone))
     assert len(batches) > 2
     padded = np.zeros(len(rows), np.int64)
     for batch in batches:
