@@ -116,7 +116,7 @@ def _caption(board: Board, significance: Significance | None, costs: bool) -> st
             "best of the column (paired test, Holm's correction over all pairs of the table)."
         )
     if costs:
-        text += " ms/step is a run's share of its bundle's time, so input-side methods that trained together share it."
+        text += " ms/step is a run's share of its bundle's time, so cells that trained together share it."
     if board.published:
         text += " Rows marked published are figures of the named source: not measured here, not ranked."
     return text
