@@ -141,6 +141,8 @@ class FigureLayout(Strict):
     def _of_one_kind(self) -> FigureLayout:
         if sum(part is not None for part in (self.x, self.gates, self.categories)) != 1:
             raise ValueError("a figure has one of x, gates and categories")
+        if self.x is None and (self.panels or self.curves or self.time is not None):
+            raise ValueError("panels, curves and time belong to a figure with x")
         return self
 
 

@@ -94,6 +94,9 @@ class SharedLayers:
                 made = own[0](part) if own else whole[number]
                 for change in changes:
                     made = made if change.after is None else change.after(made).to(made.dtype)
+                expected = whole[number].shape if needs_whole else (*part.shape[:-1], made.shape[-1])
+                if made.shape != expected:
+                    raise ValueError(f"a change of a module gave {list(made.shape)}, not {list(expected)}")
             parts.append(made)
         return torch.cat(parts)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,7 +94,7 @@ class Execution(Strict):
     """Train input-side methods through torch.compile: minutes at the start of a process, for faster steps on a GPU."""
     bundle_cells: int = Field(64, ge=1)
     """At most this many cells share a bundle."""
-    checkpoint_every: str = Field("5m", pattern=r"^(off|[1-9]\d{0,8} ?(s|m|h|steps))$")
+    checkpoint_every: str = "5m"
     """How often the state of a bundle in training is kept, e.g. 90s, 10m, 2h, 500 steps; or off."""
     processes: int = Field(1, ge=1, le=64)
     """Processes of this machine that train each bundle together (data parallel), each on a GPU of its own."""
@@ -103,6 +104,13 @@ class Execution(Strict):
     """`auto` spreads a backbone's layers over all GPUs of the machine."""
     gradient_checkpointing: bool = False
     """Keep only each layer's input for the backward pass, and compute the layer again there: less memory, more time."""
+
+    @field_validator("checkpoint_every")
+    @classmethod
+    def _an_interval(cls, value: str) -> str:
+        if not re.fullmatch(r"off|[1-9]\d{0,8} ?(s|m|h|steps)", value):
+            raise ValueError("must be off, or a whole number with s, m, h or steps behind it, as in 10m or 500 steps")
+        return value
 
     @model_validator(mode="after")
     def _shards_need_processes(self) -> Execution:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -105,6 +107,16 @@ def test_a_change_that_raises_takes_only_its_own_cell_out() -> None:
         broken.place(torch.zeros(4, 3, made.backbone.hidden, dtype=torch.float64))
     assert caught.value.cell == 0
     assert "forward" not in broken.place.__dict__
+
+
+@pytest.mark.parametrize("spoil", [lambda states: states[:1], lambda states: states[..., 1:]])
+def test_a_change_that_gives_another_shape_is_blamed_on_its_cell(spoil: Callable[[Tensor], Tensor]) -> None:
+    linear = nn.Linear(2, 2)
+    shared = SharedLayers([[], [LayerChange(linear, after=spoil)]])
+    shared.order(np.array([0, 1, 1]))
+    with shared.attached(), pytest.raises(CellError) as caught:
+        linear(torch.zeros(3, 2))
+    assert caught.value.cell == 1
 
 
 def test_rows_that_belong_to_nobody_are_refused() -> None:
