@@ -131,19 +131,18 @@ class TrainedNorms(nn.Module):
 
     def changes(self) -> list[LayerChange]:
         """The same, for cells that share a forward pass."""
-        return [
-            LayerChange(module, instead=partial(self._normed, module, key, own)) for module, key, _, own in self._places
-        ]
+        norms = {id(module): module for module, *_ in self._places}  # one may have a scale and a shift
+        return [LayerChange(module, instead=partial(self._normed, module)) for module in norms.values()]
 
-    def _normed(self, module: nn.Module, key: str, own: str, states: Tensor) -> Tensor:
-        """What the norm gives with a copy in the original's place, [..., H]."""
-        original = module._parameters[key]
-        module._parameters[key] = self.copies[own]
+    def _normed(self, module: nn.Module, states: Tensor) -> Tensor:
+        """What the norm gives with the copies in the originals' place, [..., H]."""
+        originals = dict(module._parameters)
+        module._parameters.update({key: self.copies[own] for place, key, _, own in self._places if place is module})
         try:
             normed: Tensor = module.forward(states)
             return normed
         finally:
-            module._parameters[key] = original
+            module._parameters.update(originals)
 
     def off(self) -> None:
         """Put the originals back."""

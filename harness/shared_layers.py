@@ -53,6 +53,8 @@ class SharedLayers:
                 place = places.setdefault(
                     id(module), Place(module, module.forward, vars(module).get("forward"), defaultdict(list))
                 )
+                if change.instead is not None and any(other.instead for other in place.changes[cell]):
+                    raise ValueError(f"a {type(module).__name__} cannot have two changes instead of it in one cell")
                 place.changes[cell].append(change)
         self._places = list(places.values())
         self._parts: list[tuple[int, int]] = []

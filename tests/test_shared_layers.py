@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from harness.blame import CellError
 from harness.layer_change import LayerChange
+from harness.layer_hooks import TrainedNorms
 from harness.method import Method, discover
 from harness.schema import Cell
 from harness.shared_layers import SharedLayers
+from harness.tiny import tiny_backbone
 from harness.train import BundleTrainer
 
 SPECS = [
@@ -140,6 +142,35 @@ def test_a_forward_that_somebody_put_on_a_module_is_used_and_stays() -> None:
     assert torch.equal(changed[0], 2 * (plain(rows[0]) + 1))
     assert torch.equal(changed[1], plain(rows[1]) + 1)
     assert linear.forward is put
+
+
+class ShiftedNorm(nn.Module):
+    """A norm with a scale and a shift, as those of other architectures have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(2)), nn.Parameter(torch.zeros(2))
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.weight * states + self.bias
+
+
+def test_a_norm_with_scale_and_shift_trains_both() -> None:
+    backbone = tiny_backbone()
+    backbone.model.add_module("own_norm", norm := ShiftedNorm())
+    trained = TrainedNorms(backbone)
+    with torch.no_grad():
+        trained.copies["own_norm/weight"].fill_(3.0)
+        trained.copies["own_norm/bias"].fill_(5.0)
+    shared = SharedLayers([trained.changes(), []])
+    shared.order(np.array([0, 1]))
+    with shared.attached():
+        found = norm(torch.ones(2, 2))
+    assert found.tolist() == [[8.0, 8.0], [1.0, 1.0]]
+    assert norm.weight.tolist() == [1.0, 1.0]
+    twice = [LayerChange(norm, instead=norm.forward)] * 2
+    with pytest.raises(ValueError, match="two changes instead of it"):
+        SharedLayers([twice])
 
 
 def test_methods_that_draw_per_pass_or_change_all_weights_run_alone() -> None:
