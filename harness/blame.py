@@ -21,7 +21,7 @@ def blaming(cell: int) -> Iterator[None]:
     """Say whose code it was that raised; running out of memory is nobody's fault alone."""
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if is_out_of_memory(error) or isinstance(error, CellError):
             raise
         raise CellError(cell) from error

@@ -12,6 +12,7 @@ import torch
 
 from harness import provenance
 from harness.backbone import Backbone
+from harness.blame import CellError
 from harness.caches import cached_backbone, cached_task
 from harness.cell_state import Outcome, checked_groups, describe_failure
 from harness.checkpoint import CheckpointPlan, Keeper
@@ -88,6 +89,7 @@ def execute(bundle: Bundle, listener: Listener) -> None:
             work.hand_over(cell, failure)
     elif failure is not None:
         # one bad cell must not take the others along: each goes on alone, on a device that is free again
+        listener.say(f"a bundle of {len(work.left)} cells broke off ({failure.message}); they go on one by one")
         for cell in work.left:
             alone = None if bundle.checkpoint is None else bundle.checkpoint.of_cell(cell)
             execute(replace(bundle, cells=(cell,), races=(), checkpoint=alone), listener)
@@ -115,8 +117,8 @@ class _Work:
             self._compute()
         except NotStored:
             raise
-        except Exception as error:  # recorded as the failure of a cell, with its traceback
-            return describe_failure(error)
+        except (Exception, SystemExit) as error:  # recorded as the failure of a cell, with its traceback
+            return describe_failure(error.__cause__ if isinstance(error, CellError) and error.__cause__ else error)
         finally:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -148,16 +150,18 @@ class _Work:
 
         def take(message: tuple[str, Any]) -> None:
             kind, value = message
+            self.restored = False
             if kind == "step":
                 self.listener.on_step(*value)
+            elif kind == "line":
+                self.listener.say(value)
             else:
                 self.listener.on_product(value)
                 self.left.remove(value.result.cell)
 
         self.is_ready = True
-        if self.bundle.checkpoint is not None:
-            self.listener.say("several processes keep no checkpoints: what is killed starts this bundle anew")
-        bundle = replace(self.bundle, checkpoint=None, sharding="fsdp" if self._is_to_shard() else "none")
+        self.restored = self.bundle.checkpoint is not None and self.bundle.checkpoint.path.exists()
+        bundle = replace(self.bundle, sharding="fsdp" if self._is_to_shard() else "none")
         run_team(bundle.processes, _train_as_member, (bundle, self.common), take)
 
     def _is_to_shard(self) -> bool:
@@ -240,7 +244,9 @@ class _Work:
 
 def _train_as_member(team: Team, send: Send, bundle: Bundle, common: Circumstances) -> None:
     """The work of one of several processes; the first of them tells of it."""
-    listener = Listener(lambda *step: send(("step", step)), lambda product: send(("product", product)))
+    listener = Listener(
+        lambda *step: send(("step", step)), lambda made: send(("product", made)), lambda line: send(("line", line))
+    )
     work = _Work(bundle, listener, team)
     work.common = common
     failure = work.compute()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from pydantic import TypeAdapter
 from safetensors import safe_open
@@ -23,14 +24,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from harness.cell_state import CellState, Work
+from harness.distributed import ALONE, Team
 from harness.durable import put_in_place, sync_folder, write_aside
 from harness.memory import TokenBudget
-from harness.optimizer import JointAdamW
+from harness.optimizer import JointAdamW, is_sharded, own_part, placed, whole
 from harness.schema import Cell, DevScore, Failure, SplitScore
 
-FORMAT = 1
+FORMAT = 2
 MOST_OVERHEAD = 0.05
 """Share of the time that writing may take; a state that takes long to write is written less often than asked."""
+
+COPIES = 4
+"""Of every weight in a state: itself, two moments, the best step's."""
 
 PLAIN = ("selected_step", "answers", "failed_at", "raced_out_at", "num_steps", "train_s", "eval_s",
          "micro_batch_tokens", "num_out_of_memory")  # fmt: skip
@@ -68,6 +73,7 @@ class Training:
     open: Sequence[int]
     """Cells whose outcome has not been handed over, those in training included."""
     step: int
+    team: Team = ALONE
 
 
 @dataclass
@@ -78,7 +84,8 @@ class Header:
     step: int
     cells: list[dict[str, Any]]
     budgets: list[tuple[int, int]]
-    random: dict[str, Any]
+    random: list[dict[str, Any]]
+    """Of each process."""
     format: int = FORMAT
 
     @property
@@ -115,17 +122,16 @@ class Keeper:
 
     def save_if_due(self, training: Training) -> None:
         """Write the state if the steps or seconds since the last time say so."""
-        if self.plan is None:
-            return
-        waited = time.monotonic() - self._last_time
-        steps, seconds = self.plan.every_steps, self.plan.every_s
-        due = steps is not None and training.step - self._last_step >= steps
-        due = due or (seconds is not None and waited >= max(seconds, self._cost_s / MOST_OVERHEAD))
-        if due:
+        if self.plan is not None and training.team.agree(self._is_due(self.plan, training.step)):
             self.save(training)
 
+    def _is_due(self, plan: CheckpointPlan, step: int) -> bool:
+        waited = time.monotonic() - self._last_time
+        due = plan.every_steps is not None and step - self._last_step >= plan.every_steps
+        return due or (plan.every_s is not None and waited >= max(plan.every_s, self._cost_s / MOST_OVERHEAD))
+
     def save(self, training: Training) -> bool:
-        """Write the state now; return whether that went well."""
+        """Write the state now; return whether that went well. All processes of a team must call it."""
         if self.plan is None or not training.open:
             return False
         started = time.monotonic()
@@ -150,17 +156,26 @@ class Keeper:
 
 
 def write(plan: CheckpointPlan, training: Training) -> None:
-    """Write the state of a bundle between two steps. Raises OSError and SafetensorError."""
+    """Write the state of a bundle between two steps; in a team the first process does.
+
+    Raises OSError and SafetensorError, and MemoryError where shards would not fit this machine's memory together.
+    """
+    _require_memory(training)
     tensors: dict[str, Tensor] = {}
     cells = []
     for number, i in enumerate(training.open):
         cell, found = _describe(training, i)
         cells.append({**cell, "source": plan.sources.get(training.states[i].outcome.cell.cell_id, "")})
-        tensors |= {f"{number}.{name}": tensor.detach().cpu().contiguous() for name, tensor in found.items()}
-    numbers, states = _random_state()
-    tensors |= states
+        for name, (tensor, like) in found.items():
+            made = whole(tensor, like)
+            if training.team.rank == 0:
+                tensors[f"{number}.{name}"] = made.detach().cpu().contiguous()
+    numbers, states = zip(*training.team.gather(_random_state(training.team)), strict=True)
+    if training.team.rank > 0:
+        return
+    tensors |= {f"random.{rank}.{name}": tensor for rank, own in enumerate(states) for name, tensor in own.items()}
     budgets = [(budget.tokens, budget.num_halvings) for budget in training.budgets]
-    header = Header(plan.key, training.step, cells, budgets, numbers)
+    header = Header(plan.key, training.step, cells, budgets, list(numbers))
     metadata = {"checkpoint": json.dumps(asdict(header))}
     plan.path.parent.mkdir(parents=True, exist_ok=True)
     put_in_place([write_aside(plan.path, lambda aside: save_file(tensors, aside, metadata))])
@@ -192,13 +207,30 @@ def restore(plan: CheckpointPlan, training: Training) -> tuple[int, list[int]] |
             _take_back(training, i, header.cells[numbers[name]], tensors)
             if header.cells[numbers[name]]["active"]:
                 active.append(i)
-        _restore_random(header.random, {key: file.get_tensor(key) for key in names if key.startswith("random.")})
+        rank = training.team.rank
+        front = f"random.{rank}."
+        own = {key.removeprefix(front): file.get_tensor(key) for key in names if key.startswith(front)}
+        _restore_random(header.random[rank], own)
     for budget, (tokens, halvings) in zip(training.budgets, header.budgets, strict=True):
         budget.tokens, budget.num_halvings = tokens, halvings
     return header.step, active
 
 
-def _describe(training: Training, i: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _require_memory(training: Training) -> None:
+    """Raise MemoryError where a state that is divided among processes would fill this machine's memory."""
+    parameters = [slot.parameter for i in training.open for slot in training.optimizer.slots_of(i)]
+    if not any(is_sharded(parameter) for parameter in parameters):
+        return
+    needed = sum(COPIES * parameter.numel() * parameter.element_size() for parameter in parameters)
+    free = psutil.virtual_memory().available
+    if training.team.agree(needed > free / 2):
+        raise MemoryError(
+            f"the state takes {needed / 2**30:,.1f} GiB of this machine's memory, {free / 2**30:,.1f} are free"
+        )
+
+
+def _describe(training: Training, i: int) -> tuple[dict[str, Any], dict[str, tuple[Tensor, Tensor]]]:
+    """A cell's values, and its tensors, each with one that is divided among processes as it is."""
     state = training.states[i]
     outcome = state.outcome
     slots = training.optimizer.slots_of(i)
@@ -216,12 +248,13 @@ def _describe(training: Training, i: int) -> tuple[dict[str, Any], dict[str, Ten
     }
     tensors = {f"method.{name}": tensor for name, tensor in outcome.method.state_dict().items()}
     tensors |= {f"best.{name}": tensor for name, tensor in state.best.items()}
-    for number, slot in enumerate(slots):
-        tensors |= {f"first.{number}": slot.first, f"second.{number}": slot.second}
     if state.loss_sum is not None:
         tensors["loss.sum"] = state.loss_sum.clone()
     tensors |= {f"order.{name}": tensor for name, tensor in state.order.state().items()}
-    return values, tensors
+    found = {name: (tensor, tensor) for name, tensor in tensors.items()}
+    for number, slot in enumerate(slots):
+        found |= {f"first.{number}": (slot.first, slot.parameter), f"second.{number}": (slot.second, slot.parameter)}
+    return values, found
 
 
 def _take_back(training: Training, i: int, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -231,13 +264,15 @@ def _take_back(training: Training, i: int, values: Mapping[str, Any], tensors: M
     def part(name: str) -> dict[str, Tensor]:
         return {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")}
 
-    outcome.method.load_state_dict(part("method"))
     own = outcome.method.state_dict()
-    state.best = {name: tensor.to(own[name].device) for name, tensor in part("best").items()}
+    outcome.method.load_state_dict(
+        {name: placed(tensor, own[name]) if name in own else tensor for name, tensor in part("method").items()}
+    )
+    state.best = {name: placed(tensor, own[name]) for name, tensor in part("best").items()}
     state.order.restore(part("order"))
     for number, slot in enumerate(training.optimizer.slots_of(i)[: len(values["num_updates"])]):
-        slot.first.copy_(tensors[f"first.{number}"])
-        slot.second.copy_(tensors[f"second.{number}"])
+        slot.first.copy_(own_part(placed(tensors[f"first.{number}"], slot.parameter)))
+        slot.second.copy_(own_part(placed(tensors[f"second.{number}"], slot.parameter)))
         slot.num_updates = values["num_updates"][number]
     outcome.history = _history.validate_python(values["history"])
     outcome.scores = _scores.validate_python(values["scores"])
@@ -250,27 +285,28 @@ def _take_back(training: Training, i: int, values: Mapping[str, Any], tensors: M
         state.loss_sum = tensors["loss.sum"].to(state.parameters[0].device)
 
 
-def _random_state() -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The streams that a method may draw from: PyTorch's on each device, NumPy's, Python's."""
+def _random_state(team: Team) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The streams that a method may draw from: PyTorch's on each device of this process, NumPy's, Python's."""
     kind, keys, *rest = np.random.get_state(legacy=True)
     version, internal, gauss = random.getstate()
     numbers = {"numpy": [kind, *rest], "python": [version, gauss]}
     tensors = {
-        "random.torch": torch.get_rng_state(),
-        "random.numpy": torch.from_numpy(np.asarray(keys).astype(np.int64)),
-        "random.python": torch.tensor(internal, dtype=torch.int64),
+        "torch": torch.get_rng_state(),
+        "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64)),
+        "python": torch.tensor(internal, dtype=torch.int64),
     }
     if torch.cuda.is_available():
-        tensors |= {f"random.cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+        devices = range(torch.cuda.device_count()) if team.size == 1 else [torch.cuda.current_device()]
+        tensors |= {f"cuda.{i}": torch.cuda.get_rng_state(i) for i in devices}
     return numbers, tensors
 
 
 def _restore_random(numbers: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    torch.set_rng_state(tensors["random.torch"])
+    torch.set_rng_state(tensors["torch"])
     kind, *rest = numbers["numpy"]
-    np.random.set_state((kind, tensors["random.numpy"].numpy().astype(np.uint32), *rest))
+    np.random.set_state((kind, tensors["numpy"].numpy().astype(np.uint32), *rest))
     version, gauss = numbers["python"]
-    random.setstate((version, tuple(tensors["random.python"].tolist()), gauss))
-    devices = sorted((key for key in tensors if key.startswith("random.cuda.")), key=lambda key: int(key.split(".")[2]))
-    if devices and torch.cuda.device_count() == len(devices):
-        torch.cuda.set_rng_state_all([tensors[key] for key in devices])
+    random.setstate((version, tuple(tensors["python"].tolist()), gauss))
+    for key, state in tensors.items():
+        if key.startswith("cuda.") and int(key.split(".")[1]) < torch.cuda.device_count():
+            torch.cuda.set_rng_state(state, int(key.split(".")[1]))

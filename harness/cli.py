@@ -11,6 +11,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from harness import cli_report, cli_store
+from harness.cli_options import (
+    Address,
+    CheckpointEvery,
+    CpusPerBundle,
+    DataDir,
+    EngineOption,
+    GpusPerBundle,
+    ListFormat,
+    MethodDirs,
+    Names,
+    ProtocolName,
+    RerunOption,
+    ResultsDir,
+    Settings,
+    TrackOption,
+)
 from harness.errors import UserError
 from harness.shipped_suites import find_suite
 
@@ -24,36 +40,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Train every registered tuning method on a suite of tasks and make a leaderboard one can trust.",
 )
-
-Names = Annotated[str | None, typer.Option(metavar="A,B,...")]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a suite value, e.g. recipe.steps=300.")
-]
-ProtocolName = Annotated[
-    str | None, typer.Option("--protocol", metavar="NAME", help="Another protocol than the suite's, unchanged.")
-]
-ResultsDir = Annotated[Path, typer.Option("--results", help="Folder of the results.")]
-DataDir = Annotated[
-    str | None, typer.Option("--data", envvar="HARNESS_DATA", help="Folder with local copies of the tasks' data.")
-]
-MethodDirs = Annotated[
-    list[Path] | None, typer.Option("--methods-dir", help="Another folder of method files; may be repeated.")
-]
-RerunOption = Annotated[Literal["none", "failed", "stale"], typer.Option(help="Which stored results to make again.")]
-CheckpointEvery = Annotated[
-    str | None, typer.Option(metavar="TIME", help="How often training is kept on disk: 90s, 10m, 2h, 500steps, or off.")
-]
-EngineOption = Annotated[
-    Literal["local", "ray"], typer.Option(help="Train in this process, or on the workers of a Ray cluster.")
-]
-Address = Annotated[
-    str | None, typer.Option(metavar="HOST:PORT", help="A running Ray cluster, or auto; else Ray is started here.")
-]
-CpusPerBundle = Annotated[int | None, typer.Option(metavar="N", help="Processors of each of Ray's workers. [1]")]
-TrackOption = Annotated[
-    Literal["tensorboard", "wandb", "mlflow"] | None, typer.Option(help="Show live curves of every cell there.")
-]
-ListFormat = Annotated[Literal["terminal", "json"], typer.Option("--format", help="terminal or json.")]
 
 
 @app.command()
@@ -73,6 +59,7 @@ def run(
     engine: EngineOption = "local",
     address: Address = None,
     cpus_per_bundle: CpusPerBundle = None,
+    gpus_per_bundle: GpusPerBundle = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
     track: TrackOption = None,
 ) -> None:
@@ -100,7 +87,7 @@ def run(
             data=data,
             method_dirs=methods_dir or (),
             rerun=rerun,
-            engine=make_engine(engine, address, cpus_per_bundle),
+            engine=make_engine(engine, address, cpus_per_bundle, gpus_per_bundle),
             quiet=quiet,
             track=track,
         )

@@ -1,17 +1,21 @@
 """Several processes that train one bundle together, each with its own device: data parallel.
 
 Every process holds all tensors and draws the same batches. Each computes its share of the rows; gradients and losses
-are added up, so that all take the same step, and it is the step that one process alone would take.
+are added up, so that all take the same step, and it is the step that one process alone would take. The process that
+started them hears signals for all, and they end with it.
 """
 
 from __future__ import annotations
 
 import os
 import queue
+import signal
 import tempfile
+import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
+from harness import stop
 from harness.errors import UserError
 from harness.fused import Index
 from harness.optimizer import is_sharded
@@ -39,6 +44,10 @@ class Team:
 
     rank: int = 0
     size: int = 1
+    control: Any = field(default=None, compare=False, repr=False)
+    """The group for what is not on a device, so that no process waits for its GPU to tell others something."""
+    requested: Callable[[], int] = field(default=stop.requested, compare=False, repr=False)
+    """The signal by which a stop was requested, or 0; ask it where all processes can stop together."""
 
     def share(self, count: int) -> Index:
         """Numbers of the rows, out of `count`, that are this process's."""
@@ -52,8 +61,8 @@ class Team:
         if self.size == 1:
             return
         parameters = [parameter for parameter in parameters if not is_sharded(parameter)]
-        has_gradient = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32, device=losses.device)
-        dist.all_reduce(has_gradient)
+        has_gradient = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32)
+        dist.all_reduce(has_gradient, group=self.control)
         dist.all_reduce(losses)
         for parameter, number in zip(parameters, has_gradient.tolist(), strict=True):
             if number:
@@ -65,13 +74,27 @@ class Team:
         """Put together the answers of all processes, each of which has filled in its share of the rows."""
         if self.size == 1:
             return answers
-        parts: list[Any] = [None] * self.size
-        dist.all_gather_object(parts, answers)
+        parts = self.gather(answers)
         merged = {cell: list(rows) for cell, rows in answers.items()}
         for rank, part in enumerate(parts):
             for cell, rows in part.items():
                 merged[cell][rank :: self.size] = rows[rank :: self.size]
         return merged
+
+    def gather(self, own: Any) -> list[Any]:
+        """What each process has, by rank; it must be picklable."""
+        parts: list[Any] = [own] * self.size
+        if self.size > 1:
+            dist.all_gather_object(parts, own, group=self.control)
+        return parts
+
+    def agree(self, value: int) -> int:
+        """What the first process says, for all."""
+        if self.size == 1:
+            return value
+        word = torch.tensor([value])
+        dist.broadcast(word, 0, group=self.control)
+        return int(word)
 
 
 ALONE = Team()
@@ -81,28 +104,33 @@ def run_team(size: int, work: Callable[..., None], arguments: Sequence[Any], tak
     """Call `work(team, send, *arguments)` in `size` new processes; hand what the first one sends to `take`.
 
     `work` and its arguments must be picklable. Raises TeamError, and ends the others, when one process fails;
-    UserError for a mistake of the user's.
+    UserError for a mistake of the user's; Stopped after a request to stop, which `work` hears of by its team.
     """
     context = mp.get_context("spawn")
     messages: Any = context.Queue()
+    asked: Any = context.Value("i", 0)
     with tempfile.TemporaryDirectory() as folder:
-        settings = (size, str(Path(folder) / "meeting"), messages, work, tuple(arguments))
+        settings = (size, str(Path(folder) / "meeting"), messages, asked, work, tuple(arguments))
         members = [context.Process(target=_member, args=(rank, *settings), daemon=True) for rank in range(size)]
         for member in members:
             member.start()
         try:
-            _listen(members, messages, take)
+            _listen(members, messages, asked, take)
         finally:
             for member in members:
-                if member.is_alive():
-                    member.terminate()
+                member.kill()
                 member.join()
 
 
-def _listen(members: Sequence[Any], messages: Any, take: Callable[[Any], None]) -> None:
-    """Until every process has said that it is done."""
-    done = 0
+def _listen(members: Sequence[Any], messages: Any, asked: Any, take: Callable[[Any], None]) -> None:
+    """Until every process has said that it is done, or that it has stopped because this one was asked to."""
+    done = num_stopped = 0
+    deadline = float("inf")
     while done < len(members):
+        if stop.requested() and not asked.value:
+            asked.value, deadline = stop.requested(), time.monotonic() + stop.GRACE_S + stop.CLOSING_S
+        if num_stopped == len(members) or time.monotonic() > deadline:
+            raise stop.Stopped(asked.value)
         try:
             kind, value = messages.get(timeout=POLL_S)
         except queue.Empty:
@@ -110,6 +138,7 @@ def _listen(members: Sequence[Any], messages: Any, take: Callable[[Any], None]) 
             if ended and messages.empty():
                 raise TeamError(f"a process ended with exit code {ended[0]}") from None
             continue
+        num_stopped += kind == "stopped"
         if kind == "mistake":
             raise UserError(value)
         if kind == "failed":
@@ -120,9 +149,12 @@ def _listen(members: Sequence[Any], messages: Any, take: Callable[[Any], None]) 
 
 
 def _member(
-    rank: int, size: int, meeting: str, messages: Any, work: Callable[..., None], arguments: tuple[Any, ...]
+    rank: int, size: int, meeting: str, messages: Any, asked: Any, work: Callable[..., None], arguments: tuple[Any, ...]
 ) -> None:
     """One process: meet the others, work, say how it ended."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # a terminal or a scheduler sends them to all processes alike
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(max(1, torch.get_num_threads() // size))
     on_gpus = torch.cuda.device_count() >= size
     if on_gpus:
@@ -134,9 +166,16 @@ def _member(
         dist.init_process_group(
             "nccl" if on_gpus else "gloo", init_method=f"file://{meeting}", rank=rank, world_size=size
         )
-        work(Team(rank, size), lambda value: messages.put(("sent", value)) if rank == 0 else None, *arguments)
+        control = dist.new_group(backend="gloo") if on_gpus else None
+        work(
+            Team(rank, size, control, lambda: int(asked.value)),
+            lambda value: messages.put(("sent", value)) if rank == 0 else None,
+            *arguments,
+        )
         dist.destroy_process_group()
         messages.put(("done", rank))
+    except stop.Stopped as request:
+        messages.put(("stopped", request.signum))
     except UserError as error:
         messages.put(("mistake", str(error)))
     except Exception:  # handed over as text: the exception itself may not be picklable
@@ -145,3 +184,10 @@ def _member(
         messages.close()
         messages.join_thread()
         os._exit(0)  # without waiting for others that this process may have left hanging
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone."""
+    if (parent := mp.parent_process()) is not None:
+        parent.join()
+        os._exit(1)

@@ -42,16 +42,18 @@ class LocalEngine(AbstractContextManager["LocalEngine"]):
             progress.end_bundle(shown)
 
 
-def make_engine(name: EngineName = "local", address: str | None = None, cpus: int | None = None) -> Engine:
-    """The engine of a name; `address` (HOST:PORT or auto) and `cpus`, the processors of a worker, are Ray's.
+def make_engine(
+    name: EngineName = "local", address: str | None = None, cpus: int | None = None, gpus: int | None = None
+) -> Engine:
+    """The engine of a name; `address` (HOST:PORT or auto), `cpus` and `gpus`, those of a worker, are Ray's.
 
     Raises UserError where Ray is asked for and missing, where nothing answers, and for Ray's options without Ray.
     """
     if name == "ray":
         from harness.ray_engine import RayEngine  # ray is an extra
 
-        return RayEngine(address, 1 if cpus is None else cpus)
-    for option, value in (("--address", address), ("--cpus-per-bundle", cpus)):
+        return RayEngine(address, 1 if cpus is None else cpus, 1 if gpus is None else gpus)
+    for option, value in (("--address", address), ("--cpus-per-bundle", cpus), ("--gpus-per-bundle", gpus)):
         if value is not None:
             raise UserError("says where Ray's workers run, and this run has none", field=option, hint="--engine ray")
     return LocalEngine()

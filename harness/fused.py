@@ -71,7 +71,10 @@ class FusedInput:
         return 1.0 + self._layers.num_changes / sum(1 for m in self.backbone.model.modules() if not any(m.children()))
 
     def _shared_layers(self) -> SharedLayers | None:
-        changes = [method.layer_changes() for method in self.methods]
+        changes = []
+        for index, method in enumerate(self.methods):
+            with blaming(index):
+                changes.append(method.layer_changes())
         return SharedLayers(changes) if any(changes) else None
 
     @contextmanager

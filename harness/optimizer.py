@@ -38,6 +38,30 @@ def own_part(tensor: Tensor) -> Tensor:
     return to_local()
 
 
+def whole(tensor: Tensor, like: Tensor) -> Tensor:
+    """A tensor that is divided as `like` is, put together; every process that holds parts must call this."""
+    if not is_sharded(like):
+        return tensor
+    from torch.distributed.tensor import DTensor
+
+    sharded: Any = like
+    made = DTensor.from_local(
+        own_part(tensor), sharded.device_mesh, sharded.placements, shape=like.shape, stride=like.stride()
+    )
+    return made.full_tensor()
+
+
+def placed(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor on the device of `like`, and divided as that is."""
+    if not is_sharded(like):
+        return tensor.to(like.device)
+    from torch.distributed.tensor import distribute_tensor
+
+    sharded: Any = like
+    made: Tensor = distribute_tensor(tensor, sharded.device_mesh, sharded.placements, src_data_rank=None)
+    return made
+
+
 class JointAdamW:
     """AdamW (Loshchilov and Hutter 2019, algorithm 2) over the tensors of many cells.
 

@@ -1,7 +1,7 @@
 """The Ray cluster as the engine sees it: a connection, and places in which workers run.
 
-A place is one GPU, or on machines without any the processors of one worker. Ray reserves it as a placement group, so
-that the engine decides which bundles share a GPU.
+A place is one GPU or several, or on machines without any the processors of one worker. Ray reserves it as a placement
+group, so that the engine decides which bundles share a GPU.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Spec:
 
 @dataclass(eq=False)
 class Place:
-    """One GPU, or the processors of one worker."""
+    """The GPUs of one worker, or of several that share one; or the processors of one worker."""
 
     spec: Spec
     group: Any
@@ -116,6 +116,8 @@ class Cluster:
     address: str | None
     cpus: int
     """Processors of a worker."""
+    gpus: int
+    """GPUs of a worker, on machines that have any."""
     places: list[Place] = field(default_factory=list)
     hands: list[Hand] = field(default_factory=list)
     _looked: float = 0.0
@@ -137,9 +139,10 @@ class Cluster:
             raise UserError(f"Ray {where} cannot be used: {lines[0]}", field="--address", hint=_HOW) from None
         self.refresh()
         if not self.places:
-            problem = f"no machine of the cluster has a GPU or {self.cpus} processors for a worker"
+            has_gpus = self._has_gpus()
+            problem = f"no machine of the cluster has {self.gpus} GPUs or {self.cpus} processors for a worker"
             self.disconnect()
-            raise UserError(problem, field="--cpus-per-bundle")
+            raise UserError(problem, field="--gpus-per-bundle" if has_gpus else "--cpus-per-bundle")
 
     def disconnect(self) -> None:
         """End all workers, give the places back."""
@@ -180,7 +183,9 @@ class Cluster:
         """Start a worker on a part of a place."""
         env = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         env |= {"OMP_NUM_THREADS": str(self.cpus), "TOKENIZERS_PARALLELISM": "false"}
-        needs = {"num_cpus": 0, "num_gpus": _rounded(share)} if place.is_gpu else {"num_cpus": self.cpus}
+        needs = (
+            {"num_cpus": 0, "num_gpus": _rounded(share * place.spec.gpus)} if place.is_gpu else {"num_cpus": self.cpus}
+        )
         actor = self._remote(Worker, place, runtime_env={"env_vars": env}, **needs).remote(self.cpus, share)
         hand = Hand(actor, place, share)
         self.hands.append(hand)
@@ -209,15 +214,21 @@ class Cluster:
 
     def _wanted(self) -> Counter[Spec]:
         """What to reserve on the machines there are: the GPUs, or without any the processors."""
-        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
         wanted: Counter[Spec] = Counter()
-        if any(node.get("GPU", 0) >= 1 for node in nodes):
-            for node in nodes:
-                if (gpus := int(node.get("GPU", 0))) >= 1:
-                    wanted[Spec(1, min(self.cpus, int(node.get("CPU", 0)) // gpus))] += gpus
+        if self._has_gpus():
+            for node in self._nodes():
+                if (count := int(node.get("GPU", 0)) // self.gpus) >= 1:
+                    wanted[Spec(self.gpus, min(self.cpus, int(node.get("CPU", 0)) // count))] += count
         else:
-            wanted[Spec(0, self.cpus)] = sum(int(node.get("CPU", 0)) // self.cpus for node in nodes)
+            wanted[Spec(0, self.cpus)] = sum(int(node.get("CPU", 0)) // self.cpus for node in self._nodes())
         return +wanted
+
+    def _nodes(self) -> list[dict[str, float]]:
+        """What each machine that is alive has."""
+        return [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+
+    def _has_gpus(self) -> bool:
+        return any(node.get("GPU", 0) >= 1 for node in self._nodes())
 
 
 def gpu_bytes() -> int:

@@ -29,8 +29,6 @@ from harness.schema import Failure
 
 WAIT_S = 0.5
 FULL = 1 + 1e-9
-CLOSING_S = 10.0
-"""How long workers may take to keep their state, beyond the longest step."""
 MOST_DEATHS = 3
 """Workers that a bundle may lose in a row without getting any further."""
 
@@ -70,16 +68,18 @@ class Shift:
 class RayEngine:
     """Runs bundles on a Ray cluster: one of its own on this machine, or the one at `address` (HOST:PORT or auto).
 
-    `cpus` is the number of processors, and threads, of a worker. Use as a context to keep workers from one run to the
-    next; a run opens and closes it otherwise. Raises UserError where Ray is missing or nothing answers.
+    `cpus` is the number of processors, and threads, of a worker, `gpus` that of its GPUs. Use as a context to keep
+    workers from one run to the next; a run opens and closes it otherwise. Raises UserError where Ray is missing or
+    nothing answers.
     """
 
     in_process: ClassVar[bool] = False
 
-    def __init__(self, address: str | None = None, cpus: int = 1) -> None:
-        if cpus < 1:
-            raise UserError(f"must be at least 1, got {cpus}", field="--cpus-per-bundle")
-        self.cluster = Cluster(import_ray(), address, cpus)
+    def __init__(self, address: str | None = None, cpus: int = 1, gpus: int = 1) -> None:
+        for option, value in (("--cpus-per-bundle", cpus), ("--gpus-per-bundle", gpus)):
+            if value < 1:
+                raise UserError(f"must be at least 1, got {value}", field=option)
+        self.cluster = Cluster(import_ray(), address, cpus, gpus)
         if address is not None:
             check_address(address)
         self._depth = 0
@@ -128,12 +128,15 @@ class RayEngine:
             waiting += self._hear()
 
     def _job(self, bundle: Bundle) -> Job:
+        if bundle.processes > self.cluster.gpus and any(place.is_gpu for place in self.cluster.places):
+            problem = f"execution.processes is {bundle.processes}, and a worker has {self.cluster.gpus} GPUs"
+            raise UserError(problem, field="--gpus-per-bundle", hint="Every process needs a GPU of its own.")
         need = memory_need(bundle) if any(place.is_gpu for place in self.cluster.places) else 0
         return Job(bundle, len(bundle.cells), is_rule(bundle), need)
 
     def _has_room(self) -> bool:
         """Whether some place could take a small bundle at once."""
-        return any(self._load(place) + gpu_share(0, place.gpu_bytes or None) <= FULL for place in self.cluster.ready())
+        return any(self._load(place) + _share(0, place) <= FULL for place in self.cluster.ready())
 
     def _load(self, place: Place) -> float:
         """The part of a place that is at work."""
@@ -141,7 +144,7 @@ class RayEngine:
 
     def _begin(self, job: Job) -> bool:
         """Send a job to the place with most room, if one has enough; return whether one had."""
-        shares = {place: gpu_share(job.need, place.gpu_bytes or None) for place in self.cluster.ready()}
+        shares = {place: _share(job.need, place) for place in self.cluster.ready()}
         fit = [place for place, share in shares.items() if self._load(place) + share <= FULL]
         if not fit:
             return False
@@ -255,7 +258,7 @@ class RayEngine:
     def _wind_down(self, signum: int) -> None:
         """Ask every worker to stop after its step and to keep its state; wait for that, but not for ever."""
         self._signum = signum
-        end = time.monotonic() + stop.GRACE_S + CLOSING_S
+        end = time.monotonic() + stop.GRACE_S + stop.CLOSING_S
         try:
             for shift in [shift for shift in self._shifts if not shift.hand.name]:
                 self._lost(shift, "stopped")  # it has not begun to train
@@ -295,6 +298,11 @@ class RayEngine:
                     marker.unlink(missing_ok=True)
                     marker.parent.rmdir()  # only where it is empty
             self._markers.clear()
+
+
+def _share(need: int, place: Place) -> float:
+    """Part of a place for a bundle that needs `need` bytes; several GPUs are never shared."""
+    return 1.0 if place.spec.gpus > 1 else gpu_share(need, place.gpu_bytes or None)
 
 
 def _suits(hand: Hand, job: Job) -> bool:

@@ -180,7 +180,7 @@ def _require_inputs(parcel: Parcel) -> None:
             raise UserError(f"the {what} folder '{folder}' is not there", where=here, hint=hint)
     try:
         cached_task(cell, bundle.data_dir, bundle.suite_folder)
-        if not parcel.is_rule:
+        if not parcel.is_rule and bundle.processes == 1:
             recipe = cell.recipe
             cached_backbone(bundle.backbone, recipe.precision, recipe.quantization, bundle.placement)
     except UserError as error:

@@ -119,9 +119,7 @@ class Sharded(Unsharded):
                 module.reshard()
 
     def most(self, count: int) -> int:
-        counts: list[Any] = [None] * self._team.size
-        dist.all_gather_object(counts, count)
-        return int(max(counts))
+        return int(max(self._team.gather(count)))
 
     def whole_tensors(self, method: Method) -> dict[str, Tensor]:
         """A method's tensors on the CPU of the first process; none elsewhere."""

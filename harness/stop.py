@@ -12,6 +12,8 @@ from types import FrameType
 
 GRACE_S = 20.0
 """A training step that takes longer is broken off: systems that preempt a job kill it after 30 seconds."""
+CLOSING_S = 10.0
+"""How long other processes may take to keep their state, beyond the longest step."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -40,6 +42,11 @@ def check(grace_s: float = 0.0) -> None:
     """Raise Stopped if a stop was requested more than `grace_s` seconds ago."""
     if _request.signum is not None and time.monotonic() - _request.since >= grace_s:
         raise Stopped(_request.signum)
+
+
+def requested() -> int:
+    """The signal by which a stop was requested; 0 if none was."""
+    return _request.signum or 0
 
 
 def request(signum: int) -> None:

@@ -45,7 +45,8 @@ class BundleTrainer(BundleStep):
                 on_step(self.step, steps, self._latest())
                 self._hand_over(on_outcome, keeper)
                 keeper.save_if_due(self.training_state())
-                stop.check()
+                if signum := self.team.agree(self.team.requested()):
+                    raise stop.Stopped(signum)
         except stop.Stopped as stopped:
             if self.is_settled and not stopped.at_once:
                 keeper.save(self.training_state())
@@ -55,7 +56,13 @@ class BundleTrainer(BundleStep):
         """All that a checkpoint has to hold."""
         waiting = [i for i in range(len(self.states)) if i not in self.handed_over]
         return Training(
-            self.states, self.optimizer, (self.budget, self.eval_budget), list(self.active), waiting, self.step
+            self.states,
+            self.optimizer,
+            (self.budget, self.eval_budget),
+            list(self.active),
+            waiting,
+            self.step,
+            self.team,
         )
 
     def restore(self, plan: CheckpointPlan) -> bool:

@@ -109,15 +109,21 @@ def _model_at(kind: type, key: Iterable[str | int]) -> type | None:
             current = get_args(current)[-1]
             continue
         hints = get_type_hints(current) if isinstance(current, type) else {}
-        current = hints.get(str(part))
+        current = _without_none(hints.get(str(part)))
     return current if isinstance(current, type) else None
+
+
+def _without_none(hint: Any) -> Any:
+    """`X` of `X | None`."""
+    parts = [part for part in get_args(hint) if part is not type(None)]
+    return parts[0] if len(parts) == 1 and type(None) in get_args(hint) else hint
 
 
 def _literal_choices(kind: type, key: tuple[str | int, ...]) -> list[str]:
     if not key:
         return []
     owner = _model_at(kind, key[:-1])
-    hint = get_type_hints(owner).get(str(key[-1])) if owner else None
+    hint = _without_none(get_type_hints(owner).get(str(key[-1]))) if owner else None
     return [str(choice) for choice in get_args(hint)] if str(get_origin(hint)) == "typing.Literal" else []
 
 

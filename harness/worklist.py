@@ -160,7 +160,8 @@ class Worklist:
         made = collect(best_device())
         versions = [made["harness"], made["commit"], made["versions"].get("torch")]
         weights = fingerprint(bundle.backbone, bundle.cells[0].recipe.quantization)
-        return _digest([rows, weights, bundle.micro_batch_tokens, made["device"], versions])
+        processes = [bundle.processes, bundle.sharding]
+        return _digest([rows, weights, bundle.micro_batch_tokens, made["device"], versions, processes])
 
     @property
     def _folder(self) -> Path:

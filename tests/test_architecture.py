@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # each module imports only from lines above its own
 LAYERS = [
     [
+        "cli_options",
         "declarations",
         "dropout",
         "durable",
@@ -49,8 +50,8 @@ LAYERS = [
     ["cli_report", "few_shot", "heads", "listings_data", "mixture", "records", "tiny", "token_cache", "verify"],
     ["caches", "cli_store", "device_plan", "method"],
     ["cell_state", "export", "fused", "layer_hooks", "listings_params", "peft_layers", "probe"],
-    ["checkpoint", "contract_checks", "distributed", "predict", "starting", "tracking", "usage"],
-    ["contract", "products", "sharding"],
+    ["contract_checks", "distributed", "predict", "starting", "tracking", "usage"],
+    ["checkpoint", "contract", "products", "sharding"],
     ["step"],
     ["train"],
     ["bundle"],

@@ -157,7 +157,7 @@ def test_a_checkpoint_of_something_else_is_not_there(damage: str, tmp_path: Path
     elif damage == "other cells":
         cells = bundle()[1:3]
     elif damage == "newer":
-        plan.path.write_bytes(plan.path.read_bytes().replace(b'\\"format\\": 1', b'\\"format\\": 2'))
+        plan.path.write_bytes(plan.path.read_bytes().replace(b'\\"format\\": 2', b'\\"format\\": 3'))
     else:
         plan.path.write_bytes(b"" if damage == "empty" else plan.path.read_bytes()[:-50])
     fresh = made(cells)

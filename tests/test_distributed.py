@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 from test_fused import cells, trainer
 
+from harness import stop
+from harness.checkpoint import read_header
 from harness.distributed import Team, TeamError, run_team
 from harness.errors import UserError
-from harness.results import load_results
+from harness.results import ResultStore, load_results
 from harness.runner import run
 
+ROOT = Path(__file__).resolve().parent.parent
 SUITE = """\
 suite: team
 backbones: [micro-t5]
@@ -79,6 +91,77 @@ def test_two_processes_store_what_one_does(folders: dict[int, Path]) -> None:
             torch.testing.assert_close(together[key], tensor, rtol=1e-4, atol=1e-5)
     frames = [load_results(folder).drop(columns="path") for folder in folders.values()]
     assert frames[0].equals(frames[1])
+
+
+LONG = {"execution.processes": 2, "execution.checkpoint_every": "2 steps", "recipe.steps": 60, "recipe.eval_every": 20,
+        "recipe.backbone_dropout": True}  # fmt: skip
+
+
+@contextlib.contextmanager
+def once_begun(folder: Path, act: Callable[[], object]) -> Iterator[None]:
+    """Call `act` when there is a checkpoint."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.is_set():
+            headers = [read_header(path) for path in (folder / "out").glob(".checkpoints/*/*.safetensors")]
+            if any(header is not None and 2 < header.step < 50 for header in headers):
+                act()
+                return
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def outcome(folder: Path) -> tuple[object, bytes]:
+    ((path, made),) = ResultStore(folder / "out").scan()
+    return made.model_dump(include={"dev", "test", "dev_history", "status"}), path.with_suffix(
+        ".safetensors"
+    ).read_bytes()
+
+
+def lay_out(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "team.yaml").write_text(SUITE)
+    return folder
+
+
+@pytest.mark.parametrize("sharding", [pytest.param("none", marks=pytest.mark.slow), "fsdp"])
+def test_a_team_that_is_stopped_or_killed_goes_on_as_if_nothing_had_been(
+    sharding: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {**LONG, "execution.sharding": sharding}
+    whole, broken = lay_out(tmp_path / "whole"), lay_out(tmp_path / "broken")
+    assert run(whole / "team.yaml", results=whole / "out", settings=settings, quiet=True).num_failed == 0
+    if sharding == "none":
+        kill(broken, settings)
+    else:
+        with once_begun(broken, lambda: os.kill(os.getpid(), signal.SIGINT)), pytest.raises(stop.Stopped):
+            run(broken / "team.yaml", results=broken / "out", settings=settings, quiet=True)
+    assert not list(ResultStore(broken / "out").scan())
+    assert run(broken / "team.yaml", results=broken / "out", settings=settings).num_failed == 0
+    assert "continued from a checkpoint at step" in capsys.readouterr().err
+    assert outcome(broken) == outcome(whole)
+    assert not list((broken / "out").glob(".checkpoints/*/*"))
+
+
+def kill(folder: Path, settings: dict[str, object]) -> None:
+    """Start a run, kill the process that was started once there is a checkpoint; its team must end with it."""
+    options = [f"--set={key}={value}" for key, value in settings.items()]
+    command = [sys.executable, "-m", "harness", "run", "team.yaml", "--results", "out", *options]
+    started = subprocess.Popen(command, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    members: list[psutil.Process] = []
+    with once_begun(folder, lambda: (members.extend(psutil.Process(started.pid).children()), started.kill())):
+        started.wait()
+    assert len(members) >= 2
+    _, alive = psutil.wait_procs(members, timeout=60)
+    assert not alive
 
 
 def fail(team: Team, send: object, words: str) -> None:

@@ -237,6 +237,10 @@ report:
       title: mine
       rows: [{title: dept, where: {method: dept}}]
       columns: [{over: task, values: [cb, rte]}]
+  define_figures:
+    bars:
+      title: bars
+      categories: {setting: task, title: task, panels: [{title: all, where: {}}]}
 """
 
 
@@ -247,6 +251,12 @@ report:
         ("[mine, accept-1]", "[mine, mine]", ["suite.yaml:6", "more than once"]),
         ("rows:", "row:", ["suite.yaml:10", "did you mean rows"]),
         ("values: [cb, rte]", "value: [cb, rte]", ["suite.yaml:11", "did you mean values"]),
+        (
+            "panels: [{",
+            "panel: [{",
+            ["suite.yaml:15", "categories.panel:", "did you mean panels"],
+        ),
+        ("where: {}}", "were: {}}", ["suite.yaml:15", "panels.0.were", "did you mean where"]),
         ("{method: dept}", "{metod: dept}", ["suite.yaml:10", "metod", "did you mean method"]),
         ("over: task, values: [cb, rte]", "over: task", ["suite.yaml:11", "need each other"]),
         ("over: task, values: [cb, rte]", "over: seed, values: [1]", ["suite.yaml:11", "no setting"]),

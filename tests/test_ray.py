@@ -245,6 +245,34 @@ def test_the_quickstart_on_two_machines_equals_the_quickstart_in_one_process(add
 
 
 @pytest.fixture
+def machine_with_gpus() -> Iterator[str]:
+    """A Ray node that says it has two GPUs; the work is done without."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'peft-harness[ray]'")
+    from ray.cluster_utils import Cluster
+
+    small = {"num_cpus": 2, "num_gpus": 2, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=small)
+    yield cluster.address
+    cluster.shutdown()
+
+
+def test_a_bundle_of_two_processes_gets_two_gpus_of_a_machine(machine_with_gpus: str, folder: Path) -> None:
+    options = {"methods": ["shift"], "tasks": ["first"], "settings": {"execution.processes": 2}}
+    with pytest.raises(UserError, match=r"--gpus-per-bundle.*execution.processes is 2, and a worker has 1 GPUs"):
+        run(folder, engine=make_engine("ray", machine_with_gpus), **options)
+    engine, places = make_engine("ray", machine_with_gpus, gpus=2), []
+
+    def look() -> bool:
+        places.extend(shift.hand.place for shift in engine._shifts)
+        return bool(places)
+
+    with meanwhile(look):
+        assert run(folder, engine=engine, **options).num_failed == 0
+    assert (places[0].spec.gpus, engine._shifts) == (2, [])
+    assert [made.status for _, made in ResultStore(folder / "results").scan()] == ["done"]
+
+
+@pytest.fixture
 def bundle(folder: Path) -> Bundle:
     """A bundle of one `shift` cell, on its way to a worker."""
     overrides = Overrides(methods=["shift"], tasks=["first"], settings={"recipe.steps": 2})
@@ -313,6 +341,7 @@ def test_a_worker_that_is_asked_to_stop_keeps_its_state(bundle: Bundle, tmp_path
     [
         (["--address", "127.0.0.1:6379"], "--address: says where Ray's workers run, and this run has none"),
         (["--cpus-per-bundle", "2"], "--cpus-per-bundle: says where"),
+        (["--gpus-per-bundle", "2"], "--gpus-per-bundle: says where"),
         (["--engine", "ray", "--cpus-per-bundle", "0"], "--cpus-per-bundle: must be at least 1, got 0"),
         (["--engine", "ray", "--address", "127.0.0.1:1"], "--address: nothing answers at 127.0.0.1:1"),
         (["--engine", "ray", "--address", "ray://head:10001"], "--address: expected auto or HOST:PORT"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +12,15 @@ from test_fused import make_cell, tensors, trainer
 from torch import Tensor, nn
 
 from harness.blame import CellError
+from harness.bundle import Listener, execute
 from harness.layer_change import LayerChange
 from harness.layer_hooks import TrainedNorms
 from harness.method import Method, discover
+from harness.packing import pack
+from harness.planning import make_plan
 from harness.schema import Cell
 from harness.shared_layers import SharedLayers
+from harness.suite import Overrides
 from harness.tiny import tiny_backbone
 from harness.train import BundleTrainer
 
@@ -30,6 +35,15 @@ SPECS = [
     ("compacter", {"reduction": 4}, 0.01, 8, 4),
 ]
 SHARING = {name for name, *_ in SPECS}
+
+SUITE = """\
+suite: broken
+backbones: [micro-t5]
+tasks: [micro_sentiment]
+seeds: [1]
+recipe: {lr: 0.01, batch_size: 2, backbone_dropout: false}
+methods: [ia3, stopping]
+"""
 
 
 def cells(steps: int) -> list[Cell]:
@@ -181,3 +195,49 @@ def test_methods_that_draw_per_pass_or_change_all_weights_run_alone() -> None:
     }
     assert {name for name, cls in layer_side.items() if not cls.runs_alone()} == SHARING
     assert {"adamix", "adapter_drop", "finetune"} <= layer_side.keys() - SHARING
+
+
+STOPPING = """
+import sys
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from harness.method import Method, Paper
+
+
+class Stopping(Method):
+    name = "stopping"
+    paper = Paper("nobody-2026", "https://example.org")
+
+    @dataclass(frozen=True, kw_only=True)
+    class HP:
+        pass
+
+    def __init__(self, hp, backbone):
+        super().__init__(hp, backbone)
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def layer_changes(self):
+        sys.exit("no changes")
+
+    def attach(self, backbone):
+        pass
+
+    def detach(self, backbone):
+        pass
+"""
+
+
+def test_changes_that_cannot_be_had_leave_the_other_cells_alone_and_are_said(tmp_path: Path) -> None:
+    (tmp_path / "stopping.py").write_text(STOPPING)
+    (tmp_path / "suite.yaml").write_text(SUITE)
+    said, made = [], []
+    overrides = Overrides(settings={"recipe.steps": 2, "recipe.eval_every": 2})
+    plan = make_plan(tmp_path / "suite.yaml", overrides, tmp_path / "results", None, [str(tmp_path)])
+    (bundle,) = pack(plan, plan.pending())
+    assert len(bundle.cells) == 2
+    execute(bundle, Listener(lambda *_: None, made.append, said.append))
+    assert {product.result.cell.method: product.result.status for product in made}["ia3"] == "done"
+    assert any("a bundle of 2 cells broke off (no changes)" in line for line in said)

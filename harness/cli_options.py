@@ -1,0 +1,41 @@
+"""Options that several commands have, or that would hide what a command does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+Names = Annotated[str | None, typer.Option(metavar="A,B,...")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a suite value, e.g. recipe.steps=300.")
+]
+ProtocolName = Annotated[
+    str | None, typer.Option("--protocol", metavar="NAME", help="Another protocol than the suite's, unchanged.")
+]
+ResultsDir = Annotated[Path, typer.Option("--results", help="Folder of the results.")]
+DataDir = Annotated[
+    str | None, typer.Option("--data", envvar="HARNESS_DATA", help="Folder with local copies of the tasks' data.")
+]
+MethodDirs = Annotated[
+    list[Path] | None, typer.Option("--methods-dir", help="Another folder of method files; may be repeated.")
+]
+RerunOption = Annotated[Literal["none", "failed", "stale"], typer.Option(help="Which stored results to make again.")]
+CheckpointEvery = Annotated[
+    str | None, typer.Option(metavar="TIME", help="How often training is kept on disk: 90s, 10m, 2h, 500steps, or off.")
+]
+EngineOption = Annotated[
+    Literal["local", "ray"], typer.Option(help="Train in this process, or on the workers of a Ray cluster.")
+]
+Address = Annotated[
+    str | None, typer.Option(metavar="HOST:PORT", help="A running Ray cluster, or auto; else Ray is started here.")
+]
+CpusPerBundle = Annotated[int | None, typer.Option(metavar="N", help="Processors of each of Ray's workers. [1]")]
+GpusPerBundle = Annotated[
+    int | None, typer.Option(metavar="N", help="GPUs of each of Ray's workers, on machines that have any. [1]")
+]
+TrackOption = Annotated[
+    Literal["tensorboard", "wandb", "mlflow"] | None, typer.Option(help="Show live curves of every cell there.")
+]
+ListFormat = Annotated[Literal["terminal", "json"], typer.Option("--format", help="terminal or json.")]
