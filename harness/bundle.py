@@ -17,7 +17,7 @@ from harness.caches import cached_backbone, cached_task
 from harness.cell_state import Outcome, checked_groups, describe_failure
 from harness.checkpoint import CheckpointPlan, Keeper
 from harness.data import Encoded, TaskData, cut_references
-from harness.distributed import ALONE, Send, Team, run_team
+from harness.distributed import ALONE, MemberDied, Send, Team, run_team
 from harness.errors import UserError
 from harness.flops import MatmulParams, matmul_params
 from harness.heads import LinearHead, class_targets
@@ -37,6 +37,8 @@ from harness.train import BundleTrainer, OnStep
 
 # on a processor, tensors of larger micro-batches leave its caches, and a step takes longer, not shorter
 MICRO_BATCH_TOKENS = {"cpu": 4_096}
+MOST_DEATHS = 3
+"""Times that a bundle may lose a process, or a worker, without getting any further."""
 
 
 @dataclass(frozen=True)
@@ -160,9 +162,18 @@ class _Work:
                 self.left.remove(value.result.cell)
 
         self.is_ready = True
-        self.restored = self.bundle.checkpoint is not None and self.bundle.checkpoint.path.exists()
-        bundle = replace(self.bundle, sharding="fsdp" if self._is_to_shard() else "none")
-        run_team(bundle.processes, _train_as_member, (bundle, self.common), take)
+        sharding: Literal["none", "fsdp"] = "fsdp" if self._is_to_shard() else "none"
+        deaths = 0
+        while self.left:
+            self.restored = self.bundle.checkpoint is not None and self.bundle.checkpoint.path.exists()
+            bundle, count = replace(self.bundle, cells=tuple(self.left), sharding=sharding), len(self.left)
+            try:
+                run_team(bundle.processes, _train_as_member, (bundle, self.common), take)
+            except MemberDied as error:
+                deaths = deaths + 1 if len(self.left) == count else 1
+                if deaths == MOST_DEATHS:
+                    raise
+                self.listener.say(f"{error}; new processes go on from the last checkpoint, if there is one")
 
     def _is_to_shard(self) -> bool:
         """Whether weights are to be divided, and there is a method that trains them."""
@@ -251,7 +262,7 @@ def _train_as_member(team: Team, send: Send, bundle: Bundle, common: Circumstanc
     work.common = common
     failure = work.compute()
     if failure is not None:
-        raise RuntimeError(failure.traceback)
+        raise RuntimeError(f"{failure.type}: {failure.message}\n{failure.traceback}")
 
 
 def default_tokens(backbone: Backbone) -> int:

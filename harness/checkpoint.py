@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
+import secrets
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -34,6 +37,7 @@ FORMAT = 2
 MOST_OVERHEAD = 0.05
 """Share of the time that writing may take; a state that takes long to write is written less often than asked."""
 
+MARKER = ".driver"
 COPIES = 4
 """Of every weight in a state: itself, two moments, the best step's."""
 
@@ -107,6 +111,21 @@ def read_header(path: Path) -> Header | None:
 def name_of(cell: Cell) -> tuple[str, str]:
     """Under which a cell's state is found."""
     return cell.label, cell.cell_id
+
+
+def new_marker(folder: Path) -> Path:
+    """Name of a file beside checkpoints, by which other processes see whether they have the same folder."""
+    return folder / f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(8)}{MARKER}"
+
+
+def drop_markers(folder: Path) -> None:
+    """Remove the markers of processes of this machine that are gone."""
+    here = f"{socket.gethostname()}-"
+    for marker in folder.glob(f"{here}*{MARKER}"):
+        pid = marker.name.removeprefix(here).split("-")[0]
+        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+            with contextlib.suppress(OSError):
+                marker.unlink(missing_ok=True)
 
 
 @dataclass

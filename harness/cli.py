@@ -136,6 +136,9 @@ def plan(
     Example: harness plan suites/quickstart.yaml; harness plan --device a100-80gb --backbones t5-3b,llama-2-7b
     """
     if device is not None:
+        others = {"--methods": methods, "--tasks": tasks, "--seeds": seeds, "--set": settings, "--protocol": protocol}
+        for option in (name for name, value in others.items() if value):
+            raise UserError("changes nothing beside --device, which asks for backbones only", field=option)
         from harness.device_plan import describe_device
 
         show(describe_device(device, split(backbones) or (suite_backbones(suite) if suite else None)), format)

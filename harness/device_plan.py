@@ -28,10 +28,6 @@ TOKENS = 16 * LENGTH
 USABLE_SHARE = 0.9
 """The rest goes to the driver, libraries' workspaces and fragments."""
 GIB = 2**30
-DEPTHS = (2, 3)  # a single layer has its peak elsewhere
-DEPTH_NAMES = ("num_layers", "num_decoder_layers", "num_hidden_layers")
-
-
 SHARDS = (2, 4, 8)
 """Numbers of devices among which full fine-tuning is shown divided."""
 
@@ -136,56 +132,24 @@ def _num_weights(module: Any) -> int:
     return sum(weight.numel() for weight in module.parameters())
 
 
-def _step(source: str, storage: Scheme, rows: int, length: int, trains_weights: bool) -> float:
-    """Peak of a step beside the weights.
-
-    Layers are alike, so two shallow networks give the whole: what a step takes anyway, and what each layer adds.
-    """
-    config, depth = _shape(source)
-    precision = _precision(storage)
-    return _whole(depth, [_trained(config, d, storage, precision, rows, length, trains_weights) for d in DEPTHS])
+@functools.cache
+def _step(source: str, storage: Scheme, rows: int, length: int, trains_weights: bool) -> int:
+    """Peak of a step beside the weights."""
+    with _shape(source, storage) as backbone:
+        return training_bytes(backbone, rows, length, TARGETS, trains_weights)
 
 
 @functools.cache
 def _evaluation(source: str, storage: Scheme, tokens: int, length: int) -> int:
-    config, depth = _shape(source)
-    rows, precision = 2 * max(1, tokens // length), _precision(storage)
-    return round(_whole(depth, [_evaluated(config, d, storage, precision, rows, length) for d in DEPTHS]))
-
-
-def _shape(source: str) -> tuple[dict[str, Any], int]:
-    """Configuration and number of layers."""
-    config = source_config(source)
-    return config, max(config.get(name, 0) for name in DEPTH_NAMES)
-
-
-def _precision(storage: Scheme) -> str:
-    return "float32" if storage == "none" else "bfloat16"
-
-
-def _whole(depth: int, peaks: Sequence[int]) -> float:
-    """The peak of all layers from those of two shallow networks."""
-    small, large = peaks
-    return small + (large - small) / (DEPTHS[1] - DEPTHS[0]) * (depth - DEPTHS[0])
-
-
-def _trained(
-    config: dict[str, Any], depth: int, storage: Scheme, precision: str, rows: int, length: int, weights: bool = False
-) -> int:
-    with _shallow(config, depth, storage, precision) as backbone:
-        return training_bytes(backbone, rows, length, TARGETS, weights)
-
-
-def _evaluated(config: dict[str, Any], depth: int, storage: Scheme, precision: str, rows: int, length: int) -> int:
-    with _shallow(config, depth, storage, precision) as backbone:
-        return evaluation_bytes(backbone, rows, length)
+    with _shape(source, storage) as backbone:
+        return evaluation_bytes(backbone, 2 * max(1, tokens // length), length)
 
 
 @contextmanager
-def _shallow(config: dict[str, Any], depth: int, storage: Scheme, precision: str) -> Iterator[Backbone]:
-    """The same network with fewer layers, to be run on shapes."""
-    shape = config | {name: depth for name in DEPTH_NAMES if name in config}
-    with weightless(lambda: Backbone("shape", model_of(shape), None, None, precision), storage) as backbone:
+def _shape(source: str, storage: Scheme) -> Iterator[Backbone]:
+    """The network with all its layers, to be run on shapes: which operators make its peak depends on their number."""
+    config, precision = source_config(source), "float32" if storage == "none" else "bfloat16"
+    with weightless(lambda: Backbone("shape", model_of(config), None, None, precision), storage) as backbone:
         yield backbone
 
 

@@ -35,7 +35,11 @@ Send = Callable[[Any], None]
 
 
 class TeamError(RuntimeError):
-    """A process of a team ended before its work was done; the message holds what it said."""
+    """The work failed in a process of a team; the cause holds what that process said."""
+
+
+class MemberDied(TeamError):
+    """A process of a team was killed, for which its work need not be to blame."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +107,9 @@ ALONE = Team()
 def run_team(size: int, work: Callable[..., None], arguments: Sequence[Any], take: Callable[[Any], None]) -> None:
     """Call `work(team, send, *arguments)` in `size` new processes; hand what the first one sends to `take`.
 
-    `work` and its arguments must be picklable. Raises TeamError, and ends the others, when one process fails;
-    UserError for a mistake of the user's; Stopped after a request to stop, which `work` hears of by its team.
+    `work` and its arguments must be picklable. When one process fails, ends the others and raises TeamError, MemberDied
+    where a signal ended it. Raises UserError for a mistake of the user's, and Stopped after a request to stop, which
+    `work` hears of by its team.
     """
     context = mp.get_context("spawn")
     messages: Any = context.Queue()
@@ -134,18 +139,32 @@ def _listen(members: Sequence[Any], messages: Any, asked: Any, take: Callable[[A
         try:
             kind, value = messages.get(timeout=POLL_S)
         except queue.Empty:
-            ended = [member.exitcode for member in members if member.exitcode]
-            if ended and messages.empty():
-                raise TeamError(f"a process ended with exit code {ended[0]}") from None
+            if messages.empty():
+                _check_alive(members)
             continue
         num_stopped += kind == "stopped"
         if kind == "mistake":
             raise UserError(value)
         if kind == "failed":
-            raise TeamError(value)
+            time.sleep(POLL_S)  # a process that is killed fails the others, which may say so first
+            _check_alive(members)
+            raise TeamError(value[0]) from RuntimeError(value[1])
         if kind == "sent":
             take(value)
         done += kind == "done"
+
+
+def _check_alive(members: Sequence[Any]) -> None:
+    """Raise MemberDied where a signal has ended a process, TeamError where one has ended in another way."""
+    for rank, member in enumerate(members):
+        if member.exitcode:
+            how = f"was killed by signal {-member.exitcode}" if member.exitcode < 0 else f"ended with {member.exitcode}"
+            kind = MemberDied if member.exitcode < 0 else TeamError
+            raise kind(f"process {rank} of {len(members)} {how}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _member(
@@ -178,8 +197,8 @@ def _member(
         messages.put(("stopped", request.signum))
     except UserError as error:
         messages.put(("mistake", str(error)))
-    except Exception:  # handed over as text: the exception itself may not be picklable
-        messages.put(("failed", f"process {rank} of {size}:\n{traceback.format_exc()}"))
+    except Exception as error:  # handed over as text: the exception itself may not be picklable
+        messages.put(("failed", (f"process {rank} of {size}: {_first_line(error)}", traceback.format_exc())))
     finally:
         messages.close()
         messages.join_thread()

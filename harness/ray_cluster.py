@@ -139,10 +139,14 @@ class Cluster:
             raise UserError(f"Ray {where} cannot be used: {lines[0]}", field="--address", hint=_HOW) from None
         self.refresh()
         if not self.places:
-            has_gpus = self._has_gpus()
-            problem = f"no machine of the cluster has {self.gpus} GPUs or {self.cpus} processors for a worker"
+            kind = "GPU" if self._has_gpus() else "CPU"
+            most = max((int(node.get(kind, 0)) for node in self._nodes()), default=0)
             self.disconnect()
-            raise UserError(problem, field="--gpus-per-bundle" if has_gpus else "--cpus-per-bundle")
+            wanted, option = (self.gpus, "--gpus-per-bundle") if kind == "GPU" else (self.cpus, "--cpus-per-bundle")
+            raise UserError(f"no machine of the cluster has {wanted} {kind}s; the largest has {most}", field=option)
+        if self.gpus > 1 and not self._has_gpus():
+            self.disconnect()
+            raise UserError(f"got {self.gpus}, and no machine of the cluster has a GPU", field="--gpus-per-bundle")
 
     def disconnect(self) -> None:
         """End all workers, give the places back."""

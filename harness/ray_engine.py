@@ -7,7 +7,6 @@ worker had not sent when it died is trained again elsewhere, from its checkpoint
 from __future__ import annotations
 
 import contextlib
-import secrets
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -16,7 +15,8 @@ from types import TracebackType
 from typing import Any, ClassVar
 
 from harness import provenance, stop
-from harness.bundle import Bundle
+from harness.bundle import MOST_DEATHS, Bundle
+from harness.checkpoint import new_marker
 from harness.errors import UserError
 from harness.method import load_file
 from harness.placement import gpu_share, is_rule, memory_need, on_a_share
@@ -29,8 +29,6 @@ from harness.schema import Failure
 
 WAIT_S = 0.5
 FULL = 1 + 1e-9
-MOST_DEATHS = 3
-"""Workers that a bundle may lose in a row without getting any further."""
 
 
 @dataclass(eq=False)
@@ -277,7 +275,7 @@ class RayEngine:
         for marker in self._markers:
             if marker.parent == folder and marker.exists():
                 return marker
-        marker = folder / f"{secrets.token_hex(8)}.driver"
+        marker = new_marker(folder)
         with contextlib.suppress(OSError):  # without it there are no checkpoints, and nothing else changes
             folder.mkdir(parents=True, exist_ok=True)
             marker.touch()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from harness.declarations import ProtocolReference
@@ -42,12 +43,13 @@ class Suite:
 def load_suite(path: str | Path, overrides: Overrides) -> Suite:
     """Read and validate a suite file. Raises UserError with file and line."""
     document = read_document(path)
-    data = dict(document.data)
+    data, assigned = dict(document.data), []
     for key, value in overrides.settings.items():
         check_setting_key(key)
         if key.split(".")[0] in ("tuning", "execution"):
             assign(data, key, value)
-    file = validate_model(SuiteFile, data, document.where)
+            assigned.append(key)
+    file = validate_model(SuiteFile, data, partial(_where, document, assigned))
     if file.version != SUITE_FORMAT:
         problem = f"suite version {file.version} is not known here; this program reads version {SUITE_FORMAT}"
         raise UserError(problem, where=document.where("version"), field="version")
@@ -59,6 +61,13 @@ def load_suite(path: str | Path, overrides: Overrides) -> Suite:
     if overrides.backbones:  # cells may still start from what the file's own backbones trained
         sources = {**_short_names(file.backbones, document), **sources}
     return Suite(file, document, sources, overrides, _protocol(file, document, overrides))
+
+
+def _where(document: Document, assigned: Sequence[str], *key: str | int) -> str:
+    """Place of a key: the command line's option, where that has set it or the block with the mistake."""
+    path = ".".join(str(part) for part in key)
+    options = [name for name in assigned if name == path or name.startswith(f"{path}.")]
+    return f"--set {options[-1]}" if options and path else document.where(*key)
 
 
 def _protocol(file: SuiteFile, document: Document, overrides: Overrides) -> Protocol:

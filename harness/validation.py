@@ -81,7 +81,8 @@ def _user_error(error: ValidationError, kind: type, locate: Locate, prefix: tupl
         # a check of the whole class that names its field first, as require_positive does
         where, field = locate(*prefix, message.split()[0]), ".".join((*prefix, message.split()[0]))
     choices = _literal_choices(kind, key)
-    shown = "" if found["type"] == "value_error" and not key else f", got {_short(found['input'])}"
+    is_of_block = found["type"] == "value_error" and isinstance(found["input"], dict)
+    shown = "" if is_of_block else f", got {_short(found['input'])}"
     value = found["input"] if isinstance(found["input"], str) else None
     if choices:
         return UserError(f"unknown value{shown}", where=where, field=field, value=value, choices=choices)

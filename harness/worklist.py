@@ -12,7 +12,7 @@ from pathlib import Path
 from harness import stop
 from harness.bundle import Bundle
 from harness.caches import cached_task
-from harness.checkpoint import CheckpointPlan, name_of, read_header
+from harness.checkpoint import CheckpointPlan, drop_markers, name_of, read_header
 from harness.claims import Claims
 from harness.loading import best_device, fingerprint
 from harness.packing import pack
@@ -118,6 +118,7 @@ class Worklist:
 
     def _begun(self, pending: Sequence[Cell]) -> list[Bundle]:
         """Bundles as their checkpoints name them, less what is finished by now; the newest first."""
+        drop_markers(self._folder)
         if self.plan.suite.file.execution.checkpoint_every == "off":
             return []
         left = {name_of(cell): cell for cell in pending}

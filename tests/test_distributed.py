@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -93,19 +92,24 @@ def test_two_processes_store_what_one_does(folders: dict[int, Path]) -> None:
     assert frames[0].equals(frames[1])
 
 
-LONG = {"execution.processes": 2, "execution.checkpoint_every": "2 steps", "recipe.steps": 60, "recipe.eval_every": 20,
+LONG = {"execution.processes": 2, "execution.checkpoint_every": "2 steps", "recipe.steps": 80, "recipe.eval_every": 20,
         "recipe.backbone_dropout": True}  # fmt: skip
 
 
+def step_of(folder: Path) -> int:
+    """The step of the newest checkpoint; 0 without one."""
+    headers = [read_header(path) for path in (folder / "out").glob(".checkpoints/*/*.safetensors")]
+    return max((header.step for header in headers if header is not None), default=0)
+
+
 @contextlib.contextmanager
-def once_begun(folder: Path, act: Callable[[], object]) -> Iterator[None]:
-    """Call `act` when there is a checkpoint."""
+def once_begun(folder: Path, act: Callable[[], object], after: int = 2) -> Iterator[None]:
+    """Call `act` when there is a checkpoint of a step behind `after`."""
     over = threading.Event()
 
     def watch() -> None:
         while not over.is_set():
-            headers = [read_header(path) for path in (folder / "out").glob(".checkpoints/*/*.safetensors")]
-            if any(header is not None and 2 < header.step < 50 for header in headers):
+            if after < step_of(folder) < 70:
                 act()
                 return
             time.sleep(0.01)
@@ -117,6 +121,10 @@ def once_begun(folder: Path, act: Callable[[], object]) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
+
+
+def members(process: psutil.Process) -> list[psutil.Process]:
+    return [child for child in process.children() if any("spawn_main" in word for word in child.cmdline())]
 
 
 def outcome(folder: Path) -> tuple[object, bytes]:
@@ -132,36 +140,43 @@ def lay_out(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("sharding", [pytest.param("none", marks=pytest.mark.slow), "fsdp"])
-def test_a_team_that_is_stopped_or_killed_goes_on_as_if_nothing_had_been(
-    sharding: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_team_goes_on_after_a_stop_and_after_the_death_of_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = {**LONG, "execution.sharding": sharding}
+    settings = {**LONG, "execution.sharding": "fsdp"}
     whole, broken = lay_out(tmp_path / "whole"), lay_out(tmp_path / "broken")
     assert run(whole / "team.yaml", results=whole / "out", settings=settings, quiet=True).num_failed == 0
-    if sharding == "none":
-        kill(broken, settings)
-    else:
-        with once_begun(broken, lambda: os.kill(os.getpid(), signal.SIGINT)), pytest.raises(stop.Stopped):
-            run(broken / "team.yaml", results=broken / "out", settings=settings, quiet=True)
+    with once_begun(broken, lambda: os.kill(os.getpid(), signal.SIGINT)), pytest.raises(stop.Stopped):
+        run(broken / "team.yaml", results=broken / "out", settings=settings, quiet=True)
     assert not list(ResultStore(broken / "out").scan())
-    assert run(broken / "team.yaml", results=broken / "out", settings=settings).num_failed == 0
-    assert "continued from a checkpoint at step" in capsys.readouterr().err
+    assert not members(psutil.Process())
+    with once_begun(broken, lambda: members(psutil.Process())[-1].kill(), after=step_of(broken)):
+        assert run(broken / "team.yaml", results=broken / "out", settings=settings).num_failed == 0
+    said = capsys.readouterr().err
+    assert said.count("continued from a checkpoint at step") == 2
+    assert "was killed by signal 9; new processes go on" in said
     assert outcome(broken) == outcome(whole)
     assert not list((broken / "out").glob(".checkpoints/*/*"))
 
 
-def kill(folder: Path, settings: dict[str, object]) -> None:
-    """Start a run, kill the process that was started once there is a checkpoint; its team must end with it."""
-    options = [f"--set={key}={value}" for key, value in settings.items()]
+@pytest.mark.slow
+def test_a_team_ends_with_the_command_that_started_it_and_the_next_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, broken = lay_out(tmp_path / "whole"), lay_out(tmp_path / "broken")
+    assert run(whole / "team.yaml", results=whole / "out", settings=LONG, quiet=True).num_failed == 0
+    options = [f"--set={key}={value}" for key, value in LONG.items()]
     command = [sys.executable, "-m", "harness", "run", "team.yaml", "--results", "out", *options]
-    started = subprocess.Popen(command, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    members: list[psutil.Process] = []
-    with once_begun(folder, lambda: (members.extend(psutil.Process(started.pid).children()), started.kill())):
+    started = psutil.Popen(command, cwd=broken, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    team: list[psutil.Process] = []
+    with once_begun(broken, lambda: (team.extend(members(started)), started.kill())):
         started.wait()
-    assert len(members) >= 2
-    _, alive = psutil.wait_procs(members, timeout=60)
+    assert len(team) == 2
+    _, alive = psutil.wait_procs(team, timeout=60)
     assert not alive
+    assert run(broken / "team.yaml", results=broken / "out", settings=LONG).num_failed == 0
+    assert "continued from a checkpoint at step" in capsys.readouterr().err
+    assert outcome(broken) == outcome(whole)
 
 
 def fail(team: Team, send: object, words: str) -> None:

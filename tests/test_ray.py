@@ -208,9 +208,18 @@ def test_a_killed_driver_leaves_no_worker_and_the_same_command_continues(
     _, alive = psutil.wait_procs(workers, timeout=120)
     assert workers
     assert not alive
+    assert list((folder / "results").rglob("*.driver"))
     assert run(folder, quiet=False).num_failed == 0  # in this process: a state is the same wherever it was kept
     assert "continued from a checkpoint at step" in capsys.readouterr().err
     assert outcomes(folder) == untouched
+    assert not list((folder / "results").rglob("*.driver"))
+
+
+def test_gpus_that_no_machine_has_are_refused(address: str) -> None:
+    with pytest.raises(UserError, match="--gpus-per-bundle: got 2, and no machine of the cluster has a GPU"):
+        make_engine("ray", address, gpus=2).__enter__()
+    with pytest.raises(UserError, match="--cpus-per-bundle: no machine of the cluster has 64 CPUs; the largest has 1"):
+        make_engine("ray", address, cpus=64).__enter__()
 
 
 def test_cells_start_from_others_where_workers_do_not_see_the_results(address: str, tmp_path: Path) -> None:
@@ -239,8 +248,10 @@ def test_the_quickstart_on_two_machines_equals_the_quickstart_in_one_process(add
     for name in ("local", "ray"):
         options = {"engine": make_engine("ray", address)} if name == "ray" else {}
         assert harness.run(suite, results=tmp_path / name / "results", quiet=True, **options).num_failed == 0
-        frame = harness.load_results(tmp_path / name / "results").sort_values("cell_id")
-        found.append(frame[["cell_id", "dev_score", "test_score"]].to_numpy().tolist())
+        columns = ["cell_id", "split", "metric", "value", "selected_step"]
+        frame = harness.load_results(tmp_path / name / "results")[columns]
+        found.append(sorted(frame.astype(str).to_numpy().tolist()))
+    assert len(found[0]) >= 60
     assert found[0] == found[1]
 
 

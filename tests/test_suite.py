@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from harness.errors import UserError
 from harness.method import discover
 from harness.schema import Cell
+from harness.shipped_suites import find_suite
 from harness.suite import Group, Overrides, expand, load_suite
 from harness.tasks import all_tasks
 from harness.yaml12 import parse_value, read_document
@@ -236,3 +237,17 @@ def test_a_grid_of_absurd_size_is_refused_at_once(write_suite: Write) -> None:
     names = ["steps", "batch_size", "warmup_steps", "eval_every", "lr", "eps"]
     text = BASE.replace("recipe: {steps: 100}", f"recipe: {{{', '.join(f'{name}: {sweep}' for name in names)}}}")
     assert "grid has more than 100,000 points" in message(write_suite(text))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("execution.processes", 0, "--set execution.processes: execution.processes: input should be greater"),
+        ("execution.sharding", "fdsp", "--set execution.sharding: .* did you mean fsdp"),
+        ("execution.sharding", "fsdp", "--set execution.sharding: execution: .* or more, got 1$"),
+        ("tuning.strategy", "gird", "--set tuning.strategy: .* did you mean grid"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_not_blamed_on_the_file(key: str, value: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_suite(find_suite("quickstart"), Overrides(settings={key: value}))
