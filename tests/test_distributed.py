@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import signal
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import psutil
@@ -17,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_fused import cells, trainer
+from watching import meanwhile
 
 from harness import stop
 from harness.checkpoint import read_header
@@ -102,25 +101,16 @@ def step_of(folder: Path) -> int:
     return max((header.step for header in headers if header is not None), default=0)
 
 
-@contextlib.contextmanager
-def once_begun(folder: Path, act: Callable[[], object], after: int = 2) -> Iterator[None]:
+def once_begun(folder: Path, act: Callable[[], object], after: int = 2) -> AbstractContextManager[None]:
     """Call `act` when there is a checkpoint of a step behind `after`."""
-    over = threading.Event()
 
-    def watch() -> None:
-        while not over.is_set():
-            if after < step_of(folder) < 70:
-                act()
-                return
-            time.sleep(0.01)
+    def look() -> bool:
+        is_begun = after < step_of(folder) < 70
+        if is_begun:
+            act()
+        return is_begun
 
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+    return meanwhile(look)
 
 
 def members(process: psutil.Process) -> list[psutil.Process]:

@@ -5,14 +5,12 @@ The cluster is real: two nodes on this machine, one processor each.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +18,7 @@ import psutil
 import pytest
 from test_run import NEW_METHOD
 from typer.testing import CliRunner
+from watching import meanwhile
 
 import harness
 from harness import caches, ray_cluster, stop
@@ -119,24 +118,6 @@ def address() -> Iterator[str]:
     cluster.add_node(**{key: value for key, value in small.items() if key != "include_dashboard"})
     yield cluster.address
     cluster.shutdown()
-
-
-@contextlib.contextmanager
-def meanwhile(act: Callable[[], bool]) -> Iterator[None]:
-    """Call `act` again and again beside the test until it says that it is done."""
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.is_set() and not act():
-            time.sleep(0.02)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def num_begun(folder: Path) -> int:
