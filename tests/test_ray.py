@@ -248,6 +248,7 @@ def machine_with_gpus() -> Iterator[str]:
     cluster.shutdown()
 
 
+@pytest.mark.slow
 def test_a_bundle_of_two_processes_gets_two_gpus_of_a_machine(machine_with_gpus: str, folder: Path) -> None:
     options = {"methods": ["shift"], "tasks": ["first"], "settings": {"execution.processes": 2}}
     with pytest.raises(UserError, match=r"--gpus-per-bundle.*execution.processes is 2, and a worker has 1 GPUs"):
