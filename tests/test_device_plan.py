@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from benchmarks.memory import LENGTH, evaluation, peak_bytes, random_backbone, training_step
 from harness.cli import app
-from harness.device_plan import describe_device, find_device, need
+from harness.device_plan import describe_device, find_device, full_tuning, need
 from harness.errors import UserError
 from harness.flops import DEVICES, peak_flops
 from harness.footprint import evaluation_bytes, training_bytes, weightless
@@ -65,7 +65,7 @@ def backbone_shapes() -> Any:
         return model_of(SMALL["llama"])
 
 
-def test_depth_and_tokens_are_extrapolated_without_loss() -> None:
+def test_a_step_is_that_of_all_layers_and_grows_with_its_tokens() -> None:
     few, many = (need("t5-small", "none", tokens=rows * LENGTH) for rows in (4, 16))
     assert few.per_token == pytest.approx(many.per_token, rel=0.1)
     with weightless(lambda: whole("t5-small"), "none") as backbone:
@@ -110,3 +110,9 @@ def test_peaks_are_found_by_the_drivers_names() -> None:
     assert peak_flops("NVIDIA GeForce RTX 3090", "bfloat16") == 71e12
     assert peak_flops("Tesla V100-SXM2-32GB", "bfloat16") is None
     assert all(device.memory_gb >= 16 for device in DEVICES.values())
+
+
+def test_a_larger_backbone_needs_more_at_its_full_depth() -> None:
+    larger, smaller = full_tuning("llama-3-8b"), full_tuning("llama-2-7b")
+    assert larger.num_params > smaller.num_params
+    assert all(larger.peak(shards) > smaller.peak(shards) for shards in (1, 2, 4, 8))
