@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.backbone import Backbone
 from harness.data import Encoded, TaskData
@@ -88,6 +91,11 @@ def trainer(cells: list[Cell], max_tokens: int) -> BundleTrainer:
 
 def cells(steps: int) -> list[Cell]:
     return [make_cell(*spec, steps=steps) for spec in [*SPECS, ("by_text", {}, 0.1, 5, 4)]]
+
+
+def layer_cells(steps: int) -> list[Cell]:
+    specs = [("lora", {"rank": 2}), ("ia3", {}), ("adapter", {"reduction": 8})]
+    return [make_cell(name, hp, 0.01, seed, 4, steps) for seed, (name, hp) in enumerate(specs)]
 
 
 def tensors(made: BundleTrainer, index: int) -> dict[str, Tensor]:
@@ -224,6 +232,32 @@ def test_sdpa_with_position_bias_equals_eager_attention() -> None:
     fast = losses(method, backbone, encoded, [0, 1, 2])
     backbone.model.set_attn_implementation("eager")
     torch.testing.assert_close(losses(method, backbone, encoded, [0, 1, 2]), fast, rtol=1e-10, atol=1e-10)
+
+
+class HostReads(TorchDispatchMode):
+    """Counts what makes the host wait for a device: a tensor's value, or a shape that depends on one."""
+
+    READS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func in self.READS
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("members", [cells(4), layer_cells(4)], ids=["input side", "layer side"])
+def test_no_step_makes_the_host_wait_for_the_device(members: list[Cell]) -> None:
+    made = trainer(members, max_tokens=64)
+    with made.fused.attached(), HostReads() as reads:
+        for step in range(3):
+            made._train_step(step)
+        in_steps = reads.count
+        made._evaluate(made.active, 3)
+    assert in_steps == 0
+    assert reads.count > 0  # losses and answers are read at last, so the counter works
 
 
 def test_micro_batches_keep_the_token_budget_and_every_row() -> None:
