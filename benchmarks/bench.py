@@ -4,7 +4,8 @@
     python -m benchmarks.bench --quick          minutes: shows that all runs; its figures mean nothing
 
 Each round runs every contender once, one after the other, so that a machine that slows down slows all of them; shown
-are medians over rounds, and medians of the rounds' ratios. A first, short round is thrown away.
+are medians over rounds, and medians of the rounds' ratios. A first, short round is thrown away. A job whose rounds take
+long has fewer of them, one at least, and says so.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,46 +31,63 @@ README = Path(__file__).with_name("README.md")
 TASKS = ("sst2", "mnli", "boolq", "multirc")
 BUNDLES = (6, 18, 36)
 EVALUATED_TOGETHER = 6
+VARIANT_CELLS = 18
 PADDED, CAREFUL = "(a) Trainer, padded", "(b) Trainer"
-HEADERS = ("task", "what", "contender", "rows/s", "of (a)", "of (b)", "padding", "utilisation")
+HEADERS = ("task", "what", "contender", "rows/s", "of (a)", "of (b)", "padding", "utilisation", "peak MiB", "rounds")
+EVALUATED_EVERY = 1_000
+"""Steps between evaluations, and rows of each, in the run of which evaluation's share is told."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run of a contender: training or answered rows per second, and what else its accounts say."""
+
+    rate: float
+    padding: float | None = None
+    utilisation: float | None = None
+    peak_bytes: int | None = None
 
 
 @dataclass
 class Contender:
-    """One way to do the work; `run(steps)` returns rows per second and what else is known."""
+    """One way to do the work, by `run(steps)`; `cells` is how many train together, 0 where it is not ours."""
 
     name: str
-    run: Callable[[int], tuple[float, float | None, float | None]]
+    run: Callable[[int], Measured]
+    cells: int = 0
     rates: list[float] = field(default_factory=list)
-    padding: float | None = None
-    utilisation: float | None = None
+    last: Measured = field(default=Measured(0.0))
 
     def round(self, steps: int) -> None:
-        rate, self.padding, self.utilisation = self.run(steps)
-        self.rates.append(rate)
+        self.last = self.run(steps)
+        self.rates.append(self.last.rate)
+
+    @property
+    def rate(self) -> float:
+        """Median over rounds."""
+        return statistics.median(self.rates)
 
 
 def training(work: Workload, method: str, options: argparse.Namespace) -> list[Contender]:
     """The contenders of training: (a), (b), (c), and for methods that share a forward pass (d)."""
 
-    def trainer(padded: bool, bf16: bool, compiled: bool) -> Callable[[int], tuple[float, None, None]]:
+    def trainer(padded: bool, bf16: bool, compiled: bool) -> Callable[[int], Measured]:
         shape, device = options.shape, options.device
-        return lambda steps: (
-            theirs.train_rate(work, method, shape, device, steps, padded=padded, bf16=bf16, compiled=compiled),
-            None,
-            None,
+        return lambda steps: Measured(
+            theirs.train_rate(work, method, shape, device, steps, padded=padded, bf16=bf16, compiled=compiled)
         )
 
-    def bundle(
-        cells: int, precision: str, compiled: bool = False
-    ) -> Callable[[int], tuple[float, float | None, float | None]]:
-        def run(steps: int) -> tuple[float, float | None, float | None]:
-            # a step of a bundle holds many times the rows; two still make a stable rate
+    def bundle(cells: int, precision: str, compiled: bool = False, name: str = method) -> Callable[[int], Measured]:
+        # a step of a bundle holds many times the rows; where launches are to be overlapped, one is no rate yet
+        fewest = 2 if options.device == "cuda" else 1
+
+        def run(steps: int) -> Measured:
             usage = ours.train_usage(
-                work, method, options.shape, options.device, precision, cells, max(2, steps // cells), compiled
+                work, name, options.shape, options.device, precision, cells, max(fewest, steps // cells), compiled
             )
             assert usage.samples_per_s is not None
-            return usage.samples_per_s, usage.padding_share, usage.utilisation
+            peak = usage.peak_memory_bytes if options.device == "cuda" else None
+            return Measured(usage.samples_per_s, usage.padding_share, usage.utilisation, peak)
 
         return run
 
@@ -80,56 +99,79 @@ def training(work: Workload, method: str, options: argparse.Namespace) -> list[C
             found.append(Contender(f"{CAREFUL}, no waste, {precision}, compiled", trainer(False, bf16, True)))
         sizes = (1, *options.bundles)
         names = {size: f"({'c' if size == 1 else 'd'}) ours, {size} cell{'s' * (size > 1)}" for size in sizes}
-        found += [Contender(f"{names[size]}, {precision}", bundle(size, precision)) for size in sizes]
+        found += [Contender(f"{names[size]}, {precision}", bundle(size, precision), size) for size in sizes]
         if options.compile and method == "prompt_tuning":
-            found += [Contender(f"{names[n]}, {precision}, compiled", bundle(n, precision, True)) for n in sizes[1:]]
+            found += [Contender(f"{names[n]}, {precision}, compiled", bundle(n, precision, True), n) for n in sizes[1:]]
+        for name in options.variants if method == "prompt_tuning" else ():
+            run = bundle(VARIANT_CELLS, precision, options.compile, name)
+            found.append(Contender(f"(d) ours, {VARIANT_CELLS} cells of {name}, {precision}", run, VARIANT_CELLS))
     return found
 
 
 def evaluation(work: Workload, options: argparse.Namespace) -> list[Contender]:
     """The contenders of answering `eval_rows` rows with the tokens of one label."""
 
-    def generate(padded: bool) -> Callable[[int], tuple[float, None, None]]:
+    def generate(padded: bool) -> Callable[[int], Measured]:
         rate = theirs.generate_rate
-        return lambda _: (
-            rate(work, options.shape, options.device, options.eval_rows, 2, padded=padded), None, None
-        )  # fmt: skip
+        return lambda _: Measured(rate(work, options.shape, options.device, options.eval_rows, 2, padded=padded))
 
-    def decode(cells: int, precision: str) -> Callable[[int], tuple[float, None, None]]:
+    def decode(cells: int, precision: str) -> Callable[[int], Measured]:
         rate = ours.evaluation_rate
-        return lambda _: (
-            rate(work, options.shape, options.device, precision, options.eval_rows, cells), None, None
-        )  # fmt: skip
+        return lambda _: Measured(rate(work, options.shape, options.device, precision, options.eval_rows, cells))
 
     found = [Contender("(a) generate, padded", generate(True)), Contender("(b) generate, sorted", generate(False))]
     for precision in options.precision:
         for cells in (1, EVALUATED_TOGETHER):
-            found.append(Contender(f"ours, {cells} cell{'s' * (cells > 1)}, {precision}", decode(cells, precision)))
+            name = f"ours, {cells} cell{'s' * (cells > 1)}, {precision}"
+            found.append(Contender(name, decode(cells, precision), cells))
     return found
 
 
-def measure(contenders: list[Contender], rounds: int, steps: int) -> None:
-    """Run all in alternation; the round that warms up caches and compilers does not count."""
+def measure(contenders: list[Contender], options: argparse.Namespace) -> None:
+    """Run all in alternation; the round that warms up caches and compilers does not count.
+
+    On a CPU bundles are not warmed up: they run the code that one cell has warmed up. The last round is the one
+    behind which `seconds` have passed.
+    """
     for contender in contenders:
-        contender.run(2)
-    for _ in range(rounds):
+        if options.device == "cuda" or contender.cells <= 1:
+            contender.run(1)
+    started = time.perf_counter()
+    for _ in range(options.rounds):
         for contender in contenders:
-            contender.round(steps)
+            contender.round(options.steps)
+        if time.perf_counter() - started > options.seconds:
+            return
+
+
+def evaluation_share(trained: list[Contender], evaluated: list[Contender]) -> float | None:
+    """Evaluation's share of the time of a run of ours that answers as many rows as it has steps in between.
+
+    Of the bundles of the fastest precision; None where no bundle was trained.
+    """
+    train = max((item.rate for item in trained if item.cells > 1), default=None)
+    answer = max(item.rate for item in evaluated if item.cells > 1)
+    if train is None:
+        return None
+    seconds, training_seconds = EVALUATED_EVERY / answer, EVALUATED_EVERY * theirs.BATCH_SIZE / train
+    return seconds / (seconds + training_seconds)
 
 
 def table_rows(task: str, what: str, contenders: list[Contender]) -> list[list[str]]:
     """Medians and ratios; (b) is the fastest of its kind."""
     padded = contenders[0]
-    careful = max((c for c in contenders if c.name.startswith("(b)")), key=lambda c: statistics.median(c.rates))
+    careful = max((c for c in contenders if c.name.startswith("(b)")), key=lambda c: c.rate)
     return [
         [
             task,
             what,
             item.name,
-            f"{statistics.median(item.rates):.1f}",
+            f"{item.rate:.1f}",
             *(f"{_ratio(item, other):.2f}" for other in (padded, careful)),
-            "" if item.padding is None else f"{100 * item.padding:.1f} %",
-            "" if item.utilisation is None else f"{100 * item.utilisation:.1f} %",
+            "" if item.last.padding is None else f"{100 * item.last.padding:.1f} %",
+            "" if item.last.utilisation is None else f"{100 * item.last.utilisation:.1f} %",
+            "" if item.last.peak_bytes is None else f"{item.last.peak_bytes / 2**20:,.0f}",
+            str(len(item.rates)),
         ]
         for item in contenders
     ]
@@ -139,17 +181,26 @@ def _ratio(item: Contender, other: Contender) -> float:
     return statistics.median(a / b for a, b in zip(item.rates, other.rates, strict=True))
 
 
-def report(rows: list[list[str]], options: argparse.Namespace) -> str:
-    """The table under a line that says when, with which commit and on what it was made."""
+def report(rows: list[list[str]], shares: dict[str, float], options: argparse.Namespace) -> str:
+    """The table under a line that says when, with which commit and on what it was made, and what follows from it."""
     made = provenance.collect(device_name() if options.device == "cuda" else "cpu")
     dirty = " with local changes" if made["dirty"] else ""
     device = made["device"] if options.device == "cuda" else f"{made['processor']}, {torch.get_num_threads()} threads"
     head = (
         f"{provenance.now()}, commit {str(made['commit'])[:10]}{dirty}, {device}, torch {made['versions']['torch']}, "
         f"transformers {made['versions']['transformers']}, peft {made['versions']['peft']}; {options.shape} shape, "
-        f"{options.rounds} rounds of {options.steps} steps."
+        f"up to {options.rounds} rounds of {options.steps} steps of {theirs.BATCH_SIZE} rows, "
+        f"evaluation of {options.eval_rows:,} rows."
     )
-    return f"{head}\n\n{tabulate(rows, HEADERS, tablefmt='pipe', disable_numparse=True)}\n"
+    every = f"{EVALUATED_EVERY:,}"
+    tail = "".join(
+        f"\n{task}: evaluating {every} rows every {every} steps takes {100 * share:.1f} % of a run.\n"
+        for task, share in shares.items()
+    )
+    used = [index for index in range(len(HEADERS)) if any(row[index] for row in rows)]
+    kept = [[row[index] for index in used] for row in rows]
+    headers = [HEADERS[index] for index in used]
+    return f"{head}\n\n{tabulate(kept, headers, tablefmt='pipe', disable_numparse=True)}\n{tail}"
 
 
 def write(text: str, device: str) -> None:
@@ -165,19 +216,25 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--shape", default=None, help="t5-small, t5-base, ... or mini; t5-base on a GPU by default")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--methods", nargs="+", choices=list(ours.HP), default=list(ours.HP))
+    parser.add_argument("--methods", nargs="+", choices=list(theirs.CONFIGS), default=list(theirs.CONFIGS))
+    parser.add_argument("--eval-tasks", nargs="*", choices=TASKS, default=None, help="all of --tasks by default")
+    parser.add_argument("--variants", nargs="*", choices=ours.VARIANTS, default=None, help="also bundles of these")
     parser.add_argument("--precision", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
     parser.add_argument("--bundles", nargs="+", type=int, default=list(BUNDLES))
     parser.add_argument("--compile", action="store_true", help="also with torch.compile: the Trainer, and bundles")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--eval-rows", type=int, default=1_000)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="behind these a job starts no new round")
+    parser.add_argument("--eval-rows", type=int, default=1_000, help="rows that each contender answers, by all cells")
     parser.add_argument("--quick", action="store_true", help="one round on a mini shape and one task")
     parser.add_argument("--write", action="store_true", help="put the figures into benchmarks/README.md")
     options = parser.parse_args()
     options.shape = options.shape or ("t5-base" if options.device == "cuda" else "t5-small")
+    options.variants = options.variants or (list(ours.VARIANTS) if options.device == "cuda" else [])
+    options.eval_tasks = options.tasks if options.eval_tasks is None else options.eval_tasks
     if options.quick:
-        options.shape, options.tasks, options.rounds, options.steps = "mini", ["sst2"], 1, 2
+        options.shape, options.rounds, options.steps = "mini", 1, 2
+        options.tasks = options.eval_tasks = ["sst2"]
         options.precision, options.eval_rows = ["float32"], 64
     return options
 
@@ -187,15 +244,20 @@ def main() -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = "" if options.device == "cpu" else os.environ.get("CUDA_VISIBLE_DEVICES", "0")
     warnings.filterwarnings("ignore")
     rows: list[list[str]] = []
+    shares: dict[str, float] = {}
     for task in options.tasks:
         work = workload(task)
         jobs = {method: training(work, method, options) for method in options.methods}
-        jobs["evaluation"] = evaluation(work, options)
+        if task in options.eval_tasks:
+            jobs["evaluation"] = evaluation(work, options)
         for what, contenders in jobs.items():
-            measure(contenders, options.rounds, options.steps)
+            measure(contenders, options)
             rows += table_rows(task, what, contenders)
             print(tabulate(rows[-len(contenders) :], HEADERS, tablefmt="pipe", disable_numparse=True), flush=True)
-    text = report(rows, options)
+        if {"prompt_tuning", "evaluation"} <= jobs.keys():
+            share = evaluation_share(jobs["prompt_tuning"], jobs["evaluation"])
+            shares |= {} if share is None else {task: share}
+    text = report(rows, shares, options)
     print(f"\n{text}")
     if options.write:
         write(text, options.device)

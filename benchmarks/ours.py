@@ -28,7 +28,12 @@ from harness.usage import usage_of
 HP: dict[str, dict[str, Any]] = {
     "prompt_tuning": {"prompt_length": 100, "init": "sample_vocab"},
     "lora": {"rank": 32, "alpha": 32, "dropout": 0.1},
+    "dept": {},
+    "accept": {},
+    "ept": {},
 }
+VARIANTS = ("dept", "accept", "ept")
+"""Methods beside prompt tuning whose bundles are compared with its contenders; their own defaults."""
 
 
 def train_usage(
@@ -59,14 +64,14 @@ def trained(work: Workload, method: str, network: Backbone, precision: str, cell
 
 
 def evaluation_rate(work: Workload, shape: str, device: str, precision: str, rows: int, cells: int) -> float:
-    """Answered rows per second of a bundle's evaluation, all cells together."""
+    """Answered rows per second of a bundle's evaluation; `rows` are answered in all, each cell has its share."""
     network = backbone(shape, device, precision)
     made = [_cell("prompt_tuning", 1, seed, precision, work.max_source_length) for seed in range(cells)]
     fused = FusedInput([_method(cell, network).eval() for cell in made], network, work.max_source_length)
-    encoded, task = _first(work.encoded, rows), all_tasks()["micro_sentiment"]
+    encoded, task = _first(work.encoded, -(-rows // cells)), all_tasks()["micro_sentiment"]
     started = time.perf_counter()
     answer_split(fused, range(cells), encoded, task, default_tokens(network) * EVALUATION_FACTOR)
-    return rows * cells / (time.perf_counter() - started)
+    return len(encoded) * cells / (time.perf_counter() - started)
 
 
 def _cell(name: str, steps: int, seed: int, precision: str, length: int) -> Cell:
@@ -74,9 +79,14 @@ def _cell(name: str, steps: int, seed: int, precision: str, length: int) -> Cell
         {"steps": steps, "eval_every": steps, "precision": precision, "max_source_length": length}
     )
     return Cell(
-        suite="bench", label=name, method=name, hp=HP[name], task="micro_sentiment", task_version=1, backbone="bench",
-        seed=seed, search_seed=seed, protocol=ProtocolReference(), recipe=recipe,
+        suite="bench", label=name, method=name, hp=_hp(name, length), task="micro_sentiment", task_version=1,
+        backbone="bench", seed=seed, search_seed=seed, protocol=ProtocolReference(), recipe=recipe,
     )  # fmt: skip
+
+
+def _hp(name: str, length: int) -> dict[str, Any]:
+    """Tables that are added to tokens have a row for each."""
+    return HP[name] | ({"source_length": length} if name in VARIANTS else {})
 
 
 def _method(cell: Cell, network: Any) -> Method:

@@ -5,8 +5,10 @@ How fast anything is, no test asks.
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,17 +40,51 @@ def test_a_bundle_is_measured_by_its_own_accounts() -> None:
     assert ours.evaluation_rate(work, "mini", "cpu", "float32", rows=8, cells=2) > 0
 
 
+@pytest.mark.parametrize("method", ours.VARIANTS)
+def test_bundles_of_other_input_side_methods_can_be_measured(method: str) -> None:
+    usage = ours.train_usage(workload("sst2", num_rows=64), method, "mini", "cpu", "float32", cells=2, steps=1)
+    assert (usage.num_samples, usage.num_prompt_tokens) == (16, 16 * 60)
+
+
 def test_the_mini_shape_is_the_shape_it_says() -> None:
     config = backbone("mini", "cpu", "float32").config
     assert {name: getattr(config, name) for name in MINI} == MINI
 
 
 def test_ratios_are_medians_of_rounds_and_compare_with_the_fastest_careful_user() -> None:
-    padded = bench.Contender("(a) x", lambda _: (0.0, None, None), [10.0, 20.0, 10.0])
-    slow, fast = (bench.Contender(f"(b) {i}", lambda _: (0.0, None, None), [5.0 * i] * 3) for i in (2, 4))
-    mine = bench.Contender("(c)", lambda _: (0.0, None, None), [30.0, 40.0, 50.0], padding=0.125)
+    padded = contender("(a) x", [10.0, 20.0, 10.0])
+    slow, fast = (contender(f"(b) {i}", [5.0 * i] * 3) for i in (2, 4))
+    mine = contender("(c)", [30.0, 40.0, 50.0], bench.Measured(50.0, padding=0.125, peak_bytes=3 * 2**20))
     rows = bench.table_rows("sst2", "lora", [padded, slow, fast, mine])
-    assert rows[3] == ["sst2", "lora", "(c)", "40.0", "3.00", "2.00", "12.5 %", ""]
+    assert rows[3] == ["sst2", "lora", "(c)", "40.0", "3.00", "2.00", "12.5 %", "", "3", "3"]
+
+
+NOTHING = bench.Measured(0.0)
+
+
+def contender(name: str, rates: list[float], last: bench.Measured = NOTHING, cells: int = 0) -> Any:
+    return bench.Contender(name, lambda _: NOTHING, cells, rates, last)
+
+
+def test_the_share_of_evaluation_is_that_of_bundles() -> None:
+    trained = [contender("(a)", [900.0]), contender("(c)", [800.0], cells=1), contender("(d)", [100.0], cells=6)]
+    evaluated = [contender("(a)", [900.0]), contender("6 cells", [25.0], cells=6)]
+    # 1,000 rows at 25 a second beside 1,000 steps of 16 rows at 100 a second
+    assert bench.evaluation_share(trained, evaluated) == pytest.approx(40 / (40 + 160))
+    assert bench.evaluation_share(trained[:2], evaluated) is None
+
+
+def test_a_slow_job_has_one_round_and_all_warm_up_but_bundles() -> None:
+    calls: list[tuple[str, int]] = []
+
+    def recorded(name: str, cells: int) -> Any:
+        return bench.Contender(name, lambda steps: calls.append((name, steps)) or bench.Measured(1.0), cells)
+
+    both = [recorded("c", 1), recorded("d", 6)]
+    bench.measure(both, argparse.Namespace(device="cpu", rounds=3, steps=5, seconds=0.0))
+    assert calls == [("c", 1), ("c", 5), ("d", 5)]
+    bench.measure(both, argparse.Namespace(device="cuda", rounds=2, steps=5, seconds=1e9))
+    assert calls[3:] == [("c", 1), ("d", 1), *[("c", 5), ("d", 5)] * 2]
 
 
 def test_figures_replace_those_of_their_device_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
