@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from harness.attention import ask_nothing_of_masks
 from harness.dropout import fast_dropout
 from harness.errors import UserError
 from harness.quantization import Scheme, num_weights
@@ -48,6 +49,7 @@ class Backbone:
         """Whether layers are computed anew in the backward pass; may be switched off for a while."""
         self._layers: list[Any] = []
         self.model.requires_grad_(False)
+        ask_nothing_of_masks(self.model)
         self._forward = model
 
     @property
@@ -190,7 +192,7 @@ class Backbone:
         start = tokens.new_full((len(tokens), 1), self.config.decoder_start_token_id)
         out = self._forward(
             inputs_embeds=embeds,
-            attention_mask=self._attended(mask),
+            attention_mask=mask,
             decoder_input_ids=torch.cat([start, tokens[:, :-1]], 1),
             use_cache=False,
         )
@@ -209,16 +211,7 @@ class Backbone:
         )
         return out.logits  # type: ignore[no-any-return]
 
-    def _attended(self, mask: Tensor) -> Tensor:
-        """[N, L] -> what both stacks of an encoder-decoder mask with, [N, 1, 1, L].
-
-        Given [N, L], transformers asks on the host, once a stack, whether anything is padded at all: the host would
-        wait for the encoder before it could launch the decoder.
-        """
-        return mask[:, None, None].bool() if self.config._attn_implementation == "sdpa" else mask
-
     def _decode_with_encoder(self, embeds: Tensor, mask: Tensor, max_new_tokens: int) -> Tensor:
-        mask = self._attended(mask)
         encoded = self.model.get_encoder()(inputs_embeds=embeds, attention_mask=mask)
         last = torch.full((len(embeds), 1), self.config.decoder_start_token_id, device=embeds.device)
         cache = None

@@ -61,15 +61,16 @@ def _parts(plan: Plan, bundle: Sequence[Cell], races: Mapping[tuple[str, ...], R
 
 def _races(plan: Plan) -> dict[tuple[str, ...], Race]:
     """The grids that can race, by the place of their cells: their points share a bundle and its evaluations."""
-    if plan.suite.file.tuning.strategy == "grid":
-        return {}
-    races = {}
+    tuning, races = plan.suite.file.tuning, dict[tuple[str, ...], Race]()
+    if tuning.strategy == "grid":
+        return races
+    at_once = tuning.begin == "at_once"
     for group in plan.groups:
         cells = [group.cells[(point, group.seeds[0])] for point in range(len(group.points))]
         shared = {(_bundle_key(plan, cell), cell.recipe.steps, cell.recipe.eval_every) for cell in cells}
         if len(cells) > 1 and len(shared) == 1:
             for seed in group.seeds if plan.per_seed else group.seeds[:1]:
-                races[_place(group.cells[(0, seed)])] = Race(group.label, seed, len(cells))
+                races[_place(group.cells[(0, seed)])] = Race(group.label, seed, len(cells), at_once)
     return races
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
 
@@ -71,6 +72,20 @@ def score_data(data: TaskData, split: str, answers: Sequence[str]) -> SplitScore
         num_rows=start,
         num_unreadable=sum(score.num_unreadable for score in scores.values()),
         parts=scores,
+    )
+
+
+def constant_score(data: TaskData) -> float:
+    """Selection metric on dev of the best constant answer: a label, or else the most frequent training target.
+
+    Of a mixture the mean over its tasks.
+    """
+    if data.parts:
+        return fmean(constant_score(part) for part in data.parts)
+    ((most_frequent, _),) = Counter(example.target for example in data.train).most_common(1)
+    answers = data.task.targets or (most_frequent,)
+    return max(
+        score_split(data.task, data.dev, [answer] * len(data.dev)).metrics[data.task.selection] for answer in answers
     )
 
 

@@ -3,6 +3,9 @@
 Successive halving (Jamieson and Talwalkar 2016, "Non-stochastic Best Arm Identification and Hyperparameter
 Optimization", algorithm 1): each mark comes after twice the steps of the one before. Each point keeps the schedule
 of its full length, so that those that stay are what they would be without a race.
+
+Unlike there, a mark at which no point has learnt anything yet is passed over: dev scores of a method that learns late
+are chance at first, and a race would be decided by tossing coins.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ class Race:
     seed: int
     num_points: int
     """Points of the whole grid, those included that a run before this one has finished."""
+    begins_at_once: bool = False
+    """Whether points leave also while none has learnt anything."""
 
     def holds(self, cell: Cell) -> bool:
         return (cell.label, cell.seed) == (self.label, self.seed)
@@ -37,6 +42,14 @@ def marks(num_points: int, steps: int, eval_every: int) -> dict[int, int]:
     wanted = [steps / 2 ** (num_halvings - index) for index in range(num_halvings)]
     at_evaluation = sorted({math.ceil(step / eval_every) * eval_every for step in wanted})
     return {step: math.ceil(num_points / 2 ** (index + 1)) for index, step in enumerate(at_evaluation) if step < steps}
+
+
+def has_learnt(best: float, constant: float, num_rows: int) -> bool:
+    """Whether a dev score of `num_rows` rows is clearly above that of a constant answer, both in percent.
+
+    Clearly: by two standard errors of a share, of which the largest there is (that of a half) is 50 / sqrt(rows).
+    """
+    return best - constant > 100 / math.sqrt(num_rows)
 
 
 def losers(scores: Mapping[int, float], keep: int) -> list[int]:

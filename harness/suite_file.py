@@ -67,6 +67,8 @@ class Tuning(Strict):
     """On the first seed only, or again for each seed."""
     strategy: Literal["grid", "halving"] = "grid"
     """Whether every grid point is trained to its end, or the weaker half leaves at marks on the way."""
+    begin: Literal["learnt", "at_once"] = "learnt"
+    """Whether marks count only once a point is clearly above a constant answer on dev, or from the first one."""
 
 
 class Where(Strict):

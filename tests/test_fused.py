@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from harness.attention import NAME
 from harness.backbone import Backbone
 from harness.data import Encoded, TaskData
 from harness.declarations import ProtocolReference
@@ -228,7 +229,7 @@ def test_sdpa_with_position_bias_equals_eager_attention() -> None:
     backbone = tiny_backbone(precision="float64")
     encoded = tiny_rows([3, 11, 20], backbone)
     method = make_method(make_cell(*SPECS[0], steps=1), backbone)
-    assert backbone.config._attn_implementation == "sdpa"
+    assert backbone.config._attn_implementation == NAME
     fast = losses(method, backbone, encoded, [0, 1, 2])
     backbone.model.set_attn_implementation("eager")
     torch.testing.assert_close(losses(method, backbone, encoded, [0, 1, 2]), fast, rtol=1e-10, atol=1e-10)

@@ -6,6 +6,7 @@ import itertools
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,24 +14,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import harness
+from harness.data import load_task
 from harness.engines import LocalEngine
 from harness.errors import UserError
 from harness.planning import make_plan
+from harness.predict import constant_score
 from harness.products import Product
-from harness.racing import losers, marks
+from harness.racing import has_learnt, losers, marks
 from harness.report.aggregate import collect
 from harness.report.tables import render
 from harness.results import ResultStore
 from harness.schema import Result
 from harness.selection import best_point
 from harness.suite import Overrides
+from harness.tasks import all_tasks
 
 SUITE = """\
 suite: race
 backbones: [micro-t5]
 tasks: [micro_sentiment]
 seeds: [1, 2]
-tuning: {strategy: halving}
+tuning: {strategy: halving, begin: at_once}
 recipe: {steps: 16, batch_size: 8, eval_every: 2, warmup_steps: 1, warmup_max_share: 1.0, backbone_dropout: false}
 methods:
   prompt_tuning: {prompt_length: 4, recipe: {lr: {sweep: [0.0001, 0.3, 0.01, 1.0]}}}
@@ -58,7 +62,7 @@ def raced(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
-    return run(tmp_path_factory.mktemp("full"), SUITE.replace("halving", "grid"))
+    return run(tmp_path_factory.mktemp("full"), SUITE.replace("halving, begin: at_once", "grid"))
 
 
 def test_marks_are_halvings_that_end_with_one_point() -> None:
@@ -95,6 +99,39 @@ def test_the_weaker_half_leaves_at_each_mark(raced: Path, full: list[Result]) ->
         expected = losers(best, keep)
         assert {r.cell.grid_index for r in search if r.raced_out_at == step} == set(expected)
         alive = [i for i in alive if i not in expected]
+
+
+def test_no_race_is_decided_before_a_point_has_learnt_anything(raced: Path, full: list[Result], tmp_path: Path) -> None:
+    waiting = run(tmp_path, SUITE.replace(", begin: at_once", ""), seeds=[1])
+    assert max(d.selection for r in waiting for d in r.dev_history) < 60, "sixteen steps are chance"
+    assert [r.raced_out_at for r in waiting] == [None] * 4
+    assert [r.test for r in waiting] == [r.test for r in full if r.cell.seed == 1]
+
+
+def test_a_race_begins_when_a_point_has_learnt(tmp_path: Path) -> None:
+    text = SUITE.split("methods:")[0].replace(", begin: at_once", "").replace("steps: 16, batch_size: 8, eval_every: 2",
+        "steps: 80, batch_size: 16, eval_every: 40")  # fmt: skip
+    text += "methods:\n  lora: {rank: 8, dropout: 0.0, alpha: 16, recipe: {lr: {sweep: [0.000001, 0.01]}}}\n"
+    slow, fast = run(tmp_path, text, seeds=[1])
+    assert (slow.raced_out_at, fast.raced_out_at) == (40, None)
+    assert fast.test.score > 90
+
+
+def test_learnt_means_clearly_above_the_best_constant_answer_on_dev() -> None:
+    data = load_task(all_tasks()["micro_paraphrase"], None)
+    targets = [example.target for example in data.dev]
+    constant = 100 * max(targets.count(label) for label in data.task.targets) / len(targets)
+    assert constant_score(data) == pytest.approx(constant)
+    assert not has_learnt(57.5, 53.5, 400)
+    assert has_learnt(59.0, 53.5, 400)
+    assert not has_learnt(70.0, 53.5, 28), "a few rows say little"
+
+
+def test_the_constant_answer_to_a_mixture_is_one_for_each_task() -> None:
+    parts = tuple(load_task(all_tasks()[name], None) for name in ("micro_sentiment", "micro_qa"))
+    assert not parts[1].task.targets
+    one, other = (constant_score(part) for part in parts)
+    assert constant_score(replace(parts[0], parts=parts)) == pytest.approx((one + other) / 2)
 
 
 def test_a_race_changes_nothing_in_who_stays(raced: Path, full: list[Result]) -> None:
@@ -162,10 +199,10 @@ def test_a_race_that_was_broken_off_goes_on_to_the_same_end(tmp_path: Path, race
 
 def test_a_full_search_trains_anew_what_left_a_race(raced: Path, full: list[Result], tmp_path: Path) -> None:
     shutil.copytree(raced / "results", tmp_path / "results")
-    (tmp_path / "suite.yaml").write_text(SUITE.replace("halving", "grid"))
+    (tmp_path / "suite.yaml").write_text(SUITE.replace("halving, begin: at_once", "grid"))
     plan = make_plan(tmp_path / "suite.yaml", Overrides(), tmp_path / "results", None)
     assert len(plan.pending()) == 3
-    again = [r for r in run(tmp_path, SUITE.replace("halving", "grid")) if r.cell.seed == 1]
+    again = [r for r in run(tmp_path, SUITE.replace("halving, begin: at_once", "grid")) if r.cell.seed == 1]
     assert [r.test for r in again] == [r.test for r in full if r.cell.seed == 1]
     assert all(r.raced_out_at is None for r in again)
 
@@ -201,7 +238,7 @@ def test_a_grid_larger_than_a_bundle_is_refused(tmp_path: Path) -> None:
 
 
 def test_races_of_two_seeds_are_apart(tmp_path: Path) -> None:
-    each = SUITE.replace("{strategy: halving}", "{strategy: halving, seeds: each}")
+    each = SUITE.replace("{strategy: halving,", "{strategy: halving, seeds: each,")
     done = run(tmp_path, each.replace("steps: 16", "steps: 8").replace("0.0001, 0.3, ", ""))
     for seed in (1, 2):
         assert sorted(r.raced_out_at or 8 for r in done if r.cell.seed == seed) == [4, 8]
