@@ -25,6 +25,7 @@ from harness.heads import LinearHead
 from harness.initialization import vocabulary_rows
 from harness.layer_change import LayerChange
 from harness.method_facts import Paper, called, explain_figure, require_positive, sweep
+from harness.shared_layers import SharedLayers
 from harness.suite_file import SLUG, Defaults, MethodSpec
 
 __all__ = [
@@ -49,7 +50,8 @@ class Method(nn.Module):
     - `prompt` and/or `added`, when neither depends on the text: the trainer then serves all cells
       of a bundle with one gather, which is the fastest;
     - `forward`, when the change depends on the text;
-    - `attach` and `detach`, when the change is inside the backbone, and `layer_changes` where it can be had in pieces.
+    - `layer_changes`, when single modules of the backbone give something else; `attach` and `detach` when what changes
+      inside it is more than that.
     """
 
     name: ClassVar[str]
@@ -69,6 +71,7 @@ class Method(nn.Module):
 
     def __init__(self, hp: Any, backbone: Backbone) -> None:
         super().__init__()
+        self._attached: SharedLayers | None = None
         self.linear_head: LinearHead | None = None
         """Put on by the harness where a class is read off the last token; trained, stored, and counted apart."""
 
@@ -96,19 +99,23 @@ class Method(nn.Module):
             return self.row_tasks
         return torch.zeros(len(rows), dtype=torch.long, device=rows.device)
 
+    def layer_changes(self) -> Sequence[LayerChange]:
+        """Return what the method makes of single modules of the backbone, each row by itself.
+
+        Cells of such methods share a forward pass with each other.
+        """
+        return ()
+
     def attach(self, backbone: Backbone) -> None:
-        """Change the backbone's layers (layer-side methods)."""
+        """Put `layer_changes` into the backbone; a method that overrides this changes more, and trains alone."""
+        self._attached = SharedLayers([self.layer_changes()])
+        self._attached.attach()
 
     def detach(self, backbone: Backbone) -> None:
         """Undo `attach`, leaving the backbone bit-identical."""
-
-    def layer_changes(self) -> Sequence[LayerChange]:
-        """What `attach` does, module by module, for methods whose every change sees one row at a time.
-
-        Cells of methods that define it share a forward pass with each other. Override it with `Method.layer_changes`
-        where a subclass does more than its parent.
-        """
-        return ()
+        if self._attached is not None:
+            self._attached.detach()
+        self._attached = None
 
     def start_from(self, sources: Sequence[Mapping[str, Tensor]]) -> None:
         """Take over what other cells have learnt, in the order of `init_from`; called once, after `__init__`.
@@ -181,13 +188,12 @@ class Method(nn.Module):
     @classmethod
     def is_layer_side(cls) -> bool:
         """Whether the method changes layers, and not the input."""
-        return cls.attach is not Method.attach
+        return cls.attach is not Method.attach or cls.layer_changes is not Method.layer_changes
 
     @classmethod
     def runs_alone(cls) -> bool:
-        """Whether no other cell can share its forward pass: it changes layers as a whole, or has a loss of its own."""
-        shares = not cls.is_layer_side() or cls.layer_changes is not Method.layer_changes
-        return not shares or cls.token_losses is not Method.token_losses
+        """Whether no other cell can share its forward pass: it attaches in its own way, or has a loss of its own."""
+        return cls.attach is not Method.attach or cls.token_losses is not Method.token_losses
 
     @classmethod
     def depends_on_text(cls) -> bool:

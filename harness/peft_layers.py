@@ -1,4 +1,4 @@
-"""Methods that PEFT already has: its layers, owned by the method, put in and taken out of the backbone."""
+"""Methods that PEFT already has: its layers, owned by the method, in place of modules of the backbone."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ class PeftMethod(Method):
         finally:  # also what an injection that failed half-way has replaced
             self._tuners = {name: m for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
             self._originals = {name: tuner.get_base_layer() for name, tuner in self._tuners.items()}
-            PeftMethod.detach(self, backbone)  # a subclass may have more to take off, not yet there
+            for name, original in self._originals.items():
+                model.set_submodule(name, original)
+            vars(model).pop("peft_config", None)
         self._train_in(backbone.embedding.weight.dtype)
         self.tensors = nn.ParameterDict(
             {
@@ -52,17 +54,8 @@ class PeftMethod(Method):
                 if parameter.requires_grad:
                     parameter.data = parameter.data.to(dtype)
 
-    def attach(self, backbone: Backbone) -> None:
-        for name, tuner in self._tuners.items():
-            backbone.model.set_submodule(name, tuner)
-
     def layer_changes(self) -> Sequence[LayerChange]:
         return [LayerChange(self._originals[name], instead=tuner) for name, tuner in self._tuners.items()]
-
-    def detach(self, backbone: Backbone) -> None:
-        for name, original in self._originals.items():
-            backbone.model.set_submodule(name, original)
-        vars(backbone.model).pop("peft_config", None)
 
     def train(self, mode: bool = True) -> PeftMethod:
         for tuner in self._tuners.values():

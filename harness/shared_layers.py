@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.blame import blaming
-from harness.layer_change import LayerChange
+from harness.layer_change import Change, LayerChange
 
 Index = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -57,6 +57,7 @@ class SharedLayers:
                     raise ValueError(f"a {type(module).__name__} cannot have two changes instead of it in one cell")
                 place.changes[cell].append(change)
         self._places = list(places.values())
+        self._is_alone = len(changes) == 1
         self._parts: list[tuple[int, int]] = []
 
     @property
@@ -70,19 +71,35 @@ class SharedLayers:
         self._parts = list(zip(found.tolist(), counts.tolist(), strict=True))
         return np.argsort(cells, kind="stable")
 
+    def attach(self) -> None:
+        """Put the changes into the backbone."""
+        for place in self._places:
+            place.put(partial(self._forward, place))
+
+    def detach(self) -> None:
+        """Leave every module as it was."""
+        for place in self._places:
+            place.put(place.own)
+
     @contextmanager
     def attached(self) -> Iterator[None]:
         """The changes in the backbone; behind it every module is as it was."""
         try:
-            for place in self._places:
-                place.put(partial(self._forward, place))
+            self.attach()
             yield
         finally:
-            for place in self._places:
-                place.put(place.own)
+            self.detach()
 
     def _forward(self, place: Place, states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Instead of the module's own `forward`; the first dimension of `states` is the rows."""
+        if self._is_alone:  # whose code it is, and whose rows, need not be told
+            changes = place.changes[0]
+            whole = None if _instead(changes) else place.original(states, *args, **kwargs)
+            return _changed(place, changes, states, whole)
+        return self._divided(place, states, *args, **kwargs)
+
+    def _divided(self, place: Place, states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Each cell's rows by that cell's changes."""
         sizes = [count for _, count in self._parts]
         if len(states) != sum(sizes):
             raise ValueError(f"a module that cells change got {len(states)} rows, not {sum(sizes)}: whose is not known")
@@ -90,21 +107,33 @@ class SharedLayers:
         whole = torch.split(place.original(states, *args, **kwargs), sizes) if needs_whole else ()
         parts = []
         for number, (part, (cell, _)) in enumerate(zip(torch.split(states, sizes), self._parts, strict=True)):
-            changes = place.changes.get(cell, [])
-            with blaming(cell), _as_it_was(place):
-                own = [change.instead for change in changes if change.instead is not None]
-                made = own[0](part) if own else whole[number]
-                for change in changes:
-                    made = made if change.after is None else change.after(made).to(made.dtype)
-                expected = whole[number].shape if needs_whole else (*part.shape[:-1], made.shape[-1])
-                if made.shape != expected:
-                    raise ValueError(f"a change of a module gave {list(made.shape)}, not {list(expected)}")
-            parts.append(made)
+            with blaming(cell):
+                own = whole[number] if needs_whole else None
+                parts.append(_changed(place, place.changes.get(cell, []), part, own))
         return torch.cat(parts)
 
     def _replaces(self, place: Place) -> bool:
         """Whether each cell at hand has something in the module's own place."""
-        return all(any(c.instead is not None for c in place.changes.get(cell, [])) for cell, _ in self._parts)
+        return all(_instead(place.changes.get(cell, [])) for cell, _ in self._parts)
+
+
+def _instead(changes: Sequence[LayerChange]) -> Change | None:
+    """What one cell has in a module's own place, if anything."""
+    return next((change.instead for change in changes if change.instead is not None), None)
+
+
+def _changed(place: Place, changes: Sequence[LayerChange], states: Tensor, whole: Tensor | None) -> Tensor:
+    """What one cell makes of a module for its rows; `whole` is what the module itself gives for them, where known."""
+    with _as_it_was(place):
+        instead = _instead(changes)
+        made = whole if instead is None else instead(states)
+        assert made is not None
+        for change in changes:
+            made = made if change.after is None else change.after(made).to(made.dtype)
+        expected = (*states.shape[:-1], made.shape[-1]) if whole is None else whole.shape
+        if made.shape != expected:
+            raise ValueError(f"a change of a module gave {list(made.shape)}, not {list(expected)}")
+        return made
 
 
 @contextmanager

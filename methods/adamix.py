@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.layer_hooks import InsertMethod
-from harness.method import Backbone, Defaults, Method, Paper, require_positive, sweep
+from harness.layer_parts import InsertMethod
+from harness.method import Backbone, Defaults, Paper, require_positive, sweep
 
 
 class Mixture(nn.Module):
@@ -56,7 +56,6 @@ class AdaMix(InsertMethod):
         "wang-etal-2022-adamix", "https://aclanthology.org/2022.emnlp-main.388/", params={"bert-base": 900_000}
     )
     defaults = Defaults(recipe={"lr": sweep(1e-4, 4e-4, 1e-3)})
-    layer_changes = Method.layer_changes  # a draw holds for all modules of a forward pass
 
     @dataclass(frozen=True, kw_only=True)
     class HP:

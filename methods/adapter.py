@@ -10,7 +10,7 @@ behind cross-attention (`cross_attention: true` adds them), no norm inside, gelu
 from dataclasses import dataclass
 from functools import partial
 
-from harness.layer_hooks import Bottleneck, InsertMethod, Kind
+from harness.layer_parts import Bottleneck, InsertMethod, Kind
 from harness.method import Backbone, Defaults, Paper, require_positive, sweep
 
 

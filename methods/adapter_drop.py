@@ -16,8 +16,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from harness.layer_hooks import Bottleneck, InsertMethod, Sublayer, sublayers
-from harness.method import Backbone, Defaults, Method, Paper, require_positive, sweep
+from harness.layer_parts import Bottleneck, InsertMethod, Sublayer, sublayers
+from harness.method import Backbone, Defaults, Paper, require_positive, sweep
 
 
 class AdapterDrop(InsertMethod):
@@ -28,7 +28,6 @@ class AdapterDrop(InsertMethod):
         "ruckle-etal-2021-adapterdrop", "https://aclanthology.org/2021.emnlp-main.626/", params={"t5-base": 1_100_000}
     )
     defaults = Defaults(recipe={"lr": sweep(1e-4, 3e-4, 1e-3)})
-    layer_changes = Method.layer_changes  # a draw holds for all modules of a forward pass
 
     @dataclass(frozen=True, kw_only=True)
     class HP:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from harness.layer_hooks import AddedBiases
+from harness.layer_parts import AddedBiases
 from harness.method import Backbone, Defaults, LayerChange, Method, Paper, sweep
 
 
@@ -37,10 +37,4 @@ class BitFit(Method):
         self.biases = AddedBiases(backbone, hp.head, hp.final_norms)
 
     def layer_changes(self) -> Sequence[LayerChange]:
-        return self.biases.hooks.changes()
-
-    def attach(self, backbone: Backbone) -> None:
-        self.biases.hooks.on()
-
-    def detach(self, backbone: Backbone) -> None:
-        self.biases.hooks.off()
+        return self.biases.changes()

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.layer_hooks import InsertMethod, Kind, Sublayer
+from harness.layer_parts import InsertMethod, Kind, Sublayer
 from harness.method import Backbone, Defaults, Paper, require_positive, sweep
 
 

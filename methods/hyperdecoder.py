@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.layer_hooks import layers
+from harness.layer_parts import layers
 from harness.method import Backbone, Defaults, Method, Paper, require_positive, sweep
 
 

@@ -11,6 +11,7 @@ Stands taken, those of the authors' code: gelu by tanh, label smoothing 0.1, R =
 run (2^16 steps, a mixture sampled with temperature 10, batches of 32, texts of 128 tokens) is a matter of the suite.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.layer_hooks import Hooks, Sublayer, TrainedNorms, stacks, sublayers
-from harness.method import Backbone, Defaults, Method, Paper, require_positive, sweep
+from harness.layer_parts import Sublayer, TrainedNorms, stacks, sublayers
+from harness.method import Backbone, Defaults, LayerChange, Method, Paper, require_positive, sweep
 
 
 class Generator(nn.Module):
@@ -90,7 +91,7 @@ class HyperFormer(Method):
             {name: Generator(count, width, hp.embedding, hp.middle, like) for name, count in counts.items()}
         )
         self.norms = TrainedNorms(backbone) if hp.train_norms else None
-        self.hooks = Hooks((sublayer.output, partial(self._change, sublayer)) for sublayer in chosen)
+        self._chosen = chosen
 
     def _change(self, sublayer: Sublayer, states: Tensor) -> Tensor:
         """[B, L, H] -> [B, L, H], by the adapter of each row's task."""
@@ -108,12 +109,6 @@ class HyperFormer(Method):
         losses: Tensor = F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.smoothing)
         return losses
 
-    def attach(self, backbone: Backbone) -> None:
-        if self.norms is not None:
-            self.norms.on()
-        self.hooks.on()
-
-    def detach(self, backbone: Backbone) -> None:
-        if self.norms is not None:
-            self.norms.off()
-        self.hooks.off()
+    def layer_changes(self) -> Sequence[LayerChange]:
+        changes = [LayerChange(sublayer.output, after=partial(self._change, sublayer)) for sublayer in self._chosen]
+        return [*changes, *(self.norms.changes() if self.norms is not None else ())]

@@ -12,7 +12,7 @@ from typing import Any
 
 from peft import LoraConfig, PeftConfig
 
-from harness.layer_hooks import AddedBiases
+from harness.layer_parts import AddedBiases
 from harness.method import Backbone, Defaults, LayerChange, Paper, require_positive, sweep
 from harness.peft_layers import PeftMethod
 
@@ -50,14 +50,4 @@ class LoRA(PeftMethod):
         return LoraConfig(r=hp.rank, lora_alpha=hp.alpha, lora_dropout=hp.dropout, target_modules=targets)
 
     def layer_changes(self) -> Sequence[LayerChange]:
-        return [*super().layer_changes(), *(self.biases.hooks.changes() if self.biases is not None else ())]
-
-    def attach(self, backbone: Backbone) -> None:
-        super().attach(backbone)
-        if self.biases is not None:
-            self.biases.hooks.on()
-
-    def detach(self, backbone: Backbone) -> None:
-        super().detach(backbone)
-        if self.biases is not None:
-            self.biases.hooks.off()
+        return [*super().layer_changes(), *(self.biases.changes() if self.biases is not None else ())]

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from harness.layer_hooks import is_norm, layers, stacks
+from harness.layer_parts import is_norm, layers, stacks
 from harness.method import Backbone, Defaults, Method, Paper, require_positive, sweep
 
 WIDTHS = ("d_model", "d_ff", "d_kv", "hidden_size", "intermediate_size", "head_dim")

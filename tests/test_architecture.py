@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # each module imports only from lines above its own
 LAYERS = [
     [
+        "attention",
         "cli_options",
         "declarations",
         "dropout",
@@ -49,7 +50,7 @@ LAYERS = [
     ["cli_layouts", "data", "stored_files"],
     ["cli_report", "few_shot", "heads", "listings_data", "mixture", "records", "tiny", "token_cache", "verify"],
     ["caches", "cli_store", "device_plan", "method"],
-    ["cell_state", "export", "fused", "layer_hooks", "listings_params", "peft_layers", "probe"],
+    ["cell_state", "export", "fused", "layer_parts", "listings_params", "peft_layers", "probe"],
     ["contract_checks", "distributed", "predict", "starting", "tracking", "usage"],
     ["checkpoint", "contract", "products", "sharding"],
     ["step"],
@@ -101,7 +102,7 @@ def test_every_module_has_a_layer() -> None:
 def test_a_method_imports_only_torch_peft_the_library_and_the_method_surface(path: Path) -> None:
     allowed = {"torch", "peft", *sys.stdlib_module_names}
     for name in imported(path):
-        shared = ("method", "transfer", "peft_layers", "prefix_layers", "layer_hooks")
+        shared = ("method", "transfer", "peft_layers", "prefix_layers", "layer_parts")
         surface = name in {f"harness.{module}" for module in shared}
         assert surface or name.split(".")[0] in allowed, f"{path.name} imports {name}"
 

@@ -279,18 +279,45 @@ def test_what_one_row_does_to_another_is_found_behind_a_zero_start(tmp_path: Pat
     assert not finding(tmp_path, body, TOGETHER).ok
 
 
-def test_hooks_left_on_the_backbone_are_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "attach",
+    [
+        "backbone.embedding.register_forward_hook(lambda m, a, out: out + self.vectors.sum(0))",
+        "plain = backbone.embedding.forward; backbone.embedding.forward = lambda ids: plain(ids) + self.vectors.sum(0)",
+    ],
+    ids=["hook", "forward"],
+)
+def test_what_is_left_on_the_backbone_is_found(tmp_path: Path, attach: str) -> None:
     body = changed(
         ADDED_METHOD,
-        """
+        f"""
     def attach(self, backbone):
-        backbone.embedding.register_forward_hook(lambda m, a, out: out + self.vectors.sum(0))
+        {attach}
 
     def detach(self, backbone):
         pass
 """,
     )
-    assert finding(tmp_path, body, FROZEN).detail == "hooks left on: Embedding"
+    assert finding(tmp_path, body, FROZEN).detail == "hooks or a forward() left on: Embedding"
+
+
+LAYER_SIDE = """
+    def layer_changes(self):
+        return [LayerChange(norm, after=lambda states: states + self.vectors.sum(0)) for norm in self.norms]
+"""
+
+
+def test_a_method_of_layer_changes_alone_meets_the_contract_and_shares(tmp_path: Path) -> None:
+    norms = '        self.norms = [m for m in backbone.model.modules() if "Norm" in type(m).__name__]\n'
+    body = changed(ADDED_METHOD, norms + LAYER_SIDE)
+    path = write(tmp_path, "from harness.method import LayerChange\n" + body)
+    cls = load_file(path).cls
+    assert cls is not None
+    assert cls.is_layer_side()
+    assert not cls.runs_alone()
+    found = findings(tmp_path, "from harness.method import LayerChange\n" + body)
+    assert all(item.ok for item in found.values()), [item for item in found.values() if not item.ok]
+    assert found[BUNDLE].detail == ""
 
 
 def test_a_rule_must_answer_every_row_with_text(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from test_layer_methods import attached, batch, build, shake
 from torch import Tensor, nn
 
 from harness.backbone import Backbone
-from harness.layer_hooks import layers, stacks
+from harness.layer_parts import layers, stacks
 from harness.tiny import tiny_backbone
 
 

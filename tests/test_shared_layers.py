@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from harness.blame import CellError
 from harness.bundle import Listener, execute
 from harness.layer_change import LayerChange
-from harness.layer_hooks import TrainedNorms
+from harness.layer_parts import TrainedNorms
 from harness.method import Method, discover
 from harness.packing import pack
 from harness.planning import make_plan
@@ -99,9 +99,6 @@ def test_a_module_that_no_cell_changes_runs_once_for_all_rows() -> None:
 
 class Raises(Method):
     name = "raises"
-
-    def attach(self, backbone: object) -> None:
-        raise AssertionError("cells that share are not attached one by one")
 
     def layer_changes(self) -> list[LayerChange]:
         def broken(states: Tensor) -> Tensor:
@@ -221,12 +218,6 @@ class Stopping(Method):
 
     def layer_changes(self):
         sys.exit("no changes")
-
-    def attach(self, backbone):
-        pass
-
-    def detach(self, backbone):
-        pass
 """
 
 

@@ -1,11 +1,11 @@
-"""Modules put behind parts of the backbone, and taken away without a trace: hooks, never edits of the network.
+"""Modules behind parts of the backbone, as changes of layers: never edits of the network.
 
 Two families of architecture are known, T5 and decoders with Llama's names. H is the hidden width, V the vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.backbone import Backbone
-from harness.layer_change import Change, LayerChange
+from harness.layer_change import LayerChange
 from harness.method import Method
 
 Kind = Literal["attention", "cross_attention", "ffn"]
@@ -85,69 +85,33 @@ def is_norm(module: nn.Module) -> bool:
     return "Norm" in type(module).__name__
 
 
-class Hooks:
-    """Functions on what modules of the backbone give, switched on and off together."""
-
-    def __init__(self, places: Iterable[tuple[nn.Module, Change]]) -> None:
-        self.places = list(places)
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
-
-    def on(self) -> None:
-        """Replace each module's output by what its function makes of it, in the same dtype."""
-        for module, change in self.places:
-            self._handles.append(module.register_forward_hook(partial(_changed, change)))
-
-    def changes(self) -> list[LayerChange]:
-        """The same, for cells that share a forward pass."""
-        return [LayerChange(module, after=change) for module, change in self.places]
-
-    def off(self) -> None:
-        """Leave the modules as they were."""
-        while self._handles:
-            self._handles.pop().remove()
-
-
-def _changed(change: Change, module: nn.Module, args: Any, output: Tensor) -> Tensor:
-    return change(output).to(output.dtype)
-
-
 class TrainedNorms(nn.Module):
     """Trained copies of the scales (and shifts) of all norms, the last of each stack included."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.copies = nn.ParameterDict()
-        self._places: list[tuple[nn.Module, str, nn.Parameter, str]] = []
+        self._places: list[tuple[nn.Module, dict[str, str]]] = []
         for name, module in backbone.model.named_modules():
-            for key, weight in module.named_parameters(recurse=False) if is_norm(module) else ():
-                own = f"{name}.{key}".replace(".", "/")
-                self.copies[own] = nn.Parameter(weight.detach().clone())
-                self._places.append((module, key, weight, own))
-
-    def on(self) -> None:
-        """Put the copies in the originals' places."""
-        for module, key, _, own in self._places:
-            module._parameters[key] = self.copies[own]
+            weights = dict(module.named_parameters(recurse=False)) if is_norm(module) else {}
+            keys = {key: f"{name}.{key}".replace(".", "/") for key in weights}
+            self.copies.update({keys[key]: nn.Parameter(weight.detach().clone()) for key, weight in weights.items()})
+            if keys:
+                self._places.append((module, keys))
 
     def changes(self) -> list[LayerChange]:
-        """The same, for cells that share a forward pass."""
-        norms = {id(module): module for module, *_ in self._places}  # one may have a scale and a shift
-        return [LayerChange(module, instead=partial(self._normed, module)) for module in norms.values()]
+        """The copies in the originals' places."""
+        return [LayerChange(module, instead=partial(self._normed, module, keys)) for module, keys in self._places]
 
-    def _normed(self, module: nn.Module, states: Tensor) -> Tensor:
+    def _normed(self, module: nn.Module, keys: Mapping[str, str], states: Tensor) -> Tensor:
         """What the norm gives with the copies in the originals' place, [..., H]."""
         originals = dict(module._parameters)
-        module._parameters.update({key: self.copies[own] for place, key, _, own in self._places if place is module})
+        module._parameters.update({key: self.copies[own] for key, own in keys.items()})
         try:
             normed: Tensor = module.forward(states)
             return normed
         finally:
             module._parameters.update(originals)
-
-    def off(self) -> None:
-        """Put the originals back."""
-        for module, key, original, _ in self._places:
-            module._parameters[key] = original
 
 
 class InsertMethod(Method):
@@ -166,10 +130,9 @@ class InsertMethod(Method):
         train_norms: bool = True,
     ) -> None:
         super().__init__(hp, backbone)
-        chosen = [s for s in sublayers(backbone) if s.kind in set(kinds) and s.layer >= first_layer]
-        self.inserted = nn.ModuleDict({sublayer.key: make() for sublayer in chosen})
+        self._chosen = [s for s in sublayers(backbone) if s.kind in set(kinds) and s.layer >= first_layer]
+        self.inserted = nn.ModuleDict({sublayer.key: make() for sublayer in self._chosen})
         self.norms = TrainedNorms(backbone) if train_norms else None
-        self.hooks = Hooks((sublayer.output, partial(self.change, sublayer)) for sublayer in chosen)
 
     def change(self, sublayer: Sublayer, states: Tensor) -> Tensor:
         """What the sub-layer gives instead of `states`, [..., H]."""
@@ -177,17 +140,8 @@ class InsertMethod(Method):
         return changed
 
     def layer_changes(self) -> Sequence[LayerChange]:
-        return [*self.hooks.changes(), *(self.norms.changes() if self.norms is not None else ())]
-
-    def attach(self, backbone: Backbone) -> None:
-        if self.norms is not None:
-            self.norms.on()
-        self.hooks.on()
-
-    def detach(self, backbone: Backbone) -> None:
-        if self.norms is not None:
-            self.norms.off()
-        self.hooks.off()
+        changes = [LayerChange(sublayer.output, after=partial(self.change, sublayer)) for sublayer in self._chosen]
+        return [*changes, *(self.norms.changes() if self.norms is not None else ())]
 
 
 class Bottleneck(nn.Module):
@@ -222,25 +176,30 @@ class AddedBiases(nn.Module):
     def __init__(self, backbone: Backbone, head: Head = "tokenizer", final_norms: bool = False) -> None:
         super().__init__()
         self.vectors = nn.ParameterDict()
-        self.hooks = Hooks(self._places(backbone, head, final_norms))
+        self._places = list(self._added(backbone, head, final_norms))
 
-    def _places(self, backbone: Backbone, head: Head, final_norms: bool) -> Iterator[tuple[nn.Module, Change]]:
+    def changes(self) -> list[LayerChange]:
+        """The vectors on what each module gives."""
+        return [LayerChange(module, after=partial(self._add, key)) for module, key in self._places]
+
+    def _added(self, backbone: Backbone, head: Head, final_norms: bool) -> Iterator[tuple[nn.Module, str]]:
         inside = {id(m) for stack in stacks(backbone).values() for m in layers(stack).modules()}
         for name, module in backbone.model.named_modules():
             if id(module) in inside and isinstance(module, nn.Linear):
-                yield module, self._adding(backbone, name, module.out_features)
+                yield module, self._zeros(backbone, name, module.out_features)
             elif is_norm(module) and (final_norms or id(module) in inside):
-                yield module, self._adding(backbone, name, backbone.hidden)
+                yield module, self._zeros(backbone, name, backbone.hidden)
         logits = backbone.model.get_output_embeddings()
         if head != "none":
             total = len(logits.weight)
             is_t5 = head == "tokenizer" and backbone.config.model_type == "t5"
-            yield logits, self._adding(backbone, "logits", min(total, T5_TOKENS) if is_t5 else total)
+            yield logits, self._zeros(backbone, "logits", min(total, T5_TOKENS) if is_t5 else total)
 
-    def _adding(self, backbone: Backbone, name: str, size: int) -> Change:
+    def _zeros(self, backbone: Backbone, name: str, size: int) -> str:
+        """Make the vector of a module; return its name among the tensors."""
         key, like = name.replace(".", "/"), backbone.embedding.weight
         self.vectors[key] = nn.Parameter(torch.zeros(size, dtype=like.dtype, device=like.device))
-        return partial(self._add, key)
+        return key
 
     def _add(self, key: str, states: Tensor) -> Tensor:
         vector = self.vectors[key]
