@@ -28,13 +28,13 @@ methods-table: $(VENV)/.installed-dev
 	UPDATE_GOLDEN=1 $(BIN)/python -m pytest tests/test_docs.py
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/python -m benchmarks.bench --write
+	$(BIN)/python -m benchmarks.bench --precision float32 --steps 1 --seconds 240 --eval-tasks sst2 --write
 
 bench-quick: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.bench --quick
 
 bench-gpu: $(VENV)/.installed-dev
-	$(BIN)/python -m benchmarks.bench --device cuda --compile --steps 20 --write
+	$(BIN)/python -m benchmarks.bench --device cuda --precision bfloat16 --compile --steps 20 --seconds 120 --write
 
 bench-gpu-memory: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.memory --write

@@ -124,8 +124,13 @@ def plan(
     data: DataDir = None,
     methods_dir: MethodDirs = None,
     probe: Annotated[
-        bool, typer.Option("--probe", help="Measure this device for seconds where no stored result tells its speed.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--probe/--no-probe",
+            help="Measure this device for seconds where no stored result tells its speed. By default with weights that "
+            "are on this machine, up to a billion.",
+        ),
+    ] = None,
     device: Annotated[
         str | None, typer.Option("--device", metavar="NAME", help="Say instead which backbones fit, e.g. h200.")
     ] = None,

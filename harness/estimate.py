@@ -21,16 +21,19 @@ from harness.caches import cached_task
 from harness.data import TaskData
 from harness.errors import UserError
 from harness.flops import MatmulParams, matmul_params, peak_flops
-from harness.loading import CONFIGS, meta_backbone, resolve
+from harness.loading import CONFIGS, is_here, meta_backbone, resolve
 from harness.method import Method
 from harness.planning import Plan
 from harness.probe import Rate, device_name, probed_rate
 from harness.results import read_result
 from harness.schema import Cell, Result
 from harness.suite import Group
+from harness.suite_file import Recipe
 
 SAMPLED_ROWS = 500
 """Training rows whose length stands for all."""
+MOST_PROBED_PARAMS = 10**9
+"""Weights of a backbone that a plan loads without being asked to."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,11 @@ class Rows:
     evaluation: float
 
 
-def estimate(plan: Plan, probe: bool = False) -> list[Estimate]:
-    """One estimate per group that has cells to train; with `probe`, measure where no stored result gives a rate."""
+def estimate(plan: Plan, probe: bool | None = None) -> list[Estimate]:
+    """One estimate per group that has cells to train; with `probe`, measure where no stored result gives a rate.
+
+    Where `probe` is None, that is done with weights that are on this machine and load within seconds.
+    """
     stored = list(stored_results(plan.store.root))
     source_of = plan.suite.backbone_sources
     made = []
@@ -83,13 +89,26 @@ def estimate(plan: Plan, probe: bool = False) -> list[Estimate]:
         if not missing or method.spec.is_rule or method.spec.error:
             continue
         cell = group.cells[(0, group.seeds[0])]
-        rate = stored_rate(stored, cell)
-        if rate is None and probe:
-            recipe = cell.recipe
-            source = source_of[group.backbone]
-            rate = probed_rate(source, recipe.precision, recipe.backbone_dropout, recipe.quantization)
+        rate = stored_rate(stored, cell) or _probe(source_of[group.backbone], cell.recipe, probe)
         made.append(_estimate(plan, group, cell, missing, stored, rate))
     return made
+
+
+def _probe(source: str, recipe: Recipe, wanted: bool | None) -> Rate | None:
+    """The rate that a probe finds. Raises UserError where one is wanted and the weights cannot be loaded."""
+    if wanted is False or (wanted is None and not _is_soon_loaded(source)):
+        return None
+    try:
+        return probed_rate(source, recipe.precision, recipe.backbone_dropout, recipe.quantization)
+    except UserError:
+        if wanted:
+            raise
+        return None
+
+
+@functools.lru_cache(maxsize=8)
+def _is_soon_loaded(source: str) -> bool:
+    return is_here(source) and meta_backbone(source).num_params <= MOST_PROBED_PARAMS
 
 
 def _estimate(

@@ -23,15 +23,16 @@ from harness.suite import Group, Overrides
 
 RACING = (
     "Grids are searched by halving: the weaker half of the points leaves at each mark, by dev score. Steps and times "
-    "below are those of a full search. Grids of layer-side methods, and those that sweep lengths, are searched in full"
+    "below are those of a full search. Grids of methods that train alone, and those that sweep lengths, are searched "
+    "in full"
 )
 
 
 STARTS = "Starts: the selected tensors of other cells, which are trained first; in brackets what dev chooses from"
 
 
-def describe_plan(plan: Plan, probe: bool = False) -> dict[str, Any]:
-    """Cells by group, the budget of each method, and the time that the missing cells will take."""
+def describe_plan(plan: Plan, probe: bool | None = None) -> dict[str, Any]:
+    """Cells by group, the budget of each method, and the time that the missing cells will take, as by `estimate`."""
     groups = [_describe_group(plan, index) for index in range(len(plan.groups))]
     budgets: dict[str, dict[str, Any]] = {}
     for item in groups:

@@ -149,6 +149,13 @@ def resolve(source: str, where: str | None = None) -> str:
     return source
 
 
+def is_here(source: str) -> bool:
+    """Whether a backbone's weights are on this machine: in a folder, or among what was fetched from the hub before."""
+    place = resolve(source)
+    folder = Path(place) if Path(place).is_dir() else _snapshot(place)
+    return folder is not None and any(folder.glob("*.safetensors"))
+
+
 def fingerprint(source: str, quantization: Scheme = "none") -> str:
     """Identify weights without reading all of them: configuration, sizes, both ends of each file; and their storage.
 

@@ -53,7 +53,7 @@ class SharedLayers:
                 place = places.setdefault(
                     id(module), Place(module, module.forward, vars(module).get("forward"), defaultdict(list))
                 )
-                if change.instead is not None and any(other.instead for other in place.changes[cell]):
+                if change.instead is not None and _instead(place.changes[cell]) is not None:
                     raise ValueError(f"a {type(module).__name__} cannot have two changes instead of it in one cell")
                 place.changes[cell].append(change)
         self._places = list(places.values())
@@ -94,7 +94,7 @@ class SharedLayers:
         """Instead of the module's own `forward`; the first dimension of `states` is the rows."""
         if self._is_alone:  # whose code it is, and whose rows, need not be told
             changes = place.changes[0]
-            whole = None if _instead(changes) else place.original(states, *args, **kwargs)
+            whole = None if _instead(changes) is not None else place.original(states, *args, **kwargs)
             return _changed(place, changes, states, whole)
         return self._divided(place, states, *args, **kwargs)
 
@@ -114,7 +114,7 @@ class SharedLayers:
 
     def _replaces(self, place: Place) -> bool:
         """Whether each cell at hand has something in the module's own place."""
-        return all(_instead(place.changes.get(cell, [])) for cell, _ in self._parts)
+        return all(_instead(place.changes.get(cell, [])) is not None for cell, _ in self._parts)
 
 
 def _instead(changes: Sequence[LayerChange]) -> Change | None:

@@ -27,7 +27,7 @@ def peak(made: BundleTrainer) -> int:
 def test_the_peak_grows_with_the_micro_batch_and_not_with_the_cells() -> None:
     few, many, larger = (peak(bundle(*size)) for size in ((3, TOKENS), (24, TOKENS), (24, 4 * TOKENS)))
     vectors = sum(p.nbytes for state in bundle(21, TOKENS).states for p in state.parameters)
-    # of a further cell's own tensors: its part of the table, of the table's gradient, its gradient, and what AdamW needs
+    # a further cell adds its part of the table and of its gradient, its own gradient, and what AdamW works with
     assert many - few < 8 * vectors
     assert many < 1.5 * few
     assert larger > 2.5 * many

@@ -14,10 +14,11 @@ from conftest import SMALL_SUITE
 import harness.estimate as estimate_module
 from harness.caches import cached_task
 from harness.data import encode
+from harness.errors import UserError
 from harness.estimate import estimate, stored_rate, stored_results
 from harness.flops import matmul_params
 from harness.listings import describe_plan
-from harness.loading import load_backbone, meta_backbone
+from harness.loading import SHIPPED, is_here, load_backbone, meta_backbone
 from harness.planning import Plan, make_plan
 from harness.results import read_result
 from harness.suite import Overrides
@@ -77,19 +78,42 @@ def test_evaluations_are_counted_by_the_recipe(plan_of: Callable[..., Plan]) -> 
 
 
 def test_without_results_or_probe_the_plan_says_that_it_does_not_know(plan_of: Callable[..., Plan]) -> None:
-    shown = describe_plan(plan_of(SMALL_SUITE))
+    shown = describe_plan(plan_of(SMALL_SUITE), probe=False)
     assert "no stored result says how fast this device is; --probe measures it" in shown["text"]
     assert shown["time"]["hours"] is None
     assert all(entry["train_s"] is None for entry in shown["time"]["entries"])
 
 
 def test_the_probe_gives_hours_and_their_sum(plan_of: Callable[..., Plan]) -> None:
-    shown = describe_plan(plan_of(SMALL_SUITE), probe=True)
+    shown = describe_plan(plan_of(SMALL_SUITE))
     entries = shown["time"]["entries"]
     assert all(entry["origin"].startswith("probe of") for entry in entries)
     total = sum(entry["train_s"] + entry["eval_s"] for entry in entries)
     assert shown["time"]["hours"] == pytest.approx(total / 3600)
     assert total > 0
+
+
+def test_only_weights_that_are_here_and_load_soon_are_probed_unasked(
+    plan_of: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert is_here("micro-t5")
+    assert not is_here("t5-base"), "the hub is not asked"
+    monkeypatch.setattr(estimate_module, "MOST_PROBED_PARAMS", 1_000)
+    estimate_module._is_soon_loaded.cache_clear()
+    assert all(item.train_s is None for item in estimate(plan_of(SMALL_SUITE)))
+    assert all(item.train_s for item in estimate(plan_of(SMALL_SUITE), probe=True))
+    estimate_module._is_soon_loaded.cache_clear()
+
+
+def test_weights_that_cannot_be_loaded_leave_the_time_unknown_unless_a_probe_was_asked_for(
+    plan_of: Callable[..., Plan], tmp_path: Path
+) -> None:
+    shutil.copytree(SHIPPED["micro-t5"], tmp_path / "torn")
+    (tmp_path / "torn" / "model.safetensors").write_bytes(b"torn")
+    plan = plan_of(SMALL_SUITE.replace("[micro-t5]", f"[{tmp_path}/torn]"))
+    assert all(item.seconds is None for item in estimate(plan))
+    with pytest.raises(UserError, match="could not be loaded"):
+        estimate(plan, probe=True)
 
 
 def test_a_known_peak_gives_the_floor(plan_of: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch) -> None:
