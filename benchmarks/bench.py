@@ -23,7 +23,7 @@ import torch
 from tabulate import tabulate
 
 from benchmarks import ours, theirs
-from benchmarks.workload import Workload, workload
+from benchmarks.workload import TARGET_TOKENS, Workload, workload
 from harness import provenance
 from harness.probe import device_name
 
@@ -32,6 +32,7 @@ TASKS = ("sst2", "mnli", "boolq", "multirc")
 BUNDLES = (6, 18, 36)
 EVALUATED_TOGETHER = 6
 VARIANT_CELLS = 18
+EVALUATION = "evaluation"
 PADDED, CAREFUL = "(a) Trainer, padded", "(b) Trainer"
 HEADERS = ("task", "what", "contender", "rows/s", "of (a)", "of (b)", "padding", "utilisation", "peak MiB", "rounds")
 EVALUATED_EVERY = 1_000
@@ -50,16 +51,20 @@ class Measured:
 
 @dataclass
 class Contender:
-    """One way to do the work, by `run(steps)`; `cells` is how many train together, 0 where it is not ours."""
+    """One way to do the work, by `run(amount)`: steps of training, or rows to answer.
+
+    `cells` is how many train together, 0 where it is not ours.
+    """
 
     name: str
     run: Callable[[int], Measured]
+    amount: int
     cells: int = 0
     rates: list[float] = field(default_factory=list)
     last: Measured = field(default=Measured(0.0))
 
-    def round(self, steps: int) -> None:
-        self.last = self.run(steps)
+    def round(self) -> None:
+        self.last = self.run(self.amount)
         self.rates.append(self.last.rate)
 
     @property
@@ -91,20 +96,25 @@ def training(work: Workload, method: str, options: argparse.Namespace) -> list[C
 
         return run
 
-    found = [Contender(PADDED, trainer(True, False, False))]
+    steps = options.steps
+    found = [Contender(PADDED, trainer(True, False, False), steps)]
     for precision in options.precision:
         bf16 = precision == "bfloat16"
-        found.append(Contender(f"{CAREFUL}, no waste, {precision}", trainer(False, bf16, False)))
+        found.append(Contender(f"{CAREFUL}, no waste, {precision}", trainer(False, bf16, False), steps))
         if options.compile:
-            found.append(Contender(f"{CAREFUL}, no waste, {precision}, compiled", trainer(False, bf16, True)))
+            found.append(Contender(f"{CAREFUL}, no waste, {precision}, compiled", trainer(False, bf16, True), steps))
         sizes = (1, *options.bundles)
         names = {size: f"({'c' if size == 1 else 'd'}) ours, {size} cell{'s' * (size > 1)}" for size in sizes}
-        found += [Contender(f"{names[size]}, {precision}", bundle(size, precision), size) for size in sizes]
+        found += [Contender(f"{names[size]}, {precision}", bundle(size, precision), steps, size) for size in sizes]
         if options.compile and method == "prompt_tuning":
-            found += [Contender(f"{names[n]}, {precision}, compiled", bundle(n, precision, True), n) for n in sizes[1:]]
+            found += [
+                Contender(f"{names[n]}, {precision}, compiled", bundle(n, precision, True), steps, n) for n in sizes[1:]
+            ]
         for name in options.variants if method == "prompt_tuning" else ():
             run = bundle(VARIANT_CELLS, precision, options.compile, name)
-            found.append(Contender(f"(d) ours, {VARIANT_CELLS} cells of {name}, {precision}", run, VARIANT_CELLS))
+            found.append(
+                Contender(f"(d) ours, {VARIANT_CELLS} cells of {name}, {precision}", run, steps, VARIANT_CELLS)
+            )
     return found
 
 
@@ -113,21 +123,25 @@ def evaluation(work: Workload, options: argparse.Namespace) -> list[Contender]:
 
     def generate(padded: bool) -> Callable[[int], Measured]:
         rate = theirs.generate_rate
-        return lambda _: Measured(rate(work, options.shape, options.device, options.eval_rows, 2, padded=padded))
+        return lambda rows: Measured(rate(work, options.shape, options.device, rows, TARGET_TOKENS, padded=padded))
 
     def decode(cells: int, precision: str) -> Callable[[int], Measured]:
         rate = ours.evaluation_rate
-        return lambda _: Measured(rate(work, options.shape, options.device, precision, options.eval_rows, cells))
+        return lambda rows: Measured(rate(work, options.shape, options.device, precision, rows, cells))
 
-    found = [Contender("(a) generate, padded", generate(True)), Contender("(b) generate, sorted", generate(False))]
+    rows = options.eval_rows
+    found = [
+        Contender("(a) generate, padded", generate(True), rows),
+        Contender("(b) generate, sorted", generate(False), rows),
+    ]
     for precision in options.precision:
         for cells in (1, EVALUATED_TOGETHER):
             name = f"ours, {cells} cell{'s' * (cells > 1)}, {precision}"
-            found.append(Contender(name, decode(cells, precision), cells))
+            found.append(Contender(name, decode(cells, precision), rows, cells))
     return found
 
 
-def measure(contenders: list[Contender], options: argparse.Namespace) -> None:
+def measure(what: str, contenders: list[Contender], options: argparse.Namespace) -> None:
     """Run all in alternation; the round that warms up caches and compilers does not count.
 
     On a CPU bundles are not warmed up: they run the code that one cell has warmed up. The last round is the one
@@ -135,11 +149,11 @@ def measure(contenders: list[Contender], options: argparse.Namespace) -> None:
     """
     for contender in contenders:
         if options.device == "cuda" or contender.cells <= 1:
-            contender.run(1)
+            contender.run(theirs.EVALUATION_BATCH if what == EVALUATION else 1)
     started = time.perf_counter()
     for _ in range(options.rounds):
         for contender in contenders:
-            contender.round(options.steps)
+            contender.round()
         if time.perf_counter() - started > options.seconds:
             return
 
@@ -249,13 +263,13 @@ def main() -> None:
         work = workload(task)
         jobs = {method: training(work, method, options) for method in options.methods}
         if task in options.eval_tasks:
-            jobs["evaluation"] = evaluation(work, options)
+            jobs[EVALUATION] = evaluation(work, options)
         for what, contenders in jobs.items():
-            measure(contenders, options)
+            measure(what, contenders, options)
             rows += table_rows(task, what, contenders)
             print(tabulate(rows[-len(contenders) :], HEADERS, tablefmt="pipe", disable_numparse=True), flush=True)
-        if {"prompt_tuning", "evaluation"} <= jobs.keys():
-            share = evaluation_share(jobs["prompt_tuning"], jobs["evaluation"])
+        if {"prompt_tuning", EVALUATION} <= jobs.keys():
+            share = evaluation_share(jobs["prompt_tuning"], jobs[EVALUATION])
             shares |= {} if share is None else {task: share}
     text = report(rows, shares, options)
     print(f"\n{text}")

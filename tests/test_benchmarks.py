@@ -63,7 +63,7 @@ NOTHING = bench.Measured(0.0)
 
 
 def contender(name: str, rates: list[float], last: bench.Measured = NOTHING, cells: int = 0) -> Any:
-    return bench.Contender(name, lambda _: NOTHING, cells, rates, last)
+    return bench.Contender(name, lambda _: NOTHING, 1, cells, rates, last)
 
 
 def test_the_share_of_evaluation_is_that_of_bundles() -> None:
@@ -78,13 +78,13 @@ def test_a_slow_job_has_one_round_and_all_warm_up_but_bundles() -> None:
     calls: list[tuple[str, int]] = []
 
     def recorded(name: str, cells: int) -> Any:
-        return bench.Contender(name, lambda steps: calls.append((name, steps)) or bench.Measured(1.0), cells)
+        return bench.Contender(name, lambda amount: calls.append((name, amount)) or NOTHING, 5, cells)
 
     both = [recorded("c", 1), recorded("d", 6)]
-    bench.measure(both, argparse.Namespace(device="cpu", rounds=3, steps=5, seconds=0.0))
+    bench.measure("lora", both, argparse.Namespace(device="cpu", rounds=3, seconds=0.0))
     assert calls == [("c", 1), ("c", 5), ("d", 5)]
-    bench.measure(both, argparse.Namespace(device="cuda", rounds=2, steps=5, seconds=1e9))
-    assert calls[3:] == [("c", 1), ("d", 1), *[("c", 5), ("d", 5)] * 2]
+    bench.measure(bench.EVALUATION, both, argparse.Namespace(device="cuda", rounds=2, seconds=1e9))
+    assert calls[3:] == [("c", 64), ("d", 64), *[("c", 5), ("d", 5)] * 2]
 
 
 def test_figures_replace_those_of_their_device_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
