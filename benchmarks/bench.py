@@ -232,7 +232,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--methods", nargs="+", choices=list(theirs.CONFIGS), default=list(theirs.CONFIGS))
     parser.add_argument("--eval-tasks", nargs="*", choices=TASKS, default=None, help="all of --tasks by default")
-    parser.add_argument("--variants", nargs="*", choices=ours.VARIANTS, default=None, help="also bundles of these")
+    parser.add_argument(
+        "--variants", nargs="*", choices=ours.VARIANTS, default=None, help="bundles of these too; on a GPU all"
+    )
     parser.add_argument("--precision", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
     parser.add_argument("--bundles", nargs="+", type=int, default=list(BUNDLES))
     parser.add_argument("--compile", action="store_true", help="also with torch.compile: the Trainer, and bundles")
@@ -244,7 +246,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--write", action="store_true", help="put the figures into benchmarks/README.md")
     options = parser.parse_args()
     options.shape = options.shape or ("t5-base" if options.device == "cuda" else "t5-small")
-    options.variants = options.variants or (list(ours.VARIANTS) if options.device == "cuda" else [])
+    if options.variants is None:
+        options.variants = list(ours.VARIANTS) if options.device == "cuda" else []
     options.eval_tasks = options.tasks if options.eval_tasks is None else options.eval_tasks
     if options.quick:
         options.shape, options.rounds, options.steps = "mini", 1, 2

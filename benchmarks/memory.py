@@ -94,7 +94,7 @@ def evaluation(backbone: Backbone, tokens: int) -> None:
 
 
 def _padded(ids: torch.Tensor) -> torch.Tensor:
-    """A mask with one padded position, as almost every micro-batch has; without any, networks skip the mask."""
+    """A mask with one padded position, as almost every micro-batch has; without any, decoders alone skip the mask."""
     mask = torch.ones_like(ids)
     mask[0, -1] = 0
     return mask

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from typing import Any
 
@@ -15,6 +16,7 @@ from harness.data import Encoded
 from harness.declarations import ProtocolReference
 from harness.flops import matmul_params, peak_flops
 from harness.fused import FusedInput
+from harness.memory import reset_peak_memory
 from harness.method import Method, discover
 from harness.predict import answer_split
 from harness.probe import device_name
@@ -59,6 +61,8 @@ def trained(work: Workload, method: str, network: Backbone, precision: str, cell
     trainer = BundleTrainer(made, methods, task_data(len(work.encoded)), encoded, network, default_tokens(network))
     with trainer.fused.attached():
         trainer.probe()
+        gc.collect()
+        reset_peak_memory()
         trainer.run(lambda *_: None, lambda _: None)
     return trainer
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from harness.attention import ask_nothing_of_masks
+from harness.attention import avoid_host_sync
 from harness.dropout import fast_dropout
 from harness.errors import UserError
 from harness.quantization import Scheme, num_weights
@@ -49,7 +49,7 @@ class Backbone:
         """Whether layers are computed anew in the backward pass; may be switched off for a while."""
         self._layers: list[Any] = []
         self.model.requires_grad_(False)
-        ask_nothing_of_masks(self.model)
+        avoid_host_sync(self.model)
         self._forward = model
 
     @property

@@ -140,6 +140,8 @@ class FusedInput:
         """Return embeddings [N, L, H], mask [N, L] and the rows in the order of N."""
         if self._layers is not None:
             rows = rows.take(self._layers.order(rows.cells))
+            for cell in np.unique(rows.cells):
+                self._tell_tasks(encoded, rows.take(np.flatnonzero(rows.cells == cell)), int(cell))
         static = np.array([self.static[cell] for cell in rows.cells], bool)
         if len(self.methods) == 1:
             self._tell_tasks(encoded, rows, 0)
@@ -156,7 +158,12 @@ class FusedInput:
         longest = max(mask.shape[1] for _, mask in pieces)
         embeds = torch.cat([F.pad(e, (0, 0, 0, longest - e.shape[1])) for e, _ in pieces])
         mask = torch.cat([F.pad(m, (0, longest - m.shape[1])) for _, m in pieces])
-        return embeds, mask, rows.take(np.concatenate(order))
+        placed = rows.take(np.concatenate(order))
+        if self._layers is None:
+            return embeds, mask, placed
+        by_cell = np.argsort(placed.cells, kind="stable")  # as changes inside the layers expect them
+        index = on_device(by_cell, embeds.device)
+        return embeds[index], mask[index], placed.take(by_cell)
 
     def _build_static(self, encoded: Encoded, rows: Rows) -> tuple[Tensor, Tensor]:
         """Gather token embeddings and table rows position by position."""
@@ -184,8 +191,7 @@ class FusedInput:
     def _tell_tasks(self, encoded: Encoded, rows: Rows, cell: int) -> None:
         """Let a method know which task of a mixture each row belongs to."""
         if encoded.tasks is not None:
-            tasks = torch.as_tensor(encoded.tasks[rows.rows], device=self.backbone.device)
-            self.methods[cell].row_tasks = tasks
+            self.methods[cell].row_tasks = on_device(encoded.tasks[rows.rows], self.backbone.device)
 
     def _build_text_dependent(self, encoded: Encoded, rows: Rows, cell: int) -> tuple[Tensor, Tensor]:
         device = self.backbone.device

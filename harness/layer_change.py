@@ -12,7 +12,10 @@ Change = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class LayerChange:
-    """A function of a module's input or of its output, row by row: no row may depend on another, nor on how many."""
+    """A function of a module's input or of its output, row by row: no row may depend on another, nor on how many.
+
+    The module takes one tensor [N, ..., in], by position, and gives one tensor [N, ..., out], N being the rows.
+    """
 
     module: nn.Module
     instead: Change | None = None

@@ -130,8 +130,8 @@ class InsertMethod(Method):
         train_norms: bool = True,
     ) -> None:
         super().__init__(hp, backbone)
-        self._chosen = [s for s in sublayers(backbone) if s.kind in set(kinds) and s.layer >= first_layer]
-        self.inserted = nn.ModuleDict({sublayer.key: make() for sublayer in self._chosen})
+        self.chosen = [s for s in sublayers(backbone) if s.kind in set(kinds) and s.layer >= first_layer]
+        self.inserted = nn.ModuleDict({sublayer.key: make() for sublayer in self.chosen})
         self.norms = TrainedNorms(backbone) if train_norms else None
 
     def change(self, sublayer: Sublayer, states: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ class InsertMethod(Method):
         return changed
 
     def layer_changes(self) -> Sequence[LayerChange]:
-        changes = [LayerChange(sublayer.output, after=partial(self.change, sublayer)) for sublayer in self._chosen]
+        changes = [LayerChange(sublayer.output, after=partial(self.change, sublayer)) for sublayer in self.chosen]
         return [*changes, *(self.norms.changes() if self.norms is not None else ())]
 
 

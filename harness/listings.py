@@ -22,7 +22,8 @@ from harness.schema import Start
 from harness.suite import Group, Overrides
 
 RACING = (
-    "Grids are searched by halving: the weaker half of the points leaves at each mark, by dev score. Steps and times "
+    "Grids are searched by halving: the weaker half of the points leaves at each mark, by dev score, from the first at "
+    "which one is clearly above a constant answer (tuning.begin). Steps and times "
     "below are those of a full search. Grids of methods that train alone, and those that sweep lengths, are searched "
     "in full"
 )

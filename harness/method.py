@@ -94,10 +94,15 @@ class Method(nn.Module):
         return torch.cat([front, embeds], 1), torch.cat([mask.new_ones(front.shape[:2]), mask], 1)
 
     def tasks_of(self, rows: Tensor) -> Tensor:
-        """[B]: which task of a mixture each row of the coming forward pass belongs to; 0 where there is one task."""
-        if self.row_tasks is not None and len(self.row_tasks) == len(rows):
-            return self.row_tasks
-        return torch.zeros(len(rows), dtype=torch.long, device=rows.device)
+        """[B]: which task of a mixture each row of the coming forward pass belongs to; 0 where there is one task.
+
+        Raises ValueError if these are not the rows that the tasks were told of.
+        """
+        if self.row_tasks is None:
+            return torch.zeros(len(rows), dtype=torch.long, device=rows.device)
+        if len(self.row_tasks) != len(rows):
+            raise ValueError(f"tasks of {len(self.row_tasks)} rows are known, not of these {len(rows)}")
+        return self.row_tasks
 
     def layer_changes(self) -> Sequence[LayerChange]:
         """Return what the method makes of single modules of the backbone, each row by itself.

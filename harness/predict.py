@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
@@ -16,6 +17,7 @@ from harness.examples import Example
 from harness.fused import FusedInput, Index, Rows, micro_batches
 from harness.heads import Classifier
 from harness.metrics import compute, count_unreadable
+from harness.racing import Chance, standard_error
 from harness.schema import SplitScore
 from harness.tasks.record import Task
 
@@ -75,18 +77,20 @@ def score_data(data: TaskData, split: str, answers: Sequence[str]) -> SplitScore
     )
 
 
-def constant_score(data: TaskData) -> float:
+def chance_of(data: TaskData) -> Chance:
     """Selection metric on dev of the best constant answer: a label, or else the most frequent training target.
 
     Of a mixture the mean over its tasks.
     """
     if data.parts:
-        return fmean(constant_score(part) for part in data.parts)
+        parts = [chance_of(part) for part in data.parts]
+        error = math.hypot(*(part.standard_error for part in parts)) / len(parts)
+        return Chance(fmean(part.score for part in parts), error)
+    metric = data.task.selection
     ((most_frequent, _),) = Counter(example.target for example in data.train).most_common(1)
     answers = data.task.targets or (most_frequent,)
-    return max(
-        score_split(data.task, data.dev, [answer] * len(data.dev)).metrics[data.task.selection] for answer in answers
-    )
+    scores = [score_split(data.task, data.dev, [answer] * len(data.dev)).metrics[metric] for answer in answers]
+    return Chance(max(scores), standard_error(metric, len(data.dev)))
 
 
 def score_split(task: Task, examples: Sequence[Example], answers: Sequence[str]) -> SplitScore:

@@ -2,7 +2,7 @@
 
 Successive halving (Jamieson and Talwalkar 2016, "Non-stochastic Best Arm Identification and Hyperparameter
 Optimization", algorithm 1): each mark comes after twice the steps of the one before. Each point keeps the schedule
-of its full length, so that those that stay are what they would be without a race.
+of its full length, so that those that stay are what they would be without a race (with dropout, as in another draw).
 
 Unlike there, a mark at which no point has learnt anything yet is passed over: dev scores of a method that learns late
 are chance at first, and a race would be decided by tossing coins.
@@ -15,6 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from harness.schema import Cell
+
+STANDARD_ERRORS = 3
+CORRELATIONS = ("matthews", "pearson", "spearman")
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,21 @@ def marks(num_points: int, steps: int, eval_every: int) -> dict[int, int]:
     return {step: math.ceil(num_points / 2 ** (index + 1)) for index, step in enumerate(at_evaluation) if step < steps}
 
 
-def has_learnt(best: float, constant: float, num_rows: int) -> bool:
-    """Whether a dev score of `num_rows` rows is clearly above that of a constant answer, both in percent.
+@dataclass(frozen=True)
+class Chance:
+    """What a constant answer scores on a dev split, in percent, and how far scores are from it by chance."""
 
-    Clearly: by two standard errors of a share, of which the largest there is (that of a half) is 50 / sqrt(rows).
-    """
-    return best - constant > 100 / math.sqrt(num_rows)
+    score: float
+    standard_error: float
+
+    def is_below(self, best: float) -> bool:
+        """Whether a score is clearly above it; so clearly that the best of dozens hardly ever is by chance."""
+        return best - self.score > STANDARD_ERRORS * self.standard_error
+
+
+def standard_error(metric: str, num_rows: int) -> float:
+    """Of a score at chance, in percent: that of a correlation, else the largest that a share can have."""
+    return (100 if metric in CORRELATIONS else 50) / math.sqrt(num_rows)
 
 
 def losers(scores: Mapping[int, float], keep: int) -> list[int]:

@@ -14,8 +14,8 @@ from harness.blame import CellError
 from harness.cell_state import CellFailure, Outcome, describe_failure
 from harness.checkpoint import CheckpointPlan, Keeper, Training, restore
 from harness.memory import until_it_fits
-from harness.predict import answer_split, constant_score, score_data
-from harness.racing import has_learnt, losers, marks
+from harness.predict import answer_split, chance_of, score_data
+from harness.racing import Chance, losers, marks
 from harness.schema import DevScore
 from harness.selection import best_step
 from harness.step import BundleStep
@@ -167,15 +167,14 @@ class BundleTrainer(BundleStep):
             if keep is None:
                 continue
             best = {i: max(item.selection for item in self.states[i].outcome.history) for i in racing}
-            begins = race.begins_at_once or has_learnt(max(best.values()), self._constant, len(self.data.dev))
+            begins = race.begins_at_once or self._chance.is_below(max(best.values()))
             for i in losers(best, keep) if begins else ():
                 self.states[i].outcome.raced_out_at = step
                 self._leave(i)
 
     @functools.cached_property
-    def _constant(self) -> float:
-        """Dev score of a constant answer."""
-        return constant_score(self.data)
+    def _chance(self) -> Chance:
+        return chance_of(self.data)
 
     def _healthy_losses(self, cells: list[int], step: int) -> dict[int, float | None]:
         """Mean loss of each cell since its last evaluation; a cell whose loss is not finite leaves the bundle."""

@@ -11,7 +11,7 @@ For other depths n is 5/12 of the layers, rounded down.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -53,28 +53,14 @@ class AdapterDrop(InsertMethod):
         robust = hp.variant == "robust"
         super().__init__(hp, backbone, make, first_layer=0 if robust else dropped)
         self.dropped, self.first_layer, self.depth, self.is_robust = dropped, dropped, depth, robust
-        self._draws: Any = None
 
     def change(self, sublayer: Sublayer, states: Tensor) -> Tensor:
         """[..., H] -> [..., H]; a dropped layer gives what it gave without the method."""
+        if self.is_robust and self.training and sublayer is self.chosen[0]:
+            self.first_layer = int(torch.randint(self.depth, ()))  # how many layers this forward pass drops
         return super().change(sublayer, states) if sublayer.layer >= self.first_layer else states
 
-    def attach(self, backbone: Backbone) -> None:
-        super().attach(backbone)
-        if self.is_robust:
-            self._draws = backbone.model.register_forward_pre_hook(lambda *_: self._draw())
-
-    def detach(self, backbone: Backbone) -> None:
-        super().detach(backbone)
-        if self._draws is not None:
-            self._draws.remove()
-
-    def _draw(self) -> None:
-        """Choose how many layers the coming forward pass drops."""
-        self.first_layer = int(torch.randint(self.depth, ())) if self.training else self.dropped
-
     def train(self, mode: bool = True) -> "AdapterDrop":
-        # decoding runs the encoder by itself, past the hook on the whole model
         self.first_layer = self.dropped
         super().train(mode)
         return self

@@ -236,7 +236,7 @@ def test_sdpa_with_position_bias_equals_eager_attention() -> None:
 
 
 class HostReads(TorchDispatchMode):
-    """Counts what makes the host wait for a device: a tensor's value, or a shape that depends on one."""
+    """Counts what makes the host wait for a device: reads of a tensor's value, and of a shape that depends on one."""
 
     READS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
 

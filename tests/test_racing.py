@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,10 +19,11 @@ import harness
 from harness.data import load_task
 from harness.engines import LocalEngine
 from harness.errors import UserError
+from harness.packing import pack
 from harness.planning import make_plan
-from harness.predict import constant_score
+from harness.predict import chance_of
 from harness.products import Product
-from harness.racing import has_learnt, losers, marks
+from harness.racing import Chance, losers, marks, standard_error
 from harness.report.aggregate import collect
 from harness.report.tables import render
 from harness.results import ResultStore
@@ -103,7 +106,6 @@ def test_the_weaker_half_leaves_at_each_mark(raced: Path, full: list[Result]) ->
 
 def test_no_race_is_decided_before_a_point_has_learnt_anything(raced: Path, full: list[Result], tmp_path: Path) -> None:
     waiting = run(tmp_path, SUITE.replace(", begin: at_once", ""), seeds=[1])
-    assert max(d.selection for r in waiting for d in r.dev_history) < 60, "sixteen steps are chance"
     assert [r.raced_out_at for r in waiting] == [None] * 4
     assert [r.test for r in waiting] == [r.test for r in full if r.cell.seed == 1]
 
@@ -121,17 +123,32 @@ def test_learnt_means_clearly_above_the_best_constant_answer_on_dev() -> None:
     data = load_task(all_tasks()["micro_paraphrase"], None)
     targets = [example.target for example in data.dev]
     constant = 100 * max(targets.count(label) for label in data.task.targets) / len(targets)
-    assert constant_score(data) == pytest.approx(constant)
-    assert not has_learnt(57.5, 53.5, 400)
-    assert has_learnt(59.0, 53.5, 400)
-    assert not has_learnt(70.0, 53.5, 28), "a few rows say little"
+    chance = chance_of(data)
+    assert chance.score == pytest.approx(constant)
+    assert chance.standard_error == pytest.approx(50 / math.sqrt(len(targets)))
+    assert not chance.is_below(constant + 10)
+    assert chance.is_below(constant + 11)
+
+
+def test_the_best_of_many_looks_at_chance_hardly_ever_begins_a_race() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, (300, 24, 100))  # races, looks at scores, rows
+    shares = 100 * labels.mean(2)
+    begun = [Chance(50.0, standard_error("accuracy", 100)).is_below(looks.max()) for looks in shares]
+    assert np.mean(begun) < 0.06
+    other = rng.integers(0, 2, (300, 24, 100)) - 0.5
+    correlations = 100 * ((labels - labels.mean(2, keepdims=True)) * other).mean(2) / labels.std(2) / other.std(2)
+    begun = [Chance(0.0, standard_error("matthews", 100)).is_below(looks.max()) for looks in correlations]
+    assert np.mean(begun) < 0.06
 
 
 def test_the_constant_answer_to_a_mixture_is_one_for_each_task() -> None:
     parts = tuple(load_task(all_tasks()[name], None) for name in ("micro_sentiment", "micro_qa"))
     assert not parts[1].task.targets
-    one, other = (constant_score(part) for part in parts)
-    assert constant_score(replace(parts[0], parts=parts)) == pytest.approx((one + other) / 2)
+    one, other = (chance_of(part) for part in parts)
+    both = chance_of(replace(parts[0], parts=parts))
+    assert both.score == pytest.approx((one.score + other.score) / 2)
+    assert both.standard_error == pytest.approx(math.sqrt(one.standard_error**2 + other.standard_error**2) / 2)
 
 
 def test_a_race_changes_nothing_in_who_stays(raced: Path, full: list[Result]) -> None:
@@ -224,9 +241,15 @@ def test_methods_that_cannot_share_a_bundle_are_searched_in_full(tmp_path: Path)
     text = SUITE.split("methods:")[0].replace("steps: 16", "steps: 4") + (
         "methods:\n  adamix: {rank: 2, recipe: {lr: {sweep: [0.001, 0.01]}}}\n"
         "  prompt_tuning: {prompt_length: 2, recipe: {lr: 0.1, max_source_length: {sweep: [8, 16]}}}\n"
+        "  longer: {method: prompt_tuning, prompt_length: 2, recipe: {lr: 0.1, steps: {sweep: [4, 8]}}}\n"
     )
+    (tmp_path / "suite.yaml").write_text(text)
+    plan = make_plan(tmp_path / "suite.yaml", Overrides(seeds=[1]), tmp_path / "none", None)
+    bundles = pack(plan, plan.pending())
+    assert any({cell.label for cell in bundle.cells} == {"longer"} or len(bundle.cells) > 2 for bundle in bundles)
+    assert all(bundle.races == () for bundle in bundles), "points of different lengths have no marks in common"
     done = run(tmp_path, text, seeds=[1])
-    assert len(done) == 4
+    assert len(done) == 6
     assert all(result.raced_out_at is None for result in done)
 
 

@@ -11,17 +11,21 @@ import torch
 from test_fused import make_cell, tensors, trainer
 from torch import Tensor, nn
 
+from harness.backbone import Backbone
 from harness.blame import CellError
 from harness.bundle import Listener, execute
+from harness.data import Encoded
+from harness.fused import FusedInput, Rows
 from harness.layer_change import LayerChange
 from harness.layer_parts import TrainedNorms
 from harness.method import Method, discover
+from harness.mixture import join_encoded
 from harness.packing import pack
 from harness.planning import make_plan
 from harness.schema import Cell
 from harness.shared_layers import SharedLayers
 from harness.suite import Overrides
-from harness.tiny import tiny_backbone
+from harness.tiny import tiny_backbone, tiny_rows
 from harness.train import BundleTrainer
 
 SPECS = [
@@ -33,6 +37,7 @@ SPECS = [
     ("bitfit", {}, 0.01, 6, 4),
     ("adapter", {"reduction": 4}, 0.003, 7, 3),
     ("compacter", {"reduction": 4}, 0.01, 8, 4),
+    ("adapter_drop", {"reduction": 4, "dropped_layers": 1}, 0.003, 9, 2),
 ]
 SHARING = {name for name, *_ in SPECS}
 
@@ -86,33 +91,117 @@ def test_the_backbone_is_as_it_was_behind_it() -> None:
 
 def test_a_module_that_no_cell_changes_runs_once_for_all_rows() -> None:
     made = trainer(cells(1), max_tokens=10_000)
-    seen: dict[str, list[int]] = {"wi": [], "q": []}
-    layer = made.backbone.model.encoder.block[0].layer
-    for name, module in (("wi", layer[1].DenseReluDense.wi), ("q", layer[0].SelfAttention.q)):
-        module.register_forward_pre_hook(lambda _, args, name=name: seen[name].append(len(args[0])))
+    seen: list[int] = []
+    attention = made.backbone.model.encoder.block[0].layer[0].SelfAttention  # cells change parts of it, not the whole
+    attention.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
     with made.fused.attached():
         made._accumulate(made._draw())
     num_rows = sum(batch_size for *_, batch_size in SPECS)
-    assert sum(seen["wi"]) == num_rows
-    assert len(seen["wi"]) < len(SPECS)
+    assert sum(seen) == num_rows
+    assert len(seen) < len(SPECS)
 
 
 class Raises(Method):
+    """Shifts one module's output, and raises from the third step on."""
+
     name = "raises"
+    step = 0
+
+    def __init__(self, hp: object, backbone: Backbone) -> None:
+        super().__init__(hp, backbone)
+        self.place: nn.Module = backbone.model.encoder.block[0].layer[0].SelfAttention.o
+        self.shift = nn.Parameter(torch.zeros(backbone.hidden, dtype=backbone.embedding.weight.dtype))
+
+    def on_step(self, step: int, num_steps: int) -> None:
+        self.step = step
 
     def layer_changes(self) -> list[LayerChange]:
-        def broken(states: Tensor) -> Tensor:
-            raise ArithmeticError("made up")
+        def shifted(states: Tensor) -> Tensor:
+            if self.step >= 2:
+                raise ArithmeticError("made up")
+            return states + self.shift
 
-        return [LayerChange(self.place, after=broken)]
-
-    place: nn.Module
+        return [LayerChange(self.place, after=shifted)]
 
 
-def test_a_change_that_raises_takes_only_its_own_cell_out() -> None:
+def test_a_cell_whose_change_raises_in_a_step_leaves_and_the_others_are_as_alone() -> None:
+    cell = cells(6)[0]
+    plain = trainer([cell], max_tokens=100)
+    methods = [Raises(None, plain.backbone), plain.states[0].outcome.method]
+    both = BundleTrainer([cell, cell], methods, plain.data, plain.encoded, plain.backbone, 100)
+    broken, other = (state.outcome for state in run(both).states)
+    assert broken.failure is not None
+    assert (broken.failure.type, broken.failed_at) == ("ArithmeticError", 3)
+    alone = run(trainer([cell], max_tokens=100))
+    assert other.answers == alone.states[0].outcome.answers
+    for name, value in tensors(alone, 0).items():
+        torch.testing.assert_close(tensors(both, 1)[name], value, rtol=1e-7, atol=1e-9)
+
+
+class TaskShift(Method):
+    """Another shift for the rows of each task of a mixture."""
+
+    name = "task_shift"
+
+    def __init__(self, hp: object, backbone: Backbone) -> None:
+        super().__init__(hp, backbone)
+        self.places = [block.layer[0].SelfAttention.o for block in backbone.model.encoder.block]
+        self.shifts = nn.Parameter(torch.randn(2, backbone.hidden, dtype=backbone.embedding.weight.dtype))
+
+    def layer_changes(self) -> list[LayerChange]:
+        def shifted(states: Tensor) -> Tensor:
+            return states + self.shifts[self.tasks_of(states)][:, None]
+
+        return [LayerChange(place, after=shifted) for place in self.places]
+
+
+class TextShift(TaskShift):
+    """And a prompt that depends on the text."""
+
+    name = "text_shift"
+    num_prompt_tokens = 1
+
+    def forward(self, embeds: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        front = (embeds * mask[..., None]).sum(1, keepdim=True)
+        return torch.cat([front, embeds], 1), torch.cat([mask[:, :1], mask], 1)
+
+
+@pytest.mark.parametrize("kinds", [(TaskShift, TaskShift), (TaskShift, TextShift), (TextShift, TaskShift)])
+def test_rows_of_a_mixture_meet_the_changes_of_their_own_cell_and_task(kinds: tuple[type[Method], ...]) -> None:
+    backbone = tiny_backbone(precision="float64")
+    encoded = join_encoded([tiny_rows([3, 5], backbone), tiny_rows([4, 2, 7], backbone)])
+    torch.manual_seed(0)
+    methods = [kind(None, backbone) for kind in kinds]
+    together = losses_of_rows(methods, encoded, backbone)
+    for index, method in enumerate(methods):
+        torch.testing.assert_close(together[index], losses_of_rows([method], encoded, backbone)[0])
+
+
+def losses_of_rows(methods: list[Method], encoded: Encoded, backbone: Backbone) -> Tensor:
+    """Losses of every row in each cell, [cells, rows]."""
+    fused = FusedInput(methods, backbone, source_length=8)
+    fused.refresh(grad=False, cells=range(len(methods)))
+    count = len(encoded)
+    rows = Rows(np.repeat(np.arange(len(methods)), count), np.tile(np.arange(count)[::-1], len(methods)))
+    with torch.no_grad(), fused.attached():
+        embeds, mask, placed = fused.build(encoded, rows)
+        found = backbone.token_losses(embeds, mask, torch.as_tensor(encoded.targets(placed.rows))).sum(1)
+    losses = torch.zeros(len(methods), count, dtype=found.dtype)
+    losses[torch.as_tensor(placed.cells), torch.as_tensor(placed.rows)] = found
+    return losses
+
+
+def test_rows_whose_tasks_were_not_told_are_refused() -> None:
+    method = TaskShift(None, tiny_backbone())
+    method.row_tasks = torch.zeros(3, dtype=torch.long)
+    with pytest.raises(ValueError, match="tasks of 3 rows are known, not of these 2"):
+        method.tasks_of(torch.zeros(2, 4, 8))
+
+
+def test_a_change_that_raises_is_blamed_on_its_cell() -> None:
     made = trainer(cells(3)[:2], max_tokens=100)
     broken = Raises(None, made.backbone)
-    broken.place = made.backbone.model.encoder.block[0].layer[0].SelfAttention.o
+    broken.on_step(2, 3)
     shared = SharedLayers([broken.layer_changes(), *(state.outcome.method.layer_changes() for state in made.states)])
     order = shared.order(np.array([1, 0, 2, 0]))
     assert order.tolist() == [1, 3, 0, 2], "rows of a cell stand together, in their order"
@@ -191,7 +280,7 @@ def test_methods_that_draw_per_pass_or_change_all_weights_run_alone() -> None:
         if item.cls is not None and issubclass(item.cls, Method) and item.cls.is_layer_side()
     }
     assert {name for name, cls in layer_side.items() if not cls.runs_alone()} == SHARING
-    assert {"adamix", "adapter_drop", "finetune"} <= layer_side.keys() - SHARING
+    assert {"adamix", "finetune", "prefix_tuning"} <= layer_side.keys() - SHARING
 
 
 STOPPING = """
