@@ -121,7 +121,7 @@ def test_a_race_goes_on_with_who_was_left(tmp_path: Path) -> None:
         cells = [make_cell("prompt_tuning", {"prompt_length": 4}, lr, 1, 4, steps=16) for lr in (1e-4, 0.3, 0.1, 1.0)]
         cells = [c.model_copy(update={"recipe": c.recipe.model_copy(update={"eval_every": 2})}) for c in cells]
         racing = made([cell for cell in cells if names is None or checkpoint.name_of(cell) in names])
-        racing.races = [Race("prompt_tuning", 1, 4)]
+        racing.races = [Race("prompt_tuning", 1, 4, begins_at_once=True)]
         return racing
 
     expected = finish(raced())
