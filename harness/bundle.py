@@ -33,6 +33,7 @@ from harness.sharding import UNSHARDED, shard, trains_backbone
 from harness.starting import StartFile, read_start
 from harness.tasks.record import Task
 from harness.token_cache import cached_encode
+from harness.traces import left_on, traces
 from harness.train import BundleTrainer, OnStep
 
 # on a processor, tensors of larger micro-batches leave its caches, and a step takes longer, not shorter
@@ -204,6 +205,8 @@ class _Work:
             methods = self._built(backbone, data.task)
             if not self.left:
                 return
+            if not self._is_member_with_shards:
+                check_detaching(methods[0], backbone)
             torch.manual_seed(
                 bundle.cells[0].seed + self.team.rank
             )  # the dropout to come is of other rows in each process
@@ -280,6 +283,27 @@ def _encode(cell: Cell, data: TaskData, backbone: Backbone) -> dict[str, Encoded
     if cell.recipe.head == "linear":
         return {name: class_targets(encoded[name], rows, data.task) for name, rows in splits.items()}
     return encoded
+
+
+def check_detaching(method: Method, backbone: Backbone) -> None:
+    """Try `detach` before there is anything to lose.
+
+    Raises RuntimeError, and lets go of the cached backbone, if it is not as before: the cells that follow would train
+    on what this method has left there.
+    """
+    if type(method).attach is Method.attach:
+        return
+    before = traces(backbone.model)
+    try:
+        method.attach(backbone)
+    finally:
+        method.detach(backbone)
+        left = left_on(backbone.model, before)
+        if left is not None:
+            cached_backbone.cache_clear()
+    if left is not None:
+        name = type(method).__name__
+        raise RuntimeError(f"{name}.detach() leaves a {left} of the backbone changed; see harness check")
 
 
 def build_method(cell: Cell, cls: type[Method], backbone: Backbone, where: str | None = None) -> Method:

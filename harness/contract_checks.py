@@ -23,6 +23,7 @@ from harness.loading import known_backbones, meta_backbone
 from harness.method import Method, Rule, explain_figure
 from harness.suite_file import Recipe
 from harness.tiny import tiny_backbone, tiny_rows
+from harness.traces import left_on, traces
 from harness.validation import validate_settings
 
 SOURCE_LENGTH = 24
@@ -105,6 +106,7 @@ class Bench:
             optimizer = torch.optim.AdamW(checked_groups(self.method, 0.01), lr=0.01, weight_decay=0.0)
             first = 0.0
             for step in range(steps):
+                self.method.on_step(step, steps)
                 optimizer.zero_grad()
                 loss = float(self.losses(LENGTHS).mean())
                 first = first if step else loss
@@ -146,6 +148,7 @@ def backbone_unchanged(cls: type[Method]) -> str:
     bench = Bench(cls, precision="float32")
     model = tiny_backbone().model  # as it is before any method has seen it
     before = model.state_dict()
+    as_made = traces(bench.backbone.model)
     bench.train(steps=2)
     after = bench.backbone.model.state_dict()
     assert before.keys() == after.keys(), f"tensors came or went: {_first(before.keys() ^ after.keys())}"
@@ -153,9 +156,8 @@ def backbone_unchanged(cls: type[Method]) -> str:
     assert not changed, f"changed: {_first(changed)}"
     thawed = [name for name, p in bench.backbone.model.named_parameters() if p.requires_grad]
     assert not thawed, f"left trainable: {_first(thawed)}"
-    pairs = zip(model.modules(), bench.backbone.model.modules(), strict=True)
-    left = [type(ours).__name__ for old, ours in pairs if _additions(ours) != _additions(old)]
-    assert not left, f"hooks or a forward() left on: {_first(left)}"
+    left = left_on(bench.backbone.model, as_made)
+    assert left is None, f"detach() leaves a {left} changed: a hook, a forward() or a weight is still there"
     return ""
 
 
@@ -337,10 +339,6 @@ def _logits(bench: Bench) -> Tensor:
 
 def _first(names: Any) -> str:
     return ", ".join(sorted(names)[:3])
-
-
-def _additions(module: torch.nn.Module) -> int:
-    return len(module._forward_hooks) + len(module._forward_pre_hooks) + ("forward" in vars(module))
 
 
 def _assert_close(got: Tensor, expected: Tensor, what: str) -> None:

@@ -94,25 +94,20 @@ def estimate(plan: Plan, probe: bool | None = None) -> list[Estimate]:
     return made
 
 
-def _probe(source: str, recipe: Recipe, wanted: bool | None) -> Rate | None:
-    """The rate that a probe finds. Raises UserError where one is wanted and the weights cannot be loaded."""
-    if wanted is False or (wanted is None and not _is_soon_loaded(source)):
-        return None
+def _probe(source: str, recipe: Recipe, wanted: bool | None) -> Rate | str:
+    """The rate that a probe finds, or why there is none; a plan downloads nothing."""
+    if wanted is not False and not is_here(source):
+        return "weights not on this machine"
+    if wanted is False or (wanted is None and meta_backbone(source).num_params > MOST_PROBED_PARAMS):
+        return "no stored result says how fast this device is; --probe measures it"
     try:
         return probed_rate(source, recipe.precision, recipe.backbone_dropout, recipe.quantization)
-    except UserError:
-        if wanted:
-            raise
-        return None
-
-
-@functools.lru_cache(maxsize=8)
-def _is_soon_loaded(source: str) -> bool:
-    return is_here(source) and meta_backbone(source).num_params <= MOST_PROBED_PARAMS
+    except UserError as error:
+        return error.problem
 
 
 def _estimate(
-    plan: Plan, group: Group, cell: Cell, missing: int, stored: Sequence[Result], rate: Rate | None
+    plan: Plan, group: Group, cell: Cell, missing: int, stored: Sequence[Result], rate: Rate | str
 ) -> Estimate:
     head = Estimate(group.label, group.task, group.backbone, missing)
     matmul = _matmul(plan.suite.backbone_sources[group.backbone])
@@ -129,8 +124,8 @@ def _estimate(
     flops = missing * matmul.step_flops(*rows.training)
     peak = peak_flops(device_name(), cell.recipe.precision)
     counted = replace(head, flops=flops, floor_s=None if peak is None else flops / peak)
-    if rate is None:
-        return replace(counted, origin="no stored result says how fast this device is; --probe measures it")
+    if isinstance(rate, str):
+        return replace(counted, origin=rate)
     evaluation = missing * rows.evaluation / rate.eval_positions
     return replace(counted, train_s=flops / rate.train_flops, eval_s=evaluation, origin=rate.origin)
 

@@ -48,7 +48,11 @@ class SharedLayers:
         """`changes` of each cell, by position in the bundle."""
         places: dict[int, Place] = {}
         for cell, own in enumerate(changes):
+            if not isinstance(own, Sequence):
+                raise TypeError(f"layer_changes() must return a list, not a {type(own).__name__}")
             for change in own:
+                if not isinstance(change, LayerChange):
+                    raise TypeError(f"layer_changes() must give LayerChange objects, not a {type(change).__name__}")
                 module = change.module
                 place = places.setdefault(
                     id(module), Place(module, module.forward, vars(module).get("forward"), defaultdict(list))
@@ -126,14 +130,24 @@ def _changed(place: Place, changes: Sequence[LayerChange], states: Tensor, whole
     """What one cell makes of a module for its rows; `whole` is what the module itself gives for them, where known."""
     with _as_it_was(place):
         instead = _instead(changes)
-        made = whole if instead is None else instead(states)
+        made = whole if instead is None else _tensor(instead(states), place)
         assert made is not None
         for change in changes:
-            made = made if change.after is None else change.after(made).to(made.dtype)
+            made = made if change.after is None else _tensor(change.after(_tensor(made, place)), place).to(made.dtype)
         expected = (*states.shape[:-1], made.shape[-1]) if whole is None else whole.shape
         if made.shape != expected:
-            raise ValueError(f"a change of a module gave {list(made.shape)}, not {list(expected)}")
+            name = type(place.module).__name__
+            raise ValueError(f"a change of a {name} gave {list(made.shape)}, not {list(expected)}")
         return made
+
+
+def _tensor(made: object, place: Place) -> Tensor:
+    """What a module or a change gave. Raises TypeError if that is no tensor."""
+    if not isinstance(made, Tensor):
+        raise TypeError(
+            f"a change of a {type(place.module).__name__} needs and gives a tensor, not a {type(made).__name__}"
+        )
+    return made
 
 
 @contextmanager

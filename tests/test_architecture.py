@@ -26,6 +26,7 @@ LAYERS = [
         "micro",
         "provenance",
         "stop",
+        "traces",
         "transfer",
     ],
     [

@@ -298,7 +298,9 @@ def test_what_is_left_on_the_backbone_is_found(tmp_path: Path, attach: str) -> N
         pass
 """,
     )
-    assert finding(tmp_path, body, FROZEN).detail == "hooks or a forward() left on: Embedding"
+    assert finding(tmp_path, body, FROZEN).detail == (
+        "detach() leaves a Embedding changed: a hook, a forward() or a weight is still there"
+    )
 
 
 LAYER_SIDE = """

@@ -26,6 +26,7 @@ from harness.products import Product
 from harness.racing import Chance, losers, marks, standard_error
 from harness.report.aggregate import collect
 from harness.report.tables import render
+from harness.report.tuning import lay_out_tuning, tuning_records
 from harness.results import ResultStore
 from harness.schema import Result
 from harness.selection import best_point
@@ -235,6 +236,16 @@ def test_the_report_says_how_the_grid_was_searched(raced: Path, full: list[Resul
     shown = json.loads(render(boards, "json"))
     assert shown[0]["rows"][0]["tasks"]["micro_sentiment"]["num_raced_out"] == 3
     assert "halving" not in render(collect(full), "markdown")
+
+
+def test_what_tuning_gave_is_not_told_from_the_survivors_of_a_race(raced: Path) -> None:
+    boards = collect(stored(raced))
+    (record,) = tuning_records(boards[0])
+    assert (record.num_points, record.num_failed, record.num_raced_out) == (4, 0, 3)
+    assert (record.by_test, record.optimism, record.expected_best_dev) == (None, None, ())
+    table = lay_out_tuning(boards[0])
+    assert table.remarks == [], "no optimism of a table that nobody could have chosen by test"
+    assert "3 of 4 left early" in table.notes[0]
 
 
 def test_methods_that_cannot_share_a_bundle_are_searched_in_full(tmp_path: Path) -> None:

@@ -24,14 +24,16 @@ class TuningRecord:
     """Grid points per search."""
     num_searches: int
     num_failed: int
+    num_raced_out: int
+    """Grid points that left a search by halving; what follows from all points' ends is then not known."""
     by_dev: float
     """Test score of the point that dev chooses."""
-    by_test: float
+    by_test: float | None
     """Test score of the point that test would choose: a forbidden choice."""
-    optimism: float
+    optimism: float | None
     """by_test - by_dev: what a table gains that is chosen by test."""
     expected_best_dev: tuple[float, ...]
-    """Expected best dev score after 1, 2, ... of the grid runs."""
+    """Expected best dev score after 1, 2, ... of the grid runs; empty where points left early."""
 
 
 def expected_best(scores: Sequence[float]) -> list[float]:
@@ -72,15 +74,17 @@ def lay_out_tuning(board: Board) -> Table:
     columns = [*map(Column, names), *(Column(f"dev after {count}") for count in counts)]
     table = Table(f"{board.suite} on {board.backbone}: tuning", caption, columns)
     for item in found:
-        notes = (table.note(f"{item.num_failed} grid runs failed and count for nothing"),) if item.num_failed else ()
         curve = item.expected_best_dev
-        head = [Cell(item.method), Cell(item.task), Cell(_runs(item), notes=notes)]
-        scores = [Cell(f"{item.by_dev:.1f}"), Cell(f"{item.by_test:.1f}"), Cell(f"{item.optimism:.1f}")]
+        head = [Cell(item.method), Cell(item.task), Cell(_runs(item), notes=tuple(map(table.note, _remarks(item))))]
+        scores = [
+            Cell("–" if score is None else f"{score:.1f}") for score in (item.by_dev, item.by_test, item.optimism)
+        ]
         table.rows.append([*head, *scores, *(Cell(f"{curve[n - 1]:.1f}" if n <= len(curve) else "") for n in counts)])
-    if found:
-        mean = statistics.fmean(item.optimism for item in found)
+    known = [item.optimism for item in found if item.optimism is not None]
+    if known:
+        mean = statistics.fmean(known)
         table.remarks.append(f"A table chosen by test would stand {mean:.1f} points higher on average.")
-    else:
+    elif not found:
         table.remarks.append("No grid was searched.")
     return table
 
@@ -93,15 +97,27 @@ def records(boards: Sequence[Board]) -> list[dict[str, object]]:
 def _record(board: Board, name: str, task: str, entry: Entry) -> TuningRecord:
     searches = [search for search in entry.searches if _done(search)]
     by_dev = statistics.fmean(_score(search[best_point(search) or 0]) for search in searches)
+    num_failed = sum(result.status == "failed" for search in searches for result in search)
+    num_raced_out = sum(result.raced_out_at is not None for search in searches for result in search)
+    num_points = max(map(len, searches))
+    head = (board.suite, board.backbone, name, task, num_points, len(searches), num_failed, num_raced_out, by_dev)
+    if num_raced_out:
+        return TuningRecord(*head, by_test=None, optimism=None, expected_best_dev=())
     by_test = statistics.fmean(max(map(_score, _done(search))) for search in searches)
     curves = [expected_best([dev_selection(result) for result in _done(search)]) for search in searches]
     curve = tuple(statistics.fmean(values) for values in zip(*curves, strict=False))
-    num_points = max(map(len, searches))
-    num_failed = sum(len(search) - len(_done(search)) for search in searches)
-    return TuningRecord(
-        board.suite, board.backbone, name, task, num_points, len(searches), num_failed,
-        by_dev, by_test, by_test - by_dev, curve,
-    )  # fmt: skip
+    return TuningRecord(*head, by_test, by_test - by_dev, curve)
+
+
+def _remarks(item: TuningRecord) -> list[str]:
+    """What happened to runs that count for nothing."""
+    remarks = [f"{item.num_failed} grid runs failed and count for nothing"] if item.num_failed else []
+    if item.num_raced_out:
+        total = item.num_points * item.num_searches
+        remarks.append(
+            f"searched by halving: {item.num_raced_out} of {total} left early, untested, so no choice by test is known"
+        )
+    return remarks
 
 
 def _done(search: Sequence[Result]) -> list[Result]:
