@@ -37,7 +37,7 @@ from harness.traces import left_on, traces
 from harness.train import BundleTrainer, OnStep
 
 # on a processor, tensors of larger micro-batches leave its caches, and a step takes longer, not shorter
-MICRO_BATCH_TOKENS = {"cpu": 4_096}
+MICRO_BATCH_TOKENS = {"cpu": 2_048}
 MOST_DEATHS = 3
 """Times that a bundle may lose a process, or a worker, without getting any further."""
 

@@ -121,7 +121,8 @@ def _estimate(
         return replace(head, origin="does not fit the backbone")
     except Exception as error:  # a mistake in a method's code, which a run records as the failure of its cells
         return replace(head, origin=f"the method raises {type(error).__name__}")
-    flops = missing * matmul.step_flops(*rows.training)
+    trains = _class(plan, cell).trains_weights
+    flops = missing * matmul.step_flops(*rows.training, weights_train=trains)
     peak = peak_flops(device_name(), cell.recipe.precision)
     counted = replace(head, flops=flops, floor_s=None if peak is None else flops / peak)
     if isinstance(rate, str):
@@ -231,10 +232,14 @@ def _sampled_lengths(data: TaskData, tokenizer: Any, limit: int) -> TextLengths:
 def _prompt_tokens(plan: Plan, cell: Cell) -> int:
     """Positions in front of each text, from the method itself on a backbone without weights."""
     backbone = meta_backbone(plan.suite.backbone_sources[cell.backbone])
+    return build_method(cell, _class(plan, cell), backbone).num_prompt_tokens
+
+
+def _class(plan: Plan, cell: Cell) -> type[Method]:
     cls = plan.methods[cell.method].cls
     assert cls is not None
     assert issubclass(cls, Method)
-    return build_method(cell, cls, backbone).num_prompt_tokens
+    return cls
 
 
 @functools.lru_cache(maxsize=8)

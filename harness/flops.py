@@ -54,18 +54,20 @@ class MatmulParams:
     reads_start: bool
     """Whether a start token stands before the target; else the last token of the text does, and counts there."""
 
-    def step_flops(self, rows: int, source_positions: int, target_positions: int) -> float:
-        """FLOPs of training on these rows and positions, padding left out: 4 for each weight and position.
+    def step_flops(
+        self, rows: int, source_positions: int, target_positions: int, *, weights_train: bool = False
+    ) -> float:
+        """FLOPs of training on these rows and positions, padding left out: 4 or 6 for each weight and position.
 
         A forward pass takes 2 FLOPs a weight and token, the gradient towards activations another 2 (Kaplan et al.
         2020, "Scaling Laws for Neural Language Models", section 2.1). The third 2 of their 6·N, the gradient of the
-        weights, does not arise, since the weights are frozen. Scores of attention, norms and what a method itself
-        computes are left out, and all layers are taken to pass a gradient on, which the first of a T5's decoder
-        does not need. For full fine-tuning the figure is 2/3 of the truth.
+        weights, arises only where the weights train themselves. Scores of attention, norms and what a method itself
+        computes are left out, and all layers are taken to pass a gradient on, which under frozen weights the first
+        of a T5's decoder does not need.
         """
         read = target_positions if self.reads_start else target_positions - rows
         weights = self.per_source * source_positions + self.per_target * read + self.head * target_positions
-        return 4.0 * weights
+        return (6.0 if weights_train else 4.0) * weights
 
 
 def matmul_params(backbone: Backbone) -> MatmulParams:

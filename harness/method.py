@@ -60,6 +60,9 @@ class Method(nn.Module):
     takes_sources: ClassVar[tuple[int, int | None]] = (0, 0)
     """Fewest and most sources that it may start from, as a suite's `init_from` names them; None for no upper bound."""
 
+    trains_weights: ClassVar[bool] = False
+    """Whether the backbone's own matrices train; their gradients are a third of a step's arithmetic."""
+
     @dataclass(frozen=True, kw_only=True)
     class HP:
         """A method without settings of its own."""

@@ -14,7 +14,9 @@ def usage_of(outcome: Outcome, bundle_cells: int, matmul: MatmulParams, peak: fl
     A cell's seconds are its share of the bundle's, so its rates are those of the whole bundle.
     """
     work, seconds = outcome.work, outcome.train_s
-    flops = matmul.step_flops(work.samples, work.source_positions, work.target_tokens)
+    flops = matmul.step_flops(
+        work.samples, work.source_positions, work.target_tokens, weights_train=outcome.method.trains_weights
+    )
     return Usage(
         num_steps=outcome.num_steps,
         num_samples=work.samples,

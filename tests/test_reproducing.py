@@ -13,6 +13,7 @@ from test_suites_all import SUITES, plan_of
 from harness.estimate import TextLengths, rows_of
 from harness.flops import MatmulParams, matmul_params, peak_flops
 from harness.loading import meta_backbone
+from harness.method import Method
 from harness.planning import Plan
 from harness.schema import Cell
 from harness.suite import Group
@@ -43,11 +44,15 @@ def matmul(backbone: str) -> MatmulParams:
 def floor_hours(plan: Plan, group: Group) -> float:
     """Hours at the peak of an H200 for all cells of an entry."""
     cell = group.cells[(0, group.seeds[0])]
-    if plan.methods[cell.method].spec.is_rule:
+    method = plan.methods[cell.method]
+    if method.spec.is_rule:
         return 0.0
+    assert method.cls is not None
+    assert issubclass(method.cls, Method)
     rows = rows_of(cell, lengths_of(plan, cell), int(cell.hp.get("prompt_length", 0)))
     weights = matmul(cell.backbone)
-    flops = weights.step_flops(*rows.training) + EVALUATION_FLOPS * weights.per_source * rows.evaluation
+    flops = weights.step_flops(*rows.training, weights_train=method.cls.trains_weights)
+    flops += EVALUATION_FLOPS * weights.per_source * rows.evaluation
     peak = peak_flops("NVIDIA H200", cell.recipe.precision)
     assert peak is not None
     return plan.num_cells(group) * flops / peak / 3600

@@ -10,10 +10,13 @@ import torch
 from test_fused import LENGTH, SPECS, make_cell, make_method, trainer
 from torch.utils.flop_counter import FlopCounterMode
 
+from harness.backbone import Backbone
+from harness.bundle import MICRO_BATCH_TOKENS
 from harness.cell_state import Outcome, Work
 from harness.flops import matmul_params, peak_flops
 from harness.fused import FusedInput, Rows, micro_batches
 from harness.loading import meta_backbone
+from harness.method import Method
 from harness.results import ResultStore
 from harness.schema import Usage
 from harness.step import overhead_tokens
@@ -69,21 +72,40 @@ def test_the_accounts_of_a_cell_follow_from_its_counts() -> None:
     assert usage_of(Outcome(outcome.cell, outcome.method), 1, matmul, None).samples_per_s is None
 
 
+def counted_flops(method: Method, backbone: Backbone) -> int:
+    """FLOPs that PyTorch counts in one training step on two rows of 4 tokens."""
+    fused = FusedInput([method], backbone, LENGTH)
+    encoded = tiny_rows([4, 4], backbone)
+    rows = Rows(np.zeros(2, np.int64), np.arange(2))
+    with fused.attached(), FlopCounterMode(display=False) as counter:
+        fused.refresh(True, [0])
+        embeds, mask, _ = fused.build(encoded, rows)
+        backbone.token_losses(embeds, mask, torch.as_tensor(encoded.targets(rows.rows))).sum().backward()
+    return int(counter.get_total_flops())
+
+
 @pytest.mark.parametrize("kind", ["encoder-decoder", "decoder"])
 def test_flops_equal_those_that_pytorch_counts(kind: str) -> None:
     """PyTorch skips what needs no gradient: in a T5's decoder, self-attention and the query of the first layer."""
     backbone = tiny_backbone(kind)
-    method = make_method(make_cell(*SPECS[0], steps=1), backbone)
-    fused = FusedInput([method], backbone, LENGTH)
-    fused.refresh(True, [0])
-    encoded = tiny_rows([4, 4], backbone)
-    rows = Rows(np.zeros(2, np.int64), np.arange(2))
-    embeds, mask, _ = fused.build(encoded, rows)
-    with FlopCounterMode(display=False) as counter:
-        backbone.token_losses(embeds, mask, torch.as_tensor(encoded.targets(rows.rows))).sum().backward()
-    expected = matmul_params(backbone).step_flops(rows=2, source_positions=2 * (7 + 4), target_positions=2 * 2)
+    matmul = matmul_params(backbone)
+    counted = counted_flops(make_method(make_cell(*SPECS[0], steps=1), backbone), backbone)
     skipped = 5 * backbone.hidden**2 * 2 * 4 if kind == "encoder-decoder" else 0
-    assert counter.get_total_flops() == expected - skipped
+    assert counted == matmul.step_flops(rows=2, source_positions=2 * (7 + 4), target_positions=2 * 2) - skipped
+
+
+@pytest.mark.parametrize("kind", ["encoder-decoder", "decoder"])
+def test_flops_of_full_fine_tuning_equal_those_that_pytorch_counts(kind: str) -> None:
+    """Where a position bias trains, PyTorch computes self-attention in the open and counts it, and we leave it out."""
+    backbone = tiny_backbone(kind)
+    matmul, config = matmul_params(backbone), backbone.config
+    counted = counted_flops(make_method(make_cell("finetune", {}, 1e-3, 1, 2, steps=1), backbone), backbone)
+    scores = 0
+    if kind == "encoder-decoder":
+        encoder, decoder = config.num_layers * 2 * 4**2, config.num_decoder_layers * 2 * 2**2
+        scores = 6 * (encoder + decoder) * 2 * config.num_heads * config.d_kv
+    expected = matmul.step_flops(2, source_positions=2 * 4, target_positions=2 * 2, weights_train=True)
+    assert counted == expected + scores
 
 
 def test_matrices_of_t5_base_are_counted_as_the_architecture_says() -> None:
@@ -123,7 +145,7 @@ def test_results_hold_the_accounts(small_results: Path) -> None:
         assert 0 <= usage.padding_share < 1
         assert usage.num_prompt_tokens == result.cell.hp["prompt_length"] * usage.num_samples
         assert usage.num_target_tokens == 2 * usage.num_samples
-        assert usage.micro_batch_tokens == 4_096
+        assert usage.micro_batch_tokens == MICRO_BATCH_TOKENS["cpu"]
         assert usage.model_flops > 0
         assert usage.utilisation is None
 
