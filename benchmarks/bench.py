@@ -121,20 +121,21 @@ def training(work: Workload, method: str, options: argparse.Namespace) -> list[C
 def evaluation(work: Workload, options: argparse.Namespace) -> list[Contender]:
     """The contenders of answering `eval_rows` rows with the tokens of one label."""
 
-    def generate(padded: bool) -> Callable[[int], Measured]:
-        rate = theirs.generate_rate
-        return lambda rows: Measured(rate(work, options.shape, options.device, rows, TARGET_TOKENS, padded=padded))
+    def generate(padded: bool, bf16: bool) -> Callable[[int], Measured]:
+        shape, device = options.shape, options.device
+        return lambda rows: Measured(
+            theirs.generate_rate(work, shape, device, rows, TARGET_TOKENS, padded=padded, bf16=bf16)
+        )
 
     def decode(cells: int, precision: str) -> Callable[[int], Measured]:
         rate = ours.evaluation_rate
         return lambda rows: Measured(rate(work, options.shape, options.device, precision, rows, cells))
 
     rows = options.eval_rows
-    found = [
-        Contender("(a) generate, padded", generate(True), rows),
-        Contender("(b) generate, sorted", generate(False), rows),
-    ]
+    found = [Contender("(a) generate, padded", generate(True, False), rows)]
     for precision in options.precision:
+        careful = generate(False, precision == "bfloat16")
+        found.append(Contender(f"(b) generate, sorted, {precision}", careful, rows))
         for cells in (1, EVALUATED_TOGETHER):
             name = f"ours, {cells} cell{'s' * (cells > 1)}, {precision}"
             found.append(Contender(name, decode(cells, precision), rows, cells))

@@ -74,7 +74,9 @@ def train_rate(
     return steps * BATCH_SIZE / (clock.ended - clock.started)
 
 
-def generate_rate(work: Workload, shape: str, device: str, rows: int, new_tokens: int, *, padded: bool) -> float:
+def generate_rate(
+    work: Workload, shape: str, device: str, rows: int, new_tokens: int, *, padded: bool, bf16: bool
+) -> float:
     """Rows per second of `generate` behind a prompt; not padded means sorted by length and cut to the longest."""
     tuned = get_peft_model(model(shape, device), CONFIGS["prompt_tuning"]()).eval()
     sources = work.sources()[:rows]
@@ -84,7 +86,7 @@ def generate_rate(work: Workload, shape: str, device: str, rows: int, new_tokens
     for start in range(0, rows, EVALUATION_BATCH):
         chosen = sources[start : start + EVALUATION_BATCH]
         ids, mask = (part.to(device) for part in _pad(chosen, work.max_source_length if padded else None))
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=bf16):
             tuned.generate(input_ids=ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False).cpu()
     return rows / (time.perf_counter() - started)
 
