@@ -28,7 +28,7 @@ methods-table: $(VENV)/.installed-dev
 	UPDATE_GOLDEN=1 $(BIN)/python -m pytest tests/test_docs.py
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/python -m benchmarks.bench --precision float32 --steps 1 --seconds 240 --eval-tasks sst2 --write
+	$(BIN)/python -m benchmarks.bench --precision float32 --steps 6 --seconds 150 --eval-tasks sst2 --write
 
 bench-quick: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.bench --quick

@@ -1,6 +1,6 @@
 """Speed of training and evaluation beside what a user could run otherwise, in one process, in alternation.
 
-    python -m benchmarks.bench --write          the full form, as `make bench`
+    python -m benchmarks.bench --write          the full form; `make bench` is what two cores do in an hour
     python -m benchmarks.bench --quick          minutes: shows that all runs; its figures mean nothing
 
 Each round runs every contender once, one after the other, so that a machine that slows down slows all of them; shown
@@ -23,6 +23,7 @@ import torch
 from tabulate import tabulate
 
 from benchmarks import ours, theirs
+from benchmarks.ours import Measured
 from benchmarks.workload import TARGET_TOKENS, Workload, workload
 from harness import provenance
 from harness.probe import device_name
@@ -39,32 +40,26 @@ EVALUATED_EVERY = 1_000
 """Steps between evaluations, and rows of each, in the run of which evaluation's share is told."""
 
 
-@dataclass(frozen=True)
-class Measured:
-    """One run of a contender: training or answered rows per second, and what else its accounts say."""
-
-    rate: float
-    padding: float | None = None
-    utilisation: float | None = None
-    peak_bytes: int | None = None
+Run = Callable[[int, int], Measured]
+"""By how many steps of training or rows to answer, and by a seed, which decides the rows that are trained on."""
 
 
 @dataclass
 class Contender:
-    """One way to do the work, by `run(amount)`: steps of training, or rows to answer.
+    """One way to do the work.
 
     `cells` is how many train together, 0 where it is not ours.
     """
 
     name: str
-    run: Callable[[int], Measured]
+    run: Run
     amount: int
     cells: int = 0
     rates: list[float] = field(default_factory=list)
     last: Measured = field(default=Measured(0.0))
 
     def round(self) -> None:
-        self.last = self.run(self.amount)
+        self.last = self.run(self.amount, len(self.rates))
         self.rates.append(self.last.rate)
 
     @property
@@ -76,28 +71,23 @@ class Contender:
 def training(work: Workload, method: str, options: argparse.Namespace) -> list[Contender]:
     """The contenders of training: (a), (b), (c), and for methods that share a forward pass (d)."""
 
-    def trainer(padded: bool, bf16: bool, compiled: bool) -> Callable[[int], Measured]:
-        shape, device = options.shape, options.device
-        return lambda steps: Measured(
-            theirs.train_rate(work, method, shape, device, steps, padded=padded, bf16=bf16, compiled=compiled)
+    shape, device = options.shape, options.device
+
+    def trainer(padded: bool, bf16: bool, compiled: bool) -> Run:
+        return lambda steps, seed: Measured(
+            theirs.train_rate(work, method, shape, device, steps, seed, padded=padded, bf16=bf16, compiled=compiled)
         )
 
-    def bundle(cells: int, precision: str, compiled: bool = False, name: str = method) -> Callable[[int], Measured]:
+    def bundle(cells: int, precision: str, compiled: bool = False, name: str = method) -> Run:
         # a step of a bundle holds many times the rows; where launches are to be overlapped, one is no rate yet
-        fewest = 2 if options.device == "cuda" else 1
-
-        def run(steps: int) -> Measured:
-            usage = ours.train_usage(
-                work, name, options.shape, options.device, precision, cells, max(fewest, steps // cells), compiled
-            )
-            assert usage.samples_per_s is not None
-            peak = usage.peak_memory_bytes if options.device == "cuda" else None
-            return Measured(usage.samples_per_s, usage.padding_share, usage.utilisation, peak)
-
-        return run
+        fewest = 2 if device == "cuda" else 1
+        return lambda steps, seed: ours.train_rate(
+            work, name, shape, device, precision, cells, max(fewest, steps // cells), seed, compiled
+        )
 
     steps = options.steps
-    found = [Contender(PADDED, trainer(True, False, False), steps)]
+    # padded to one length all steps take the same time, and on a CPU one of them tells it
+    found = [Contender(PADDED, trainer(True, False, False), steps if device == "cuda" else 1)]
     for precision in options.precision:
         bf16 = precision == "bfloat16"
         found.append(Contender(f"{CAREFUL}, no waste, {precision}", trainer(False, bf16, False), steps))
@@ -121,15 +111,15 @@ def training(work: Workload, method: str, options: argparse.Namespace) -> list[C
 def evaluation(work: Workload, options: argparse.Namespace) -> list[Contender]:
     """The contenders of answering `eval_rows` rows with the tokens of one label."""
 
-    def generate(padded: bool, bf16: bool) -> Callable[[int], Measured]:
-        shape, device = options.shape, options.device
-        return lambda rows: Measured(
+    shape, device = options.shape, options.device
+
+    def generate(padded: bool, bf16: bool) -> Run:
+        return lambda rows, _: Measured(
             theirs.generate_rate(work, shape, device, rows, TARGET_TOKENS, padded=padded, bf16=bf16)
         )
 
-    def decode(cells: int, precision: str) -> Callable[[int], Measured]:
-        rate = ours.evaluation_rate
-        return lambda rows: Measured(rate(work, options.shape, options.device, precision, rows, cells))
+    def decode(cells: int, precision: str) -> Run:
+        return lambda rows, _: Measured(ours.evaluation_rate(work, shape, device, precision, rows, cells))
 
     rows = options.eval_rows
     found = [Contender("(a) generate, padded", generate(True, False), rows)]
@@ -150,7 +140,7 @@ def measure(what: str, contenders: list[Contender], options: argparse.Namespace)
     """
     for contender in contenders:
         if options.device == "cuda" or contender.cells <= 1:
-            contender.run(theirs.EVALUATION_BATCH if what == EVALUATION else 1)
+            contender.run(theirs.EVALUATION_BATCH if what == EVALUATION else 1, 0)
     started = time.perf_counter()
     for _ in range(options.rounds):
         for contender in contenders:

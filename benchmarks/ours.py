@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,11 @@ from harness.data import Encoded
 from harness.declarations import ProtocolReference
 from harness.flops import matmul_params, peak_flops
 from harness.fused import FusedInput
-from harness.memory import reset_peak_memory
+from harness.memory import peak_memory, reset_peak_memory
 from harness.method import Method, discover
 from harness.predict import answer_split
 from harness.probe import device_name
-from harness.schema import Cell, Usage
+from harness.schema import Cell
 from harness.step import EVALUATION_FACTOR
 from harness.suite_file import Recipe
 from harness.tasks import all_tasks
@@ -38,23 +39,46 @@ VARIANTS = ("dept", "accept", "ept")
 """Methods beside prompt tuning whose bundles are compared with its contenders; their own defaults."""
 
 
-def train_usage(
-    work: Workload, method: str, shape: str, device: str, precision: str, cells: int, steps: int, compiled: bool = False
-) -> Usage:
-    """Accounts of the first of `cells` cells trained together for `steps` steps; its rates are the bundle's."""
+@dataclass(frozen=True)
+class Measured:
+    """One run of a contender: training or answered rows per second, and what else its accounts say."""
+
+    rate: float
+    padding: float | None = None
+    utilisation: float | None = None
+    peak_bytes: int | None = None
+
+
+def train_rate(
+    work: Workload, method: str, shape: str, device: str, precision: str, cells: int, steps: int, seed: int = 0,
+    compiled: bool = False,
+) -> Measured:  # fmt: skip
+    """Rates of `cells` cells trained together for `steps` steps, from the accounts of all."""
     network = backbone(shape, device, precision)
     matmul = matmul_params(network)
     if compiled:
         network.compile(True)
         trained(work, method, network, precision, cells, 2)  # compiling is no part of a step
-    trainer = trained(work, method, network, precision, cells, steps)
+    trainer = trained(work, method, network, precision, cells, steps, seed)
     peak = peak_flops(device_name(), precision) if device == "cuda" else None
-    return usage_of(trainer.states[0].outcome, cells, matmul, peak)
+    usages = [usage_of(state.outcome, cells, matmul, peak) for state in trainer.states]
+    seconds = sum(usage.train_s for usage in usages)
+    padding = sum(usage.num_padding or 0 for usage in usages)
+    positions = sum(usage.num_tokens + (usage.num_prompt_tokens or 0) for usage in usages)
+    flops = sum(usage.model_flops or 0.0 for usage in usages)
+    return Measured(
+        sum(usage.num_samples for usage in usages) / seconds,
+        padding / (padding + positions),
+        None if peak is None else flops / (seconds * peak),
+        peak_memory() if device == "cuda" else None,
+    )
 
 
-def trained(work: Workload, method: str, network: Backbone, precision: str, cells: int, steps: int) -> BundleTrainer:
-    """A bundle after its last step."""
-    made = [_cell(method, steps, seed, precision, work.max_source_length) for seed in range(cells)]
+def trained(
+    work: Workload, method: str, network: Backbone, precision: str, cells: int, steps: int, seed: int = 0
+) -> BundleTrainer:
+    """A bundle after its last step; `seed` decides which rows it has seen."""
+    made = [_cell(method, steps, seed * cells + i, precision, work.max_source_length) for i in range(cells)]
     methods = [_method(cell, network) for cell in made]
     one = _first(work.encoded, 1)
     encoded = {"train": work.encoded, "dev": one, "test": one}

@@ -19,6 +19,8 @@ BATCH_SIZE = 16
 EVALUATION_BATCH = 64
 PAD, IGNORED = 0, -100
 WARM_UP_STEPS = 2
+GROUPED_BATCHES = 50
+"""Batches that the Trainer sorts by length together, at most; a quarter of all where there are few."""
 CONFIGS = {
     "prompt_tuning": lambda: PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=100),
     "lora": lambda: LoraConfig(
@@ -32,19 +34,45 @@ class _Clock(TrainerCallback):
 
     def __init__(self, device: str) -> None:
         self.device = device
-        self.started = self.ended = 0.0
+        self.started = self.seconds = 0.0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step not in (WARM_UP_STEPS, state.max_steps):
+            return
         if self.device == "cuda":
             torch.cuda.synchronize()
-        self.ended = time.perf_counter()
-        if state.global_step == WARM_UP_STEPS:
-            self.started = self.ended
+        self.seconds, self.started = time.perf_counter() - self.started, time.perf_counter()
+
+
+class _SampledTrainer(Trainer):
+    """Grouped by length, batches come longest first; a few steps from there on would be the slowest of all.
+
+    So that few stand for all, it takes batches from evenly spaced places of the groups; the longest and the shortest
+    warm up.
+    """
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        sampler = super()._get_train_sampler(train_dataset)
+        if self.args.train_sampling_strategy != "group_by_length":
+            return sampler
+        order = np.array(list(sampler))
+        batches = order[: len(order) // BATCH_SIZE * BATCH_SIZE].reshape(-1, BATCH_SIZE)
+        chosen = evenly_spaced(len(batches), self.args.max_steps - WARM_UP_STEPS, self.args.seed)
+        return batches[chosen].ravel().tolist()
+
+
+def evenly_spaced(num_batches: int, steps: int, seed: int) -> list[int]:
+    """Two batches to warm up, the first and the last of a group, then `steps` spread over whole groups."""
+    group = min(num_batches // 4, GROUPED_BATCHES)
+    span = min(-(-steps // group) * group, num_batches)
+    start = np.random.default_rng(seed).random()
+    return [0, group - 1] + [int((i + start) * span / steps) for i in range(steps)]
 
 
 def train_rate(
-    work: Workload, method: str, shape: str, device: str, steps: int, *, padded: bool, bf16: bool, compiled: bool
-) -> float:
+    work: Workload, method: str, shape: str, device: str, steps: int, seed: int,
+    *, padded: bool, bf16: bool, compiled: bool,
+) -> float:  # fmt: skip
     """Samples per second of `steps` steps; `padded` pads to the task's maximum, else to the batch's longest row."""
     tuned = get_peft_model(model(shape, device), CONFIGS[method]())
     rows = [{"input_ids": ids, "labels": [3, 1], "length": len(ids)} for ids in work.sources()]
@@ -63,15 +91,16 @@ def train_rate(
             logging_strategy="no",
             report_to="none",
             disable_tqdm=True,
+            seed=seed,
             remove_unused_columns=False,
         )
         limit = work.max_source_length if padded else None
-        trainer = Trainer(
+        trainer = _SampledTrainer(
             tuned, arguments, train_dataset=rows, data_collator=lambda batch: _collate(batch, limit), callbacks=[clock]
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    return steps * BATCH_SIZE / (clock.ended - clock.started)
+    return steps * BATCH_SIZE / clock.seconds
 
 
 def generate_rate(

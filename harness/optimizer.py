@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -80,6 +82,7 @@ class JointAdamW:
             for p in group["params"]
         ]
         self._layout: tuple[list[int], Tensor, Tensor] | None = None
+        """For the clipping: the cell of each slot that has a gradient; `_positions` of them; the cells' limits."""
 
     @torch.no_grad()
     def step(self, factors: Mapping[int, float]) -> None:
@@ -108,13 +111,26 @@ class JointAdamW:
         owners = [slot.cell for slot in slots]
         norms = _whole_norms(slots, torch.stack(torch._foreach_norm(gradients)))
         if self._layout is None or self._layout[0] != owners:
-            cells = torch.tensor(owners, device=norms.device)
-            limits = [self.recipes[cell].clip_norm for cell in owners]
-            self._layout = owners, cells[:, None] == cells, torch.tensor(limits, dtype=norms.dtype, device=norms.device)
-        _, same_cell, limit = self._layout
-        # `where` before the sum, so that a cell whose gradient is not finite harms no other
-        totals = torch.linalg.vector_norm(torch.where(same_cell, norms, 0.0), dim=1)
-        torch._foreach_mul_(gradients, list((limit / (totals + 1e-6)).clamp(max=1.0).unbind()))
+            limits = [self.recipes[cell].clip_norm for cell in dict.fromkeys(owners)]
+            self._layout = owners, _positions(owners).to(norms.device), norms.new_tensor(limits)
+        _, positions, limit = self._layout
+        # gathered cell by cell, so that one whose gradient is not finite harms no other
+        totals = torch.linalg.vector_norm(torch.cat([norms, norms.new_zeros(1)])[positions], dim=1)
+        scales = (limit / (totals + 1e-6)).clamp(max=1.0).unbind()
+        for (_, own), scale in zip(itertools.groupby(zip(owners, gradients, strict=True), _first), scales, strict=True):
+            torch._foreach_mul_([gradient for _, gradient in own], scale)
+
+
+_first = operator.itemgetter(0)
+
+
+def _positions(owners: Sequence[int]) -> Tensor:
+    """[cells, most slots of one]: where the slots of each cell stand, filled up with the position behind the last."""
+    own = [
+        [position for position, _ in group] for _, group in itertools.groupby(enumerate(owners), lambda item: item[1])
+    ]
+    width = max(map(len, own))
+    return torch.tensor([positions + [len(owners)] * (width - len(positions)) for positions in own])
 
 
 def _whole_norms(slots: Sequence[_Slot], norms: Tensor) -> Tensor:

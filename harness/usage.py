@@ -11,7 +11,8 @@ from harness.schema import Usage
 def usage_of(outcome: Outcome, bundle_cells: int, matmul: MatmulParams, peak: float | None) -> Usage:
     """The accounts of one cell; `peak` is the device's FLOP/s at the cell's precision, None where unknown.
 
-    A cell's seconds are its share of the bundle's, so its rates are those of the whole bundle.
+    A cell's seconds are its share of the bundle's, by positions: its rates are those of the whole bundle where its
+    prompts and texts are as long as the others'.
     """
     work, seconds = outcome.work, outcome.train_s
     flops = matmul.step_flops(

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import bench, ours
+from benchmarks import bench, ours, theirs
 from benchmarks.workload import LENGTHS, MINI, backbone, workload
-from harness.flops import matmul_params
 
 
 @pytest.mark.parametrize("task", bench.TASKS)
@@ -32,18 +31,35 @@ def test_made_up_rows_have_the_lengths_of_the_task(task: str) -> None:
 
 def test_a_bundle_is_measured_by_its_own_accounts() -> None:
     work = workload("sst2", num_rows=64)
-    usage = ours.train_usage(work, "prompt_tuning", "mini", "cpu", "float32", cells=2, steps=2)
-    assert (usage.num_steps, usage.num_samples, usage.bundle_cells) == (2, 32, 2)
-    assert usage.num_prompt_tokens == 32 * 100
-    expected = matmul_params(backbone("mini", "cpu", "float32")).step_flops(32, usage.num_tokens + 3_200, 64)
-    assert usage.model_flops == expected
+    network = backbone("mini", "cpu", "float32")
+    states = ours.trained(work, "prompt_tuning", network, "float32", cells=2, steps=2).states
+    assert [state.outcome.work.samples for state in states] == [32, 32]
+    found = ours.train_rate(work, "prompt_tuning", "mini", "cpu", "float32", cells=2, steps=2)
+    padding = sum(state.outcome.work.padding for state in states)
+    positions = sum(state.outcome.work.source_positions for state in states)
+    assert found.padding == pytest.approx(padding / (padding + positions))
+    assert found.rate > 0
     assert ours.evaluation_rate(work, "mini", "cpu", "float32", rows=8, cells=2) > 0
 
 
 @pytest.mark.parametrize("method", ours.VARIANTS)
 def test_bundles_of_other_input_side_methods_can_be_measured(method: str) -> None:
-    usage = ours.train_usage(workload("sst2", num_rows=64), method, "mini", "cpu", "float32", cells=2, steps=1)
-    assert (usage.num_samples, usage.num_prompt_tokens) == (16, 16 * 60)
+    network = backbone("mini", "cpu", "float32")
+    states = ours.trained(workload("sst2", num_rows=64), method, network, "float32", cells=2, steps=1).states
+    assert [(s.outcome.work.samples, s.outcome.work.prompt_tokens) for s in states] == [(16, 16 * 60)] * 2
+
+
+def test_few_steps_stand_for_all_of_a_trainer_that_groups_by_length() -> None:
+    """Behind the two that warm up: spread over a group of 50 batches, or over as many groups as the steps need."""
+    assert theirs.evenly_spaced(256, 6, seed=0)[:2] == [0, 49]
+    for steps in (1, 6, 50, 60):
+        ranks = np.array(theirs.evenly_spaced(256, steps, seed=1)[2:])
+        span = 50 if steps <= 50 else 100
+        assert len(set(ranks)) == steps
+        assert ranks.max() < span
+        assert np.abs(np.diff(ranks) - span / steps).max(initial=0) < 1
+    means = [np.mean(theirs.evenly_spaced(256, 6, seed)[2:]) for seed in range(50)]
+    assert np.mean(means) == pytest.approx(24.5, abs=1)
 
 
 def test_the_mini_shape_is_the_shape_it_says() -> None:
@@ -63,7 +79,7 @@ NOTHING = bench.Measured(0.0)
 
 
 def contender(name: str, rates: list[float], last: bench.Measured = NOTHING, cells: int = 0) -> Any:
-    return bench.Contender(name, lambda _: NOTHING, 1, cells, rates, last)
+    return bench.Contender(name, lambda *_: NOTHING, 1, cells, rates, last)
 
 
 def test_the_share_of_evaluation_is_that_of_bundles() -> None:
@@ -78,7 +94,7 @@ def test_a_slow_job_has_one_round_and_all_warm_up_but_bundles() -> None:
     calls: list[tuple[str, int]] = []
 
     def recorded(name: str, cells: int) -> Any:
-        return bench.Contender(name, lambda amount: calls.append((name, amount)) or NOTHING, 5, cells)
+        return bench.Contender(name, lambda amount, _: calls.append((name, amount)) or NOTHING, 5, cells)
 
     both = [recorded("c", 1), recorded("d", 6)]
     bench.measure("lora", both, argparse.Namespace(device="cpu", rounds=3, seconds=0.0))
