@@ -109,7 +109,9 @@ class _Work:
         self.left = list(bundle.cells)
         self.registered = {cell.method: load_file(bundle.method_files[cell.method]) for cell in bundle.cells}
         sources = {name: registered.spec.source_sha256 for name, registered in self.registered.items()}
-        self.common = Circumstances(provenance.now(), bundle.suite_folder, sources, len(bundle.cells), bundle.starts)
+        self.common = Circumstances(
+            provenance.now(), bundle.suite_folder, sources, len(bundle.cells), bundle.starts, bundle.processes
+        )
         self.is_ready = False
         """Whether rows, weights and methods are loaded, so that what fails now may be one cell's fault."""
         self.restored = False

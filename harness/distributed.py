@@ -55,7 +55,11 @@ class Team:
 
     def share(self, count: int) -> Index:
         """Numbers of the rows, out of `count`, that are this process's."""
-        return np.arange(self.rank, count, self.size)
+        return self.shares(count)[self.rank]
+
+    def shares(self, count: int) -> list[Index]:
+        """Numbers of the rows, out of `count`, of every process."""
+        return [np.arange(rank, count, self.size) for rank in range(self.size)]
 
     def add_up(self, losses: Tensor, parameters: Sequence[Tensor]) -> None:
         """Replace losses and gradients by their sums over all processes.

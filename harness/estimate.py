@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -89,7 +90,8 @@ def estimate(plan: Plan, probe: bool | None = None) -> list[Estimate]:
         if not missing or method.spec.is_rule or method.spec.error:
             continue
         cell = group.cells[(0, group.seeds[0])]
-        rate = stored_rate(stored, cell) or _probe(source_of[group.backbone], cell.recipe, probe)
+        processes = plan.suite.file.execution.processes
+        rate = stored_rate(stored, cell, processes) or _probe(source_of[group.backbone], cell.recipe, probe)
         made.append(_estimate(plan, group, cell, missing, stored, rate))
     return made
 
@@ -116,7 +118,7 @@ def _estimate(
         lacking = "configuration of the backbone" if matmul is None else "rows or tokenizer"
         return replace(head, origin=f"{lacking} not on this machine")
     try:
-        rows = rows_of(cell, lengths, _prompt_tokens(plan, cell))
+        rows = _mean_rows(plan, group, lengths)
     except UserError:
         return replace(head, origin="does not fit the backbone")
     except Exception as error:  # a mistake in a method's code, which a run records as the failure of its cells
@@ -129,6 +131,15 @@ def _estimate(
         return replace(counted, origin=rate)
     evaluation = missing * rows.evaluation / rate.eval_positions
     return replace(counted, train_s=flops / rate.train_flops, eval_s=evaluation, origin=rate.origin)
+
+
+def _mean_rows(plan: Plan, group: Group, lengths: TextLengths) -> Rows:
+    """What a cell asks on average over the grid, whose points may differ in steps, batches and prompts."""
+    points = [group.cells[(point, group.seeds[0])] for point in range(len(group.points))]
+    prompts = {str(cell.hp): _prompt_tokens(plan, cell) for cell in {str(cell.hp): cell for cell in points}.values()}
+    rows = [rows_of(cell, lengths, prompts[str(cell.hp)]) for cell in points]
+    samples, source, target = (round(fmean(part)) for part in zip(*(one.training for one in rows), strict=True))
+    return Rows((samples, source, target), fmean(one.evaluation for one in rows))
 
 
 def rows_of(cell: Cell, lengths: TextLengths, prompt_tokens: int) -> Rows:
@@ -150,9 +161,9 @@ def stored_results(root: Path) -> Iterable[Result]:
                 continue
 
 
-def stored_rate(stored: Iterable[Result], cell: Cell) -> Rate | None:
+def stored_rate(stored: Iterable[Result], cell: Cell, num_processes: int = 1) -> Rate | None:
     """The rate of stored cells on this device with `cell`'s backbone and precision: of its method, else of any."""
-    fit = [result for result in stored if _is_comparable(result, cell)]
+    fit = [result for result in stored if _is_comparable(result, cell, num_processes)]
     own = [result for result in fit if result.cell.method == cell.method]
     chosen = own or fit
     seconds = sum(result.usage.train_s for result in chosen if result.usage)
@@ -164,9 +175,11 @@ def stored_rate(stored: Iterable[Result], cell: Cell) -> Rate | None:
     return Rate(flops / seconds, positions / eval_seconds, f"{len(chosen)} stored cells of {cell.backbone}")
 
 
-def _is_comparable(result: Result, cell: Cell) -> bool:
+def _is_comparable(result: Result, cell: Cell, num_processes: int) -> bool:
     usage, made = result.usage, result.provenance
-    if usage is None or not usage.model_flops or result.cell.backbone != cell.backbone:
+    if result.status != "done" or usage is None or not usage.model_flops or result.cell.backbone != cell.backbone:
+        return False
+    if usage.num_processes != num_processes:
         return False
     here = provenance.collect(device_name())
     same = all(made.get(key) == here[key] for key in ("device", "processor", "num_cpus"))
@@ -178,7 +191,8 @@ def _is_comparable(result: Result, cell: Cell) -> bool:
 def _evaluated_positions(result: Result) -> float:
     assert result.usage is not None
     assert result.data is not None
-    rows = len(result.dev_history) * result.data.num_dev + result.data.num_test
+    tested = 0 if result.raced_out_at is not None else result.data.num_test
+    rows = len(result.dev_history) * result.data.num_dev + tested
     return rows * (result.usage.num_tokens + (result.usage.num_prompt_tokens or 0)) / result.usage.num_samples
 
 

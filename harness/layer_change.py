@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from harness.low_rank import LowRank
+
 Change = Callable[[Tensor], Tensor]
 
 
@@ -20,5 +22,7 @@ class LayerChange:
     module: nn.Module
     instead: Change | None = None
     """Input -> output, in place of the module, which it may call."""
+    low_rank: LowRank | None = None
+    """Added to the output; those of several cells are computed together where they have the same shape."""
     after: Change | None = None
-    """Output -> output."""
+    """Output -> output, behind the others."""

@@ -24,14 +24,15 @@ from harness.errors import UserError, require_choice
 from harness.heads import LinearHead
 from harness.initialization import vocabulary_rows
 from harness.layer_change import LayerChange
+from harness.low_rank import LowRank
 from harness.method_facts import Paper, called, explain_figure, require_positive, sweep
 from harness.shared_layers import SharedLayers
 from harness.suite_file import SLUG, Defaults, MethodSpec
 
 __all__ = [
     "Backbone",
-    "Defaults",
     "LayerChange",
+    "LowRank",
     "Method",
     "Paper",
     "Rule",

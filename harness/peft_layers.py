@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -54,8 +54,12 @@ class PeftMethod(Method):
                 if parameter.requires_grad:
                     parameter.data = parameter.data.to(dtype)
 
+    def tuners(self) -> Iterator[tuple[nn.Module, Any]]:
+        """Each module of the backbone with PEFT's layer for it."""
+        return ((self._originals[name], tuner) for name, tuner in self._tuners.items())
+
     def layer_changes(self) -> Sequence[LayerChange]:
-        return [LayerChange(self._originals[name], instead=tuner) for name, tuner in self._tuners.items()]
+        return [LayerChange(original, instead=tuner) for original, tuner in self.tuners()]
 
     def train(self, mode: bool = True) -> PeftMethod:
         for tuner in self._tuners.values():

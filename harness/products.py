@@ -21,7 +21,7 @@ from harness.predict import score_data
 from harness.protocol import Place, resolve
 from harness.records import metric_record, prediction_rows
 from harness.results import PredictionRow
-from harness.schema import BackboneRecord, Cell, DevScore, Failure, ParamCounts, Result, StartRecord
+from harness.schema import BackboneRecord, Cell, DevScore, Failure, ParamCounts, Result, StartRecord, Usage
 from harness.starting import StartFile
 from harness.tasks.own import cell_task
 from harness.usage import rule_usage, usage_of
@@ -50,6 +50,7 @@ class Circumstances:
     bundle_cells: int
     starts: Mapping[str, Sequence[StartFile]]
     """By cell_id, what its tensors started from."""
+    num_processes: int
 
     def start_records(self, cell: Cell) -> list[StartRecord]:
         """What a result says of the tensors that its cell started from."""
@@ -66,9 +67,11 @@ def trained_product(
 ) -> Product:
     """The product of a cell whose training has ended, well or not; `tensors` are its method's, whole, on the CPU."""
     cell, method = outcome.cell, outcome.method
-    if outcome.failure is not None:
-        return failed_product(cell, outcome.failure.model_copy(update={"step": outcome.failed_at}), common)
     peak = peak_flops(device_name(backbone), cell.recipe.precision)
+    usage = usage_of(outcome, common.bundle_cells, matmul, peak, common.num_processes)
+    if outcome.failure is not None:
+        failure = outcome.failure.model_copy(update={"step": outcome.failed_at})
+        return failed_product(cell, failure, common, usage if outcome.num_steps else None)
     result = Result(
         cell_id=cell.cell_id,
         group_id=cell.group_id,
@@ -88,7 +91,7 @@ def trained_product(
             num_tasks=max(1, len(data.parts)),
         ),
         starts=common.start_records(cell),
-        usage=usage_of(outcome, common.bundle_cells, matmul, peak),
+        usage=usage,
         data=data.record,
         backbone=backbone.record,
         method_sha256=common.method_sha256[cell.method],
@@ -133,8 +136,8 @@ def rule_product(cell: Cell, rule: Rule, data: TaskData, common: Circumstances) 
     return Product(result, prediction_rows(data, answers), None)
 
 
-def failed_product(cell: Cell, failure: Failure, common: Circumstances) -> Product:
-    """A failure is a result too; it needs no rows, which may be what failed."""
+def failed_product(cell: Cell, failure: Failure, common: Circumstances, usage: Usage | None = None) -> Product:
+    """A failure is a result too; it needs no rows, which may be what failed. `usage` is what training has cost."""
     task = cell_task(cell.task, cell.protocol, cell.definition, common.suite_folder)
     result = Result(
         cell_id=cell.cell_id,
@@ -143,6 +146,7 @@ def failed_product(cell: Cell, failure: Failure, common: Circumstances) -> Produ
         cell=cell,
         protocol=_protocol_values(cell, task.benchmark),
         failure=failure,
+        usage=usage,
         starts=common.start_records(cell),
         method_sha256=common.method_sha256[cell.method],
         provenance=provenance.collect("unknown"),
@@ -161,6 +165,7 @@ def failed_to_store(made: Result, failure: Failure) -> Result:
         "protocol",
         "method_sha256",
         "starts",
+        "usage",
         "provenance",
         "started_at",
         "finished_at",

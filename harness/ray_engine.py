@@ -243,7 +243,10 @@ class RayEngine:
             return [job]
         failure = Failure(type="WorkerDied", message=f"{job.deaths} workers died at its bundle: {reason}", traceback="")
         sources = {name: load_file(path).spec.source_sha256 for name, path in job.bundle.method_files.items()}
-        common = Circumstances(provenance.now(), job.bundle.suite_folder, sources, job.num_cells, job.bundle.starts)
+        bundle = job.bundle
+        common = Circumstances(
+            provenance.now(), bundle.suite_folder, sources, job.num_cells, bundle.starts, bundle.processes
+        )
         for cell in job.bundle.cells:
             self.on_product(failed_product(cell, failure, common))
         return []

@@ -219,7 +219,8 @@ class Usage(Strict):
     """What a cell cost; None where a result of an earlier version does not say.
 
     Times are this cell's share of its bundle, by the positions that its rows took; rates are therefore the
-    bundle's. Memory is the bundle's peak.
+    bundle's where its cells have rows of one length. Memory is the peak of the bundle, or of its first process. A cell
+    that failed in training has accounts up to there.
     """
 
     num_steps: int
@@ -236,9 +237,9 @@ class Usage(Strict):
     tokens_per_s: float | None = None
     """Of the texts."""
     model_flops: float | None = None
-    """Forward pass and activation gradient of the training positions, padding left out."""
+    """Forward and backward pass of the training positions, padding left out."""
     utilisation: float | None = None
-    """model_flops over what the device could have done in train_s; None where its peak is not known."""
+    """model_flops over what the devices could have done in train_s; None where their peak is not known."""
     train_s: float
     eval_s: float
     total_s: float
@@ -248,6 +249,8 @@ class Usage(Strict):
     """Token budget of a training micro-batch at the end."""
     num_out_of_memory: int = 0
     """Times that the bundle ran out of memory and halved a budget."""
+    num_processes: int = 1
+    """Processes that trained the bundle together, each on a device of its own."""
 
 
 class MetricRecord(Strict):

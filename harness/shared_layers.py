@@ -1,13 +1,14 @@
 """Layer-side cells in one forward pass: what a cell changes sees the rows of that cell, all else sees all rows at once.
 
 N rows, ordered by cell. A changed module of the backbone splits them, gives each cell's part to that cell's change,
-and puts the parts together again; every other module runs once.
+and puts the parts together again; low-rank updates of one shape are computed for all cells at once. Every other module
+runs once.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,8 +20,11 @@ from torch import Tensor, nn
 
 from harness.blame import blaming
 from harness.layer_change import Change, LayerChange
+from harness.low_rank import LowRank, Parts, added_together
 
 Index = np.ndarray[Any, np.dtype[np.int64]]
+CALLS_TOGETHER = 2
+"""What low-rank updates of all cells together cost, in calls of the module that they change."""
 
 
 @dataclass
@@ -63,16 +67,20 @@ class SharedLayers:
         self._places = list(places.values())
         self._is_alone = len(changes) == 1
         self._parts: list[tuple[int, int]] = []
+        self._blocks = Parts([])
 
     @property
     def num_changes(self) -> int:
-        """Pairs of a cell and a module that it changes."""
-        return sum(len(place.changes) for place in self._places)
+        """Calls that the changes of all cells take in a forward pass."""
+        return sum(
+            CALLS_TOGETHER if _together(place.changes.values()) else len(place.changes) for place in self._places
+        )
 
     def order(self, cells: Index) -> Index:
         """The order in which rows of these cells, [N], go through the backbone; the next passes expect just these."""
         found, counts = np.unique(cells, return_counts=True)
         self._parts = list(zip(found.tolist(), counts.tolist(), strict=True))
+        self._blocks = Parts(counts.tolist())
         return np.argsort(cells, kind="stable")
 
     def attach(self) -> None:
@@ -107,6 +115,9 @@ class SharedLayers:
         sizes = [count for _, count in self._parts]
         if len(states) != sum(sizes):
             raise ValueError(f"a module that cells change got {len(states)} rows, not {sum(sizes)}: whose is not known")
+        updates = _together([place.changes.get(cell, []) for cell, _ in self._parts])
+        if updates:
+            return added_together(updates, self._blocks, states, place.original(states, *args, **kwargs))
         needs_whole = not self._replaces(place)
         whole = torch.split(place.original(states, *args, **kwargs), sizes) if needs_whole else ()
         parts = []
@@ -121,6 +132,15 @@ class SharedLayers:
         return all(_instead(place.changes.get(cell, [])) is not None for cell, _ in self._parts)
 
 
+def _together(changes: Iterable[Sequence[LayerChange]]) -> list[LowRank]:
+    """The updates of all cells, if each has one, of the same shape, and nothing else; else none."""
+    found = [own[0].low_rank if len(own) == 1 else None for own in changes]
+    updates = [update for update in found if update is not None]
+    if len(updates) < len(found) or len({update.shape for update in updates}) > 1:
+        return []
+    return updates
+
+
 def _instead(changes: Sequence[LayerChange]) -> Change | None:
     """What one cell has in a module's own place, if anything."""
     return next((change.instead for change in changes if change.instead is not None), None)
@@ -133,6 +153,8 @@ def _changed(place: Place, changes: Sequence[LayerChange], states: Tensor, whole
         made = whole if instead is None else _tensor(instead(states), place)
         assert made is not None
         for change in changes:
+            if change.low_rank is not None:
+                made = change.low_rank.added(states, made)
             made = made if change.after is None else _tensor(change.after(_tensor(made, place)), place).to(made.dtype)
         expected = (*states.shape[:-1], made.shape[-1]) if whole is None else whole.shape
         if made.shape != expected:

@@ -101,6 +101,7 @@ class BundleStep:
             state.outcome.num_steps += 1
         self.optimizer.step({i: lr_factor(self.states[i].recipe, step) for i in self.active})
         positions = self._account(rows)
+        self._count_halvings(self.active)
         self._share_time("train_s", started, {i: float(positions[i]) for i in self.active})
 
     def _draw(self) -> Rows:
@@ -184,8 +185,10 @@ class BundleStep:
         train, count = self.encoded["train"], len(self.states)
         lengths = self.fused.lengths(train, rows)
         padding = np.zeros(count, np.int64)
-        for batch in self._micro_batches(lengths, self.budget.tokens):
-            np.add.at(padding, rows.cells[batch], lengths[batch].max() - lengths[batch])
+        for own in self.team.shares(len(rows)):
+            for batch in self._micro_batches(lengths[own], self.budget.tokens):
+                within = own[batch]
+                np.add.at(padding, rows.cells[within], lengths[within].max() - lengths[within])
         texts = train.source_lengths(rows.rows)
         parts = (np.ones_like(texts), texts, lengths - texts, train.target_lengths(rows.rows))
         totals = [np.bincount(rows.cells, values, minlength=count).astype(np.int64) for values in parts]
@@ -193,9 +196,12 @@ class BundleStep:
             outcome = self.states[i].outcome
             outcome.work.add(*(int(total[i]) for total in (*totals, padding)))
             outcome.micro_batch_tokens = self.budget.tokens
-            outcome.num_out_of_memory = self.budget.num_halvings + self.eval_budget.num_halvings
         positions: Index = totals[1] + totals[2] + padding
         return positions
+
+    def _count_halvings(self, cells: Sequence[int]) -> None:
+        for i in cells:
+            self.states[i].outcome.num_out_of_memory = self.budget.num_halvings + self.eval_budget.num_halvings
 
     def probe(self) -> None:
         """On a CUDA device, set the token budgets to what its free memory holds; changes nothing else."""
@@ -207,13 +213,16 @@ class BundleStep:
         self.eval_budget.tokens = self.budget.tokens * EVALUATION_FACTOR
 
     def _peak_bytes(self, tokens: int) -> int:
-        """Device memory that a step with one micro-batch of the longest rows takes on top of what is in use."""
+        """Device memory that a step with one micro-batch of the longest rows takes on top of what is in use.
+
+        Of several processes each computes its share of the rows, and needs as many times as many for one micro-batch.
+        """
         with torch.random.fork_rng():
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
             self._set_training(True)
             try:
-                self._accumulate_within(self.longest_rows(tokens), tokens)
+                self._accumulate_within(self.longest_rows(tokens * self.team.size), tokens)
                 return torch.cuda.max_memory_allocated() - before
             finally:
                 self._undo()

@@ -88,7 +88,11 @@ class ExceptionRule(Strict):
 
 
 class Execution(Strict):
-    """How cells are computed. It changes no result but those of methods that draw per forward pass (AdaMix)."""
+    """How cells are computed.
+
+    It changes no mathematics: last digits differ, and with dropout, or in methods that draw per forward pass (AdaMix),
+    the random numbers that a row meets.
+    """
 
     micro_batch_tokens: int | None = Field(None, ge=64)
     """Tokens, padding included, that one forward pass of the backbone may hold; None suits the device."""

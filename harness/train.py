@@ -148,6 +148,7 @@ class BundleTrainer(BundleStep):
             answers = until_it_fits(
                 lambda tokens: answer_split(self.fused, cells, encoded, task, tokens, mine), self.eval_budget, shortest
             )
+        self._count_halvings(cells)
         return self.team.merge(answers)
 
     def _eval_positions(self, split: str, cells: Sequence[int]) -> dict[int, float]:
@@ -209,4 +210,5 @@ class BundleTrainer(BundleStep):
         if self.backbone.device.type == "cuda":
             started = time.perf_counter()
             torch.cuda.synchronize(self.backbone.device)
-            self._share_time("train_s", started, dict.fromkeys(self.active, 1.0))
+            works = {i: self.states[i].outcome.work for i in self.active}
+            self._share_time("train_s", started, {i: 1.0 + w.source_positions + w.padding for i, w in works.items()})

@@ -8,8 +8,10 @@ from harness.memory import peak_memory
 from harness.schema import Usage
 
 
-def usage_of(outcome: Outcome, bundle_cells: int, matmul: MatmulParams, peak: float | None) -> Usage:
-    """The accounts of one cell; `peak` is the device's FLOP/s at the cell's precision, None where unknown.
+def usage_of(
+    outcome: Outcome, bundle_cells: int, matmul: MatmulParams, peak: float | None, num_processes: int = 1
+) -> Usage:
+    """The accounts of one cell; `peak` is one device's FLOP/s at the cell's precision, None where unknown.
 
     A cell's seconds are its share of the bundle's, by positions: its rates are those of the whole bundle where its
     prompts and texts are as long as the others'.
@@ -29,7 +31,7 @@ def usage_of(outcome: Outcome, bundle_cells: int, matmul: MatmulParams, peak: fl
         samples_per_s=_ratio(work.samples, seconds),
         tokens_per_s=_ratio(work.tokens, seconds),
         model_flops=flops,
-        utilisation=None if peak is None else _ratio(flops, seconds * peak),
+        utilisation=None if peak is None else _ratio(flops, seconds * peak * num_processes),
         train_s=seconds,
         eval_s=outcome.eval_s,
         total_s=seconds + outcome.eval_s,
@@ -37,6 +39,7 @@ def usage_of(outcome: Outcome, bundle_cells: int, matmul: MatmulParams, peak: fl
         bundle_cells=bundle_cells,
         micro_batch_tokens=outcome.micro_batch_tokens,
         num_out_of_memory=outcome.num_out_of_memory,
+        num_processes=num_processes,
     )
 
 

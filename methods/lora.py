@@ -14,8 +14,10 @@ from typing import Any
 from peft import LoraConfig, PeftConfig
 
 from harness.layer_parts import AddedBiases
-from harness.method import Backbone, Defaults, LayerChange, Paper, require_positive, sweep
+from harness.method import Backbone, Defaults, LayerChange, LowRank, Paper, require_positive, sweep
 from harness.peft_layers import PeftMethod
+
+NAME = "default"  # PEFT's name for the only adapter
 
 
 class LoRA(PeftMethod):
@@ -51,4 +53,11 @@ class LoRA(PeftMethod):
         return LoraConfig(r=hp.rank, lora_alpha=hp.alpha, lora_dropout=hp.dropout, target_modules=targets)
 
     def layer_changes(self) -> Sequence[LayerChange]:
-        return [*super().layer_changes(), *(self.biases.changes() if self.biases is not None else ())]
+        updates = [
+            LayerChange(
+                original,
+                low_rank=LowRank(tuner.lora_A[NAME], tuner.lora_B[NAME], tuner.scaling[NAME], tuner.lora_dropout[NAME]),
+            )
+            for original, tuner in self.tuners()
+        ]
+        return [*updates, *(self.biases.changes() if self.biases is not None else ())]

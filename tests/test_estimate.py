@@ -124,6 +124,17 @@ def test_a_known_peak_gives_the_floor(plan_of: Callable[..., Plan], monkeypatch:
     assert all(item.floor_s == pytest.approx(item.flops / 67e12) for item in made)
 
 
+def test_points_of_a_grid_that_cost_differently_are_averaged(plan_of: Callable[..., Plan]) -> None:
+    def flops(lengths: str) -> float:
+        searched = "prompt_length: 4, recipe: {lr: {sweep: [0.1, 0.3]}}"
+        text = SMALL_SUITE.replace(searched, f"prompt_length: {lengths}, recipe: {{lr: 0.1}}")
+        return next(item for item in estimate(plan_of(text), probe=False) if item.method == "prompt_tuning").flops
+
+    short, long, both = flops("4"), flops("9"), flops("{sweep: [4, 9]}")
+    assert short < long
+    assert both == pytest.approx((short + long) / 2 * 3 / 2, rel=1e-3)
+
+
 @pytest.mark.parametrize(("key", "value"), [("device", "NVIDIA H200"), ("processor", "another"), ("num_cpus", 10_000)])
 def test_rates_of_other_machines_do_not_count(small_results: Path, key: str, value: object) -> None:
     stored = [r for r in stored_results(small_results) if r.cell.label == "dept"]
@@ -131,6 +142,7 @@ def test_rates_of_other_machines_do_not_count(small_results: Path, key: str, val
     assert stored_rate(stored, cell) is not None
     moved = [r.model_copy(update={"provenance": {**r.provenance, key: value}}) for r in stored]
     assert stored_rate(moved, cell) is None
+    assert stored_rate(stored, cell, num_processes=2) is None
     other = cell.recipe.model_copy(update={"precision": "bfloat16"})
     assert stored_rate(stored, cell.model_copy(update={"recipe": other})) is None
 

@@ -112,6 +112,7 @@ def test_evaluation_has_a_budget_of_its_own() -> None:
     assert trainer.budget.num_halvings == 0
     assert trainer.eval_budget.tokens <= 200
     assert trainer.eval_budget.num_halvings == 1
+    assert [state.outcome.num_out_of_memory for state in trainer.states] == [1] * len(trainer.states)
     assert_same(trainer, train(made(150)))
 
 
@@ -120,6 +121,14 @@ def test_the_budget_in_use_is_recorded() -> None:
     assert outcome.micro_batch_tokens == 200
     assert outcome.num_out_of_memory == 2 + 3  # of training, and of evaluation from EVALUATION_FACTOR x 800
     assert EVALUATION_FACTOR * 800 / 2**3 == 200
+
+
+def test_halvings_of_the_last_evaluation_are_recorded() -> None:
+    trainer = made(150, limit=200)
+    trainer.step = trainer.states[0].recipe.steps - 1
+    before = trainer.states[0].outcome.num_out_of_memory
+    trainer._answers("test", [0])
+    assert (before, trainer.states[0].outcome.num_out_of_memory) == (0, 1)
 
 
 def test_a_row_that_does_not_fit_alone_is_an_error() -> None:

@@ -155,9 +155,11 @@ def test_an_exploding_cell_is_recorded_as_failed(folder: Path) -> None:
     (folder / "mine" / "explodes.py").write_text(exploding)
     summary = run(folder, methods=["explodes", "dept"], method_dirs=[folder / "mine"], seeds=[1])
     assert summary.num_failed == 2
-    failure = next(r.failure for r in results_of(folder) if r.status == "failed")
-    assert "loss became nan" in failure.message
-    assert failure.step == 2
+    failed = next(r for r in results_of(folder) if r.status == "failed")
+    assert "loss became nan" in failed.failure.message
+    assert failed.failure.step == 2
+    assert failed.usage.num_steps == 2
+    assert failed.usage.total_s > 0
 
 
 def test_a_changed_method_makes_its_results_stale_until_asked(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,9 +62,14 @@ def run(made: BundleTrainer) -> BundleTrainer:
     return made
 
 
-def test_a_trajectory_is_the_same_alone_and_together() -> None:
-    together = run(trainer(cells(20), max_tokens=100))
-    for index, cell in enumerate(cells(20)):
+LORA = [("lora", {"rank": 4, "dropout": 0.0}, 0.003, seed, rows) for seed, rows in ((1, 4), (2, 3), (3, 5))]
+
+
+@pytest.mark.parametrize("specs", [SPECS, LORA, [*LORA, SPECS[-1]]], ids=["all", "one shape", "one shape and another"])
+def test_a_trajectory_is_the_same_alone_and_together(specs: list[Any]) -> None:
+    made = [make_cell(*spec, steps=20) for spec in specs]
+    together = run(trainer(made, max_tokens=100))
+    for index, cell in enumerate(made):
         alone = run(trainer([cell], max_tokens=10_000))
         first, second = together.states[index].outcome, alone.states[0].outcome
         assert [(item.step, item.metrics) for item in first.history] == [
@@ -76,6 +82,16 @@ def test_a_trajectory_is_the_same_alone_and_together() -> None:
         fused, separate = tensors(together, index), tensors(alone, 0)
         for name, value in separate.items():
             torch.testing.assert_close(fused[name], value, rtol=1e-7, atol=1e-9, msg=f"{cell.method}.{name}")
+
+
+def test_lora_of_many_cells_takes_as_many_products_as_that_of_two() -> None:
+    def num_products(count: int) -> int:
+        made = trainer([make_cell(*LORA[0][:3], seed, 4, steps=1) for seed in range(count)], max_tokens=10_000)
+        with made.fused.attached(), torch.profiler.profile() as found:
+            made._accumulate(made._draw())
+        return sum(item.count for item in found.key_averages() if item.key in ("aten::mm", "aten::bmm"))
+
+    assert num_products(6) == num_products(2)
 
 
 def test_the_backbone_is_as_it_was_behind_it() -> None:

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from harness.backbone import Backbone
 from harness.bundle import MICRO_BATCH_TOKENS
 from harness.cell_state import Outcome, Work
+from harness.distributed import Team
 from harness.flops import matmul_params, peak_flops
 from harness.fused import FusedInput, Rows, micro_batches
 from harness.loading import meta_backbone
@@ -46,6 +47,19 @@ def test_a_step_is_counted_row_by_row() -> None:
         assert positions[i] == padded[own].sum()
 
 
+def test_padding_is_that_of_the_micro_batches_of_every_process() -> None:
+    made = trainer([make_cell(*SPECS[0], steps=3), make_cell(*SPECS[1], steps=3)], max_tokens=90)
+    made.team = Team(1, 2)
+    rows = made._draw()
+    made._account(rows)
+    expected = 0
+    for own in (rows.take(np.arange(0, len(rows), 2)), rows.take(np.arange(1, len(rows), 2))):
+        lengths = made.fused.lengths(made.encoded["train"], own)
+        for batch in micro_batches(lengths, 90, overhead_tokens(made.backbone)):
+            expected += int((lengths[batch].max() - lengths[batch]).sum())
+    assert sum(state.outcome.work.padding for state in made.states) == expected > 0
+
+
 def test_shares_of_time_add_up_and_follow_the_positions() -> None:
     made = trainer([make_cell(*SPECS[0], steps=4), make_cell(*SPECS[1], steps=4)], max_tokens=90)
     made._share_time("train_s", 0.0, {0: 1.0, 1: 3.0})
@@ -69,6 +83,8 @@ def test_the_accounts_of_a_cell_follow_from_its_counts() -> None:
     assert (usage.train_s, usage.eval_s, usage.total_s) == (2.0, 1.0, 3.0)
     assert (usage.bundle_cells, usage.micro_batch_tokens, usage.num_out_of_memory) == (3, 512, 0)
     assert usage_of(outcome, 3, matmul, peak=None).utilisation is None
+    of_two = usage_of(outcome, 3, matmul, peak=1e9, num_processes=2)
+    assert (of_two.num_processes, of_two.utilisation) == (2, usage.model_flops / 4e9)
     assert usage_of(Outcome(outcome.cell, outcome.method), 1, matmul, None).samples_per_s is None
 
 
