@@ -31,6 +31,7 @@ from harness.suite_file import SLUG, Defaults, MethodSpec
 
 __all__ = [
     "Backbone",
+    "Defaults",
     "LayerChange",
     "LowRank",
     "Method",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from harness.bundle import Bundle
@@ -41,8 +42,9 @@ def pack(plan: Plan, cells: Sequence[Cell]) -> list[Bundle]:
 
 
 def _parts(plan: Plan, bundle: Sequence[Cell], races: Mapping[tuple[str, ...], Race]) -> Iterator[list[Cell]]:
-    """Cut a bundle into parts of at most `bundle_cells`. Raises UserError for a race that is larger."""
+    """Cut a bundle into even parts of at most `bundle_cells`. Raises UserError for a race that is larger."""
     limit, part = plan.suite.file.execution.bundle_cells, list[Cell]()
+    even = math.ceil(len(bundle) / math.ceil(len(bundle) / limit))
     for _, cells in itertools.groupby(bundle, lambda cell: races.get(_place(cell)) or cell.cell_id):
         unit = list(cells)
         if len(unit) > limit:
@@ -51,7 +53,7 @@ def _parts(plan: Plan, bundle: Sequence[Cell], races: Mapping[tuple[str, ...], R
                 where=plan.suite.document.where("tuning"),
                 hint="Raise execution.bundle_cells, or search with tuning.strategy: grid.",
             )
-        if part and len(part) + len(unit) > limit:
+        if len(part) >= even or (part and len(part) + len(unit) > limit):
             yield part
             part = []
         part = [*part, *unit]
