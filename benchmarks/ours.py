@@ -15,7 +15,7 @@ from harness.backbone import Backbone
 from harness.bundle import default_tokens
 from harness.data import Encoded
 from harness.declarations import ProtocolReference
-from harness.flops import matmul_params, peak_flops
+from harness.flops import MatmulParams, matmul_params, peak_flops
 from harness.fused import FusedInput
 from harness.memory import peak_memory, reset_peak_memory
 from harness.method import Method, discover
@@ -61,7 +61,12 @@ def train_rate(
         trained(work, method, network, precision, cells, 2)  # compiling is no part of a step
     trainer = trained(work, method, network, precision, cells, steps, seed)
     peak = peak_flops(device_name(), precision) if device == "cuda" else None
-    usages = [usage_of(state.outcome, cells, matmul, peak) for state in trainer.states]
+    return accounts(trainer, matmul, peak, peak_memory() if device == "cuda" else None)
+
+
+def accounts(trainer: BundleTrainer, matmul: MatmulParams, peak: float | None, peak_bytes: int | None) -> Measured:
+    """What the cells of a bundle took together; `peak` is the device's FLOP/s."""
+    usages = [usage_of(state.outcome, len(trainer.states), matmul, peak) for state in trainer.states]
     seconds = sum(usage.train_s for usage in usages)
     padding = sum(usage.num_padding or 0 for usage in usages)
     positions = sum(usage.num_tokens + (usage.num_prompt_tokens or 0) for usage in usages)
@@ -70,7 +75,7 @@ def train_rate(
         sum(usage.num_samples for usage in usages) / seconds,
         padding / (padding + positions),
         None if peak is None else flops / (seconds * peak),
-        peak_memory() if device == "cuda" else None,
+        peak_bytes,
     )
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from benchmarks import bench, ours, theirs
 from benchmarks.workload import LENGTHS, MINI, backbone, workload
+from harness.flops import matmul_params
 
 
 @pytest.mark.parametrize("task", bench.TASKS)
@@ -32,13 +33,19 @@ def test_made_up_rows_have_the_lengths_of_the_task(task: str) -> None:
 def test_a_bundle_is_measured_by_its_own_accounts() -> None:
     work = workload("sst2", num_rows=64)
     network = backbone("mini", "cpu", "float32")
-    states = ours.trained(work, "prompt_tuning", network, "float32", cells=2, steps=2).states
-    assert [state.outcome.work.samples for state in states] == [32, 32]
-    found = ours.train_rate(work, "prompt_tuning", "mini", "cpu", "float32", cells=2, steps=2)
-    padding = sum(state.outcome.work.padding for state in states)
-    positions = sum(state.outcome.work.source_positions for state in states)
+    trainer = ours.trained(work, "prompt_tuning", network, "float32", cells=2, steps=2)
+    works = [state.outcome.work for state in trainer.states]
+    seconds = sum(state.outcome.train_s for state in trainer.states)
+    assert [one.samples for one in works] == [32, 32]
+    found = ours.accounts(trainer, matmul_params(network), 1e9, None)
+    padding, positions = sum(one.padding for one in works), sum(one.source_positions for one in works)
     assert found.padding == pytest.approx(padding / (padding + positions))
-    assert found.rate > 0
+    assert found.rate == pytest.approx(64 / seconds)
+    flops = matmul_params(network).step_flops(64, positions, 128)
+    assert found.utilisation == pytest.approx(flops / (seconds * 1e9))
+    again = ours.train_rate(work, "prompt_tuning", "mini", "cpu", "float32", cells=2, steps=2)
+    assert again.padding == found.padding
+    assert again.utilisation is None
     assert ours.evaluation_rate(work, "mini", "cpu", "float32", rows=8, cells=2) > 0
 
 

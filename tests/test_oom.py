@@ -125,7 +125,6 @@ def test_the_budget_in_use_is_recorded() -> None:
 
 def test_halvings_of_the_last_evaluation_are_recorded() -> None:
     trainer = made(150, limit=200)
-    trainer.step = trainer.states[0].recipe.steps - 1
     before = trainer.states[0].outcome.num_out_of_memory
     trainer._answers("test", [0])
     assert (before, trainer.states[0].outcome.num_out_of_memory) == (0, 1)
