@@ -87,7 +87,7 @@ def load_task(task: Task, data_dir: str | Path | None) -> TaskData:
             raise UserError(f"split '{name}' of task '{task.name}' has no rows", where=source.place(name))
     train, dev, test = ([example for row in rows for example in row] for rows in _carve(task, list(read.values())))
     record = DataRecord(
-        source=source.describe(),
+        source=source.describe(convert.edits),
         revision=source.revision,
         split_rule=SPLIT_RULES[task.split],
         num_train=len(train),

@@ -7,6 +7,7 @@ import math
 import re
 import string
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from harness.errors import UserError
 from harness.readers import LocatedRow
-from harness.tasks.record import Row, Task
+from harness.tasks.record import EDITS, Row, Task
 
 NO_ANSWER = "<unk>"
 """Target of a copy of a row without answers (T5's ReCoRD)."""
@@ -34,6 +35,8 @@ class Converter:
 
     def __init__(self, task: Task) -> None:
         self.task = task
+        self.edits: Counter[str] = Counter()
+        """In how many rows the task's `prepare` repaired what."""
         self._pieces = _template_pieces(task) if task.template else _field_pieces(task)
         self._targets = task.targets
         self._ids = {str(index): index for index in range(len(task.labels))}
@@ -46,8 +49,11 @@ class Converter:
         for where, row in rows:
             try:
                 flat = list(self.task.prepare(row)) if self.task.prepare else [row]
+            except ValueError as error:
+                raise UserError(str(error), where=where) from None
             except Exception as error:  # a task's `prepare` takes the shape of official rows for granted
                 raise UserError(f"has not the fields of task '{self.task.name}': {error!r}", where=where) from None
+            self.edits.update(edit for item in flat for edit in item.get(EDITS, ()))
             converted.extend(self.examples(where, item) for item in flat)
         return converted
 

@@ -38,9 +38,11 @@ class Source:
         """Where the rows of a split are, for messages."""
         return str(self.files[split][0]) if self.files and split in self.files else f"{self.name} {split}"
 
-    def describe(self) -> str:
-        """The name, and after reading the number of broken rows left out."""
-        return self.name + (f" ({len(self.skipped)} broken rows left out)" if self.skipped else "")
+    def describe(self, edits: Mapping[str, int]) -> str:
+        """The name, and after reading the number of broken rows left out and of rows repaired, by kind of repair."""
+        told = [f"{len(self.skipped)} broken rows left out"] if self.skipped else []
+        told += [f"{edit} in {count:,} row{'' if count == 1 else 's'}" for edit, count in sorted(edits.items())]
+        return self.name + (f" ({'; '.join(told)})" if told else "")
 
 
 class MissingData(UserError):

@@ -39,6 +39,60 @@ def test_wsc_moves_only_a_later_span_and_takes_special_characters_as_they_are() 
     assert next(iter(mark_wsc_spans(flat)))["text"] == "# He # saw * (Pete) *."
 
 
+# a raw official row's text and spans, the same row of the hub's wsc.fixed, the marked text, what is told of the repair
+RAW_WSC = {
+    "another case in the span": (
+        ("The donkey saw a wolf, so it ran.", "the donkey", 0, "it", 6), ("The donkey", 0, "it", 6),
+        "* The donkey * saw a wolf, so # it # ran.", "case of a span repaired",
+    ),
+    "a full stop behind the span": (
+        ("Ann thanked Joan. She left.", "Joan.", 2, "She", 3), ("Joan", 2, "She", 3),
+        "Ann thanked * Joan *. # She # left.", "full stop of a span dropped",
+    ),
+    "a line break in the span": (
+        ("I saw the old man and he waved.", "the old\nman", 2, "he", 6), ("the old man", 2, "he", 6),
+        "I saw * the old man * and # he # waved.", "line break of a span made a blank",
+    ),
+    "a span that occurs twice": (
+        ("Bob saw Bob and he waved.", "Bob", 2, "he", 4), ("Bob", 2, "he", 4),
+        "Bob saw * Bob * and # he # waved.", None,
+    ),
+    "a quotation mark before the span": (
+        ("He said, \"He won.\"", "He", 0, "He", 2), ("He", 0, "He", 2), "* He * said, \"# He # won.\"", None,
+    ),
+    "two blanks counted as a word": (
+        ("Ann left.  Then she and she met.", "Ann", 0, "she", 4), ("Ann", 0, "she", 4),
+        "* Ann * left.  Then # she # and she met.", None,
+    ),
+    "words that do not stand together": (
+        ("Kamenev wept and Zinoviev too, so they went.", "Kamenev and Zinoviev", 0, "they", 6),
+        ("Kamenev and Zinoviev", 0, "they", 6),
+        "Kamenev wept and Zinoviev too, so # they # went.", "span left unmarked",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", RAW_WSC)
+def test_raw_wsc_rows_are_repaired_and_are_those_of_the_hub(kind: str, tmp_path: Path) -> None:
+    (text, *raw), fixed, marked, told = RAW_WSC[kind]
+    names = ("span1_text", "span1_index", "span2_text", "span2_index")
+    row = {"text": text, "label": True, "target": dict(zip(names, raw, strict=True))}
+    write_both(tmp_path / "a" / "WSC", [row, row])
+    flat = {"text": text, "label": 1, **dict(zip(names, fixed, strict=True))}
+    write_both(tmp_path / "b" / "hub" / "wsc", [flat, flat])
+    official, hub = load_task(TASKS["wsc"], tmp_path / "a"), load_task(TASKS["wsc"], tmp_path / "b")
+    assert official.train[0].source == f"text: {marked}"
+    assert official.record.fingerprint == hub.record.fingerprint
+    # two rows of each of the two files
+    assert official.record.source == "folder WSC" + (f" ({told} in 4 rows)" if told else "")
+
+
+def test_a_span_that_is_nowhere_in_its_text_is_an_error(tmp_path: Path) -> None:
+    write_both(tmp_path / "WSC", [{**WSC, "target": {**SPANS, "span1_text": "Maria"}}])
+    with pytest.raises(UserError, match=r"train\.jsonl:1: span1 'Maria' is not in the text 'Mark told"):
+        load_task(TASKS["wsc"], tmp_path)
+
+
 def test_multirc_is_flattened_and_stripped_of_markup(tmp_path: Path) -> None:
     answers = [{"text": "A", "label": 1}, {"text": "B", "label": 0}]
     text = "<b>Sent 1: </b>One.<br>Two."

@@ -9,6 +9,8 @@ from typing import Any, Literal
 from harness.settings import TaskSpec
 
 Row = Mapping[str, Any]
+EDITS = "*edits*"
+"""Key under which a task's `prepare` may say what it repaired in a row, a tuple of short texts; they are counted."""
 Kind = Literal["classification", "regression", "text"]
 SplitRule = Literal["given", "halve_validation", "hold_out_1000", "official_test", "mismatched_dev", "cut_train"]
 
@@ -108,7 +110,7 @@ class Task:
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Other names of a column in other layouts, tried in this order."""
     prepare: Callable[[Row], Iterable[Row]] | None = None
-    """Bring one official or hub row to flat columns; may yield several."""
+    """Bring one official or hub row to flat columns; may yield several. Raises ValueError for what cannot be done."""
     generate: Callable[[str], list[dict[str, Any]]] | None = None
     """Makes the rows of a split ("train", "validation", "test") of a generated task."""
     version: int = 1
