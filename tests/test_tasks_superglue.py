@@ -46,8 +46,8 @@ RAW_WSC = {
         "* The donkey * saw a wolf, so # it # ran.", "case of a span repaired",
     ),
     "a full stop behind the span": (
-        ("Ann thanked Joan. She left.", "Joan.", 2, "She", 3), ("Joan", 2, "She", 3),
-        "Ann thanked * Joan *. # She # left.", "full stop of a span dropped",
+        ("Ann thanked Joan and she left.", "Joan.", 2, "she", 4), ("Joan", 2, "she", 4),
+        "Ann thanked * Joan * and # she # left.", "full stop of a span dropped",
     ),
     "a line break in the span": (
         ("I saw the old man and he waved.", "the old\nman", 2, "he", 6), ("the old man", 2, "he", 6),
