@@ -143,7 +143,7 @@ class Method(nn.Module):
         return backbone.token_losses(embeds, mask, labels)
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Split the trainable tensors by learning rate; `lr` is the recipe's."""
+        """Split the trainable tensors by learning rate; `lr` is the recipe's, as is a `weight_decay` left out."""
         return [{"params": list(self.parameters()), "lr": lr}]
 
     def kept(self) -> dict[str, Tensor]:
