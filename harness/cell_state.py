@@ -22,8 +22,8 @@ class CellFailure(Exception):
 def checked_groups(method: Method, lr: float, head_lr: float = 1e-3) -> list[dict[str, Any]]:
     """Return `method.param_groups(lr)` once it is sound; a linear head is a group of its own, at `head_lr`.
 
-    A group may hold a `weight_decay` in place of the recipe's. Raises ValueError if a rate or decay is out of bounds, or
-    a trainable tensor is in no group or in two.
+    A group may hold a `weight_decay` in place of the recipe's. Raises ValueError if a rate or a decay is out of bounds,
+    or if a trainable tensor is in no group or in two.
     """
     head = [] if method.linear_head is None else [method.linear_head.weight]
     groups = [

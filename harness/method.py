@@ -62,6 +62,9 @@ class Method(nn.Module):
     takes_sources: ClassVar[tuple[int, int | None]] = (0, 0)
     """Fewest and most sources that it may start from, as a suite's `init_from` names them; None for no upper bound."""
 
+    sums_losses: ClassVar[bool] = False
+    """Whether a step takes the gradient of the sum of a batch's token losses, not of their mean; clipping tells."""
+
     trains_weights: ClassVar[bool] = False
     """Whether the backbone's own matrices train; their gradients are a third of a step's arithmetic."""
 

@@ -108,17 +108,6 @@ def adamix(backbone: Backbone, **hp: object) -> Any:
     return method
 
 
-def test_adamix_experts_start_as_copies_of_one() -> None:
-    backbone = tiny_backbone()
-    method = build("adamix", backbone, rank=4)
-    for mixture in method.inserted.values():
-        assert all(torch.equal(weight, mixture.weights[0]) for weight in mixture.weights)
-    with attached(method, backbone):
-        merged = total_loss(backbone)
-        method.train()
-        assert total_loss(backbone) == pytest.approx(merged, abs=1e-4), "equal experts route to the same function"
-
-
 def test_adamix_inference_is_one_adapter_with_averaged_weights() -> None:
     backbone, other = tiny_backbone(precision="float64"), tiny_backbone(precision="float64")
     method = adamix(backbone)

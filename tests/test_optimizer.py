@@ -80,7 +80,8 @@ def test_a_gradient_that_is_not_finite_harms_no_other_cell() -> None:
 class TransformersAdamW:
     """What the AdamW of transformers 4.33.2 gives, worked out from the sums of its moments, not step by step.
 
-    m_t = (1 - b1) sum_i b1^(t - i) g_i, v_t likewise of squares; p <- (p - lr c2 / c1 m_t / (sqrt(v_t) + eps)) (1 - lr wd)
+    m_t = (1 - b1) sum_i b1^(t - i) g_i, v_t likewise of squares,
+    p <- (p - lr c2 / c1 m_t / (sqrt(v_t) + eps)) (1 - lr wd)
     with c1 = 1 - b1^t and c2 = sqrt(1 - b2^t) (optimization.py, correct_bias as by default).
     """
 
@@ -140,7 +141,7 @@ def test_cells_of_one_bundle_may_differ_in_whose_adamw_moves_them(skip: bool) ->
 
 @pytest.mark.parametrize(("steps", "share"), [(1, 0.061), (1_000, 0.716)])
 def test_small_gradients_move_slower_at_first_in_the_form_of_transformers(steps: int, share: float) -> None:
-    """Constant gradients as large as eps: of each step eps / (eps + eps / c_t) beside one half, c_t = sqrt(1 - b2^t)."""
+    """Constant gradients as large as eps: each step is c_t / (1 + c_t), not one half, with c_t = sqrt(1 - b2^t)."""
     way = {}
     for form in ("torch", "transformers"):
         p = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
