@@ -49,8 +49,7 @@ class Method(nn.Module):
 
     Override one of three things:
 
-    - `prompt` and/or `added`, when neither depends on the text: the trainer then serves all cells
-      of a bundle with one gather, which is the fastest;
+    - `prompt` and/or `added`, when neither depends on the text: one gather then serves all cells, the fastest way;
     - `forward`, when the change depends on the text;
     - `layer_changes`, when single modules of the backbone give something else; `attach` and `detach` when what changes
       inside it is more than that.

@@ -211,7 +211,7 @@ STARTS: dict[str, list[tuple[str, Check]]] = {
         (r"writer\.heads\.up\.weight", uniform(lambda shape: 1e-3 * math.sqrt(3 / (shape[1] * 64)))),
         (r"writer\.heads\..*_bias\.weight", uniform(lambda shape: 1e-3 * math.sqrt(3 / shape[1]))), (r".*bias", ZERO),
     ],
-    # rabeehk/hyperformer, hyperformer/adapters: adapter_utils.py (linear_layer, set_task_embeddings), adapter_modeling.py
+    # rabeehk/hyperformer, hyperformer/adapters/adapter_utils.py (linear_layer, set_task_embeddings)
     "hyperformer": [
         NORMS, (r"task\.weight|.*\.(layer|block)\.weight", normal(1.0)), (r".*\.norm\.weight", ONE),
         (r".*\.(mlp\.\d|heads\.\w+)\.weight", normal(0.01)), (r".*\.bias", ZERO),
