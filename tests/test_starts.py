@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -257,6 +258,11 @@ STARTS: dict[str, list[tuple[str, Check]]] = {
 def test_every_method_has_its_start_stated() -> None:
     assert STARTS.keys() == REGISTRY.keys()
     assert CONSTANTS.keys() == REGISTRY.keys()
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_a_method_file_names_where_its_constants_come_from(name: str) -> None:
+    assert re.search(r"\bSource: \w", sys.modules[REGISTRY[name].__module__].__doc__ or "")
 
 
 @pytest.mark.parametrize("name", REGISTRY)
