@@ -106,10 +106,13 @@ class Backbone:
         return self.cross_entropy(self.target_logits(embeds, mask, labels), labels)
 
     @staticmethod
-    def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-        """[N, T, V], [N, T] -> [N, T], 0 where the label is -100."""
+    def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """[N, T, V], [N, T] -> [N, T], 0 where the label is -100; smoothing spreads its share evenly over all V."""
         flat = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
-        return F.cross_entropy(flat, labels.flatten(), ignore_index=-100, reduction="none").view(labels.shape)
+        losses = F.cross_entropy(
+            flat, labels.flatten(), ignore_index=-100, reduction="none", label_smoothing=label_smoothing
+        )
+        return losses.view(labels.shape)
 
     @torch.no_grad()
     def decode(self, embeds: Tensor, mask: Tensor, max_new_tokens: int) -> Tensor:

@@ -22,7 +22,8 @@ class CellFailure(Exception):
 def checked_groups(method: Method, lr: float, head_lr: float = 1e-3) -> list[dict[str, Any]]:
     """Return `method.param_groups(lr)` once it is sound; a linear head is a group of its own, at `head_lr`.
 
-    Raises ValueError if a group's lr is not positive and finite, or a trainable tensor is in no group or in two.
+    A group may hold a `weight_decay` in place of the recipe's. Raises ValueError if a rate or a decay is out of bounds,
+    or if a trainable tensor is in no group or in two.
     """
     head = [] if method.linear_head is None else [method.linear_head.weight]
     groups = [
@@ -34,6 +35,9 @@ def checked_groups(method: Method, lr: float, head_lr: float = 1e-3) -> list[dic
     for group in groups:
         if not (isinstance(group["lr"], (int, float)) and 0 < group["lr"] < float("inf")):
             raise ValueError(f"a learning rate must be positive, got {group['lr']}")
+        decay = group.get("weight_decay", 0.0)
+        if not (isinstance(decay, (int, float)) and 0 <= decay < float("inf")):
+            raise ValueError(f"a weight decay must be 0 or positive, got {decay}")
     grouped = [id(parameter) for group in groups for parameter in group["params"]]
     trainable = {id(p): name for name, p in method.named_parameters() if p.requires_grad}
     missing = [name for key, name in trainable.items() if grouped.count(key) != 1]

@@ -26,3 +26,5 @@ class LayerChange:
     """Added to the output; those of several cells are computed together where they have the same shape."""
     after: Change | None = None
     """Output -> output, behind the others."""
+    position_bias: Tensor | None = None
+    """[buckets, heads], in place of the table of relative positions that the module, an attention of T5, has."""

@@ -114,6 +114,26 @@ class TrainedNorms(nn.Module):
             module._parameters.update(originals)
 
 
+class TrainedPositions(nn.Module):
+    """Trained copies of T5's tables of relative positions, [buckets, heads], one for each stack; none elsewhere."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        found = [(name, m) for name, m in backbone.model.named_modules() if hasattr(m, "relative_attention_bias")]
+        self._attentions = {name.replace(".", "/"): attention for name, attention in found}
+        dtype = backbone.embedding.weight.dtype
+        self.tables = nn.ParameterDict(
+            {
+                key: nn.Parameter(attention.relative_attention_bias.weight.detach().to(dtype, copy=True))
+                for key, attention in self._attentions.items()
+            }
+        )
+
+    def changes(self) -> list[LayerChange]:
+        """The copies in the originals' places."""
+        return [LayerChange(module, position_bias=self.tables[key]) for key, module in self._attentions.items()]
+
+
 class InsertMethod(Method):
     """One trained module behind every chosen sub-layer, before its dropout and residual; norms train if wanted.
 

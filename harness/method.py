@@ -49,8 +49,7 @@ class Method(nn.Module):
 
     Override one of three things:
 
-    - `prompt` and/or `added`, when neither depends on the text: the trainer then serves all cells
-      of a bundle with one gather, which is the fastest;
+    - `prompt` and/or `added`, when neither depends on the text: one gather then serves all cells, the fastest way;
     - `forward`, when the change depends on the text;
     - `layer_changes`, when single modules of the backbone give something else; `attach` and `detach` when what changes
       inside it is more than that.
@@ -61,6 +60,9 @@ class Method(nn.Module):
     defaults: ClassVar[Defaults] = Defaults()
     takes_sources: ClassVar[tuple[int, int | None]] = (0, 0)
     """Fewest and most sources that it may start from, as a suite's `init_from` names them; None for no upper bound."""
+
+    sums_losses: ClassVar[bool] = False
+    """Whether a step takes the gradient of the sum of a batch's token losses, not of their mean; clipping tells."""
 
     trains_weights: ClassVar[bool] = False
     """Whether the backbone's own matrices train; their gradients are a third of a step's arithmetic."""
@@ -143,7 +145,7 @@ class Method(nn.Module):
         return backbone.token_losses(embeds, mask, labels)
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Split the trainable tensors by learning rate; `lr` is the recipe's."""
+        """Split the trainable tensors by learning rate; `lr` is the recipe's, as is a `weight_decay` left out."""
         return [{"params": list(self.parameters()), "lr": lr}]
 
     def kept(self) -> dict[str, Tensor]:

@@ -22,10 +22,21 @@ class _Slot:
     cell: int
     recipe: Recipe
     lr: float
+    weight_decay: float
     parameter: Tensor
     first: Tensor
     second: Tensor
     num_updates: int = 0
+
+    @property
+    def is_torch(self) -> bool:
+        """Whether it moves as torch.optim.AdamW would, not as the class that transformers had."""
+        return self.recipe.adamw == "torch"
+
+    @property
+    def correction(self) -> float:
+        """Root of the bias correction of the second moment."""
+        return float((1 - self.recipe.beta2**self.num_updates) ** 0.5)
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -65,18 +76,22 @@ def placed(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 class JointAdamW:
-    """AdamW (Loshchilov and Hutter 2019, algorithm 2) over the tensors of many cells.
+    """AdamW (Loshchilov and Hutter 2019, algorithm 2) over the tensors of many cells, in one of two forms for each.
 
-    Equals `clip_grad_norm_` and `torch.optim.AdamW` called for each cell, up to rounding. Like those it passes over a
-    tensor without a gradient, whose bias correction then lags behind. Of a sharded tensor each process moves its part,
-    clipped by the norm of the whole.
+    With `recipe.adamw` torch it equals `clip_grad_norm_` and `torch.optim.AdamW` called for each cell, up to rounding.
+    With transformers it equals the AdamW that transformers had up to 4.x (4.33.2, `optimization.py`): eps is added to
+    the root of the second moment before the bias correction, and weights decay after the update. With v-hat the
+    corrected second moment and c_t = sqrt(1 - beta2^t), torch divides by sqrt(v-hat) + eps, transformers by
+    sqrt(v-hat) + eps / c_t: at the first step eps counts 32 times as much. Like both it passes over a tensor without a
+    gradient, whose bias correction then lags behind. Of a sharded tensor each process moves its part, clipped by the
+    norm of the whole.
     """
 
     def __init__(self, groups: Sequence[Sequence[Mapping[str, Any]]], recipes: Sequence[Recipe]) -> None:
-        """Per cell: parameter groups of `params` and `lr`, and the recipe for the rest."""
+        """Per cell: parameter groups of `params`, `lr` and perhaps `weight_decay`; the recipe for the rest."""
         self.recipes = list(recipes)
         self.slots = [
-            _Slot(cell, recipes[cell], group["lr"], p, torch.zeros_like(own_part(p)), torch.zeros_like(own_part(p)))
+            _slot(cell, recipes[cell], group, p)
             for cell, own in enumerate(groups)
             for group in own
             for p in group["params"]
@@ -121,6 +136,11 @@ class JointAdamW:
             torch._foreach_mul_([gradient for _, gradient in own], scale)
 
 
+def _slot(cell: int, recipe: Recipe, group: Mapping[str, Any], parameter: Tensor) -> _Slot:
+    moments = torch.zeros_like(own_part(parameter)), torch.zeros_like(own_part(parameter))
+    return _Slot(cell, recipe, group["lr"], group.get("weight_decay", recipe.weight_decay), parameter, *moments)
+
+
 _first = operator.itemgetter(0)
 
 
@@ -147,15 +167,24 @@ def _move(slots: Sequence[_Slot], gradients: list[Tensor], rates: Sequence[float
     parameters = [own_part(slot.parameter) for slot in slots]
     first, second = [slot.first for slot in slots], [slot.second for slot in slots]
     recipes = [slot.recipe for slot in slots]
-    if any(recipe.weight_decay for recipe in recipes):
-        decays = [1 - rate * recipe.weight_decay for rate, recipe in zip(rates, recipes, strict=True)]
-        torch._foreach_mul_(parameters, decays)
+    _decay(slots, parameters, rates, before_update=True)
     torch._foreach_mul_(first, [recipe.beta1 for recipe in recipes])
     torch._foreach_add_(first, torch._foreach_mul(gradients, [1 - recipe.beta1 for recipe in recipes]))
     torch._foreach_mul_(second, [recipe.beta2 for recipe in recipes])
     torch._foreach_addcmul_(second, gradients, gradients, [1 - recipe.beta2 for recipe in recipes])
     scale = torch._foreach_sqrt(second)
-    torch._foreach_div_(scale, [(1 - s.recipe.beta2**s.num_updates) ** 0.5 for s in slots])
-    torch._foreach_add_(scale, [recipe.eps for recipe in recipes])
-    corrected = [-rate / (1 - s.recipe.beta1**s.num_updates) for rate, s in zip(rates, slots, strict=True)]
+    # both forms as m / (sqrt(v) + e): torch corrects v before it adds eps, so there e is eps times the correction
+    torch._foreach_add_(scale, [s.recipe.eps * (s.correction if s.is_torch else 1.0) for s in slots])
+    corrected = [-r * s.correction / (1 - s.recipe.beta1**s.num_updates) for r, s in zip(rates, slots, strict=True)]
     torch._foreach_addcdiv_(parameters, first, scale, corrected)
+    _decay(slots, parameters, rates, before_update=False)
+
+
+def _decay(slots: Sequence[_Slot], parameters: list[Tensor], rates: Sequence[float], before_update: bool) -> None:
+    """Shrink the weights whose form does it at this point; rates times decay, the learning rate's factor included."""
+    factors = [
+        1 - rate * slot.weight_decay if slot.is_torch == before_update else 1.0
+        for rate, slot in zip(rates, slots, strict=True)
+    ]
+    if any(factor != 1.0 for factor in factors):
+        torch._foreach_mul_(parameters, factors)

@@ -8,7 +8,7 @@ runs once.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -51,6 +51,8 @@ class SharedLayers:
     def __init__(self, changes: Sequence[Sequence[LayerChange]]) -> None:
         """`changes` of each cell, by position in the bundle."""
         places: dict[int, Place] = {}
+        self._tables: dict[int, tuple[Any, dict[int, Tensor]]] = {}
+        """Attentions whose table of relative positions cells have in their own form: module, and table by cell."""
         for cell, own in enumerate(changes):
             if not isinstance(own, Sequence):
                 raise TypeError(f"layer_changes() must return a list, not a {type(own).__name__}")
@@ -58,6 +60,9 @@ class SharedLayers:
                 if not isinstance(change, LayerChange):
                     raise TypeError(f"layer_changes() must give LayerChange objects, not a {type(change).__name__}")
                 module = change.module
+                if change.position_bias is not None:
+                    self._tables.setdefault(id(module), (module, {}))[1][cell] = change.position_bias
+                    continue
                 place = places.setdefault(
                     id(module), Place(module, module.forward, vars(module).get("forward"), defaultdict(list))
                 )
@@ -87,11 +92,15 @@ class SharedLayers:
         """Put the changes into the backbone."""
         for place in self._places:
             place.put(partial(self._forward, place))
+        for module, tables in self._tables.values():
+            module.__dict__["compute_bias"] = partial(self._position_bias, module, tables)
 
     def detach(self) -> None:
         """Leave every module as it was."""
         for place in self._places:
             place.put(place.own)
+        for module, _ in self._tables.values():
+            module.__dict__.pop("compute_bias", None)
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -109,6 +118,23 @@ class SharedLayers:
             whole = None if _instead(changes) is not None else place.original(states, *args, **kwargs)
             return _changed(place, changes, states, whole)
         return self._divided(place, states, *args, **kwargs)
+
+    def _position_bias(self, module: Any, tables: Mapping[int, Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Scores of relative positions by each cell's own table, [N, heads, Q, K]; a cell alone needs [1, ...]."""
+
+        def scores(cell: int) -> Tensor:
+            weights = module.relative_attention_bias._parameters
+            original = weights["weight"]
+            weights["weight"] = tables.get(cell, original)
+            try:
+                made: Tensor = type(module).compute_bias(module, *args, **kwargs)
+                return made
+            finally:
+                weights["weight"] = original
+
+        if self._is_alone:
+            return scores(0)
+        return torch.cat([scores(cell).expand(count, -1, -1, -1) for cell, count in self._parts])
 
     def _divided(self, place: Place, states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Each cell's rows by that cell's changes."""

@@ -124,7 +124,7 @@ class BundleStep:
         return rows, torch.zeros(len(self.states))
 
     def _accumulate(self, rows: Rows) -> Tensor:
-        """Leave the gradient of every cell's mean loss on its tensors; return the losses, [cells].
+        """Leave the gradient of every cell's mean loss (or sum) on its tensors; return the mean losses, [cells].
 
         Where memory runs out, all is done again in smaller micro-batches.
         """
@@ -139,15 +139,19 @@ class BundleStep:
         device = self.backbone.device
         dtype = self.backbone.embedding.weight.dtype
         weights = on_device(1 / np.maximum(per_cell, 1), device).to(dtype)
+        factors = on_device(np.where(self._sums_losses(), np.maximum(per_cell, 1), 1), device).to(dtype)
         losses = torch.zeros(len(self.states), device=device, dtype=dtype)
         fused.refresh(grad=True, cells=self.active)
         for batch, counts in self._dealt(rows, max_tokens):
             stop.check(stop.GRACE_S)
             row_losses, cells = self.sharding.forward(partial(self._row_losses, batch, weights * counts))
-            row_losses.sum().backward()  # type: ignore[no-untyped-call]
+            (row_losses * factors[cells]).sum().backward()  # type: ignore[no-untyped-call]
             losses.index_add_(0, cells, row_losses.detach())
         fused.backward()
         return losses
+
+    def _sums_losses(self) -> list[bool]:
+        return [state.outcome.method.sums_losses for state in self.states]
 
     def _dealt(self, rows: Rows, max_tokens: int) -> list[tuple[Rows, bool]]:
         """This process's micro-batches, and whether they count: where all must compute equally often, some do not."""

@@ -34,6 +34,8 @@ class Recipe(Strict):
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.999, ge=0, lt=1)
     eps: float = Field(1e-6, gt=0, allow_inf_nan=False)
+    adamw: Literal["torch", "transformers"] = "torch"
+    """Where eps comes in: after the bias correction as in PyTorch, or before it as in transformers up to 4.x."""
     clip_norm: float = Field(1.0, gt=0)
     eval_every: int = Field(1_000, ge=1)
     max_source_length: int | None = Field(None, ge=4, le=1_000_000)

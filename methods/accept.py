@@ -4,6 +4,9 @@ A codebook table CB(n, K, R) has weights W [n, K, R] and codebooks C [K, R, t] w
 on codebook k): row i is the concatenation over k of sum_j W[i, k, j] C[k, j, :]. SCPP = CB(P, H/t, R) is put in
 front, SCAP = CB(S, H/t', R') is added to the token embeddings: X = [SCPP; E(x) + SCAP].
 
+Source: AI-Application-and-Integration-Lab/Accept, a patch of DePT's code: `kaiming_uniform_` with a = sqrt(5) of all
+but SCAP's codebook, which has a = 0.
+
 Stands taken: tensors start kaiming-uniform as in the authors' code (`init: gaussian`, matched in standard
 deviation, is the paper's word); SCAP is not scaled; the width t of a subvector is fixed, not K, since K = 24
 divides no other backbone's H; R = floor(budget H / (H + n K)) per part, with budgets of P and

@@ -5,14 +5,19 @@ with biases. In training each layer draws i uniformly, anew in each forward pass
 one Down, the experts' mean. Loss: cross-entropy of a first pass + the symmetric KL divergence between its predictions
 and those of a second, per target token, 1/2 (KL(p || q) + KL(q || p)) with the respective target held fixed.
 
-Stands taken, those of the authors' code (BERT and RoBERTa; there is none for T5): all experts start as copies of one
-PyTorch-initialised Linear; the second pass adds no cross-entropy of its own. The released BERT file has no consistency
-term: `consistency: 0`. R = 48 is BERT-base's; R for T5 is published nowhere.
+Source: microsoft/AdaMix, src/transformers/models/expert_soup.py and bert/modeling_bert.py (BERT and RoBERTa; there is
+none for T5). Its experts are made as copies of one, but then `init_weights` of the class above redraws every linear
+module from N(0, 0.02), the BERT configuration's `initializer_range`, with zero biases: experts start different, the
+shared Up likewise. Its script, bert_base_mnli_expert_soup.sh, has weight decay 0.1, of which biases are free.
+
+Stands taken: the second pass adds no cross-entropy of its own, as in the code. The released BERT file has no
+consistency term: `consistency: 0`. R = 48 is BERT-base's; R for T5 is published nowhere.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,17 +26,21 @@ from torch import Tensor, nn
 from harness.layer_parts import InsertMethod
 from harness.method import Backbone, Defaults, Paper, require_positive, sweep
 
+STARTING_STD = 0.02
+
 
 class Mixture(nn.Module):
     """M down-projections, one up-projection."""
 
     def __init__(self, rank: int, experts: int, like: Tensor) -> None:
         super().__init__()
-        hidden = like.shape[1]
-        down = nn.Linear(hidden, rank, dtype=like.dtype, device=like.device)
-        self.weights = nn.Parameter(down.weight.detach().expand(experts, -1, -1).clone())  # [M, R, H]
-        self.biases = nn.Parameter(down.bias.detach().expand(experts, -1).clone())  # [M, R]
-        self.up = nn.Linear(rank, hidden, dtype=like.dtype, device=like.device)
+        make: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
+        self.weights = nn.Parameter(torch.empty(experts, rank, like.shape[1], **make))  # [M, R, H]
+        self.biases = nn.Parameter(torch.zeros(experts, rank, **make))  # [M, R]
+        self.up = nn.Linear(rank, like.shape[1], **make)
+        for weight in (self.weights, self.up.weight):
+            nn.init.normal_(weight, std=STARTING_STD)
+        nn.init.zeros_(self.up.bias)
 
     def merged(self) -> tuple[Tensor, Tensor]:
         """The mean expert: [R, H], [R]."""
@@ -81,6 +90,13 @@ class AdaMix(InsertMethod):
             return losses
         second = backbone.target_logits(embeds, mask, labels)
         return losses + self.consistency * symmetric_kl(first, second).masked_fill(labels == -100, 0.0)
+
+    def param_groups(self, lr: float) -> list[dict[str, Any]]:
+        is_bias = {name: name.endswith(("bias", "biases")) for name, _ in self.named_parameters()}
+        weights, biases = (
+            [p for name, p in self.named_parameters() if is_bias[name] == which] for which in (False, True)
+        )
+        return [{"params": weights, "lr": lr}, {"params": biases, "lr": lr, "weight_decay": 0.0}]
 
     def kept(self) -> dict[str, Tensor]:
         """One ordinary adapter per layer."""

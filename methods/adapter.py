@@ -3,6 +3,9 @@
 y = x + W_u gelu(W_d x + b_d) + b_u, then h <- h + dropout(y): W_d [R, H], W_u [H, R], R = H / 32; 48 of them on
 T5-base, and the scales of all norms train too. W N(0, 0.01), b zero. lr 3e-4.
 
+Source: rabeehk/compacter, seq2seq/third_party/models/t5/modeling_t5.py (`_init_weights` redraws every linear module
+from N(0, 0.01) with zero bias), adapters/adapter_modeling.py, configs/adapters.json.
+
 Stands taken, those of the code behind the published T5 figures (Compacter's, whose baselines others reuse): none
 behind cross-attention (`cross_attention: true` adds them), no norm inside, gelu by tanh.
 """

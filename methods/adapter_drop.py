@@ -3,6 +3,8 @@
 The bottlenecks of Houlsby et al. in layers n, n+1, ... of each stack; the lower n have none and run as pretrained.
 On T5-base n = 5 of 12: 28 bottlenecks, y = x + W_u gelu(W_d x + b_d) + b_u with R = H / 32. All norms train. lr 3e-4.
 
+Source: rabeehk/compacter, as for `adapter`, and configs/adapters_drop.json: layers 5 to 11 of both stacks.
+
 Stand taken: the published T5 figures (Compacter's code) are the paper's "specialized" form, n fixed in training too.
 `variant: robust` is the paper's other one: adapters in all layers are trained, each forward pass drops the lowest n'
 of every stack with n' drawn uniformly from 0 to layers - 1, and inference keeps those from layer n on.

@@ -3,6 +3,9 @@
 y = W x + b for every linear module in the layers (q, k, v, o, wi, wo), y = g * x / rms(x) + b for every norm in them,
 logits = W h + b: b trains. T5 has no biases, so zero vectors are added. lr 3e-4.
 
+Source: rabeehk/compacter, seq2seq/third_party/models/t5/modeling_t5.py and utils/utils.py: what has ".bias" in its name
+trains, so T5's tables of relative positions (`relative_attention_bias.weight`) do not.
+
 Stands taken, those of the code behind the published T5 figure (Compacter's): the norm behind the last layer of a stack
 gets none (`final_norms: true` adds them); the logits get one per token of T5's tokenizer, 32,100, since that code cuts
 the embedding to it (`head: all` takes the embedding's 32,128 rows, `none` no bias there).

@@ -2,8 +2,11 @@
 
 y = x + U(gelu(D(x))) with D(x) = x W_d + b_d, U(z) = z W_u + b_u and W = sum_i A_i (x) (s_i t_i): the n rules A_i,
 [n, n], are shared by all matrices of all layers, s_i [in/n, k] and t_i [k, out/n] belong to one matrix, k = 1.
-Bottleneck R = H / 32, n = 4. Rules N(0, 1e-4), factors glorot-uniform, biases zero. All norms train. lr 3e-3.
+Bottleneck R = H / 32, n = 4. Rules N(0, 1e-4), factors glorot-uniform with gain sqrt(2), biases zero. All norms train.
+lr 3e-3.
 Behind the attention and the feed-forward part of every layer; `sublayers: ffn` is the paper's Compacter++.
+
+Source: rabeehk/compacter, seq2seq/hypercomplex (layers.py, inits.py: the gain) and configs/compacter.json.
 
 Stands taken, those of the authors' code: one set of rules for down and up, gelu by tanh, nothing behind
 cross-attention. R is rounded up to a multiple of n, which changes nothing on T5-base (R = 24).
@@ -31,7 +34,7 @@ class KroneckerLinear(nn.Module):
         self.right = nn.Parameter(torch.empty(n, rank, outputs // n, dtype=like.dtype, device=like.device))
         self.bias = nn.Parameter(torch.zeros(outputs, dtype=like.dtype, device=like.device))
         for factor in (*self.left, *self.right):
-            nn.init.xavier_uniform_(factor)
+            nn.init.xavier_uniform_(factor, gain=math.sqrt(2))
 
     def weight(self, rules: Tensor) -> Tensor:
         """The sum of Kronecker products, [in, out]: entry (a p, b q) is sum_i A_i[a, b] (s_i t_i)[p, q]."""

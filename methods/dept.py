@@ -2,6 +2,9 @@
 
 X = [P; E(x) + s A B] with P [P, H], A [S, R], B [R, H]; row i of A B goes to the i-th token.
 
+Source: ZhengxiangShi/DecomposedPromptTuning, peft/tuners/prompt_tuning_lora.py, peft/peft_model.py and train.py: A
+kaiming-uniform with a = sqrt(5), B zero, P the tokens of one fixed sentence, transformers' AdamW without weight decay.
+
 Stands taken: the factor s = 8 / sqrt(R) is in the authors' code only (`scale: none` is the paper's reading);
 R = floor((budget - P) H / (H + S)) keeps the parameters within `budget_length` vectors when the source
 length changes (the released MultiRC run kept R = 30 instead: set `rank: 30`). Inference keeps P, A and B, as the

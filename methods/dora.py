@@ -6,6 +6,8 @@ gradient does not pass the norm (section 4.3). 3,594,240 parameters on T5-base.
 
 With dropout, PEFT lets both the update and the change of the magnitude see dropout(x).
 
+Source: huggingface/peft, tuners/lora/layer.py and dora.py.
+
 Stand taken: rank, alpha and dropout are LoRA's here, so that the two rows differ in the magnitude alone.
 """
 

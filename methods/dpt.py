@@ -1,11 +1,12 @@
 """DPT: a prompt as the product of two thin matrices (Xiao et al., Findings of EMNLP 2023).
 
 X = [A B; E(x)] with A [P, R], B [R, H], no nonlinearity; in front of the encoder's input only. Source: the
-authors' code (XYaoooo/DPT), whose README trains R = 10.
+authors' code (XYaoooo/DPT: modeling_t5.py, main_ddp.py, options.py), whose README trains R = 10.
 
 Stands taken: A and B start U(-0.5, 0.5) as in the code, so prompt entries have standard deviation sqrt(R) / 12,
 about 0.26; `init: kaiming` starts both as a codebook table with one subspace does. The product is not stored:
-inference keeps A and B, 8,680 numbers on T5-base. The code's weight decay of 1e-5 is `recipe.weight_decay`.
+inference keeps A and B, 8,680 numbers on T5-base. The code's weight decay of 1e-5 is the protocol's
+`weight_decay.reparametrized`.
 """
 
 import math

@@ -4,6 +4,8 @@ P [L, H] from the vocabulary; P_s [P, H] its first rows, trained; A [S, R], B [R
 S rows. W = softmax(P_s (A B)^T / sqrt H) [P, S]; P_f = P_s + fused; P_amend = sum_i G_i * E_i(P_s) over spaces
 E_i: H -> S -> H with ReLU and per-token gates G = softmax_i(f_i(P_s)). X = [P_amend + P_f; E(x) + A B].
 
+Source: the paper, sections 3.2 and 3.3, alone.
+
 Stands taken, since no code is public: as printed, fused = einsum(W, P_s) over "p l, p d -> p d" sums softmax rows
 and returns P_s itself (`fusion: literal`); the default reads the values as A B (`fusion: lowrank_values`).
 P is tiled to S rows (`align: zero` pads instead, `align: linear` resamples); singular values go to both factors by

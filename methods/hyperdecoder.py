@@ -6,6 +6,10 @@ encoder's output over the text, z = relu(W [e; layer_l] + b), 778 -> 128, and li
 Plain weights start xavier with gain 1e-4; heads by hyper fan-in (Chang et al., ICLR 2020, uniform), times 1e-3.
 Nothing depends on the task, so a mixture changes only what it learns from.
 
+Source: allenai/hyperdecoders, hyperdecoder/modeling (adapter_layer.py, adapter_generators.py), third_party/trainers/
+t5_trainer.py and configs/experiments/glue_t5_base.json. W and b of the first layer start as PyTorch's Linear, the
+layers' embeddings N(0, 1). Label smoothing is 0.1 (`label_smoothing`), the loss summed over a batch's target tokens.
+
 Stands taken: no network between e and z (`pool_network: true` is the code's default H -> H -> H, which the published
 count leaves out); adapters read LN h; the decoder's unused plain adapters, which the code leaves trainable, are
 not made. The published count is for 8 tasks: `num_tasks` follows the mixture and is 8 where none is named.
@@ -84,6 +88,7 @@ class HyperDecoder(Method):
         params_note="The figure is 1,759,751, all parameters over 8 tasks, rounded.",
     )
     defaults = Defaults(recipe={"lr": sweep(1e-4, 3e-4, 1e-3)})
+    sums_losses = True
 
     @dataclass(frozen=True, kw_only=True)
     class HP:
@@ -91,10 +96,13 @@ class HyperDecoder(Method):
         layer_embedding: int = 10
         middle: int = 128
         pool_network: bool = False
+        label_smoothing: float = 0.1
         num_tasks: int | None = None
 
         def __post_init__(self) -> None:
             require_positive(self, "width", "layer_embedding", "middle", "num_tasks")
+            if not 0 <= self.label_smoothing < 1:
+                raise ValueError(f"label_smoothing must be at least 0 and less than 1, got {self.label_smoothing}")
 
     def __init__(self, hp: HP, backbone: Backbone) -> None:
         super().__init__(hp, backbone)
@@ -103,6 +111,7 @@ class HyperDecoder(Method):
         like, hidden = backbone.embedding.weight, backbone.hidden
         make: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
         self.num_tasks = hp.num_tasks or 8
+        self.smoothing = hp.label_smoothing
         encoder, decoder = (layers(stack) for stack in (backbone.model.encoder, backbone.model.decoder))
         self.plain = nn.ModuleList(Parallel(hp.width, hidden, make) for _ in encoder)
         self.pool = (
@@ -130,6 +139,9 @@ class HyperDecoder(Method):
         while self._handles:
             self._handles.pop().remove()
         self.pooled = torch.empty(0)
+
+    def token_losses(self, backbone: Backbone, embeds: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+        return backbone.cross_entropy(backbone.target_logits(embeds, mask, labels), labels, self.smoothing)
 
     @staticmethod
     def _beside(adapter: Any, part: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:

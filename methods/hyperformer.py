@@ -7,6 +7,11 @@ behind the self-attention and the feed-forward part of every layer. Each stack h
 are shared. Linear weights N(0, 0.01), biases zero, task embeddings N(0, 1); the norms of the backbone train too.
 A mixture has an embedding per task; `num_tasks` follows it, and is 8 where none is named, as in the published count.
 
+Source: rabeehk/hyperformer, hyperformer/adapters (adapter_modeling.py, adapter_utils.py), third_party/trainers/
+t5_trainer.py, third_party/utils/utils.py, configs/hyperformer++.json. The norm on z has eps 1e-6, the one in the
+adapter 1e-5. Smoothing 0.1 gives 0.9 of a target's weight to it and spreads 0.1 over all V tokens. The loss is summed
+over a batch's target tokens, not averaged, so clipping at norm 1 acts in nearly every step.
+
 Stands taken, those of the authors' code: gelu by tanh, label smoothing 0.1, R = H / 32, one rate for all. The paper's
 run (2^16 steps, a mixture sampled with temperature 10, batches of 32, texts of 128 tokens) is a matter of the suite.
 """
@@ -33,7 +38,7 @@ class Generator(nn.Module):
         self.layer = nn.Embedding(num_layers, size)
         self.block = nn.Embedding(2, size)
         self.mlp = nn.Sequential(nn.Linear(3 * size, middle), nn.ReLU(), nn.Linear(middle, size))
-        self.norm = nn.LayerNorm(size)
+        self.norm = nn.LayerNorm(size, eps=1e-6)
         sizes = {"down": width * hidden, "down_bias": width, "up": hidden * width, "up_bias": hidden}
         self.heads = nn.ModuleDict(
             {name: nn.Linear(size, count) for name, count in {**sizes, "scale": hidden, "shift": hidden}.items()}
@@ -64,6 +69,7 @@ class HyperFormer(Method):
         params_note="The figure is the paper's 0.29% of 220M, no count: all parameters over 8 tasks are 651,382.",
     )
     defaults = Defaults(recipe={"lr": sweep(1e-4, 3e-4, 1e-3)})
+    sums_losses = True
 
     @dataclass(frozen=True, kw_only=True)
     class HP:
@@ -104,10 +110,7 @@ class HyperFormer(Method):
         return changed
 
     def token_losses(self, backbone: Backbone, embeds: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
-        logits = backbone.target_logits(embeds, mask, labels).to(torch.promote_types(embeds.dtype, torch.float32))
-        logits = logits.transpose(1, 2)  # [N, V, T]
-        losses: Tensor = F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.smoothing)
-        return losses
+        return backbone.cross_entropy(backbone.target_logits(embeds, mask, labels), labels, self.smoothing)
 
     def layer_changes(self) -> Sequence[LayerChange]:
         changes = [LayerChange(sublayer.output, after=partial(self._change, sublayer)) for sublayer in self._chosen]

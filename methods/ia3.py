@@ -3,6 +3,8 @@
 k <- l_k * k, v <- l_v * v in every attention, cross-attention included (l [H]), and W_o (l_ff * act(W_i x)) in every
 feed-forward part (l_ff [F]); all factors start at one. Through PEFT. lr 3e-3.
 
+Source: huggingface/peft, tuners/ia3/layer.py.
+
 Stands taken: the method as defined, 129,024 parameters on T5-base. The published T5-base figure (55.3K) counts l_k
 and l_v only, 55,296: `targets: attention`. The paper's unlikelihood and length-normalised losses belong to its T-Few
 recipe and are left out, as the harness trains every method with one loss.

@@ -3,8 +3,11 @@
 W' = W + (alpha / R) B A with A [R, in] kaiming-uniform and B [out, R] zero, on q and v of every attention; in training
 y = W x + (alpha / R) B A dropout(x). R 32, alpha 32, dropout 0.1, lr 3e-4.
 
-Stand taken: LoRA as defined, 3,538,944 parameters on T5-base. The published T5-base figure (3.8M) comes from the
-Ladder Side-Tuning repository, whose configuration trains BitFit's bias vectors too: `biases: true`, 3,819,876.
+Source: ylsung/Ladder-Side-Tuning, seq2seq/lora (layers.py, config.py), from which the published T5-base figure (3.8M)
+comes. Its configs/lora.json trains BitFit's bias vectors too, and utils/utils.py all that has "bias" in its name, so
+the two tables of relative positions as well (`relative_attention_bias`, 768 weights): `biases: true`, 3,820,644.
+
+Stand taken: LoRA as defined, 3,538,944 parameters on T5-base.
 """
 
 from collections.abc import Sequence
@@ -13,7 +16,7 @@ from typing import Any
 
 from peft import LoraConfig, PeftConfig
 
-from harness.layer_parts import AddedBiases
+from harness.layer_parts import AddedBiases, TrainedPositions
 from harness.method import Backbone, Defaults, LayerChange, LowRank, Paper, require_positive, sweep
 from harness.peft_layers import PeftMethod
 
@@ -28,7 +31,7 @@ class LoRA(PeftMethod):
         "hu-etal-2022-lora",
         "https://openreview.net/forum?id=nZeVKeeFYf9",
         params={"t5-base": 3_800_000},
-        params_note="The published rows also train biases (280,932); this is LoRA as defined.",
+        params_note="The published rows also train biases (280,932) and position tables (768).",
     )
     defaults = Defaults(recipe={"lr": sweep(1e-4, 3e-4, 1e-3)})
 
@@ -47,6 +50,7 @@ class LoRA(PeftMethod):
     def __init__(self, hp: HP, backbone: Backbone) -> None:
         super().__init__(hp, backbone)
         self.biases = AddedBiases(backbone) if hp.biases else None
+        self.positions = TrainedPositions(backbone) if hp.biases else None
 
     def peft_config(self, hp: Any, backbone: Backbone) -> PeftConfig:
         targets = ["q", "v"] if backbone.is_encoder_decoder else ["q_proj", "v_proj"]
@@ -60,4 +64,5 @@ class LoRA(PeftMethod):
             )
             for original, tuner in self.tuners()
         ]
-        return [*updates, *(self.biases.changes() if self.biases is not None else ())]
+        trained = [part for part in (self.biases, self.positions) if part is not None]
+        return [*updates, *(change for part in trained for change in part.changes())]

@@ -6,11 +6,14 @@ g_i = sigmoid(a_i / 0.1), then s <- SideLayer_i(s). In the end norm, dropout, Up
 embedding. The decoder's side layers attend to the side encoder's output. D_i [H, H'] with bias; a_i = 0 at first.
 The gradient never enters the backbone. 3,878,712 parameters on T5-base; lr 3e-3.
 
+Source: ylsung/Ladder-Side-Tuning, seq2seq/third_party/models/t5/modeling_side_t5.py and
+scripts/ladder_side_tuning_base.sh. `_init_weights` there redraws every D and Up from N(0, 0.01) with zero biases.
+
 Stands taken: as in the code, layers 0, 4, 8, ... of a stack have no side layer and a gate is allocated for every
 layer. Side layers start as the backbone's, structurally pruned. The authors rank rows by the Fisher information of
 the task's loss, which needs rows of the task; here the weights' own magnitude ranks them (L1, as their ranking does),
 with one choice of hidden dimensions for the whole network and one of head dimensions for all heads of a layer.
-`init: random` is the library's own initialisation.
+`init: random` is the library's own initialisation at the side's own widths; the code's would be that of the backbone's.
 """
 
 import copy
@@ -54,9 +57,7 @@ class Ladder(nn.Module):
             self.side: Any = type(stack)(config).to(like.dtype)
         del self.side.embed_tokens
         width = like.shape[1] // hp.reduction
-        self.down = nn.ModuleList(
-            nn.Linear(like.shape[1], width, dtype=like.dtype, device=like.device) for _ in range(len(kept) + 1)
-        )
+        self.down = nn.ModuleList(_projection(like.shape[1], width, like) for _ in range(len(kept) + 1))
         self.gates = nn.Parameter(torch.zeros(len(layers(stack)), dtype=like.dtype, device=like.device))
         self.dropout = nn.Dropout(getattr(config, "dropout_rate", 0.0))
         self.kept, self.temperature = kept, hp.temperature
@@ -120,7 +121,7 @@ class LST(Method):
             if not kept:
                 raise ValueError(f"the {name} has too few layers for skip_every={hp.skip_every}")
             self.ladders[name] = Ladder(stack, kept, hp, like)
-        self.up = nn.Linear(like.shape[1] // hp.reduction, like.shape[1], dtype=like.dtype, device=like.device)
+        self.up = _projection(like.shape[1] // hp.reduction, like.shape[1], like)
         if hp.init == "pruned":
             prune_into(self.ladders, backbone)
         self._handles: list[Any] = []
@@ -177,6 +178,14 @@ class LST(Method):
             inputs = {key: torch.cat([self._prefix[key], value], 1) for key, value in inputs.items()}
         self._prefix = inputs if kwargs.get("use_cache") else {}
         return inputs
+
+
+def _projection(inputs: int, outputs: int, like: Tensor) -> nn.Linear:
+    """A way down to the ladder or up from it, N(0, 0.01) with a zero bias."""
+    linear = nn.Linear(inputs, outputs, dtype=like.dtype, device=like.device)
+    nn.init.normal_(linear.weight, std=0.01)
+    nn.init.zeros_(linear.bias)
+    return linear
 
 
 @torch.no_grad()

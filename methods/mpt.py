@@ -7,6 +7,9 @@ In the second stage a target task starts from P* and the mean of the sources' u 
 `init_from` a list of prompts, one for each task of the mixture in its order, makes them teachers; `init_from` a cell of
 this method continues with what it learnt; one prompt on a single task becomes P*.
 
+Source: huggingface/peft, tuners/multitask_prompt_tuning/model.py, for the second stage; the authors' own code was not
+found, and the first stage follows the paper.
+
 Stands taken: u = v = 1 at the start, so that P_k is P* (PEFT's N(0, 0.02) makes it almost zero); KL over the
 vocabulary and the mean square over H of what the decoder's last norm gives, both at each target token; teachers answer
 without dropout and are not kept. P* trains at lr 0.3, u and v at `factor_lr`. Inference needs the products P_k alone.

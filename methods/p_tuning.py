@@ -2,7 +2,8 @@
 
 Z [P, H] trainable; P' = MLP(Z) with three linear layers of M units and ReLU between them (`encoder: mlp`), or a
 two-layer MLP over a two-layer bidirectional LSTM along the prompt (`encoder: lstm`). X = [P'; E(x)]. P' does not
-depend on x, so inference keeps P' [P, H] alone. Source: PEFT's prompt encoder, which has the same tensors.
+depend on x, so inference keeps P' [P, H] alone. Source: huggingface/peft,
+tuners/p_tuning/model.py, which has the same tensors.
 
 Stands taken: the paper describes the LSTM, PEFT's default and most reported uses are the MLP (`encoder`). The paper
 scatters its vectors over a template; here all stand in front, in front of the encoder's input only. Z starts

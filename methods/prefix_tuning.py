@@ -3,6 +3,8 @@
 Attention over [K_P; K(x)], [V_P; V(x)] with K_P, V_P [P, W] of their own in each of L layers: one tensor
 [P, 2 L W], per layer keys, then values, as in PEFT. Inference keeps that tensor.
 
+Source: huggingface/peft, tuners/prefix_tuning/model.py: an embedding, N(0, 1).
+
 Stands taken: as in PEFT, a T5 gets the prefix in the decoder's self-attentions only, 1,843,200 numbers on T5-base;
 `places: all` adds the encoder's self-attentions (Li & Liang also have one in cross-attention). This is not PEFT's
 own layer: PEFT 0.21 doubles the tensor for cross-attention and cuts it in the wrong order, so on a T5 its layer i

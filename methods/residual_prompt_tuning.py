@@ -2,12 +2,14 @@
 
 P' = P + LN(W2 relu(W1 P + b1) + b2) with P [P, H], W1 [M, H], W2 [H, M]; X = [P'; E(x)], in front of the encoder's
 input only. P' does not depend on x, so inference keeps P' [P, H] alone. Source: the authors' code
-(arazd/ResidualPrompts), whose defaults are P = 10, M = 800, one network for all vectors, layer norm on.
+(arazd/ResidualPrompts, prompt_tuner2.py: `ResMLP`, `init_new_prompt`), whose defaults are P = 10, M = 800, one network
+for all vectors, layer norm on.
 
 Stands taken: `layer_norm: false`, `network: separate` (one network per vector) and `skip: false` are the other forms
 of the paper; rows come from the whole vocabulary (`init`). The network learns at the prompt's lr, as in the code,
-unless `network_lr` says otherwise. The code cuts prompt and text together to 512 positions, so it loses the end of
-a long text: `recipe.max_source_length: 502` repeats that.
+unless `network_lr` says otherwise; weight decay is 1e-5 for all tensors (the protocol's
+`weight_decay.reparametrized`). The code cuts prompt and text together to 512 positions, so it loses the end of a long
+text: `recipe.max_source_length: 502` repeats that.
 """
 
 from dataclasses import dataclass

@@ -3,6 +3,8 @@
 X = [P; E(x)] with P [P, H], which starts from the prompt of a source task, or from the mean of several: P = mean_k S_k.
 Whatever collapses to a prompt of P vectors can be the source. All else is prompt tuning.
 
+Source: AkariAsai/ATTEMPT, attempt/third_party/models/t5/modeling_t5.py (`prompt_embedding_path`).
+
 Stands taken: the source is what the suite names in `init_from` (the code behind the published T5 figures always takes
 MNLI); with `init_from: {sweep: [...]}` dev chooses it, as the paper chooses among tasks. One rate, lr 0.3.
 """

@@ -6,6 +6,8 @@ have. On a mixture of tasks each has a P of its own and all share the bank. A so
 it; those that hold a prompt give P: one for all tasks, or one for each in the order of the mixture. The paper's stages
 are cells: prompts, a bank from a mixture that starts with them, then bank and prompt on the target.
 
+Source: mlwu22/TPT, models.py and TPT.py.
+
 Stands taken: the bank starts from embeddings of ids 100-999 and P from those of ids 100-599, as in the code; its
 inputs have hand-written templates, which are not here. Padding is masked, as everywhere here. `as_released: true` is
 what the authors' code does: it passes no mask, so every text is filled up to `source_length` with padding that takes

@@ -4,6 +4,8 @@ W' = W + diag(b) B diag(d) A on q and v of every attention: A [R, in] and B [out
 and drawn from `projection_seed`, so inference keeps the vectors and that number; d [R] starts at 0.1, b [out] at 0.
 73,728 parameters on T5-base with R = 256. Through PEFT. lr about ten times LoRA's.
 
+Source: huggingface/peft, tuners/vera (layer.py, model.py, config.py): d_initial 0.1, kaiming-uniform with gain sqrt(2).
+
 Stand taken: the projections come from their own seed, the same in all runs, as in PEFT; runs therefore differ only in
 data order and dropout.
 """

@@ -6,6 +6,7 @@ import functools
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from harness.backbone import Backbone
 from harness.layer_parts import layers, stacks
+from harness.shared_layers import SharedLayers
 from harness.tiny import tiny_backbone
 
 
@@ -106,17 +108,6 @@ def adamix(backbone: Backbone, **hp: object) -> Any:
     method = build("adamix", backbone, rank=4, **hp)
     shake(method)
     return method
-
-
-def test_adamix_experts_start_as_copies_of_one() -> None:
-    backbone = tiny_backbone()
-    method = build("adamix", backbone, rank=4)
-    for mixture in method.inserted.values():
-        assert all(torch.equal(weight, mixture.weights[0]) for weight in mixture.weights)
-    with attached(method, backbone):
-        merged = total_loss(backbone)
-        method.train()
-        assert total_loss(backbone) == pytest.approx(merged, abs=1e-4), "equal experts route to the same function"
 
 
 def test_adamix_inference_is_one_adapter_with_averaged_weights() -> None:
@@ -225,7 +216,10 @@ def test_lora_with_biases_is_lora_plus_bitfit() -> None:
         build("bitfit", backbone),
     )
     shake(both)
-    lora.load_state_dict({k: v for k, v in both.state_dict().items() if not k.startswith("biases")})
+    for key, table in both.positions.tables.items():  # the next test's matter
+        original = backbone.model.get_submodule(key.replace("/", ".")).relative_attention_bias
+        table.data.copy_(original.weight)
+    lora.load_state_dict({k: v for k, v in both.state_dict().items() if k.startswith("tensors")})
     bitfit.load_state_dict({k: v for k, v in both.state_dict().items() if k.startswith("biases")})
     with attached(both, backbone):
         together = backbone.target_logits(*batch(backbone))
@@ -257,6 +251,35 @@ def test_compacter_shares_one_set_of_rules() -> None:
     with attached(method, backbone):
         assert total_loss(backbone) == pytest.approx(plain, abs=1e-12), "no rules, no change"
     assert build("compacter", tiny_backbone()).rules.detach().std().item() == pytest.approx(1e-4, rel=0.5)
+
+
+def test_lora_with_biases_trains_the_tables_of_relative_positions() -> None:
+    """Against the same tables in the backbone itself, and against a second cell with tables of its own."""
+    backbone, other = tiny_backbone(precision="float64"), tiny_backbone(precision="float64")
+    methods = [build("lora", backbone, rank=2, biases=True) for _ in range(2)]
+    embeds, mask, labels = batch(backbone)
+    expected = []
+    for seed, method in enumerate(methods):
+        torch.manual_seed(seed)
+        for key, table in method.positions.tables.items():
+            own = other.model.get_submodule(key.replace("/", ".")).relative_attention_bias.weight
+            if not seed:
+                assert torch.equal(table, own), "starts as the backbone's"
+            table.data.normal_()
+            own.data.copy_(table)
+        expected.append(other.target_logits(embeds, mask, labels))
+        with attached(method, backbone):
+            torch.testing.assert_close(backbone.target_logits(embeds, mask, labels), expected[-1])
+            backbone.token_losses(embeds, mask, labels).sum().backward()
+        assert all(bool(table.grad.any()) for table in method.positions.tables.values())
+    assert len(methods[0].positions.tables) == 2
+    assert not torch.allclose(*expected)
+    together = SharedLayers([method.layer_changes() for method in methods])
+    together.order(np.array([0, 0, 1]))
+    with together.attached():
+        logits = backbone.target_logits(embeds, mask, labels)
+    torch.testing.assert_close(logits, torch.cat([expected[0][:2], expected[1][2:]]))
+    assert not any("compute_bias" in vars(module) for module in backbone.model.modules())
 
 
 def test_lst_sends_no_gradient_through_the_backbone() -> None:

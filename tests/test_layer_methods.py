@@ -88,7 +88,7 @@ def t5_base() -> Backbone:
         ("bitfit", {"head": "none", "final_norms": True}, 250_368, 250_368),
         ("bitfit", {"head": "all", "final_norms": True}, 282_496, 282_496),
         ("lora", {}, 3_538_944, 3_538_944),
-        ("lora", {"biases": True}, 3_819_876, 3_819_876),
+        ("lora", {"biases": True}, 3_820_644, 3_820_644),
         ("lst", {}, 3_878_712, 3_878_712),
         ("ia3", {}, 129_024, 129_024),
         ("ia3", {"targets": "attention"}, 55_296, 55_296),

@@ -126,6 +126,23 @@ def test_a_protocol_sets_recipe_lengths_seeds_and_grids(write_suite: Write) -> N
     assert points == {"accept-2024": 12, "dept-code": 8}
 
 
+def test_a_protocol_says_whose_adamw_moves_the_tensors(write_suite: Write) -> None:
+    path = write_suite(SUITE)
+    forms = {name: first_cell(planned(path, protocol=name), "cb").recipe.adamw for name in protocol_names()}
+    assert forms == {"accept-2024": "transformers", "dept-code": "transformers", "ept-2025": "torch"}
+    changed = planned(path, protocol__optimizer__adamw="torch")
+    assert first_cell(changed, "cb").recipe.adamw == "torch"
+    assert "torch, transformers" in message(path, protocol__optimizer__adamw="keras")
+
+
+def test_weight_decay_is_that_of_the_methods_own_code_where_that_applied_it(write_suite: Write) -> None:
+    text = SUITE.replace("prompt_tuning: }", "prompt_tuning: , adamix: , dpt: , residual_prompt_tuning: }")
+    plan = planned(write_suite(text))
+    decays = {label: first_cell(plan, "cb", label).recipe.weight_decay for label in plan.suite.file.methods}
+    own = {"adamix": 0.1, "dpt": 1e-5, "residual_prompt_tuning": 1e-5}
+    assert decays == {"dept": 0.0, "accept": 0.0, "prompt_tuning": 0.0, **own}
+
+
 def test_the_suite_wins_over_the_protocol_and_the_command_line_over_both(write_suite: Write) -> None:
     path = write_suite(SUITE + "recipe: {batch_size: 4}\nprotocol: dept-code\n")
     cell = first_cell(planned(path), "cb")

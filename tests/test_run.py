@@ -312,6 +312,7 @@ def test_an_unsound_method_file_is_a_broken_row(tmp_path: Path, old: str, new: s
     [
         ("[]", "must hold every trainable tensor once"),
         ("[{'params': [self.vector], 'lr': -1.0}]", "a learning rate must be positive"),
+        ("[{'params': [self.vector], 'lr': 1.0, 'weight_decay': -1.0}]", "a weight decay must be 0 or positive"),
     ],
 )
 def test_unsound_parameter_groups_are_refused(folder: Path, groups: str, expected: str) -> None:
