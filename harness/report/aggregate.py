@@ -12,6 +12,7 @@ from typing import Any, Literal
 from harness.errors import UserError
 from harness.metrics import METRICS
 from harness.parts import by_task
+from harness.report.origin import COMMON_TO_A_COLUMN, SOURCES, commits_of, find_differences, origin_of
 from harness.report.overlap import overlaps
 from harness.report.published import PublishedRow, Record
 from harness.schema import Result
@@ -278,21 +279,6 @@ def _winner_elsewhere(results: list[Result], winners: list[Result]) -> Result:
     return next((winner for winner in named if winner.cell.grid in grids), named[0])
 
 
-SOURCES = ("method source", "rows", "backbone weights")
-COMMON_TO_A_COLUMN = ("protocols", "rows", "backbone weights")
-
-
-def find_differences(results: list[Result], kinds: Sequence[str]) -> list[str]:
-    """Which of `kinds` is not the same in all results that have it."""
-    marks = {
-        "protocols": {run.cell.protocol.title for run in results},
-        "method source": {run.method_sha256 for run in results},
-        "rows": {run.data.fingerprint for run in results if run.data},
-        "backbone weights": {run.backbone.fingerprint for run in results if run.backbone and run.backbone.num_params},
-    }
-    return [kind for kind in kinds if len(marks[kind]) > 1]
-
-
 def _distinguishing(groups: dict[tuple[str, str], list[Result]]) -> dict[str, list[str]]:
     """Per label, the settings in which groups on the same task differ."""
     by_place: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
@@ -317,33 +303,6 @@ def _settings(result: Result) -> dict[str, Any]:
     shots = cell.few_shot
     flat |= {"rows.k": shots.k, "rows.draw": shots.rule, "rows.select_with": shots.select_with} if shots else {}
     return {k: v for k, v in flat.items() if k not in cell.grid and k not in follows}
-
-
-def origin_of(results: list[Result]) -> str:
-    """One line on dates, commits, versions and hardware; empty where the results do not say."""
-    days = sorted({r.finished_at[:10] for r in results if r.finished_at})
-    made = [r.provenance for r in results]
-    commits = commits_of(results)
-    machines = sorted({f"{p['processor']} ({p['num_cpus']} CPUs)" for p in made if p.get("processor")})
-    devices = sorted({p["device"] for p in made if p.get("device") not in (None, "cpu", "unknown")})
-    torch = sorted({p["versions"]["torch"] for p in made if p.get("versions", {}).get("torch")})
-    parts = [
-        "Protocol " + " and ".join(sorted({r.cell.protocol.title for r in results})),
-        "Runs of " + " to ".join(days[:: max(1, len(days) - 1)]) if days else "",
-        "commit " + ", ".join(commits) if commits else "",
-        *("torch " + version for version in torch),
-        *machines,
-        *devices,
-    ]
-    return "; ".join(part for part in parts if part)
-
-
-def commits_of(results: Iterable[Result]) -> list[str]:
-    """The commits of the harness at which results were made, as far as they say."""
-    made = [r.provenance for r in results]
-    return sorted(
-        {f"{p['commit'][:10]}{' with local changes' if p.get('dirty') else ''}" for p in made if p.get("commit")}
-    )
 
 
 def metric_label(result: Result) -> str:

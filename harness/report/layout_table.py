@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from harness.report.aggregate import COMMON_TO_A_COLUMN, find_differences, metric_label, origin_of
+from harness.report.aggregate import metric_label
 from harness.report.layout import DASH, Cell, Column, Table, entry_cell, mark_best, span_of
 from harness.report.layout_lines import Slot, slots
 from harness.report.layout_published import published_rows
+from harness.report.origin import COMMON_TO_A_COLUMN, find_differences, origin_of
 from harness.report.overlap import overlaps
 from harness.report.pool import Found, Pool
 from harness.report.published import Record
