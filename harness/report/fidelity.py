@@ -103,7 +103,7 @@ def lay_out_fidelity(board: Board) -> Table:
     if found:
         gaps = [item.difference for item in found]
         table.remarks.append(
-            f"{len(gaps)} cells: ours are {mean_score(gaps):+.1f} points from theirs on average, "
+            f"{len(gaps)} cell{'s' if len(gaps) > 1 else ''}: ours are {mean_score(gaps):+.1f} points from theirs on average, "
             f"{mean_score(map(abs, gaps)):.1f} whatever the sign."
         )
     elif made.left_out:
