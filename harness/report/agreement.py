@@ -53,7 +53,7 @@ def disagreements(entry: Entry, number: Number, record: Record | None) -> list[s
     for name, wanted in _stated(number, record, file).items():
         values = {value for run in entry.runs if (value := _value(run.cell, name)) is not None}
         if values and values != {wanted}:
-            found.append(f"{name} is {' and '.join(map(str, sorted(values)))}, published with {wanted}")
+            found.append(f"{name} is {' and '.join(sorted(map(str, values)))}, published with {wanted}")
     if any((run.cell.mixture is not None) != (MULTI_TASK in number.note) for run in entry.runs):
         found.append("one of the two was trained on several tasks at once")
     return [*found, *_params(entry, number)]

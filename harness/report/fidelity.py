@@ -103,8 +103,8 @@ def lay_out_fidelity(board: Board) -> Table:
     if found:
         gaps = [item.difference for item in found]
         table.remarks.append(
-            f"{len(gaps)} cell{'s' if len(gaps) > 1 else ''}: ours are {mean_score(gaps):+.1f} points from theirs on average, "
-            f"{mean_score(map(abs, gaps)):.1f} whatever the sign."
+            f"{len(gaps)} cell{'s' if len(gaps) > 1 else ''}: ours are {mean_score(gaps):+.1f} points from theirs on "
+            f"average, {mean_score(map(abs, gaps)):.1f} whatever the sign."
         )
     elif made.left_out:
         table.remarks.append("No measured row was made with the settings of a published one.")
