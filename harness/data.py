@@ -93,7 +93,7 @@ def load_task(task: Task, data_dir: str | Path | None) -> TaskData:
         num_train=len(train),
         num_dev=len(dev),
         num_test=len(test),
-        num_duplicates=_count_duplicates(train, [*dev, *test]),
+        num_duplicates=count_duplicates(train, [*dev, *test]),
         fingerprint=_fingerprint(train, dev, test),
     )
     for name, examples in (("train", train), ("dev", dev), ("test", test)):
@@ -188,7 +188,7 @@ def permutation(num_rows: int) -> list[int]:
     return order
 
 
-def _count_duplicates(train: Sequence[Example], others: Sequence[Example]) -> int:
+def count_duplicates(train: Sequence[Example], others: Sequence[Example]) -> int:
     """Rows of dev and test whose source text also stands in train."""
     seen = {example.source for example in train}
     return sum(example.source in seen for example in others)

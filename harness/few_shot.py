@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from harness.data import TaskData
+from harness.data import TaskData, count_duplicates
 from harness.declarations import Draw
 from harness.errors import UserError
 from harness.examples import Example
@@ -41,8 +41,13 @@ def draw_few(data: TaskData, draw: Draw) -> TaskData:
         num_selection_labels=len(dev),
         selection_rows=selection_rows,
     )
-    sizes = {"num_train": len(train), "num_dev": len(dev), "few_shot": record}
-    return replace(data, train=train, dev=dev, record=data.record.model_copy(update=sizes))
+    changed = {
+        "num_train": len(train),
+        "num_dev": len(dev),
+        "num_duplicates": count_duplicates(train, [*dev, *data.test]),
+        "few_shot": record,
+    }
+    return replace(data, train=train, dev=dev, record=data.record.model_copy(update=changed))
 
 
 def _order(num_rows: int, draw: Draw) -> list[int]:

@@ -22,6 +22,7 @@ from numbers import Real
 from typing import Any
 
 from harness.errors import UserError, require_choice
+from harness.scores import settled
 
 Predictions = Sequence[str]
 References = Sequence[Sequence[str]]
@@ -125,10 +126,10 @@ METRICS: dict[str, Metric] = {
 def compute(
     names: Sequence[str], predictions: Predictions, references: References, labels: Sequence[str]
 ) -> dict[str, float]:
-    """Return each named metric of one split. Raises UserError on an empty split or an unknown metric."""
+    """Return each named metric of one split, settled. Raises UserError on an empty split or an unknown metric."""
     if not references:
         raise UserError("a split without rows cannot be scored")
-    return {name: get_metric(name).score(predictions, references, labels) for name in names}
+    return {name: settled(get_metric(name).score(predictions, references, labels)) for name in names}
 
 
 def get_metric(name: str) -> Metric:

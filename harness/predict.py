@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from statistics import fmean
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from harness.heads import Classifier
 from harness.metrics import compute, count_unreadable
 from harness.racing import Chance, standard_error
 from harness.schema import SplitScore
+from harness.scores import mean_score
 from harness.tasks.record import Task
 
 
@@ -69,8 +69,8 @@ def score_data(data: TaskData, split: str, answers: Sequence[str]) -> SplitScore
         start += len(rows)
     selected = {part.task.name: scores[part.task.name].metrics[part.task.selection] for part in data.parts}
     return SplitScore(
-        score=fmean(score.score for score in scores.values()),
-        metrics={data.task.selection: fmean(selected.values())},
+        score=mean_score(score.score for score in scores.values()),
+        metrics={data.task.selection: mean_score(selected.values())},
         num_rows=start,
         num_unreadable=sum(score.num_unreadable for score in scores.values()),
         parts=scores,
@@ -85,7 +85,7 @@ def chance_of(data: TaskData) -> Chance:
     if data.parts:
         parts = [chance_of(part) for part in data.parts]
         error = math.hypot(*(part.standard_error for part in parts)) / len(parts)
-        return Chance(fmean(part.score for part in parts), error)
+        return Chance(mean_score(part.score for part in parts), error)
     metric = data.task.selection
     ((most_frequent, _),) = Counter(example.target for example in data.train).most_common(1)
     answers = data.task.targets or (most_frequent,)
@@ -98,7 +98,7 @@ def score_split(task: Task, examples: Sequence[Example], answers: Sequence[str])
     references = [list(example.references) for example in examples]
     metrics = compute(task.metrics, answers, references, task.targets)
     return SplitScore(
-        score=sum(metrics[name] for name in task.reported) / len(task.reported),
+        score=mean_score(metrics[name] for name in task.reported),
         metrics=metrics,
         num_rows=len(examples),
         num_unreadable=count_unreadable(answers, task.targets, task.kind == "regression"),

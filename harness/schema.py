@@ -98,6 +98,20 @@ class Cell(Strict):
         return digest(self._identity())
 
     @property
+    def seeds(self) -> tuple[int, ...]:
+        """The random seeds of the run: of training, and of its few-shot draw if it has one."""
+        return (self.seed,) if self.few_shot is None else (self.seed, self.few_shot.seed)
+
+    @property
+    def repetition(self) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        """What tells this run from the others of its grid point: its seeds, and what it starts from.
+
+        A training seed alone does not, for a group may hold several draws of one, or several starts.
+        """
+        starts = () if "cell.init_from" in self.grid else tuple(start.identity for start in self.init_from)
+        return self.seeds, starts
+
+    @property
     def group_id(self) -> str:
         """Hash of what all grid points and seeds of one table cell have in common."""
         identity = self._identity()

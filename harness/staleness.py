@@ -61,7 +61,9 @@ def _place(cell: Cell) -> tuple[str, ...]:
     """What a cell keeps when a version rises."""
     protocol = cell.protocol.name, repr(sorted(cell.protocol.overrides.items()))
     grid = repr(sorted(cell.grid.items()))
-    return cell.label, cell.task, cell.backbone, str(cell.seed), grid, *protocol
+    shots = "" if cell.few_shot is None else f"{cell.few_shot.k} {cell.few_shot.select_with}"
+    starts = repr([(start.title, start.seed) for start in cell.init_from])
+    return cell.label, cell.task, cell.backbone, str(cell.seeds), shots, starts, grid, *protocol
 
 
 def _versions(cell: Cell) -> tuple[int, int | None]:

@@ -40,7 +40,8 @@ def write_runs(root: Path) -> None:
                 store(root, name, task, seed, *answers(right - offset - seed), num_trained=trained, usage=cost,
                       source=source, protocol=protocol)  # fmt: skip
     for task in TASKS:
-        store(root, "majority", task, 1, *answers(50), num_trained=0)
+        duplicates = 3 if task == "rte" else 0
+        store(root, "majority", task, 1, *answers(50), num_trained=0, duplicates=duplicates)
         store(root, "ept", task, 1, *answers(60), num_trained=50_000, lr=0.1, dev=60, usage=usage(5, 600))
         store(root, "ept", task, 1, *answers(80), num_trained=50_000, lr=0.2, dev=50, index=1, usage=usage(5, 600))
     for task in (*TASKS, "other"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.declarations import ProtocolReference
+from harness.declarations import Draw, ProtocolReference
 from harness.metrics import compute, count_unreadable
 from harness.results import PredictionRow, ResultStore
 from harness.schema import Cell, DataRecord, DevScore, MetricRecord, ParamCounts, Result, SplitScore, Usage
@@ -16,13 +16,14 @@ def store(
     root: Path, label: str, task: str, seed: int, predictions: Sequence[str], references: Sequence[Sequence[str]],
     metric: str = "accuracy", labels: Sequence[str] = ("0", "1"), num_trained: int = 1_000, lr: float | None = None,
     index: int = 0, dev: float = 50.0, backbone: str = "tiny", usage: Usage | None = None, source: str = "a",
-    protocol: ProtocolReference | None = None,
+    protocol: ProtocolReference | None = None, draw: int | None = None, duplicates: int = 0,
 ) -> Result:  # fmt: skip
     """Write one run; its test score is computed from its predictions, which stand for the dev split too."""
     cell = Cell(
         suite="demo", label=label, method=label, hp={}, task=task, task_version=1, backbone=backbone, seed=seed,
         recipe=Recipe(steps=100, lr=lr or 0.3), grid={} if lr is None else {"recipe.lr": lr}, grid_index=index,
         search_seed=1, protocol=protocol or ProtocolReference(version=1),
+        few_shot=None if draw is None else Draw(k=16, rule="balanced", seed=draw),
     )  # fmt: skip
     scores = compute([metric], predictions, references, labels)
     split = SplitScore(
@@ -36,7 +37,7 @@ def store(
         usage=usage,
         params=ParamCounts(num_trained=num_trained, num_kept=num_trained), started_at="", finished_at="",
         data=DataRecord(source="x", revision="", split_rule="", num_train=9, num_dev=len(references),
-                        num_test=len(references), fingerprint="f"),
+                        num_test=len(references), num_duplicates=duplicates, fingerprint="f"),
     )  # fmt: skip
     rows: list[PredictionRow] = [
         (split_name, i, list(refs), text)

@@ -24,6 +24,7 @@ LAYERS = [
         "method_facts",
         "micro",
         "provenance",
+        "scores",
         "stop",
         "traces",
         "transfer",

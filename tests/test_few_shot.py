@@ -12,6 +12,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_report import moved
+from test_report import result as made
 
 from harness.data import TaskData, load_task
 from harness.declarations import Draw
@@ -23,6 +25,7 @@ from harness.packing import pack
 from harness.planning import make_plan
 from harness.results import ResultStore, load_results
 from harness.runner import run
+from harness.staleness import superseded
 from harness.suite import Overrides
 from harness.tasks import all_tasks
 
@@ -267,3 +270,29 @@ def test_every_task_of_classes_can_be_drawn_by_class() -> None:
     words = replace(TASKS["cb"], target_style="words")
     data = replace(rows_of("cb", ["entailment", "contradiction", "neutral"] * 5), task=words)
     assert len(draw_few(data, Draw(k=3, rule="strict", seed=1)).train) == 3
+
+
+def test_rows_that_stand_in_train_are_counted_of_the_drawn_rows() -> None:
+    targets = ["0", "1"] * 20
+    data = rows_of("micro_entailment", targets)
+    texts = [example.source for example in data.train]
+    leaked = [Example(texts[i], "0", ("0",)) for i in range(40)]
+    data = replace(data, dev=leaked[:10], test=leaked[10:])
+    few = draw_few(data, Draw(k=4, rule="unbalanced", seed=3))
+    assert few.record.num_duplicates == 4  # each drawn row stands once in dev or test
+    own = draw_few(data, Draw(k=4, rule="unbalanced", seed=3, select_with="k"))
+    drawn = {example.source for example in own.train}
+    assert own.record.num_duplicates == sum(example.source in drawn for example in [*own.dev, *own.test])
+
+
+def test_each_k_and_draw_is_superseded_by_its_own_kind(tmp_path: Path) -> None:
+    store, cells = ResultStore(tmp_path), []
+    for k, draw in ((4, 7), (16, 7), (4, 8)):
+        old = moved(made("plain", "cb", 1, 1, 50), few_shot=Draw(k=k, rule="balanced", seed=draw))
+        old = old.model_copy(update={"cell_id": old.cell.cell_id, "group_id": old.cell.group_id})
+        store.write(old, [], None)
+        cells.append(old.cell.model_copy(update={"task_version": 2}))
+    found = superseded(store, cells)
+    assert set(found) == {("plain", cell.cell_id) for cell in cells}
+    for cell in cells:
+        assert found["plain", cell.cell_id].cell.few_shot == cell.few_shot

@@ -302,3 +302,26 @@ def test_tables_of_layouts_compile(tmp_path: Path) -> None:
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, errors="replace")
     assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_published_few_shot_numbers_stand_only_where_a_layout_asks_for_their_k() -> None:
+    def layout(**where: object) -> TableLayout:
+        return TableLayout.model_validate(
+            {
+                "title": "few",
+                "heads": ["method"],
+                "where": {"backbone": ["t5-base", "t5-small"], **where},
+                "rows": [{"title": "(IA)3", "published": "(IA)3"}, {"title": "DePT", "published": "DePT"}],
+                "columns": [{"over": "task", "values": ["boolq", "scitail"]}],
+            }
+        )
+
+    def shown(**where: object) -> dict[tuple[object, object], object]:
+        _, records = fill("few", layout(**where), Pool([]), find("accept-2024"))
+        return {(r["row"], r["column"]): r["value"] for r in records if r["origin"] != "measured"}
+
+    # of (IA)3, and on SciTail of any method, there are few-shot numbers alone
+    numbers = {(n.method, n.task, n.k_shot): n.value for n in find("accept-2024").numbers}
+    assert shown() == {("DePT", "boolq"): numbers["DePT", "boolq", None]}
+    assert shown(**{"few_shot.k": 16})["(IA)3", "boolq"] == numbers["(IA)3", "boolq", 16]
+    assert shown(backbone=["t5-small"]) == {}

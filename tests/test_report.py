@@ -13,11 +13,13 @@ import pytest
 from typer.testing import CliRunner
 
 from harness.cli import app
-from harness.declarations import ProtocolReference
+from harness.declarations import Draw, ProtocolReference
 from harness.errors import UserError
 from harness.report.aggregate import Board, collect
+from harness.report.fidelity import lay_out_fidelity
 from harness.report.published import find
 from harness.report.tables import render
+from harness.report.tuning import lay_out_tuning
 from harness.schema import (
     BackboneRecord,
     Cell,
@@ -353,3 +355,81 @@ def test_a_label_whose_settings_two_protocols_set_is_two_rows() -> None:
         "a (steps=100, protocol=accept-2024)",
         "a (steps=200, protocol=ept-2025)",
     ]
+
+
+def with_data(item: Result, **data: object) -> Result:
+    assert item.data is not None
+    return item.model_copy(update={"data": item.data.model_copy(update=data)})
+
+
+@pytest.mark.parametrize("style", ["markdown", "terminal", "latex", "html", "json"])
+def test_test_rows_that_stand_in_train_are_told_in_every_format(style: str) -> None:
+    runs = [with_data(result("plain", "cb", seed, 1, 50), num_duplicates=3, num_dev=40, num_test=58) for seed in (1, 2)]
+    made = collect([*runs, result("plain", "rte", 1, 1, 50)])
+    assert "cb: 3 of 98 dev and test rows also stand in train" in render(made, style)
+    assert "also stand in train" not in render(collect(demo()), style)
+
+
+def test_rows_that_stand_in_train_are_counted_per_entry_and_by_draw() -> None:
+    runs = [
+        with_data(result(label, "cb", seed, 1, 50), num_duplicates=count, num_dev=dev, num_test=58)
+        for label, seed, count, dev in (("one", 1, 0, 40), ("one", 2, 5, 40), ("two", 1, 3, 4))
+    ]
+    (made,) = collect(runs)
+    assert made.overlaps["cb"].startswith("cb: 3 of 62 or 0 to 5 of 98 dev and test rows")
+    rows = [row for row in csv.DictReader(io.StringIO(render([made], "csv"))) if row["task"] == "cb"]
+    assert {row["method"]: row["num_duplicates"] for row in rows} == {"one": "5", "two": "3"}
+
+
+def test_other_tables_mark_tasks_whose_rows_stand_in_train() -> None:
+    sentence = "cb: 3 of 98 dev and test rows also stand in train, which rewards memory"
+    shared = {"num_duplicates": 3, "num_dev": 40, "num_test": 58, "num_train": 250}
+    grid = [with_data(result("grid", "cb", 1, dev, 50, lr=lr), **shared) for dev, lr in ((70, 0.1), (80, 0.2))]
+    (made,) = collect(grid)
+    assert sentence in lay_out_tuning(made).notes
+    params = ParamCounts(num_trained=76_800, num_kept=76_800)
+    run = with_data(result("dept", "cb", 1, 1, 50, backbone="t5-base"), **shared).model_copy(update={"params": params})
+    assert sentence in lay_out_fidelity(collect([run], find("accept-2024"))[0]).notes
+
+
+def test_failed_grid_runs_are_told_beside_a_failed_seed() -> None:
+    runs = [
+        result("grid", "cb", 1, dev=70, test=50, lr=0.1),
+        result("grid", "cb", 1, dev=80, test=60, lr=0.2, index=1),
+        result("grid", "cb", 1, dev=0, test=None, lr=0.3, index=2),
+        result("grid", "cb", 2, dev=0, test=None, lr=0.2, index=1),
+    ]
+    text = render(collect(runs), "markdown")
+    assert "1 of 3 grid runs failed" in text
+    assert "1 of 2 runs failed" in text
+    hopeless = [result("grid", "cb", 1, dev=0, test=None, lr=lr, index=i) for i, lr in enumerate((0.1, 0.2))]
+    assert "grid runs failed" not in render(collect(hopeless), "markdown")  # the dash says "2 of 2 runs failed"
+
+
+def test_runs_of_two_commits_in_one_entry_are_marked() -> None:
+    def at(commit: str, seed: int, dirty: bool = False) -> Result:
+        return result("plain", "cb", seed, 1, 50).model_copy(update={"provenance": {"commit": commit, "dirty": dirty}})
+
+    text = render(collect([at("a" * 40, 1), at("b" * 40, 2)]), "markdown")
+    assert "| **50.0** ±0.0 (2) [1] |" in text
+    assert f"[1] runs were made at 2 commits of the harness: {'a' * 10}, {'b' * 10}" in text
+    assert "2 commits of the harness" in render(collect([at("a" * 40, 1), at("a" * 40, 2, dirty=True)]), "markdown")
+    assert "commits of the harness" not in render(collect([at("a" * 40, 1), at("a" * 40, 2)]), "markdown")
+
+
+def test_each_draw_of_a_searched_seed_is_a_search_of_its_own() -> None:
+    def drawn(draw: int, *place: object, **settings: object) -> Result:
+        made = moved(result("grid", "cb", *place, **settings), few_shot=Draw(k=4, rule="balanced", seed=draw))  # type: ignore[arg-type]
+        return made.model_copy(update={"cell_id": made.cell.cell_id, "group_id": made.cell.group_id})
+
+    runs = [
+        drawn(7, 1, dev=70, test=50, lr=0.1),
+        drawn(7, 1, dev=80, test=60, lr=0.2, index=1),
+        drawn(9, 1, dev=95, test=70, lr=0.1),
+        drawn(9, 1, dev=90, test=40, lr=0.2, index=1),
+        drawn(8, 2, dev=10, test=62, lr=0.2, index=1),  # ran the winner of draw 7
+        drawn(10, 2, dev=10, test=72, lr=0.1),  # ran the winner of draw 9
+    ]
+    entry = collect(runs)[0].rows[0].entries["cb"]
+    assert entry.scores == [60, 70, 62, 72]
+    assert (len(entry.searches), entry.num_grid_runs) == (2, 4)

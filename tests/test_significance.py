@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from typer.testing import CliRunner
 from harness.cli import app
 from harness.errors import UserError
 from harness.report.aggregate import Board, collect
+from harness.report.resampling import Answers
 from harness.report.significance import AVERAGE, Significance, assess
+from harness.report.stats import Sample
 from harness.report.stored import PredictionFiles
 from harness.report.tables import render
 from harness.results import ResultStore, predictions_path
@@ -140,3 +143,47 @@ def test_the_interval_of_an_average_holds_no_score_that_cannot_be(tmp_path: Path
     _, made = assessed(tmp_path)
     assert made.intervals["never", AVERAGE][0] == 0
     assert made.intervals["always", AVERAGE][1] == 100
+
+
+def test_every_draw_of_a_seed_counts(tmp_path: Path) -> None:
+    for draw, right in ((7, 45), (8, 66), (9, 87)):
+        store(tmp_path, "several", "cb", 1, *answers(right), draw=draw)
+    board, made = assessed(tmp_path)
+    entry = board.rows[0].entries["cb"]
+    assert (len(entry.runs), entry.mean) == (3, 66)
+    low, high = made.intervals["several", "cb"]
+    assert low < 45 < 87 < high  # a t interval of three runs this far apart
+
+
+def test_runs_are_paired_by_seed_and_draw_and_never_by_a_seed_that_several_have(tmp_path: Path) -> None:
+    right = {(1, 7): 50, (1, 8): 60, (2, 7): 70}
+    for (seed, draw), number in right.items():
+        store(tmp_path, "one", "cb", seed, *answers(number), draw=draw)
+        store(tmp_path, "two", "cb", seed, *answers(number - 10), draw=draw)
+        store(tmp_path, "three", "cb", seed, *answers(number - 10), draw=draw + 100)
+    _, made = assessed(tmp_path)
+    widths = {frozenset((pair.one, pair.other)): pair.gap.variance for pair in made.pairs if pair.column == "cb"}
+    # runs of `one` and `two` lie 10 apart each, so that their seeds have no part in the variance
+    assert widths[frozenset(("one", "two"))] < widths[frozenset(("one", "three"))]
+    twice = Sample.of([((1,), Answers(["1"] * n, [["1"]] * n)) for n in (5, 5)], ["accuracy"], ["0", "1"], 10)
+    assert not twice.pairs_with(twice)
+
+
+def test_the_average_of_one_task_is_that_task_in_every_word(tmp_path: Path) -> None:
+    for label, number in (("far", 20), ("near", 27), ("best", 28)):
+        for seed in (1, 2):
+            store(tmp_path, label, "cb", seed, *answers(number, 28))
+    board, made = assessed(tmp_path)
+    for label in ("far", "near", "best"):
+        assert made.intervals[label, AVERAGE] == made.intervals[label, "cb"]
+    assert {name for name, column in made.ties if column == AVERAGE} == {"best", "near"}
+    assert {name for name, column in made.ties if column == "cb"} == {"best", "near"}
+    by_column = [
+        {(p.one, p.other): (p.p_value, p.adjusted) for p in made.pairs if p.column == c} for c in ("cb", AVERAGE)
+    ]
+    assert by_column[0] == by_column[1]
+    smallest = min(made.pairs, key=lambda pair: pair.p_value)
+    assert smallest.adjusted == pytest.approx(min(1, 3 * smallest.p_value))  # three tests, not six
+    for line in render([board], "markdown", significance=[made]).splitlines():
+        spans = re.findall(r"\[[\d.]+, [\d.]+\]", line)
+        assert len(set(spans)) <= 1

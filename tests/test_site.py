@@ -170,8 +170,10 @@ def test_failed_missing_single_and_mixed_results_each_say_so(site: Path, documen
         "Intervals of entries with one run hold for that run",
         "not tested: predictions are missing, were changed",
         "51 stored runs, 2 of them failed",
+        "rte: 0 to 3 of 200 dev and test rows also stand in train, which rewards memory",
     ):
         assert note in text
+    assert "rte: 0 to 3 of 200 dev and test rows also stand in train" in page(documents, site, "tasks/rte.html").text
     method = page(documents, site, "methods/lora.html").text
     assert "made with another version of this file" in method
 

@@ -44,8 +44,8 @@ def right_or_wrong(hits: np.ndarray) -> Answers:
 
 def sample(hits: np.ndarray, seeds: list[int] | None = None, num_draws: int = 300) -> Sample:
     """Runs [K, N] of a method."""
-    names = seeds or list(range(len(hits)))
-    runs = dict(zip(names, map(right_or_wrong, hits), strict=True))
+    names = [(seed,) for seed in seeds or range(len(hits))]
+    runs = list(zip(names, map(right_or_wrong, hits), strict=True))
     return Sample.of(runs, ["accuracy"], ["0", "1"], num_draws)
 
 
@@ -121,8 +121,8 @@ def test_many_differing_rows_are_swapped_at_random_near_the_exact_value() -> Non
 
 def test_the_swap_test_handles_metrics_that_are_no_means() -> None:
     truth = [["0"], ["1"]] * 4
-    good = Sample.of({1: Answers([refs[0] for refs in truth], truth)}, ["matthews"], ["0", "1"])
-    bad = Sample.of({1: Answers(["0"] * 8, truth)}, ["matthews"], ["0", "1"])
+    good = Sample.of([((1,), Answers([refs[0] for refs in truth], truth))], ["matthews"], ["0", "1"])
+    bad = Sample.of([((1,), Answers(["0"] * 8, truth))], ["matthews"], ["0", "1"])
     # four answers differ; of the 16 swaps only none and all give the whole difference
     assert swap_test(good, bad) == pytest.approx(2 / 16)
 

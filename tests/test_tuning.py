@@ -48,7 +48,7 @@ def test_several_searched_seeds_are_averaged() -> None:
     assert (record.num_points, record.num_searches) == (2, 2)
     assert (record.by_dev, record.by_test) == (61.5, 70)
     assert record.expected_best_dev[0] == pytest.approx((51 + 60 + 52 + 60) / 4)
-    assert "2 × 2 seeds" in [cell.text for cell in lay_out_tuning(board).rows[0]]
+    assert "2 × 2 searches" in [cell.text for cell in lay_out_tuning(board).rows[0]]
 
 
 def test_a_board_without_a_grid_says_so() -> None:

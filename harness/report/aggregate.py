@@ -12,11 +12,17 @@ from typing import Any, Literal
 from harness.errors import UserError
 from harness.metrics import METRICS
 from harness.parts import by_task
+from harness.report.origin import COMMON_TO_A_COLUMN, SOURCES, commits_of, find_differences, origin_of
+from harness.report.overlap import overlaps
 from harness.report.published import PublishedRow, Record
 from harness.schema import Result
+from harness.scores import mean_score, settled, spread_of
 from harness.selection import best_point
 from harness.tasks import all_tasks
 from harness.tasks.own import BENCHMARK as OWN
+
+Repetition = tuple[tuple[int, ...], tuple[str, ...]]
+"""See `Cell.repetition`."""
 
 
 @dataclass
@@ -36,16 +42,17 @@ class Entry:
 
     @property
     def scores(self) -> list[float]:
-        return [run.test.score for run in self.runs if run.test]
+        """Settled here too: results of before scores were rounded where they are made hold the noise of floats."""
+        return [settled(run.test.score) for run in self.runs if run.test]
 
     @property
     def mean(self) -> float | None:
-        return statistics.fmean(self.scores) if self.scores else None
+        return mean_score(self.scores) if self.scores else None
 
     @property
     def std(self) -> float | None:
-        """Sample standard deviation over seeds; None for fewer than two."""
-        return statistics.stdev(self.scores) if len(self.scores) > 1 else None
+        """Sample standard deviation over runs; None for fewer than two."""
+        return spread_of(self.scores)
 
     @property
     def num_answers(self) -> int:
@@ -61,6 +68,19 @@ class Entry:
     """What of the origin of its runs is another today."""
     mixed: list[str] = field(default_factory=list)
     """What the runs and grid runs do not have in common although they should."""
+    commits: list[str] = field(default_factory=list)
+    """The commits of the harness at which its runs and grid runs were made, where they are several."""
+
+    @property
+    def has_hidden_grid_failures(self) -> bool:
+        """Whether grid runs failed that are not among the entry's own failed runs."""
+        shown = {id(run) for run in self.failed}
+        return any(run.status == "failed" and id(run) not in shown for search in self.searches for run in search)
+
+    @property
+    def num_duplicates(self) -> int:
+        """Dev and test rows that also stand in train, the most that any run had."""
+        return max((run.data.num_duplicates for run in self.runs if run.data), default=0)
 
 
 @dataclass
@@ -86,7 +106,7 @@ class BoardRow:
         """Unweighted mean over all `tasks`; None unless each has a score."""
         means = [self.entries[task].mean if task in self.entries else None for task in tasks]
         known = [mean for mean in means if mean is not None]
-        return statistics.fmean(known) if len(known) == len(tasks) else None
+        return mean_score(known) if len(known) == len(tasks) else None
 
     def params(self, kind: Literal["num_trained", "num_kept"]) -> list[int]:
         """Distinct parameter counts over the row's tasks, smallest first; `kind` is num_trained or num_kept."""
@@ -136,6 +156,10 @@ class Board:
     """When, with which commit and on what the runs were made."""
     differences: dict[str, list[str]]
     """Task -> what results of different rows were not made with in common."""
+    overlaps: dict[str, str] = field(default_factory=dict)
+    """Task -> how many dev and test rows also stand in train; tasks with none are missing."""
+    record: Record | None = None
+    """Whose numbers are asked for."""
     published: list[PublishedRow] = field(default_factory=list)
     """Rows of other people's numbers, apart from `rows`: not measured, not ranked."""
     published_note: str = ""
@@ -158,11 +182,12 @@ def collect(results: Iterable[Result], record: Record | None = None) -> list[Boa
 
 
 def _add_published(board: Board, record: Record) -> None:
-    num_train: dict[str, set[int]] = defaultdict(set)
+    runs: dict[str, list[Result]] = defaultdict(list)
     for row in board.rows:
         for task, entry in row.entries.items():
-            num_train[task] |= {run.data.num_train for run in entry.runs if run.data}
-    board.published = record.rows(board.backbone, board.metrics, num_train)
+            runs[task] += entry.runs
+    board.record = record
+    board.published = record.rows(board.backbone, board.metrics, runs)
     if not board.published:
         board.published_note = f"{record.name} has no score on {board.backbone} for these tasks"
 
@@ -192,7 +217,7 @@ def _board(suite: str, backbone: str, results: list[Result]) -> Board:
     benchmarks = _benchmarks(results)
     tasks = list(benchmarks)
     notes = {task: find_differences([r for r in results if r.cell.task == task], COMMON_TO_A_COLUMN) for task in tasks}
-    return Board(suite, backbone, tasks, benchmarks, metrics, ordered, origin_of(results), notes)
+    return Board(suite, backbone, tasks, benchmarks, metrics, ordered, origin_of(results), notes, overlaps(results))
 
 
 def _benchmarks(results: list[Result]) -> dict[str, str]:
@@ -205,12 +230,12 @@ def _benchmarks(results: list[Result]) -> dict[str, str]:
 def make_entry(members: list[Result]) -> Entry:
     """Repeat the selection from the stored dev scores, and keep the runs that it leads to."""
     entry = Entry(mixed=find_differences(members, SOURCES))
-    by_seed: dict[int, list[Result]] = defaultdict(list)
-    for result in sorted(members, key=lambda r: (r.cell.seed, r.cell.grid_index, r.cell_id)):
-        by_seed[result.cell.seed].append(result)
+    commits = commits_of(members)
+    entry.commits = commits if len(commits) > 1 else []
+    ordered = sorted(members, key=lambda r: (r.cell.repetition, r.cell.grid_index, r.cell_id))
     has_grid = any(result.cell.grid != members[0].cell.grid for result in members)
-    shown = _winning_runs(by_seed, entry) if has_grid else members
-    entry.runs = sorted((r for r in shown if r.status == "done" and r.raced_out_at is None), key=lambda r: r.cell.seed)
+    shown = _winning_runs(ordered, entry) if has_grid else ordered
+    entry.runs = [r for r in shown if r.status == "done" and r.raced_out_at is None]
     entry.failed = [r for r in shown if r.status == "failed"]
     for run in entry.runs:
         if run.cell.grid and run.cell.grid not in entry.grid:
@@ -218,15 +243,18 @@ def make_entry(members: list[Result]) -> Entry:
     return entry
 
 
-def _winning_runs(by_seed: dict[int, list[Result]], entry: Entry) -> list[Result]:
-    """Per seed, the run of the grid point that won on dev.
+def _winning_runs(members: list[Result], entry: Entry) -> list[Result]:
+    """Per repetition (a seed, or a draw or start of one), the run of the grid point that won on dev.
 
-    A seed on which the whole grid was run is searched on its own; any other shows the point that won on the
-    seed its run names, or on the first searched seed. Where every grid run failed, the failures are returned.
+    A repetition on which the whole grid was run is searched on its own; any other shows the point that won on the
+    seed its run names, or in the first search. Where every grid run failed, the failures are returned.
     """
-    size = max(len(results) for results in by_seed.values())
-    searched = {seed: results for seed, results in by_seed.items() if len(results) == size}
-    winners = {seed: results[best] for seed, results in searched.items() if (best := best_point(results)) is not None}
+    repetitions: dict[Repetition, list[Result]] = defaultdict(list)
+    for result in members:
+        repetitions[result.cell.repetition].append(result)
+    size = max(map(len, repetitions.values()))
+    searched = {name: results for name, results in repetitions.items() if len(results) == size}
+    winners = {name: results[best] for name, results in searched.items() if (best := best_point(results)) is not None}
     entry.searches = list(searched.values())
     grid_runs = [result for results in entry.searches for result in results]
     entry.num_grid_runs = len(grid_runs)
@@ -235,25 +263,20 @@ def _winning_runs(by_seed: dict[int, list[Result]], entry: Entry) -> list[Result
     if not winners:
         return grid_runs
     shown = []
-    for seed, results in by_seed.items():
-        winner = winners.get(seed) or winners.get(results[0].cell.search_seed) or next(iter(winners.values()))
+    for name, results in repetitions.items():
+        winner = winners.get(name) or _winner_elsewhere(results, list(winners.values()))
         shown += [result for result in results if result.cell.grid == winner.cell.grid]
     return shown
 
 
-SOURCES = ("method source", "rows", "backbone weights")
-COMMON_TO_A_COLUMN = ("protocols", "rows", "backbone weights")
+def _winner_elsewhere(results: list[Result], winners: list[Result]) -> Result:
+    """The winner for a repetition without a search: of the seed that it names, else the first.
 
-
-def find_differences(results: list[Result], kinds: Sequence[str]) -> list[str]:
-    """Which of `kinds` is not the same in all results that have it."""
-    marks = {
-        "protocols": {run.cell.protocol.title for run in results},
-        "method source": {run.method_sha256 for run in results},
-        "rows": {run.data.fingerprint for run in results if run.data},
-        "backbone weights": {run.backbone.fingerprint for run in results if run.backbone and run.backbone.num_params},
-    }
-    return [kind for kind in kinds if len(marks[kind]) > 1]
+    Where that seed was searched more than once, on several draws, it is the winner that the repetition has run.
+    """
+    named = [winner for winner in winners if winner.cell.seed == results[0].cell.search_seed] or winners[:1]
+    grids = [result.cell.grid for result in results]
+    return next((winner for winner in named if winner.cell.grid in grids), named[0])
 
 
 def _distinguishing(groups: dict[tuple[str, str], list[Result]]) -> dict[str, list[str]]:
@@ -280,27 +303,6 @@ def _settings(result: Result) -> dict[str, Any]:
     shots = cell.few_shot
     flat |= {"rows.k": shots.k, "rows.draw": shots.rule, "rows.select_with": shots.select_with} if shots else {}
     return {k: v for k, v in flat.items() if k not in cell.grid and k not in follows}
-
-
-def origin_of(results: list[Result]) -> str:
-    """One line on dates, commits, versions and hardware; empty where the results do not say."""
-    days = sorted({r.finished_at[:10] for r in results if r.finished_at})
-    made = [r.provenance for r in results]
-    commits = sorted(
-        {f"{p['commit'][:10]}{' with local changes' if p.get('dirty') else ''}" for p in made if p.get("commit")}
-    )
-    machines = sorted({f"{p['processor']} ({p['num_cpus']} CPUs)" for p in made if p.get("processor")})
-    devices = sorted({p["device"] for p in made if p.get("device") not in (None, "cpu", "unknown")})
-    torch = sorted({p["versions"]["torch"] for p in made if p.get("versions", {}).get("torch")})
-    parts = [
-        "Protocol " + " and ".join(sorted({r.cell.protocol.title for r in results})),
-        "Runs of " + " to ".join(days[:: max(1, len(days) - 1)]) if days else "",
-        "commit " + ", ".join(commits) if commits else "",
-        *("torch " + version for version in torch),
-        *machines,
-        *devices,
-    ]
-    return "; ".join(part for part in parts if part)
 
 
 def metric_label(result: Result) -> str:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import re
-import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from harness.report.aggregate import Board, BoardRow
+from harness.report.aggregate import Board, BoardRow, Entry
+from harness.report.agreement import disagreements, is_same_method, is_unaltered
 from harness.report.layout import Cell, Column, Table
-from harness.report.published import FOLDER, PublishedRow
+from harness.report.published import Number, PublishedRow
+from harness.scores import mean_score, settled
 
 
 @dataclass(frozen=True)
@@ -34,15 +33,49 @@ class Comparison:
     source: str
 
 
+@dataclass(frozen=True)
+class Fidelity:
+    """What of a board stands beside a record, and what does not."""
+
+    comparisons: list[Comparison]
+    left_out: list[str]
+    """Per row of ours and of theirs with the same method: why some of their cells are not compared."""
+
+
+def fidelity_of(board: Board) -> Fidelity:
+    """Every cell of the record beside the one row of ours that was made with its method and settings.
+
+    Of several such rows the one counts that bears the method's name alone; without one, none does, for a record does
+    not say which of them it means. The comparisons are in the order of the board.
+    """
+    found: dict[tuple[int, int, int], Comparison] = {}
+    left_out: dict[str, None] = {}
+    for place, published in enumerate(board.published):
+        named = [(i, row) for i, row in enumerate(board.rows) if is_same_method(row, published.method)]
+        for column, task in enumerate(board.tasks):
+            number = published.numbers.get(task)
+            if number is None or number.value is None:
+                continue
+            scored = [(i, row, entry) for i, row in named if (entry := row.entries.get(task)) and entry.scores]
+            fitting = []
+            for i, row, entry in scored:
+                if reasons := disagreements(entry, number, board.record):
+                    left_out[f"{row.name} beside {published.name}: {', '.join(reasons)}"] = None
+                else:
+                    fitting.append((i, row, entry))
+            plain = [item for item in fitting if is_unaltered(item[1])]
+            chosen = fitting if len(fitting) == 1 else plain if len(plain) == 1 else []
+            for i, row, entry in chosen:
+                found[i, place, column] = _comparison(board, row, entry, published, number)
+            for _, row, _ in (item for item in fitting if item not in chosen):
+                reason = "several rows of this method fit, and the record does not say which one it means"
+                left_out[f"{row.name} beside {published.name}: {reason}"] = None
+    return Fidelity([found[key] for key in sorted(found)], list(left_out))
+
+
 def compare_with_published(board: Board) -> list[Comparison]:
-    """Every cell that a measured and a published row of `board` have in common, in the order of the board."""
-    return [
-        item
-        for row in board.rows
-        for published in board.published
-        if _is_same(row, published)
-        for item in _common_cells(board, row, published)
-    ]
+    """Every cell of the record beside ours with the same method and settings, in the order of the board."""
+    return fidelity_of(board).comparisons
 
 
 def lay_out_fidelity(board: Board) -> Table:
@@ -51,14 +84,16 @@ def lay_out_fidelity(board: Board) -> Table:
     caption = "Test scores beside published ones: ours is the mean ± standard deviation over seeds, difference is ours "
     caption += "less theirs."
     table = Table(f"{board.suite} on {board.backbone}: fidelity", caption, [Column(name) for name in names])
-    found = compare_with_published(board)
+    made = fidelity_of(board)
+    found = made.comparisons
     for item in found:
+        overlap = (table.note(board.overlaps[item.task]),) if item.task in board.overlaps else ()
         theirs = "" if item.published_std is None else f"{item.published_std:g}"
         table.rows.append(
             [
                 Cell(item.method),
                 Cell(item.published_method, notes=(table.note(f"published: {item.source}"),)),
-                Cell(f"{item.task} ({item.metric})"),
+                Cell(f"{item.task} ({item.metric})", notes=overlap),
                 Cell(f"{item.published:.1f}", spread=theirs),
                 Cell(f"{item.ours:.1f}", spread="" if item.ours_std is None else f"{item.ours_std:.1f}"),
                 Cell(f"{item.difference:+.1f}"),
@@ -68,11 +103,14 @@ def lay_out_fidelity(board: Board) -> Table:
     if found:
         gaps = [item.difference for item in found]
         table.remarks.append(
-            f"{len(gaps)} cells: ours are {statistics.fmean(gaps):+.1f} points from theirs on average, "
-            f"{statistics.fmean(map(abs, gaps)):.1f} whatever the sign."
+            f"{len(gaps)} cell{'s' if len(gaps) > 1 else ''}: ours are {mean_score(gaps):+.1f} points from theirs on "
+            f"average, {mean_score(map(abs, gaps)):.1f} whatever the sign."
         )
+    elif made.left_out:
+        table.remarks.append("No measured row was made with the settings of a published one.")
     else:
         table.remarks.append(f"{board.published_note or 'No measured method is among the published ones'}.")
+    table.remarks += [f"Not compared: {text}." for text in made.left_out]
     table.remarks.append(f"{board.origin}.")
     return table
 
@@ -82,36 +120,21 @@ def records(boards: Sequence[Board]) -> list[dict[str, object]]:
     return [asdict(item) for board in boards for item in compare_with_published(board)]
 
 
-def _common_cells(board: Board, row: BoardRow, published: PublishedRow) -> Iterator[Comparison]:
-    for task in board.tasks:
-        number, entry = published.numbers.get(task), row.entries.get(task)
-        if number is None or number.value is None or entry is None or entry.mean is None:
-            continue
-        yield Comparison(
-            suite=board.suite,
-            backbone=board.backbone,
-            method=row.name,
-            published_method=published.name,
-            task=task,
-            metric=board.metrics[task],
-            published=number.value,
-            published_std=number.std,
-            ours=entry.mean,
-            ours_std=entry.std,
-            difference=entry.mean - number.value,
-            num_runs=len(entry.runs),
-            source=published.origin,
-        )
-
-
-def _is_same(row: BoardRow, published: PublishedRow) -> bool:
-    """Whether a source's name of a method means the file that a row was made with."""
-    known = json.loads((FOLDER / "methods.json").read_text(encoding="utf-8"))
-    file = known.get(published.method, _stem(published.method))
-    used = {run.cell.method for entry in row.entries.values() for run in entry.runs}
-    return any(file in (name, _stem(name)) for name in used)
-
-
-def _stem(name: str) -> str:
-    """`Fine-tuning` and `finetune` -> `finetun`."""
-    return re.sub("(ing|e)$", "", re.sub("[^a-z0-9]", "", name.lower()))
+def _comparison(board: Board, row: BoardRow, entry: Entry, published: PublishedRow, number: Number) -> Comparison:
+    assert entry.mean is not None
+    assert number.value is not None
+    return Comparison(
+        suite=board.suite,
+        backbone=board.backbone,
+        method=row.name,
+        published_method=published.name,
+        task=number.task,
+        metric=board.metrics[number.task],
+        published=number.value,
+        published_std=number.std,
+        ours=entry.mean,
+        ours_std=entry.std,
+        difference=settled(entry.mean - number.value),
+        num_runs=len(entry.runs),
+        source=published.origin,
+    )

@@ -17,6 +17,7 @@ from harness.report.pool import Found, Pool
 from harness.report.styles import Look
 from harness.report_declarations import Axis, FigureLayout, Panel, Where
 from harness.report_layouts import DERIVED
+from harness.scores import mean_score
 
 LINES = ("-", "--", ":", "-.")
 """Of several curves of one method."""
@@ -131,7 +132,7 @@ def _point(position: float, items: Sequence[Found]) -> Point:
     seconds = [cost for item in items if (cost := _step_seconds(item)) is not None]
     return Point(
         position,
-        statistics.fmean(item.entry.mean for item in items if item.entry.mean is not None),
+        mean_score(item.entry.mean for item in items if item.entry.mean is not None),
         items[0].entry.std if len(items) == 1 else None,
         statistics.fmean(seconds) if len(seconds) == len(items) else None,
     )

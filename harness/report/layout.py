@@ -126,6 +126,8 @@ def _column(board: Board, task: str, table: Table, significance: Significance | 
     notes = []
     if kinds := board.differences.get(task):
         notes.append(table.note(f"rows of this column were made with different {' and '.join(kinds)}: not comparable"))
+    if task in board.overlaps:
+        notes.append(table.note(board.overlaps[task]))
     if significance is not None and task in significance.warnings:
         notes.append(table.note(significance.warnings[task]))
     return Column(f"{task} ({board.metrics.get(task, '?')})", board.benchmarks[task], tuple(notes), task)
@@ -165,10 +167,12 @@ def _verdict(row: BoardRow, column: str, significance: Significance | None) -> t
 
 def _flags(entry: Entry) -> list[str]:
     flags = [_failure_note(entry)] if entry.failed else []
-    if entry.num_grid_failed and not entry.failed:
+    if entry.has_hidden_grid_failures:
         flags.append(f"{entry.num_grid_failed} of {entry.num_grid_runs} grid runs failed")
     if entry.mixed:
         flags.append(f"runs differ in {' and '.join(entry.mixed)}; rerun them with --rerun stale")
+    if entry.commits:
+        flags.append(f"runs were made at {len(entry.commits)} commits of the harness: {', '.join(entry.commits)}")
     if entry.stale:
         flags.append(f"stale: {' and '.join(entry.stale)} changed since; rerun with --rerun stale")
     if entry.num_unreadable:

@@ -8,7 +8,7 @@ from harness.metrics import METRICS
 from harness.report.layout import DASH, Cell, Table
 from harness.report.layout_lines import Slot
 from harness.report.published import Number, Record, bare
-from harness.report_declarations import Condition, Where, spelled
+from harness.report_declarations import Condition, Value, Where, spelled
 from harness.tasks import all_tasks
 
 
@@ -57,8 +57,8 @@ def _numbers(where: Where, row: Slot, column: Slot, record: Record) -> list[Numb
         number
         for number in record.numbers
         if number.method == method
-        and (not isinstance(backbone, str) or number.backbone == bare(backbone))
-        and ("few_shot.k" not in asked or _fits(number.k_shot, asked["few_shot.k"]))
+        and (backbone is None or number.backbone in {bare(str(name)) for name in _listed(backbone)})
+        and _fits(number.k_shot, asked.get("few_shot.k"))
     ]
     if (row.show or column.show or "score") != "score":
         return found
@@ -75,7 +75,11 @@ def _numbers(where: Where, row: Slot, column: Slot, record: Record) -> list[Numb
 
 
 def _fits(k_shot: int | None, condition: Condition) -> bool:
-    return spelled(k_shot) in map(spelled, condition if isinstance(condition, list) else [condition])
+    return spelled(k_shot) in map(spelled, _listed(condition))
+
+
+def _listed(condition: Condition) -> list[Value]:
+    return condition if isinstance(condition, list) else [condition]
 
 
 def _cell(

@@ -8,14 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from harness.report.aggregate import COMMON_TO_A_COLUMN, find_differences, metric_label, origin_of
+from harness.report.aggregate import metric_label
 from harness.report.layout import DASH, Cell, Column, Table, entry_cell, mark_best, span_of
 from harness.report.layout_lines import Slot, slots
 from harness.report.layout_published import published_rows
+from harness.report.origin import COMMON_TO_A_COLUMN, find_differences, origin_of
+from harness.report.overlap import overlaps
 from harness.report.pool import Found, Pool
 from harness.report.published import Record
 from harness.report_declarations import TableLayout, Where
 from harness.schema import Result
+from harness.scores import mean_score, spread_of
 
 Records = list[dict[str, object]]
 READING = (
@@ -67,16 +70,17 @@ class Filler:
         values = [run.test.metrics[metric] for run in entry.runs if run.test and metric in run.test.metrics]
         if len(values) < len(entry.scores):
             return Score(Cell(DASH, notes=(self.table.note(f"{metric} was not computed"),)), None, results)
-        spread = f"{statistics.stdev(values):.1f}" if len(values) > 1 else ""
-        mean = statistics.fmean(values)
-        return Score(replace(cell, text=f"{mean:.1f}", spread=spread), mean, results)
+        spread, mean = spread_of(values), mean_score(values)
+        text = "" if spread is None else f"{spread:.1f}"
+        return Score(replace(cell, text=f"{mean:.1f}", spread=text), mean, results)
 
     def _mean(self, where: Where, tasks: Sequence[str], metric: str | None) -> Score:
         parts = [self._single({**where, "task": task}, metric) for task in tasks]
         results = tuple(result for part in parts for result in part.results)
         values = [part.value for part in parts if part.value is not None]
         if len(values) == len(tasks):
-            return Score(Cell(f"{statistics.fmean(values):.1f}"), statistics.fmean(values), results)
+            mean = mean_score(values)
+            return Score(Cell(f"{mean:.1f}"), mean, results)
         if not values:
             return Score(Cell(DASH) if results else Cell(), None, results)
         note = self.table.note("no mean without a score on each of its tasks")
@@ -141,7 +145,7 @@ def _ranked(grid: list[list[Score]], along: str) -> list[list[Score]]:
 
 
 def _notes(grid: Sequence[Sequence[Score]], table: Table) -> list[tuple[int, ...]]:
-    """For each column of scores that are compared: what they were not made with in common."""
+    """For each column of scores that are compared: what they were not made with in common, and leaked rows."""
     notes: list[tuple[int, ...]] = []
     for line in zip(*grid, strict=True):
         by_task: dict[str, list[Result]] = defaultdict(list)
@@ -150,7 +154,9 @@ def _notes(grid: Sequence[Sequence[Score]], table: Table) -> list[tuple[int, ...
                 by_task[result.cell.task].append(result)
         kinds = {kind for results in by_task.values() for kind in find_differences(results, COMMON_TO_A_COLUMN)}
         named = " and ".join(kind for kind in COMMON_TO_A_COLUMN if kind in kinds)
-        notes.append((table.note(f"compared here although made with different {named}"),) if kinds else ())
+        texts = [f"compared here although made with different {named}"] if kinds else []
+        texts += overlaps(result for results in by_task.values() for result in results).values()
+        notes.append(tuple(map(table.note, texts)))
     return notes
 
 

@@ -7,13 +7,14 @@ record of facts with their sources: no run of the harness ever changes them.
 from __future__ import annotations
 
 import csv
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import UserError, require_choice
 from harness.metrics import METRICS
+from harness.schema import Result
+from harness.scores import mean_score
 
 FOLDER = Path(__file__).parent.parent / "published"
 
@@ -87,7 +88,7 @@ class PublishedRow:
     def average(self, tasks: Sequence[str]) -> float | None:
         """Unweighted mean over `tasks`; None unless each has a value."""
         values = [number.value for task, number in self.numbers.items() if task in tasks and number.value is not None]
-        return statistics.fmean(values) if values and len(values) == len(tasks) else None
+        return mean_score(values) if values and len(values) == len(tasks) else None
 
 
 @dataclass(frozen=True)
@@ -97,17 +98,19 @@ class Record:
     name: str
     numbers: list[Number]
 
-    def rows(self, backbone: str, metrics: Mapping[str, str], num_train: Mapping[str, set[int]]) -> list[PublishedRow]:
+    def rows(
+        self, backbone: str, metrics: Mapping[str, str], runs: Mapping[str, Sequence[Result]]
+    ) -> list[PublishedRow]:
         """Return the test scores on a backbone that are comparable with a board's, in the order of the record.
 
-        `metrics` holds the label of what is reported per task of the board, `num_train` the training rows of its
-        runs: numbers in another metric are left out, and few-shot numbers stand beside few-shot runs only. Where
-        two tables print a number for the same method and task, the first counts.
+        `metrics` holds the label of what is reported per task of the board, `runs` its runs: numbers in another
+        metric are left out, and few-shot numbers stand beside few-shot runs only. Where two tables print a number
+        for the same method and task, the first counts.
         """
-        known = {number.k_shot for number in self.numbers if number.k_shot is not None}
+        shots_of_task = {task: {self.shots_of(run) for run in found} for task, found in runs.items()}
         found: dict[tuple[str, int | None], PublishedRow] = {}
         for number in self.numbers:
-            shots = {_shots(size, known) for size in num_train.get(number.task, ())} or {None}
+            shots = shots_of_task.get(number.task) or {None}
             label = METRICS[number.metric].label if number.metric in METRICS else None
             of_board = number.task in metrics and label == metrics[number.task] and number.split == "test"
             if of_board and number.backbone == bare(backbone) and number.k_shot in shots:
@@ -115,6 +118,16 @@ class Record:
                 row = found.setdefault(key, PublishedRow(self.name, *key, {}))
                 row.numbers.setdefault(number.task, number)
         return list(found.values())
+
+    def shots_of(self, run: Result) -> int | None:
+        """How many training rows a run was given, as the record's k; None for the whole training split.
+
+        A run that says of no draw may have been given a small file: its number of rows counts then.
+        """
+        if run.cell.few_shot is not None:
+            return run.cell.few_shot.k
+        known = {number.k_shot for number in self.numbers if number.k_shot is not None}
+        return _shots(run.data.num_train, known) if run.data else None
 
 
 def names() -> list[str]:

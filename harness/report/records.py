@@ -14,7 +14,7 @@ from harness.report.significance import Significance
 
 CSV_COLUMNS = (
     "suite", "backbone", "method", "origin", "num_trained", "num_kept", "task", "metric", "mean", "std", "num_runs",
-    "num_grid_runs", "num_failed", "num_unreadable", "num_answers", "protocol",
+    "num_grid_runs", "num_grid_failed", "num_failed", "num_unreadable", "num_answers", "num_duplicates", "protocol",
 )  # fmt: skip
 
 
@@ -48,9 +48,11 @@ def _entry_csv(entry: Entry) -> dict[str, object]:
         "std": _number(entry.std),
         "num_runs": len(entry.runs),
         "num_grid_runs": entry.num_grid_runs,
+        "num_grid_failed": entry.num_grid_failed,
         "num_failed": len(entry.failed),
         "num_unreadable": entry.num_unreadable if entry.runs else "",
         "num_answers": entry.num_answers if entry.runs else "",
+        "num_duplicates": entry.num_duplicates if entry.runs else "",
         "protocol": next((run.cell.protocol.title for run in (*entry.runs, *entry.failed)), ""),
     }
 
@@ -88,6 +90,7 @@ def as_json(board: Board, significance: Significance | None = None) -> dict[str,
         "benchmarks": board.benchmarks,
         "metrics": board.metrics,
         "differences": {task: kinds for task, kinds in board.differences.items() if kinds},
+        "overlaps": board.overlaps,
         "origin": board.origin,
         "rows": rows,
         "published": [_published_json(row, board) for row in board.published],
@@ -116,9 +119,11 @@ def _entry_json(entry: Entry) -> dict[str, Any]:
         **({"num_raced_out": entry.num_raced_out} if entry.num_raced_out else {}),
         "num_unreadable": entry.num_unreadable,
         "num_answers": entry.num_answers,
+        "num_duplicates": entry.num_duplicates,
         "grid": entry.grid,
         "cells": [run.cell_id for run in entry.runs],
         "mixed": entry.mixed,
+        **({"commits": entry.commits} if entry.commits else {}),
         **({"stale": entry.stale} if entry.stale else {}),
         "failed": [{"cell": run.cell_id, "error": run.failure.message if run.failure else ""} for run in entry.failed],
     }

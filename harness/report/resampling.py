@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.metrics import get_metric, numbers
+from harness.scores import DIGITS
 
 Array = NDArray[np.float64]
 Scorer = Callable[[Array], Array]
@@ -42,11 +43,12 @@ class Answers:
 
 
 def make_scorer(metrics: Sequence[str], answers: Answers, labels: Sequence[str]) -> Scorer:
-    """The mean of `metrics`, as `harness.metrics` defines them, as a function of weights."""
+    """The mean of `metrics`, as `harness.metrics` defines them and settled as there, as a function of weights."""
     parts = [_SCORERS.get(name, _anew(name))(answers, labels) for name in metrics]
 
     def score(weights: Array) -> Array:
-        return _mean([part(weights) for part in parts])
+        scores: Array = np.round(_mean([part(weights) for part in parts]), DIGITS) + 0.0  # as `scores.settled`
+        return scores
 
     return score
 

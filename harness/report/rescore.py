@@ -13,6 +13,7 @@ from harness.report.resampling import Answers
 from harness.report.stored import read_answers, split_of
 from harness.results import predictions_path
 from harness.schema import MetricRecord, Result, SplitScore
+from harness.scores import mean_score
 
 TOLERANCE = 1e-6
 """Percent points by which another machine's last digits may differ."""
@@ -68,7 +69,7 @@ def _differences(place: str, stored: SplitScore, answers: Answers, record: Metri
     anew = compute(list(stored.metrics), answers.predictions, answers.references, record.labels)
     pairs = [(name, stored.metrics[name], value) for name, value in anew.items()]
     if set(record.reported) <= set(anew):
-        pairs.append(("score", stored.score, sum(anew[name] for name in record.reported) / len(record.reported)))
+        pairs.append(("score", stored.score, mean_score(anew[name] for name in record.reported)))
     else:
         yield f"{place} score: its metrics {', '.join(record.reported)} are not all stored"
     for name, old, new in pairs:

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
 from harness.report.aggregate import Board, BoardRow, Entry
 from harness.report.resampling import Answers, bounds
-from harness.report.stats import LEVEL, NUM_DRAWS, Estimate, Ranking, Sample, compare, holm, mean_of, rank_methods
+from harness.report.stats import (
+    LEVEL,
+    NUM_DRAWS,
+    Estimate,
+    Ranking,
+    Sample,
+    Seeds,
+    compare,
+    holm,
+    mean_of,
+    rank_methods,
+)
 from harness.schema import Result
 
 AVERAGE = "average"
@@ -88,19 +99,28 @@ def assess(board: Board, read: Reader) -> Significance:
                 gap, p_value = compare(first, second)
                 gaps.setdefault((one, other), []).append(gap)
                 found.append((task, one, other, gap, p_value))
-    for name, found_for in estimates.items():
-        if len(found_for) == len(board.tasks):
-            low, high = (fmean(ends) for ends in zip(*(limits for _, limits in found_for), strict=True))
-            made.intervals[name, AVERAGE] = mean_of([item for item, _ in found_for]).interval(low, high)
-    for (one, other), items in gaps.items():
-        if len(items) == len(board.tasks):
-            gap = mean_of(items)
-            found.append((AVERAGE, one, other, gap, gap.p_value))
+    if len(board.tasks) > 1:
+        for name, found_for in estimates.items():
+            if len(found_for) == len(board.tasks):
+                low, high = (fmean(ends) for ends in zip(*(limits for _, limits in found_for), strict=True))
+                made.intervals[name, AVERAGE] = mean_of([item for item, _ in found_for]).interval(low, high)
+        for (one, other), items in gaps.items():
+            if len(items) == len(board.tasks):
+                gap = mean_of(items)
+                found.append((AVERAGE, one, other, gap, gap.p_value))
     corrected = holm([p_value for *_, p_value in found])
     made.pairs = [Pair(*item, adjusted) for item, adjusted in zip(found, corrected, strict=True)]
+    if len(board.tasks) == 1:
+        _repeat_as_average(made)
     _mark(board, made)
     made.ranking = _ranking(board)
     return made
+
+
+def _repeat_as_average(made: Significance) -> None:
+    """The average over one task is that task's score: the same number, so the same verdict, and no further test."""
+    made.intervals |= {(name, AVERAGE): span for (name, _), span in made.intervals.items()}
+    made.pairs += [replace(pair, column=AVERAGE) for pair in made.pairs]
 
 
 def _samples(board: Board, task: str, read: Reader, made: Significance) -> dict[str, Sample]:
@@ -110,9 +130,9 @@ def _samples(board: Board, task: str, read: Reader, made: Significance) -> dict[
         entry = row.entries.get(task)
         if entry is None or not entry.scores:
             continue
-        answers = {run.cell.seed: read(run) for run in entry.runs}
-        readable = {seed: item for seed, item in answers.items() if item is not None}
-        if len(readable) < len(answers) or len({item.rows for item in readable.values()}) > 1:
+        read_runs = [(run.cell.seeds, read(run)) for run in entry.runs]
+        readable = [(seeds, item) for seeds, item in read_runs if item is not None]
+        if len(readable) < len(read_runs) or len({item.rows for _, item in readable}) > 1:
             made.untested.append((row.name, task))
             continue
         made.has_single_runs |= len(readable) == 1
@@ -120,7 +140,7 @@ def _samples(board: Board, task: str, read: Reader, made: Significance) -> dict[
     return samples
 
 
-def _sample(entry: Entry, answers: dict[int, Answers]) -> Sample:
+def _sample(entry: Entry, answers: Sequence[tuple[Seeds, Answers]]) -> Sample:
     record = entry.runs[0].metrics
     assert record is not None, "a run with a score says how it was scored"
     return Sample.of(answers, record.reported, record.labels)

@@ -30,7 +30,10 @@ from harness.report.resampling import (
     make_scorer,
     row_scores,
 )
+from harness.scores import mean_score, settled
 
+Seeds = tuple[int, ...]
+"""The random seeds of a run: of training, and of its few-shot draw if it has one."""
 LEVEL = 0.05
 NUM_DRAWS = 1_000
 SMALL = 100
@@ -81,14 +84,15 @@ def mean_of(estimates: Sequence[Estimate]) -> Estimate:
     """The mean of independent estimates, as an average over tasks is one."""
     count = len(estimates)
     parts = [(variance / count**2, degrees) for item in estimates for variance, degrees in item.parts]
-    return Estimate(math.fsum(item.value for item in estimates) / count, tuple(parts))
+    return Estimate(mean_score(item.value for item in estimates), tuple(parts))
 
 
 @dataclass(frozen=True)
 class Sample:
     """The runs of a method on a task, drawn."""
 
-    seeds: tuple[int, ...]
+    seeds: tuple[Seeds, ...]
+    """Of each run; several runs may have the same, such as those that a cell's start alone tells apart."""
     runs: tuple[Answers, ...]
     metrics: tuple[str, ...]
     labels: tuple[str, ...]
@@ -101,17 +105,17 @@ class Sample:
 
     @classmethod
     def of(
-        cls, runs: dict[int, Answers], metrics: Sequence[str], labels: Sequence[str], num_draws: int = NUM_DRAWS
-    ) -> Sample:
-        """Score each run (per seed) on all rows and on every draw. The draws are the same for all methods."""
-        seeds = tuple(sorted(runs))
-        num_rows = len(runs[seeds[0]].predictions)
+        cls, runs: Sequence[tuple[Seeds, Answers]], metrics: Sequence[str], labels: Sequence[str],
+        num_draws: int = NUM_DRAWS,
+    ) -> Sample:  # fmt: skip
+        """Score each run on all rows and on every draw. The draws are the same for all methods."""
+        seeds, answers = zip(*sorted(runs, key=lambda run: run[0]), strict=True)
+        num_rows = len(answers[0].predictions)
         weights = draw_weights(num_rows, num_draws)
-        scorers = [make_scorer(metrics, runs[seed], labels) for seed in seeds]
+        scorers = [make_scorer(metrics, item, labels) for item in answers]
         scores = np.array([scorer(np.ones((1, num_rows)))[0] for scorer in scorers])
         draws = np.stack([scorer(weights) for scorer in scorers], axis=1)
-        ordered = tuple(runs[seed] for seed in seeds)
-        return cls(seeds, ordered, tuple(metrics), tuple(labels), scores, draws, ordered[0].rows)
+        return cls(seeds, answers, tuple(metrics), tuple(labels), scores, draws, answers[0].rows)
 
     @property
     def num_rows(self) -> int:
@@ -149,6 +153,10 @@ class Sample:
         """Whether both answered the same rows, scored by the same metrics."""
         return self.metrics == other.metrics and self.rows == other.rows
 
+    def pairs_with(self, other: Sample) -> bool:
+        """Whether each run has its counterpart: the same seeds, and no two runs of them."""
+        return self.seeds == other.seeds and len(set(self.seeds)) == len(self.seeds)
+
 
 def _estimate(scores: Array, draws: Array, num_rows: int) -> Estimate:
     """Rows: the bootstrap variance of the runs' mean, N/(N-1) against its bias. Seeds: s^2/K."""
@@ -157,12 +165,12 @@ def _estimate(scores: Array, draws: Array, num_rows: int) -> Estimate:
     parts = [(rows, max(1.0, num_rows - 1.0))]
     if count > 1:
         parts.append((float(scores.var(ddof=1)) / count, count - 1.0))
-    return Estimate(float(scores.mean()), tuple(parts))
+    return Estimate(settled(float(scores.mean())), tuple(parts))
 
 
 def difference(one: Sample, other: Sample) -> Estimate:
     """The mean score of `one` less that of `other`, rows paired, and runs too where the seeds are the same."""
-    if one.seeds == other.seeds:
+    if one.pairs_with(other):
         return _estimate(one.scores - other.scores, one.draws - other.draws, one.num_rows)
     gap = one.draws.mean(axis=1, keepdims=True) - other.draws.mean(axis=1, keepdims=True)
     rows = _estimate(np.array([one.scores.mean() - other.scores.mean()]), gap, one.num_rows)

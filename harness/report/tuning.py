@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from harness.report.aggregate import Board, Entry
 from harness.report.layout import Cell, Column, Table
 from harness.schema import Result
+from harness.scores import mean_score, settled
 from harness.selection import best_point, dev_selection
 
 
@@ -75,14 +75,19 @@ def lay_out_tuning(board: Board) -> Table:
     table = Table(f"{board.suite} on {board.backbone}: tuning", caption, columns)
     for item in found:
         curve = item.expected_best_dev
-        head = [Cell(item.method), Cell(item.task), Cell(_runs(item), notes=tuple(map(table.note, _remarks(item))))]
+        overlap = (table.note(board.overlaps[item.task]),) if item.task in board.overlaps else ()
+        head = [
+            Cell(item.method),
+            Cell(item.task, notes=overlap),
+            Cell(_runs(item), notes=tuple(map(table.note, _remarks(item)))),
+        ]
         scores = [
             Cell("–" if score is None else f"{score:.1f}") for score in (item.by_dev, item.by_test, item.optimism)
         ]
         table.rows.append([*head, *scores, *(Cell(f"{curve[n - 1]:.1f}" if n <= len(curve) else "") for n in counts)])
     known = [item.optimism for item in found if item.optimism is not None]
     if known:
-        mean = statistics.fmean(known)
+        mean = mean_score(known)
         table.remarks.append(f"A table chosen by test would stand {mean:.1f} points higher on average.")
     elif not found:
         table.remarks.append("No grid was searched.")
@@ -96,17 +101,17 @@ def records(boards: Sequence[Board]) -> list[dict[str, object]]:
 
 def _record(board: Board, name: str, task: str, entry: Entry) -> TuningRecord:
     searches = [search for search in entry.searches if _done(search)]
-    by_dev = statistics.fmean(_score(search[best_point(search) or 0]) for search in searches)
+    by_dev = mean_score(_score(search[best_point(search) or 0]) for search in searches)
     num_failed = sum(result.status == "failed" for search in searches for result in search)
     num_raced_out = sum(result.raced_out_at is not None for search in searches for result in search)
     num_points = max(map(len, searches))
     head = (board.suite, board.backbone, name, task, num_points, len(searches), num_failed, num_raced_out, by_dev)
     if num_raced_out:
         return TuningRecord(*head, by_test=None, optimism=None, expected_best_dev=())
-    by_test = statistics.fmean(max(map(_score, _done(search))) for search in searches)
+    by_test = mean_score(max(map(_score, _done(search))) for search in searches)
     curves = [expected_best([dev_selection(result) for result in _done(search)]) for search in searches]
-    curve = tuple(statistics.fmean(values) for values in zip(*curves, strict=False))
-    return TuningRecord(*head, by_test, by_test - by_dev, curve)
+    curve = tuple(mean_score(values) for values in zip(*curves, strict=False))
+    return TuningRecord(*head, by_test, settled(by_test - by_dev), curve)
 
 
 def _remarks(item: TuningRecord) -> list[str]:
@@ -130,7 +135,7 @@ def _score(result: Result) -> float:
 
 
 def _runs(item: TuningRecord) -> str:
-    return f"{item.num_points}" if item.num_searches == 1 else f"{item.num_points} × {item.num_searches} seeds"
+    return f"{item.num_points}" if item.num_searches == 1 else f"{item.num_points} × {item.num_searches} searches"
 
 
 def _shown_counts(longest: int) -> list[int]:

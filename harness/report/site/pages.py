@@ -169,7 +169,8 @@ def _links(entry: Entry) -> tuple[tuple[str, str], ...]:
 
 def _seed(result: Result) -> str:
     score = f"{result.test.score:.1f}" if result.test else "failed"
-    return f"seed {result.cell.seed}: {score}"
+    draw = f", draw {result.cell.few_shot.seed}" if result.cell.few_shot else ""
+    return f"seed {result.cell.seed}{draw}: {score}"
 
 
 def _tuning(board: Board) -> Grid:

@@ -1,0 +1,115 @@
+"""Whether a row of ours was made with the method and the settings that stand behind a published number."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from harness.declarations import ProtocolReference
+from harness.protocol import Place, protocol_names, resolve
+from harness.report.aggregate import BoardRow, Entry
+from harness.report.published import FOLDER, Number, Record
+from harness.schema import Cell
+
+TOLERANCE = 0.1
+"""Share by which a count of parameters may differ: printed ones are rounded, and some count more, such as LoRA's biases
+(7 %)."""
+STATED = {
+    "hp.prompt_length": re.compile(r"\b(?:prompt|params fit) (\d+)\b"),
+    "hp.rank": re.compile(r"\brank (\d+)\b"),
+    "recipe.max_source_length": re.compile(r"\b(\d+) tokens\b"),
+}
+"""Settings that notes of a record name, and how."""
+BY_PROTOCOL = "prompt_length"
+"""The setting that a record's protocol gives where its notes are silent."""
+MULTI_TASK = "multi-task training"
+"""What notes say of numbers from a training on several tasks at once."""
+UNITS = {"K": 1e3, "M": 1e6, "B": 1e9}
+
+
+def is_same_method(row: BoardRow, published: str) -> bool:
+    """Whether a source's name of a method means the file that a row was made with."""
+    file = _file_of(published)
+    return any(file in (name, _stem(name)) for name in _methods(row))
+
+
+def is_unaltered(row: BoardRow) -> bool:
+    """Whether the row bears its method's own name, as a suite gives it to the settings that it means by default."""
+    return {row.label} == _methods(row)
+
+
+def disagreements(entry: Entry, number: Number, record: Record | None) -> list[str]:
+    """In which settings an entry and a number differ, as far as the record states them; backbone and metric are the
+    board's."""
+    ours = {record.shots_of(run) if record else None for run in entry.runs}
+    found = []
+    if ours != {number.k_shot}:
+        texts = sorted(_shots_text(k) for k in ours)
+        found.append(f"trained on {' and '.join(texts)}, published for {_shots_text(number.k_shot)}")
+    (file,) = {run.cell.method for run in entry.runs}
+    for name, wanted in _stated(number, record, file).items():
+        values = {value for run in entry.runs if (value := _value(run.cell, name)) is not None}
+        if values and values != {wanted}:
+            found.append(f"{name} is {' and '.join(sorted(map(str, values)))}, published with {wanted}")
+    if any((run.cell.mixture is not None) != (MULTI_TASK in number.note) for run in entry.runs):
+        found.append("one of the two was trained on several tasks at once")
+    return [*found, *_params(entry, number)]
+
+
+def _shots_text(k: int | None) -> str:
+    return "all rows" if k is None else f"k={k}"
+
+
+def _params(entry: Entry, number: Number) -> list[str]:
+    printed = parse_count(number.params)
+    counts = [run.params for run in entry.runs if run.params]
+    kinds: tuple[Literal["num_trained", "num_kept"], ...] = ("num_trained", "num_kept")
+    ours = sorted({params.per_task(kind) for params in counts for kind in kinds})
+    if printed is None or not ours or any(abs(count - printed) <= TOLERANCE * printed for count in ours):
+        return []
+    return [f"{' or '.join(f'{count:,}' for count in ours)} parameters, published with {number.params}"]
+
+
+def parse_count(text: str) -> float | None:
+    """76,800 of "76.8K"; None where a source prints no count."""
+    match = re.fullmatch(r"([\d.,]+)([KMB]?)", text)
+    return float(match[1].replace(",", "")) * UNITS.get(match[2], 1) if match else None
+
+
+def _stated(number: Number, record: Record | None, method: str) -> dict[str, int]:
+    """Settings behind a number: what its note says, else the record's protocol, if the number is its own."""
+    stated = {name: int(found[1]) for name, pattern in STATED.items() if (found := pattern.search(number.note))}
+    if record is not None and not number.cited:
+        place = Place(number.task, number.benchmark, method, number.backbone)
+        given = _protocol_hp(record.name.partition(":")[0], place).get(BY_PROTOCOL)
+        if isinstance(given, int):
+            stated.setdefault(f"hp.{BY_PROTOCOL}", given)
+    return stated
+
+
+@functools.cache
+def _protocol_hp(name: str, place: Place) -> Mapping[str, Any]:
+    return resolve(ProtocolReference(name=name)).hp(place) if name in protocol_names() else {}
+
+
+def _value(cell: Cell, name: str) -> Any:
+    part, _, key = name.partition(".")
+    return cell.hp.get(key) if part == "hp" else getattr(cell.recipe, key)
+
+
+def _methods(row: BoardRow) -> set[str]:
+    return {run.cell.method for entry in row.entries.values() for run in entry.runs}
+
+
+@functools.cache
+def _file_of(published: str) -> str:
+    known = json.loads((FOLDER / "methods.json").read_text(encoding="utf-8"))
+    return str(known.get(published, _stem(published)))
+
+
+def _stem(name: str) -> str:
+    """`Fine-tuning` and `finetune` -> `finetun`."""
+    return re.sub("(ing|e)$", "", re.sub("[^a-z0-9]", "", name.lower()))
