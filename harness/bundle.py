@@ -28,7 +28,7 @@ from harness.mixture import join_encoded
 from harness.products import Circumstances, OnProduct, failed_product, rule_product, trained_product
 from harness.racing import Race
 from harness.results import NotStored
-from harness.schema import Cell, Failure
+from harness.schema import Cell, Failure, Key
 from harness.sharding import UNSHARDED, shard, trains_backbone
 from harness.starting import StartFile, read_start
 from harness.tasks.record import Task
@@ -55,8 +55,8 @@ class Bundle:
     micro_batch_tokens: int | None
     races: tuple[Race, ...] = ()
     checkpoint: CheckpointPlan | None = None
-    starts: Mapping[str, tuple[StartFile, ...]] = field(default_factory=dict)
-    """By cell_id, what a cell's tensors start from."""
+    starts: Mapping[Key, tuple[StartFile, ...]] = field(default_factory=dict)
+    """By key, what a cell's tensors start from."""
     placement: Placement = DEFAULT_PLACEMENT
     processes: int = 1
     """Processes that train it together, each on its own device."""
@@ -230,7 +230,7 @@ class _Work:
         for cell in self.bundle.cells:
             try:
                 methods.append(
-                    _build(cell, self.registered[cell.method], backbone, task, self.common.starts.get(cell.cell_id, ()))
+                    _build(cell, self.registered[cell.method], backbone, task, self.common.starts.get(cell.key, ()))
                 )
             except Exception as error:
                 if len(self.bundle.cells) == 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +14,6 @@ from torch import Tensor
 from harness.backbone import Backbone
 from harness.bundle import build_method
 from harness.caches import cached_backbone, cached_task
-from harness.checkpoint import name_of
 from harness.errors import UserError
 from harness.families import block_of
 from harness.heads import check_head
@@ -23,7 +23,7 @@ from harness.method import Method, Registered, Rule, discover
 from harness.metrics import get_metric
 from harness.provenance import sha256_file
 from harness.results import ResultStore, tensors_path
-from harness.schema import Cell, Result, Start
+from harness.schema import Cell, Key, Result, Start
 from harness.selection import chosen, next_cells
 from harness.sources import MissingData
 from harness.staleness import superseded
@@ -32,7 +32,7 @@ from harness.suite import Group, Overrides, Suite, expand, load_suite
 from harness.tasks import Task
 from harness.tasks.own import suite_tasks
 
-Key = tuple[int, int]
+Point = tuple[int, int]
 """(grid point, seed) of a cell within its group."""
 
 
@@ -46,10 +46,10 @@ class Plan:
     tasks: dict[str, Task]
     store: ResultStore
     data_dir: str | None
-    results: list[dict[Key, Result]]
+    results: list[dict[Point, Result]]
     """Per group, the stored results."""
-    superseded: dict[tuple[str, str], Result] = field(default_factory=dict)
-    """By label and cell_id, results of earlier versions of task or protocol; their cells wait until asked for."""
+    superseded: dict[Key, Result] = field(default_factory=dict)
+    """By key, results of earlier versions of task or protocol; their cells wait until asked for."""
     _fingerprints: dict[tuple[str, str], str] = field(default_factory=dict)
 
     @property
@@ -80,12 +80,13 @@ class Plan:
                 if index is not None and self.groups[index].is_source and index not in sources:
                     sources[index] = self._next(index)
                     waiting += sources[index]
-        return [*itertools.chain.from_iterable(sources.values()), *rows]
+        # a source may share cells with the table, and such a cell is trained once
+        return list({cell.key: cell for cell in [*itertools.chain.from_iterable(sources.values()), *rows]}.values())
 
     def _next(self, index: int) -> list[Cell]:
         group = self.groups[index]
         cells = [group.cells[key] for key in next_cells(group, self.results[index], self.per_seed)]
-        return [cell for cell in cells if name_of(cell) not in self.superseded]
+        return [cell for cell in cells if cell.key not in self.superseded]
 
     def _place_of(self, start: Start) -> int | None:
         """Index of the group that holds a source; of two, the one of the table."""
@@ -119,7 +120,7 @@ class Plan:
     def stages(self) -> tuple[list[Cell], list[Cell]]:
         """Pending cells apart: those of the searches and of entries without one, and winners' further seeds."""
         further = {
-            name_of(group.cells[(point, seed)])
+            group.cells[(point, seed)].key
             for group in self.groups
             if len(group.points) > 1 and not self.per_seed
             for point in range(len(group.points))
@@ -127,8 +128,8 @@ class Plan:
         }
         pending = self.pending()
         return (
-            [cell for cell in pending if name_of(cell) not in further],
-            [cell for cell in pending if name_of(cell) in further],
+            [cell for cell in pending if cell.key not in further],
+            [cell for cell in pending if cell.key in further],
         )
 
     def load(self, cell: Cell) -> Result | None:
@@ -138,17 +139,38 @@ class Plan:
         return None if left_race and self.suite.file.tuning.strategy != "halving" else result
 
     def num_cells(self, group: Group) -> int:
-        """Cells that selection will ask for in all: the grid, then the winner's other seeds."""
+        """Cells that selection will ask for in all: the grid, then the winner's other seeds.
+
+        Those that a source shares with the table count there.
+        """
+        own = len(group.seeds) - len(group.shared_seeds)
         if self.per_seed:
-            return len(group.points) * len(group.seeds)
-        return len(group.points) + len(group.seeds) - 1
+            return len(group.points) * own
+        searches = group.seeds[0] not in group.shared_seeds
+        return own + (len(group.points) - 1 if searches else 0)
+
+    def num_missing(self, index: int) -> int:
+        """Of the cells that `num_cells` counts, those without a result."""
+        results, own = self.results[index], self.groups[index].own_cells()
+        return max(0, self.num_cells(self.groups[index]) - sum(point in own for point in results))
+
+    def stored(self) -> dict[Key, Result]:
+        """The stored results of all groups, each once."""
+        return {result.key: result for results in self.results for result in results.values()}
 
     def record(self, result: Result) -> None:
         """Take in a new result."""
-        for group, results in zip(self.groups, self.results, strict=True):
-            for key, cell in group.cells.items():
-                if (cell.suite, cell.label, cell.cell_id) == (result.cell.suite, result.cell.label, result.cell_id):
-                    results[key] = result
+        for index, point in self._places.get(result.key, ()):
+            self.results[index][point] = result
+
+    @functools.cached_property
+    def _places(self) -> dict[Key, list[tuple[int, Point]]]:
+        """By key, where a cell stands: (group, point); in two groups where a source shares it with the table."""
+        places: dict[Key, list[tuple[int, Point]]] = {}
+        for index, group in enumerate(self.groups):
+            for point, cell in group.cells.items():
+                places.setdefault(cell.key, []).append((index, point))
+        return places
 
     def is_stale(self, result: Result) -> bool:
         """Whether the method's source, the weights or the rows have changed since `result` was made."""

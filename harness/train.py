@@ -16,12 +16,12 @@ from harness.checkpoint import CheckpointPlan, Keeper, Training, restore
 from harness.memory import until_it_fits
 from harness.predict import answer_split, chance_of, score_data
 from harness.racing import Chance, losers, marks
-from harness.schema import DevScore
+from harness.schema import DevScore, Key
 from harness.selection import best_step
 from harness.step import BundleStep
 
-OnStep = Callable[[int, int, dict[str, DevScore]], None]
-"""Called after a step with (step, steps of the bundle, newest dev scores by cell_id)."""
+OnStep = Callable[[int, int, dict[Key, DevScore]], None]
+"""Called after a step with (step, steps of the bundle, newest dev scores by key)."""
 
 
 class BundleTrainer(BundleStep):
@@ -93,10 +93,10 @@ class BundleTrainer(BundleStep):
             on_outcome(self.states[i].outcome)
             self.handed_over.add(i)
 
-    def _latest(self) -> dict[str, DevScore]:
+    def _latest(self) -> dict[Key, DevScore]:
         """The newest dev score of each cell."""
         outcomes = [state.outcome for state in self.states]
-        return {outcome.cell.cell_id: outcome.history[-1] for outcome in outcomes if outcome.history}
+        return {outcome.cell.key: outcome.history[-1] for outcome in outcomes if outcome.history}
 
     def _is_due(self, i: int, step: int) -> bool:
         recipe, history = self.states[i].recipe, self.states[i].outcome.history
