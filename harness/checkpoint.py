@@ -31,7 +31,7 @@ from harness.distributed import ALONE, Team
 from harness.durable import put_in_place, sync_folder, write_aside
 from harness.memory import TokenBudget
 from harness.optimizer import JointAdamW, is_sharded, own_part, placed, whole
-from harness.schema import Cell, DevScore, Failure, Key, SplitScore
+from harness.schema import Cell, DevScore, Failure, Key, SplitScore, digest
 
 FORMAT = 3
 MOST_OVERHEAD = 0.05
@@ -60,9 +60,10 @@ class CheckpointPlan:
     """By key, hashes of what made the cell: its method's file, the tensors that it started from. They are kept for
     each cell, since others may have left when a run goes on."""
 
-    def of_cell(self, cell: Cell) -> CheckpointPlan:
-        """The same for a cell that goes on alone."""
-        return replace(self, path=self.path.with_name(f"{self.path.stem}-{cell.cell_id}{self.path.suffix}"))
+    def of_cells(self, cells: Sequence[Cell]) -> CheckpointPlan:
+        """The same for some of the cells, which go on apart from the others."""
+        part = digest([cell.key for cell in cells])
+        return replace(self, path=self.path.with_name(f"{self.path.stem}-{part}{self.path.suffix}"))
 
 
 @dataclass
@@ -134,10 +135,9 @@ class Keeper:
     _cost_s: float = 0.0
     _warned: bool = False
 
-    def save_if_due(self, training: Training) -> None:
-        """Write the state if the steps or seconds since the last time say so."""
-        if self.plan is not None and training.team.agree(self._is_due(self.plan, training.step)):
-            self.save(training)
+    def is_due(self, training: Training) -> bool:
+        """Whether the steps or seconds since the last time ask for the state. All processes of a team must call it."""
+        return self.plan is not None and bool(training.team.agree(self._is_due(self.plan, training.step)))
 
     def _is_due(self, plan: CheckpointPlan, step: int) -> bool:
         waited = time.monotonic() - self._last_time

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from harness import provenance
-from harness.bundle import build_method
+from harness.building import build_method
 from harness.caches import cached_task
 from harness.data import TaskData
 from harness.errors import UserError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -11,7 +12,7 @@ from harness.declarations import Draw
 from harness.draws import draws_of
 from harness.errors import UserError, require_choice
 from harness.lineage import GRID_KEY, INIT_FROM, start_from_cells, start_from_file
-from harness.schema import Cell, Mixture, Part, Start
+from harness.schema import Cell, Key, Mixture, Part, Start
 from harness.settings import Entry, TaskSpec, resolve_entry
 from harness.suite_file import ExceptionRule, MethodSpec, SourceChoice
 from harness.suite_loading import Suite, short_name
@@ -40,6 +41,21 @@ class Group:
     """Whether it is no entry of the table, and trained only where another cell starts from it."""
     shared_seeds: frozenset[int] = frozenset()
     """Of a source, the seeds whose cells are those of an entry of the table: trained once, found by both."""
+
+    def num_cells(self, per_seed: bool) -> int:
+        """Cells that selection will ask for in all: the grid, with `per_seed` of each seed, then the winner's others.
+
+        Those that a source shares with the table count there.
+        """
+        own = len(self.seeds) - len(self.shared_seeds)
+        if per_seed:
+            return len(self.points) * own
+        return own + (len(self.points) - 1 if self.seeds[0] not in self.shared_seeds else 0)
+
+    @functools.cached_property
+    def points_by_key(self) -> dict[Key, tuple[int, int]]:
+        """Where each cell stands in `cells`."""
+        return {cell.key: point for point, cell in self.cells.items()}
 
     def own_cells(self) -> dict[tuple[int, int], Cell]:
         """The cells that stand in no other group."""

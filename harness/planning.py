@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from harness.backbone import Backbone
-from harness.bundle import build_method
+from harness.building import build_method
 from harness.caches import cached_backbone, cached_task
 from harness.errors import UserError
 from harness.families import block_of
@@ -139,38 +138,19 @@ class Plan:
         return None if left_race and self.suite.file.tuning.strategy != "halving" else result
 
     def num_cells(self, group: Group) -> int:
-        """Cells that selection will ask for in all: the grid, then the winner's other seeds.
-
-        Those that a source shares with the table count there.
-        """
-        own = len(group.seeds) - len(group.shared_seeds)
-        if self.per_seed:
-            return len(group.points) * own
-        searches = group.seeds[0] not in group.shared_seeds
-        return own + (len(group.points) - 1 if searches else 0)
+        """Cells that selection will ask for in all."""
+        return group.num_cells(self.per_seed)
 
     def num_missing(self, index: int) -> int:
         """Of the cells that `num_cells` counts, those without a result."""
-        results, own = self.results[index], self.groups[index].own_cells()
-        return max(0, self.num_cells(self.groups[index]) - sum(point in own for point in results))
-
-    def stored(self) -> dict[Key, Result]:
-        """The stored results of all groups, each once."""
-        return {result.key: result for results in self.results for result in results.values()}
+        own = self.groups[index].own_cells()
+        return max(0, self.num_cells(self.groups[index]) - sum(point in own for point in self.results[index]))
 
     def record(self, result: Result) -> None:
-        """Take in a new result."""
-        for index, point in self._places.get(result.key, ()):
-            self.results[index][point] = result
-
-    @functools.cached_property
-    def _places(self) -> dict[Key, list[tuple[int, Point]]]:
-        """By key, where a cell stands: (group, point); in two groups where a source shares it with the table."""
-        places: dict[Key, list[tuple[int, Point]]] = {}
-        for index, group in enumerate(self.groups):
-            for point, cell in group.cells.items():
-                places.setdefault(cell.key, []).append((index, point))
-        return places
+        """Take in a new result, in two groups where a source shares its cell with the table."""
+        for group, results in zip(self.groups, self.results, strict=True):
+            if result.key in group.points_by_key:
+                results[group.points_by_key[result.key]] = result
 
     def is_stale(self, result: Result) -> bool:
         """Whether the method's source, the weights or the rows have changed since `result` was made."""

@@ -94,7 +94,7 @@ class _Run:
         self.engine = engine
         self.progress = progress
         self.replaced, self.num_stale = _forget(plan, rerun)
-        self.stored = list(plan.stored().values())
+        self.stored = list({r.key: r for results in plan.results for r in results.values()}.values())
         self.counts = {"done": 0, "failed": 0}
         self.num_found = 0
 

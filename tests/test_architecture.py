@@ -28,6 +28,7 @@ LAYERS = [
         "traces",
         "transfer",
     ],
+    ["seal"],
     [
         "blame",
         "bounded",
@@ -55,7 +56,7 @@ LAYERS = [
     ["cell_state", "export", "fused", "layer_parts", "listings_params", "peft_layers", "probe"],
     ["contract_checks", "distributed", "predict", "starting", "tracking", "usage"],
     ["checkpoint", "contract", "products", "sharding"],
-    ["step"],
+    ["building", "step"],
     ["train"],
     ["bundle"],
     ["placement", "planning", "ray_worker"],
