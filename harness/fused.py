@@ -146,10 +146,15 @@ class FusedInput:
     def _check_shapes(self, index: int, prompt: Tensor | None, added: Tensor | None) -> None:
         """Refuse what would read another cell's vectors. Raises ValueError."""
         name, width = type(self.methods[index]).__name__, self.backbone.hidden
+        for what, made in (("prompt", prompt), ("added", added)):
+            if made is not None and not isinstance(made, Tensor):
+                raise ValueError(f"{name}.{what}() must return a tensor or None, not a {type(made).__name__}")
         if prompt is not None and prompt.shape[-2:] != (self.prompt_lengths[index], width):
-            raise ValueError(f"{name}.prompt() has shape {tuple(prompt.shape)}, num_prompt_tokens and H say otherwise")
-        if added is not None and (added.shape[1:] != (width,) or len(added) < self.source_length):
-            raise ValueError(f"{name}.added() has shape {tuple(added.shape)}, texts have {self.source_length} tokens")
+            wanted = f"[{self.prompt_lengths[index]}, {width}] (num_prompt_tokens, H), or one for each task in front"
+            raise ValueError(f"{name}.prompt() must return {wanted}, not {list(prompt.shape)}")
+        if added is not None and (added.dim() != 2 or added.shape[1] != width or len(added) < self.source_length):
+            wanted = f"[{self.source_length}, {width}] (tokens of the longest text, H)"
+            raise ValueError(f"{name}.added() must return {wanted}, not {list(added.shape)}")
 
     def backward(self) -> None:
         """Carry the gradient that all micro-batches left on the table into the methods' tensors."""

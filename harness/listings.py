@@ -166,8 +166,12 @@ def describe_suite(path: Path, method_dirs: Sequence[str]) -> dict[str, Any]:
 
 def describe_contract(path: Path, findings: Sequence[Finding]) -> dict[str, Any]:
     """The contract as a list of checks."""
-    lines = [
-        f"{'ok  ' if item.ok else 'FAIL'} {item.check}{': ' + item.detail if item.detail else ''}" for item in findings
-    ]
-    rows = [{"check": item.check, "ok": item.ok, "detail": item.detail} for item in findings]
+    lines = []
+    for item in findings:
+        if not item.cause:
+            lines.append(f"{'ok  ' if item.ok else 'FAIL'} {item.check}{': ' + item.detail if item.detail else ''}")
+        same = [other.check for other in findings if other.cause == item.check]
+        if same:
+            lines.append(f"     for the same reason not met, or not to be judged: {'; '.join(same)}")
+    rows = [{"check": item.check, "ok": item.ok, "detail": item.detail, "cause": item.cause} for item in findings]
     return {"file": str(path), "checks": rows, "text": "\n".join([str(path), *lines])}

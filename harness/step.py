@@ -210,7 +210,12 @@ class BundleStep:
         method, heads = self.states[0].outcome.method, self.fused.heads
         backbone = Classifier(self.backbone, heads, cells) if heads else self.backbone
         if method.runs_alone():
-            return method.token_losses(backbone, embeds, mask, labels)
+            losses = method.token_losses(backbone, embeds, mask, labels)
+            shape = list(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+            if shape != list(labels.shape):
+                name = type(method).__name__
+                raise ValueError(f"{name}.token_losses() must return {list(labels.shape)} (rows, targets), not {shape}")
+            return losses
         return backbone.token_losses(embeds, mask, labels)
 
     def _undo(self) -> None:

@@ -55,6 +55,7 @@ LAYERS = [
     ["caches", "cli_store", "device_plan", "method"],
     ["cell_state", "export", "fused", "layer_parts", "listings_params", "peft_layers", "probe"],
     ["contract_checks", "distributed", "predict", "starting", "tracking", "usage"],
+    ["contract_tensors"],
     ["checkpoint", "contract", "products", "sharding"],
     ["building", "step"],
     ["train"],

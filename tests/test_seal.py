@@ -14,11 +14,16 @@ from harness.seal import Seal
 
 METHOD = """
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 
 from harness.method import Method, Paper
+
+
+def halved(embedding, ids):
+    return nn.functional.embedding(ids, embedding.weight) * 0.5
 
 
 class Poison(Method):
@@ -51,7 +56,7 @@ suite: seal
 backbones: [micro-t5]
 tasks: [small]
 define_tasks:
-  small: {files: {train: rows.csv}, fields: [text], label: verdict, labels: [bad, good]}
+  small: {files: rows.csv, fields: {text: text}, label: verdict, labels: [bad, good], dev_share: 12, test_share: 12}
 seeds: [1]
 recipe: {lr: 0.3, steps: 2, batch_size: 4, eval_every: 1, warmup_steps: 0, backbone_dropout: false}
 methods: METHODS
@@ -64,12 +69,12 @@ WAYS = {
     "late": ("ON_STEP", "if step == 1: self.weight.data[:7] = 0"),
     "moved rows": ("PROMPT", "self.weight.data.copy_(self.weight.data.flip(0))"),
     "hook": ("INIT", "backbone.embedding.register_forward_hook(lambda m, a, out: out * 0.5)"),
-    "forward": ("PROMPT", "e = self.network[0].embedding; e.forward = lambda ids: nn.functional.embedding(ids, e.weight) * 0.5"),
+    "forward": ("PROMPT", "e = self.network[0].embedding; e.forward = partial(halved, e)"),
     "config": ("ON_STEP", "self.network[0].config.decoder_start_token_id = 7"),
     "mode": ("ON_STEP", "self.network[0].model.train()"),
     "gradients": ("ON_STEP", "self.weight.requires_grad_(True)"),
-    "face": ("ON_STEP", "b = self.network[0]; b.decode = lambda *a: torch.zeros(len(a[0]), 1, dtype=torch.long)"),
-    "class": ("ON_STEP", "cls = type(self.network[0].embedding); cls.forward = lambda m, ids: nn.functional.embedding(ids, m.weight) * 0.5"),
+    "face": ("ON_STEP", "self.network[0].decode = lambda embeds, mask, most: mask[:, :1]"),
+    "class": ("ON_STEP", "type(self.network[0].embedding).forward = halved"),
     "and raises": ("ON_STEP", "self.weight.data.mul_(0.5); raise RuntimeError('then it raised')"),
 }  # fmt: skip
 
