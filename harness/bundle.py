@@ -250,10 +250,10 @@ class _Work:
             backbone.compile(bundle.compile and not methods[0].is_layer_side())
             sharding = shard(backbone, methods[0], self.team) if self._is_member_with_shards else UNSHARDED
             max_tokens = bundle.micro_batch_tokens or sharding.default_tokens or default_tokens(backbone)
-            trainer = BundleTrainer(
-                cells, methods, data, encoded, backbone, max_tokens, bundle.races, self.team, sharding, seal
-            )
             try:
+                trainer = BundleTrainer(
+                    cells, methods, data, encoded, backbone, max_tokens, bundle.races, self.team, sharding, seal
+                )
                 with contextlib.nullcontext() if sharding.is_sharded else trainer.fused.attached():
                     self._run(trainer, data, matmul)
             except BackboneChanged as error:

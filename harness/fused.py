@@ -58,7 +58,7 @@ class FusedInput:
         self.backbone = backbone
         self.source_length = source_length
         self.static = [not method.depends_on_text() for method in methods]
-        self.prompt_lengths = np.array([method.num_prompt_tokens for method in methods], np.int64)
+        self.prompt_lengths = np.array([self._prompt_length(index) for index in range(len(methods))], np.int64)
         self.heads = [method.linear_head for method in methods if method.linear_head is not None]
         """One per cell, or none at all."""
         self._layers = self._shared_layers() if len(methods) > 1 else None
@@ -75,6 +75,10 @@ class FusedInput:
         if self._layers is None:
             return 1.0
         return 1.0 + self._layers.num_changes / sum(1 for m in self.backbone.model.modules() if not any(m.children()))
+
+    def _prompt_length(self, index: int) -> int:
+        with blaming(index, self.seal):
+            return self.methods[index].num_prompt_tokens
 
     def _shared_layers(self) -> SharedLayers | None:
         changes = []
