@@ -5,14 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import harness
+from harness.backbone import Backbone
 from harness.caches import cached_backbone, drop_backbone
 from harness.errors import UserError
 from harness.export import load_export
 from harness.results import ResultStore
 from harness.schema import Result
-from harness.seal import Seal
+from harness.seal import Seal, checksums
+from harness.tiny import tiny_backbone
 
 METHOD = """
 from dataclasses import dataclass
