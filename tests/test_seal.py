@@ -206,5 +206,5 @@ def test_an_export_whose_class_changes_the_backbone_is_refused(tmp_path: Path) -
     tensors = {"vectors": torch.zeros(1, 64)}
     metadata = {"method": "poison", "hp": "{}", "backbone": "tiny"}
     save_file(tensors, tmp_path / "out.safetensors", metadata)
-    with pytest.raises(UserError, match="changed the backbone.*the numbers of 'shared.weight'"):
+    with pytest.raises(UserError, match=r"changed the backbone.*the numbers of 'shared\.weight'"):
         load_export(tmp_path / "out.safetensors", tiny_backbone(), (str(tmp_path),))
