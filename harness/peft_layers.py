@@ -62,9 +62,6 @@ class PeftMethod(Method):
         return [LayerChange(original, instead=tuner) for original, tuner in self.tuners()]
 
     def train(self, mode: bool = True) -> PeftMethod:
-        for name, tuner in self._tuners.items():
-            modes = [(module, module.training) for module in self._originals[name].modules()]
+        for tuner in self._tuners.values():
             tuner.train(mode)
-            for module, training in modes:  # the backbone's own, whose mode is the trainer's to choose
-                module.training = training
         return super().train(mode)

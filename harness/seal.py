@@ -23,6 +23,7 @@ from harness.traces import left_on, named_tensors, traces
 
 PIECE = {"cpu": 1 << 16, "cuda": 1 << 22}
 """Numbers in a piece: as many as a processor's cache holds, as many as keep a GPU busy."""
+BESIDE = ("name", "model", "tokenizer", "record", "precision", "quantization", "recomputes", "_layers")
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -81,10 +82,17 @@ class Seal:
                 return f"a {type(module).__name__} is in {'training' if module.training else 'evaluation'} mode"
         return None
 
+    def set_mode(self, training: bool) -> None:
+        """Put the backbone's own modules, not those that methods have put in, into training or evaluation mode."""
+        for module in self._modules:
+            module.training = training
+
     def structure(self) -> str | None:
         """What is not as it was beside the numbers of tensors: modules, hooks, settings. Methods must be detached."""
-        for name, value in _beside(self._backbone).items():
-            if value is not self._beside.get(name) and value != self._beside.get(name):
+        now = _beside(self._backbone)
+        for name in {**self._beside, **now}:
+            value, before = now.get(name), self._beside.get(name)
+            if value is not before and value != before:
                 return f"`{name}` of the backbone"
         return left_on(self._backbone.model, self._traces)
 
@@ -108,8 +116,11 @@ class Seal:
 
 
 def _beside(backbone: Any) -> dict[str, Any]:
-    """What stands on the backbone around its network; which form of it trains is the bundle's choice."""
-    return {name: value for name, value in vars(backbone).items() if name != "_forward"}
+    """What stands on the backbone around its network, and functions put in the place of its own.
+
+    Which form of the network trains, compiled or not, is the bundle's choice.
+    """
+    return {name: value for name, value in vars(backbone).items() if name in BESIDE or hasattr(type(backbone), name)}
 
 
 @torch.no_grad()

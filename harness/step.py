@@ -297,6 +297,8 @@ class BundleStep:
         self.backbone.model.train(training and self.dropout)
         for i in self.active:
             self.states[i].outcome.method.train(training)
+        if self.seal is not None:  # a method that holds modules of the backbone has switched those too
+            self.seal.set_mode(training and self.dropout)
 
     def _share_time(self, kind: str, started: float, shares: Mapping[int, float]) -> None:
         """Divide the seconds since `started` among cells in proportion to their shares."""
