@@ -117,7 +117,7 @@ def _apart(cells: Sequence[Cell], guilty: Cell | None, is_changed: bool) -> list
     if guilty is None:
         return [tuple(cell for cell in cells if cell.method == method) for method in sorted(methods)]
     others = tuple(cell for cell in cells if cell.method != guilty.method)
-    alone = [(cell,) for cell in cells if cell.method == guilty.method]
+    alone: list[tuple[Cell, ...]] = [(cell,) for cell in cells if cell.method == guilty.method]
     return [others, *alone] if others else alone
 
 

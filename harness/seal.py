@@ -143,7 +143,7 @@ def _checksum(tensor: Tensor) -> Tensor:
         return torch.zeros((), dtype=torch.int64, device=tensor.device)
     bits = tensor.detach().reshape(-1).view(INTEGERS[tensor.element_size()])  # copied only where it is not contiguous
     weights = _weights(tensor.device)
-    parts = torch.stack([(part * weights[: len(part)]).sum() for part in bits.split(len(weights))])
+    parts = torch.stack([(part * weights[: len(part)]).sum() for part in torch.split(bits, len(weights))])
     return parts[0] if len(parts) == 1 else _checksum(parts)
 
 

@@ -13,7 +13,7 @@ Trace = dict[str, Any]
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 # the harness itself switches these; `Seal.glance` looks after the first
 SWITCHED = {"training", "gradient_checkpointing"}
-_forwards: dict[type, Any] = {}
+_forwards: dict[type[Any], Any] = {}
 """The `forward` of each class of module when it was first met: replacing it changes every network of the process."""
 
 
@@ -75,10 +75,10 @@ def _scales(weight: Any, depth: int = 0) -> dict[str, Tensor]:
 
 
 def _trace(module: nn.Module) -> Trace:
-    own = vars(module)
+    own: dict[str, Any] = vars(module)
     # what a network rewrites as it runs cannot be held against what it was
     kept = {} if rewrites_itself(module) else own
-    cls = type(module)
+    cls: Any = type(module)
     weights = {**module._parameters, **({} if rewrites_itself(module) else module._buffers)}
     return {
         "the place": (module, cls),

@@ -50,7 +50,7 @@ class TrackedProgress(Progress):
             raise UserError(f"needs the package {tool}", field="--track", hint=hint)
         PartialState()  # accelerate's trackers write their own log only once it exists
         self.tool, self.folder = tool, folder
-        self.runs: dict[str, _Run] = {}
+        self.runs: dict[Key, _Run] = {}
         self.is_broken = False
 
     def start_bundle(self, cells: Sequence[Cell], where: str = "") -> Running:
