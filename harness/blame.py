@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from harness.memory import is_out_of_memory
+from harness.seal import BackboneChanged, Seal
 
 
 class CellError(Exception):
@@ -17,11 +18,22 @@ class CellError(Exception):
 
 
 @contextmanager
-def blaming(cell: int) -> Iterator[None]:
-    """Say whose code it was that raised; running out of memory is nobody's fault alone."""
+def blaming(cell: int, seal: Seal | None = None) -> Iterator[None]:
+    """Say whose code it was that raised; running out of memory is nobody's fault alone.
+
+    With the `seal` of the backbone, also whose code it was that wrote to it: raises BackboneChanged.
+    """
     try:
         yield
     except (Exception, SystemExit) as error:
-        if is_out_of_memory(error) or isinstance(error, CellError):
+        if is_out_of_memory(error) or isinstance(error, (CellError, BackboneChanged)):
             raise
+        _require_unwritten(cell, seal)
         raise CellError(cell) from error
+    _require_unwritten(cell, seal)
+
+
+def _require_unwritten(cell: int, seal: Seal | None) -> None:
+    what = None if seal is None else seal.written()
+    if what is not None:
+        raise BackboneChanged(what, cell)

@@ -13,27 +13,27 @@ import torch
 from harness import provenance
 from harness.backbone import Backbone
 from harness.blame import CellError
-from harness.caches import cached_backbone, cached_task
-from harness.cell_state import Outcome, checked_groups, describe_failure
+from harness.building import build_method, build_to_train, try_detaching
+from harness.caches import cached_task, drop_backbone, sealed_backbone
+from harness.cell_state import Outcome, describe_failure
 from harness.checkpoint import CheckpointPlan, Keeper
 from harness.data import Encoded, TaskData, cut_references
 from harness.distributed import ALONE, MemberDied, Send, Team, run_team
-from harness.errors import UserError
 from harness.flops import MatmulParams, matmul_params
-from harness.heads import LinearHead, class_targets
+from harness.heads import class_targets
 from harness.loading import DEFAULT_PLACEMENT, Placement, load_backbone, meta_backbone
 from harness.memory import reset_peak_memory
-from harness.method import Method, Registered, Rule, load_file
+from harness.method import Method, Rule, load_file
 from harness.mixture import join_encoded
 from harness.products import Circumstances, OnProduct, failed_product, rule_product, trained_product
 from harness.racing import Race
 from harness.results import NotStored
-from harness.schema import Cell, Failure
+from harness.schema import Cell, Failure, Key
+from harness.seal import BackboneChanged, Seal
 from harness.sharding import UNSHARDED, shard, trains_backbone
-from harness.starting import StartFile, read_start
+from harness.starting import StartFile
 from harness.tasks.record import Task
 from harness.token_cache import cached_encode
-from harness.traces import left_on, traces
 from harness.train import BundleTrainer, OnStep
 
 # on a processor, tensors of larger micro-batches leave its caches, and a step takes longer, not shorter
@@ -55,8 +55,8 @@ class Bundle:
     micro_batch_tokens: int | None
     races: tuple[Race, ...] = ()
     checkpoint: CheckpointPlan | None = None
-    starts: Mapping[str, tuple[StartFile, ...]] = field(default_factory=dict)
-    """By cell_id, what a cell's tensors start from."""
+    starts: Mapping[Key, tuple[StartFile, ...]] = field(default_factory=dict)
+    """By key, what a cell's tensors start from."""
     placement: Placement = DEFAULT_PLACEMENT
     processes: int = 1
     """Processes that train it together, each on its own device."""
@@ -91,12 +91,34 @@ def execute(bundle: Bundle, listener: Listener) -> None:
         for cell in list(work.left):  # what all cells need is not there
             work.hand_over(cell, failure)
     elif failure is not None:
-        # one bad cell must not take the others along: each goes on alone, on a device that is free again
-        listener.say(f"a bundle of {len(work.left)} cells broke off ({failure.message}); they go on one by one")
-        for cell in work.left:
-            alone = None if bundle.checkpoint is None else bundle.checkpoint.of_cell(cell)
-            execute(replace(bundle, cells=(cell,), races=(), checkpoint=alone), listener)
+        # one bad cell must not take the others along: they go on apart, on a device that is free again
+        if work.guilty in work.left:
+            work.hand_over(work.guilty, failure)
+        parts = _apart(work.left, work.guilty, work.is_changed)
+        how = "one by one" if len(parts) == len(work.left) else "apart"
+        what = f"{len(work.left)} cells {'are trained again' if work.is_changed else 'go on'} {how}"
+        listener.say(f"a bundle of {len(bundle.cells)} cells broke off ({failure.message}); {what}")
+        for cells in parts:
+            races = tuple(race for race in bundle.races if sum(map(race.holds, cells)) == race.num_points)
+            kept = None if bundle.checkpoint is None else bundle.checkpoint.of_cells(cells)
+            execute(replace(bundle, cells=cells, races=races, checkpoint=kept), listener)
     Keeper(bundle.checkpoint).clear()
+
+
+def _apart(cells: Sequence[Cell], guilty: Cell | None, is_changed: bool) -> list[tuple[Cell, ...]]:
+    """How the cells of a bundle that broke off go on: each alone.
+
+    Where the backbone was changed, the fault is in the code of one method, so the cells of others can stay together:
+    all of them where the method is known, those of one method where it is not.
+    """
+    methods = {cell.method for cell in cells}
+    if not is_changed or (guilty is None and len(methods) == 1):
+        return [(cell,) for cell in cells]
+    if guilty is None:
+        return [tuple(cell for cell in cells if cell.method == method) for method in sorted(methods)]
+    others = tuple(cell for cell in cells if cell.method != guilty.method)
+    alone: list[tuple[Cell, ...]] = [(cell,) for cell in cells if cell.method == guilty.method]
+    return [others, *alone] if others else alone
 
 
 class _Work:
@@ -115,6 +137,10 @@ class _Work:
         self.is_ready = False
         """Whether rows, weights and methods are loaded, so that what fails now may be one cell's fault."""
         self.restored = False
+        self.is_changed = False
+        """Whether a method has changed the backbone, so that nothing of what is not handed over counts."""
+        self.guilty: Cell | None = None
+        """The cell whose method did, where that is known."""
 
     def compute(self) -> Failure | None:
         """Compute the bundle; return why it could not be finished. The exception, and all it holds, ends here."""
@@ -122,9 +148,14 @@ class _Work:
             self._compute()
         except NotStored:
             raise
+        except BackboneChanged as error:
+            self.is_changed = True
+            return describe_failure(error)
         except (Exception, SystemExit) as error:  # recorded as the failure of a cell, with its traceback
             return describe_failure(error.__cause__ if isinstance(error, CellError) and error.__cause__ else error)
         finally:
+            if self.is_changed:
+                drop_backbone()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
         return None
@@ -187,11 +218,11 @@ class _Work:
         backbone = meta_backbone(self.bundle.backbone, cell.recipe.quantization)
         return trains_backbone(build_method(cell, cls, backbone), backbone)
 
-    def _backbone(self) -> Backbone:
+    def _backbone(self) -> tuple[Backbone, Seal | None]:
         bundle, recipe = self.bundle, self.bundle.cells[0].recipe
-        if self._is_member_with_shards:  # no device need hold all of it
-            return load_backbone(bundle.backbone, recipe.precision, "cpu", placement=bundle.placement)
-        return cached_backbone(bundle.backbone, recipe.precision, recipe.quantization, bundle.placement)
+        if self._is_member_with_shards:  # no device need hold all of it, and it ends with this process
+            return load_backbone(bundle.backbone, recipe.precision, "cpu", placement=bundle.placement), None
+        return sealed_backbone(bundle.backbone, recipe.precision, recipe.quantization, bundle.placement)
 
     @property
     def _is_member_with_shards(self) -> bool:
@@ -199,16 +230,17 @@ class _Work:
 
     def _train(self, data: TaskData) -> None:
         bundle = self.bundle
-        backbone = self._backbone()
+        backbone, seal = self._backbone()
         data = cut_references(data, backbone)
         with torch.random.fork_rng():
             encoded = _encode(bundle.cells[0], data, backbone)
             self.is_ready = True
-            methods = self._built(backbone, data.task)
+            methods = self._built(backbone, data.task, seal)
             if not self.left:
                 return
-            if not self._is_member_with_shards:
-                check_detaching(methods[0], backbone)
+            cells = list(self.left)
+            if seal is not None:
+                try_detaching(methods[0], backbone, seal)
             torch.manual_seed(
                 bundle.cells[0].seed + self.team.rank
             )  # the dropout to come is of other rows in each process
@@ -218,20 +250,29 @@ class _Work:
             backbone.compile(bundle.compile and not methods[0].is_layer_side())
             sharding = shard(backbone, methods[0], self.team) if self._is_member_with_shards else UNSHARDED
             max_tokens = bundle.micro_batch_tokens or sharding.default_tokens or default_tokens(backbone)
-            trainer = BundleTrainer(
-                self.left, methods, data, encoded, backbone, max_tokens, bundle.races, self.team, sharding
-            )
-            with contextlib.nullcontext() if sharding.is_sharded else trainer.fused.attached():
-                self._run(trainer, data, matmul)
+            try:
+                trainer = BundleTrainer(
+                    cells, methods, data, encoded, backbone, max_tokens, bundle.races, self.team, sharding, seal
+                )
+                with contextlib.nullcontext() if sharding.is_sharded else trainer.fused.attached():
+                    self._run(trainer, data, matmul)
+            except BackboneChanged as error:
+                self.guilty = None if error.cell is None else cells[error.cell]
+                raise
 
-    def _built(self, backbone: Backbone, task: Task) -> list[Method]:
+    def _built(self, backbone: Backbone, task: Task, seal: Seal | None) -> list[Method]:
         """The methods of the cells; a cell whose tensors cannot be created is handed over as failed."""
         methods = []
         for cell in self.bundle.cells:
             try:
-                methods.append(
-                    _build(cell, self.registered[cell.method], backbone, task, self.common.starts.get(cell.cell_id, ()))
-                )
+                cls = self.registered[cell.method].cls
+                assert cls is not None
+                assert issubclass(cls, Method)
+                starts = self.common.starts.get(cell.key, ())
+                methods.append(build_to_train(cell, cls, backbone, task, starts, seal))
+            except BackboneChanged:
+                self.guilty = cell
+                raise
             except Exception as error:
                 if len(self.bundle.cells) == 1:
                     raise
@@ -285,49 +326,3 @@ def _encode(cell: Cell, data: TaskData, backbone: Backbone) -> dict[str, Encoded
     if cell.recipe.head == "linear":
         return {name: class_targets(encoded[name], rows, data.task) for name, rows in splits.items()}
     return encoded
-
-
-def check_detaching(method: Method, backbone: Backbone) -> None:
-    """Try `detach` before there is anything to lose.
-
-    Raises RuntimeError, and lets go of the cached backbone, if it is not as before: the cells that follow would train
-    on what this method has left there.
-    """
-    if type(method).attach is Method.attach:
-        return
-    before = traces(backbone.model)
-    try:
-        method.attach(backbone)
-    finally:
-        method.detach(backbone)
-        left = left_on(backbone.model, before)
-        if left is not None:
-            cached_backbone.cache_clear()
-    if left is not None:
-        name = type(method).__name__
-        raise RuntimeError(f"{name}.detach() leaves a {left} of the backbone changed; see harness check")
-
-
-def build_method(cell: Cell, cls: type[Method], backbone: Backbone, where: str | None = None) -> Method:
-    """Create a cell's tensors. Raises UserError, at `where`, if settings do not fit the backbone."""
-    try:
-        method = cls(cls.HP(**cell.hp), backbone)
-        checked_groups(method, cell.recipe.lr)
-        return method
-    except ValueError as error:
-        problem = f"does not fit backbone '{cell.backbone}': {error}"
-        raise UserError(problem, where=where, field=f"methods.{cell.label}") from None
-
-
-def _build(cell: Cell, registered: Registered, backbone: Backbone, task: Task, starts: Sequence[StartFile]) -> Method:
-    """The same seed gives the same tensors, whatever else is in the bundle."""
-    assert registered.cls is not None
-    assert issubclass(registered.cls, Method)
-    torch.manual_seed(cell.seed)
-    method = registered.cls(registered.cls.HP(**cell.hp), backbone).to(backbone.device)
-    if starts:
-        method.start_from([read_start(start) for start in starts])
-    if cell.recipe.head == "linear":
-        method.linear_head = LinearHead(len(task.targets), backbone.embedding.weight)
-    checked_groups(method, cell.recipe.lr, cell.recipe.head_lr)
-    return method

@@ -12,15 +12,41 @@ from harness.loading import DEFAULT_PLACEMENT, Placement, load_backbone
 from harness.mixture import load_mixture
 from harness.quantization import Scheme
 from harness.schema import Cell, Mixture
+from harness.seal import Seal
 from harness.tasks.own import cell_mixture, cell_task
+from harness.traces import put_back_classes
 
 
-@functools.lru_cache(maxsize=1)
 def cached_backbone(
     source: str, precision: str, quantization: Scheme = "none", placement: Placement = DEFAULT_PLACEMENT
 ) -> Backbone:
-    """Load a backbone once per process."""
-    return load_backbone(source, precision, quantization=quantization, placement=placement)
+    """Load a backbone once per process, and again where it is not as it was loaded any more."""
+    return sealed_backbone(source, precision, quantization, placement)[0]
+
+
+def sealed_backbone(
+    source: str, precision: str, quantization: Scheme = "none", placement: Placement = DEFAULT_PLACEMENT
+) -> tuple[Backbone, Seal]:
+    """The same with the proof of what it was when it was loaded."""
+    loads = _load_sealed.cache_info().misses
+    seal = _load_sealed(source, precision, quantization, placement)[1]
+    was_here = _load_sealed.cache_info().misses == loads
+    if was_here and seal.difference() is not None:
+        del seal  # with all that it holds, before another takes its room
+        drop_backbone()
+    return _load_sealed(source, precision, quantization, placement)
+
+
+def drop_backbone() -> None:
+    """Let go of the cached backbone, which somebody has changed; it is loaded again when it is asked for."""
+    _load_sealed.cache_clear()
+    put_back_classes()
+
+
+@functools.lru_cache(maxsize=1)
+def _load_sealed(source: str, precision: str, quantization: Scheme, placement: Placement) -> tuple[Backbone, Seal]:
+    backbone = load_backbone(source, precision, quantization=quantization, placement=placement)
+    return backbone, Seal(backbone)
 
 
 def cached_task(cell: Cell, data_dir: str | None, suite_folder: str) -> TaskData:

@@ -31,9 +31,9 @@ from harness.distributed import ALONE, Team
 from harness.durable import put_in_place, sync_folder, write_aside
 from harness.memory import TokenBudget
 from harness.optimizer import JointAdamW, is_sharded, own_part, placed, whole
-from harness.schema import Cell, DevScore, Failure, SplitScore
+from harness.schema import Cell, DevScore, Failure, Key, SplitScore, digest
 
-FORMAT = 2
+FORMAT = 3
 MOST_OVERHEAD = 0.05
 """Share of the time that writing may take; a state that takes long to write is written less often than asked."""
 
@@ -56,13 +56,14 @@ class CheckpointPlan:
     """Digest of rows, weights, budget, versions and device."""
     every_s: float | None = None
     every_steps: int | None = None
-    sources: Mapping[str, str] = field(default_factory=dict)
-    """By cell_id, hashes of what made the cell: its method's file, the tensors that it started from. They are kept for
+    sources: Mapping[Key, str] = field(default_factory=dict)
+    """By key, hashes of what made the cell: its method's file, the tensors that it started from. They are kept for
     each cell, since others may have left when a run goes on."""
 
-    def of_cell(self, cell: Cell) -> CheckpointPlan:
-        """The same for a cell that goes on alone."""
-        return replace(self, path=self.path.with_name(f"{self.path.stem}-{cell.cell_id}{self.path.suffix}"))
+    def of_cells(self, cells: Sequence[Cell]) -> CheckpointPlan:
+        """The same for some of the cells, which go on apart from the others."""
+        part = digest([cell.key for cell in cells])
+        return replace(self, path=self.path.with_name(f"{self.path.stem}-{part}{self.path.suffix}"))
 
 
 @dataclass
@@ -93,9 +94,9 @@ class Header:
     format: int = FORMAT
 
     @property
-    def names(self) -> list[tuple[str, str]]:
-        """(label, cell_id) of its cells, in the order of the bundle."""
-        return [(cell["label"], cell["cell_id"]) for cell in self.cells]
+    def keys(self) -> list[Key]:
+        """Of its cells, in the order of the bundle."""
+        return [(cell["suite"], cell["label"], cell["cell_id"]) for cell in self.cells]
 
 
 def read_header(path: Path) -> Header | None:
@@ -106,11 +107,6 @@ def read_header(path: Path) -> Header | None:
         return Header(**content) if content.get("format") == FORMAT else None
     except Exception:  # a checkpoint only saves time: one that cannot be read is not there
         return None
-
-
-def name_of(cell: Cell) -> tuple[str, str]:
-    """Under which a cell's state is found."""
-    return cell.label, cell.cell_id
 
 
 def new_marker(folder: Path) -> Path:
@@ -139,10 +135,9 @@ class Keeper:
     _cost_s: float = 0.0
     _warned: bool = False
 
-    def save_if_due(self, training: Training) -> None:
-        """Write the state if the steps or seconds since the last time say so."""
-        if self.plan is not None and training.team.agree(self._is_due(self.plan, training.step)):
-            self.save(training)
+    def is_due(self, training: Training) -> bool:
+        """Whether the steps or seconds since the last time ask for the state. All processes of a team must call it."""
+        return self.plan is not None and bool(training.team.agree(self._is_due(self.plan, training.step)))
 
     def _is_due(self, plan: CheckpointPlan, step: int) -> bool:
         waited = time.monotonic() - self._last_time
@@ -184,7 +179,7 @@ def write(plan: CheckpointPlan, training: Training) -> None:
     cells = []
     for number, i in enumerate(training.open):
         cell, found = _describe(training, i)
-        cells.append({**cell, "source": plan.sources.get(training.states[i].outcome.cell.cell_id, "")})
+        cells.append({**cell, "source": plan.sources.get(training.states[i].outcome.cell.key, "")})
         for name, (tensor, like) in found.items():
             made = whole(tensor, like)
             if training.team.rank == 0:
@@ -210,21 +205,21 @@ def restore(plan: CheckpointPlan, training: Training) -> tuple[int, list[int]] |
     header = read_header(plan.path)
     if header is None or header.key != plan.key:
         return None
-    numbers = {name: number for number, name in enumerate(header.names)}
-    wanted = [name_of(state.outcome.cell) for state in training.states]
+    numbers = {key: number for number, key in enumerate(header.keys)}
+    wanted = [state.outcome.cell.key for state in training.states]
     if not set(wanted) <= set(numbers):
         return None
-    kept = [header.cells[numbers[name]]["source"] for name in wanted]
-    if kept != [plan.sources.get(cell_id, "") for _, cell_id in wanted]:
+    kept = [header.cells[numbers[key]]["source"] for key in wanted]
+    if kept != [plan.sources.get(key, "") for key in wanted]:
         return None
     active = []
     with safe_open(plan.path, "pt") as file:
         names = list(file.keys())
-        for i, name in enumerate(wanted):
-            front = f"{numbers[name]}."
-            tensors = {key.removeprefix(front): file.get_tensor(key) for key in names if key.startswith(front)}
-            _take_back(training, i, header.cells[numbers[name]], tensors)
-            if header.cells[numbers[name]]["active"]:
+        for i, number in enumerate(numbers[key] for key in wanted):
+            front = f"{number}."
+            tensors = {name.removeprefix(front): file.get_tensor(name) for name in names if name.startswith(front)}
+            _take_back(training, i, header.cells[number], tensors)
+            if header.cells[number]["active"]:
                 active.append(i)
         rank = training.team.rank
         front = f"random.{rank}."
@@ -254,6 +249,7 @@ def _describe(training: Training, i: int) -> tuple[dict[str, Any], dict[str, tup
     outcome = state.outcome
     slots = training.optimizer.slots_of(i)
     values = {
+        "suite": outcome.cell.suite,
         "label": outcome.cell.label,
         "cell_id": outcome.cell.cell_id,
         "active": i in training.active,

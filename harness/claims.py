@@ -228,7 +228,7 @@ class Claims:
 
 
 def _name(cell: Cell) -> str:
-    return f"{cell.suite}--{cell.label}--{cell.cell_id}"
+    return "--".join(cell.key)
 
 
 def _place() -> str:

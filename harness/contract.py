@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness import contract_checks as checks
+from harness import contract_tensors as tensors
 from harness.blame import CellError
 from harness.errors import UserError
 from harness.method import Method, Rule, load_file
 
 LOADS = "the file imports and defines one method of its own name"
+FROZEN = "the backbone is frozen, and unchanged by whatever the method does"
+SEEN = "every trained tensor is a parameter of the method"
+REPEATS = "evaluation gives the same answers twice"
 
 RULES: dict[str, Callable[[type[Rule]], str]] = {
     "answers are texts, one per row": checks.rule_answers,
@@ -21,7 +26,9 @@ RULES: dict[str, Callable[[type[Rule]], str]] = {
 METHODS: dict[str, Callable[[type[Method]], str]] = {
     "the default settings and grid are ones that a suite takes": checks.default_settings,
     "the same seed gives the same tensors": checks.seed,
-    "the backbone is frozen, and unchanged after training and detach": checks.backbone_unchanged,
+    FROZEN: checks.backbone_unchanged,
+    SEEN: tensors.registered,
+    REPEATS: tensors.repeats,
     "every trainable tensor gets a gradient": checks.gradients,
     "a few steps lower the loss on a fixed batch": checks.loss_falls,
     "save and load give the same logits": checks.save_and_load,
@@ -32,8 +39,26 @@ METHODS: dict[str, Callable[[type[Method]], str]] = {
     "answers written token by token equal one pass": checks.answers,
     "a decoder-only backbone works": checks.decoder,
     "bfloat16 works": checks.bfloat16,
-    "parameters are counted without weights, and no more are kept than answer alone": checks.count,
-    "published figures are the counts, or a note says why not": checks.published,
+    "parameters are counted without weights, and no more are kept than answer alone": tensors.count,
+    "what kept() counts is enough to answer the same": tensors.kept_suffices,
+    "published figures are the counts, or a note says why not": tensors.published,
+}
+
+
+# what a check takes for granted; where that fails, what the check would say is no news
+COMPARING = (
+    "save and load give the same logits",
+    "the exported form gives the same logits",
+    "rows computed together equal rows computed alone",
+    "cells in one bundle equal cells alone",
+    "answers written token by token equal one pass",
+    "what kept() counts is enough to answer the same",
+)
+NEEDS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(COMPARING, (FROZEN, SEEN, REPEATS)),
+    "every trainable tensor gets a gradient": (SEEN,),
+    "a few steps lower the loss on a fixed batch": (SEEN,),
+    "a decoder-only backbone works": (SEEN, REPEATS),
 }
 
 
@@ -44,6 +69,8 @@ class Finding:
     check: str
     ok: bool
     detail: str = ""
+    cause: str = ""
+    """The check that has failed for the same reason before, so that this one says nothing new."""
 
 
 def check_method_file(path: Path) -> list[Finding]:
@@ -54,18 +81,42 @@ def check_method_file(path: Path) -> list[Finding]:
     if registered.cls is None:
         return [Finding(LOADS, False, registered.problem)]
     applicable: dict[str, Callable[[Any], str]] = {**(RULES if issubclass(registered.cls, Rule) else METHODS)}
-    findings = [_finding(name, check, registered.cls, path) for name, check in applicable.items()]
-    return [Finding(LOADS, True, registered.spec.name), *findings]
+    findings = {LOADS: Finding(LOADS, True, registered.spec.name)}
+    reasons: dict[tuple[str, ...], str] = {}
+    for name, check in applicable.items():
+        root = _root(name, findings)
+        if root is not None:
+            findings[name] = Finding(name, False, cause=root)
+            continue
+        finding, reason = _judged(name, check, registered.cls, path)
+        if not finding.ok:
+            first = reasons.setdefault(reason, name)
+            finding = finding if first == name else Finding(name, False, cause=first)
+        findings[name] = finding
+    return list(findings.values())
 
 
-def _finding(name: str, check: Callable[[Any], str], cls: type[Method] | type[Rule], path: Path) -> Finding:
+def _root(name: str, findings: Mapping[str, Finding]) -> str | None:
+    """The failed check that `name` takes for granted, or that one's own cause."""
+    failed = (findings[need] for need in NEEDS.get(name, ()) if need in findings and not findings[need].ok)
+    return next((finding.cause or finding.check for finding in failed), None)
+
+
+def _judged(
+    name: str, check: Callable[[Any], str], cls: type[Method] | type[Rule], path: Path
+) -> tuple[Finding, tuple[str, ...]]:
+    """What a check finds, and what two findings of one reason have in common."""
     try:
-        return Finding(name, True, check(cls))
+        return Finding(name, True, check(cls)), ()
     except AssertionError as error:
-        return Finding(name, False, str(error) or _place(error, path))
+        detail = str(error) or _place(error, path)
+        return Finding(name, False, detail), (detail,)
     except Exception as error:  # anything a method raises is a finding
         cause = error.__cause__ if isinstance(error, CellError) and error.__cause__ else error
-        return Finding(name, False, f"{type(cause).__name__}: {cause} ({_place(cause, path)})")
+        kind, place = type(cause).__name__, _place(cause, path)
+        # the sizes in a message differ from check to check, the line does not
+        words = () if place.startswith(f"{path.name}:") else (re.sub(r"[\d.]+", "", str(cause)),)
+        return Finding(name, False, f"{kind}: {cause} ({place})"), (kind, place, *words)
 
 
 def _place(error: BaseException, path: Path) -> str:

@@ -5,7 +5,6 @@ All run on tiny random backbones. Equalities are checked in float64, where only 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -19,17 +18,15 @@ from harness.cell_state import checked_groups
 from harness.errors import UserError
 from harness.export import is_collapsible, serve
 from harness.fused import FusedInput, Rows
-from harness.loading import known_backbones, meta_backbone
-from harness.method import Method, Rule, explain_figure
+from harness.method import Method, Rule
+from harness.seal import Seal
 from harness.suite_file import Recipe
 from harness.tiny import tiny_backbone, tiny_rows
-from harness.traces import left_on, traces
 from harness.validation import validate_settings
 
 SOURCE_LENGTH = 24
 LENGTHS = [5, 9, 13]
 TOLERANCE = 1e-6
-FULL_SIZE = "t5-base"
 NUM_SOURCES = 2
 """Where a method takes any number of sources."""
 
@@ -58,9 +55,14 @@ class Bench:
     """A method with a tiny backbone under it, both in evaluation mode."""
 
     def __init__(
-        self, cls: type[Method], kind: Kind = "encoder-decoder", precision: str = "float64", seed: int = 0
+        self,
+        cls: type[Method],
+        kind: Kind = "encoder-decoder",
+        precision: str = "float64",
+        seed: int = 0,
+        backbone: Backbone | None = None,
     ) -> None:
-        self.backbone = tiny_backbone(kind, precision)
+        self.backbone = backbone or tiny_backbone(kind, precision)
         self.method = build(cls, self.backbone, seed)
 
     @contextmanager
@@ -145,20 +147,25 @@ def seed(cls: type[Method]) -> str:
 
 
 def backbone_unchanged(cls: type[Method]) -> str:
-    bench = Bench(cls, precision="float32")
-    model = tiny_backbone().model  # as it is before any method has seen it
-    before = model.state_dict()
-    as_made = traces(bench.backbone.model)
+    backbone = tiny_backbone()
+    seal = Seal(backbone)  # of what it is before the method has seen it
+    bench = Bench(cls, backbone=backbone)
+    _assert_sealed(seal, "__init__")
+    with bench.attached():
+        pass
+    _assert_sealed(seal, "attach() and detach()")
     bench.train(steps=2)
-    after = bench.backbone.model.state_dict()
-    assert before.keys() == after.keys(), f"tensors came or went: {_first(before.keys() ^ after.keys())}"
-    changed = [name for name in before if not torch.equal(before[name], after[name])]
-    assert not changed, f"changed: {_first(changed)}"
-    thawed = [name for name, p in bench.backbone.model.named_parameters() if p.requires_grad]
-    assert not thawed, f"left trainable: {_first(thawed)}"
-    left = left_on(bench.backbone.model, as_made)
-    assert left is None, f"detach() leaves a {left} changed: a hook, a forward() or a weight is still there"
+    _assert_sealed(seal, "training")
+    with bench.attached(), torch.no_grad():
+        _, embeds, mask, _ = bench.inputs(LENGTHS)
+        backbone.decode(embeds, mask, 2)
+    _assert_sealed(seal, "evaluation")
     return ""
+
+
+def _assert_sealed(seal: Seal, behind: str) -> None:
+    what = seal.difference()
+    assert what is None, f"behind {behind} the backbone is another: {what}"
 
 
 def gradients(cls: type[Method], kind: Kind = "encoder-decoder") -> str:
@@ -295,41 +302,6 @@ def bfloat16(cls: type[Method]) -> str:
         assert parameter.dtype == torch.float32, f"{name} became {parameter.dtype}; weights stay in float32"
         assert parameter.grad is None or parameter.grad.isfinite().all(), f"gradient of {name} not finite"
     return ""
-
-
-def count(cls: type[Method]) -> str:
-    method, with_weights = build(cls, tiny_backbone(meta=True)), build(cls, tiny_backbone())
-    assert method.num_trained == with_weights.num_trained, (
-        f"{method.num_trained} without weights, {with_weights.num_trained} with"
-    )
-    full = cls(cls.HP(), _shapes(FULL_SIZE))
-    exported = sum(tensor.numel() for tensor in full.export().values())
-    assert full.num_kept <= exported, (
-        f"{FULL_SIZE}: kept() counts {full.num_kept:,} numbers, but {exported:,} exported ones answer alone; "
-        "override kept()"
-    )
-    return f"{FULL_SIZE}: {full.num_trained:,} trained, {full.num_kept:,} kept, {exported:,} exported"
-
-
-def published(cls: type[Method]) -> str:
-    """Every published figure is the count with the default settings, or a note says why not."""
-    details = []
-    for name, figure in cls.paper.params.items():
-        if name not in known_backbones():
-            continue
-        method = cls(cls.HP(), _shapes(name))
-        trained, kept = (round(count / method.num_tasks) for count in (method.num_trained, method.num_kept))
-        reason = explain_figure(figure, trained, kept)
-        assert reason or cls.paper.params_note, (
-            f"{name}: {trained:,} trained, {kept:,} kept, but paper.params says {figure:,} and no params_note says why"
-        )
-        details.append(f"{name}: {trained:,} trained, {kept:,} kept, {figure:,} published")
-    return "; ".join(details)
-
-
-@functools.cache
-def _shapes(name: str) -> Backbone:
-    return meta_backbone(name)
 
 
 def _logits(bench: Bench) -> Tensor:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from harness import provenance
-from harness.bundle import build_method
+from harness.building import build_method
 from harness.caches import cached_task
 from harness.data import TaskData
 from harness.errors import UserError
@@ -84,8 +84,8 @@ def estimate(plan: Plan, probe: bool | None = None) -> list[Estimate]:
     stored = list(stored_results(plan.store.root))
     source_of = plan.suite.backbone_sources
     made = []
-    for group, results in zip(plan.groups, plan.results, strict=True):
-        missing = max(0, plan.num_cells(group) - len(results))
+    for index, group in enumerate(plan.groups):
+        missing = plan.num_missing(index)
         method = plan.methods[group.method]
         if not missing or method.spec.is_rule or method.spec.error:
             continue

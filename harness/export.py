@@ -26,6 +26,7 @@ from harness.method import Method, Registered, discover, get_class
 from harness.provenance import sha256_file
 from harness.results import read_result, tensors_path
 from harness.schema import Result
+from harness.seal import Seal
 
 HEAD = "linear_head.weight"
 
@@ -122,7 +123,7 @@ def export_result(path: Path, out: Path, backbone: str | None, method_dirs: tupl
 def load_export(path: Path, backbone: Backbone, method_dirs: tuple[str, ...] = ()) -> Method:
     """Return a method that answers from an exported file on `backbone`; attach it if it is layer-side.
 
-    Raises UserError if the file is no export or does not fit the backbone.
+    Raises UserError if the file is no export or does not fit the backbone, or if its method changes that.
     """
     try:
         tensors = load_tensors(path)
@@ -144,11 +145,14 @@ def load_export(path: Path, backbone: Backbone, method_dirs: tuple[str, ...] = (
         return served.to(backbone.device).eval()
     cls = get_class(discover(*method_dirs), metadata["method"])
     assert issubclass(cls, Method)
+    seal = Seal(backbone)
     method = cls(cls.HP(**json.loads(metadata["hp"])), backbone)
     try:
         method = serve(method, tensors, backbone)
     except (RuntimeError, KeyError) as error:
         raise UserError(f"does not fit '{backbone.name}': {_first_line(error)}", where=str(path)) from None
+    if (what := seal.difference()) is not None:
+        raise UserError(f"its method has changed the backbone, which has to be loaded again: {what}", where=str(path))
     return method.eval()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -11,7 +12,7 @@ from harness.declarations import Draw
 from harness.draws import draws_of
 from harness.errors import UserError, require_choice
 from harness.lineage import GRID_KEY, INIT_FROM, start_from_cells, start_from_file
-from harness.schema import Cell, Mixture, Part, Start
+from harness.schema import Cell, Key, Mixture, Part, Start
 from harness.settings import Entry, TaskSpec, resolve_entry
 from harness.suite_file import ExceptionRule, MethodSpec, SourceChoice
 from harness.suite_loading import Suite, short_name
@@ -38,6 +39,36 @@ class Group:
     """Labelled rows that a few-shot entry asks for; None stands for all."""
     is_source: bool = False
     """Whether it is no entry of the table, and trained only where another cell starts from it."""
+    shared_seeds: frozenset[int] = frozenset()
+    """Of a source, the seeds whose cells are those of an entry of the table: trained once, found by both."""
+
+    def num_cells(self, per_seed: bool) -> int:
+        """Cells that selection will ask for in all: the grid, with `per_seed` of each seed, then the winner's others.
+
+        Those that a source shares with the table count there.
+        """
+        own = len(self.seeds) - len(self.shared_seeds)
+        if per_seed:
+            return len(self.points) * own
+        return own + (len(self.points) - 1 if self.seeds[0] not in self.shared_seeds else 0)
+
+    @functools.cached_property
+    def points_by_key(self) -> dict[Key, tuple[int, int]]:
+        """Where each cell stands in `cells`."""
+        return {cell.key: point for point, cell in self.cells.items()}
+
+    def own_cells(self) -> dict[tuple[int, int], Cell]:
+        """The cells that stand in no other group."""
+        return {point: cell for point, cell in self.cells.items() if point[1] not in self.shared_seeds}
+
+    def sharing(self, row: Group) -> Group:
+        """The same source with the cells of the table's `row` in place of their namesakes."""
+        shared = frozenset(self.seeds) & frozenset(row.seeds)
+        return replace(
+            self,
+            shared_seeds=shared,
+            cells={point: row.cells[point] if point[1] in shared else cell for point, cell in self.cells.items()},
+        )
 
 
 class Family:
@@ -71,16 +102,17 @@ class Family:
     def source(self, place: Place, own_seed: int | None, where: str) -> tuple[Group, int]:
         """The group that a cell starts from, and the seed: `own_seed`, or the first where that is None."""
         method = self._method(place[0], where)
-        if place in self.places and not self.suite.file.few_shot:  # sources are trained on all rows
-            row = self.row(place)
-            if own_seed in (None, *row.seeds):
-                return row, row.seeds[0] if own_seed is None else own_seed
+        # sources are trained on all rows
+        row = self.row(place) if place in self.places and not self.suite.file.few_shot else None
+        if row is not None and own_seed in (None, *row.seeds):
+            return row, row.seeds[0] if own_seed is None else own_seed
         first = _seeds(self.suite, self.tasks[place[1]])[0]
         known = self.sources.get(place)
         seed = first if own_seed is None else own_seed
         if known is None or seed not in known.seeds:
             seeds = tuple(dict.fromkeys((*(known.seeds if known else (first,)), seed)))
-            self.sources[place] = self._make(place, seeds, method, self._suite_of(place), is_source=True)
+            made = self._make(place, seeds, method, self._suite_of(place), is_source=True)
+            self.sources[place] = made if row is None else made.sharing(row)
         return self.sources[place], seed
 
     def _suite_of(self, place: Place) -> str:

@@ -22,6 +22,7 @@ from harness.blame import blaming
 from harness.data import Encoded
 from harness.memory import on_device
 from harness.method import Method
+from harness.seal import Seal
 from harness.shared_layers import SharedLayers
 
 Index = np.ndarray[Any, np.dtype[np.int64]]
@@ -45,18 +46,23 @@ class FusedInput:
     """Builds the backbone's input for rows of any of the given methods.
 
     `source_length` is the padded length that position-indexed tables refer to: with a decoder-only
-    backbone texts are padded on the left, so the last token takes the table's last row.
+    backbone texts are padded on the left, so the last token takes the table's last row. With a `seal`, a method whose
+    code writes to the backbone is named at once.
     """
 
-    def __init__(self, methods: Sequence[Method], backbone: Backbone, source_length: int) -> None:
+    def __init__(
+        self, methods: Sequence[Method], backbone: Backbone, source_length: int, seal: Seal | None = None
+    ) -> None:
         self.methods = methods
+        self.seal = seal
         self.backbone = backbone
         self.source_length = source_length
         self.static = [not method.depends_on_text() for method in methods]
-        self.prompt_lengths = np.array([method.num_prompt_tokens for method in methods], np.int64)
+        self.prompt_lengths = np.array([self._prompt_length(index) for index in range(len(methods))], np.int64)
         self.heads = [method.linear_head for method in methods if method.linear_head is not None]
         """One per cell, or none at all."""
         self._layers = self._shared_layers() if len(methods) > 1 else None
+        self._is_attached = False
         self._outputs: list[Tensor] = []
         self._table = torch.empty(0)
         self._prompt_starts = np.zeros(len(methods), np.int64)
@@ -70,24 +76,50 @@ class FusedInput:
             return 1.0
         return 1.0 + self._layers.num_changes / sum(1 for m in self.backbone.model.modules() if not any(m.children()))
 
+    def _prompt_length(self, index: int) -> int:
+        with blaming(index, self.seal):
+            return self.methods[index].num_prompt_tokens
+
     def _shared_layers(self) -> SharedLayers | None:
         changes = []
         for index, method in enumerate(self.methods):
-            with blaming(index):
+            with blaming(index, self.seal):
                 changes.append(method.layer_changes())
         return SharedLayers(changes) if any(changes) else None
 
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Layer-side methods in the backbone; behind it the backbone is as it was."""
-        if self._layers is not None:
-            with self._layers.attached():
-                yield
-            return
         try:
-            self.methods[0].attach(self.backbone)
+            self._put_in()
             yield
         finally:
+            self._take_out()
+
+    @contextmanager
+    def detached(self) -> Iterator[None]:
+        """Within `attached`, the backbone as it is without the methods; they are put in again behind it."""
+        was_attached = self._is_attached
+        if was_attached:
+            self._take_out()
+        try:
+            yield
+        finally:
+            if was_attached:
+                self._put_in()
+
+    def _put_in(self) -> None:
+        self._is_attached = True
+        if self._layers is not None:
+            self._layers.attach()
+        else:
+            self.methods[0].attach(self.backbone)
+
+    def _take_out(self) -> None:
+        self._is_attached = False
+        if self._layers is not None:
+            self._layers.detach()
+        else:
             self.methods[0].detach(self.backbone)
 
     def refresh(self, grad: bool, cells: Sequence[int]) -> None:
@@ -99,7 +131,7 @@ class FusedInput:
             for index in cells:
                 if not self.static[index]:
                     continue
-                with blaming(index):
+                with blaming(index, self.seal):
                     prompt, added = self.methods[index].prompt(), self.methods[index].added()
                     self._check_shapes(index, prompt, added)
                 if prompt is not None:
@@ -118,10 +150,15 @@ class FusedInput:
     def _check_shapes(self, index: int, prompt: Tensor | None, added: Tensor | None) -> None:
         """Refuse what would read another cell's vectors. Raises ValueError."""
         name, width = type(self.methods[index]).__name__, self.backbone.hidden
+        for what, made in (("prompt", prompt), ("added", added)):
+            if made is not None and not isinstance(made, Tensor):
+                raise ValueError(f"{name}.{what}() must return a tensor or None, not a {type(made).__name__}")
         if prompt is not None and prompt.shape[-2:] != (self.prompt_lengths[index], width):
-            raise ValueError(f"{name}.prompt() has shape {tuple(prompt.shape)}, num_prompt_tokens and H say otherwise")
-        if added is not None and (added.shape[1:] != (width,) or len(added) < self.source_length):
-            raise ValueError(f"{name}.added() has shape {tuple(added.shape)}, texts have {self.source_length} tokens")
+            wanted = f"[{self.prompt_lengths[index]}, {width}] (num_prompt_tokens, H), or one for each task in front"
+            raise ValueError(f"{name}.prompt() must return {wanted}, not {list(prompt.shape)}")
+        if added is not None and (added.dim() != 2 or added.shape[1] != width or len(added) < self.source_length):
+            wanted = f"[{self.source_length}, {width}] (tokens of the longest text, H)"
+            raise ValueError(f"{name}.added() must return {wanted}, not {list(added.shape)}")
 
     def backward(self) -> None:
         """Carry the gradient that all micro-batches left on the table into the methods' tensors."""
@@ -199,7 +236,7 @@ class FusedInput:
         lengths = on_device(encoded.source_lengths(rows.rows), device)
         mask = (torch.arange(sources.shape[1], device=device)[None] < lengths[:, None]).long()
         self._tell_tasks(encoded, rows, cell)
-        with blaming(cell):
+        with blaming(cell, self.seal):
             found = self.methods[cell](self.backbone.embedding(sources), mask)
             return self._checked_output(cell, found, len(rows))
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.checkpoint import name_of
 from harness.contract import Finding
 from harness.declarations import Draw
 from harness.estimate import estimate
@@ -81,9 +80,9 @@ def _describe_shots(plan: Plan) -> list[str]:
 def _describe_group(plan: Plan, index: int) -> dict[str, Any]:
     group, results = plan.groups[index], plan.results[index]
     cells = plan.num_cells(group)
-    old = [plan.superseded[name] for cell in group.cells.values() if (name := name_of(cell)) in plan.superseded]
+    old = [plan.superseded[cell.key] for cell in group.own_cells().values() if cell.key in plan.superseded]
     stale = [*(result for result in results.values() if plan.is_stale(result)), *old]
-    missing = max(0, cells - len(results) - len(old))
+    missing = max(0, plan.num_missing(index) - len(old))
     first = group.cells[(0, group.seeds[0])]
     trains = plan.methods[group.method].cls is None or not issubclass(plan.methods[group.method].cls or Rule, Rule)
     return {
@@ -167,8 +166,12 @@ def describe_suite(path: Path, method_dirs: Sequence[str]) -> dict[str, Any]:
 
 def describe_contract(path: Path, findings: Sequence[Finding]) -> dict[str, Any]:
     """The contract as a list of checks."""
-    lines = [
-        f"{'ok  ' if item.ok else 'FAIL'} {item.check}{': ' + item.detail if item.detail else ''}" for item in findings
-    ]
-    rows = [{"check": item.check, "ok": item.ok, "detail": item.detail} for item in findings]
+    lines = []
+    for item in findings:
+        if not item.cause:
+            lines.append(f"{'ok  ' if item.ok else 'FAIL'} {item.check}{': ' + item.detail if item.detail else ''}")
+        same = [other.check for other in findings if other.cause == item.check]
+        if same:
+            lines.append(f"     for the same reason not met, or not to be judged: {'; '.join(same)}")
+    rows = [{"check": item.check, "ok": item.ok, "detail": item.detail, "cause": item.cause} for item in findings]
     return {"file": str(path), "checks": rows, "text": "\n".join([str(path), *lines])}

@@ -175,8 +175,9 @@ class Method(nn.Module):
     def num_prompt_tokens(self) -> int:
         """Positions that the method puts in front of a text."""
         prompt = called(self.prompt)
-        if prompt is not None and prompt.dim() not in (2, 3):
-            raise ValueError(f"prompt() must return [P, H] or [K, P, H], not {list(prompt.shape)}")
+        if prompt is not None and (not isinstance(prompt, Tensor) or prompt.dim() not in (2, 3)):
+            got = list(prompt.shape) if isinstance(prompt, Tensor) else f"a {type(prompt).__name__}"
+            raise ValueError(f"prompt() must return [P, H] or [K, P, H], not {got}")
         return 0 if prompt is None else prompt.shape[-2]
 
     @property

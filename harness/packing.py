@@ -35,7 +35,7 @@ def pack(plan: Plan, cells: Sequence[Cell]) -> list[Bundle]:
             placement=placement(plan),
             processes=plan.suite.file.execution.processes,
             sharding=plan.suite.file.execution.sharding,
-            starts={cell.cell_id: plan.start_files(cell) for cell in part if cell.init_from},
+            starts={cell.key: plan.start_files(cell) for cell in part if cell.init_from},
         )
         for part in parts
     ]
@@ -45,7 +45,7 @@ def _parts(plan: Plan, bundle: Sequence[Cell], races: Mapping[tuple[str, ...], R
     """Cut a bundle into even parts of at most `bundle_cells`. Raises UserError for a race that is larger."""
     limit, part = plan.suite.file.execution.bundle_cells, list[Cell]()
     even = math.ceil(len(bundle) / math.ceil(len(bundle) / limit))
-    for _, cells in itertools.groupby(bundle, lambda cell: races.get(_place(cell)) or cell.cell_id):
+    for _, cells in itertools.groupby(bundle, lambda cell: races.get(_place(cell)) or cell.key):
         unit = list(cells)
         if len(unit) > limit:
             raise UserError(
@@ -92,4 +92,4 @@ def _bundle_key(plan: Plan, cell: Cell) -> str:
         shared.append("layers")
     if cell.few_shot is not None:
         shared.append(cell.few_shot.model_dump_json())
-    return json.dumps([*shared, recipe.quantization, recipe.head, f"{cell.label} {cell.cell_id}" if alone else ""])
+    return json.dumps([*shared, recipe.quantization, recipe.head, cell.key if alone else ""])

@@ -11,7 +11,8 @@ import math
 from dataclasses import replace
 
 from harness.backbone import Backbone
-from harness.bundle import Bundle, build_method
+from harness.building import build_method
+from harness.bundle import Bundle
 from harness.device_plan import full_tuning, token_bytes, weights_of
 from harness.loading import meta_backbone
 from harness.method import Method, Rule, load_file

@@ -11,9 +11,8 @@ from pathlib import Path
 from torch import Tensor
 
 from harness.backbone import Backbone
-from harness.bundle import build_method
+from harness.building import build_method
 from harness.caches import cached_backbone, cached_task
-from harness.checkpoint import name_of
 from harness.errors import UserError
 from harness.families import block_of
 from harness.heads import check_head
@@ -23,7 +22,7 @@ from harness.method import Method, Registered, Rule, discover
 from harness.metrics import get_metric
 from harness.provenance import sha256_file
 from harness.results import ResultStore, tensors_path
-from harness.schema import Cell, Result, Start
+from harness.schema import Cell, Key, Result, Start
 from harness.selection import chosen, next_cells
 from harness.sources import MissingData
 from harness.staleness import superseded
@@ -32,7 +31,7 @@ from harness.suite import Group, Overrides, Suite, expand, load_suite
 from harness.tasks import Task
 from harness.tasks.own import suite_tasks
 
-Key = tuple[int, int]
+Point = tuple[int, int]
 """(grid point, seed) of a cell within its group."""
 
 
@@ -46,10 +45,10 @@ class Plan:
     tasks: dict[str, Task]
     store: ResultStore
     data_dir: str | None
-    results: list[dict[Key, Result]]
+    results: list[dict[Point, Result]]
     """Per group, the stored results."""
-    superseded: dict[tuple[str, str], Result] = field(default_factory=dict)
-    """By label and cell_id, results of earlier versions of task or protocol; their cells wait until asked for."""
+    superseded: dict[Key, Result] = field(default_factory=dict)
+    """By key, results of earlier versions of task or protocol; their cells wait until asked for."""
     _fingerprints: dict[tuple[str, str], str] = field(default_factory=dict)
 
     @property
@@ -80,12 +79,13 @@ class Plan:
                 if index is not None and self.groups[index].is_source and index not in sources:
                     sources[index] = self._next(index)
                     waiting += sources[index]
-        return [*itertools.chain.from_iterable(sources.values()), *rows]
+        # a source may share cells with the table, and such a cell is trained once
+        return list({cell.key: cell for cell in [*itertools.chain.from_iterable(sources.values()), *rows]}.values())
 
     def _next(self, index: int) -> list[Cell]:
         group = self.groups[index]
         cells = [group.cells[key] for key in next_cells(group, self.results[index], self.per_seed)]
-        return [cell for cell in cells if name_of(cell) not in self.superseded]
+        return [cell for cell in cells if cell.key not in self.superseded]
 
     def _place_of(self, start: Start) -> int | None:
         """Index of the group that holds a source; of two, the one of the table."""
@@ -119,7 +119,7 @@ class Plan:
     def stages(self) -> tuple[list[Cell], list[Cell]]:
         """Pending cells apart: those of the searches and of entries without one, and winners' further seeds."""
         further = {
-            name_of(group.cells[(point, seed)])
+            group.cells[(point, seed)].key
             for group in self.groups
             if len(group.points) > 1 and not self.per_seed
             for point in range(len(group.points))
@@ -127,8 +127,8 @@ class Plan:
         }
         pending = self.pending()
         return (
-            [cell for cell in pending if name_of(cell) not in further],
-            [cell for cell in pending if name_of(cell) in further],
+            [cell for cell in pending if cell.key not in further],
+            [cell for cell in pending if cell.key in further],
         )
 
     def load(self, cell: Cell) -> Result | None:
@@ -138,17 +138,19 @@ class Plan:
         return None if left_race and self.suite.file.tuning.strategy != "halving" else result
 
     def num_cells(self, group: Group) -> int:
-        """Cells that selection will ask for in all: the grid, then the winner's other seeds."""
-        if self.per_seed:
-            return len(group.points) * len(group.seeds)
-        return len(group.points) + len(group.seeds) - 1
+        """Cells that selection will ask for in all."""
+        return group.num_cells(self.per_seed)
+
+    def num_missing(self, index: int) -> int:
+        """Of the cells that `num_cells` counts, those without a result."""
+        own = self.groups[index].own_cells()
+        return max(0, self.num_cells(self.groups[index]) - sum(point in own for point in self.results[index]))
 
     def record(self, result: Result) -> None:
-        """Take in a new result."""
+        """Take in a new result, in two groups where a source shares its cell with the table."""
         for group, results in zip(self.groups, self.results, strict=True):
-            for key, cell in group.cells.items():
-                if (cell.suite, cell.label, cell.cell_id) == (result.cell.suite, result.cell.label, result.cell_id):
-                    results[key] = result
+            if result.key in group.points_by_key:
+                results[group.points_by_key[result.key]] = result
 
     def is_stale(self, result: Result) -> bool:
         """Whether the method's source, the weights or the rows have changed since `result` was made."""

@@ -21,7 +21,7 @@ from harness.predict import score_data
 from harness.protocol import Place, resolve
 from harness.records import metric_record, prediction_rows
 from harness.results import PredictionRow
-from harness.schema import BackboneRecord, Cell, DevScore, Failure, ParamCounts, Result, StartRecord, Usage
+from harness.schema import BackboneRecord, Cell, DevScore, Failure, Key, ParamCounts, Result, StartRecord, Usage
 from harness.starting import StartFile
 from harness.tasks.own import cell_task
 from harness.usage import rule_usage, usage_of
@@ -48,13 +48,13 @@ class Circumstances:
     method_sha256: dict[str, str]
     """By method name."""
     bundle_cells: int
-    starts: Mapping[str, Sequence[StartFile]]
-    """By cell_id, what its tensors started from."""
+    starts: Mapping[Key, Sequence[StartFile]]
+    """By key, what its tensors started from."""
     num_processes: int
 
     def start_records(self, cell: Cell) -> list[StartRecord]:
         """What a result says of the tensors that its cell started from."""
-        return [start.record for start in self.starts.get(cell.cell_id, ())]
+        return [start.record for start in self.starts.get(cell.key, ())]
 
 
 def trained_product(

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 
-from harness.schema import Cell, DevScore, Result
+from harness.schema import Cell, DevScore, Key, Result
 
 PLAIN_EVERY_S = 10.0
 
@@ -98,8 +98,8 @@ class Progress:
             self._line(f"bundle: {bundle.title}")
         return bundle
 
-    def step(self, step: int, steps: int, scores: dict[str, DevScore], bundle: Running | None = None) -> None:
-        """A step of a bundle is done, of the last that began unless named; `scores` are dev scores by cell_id."""
+    def step(self, step: int, steps: int, scores: dict[Key, DevScore], bundle: Running | None = None) -> None:
+        """A step of a bundle is done, of the last that began unless named; `scores` are dev scores by key."""
         bundle = bundle or self.running[-1]
         if bundle.first_step is None:
             bundle.first_step = step - 1

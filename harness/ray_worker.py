@@ -27,7 +27,7 @@ from harness.cell_state import describe_failure
 from harness.errors import UserError
 from harness.products import Product
 from harness.provenance import sha256_file
-from harness.schema import DevScore, Failure
+from harness.schema import DevScore, Failure, Key
 from harness.starting import StartFile
 
 POLL_S = 0.5
@@ -62,8 +62,8 @@ class News:
     """Its machine and process number."""
     products: list[Product] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
-    step: tuple[int, int, dict[str, DevScore]] | None = None
-    """The newest (step, steps of the bundle, dev scores by cell_id)."""
+    step: tuple[int, int, dict[Key, DevScore]] | None = None
+    """The newest (step, steps of the bundle, dev scores by key)."""
     ended: bool = False
     """Whether the bundle has no more to tell: finished, stopped, refused or crashed."""
     refused: UserError | None = None
@@ -79,7 +79,7 @@ class Worker:
         if gpu_share < 1 and torch.cuda.is_available():
             torch.cuda.set_per_process_memory_fraction(gpu_share)
         self._events: queue.Queue[Product | str | None] = queue.Queue()
-        self._step: tuple[int, int, dict[str, DevScore]] | None = None
+        self._step: tuple[int, int, dict[Key, DevScore]] | None = None
         self._end = News()
 
     def start(self, parcel: Parcel) -> None:
@@ -124,7 +124,7 @@ class Worker:
         finally:
             self._events.put(None)
 
-    def _on_step(self, step: int, steps: int, scores: dict[str, DevScore]) -> None:
+    def _on_step(self, step: int, steps: int, scores: dict[Key, DevScore]) -> None:
         self._step = (step, steps, scores)
 
     def _unpacked(self, parcel: Parcel, folder: Path) -> Bundle:
@@ -132,8 +132,7 @@ class Worker:
         bundle = parcel.bundle
         files = {name: _method_file(path, parcel.sources[name], folder) for name, path in bundle.method_files.items()}
         starts = {
-            cell_id: tuple(_start_file(start, parcel, folder) for start in given)
-            for cell_id, given in bundle.starts.items()
+            key: tuple(_start_file(start, parcel, folder) for start in given) for key, given in bundle.starts.items()
         }
         bundle = replace(bundle, method_files=files, starts=starts)
         if bundle.checkpoint is not None and (parcel.marker is None or not parcel.marker.exists()):

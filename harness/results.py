@@ -17,7 +17,7 @@ from harness.bounded import read_bounded
 from harness.durable import discard, put_in_place, sync_folder, write_aside
 from harness.errors import UserError
 from harness.parts import by_task
-from harness.schema import RESULT_FORMAT, Cell, Files, Result
+from harness.schema import RESULT_FORMAT, Cell, Files, Key, Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,18 +59,17 @@ class ResultStore:
             raise UserError("is a file, not a folder of results", where=str(self.root))
         if not self.root.is_dir():
             raise UserError("no such results folder", where=str(self.root), hint="Start one with harness run.")
-        seen: dict[tuple[str, str, str], Path] = {}
+        seen: dict[Key, Path] = {}
         for path in sorted(self.root.rglob("*.json")):
             if any(part.startswith(".") for part in path.relative_to(self.root).parts):
                 continue
             result = _read_if_there(path)
             if result is None:
                 continue
-            identity = (result.cell.suite, result.cell.label, result.cell_id)
-            if identity in seen:
+            if result.key in seen:
                 problem = "is a copy of a result that counts already; a copy would pass for another run"
-                raise UserError(problem, where=str(path), hint=f"The other is {seen[identity]}.")
-            seen[identity] = path
+                raise UserError(problem, where=str(path), hint=f"The other is {seen[result.key]}.")
+            seen[result.key] = path
             yield path, result
 
     def ensure_writable(self) -> None:

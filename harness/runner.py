@@ -12,14 +12,13 @@ from typing import Literal
 from harness import stop
 from harness.caches import cached_task
 from harness.cell_state import describe_failure
-from harness.checkpoint import name_of
 from harness.claims import Claims
 from harness.engines import Engine, LocalEngine
 from harness.planning import Plan, check_fit, make_plan
 from harness.products import Product, failed_to_store
 from harness.progress import Progress, work
 from harness.results import NotStored
-from harness.schema import Cell, Result
+from harness.schema import Cell, Key, Result
 from harness.suite import Overrides
 from harness.worklist import Worklist
 
@@ -95,7 +94,7 @@ class _Run:
         self.engine = engine
         self.progress = progress
         self.replaced, self.num_stale = _forget(plan, rerun)
-        self.stored = [result for results in plan.results for result in results.values()]
+        self.stored = list({r.key: r for results in plan.results for r in results.values()}.values())
         self.counts = {"done": 0, "failed": 0}
         self.num_found = 0
 
@@ -133,7 +132,7 @@ class _Run:
         while self.plan.pending():
             before = self.num_found + sum(self.counts.values())
             self.engine.run(self.work.round(), self.progress, self._store)
-            left = {name_of(cell) for cell in self.plan.pending()}
+            left = {cell.key for cell in self.plan.pending()}
             assert not left & self.work.given, "a cell was run and left no result"
             if left and before == self.num_found + sum(self.counts.values()):
                 self.progress.waiting(len(left))
@@ -156,7 +155,7 @@ class _Run:
             raise self._unusable(error) from None
         if not is_ours:
             self.progress.say(f"{cell.label} {cell.task}: slept too long, another process has taken this cell over")
-            self.work.given.discard(name_of(cell))
+            self.work.given.discard(cell.key)
             return
         result = self._written(product)
         with contextlib.suppress(OSError):  # the result is there, so nobody will ask for its claim
@@ -197,25 +196,20 @@ class _Run:
             )
 
 
-def _forget(plan: Plan, rerun: Rerun) -> tuple[dict[tuple[str, str], Result], int]:
+def _forget(plan: Plan, rerun: Rerun) -> tuple[dict[Key, Result], int]:
     """Drop the stored results that shall be made again; return them, and the number of stale ones left."""
-    replaced: dict[tuple[str, str], Result] = {}
+    replaced: dict[Key, Result] = {}
     if rerun == "stale":
         plan.superseded.clear()
     num_stale = len(plan.superseded)
     # all are judged before any is dropped: whether a cell is stale depends on the cells that it starts from
     for results, judged in [(found, [plan.is_stale(r) for r in found.values()]) for found in plan.results]:
-        for (key, result), is_stale in zip(list(results.items()), judged, strict=True):
+        for (place, result), is_stale in zip(list(results.items()), judged, strict=True):
             if (rerun == "failed" and result.status == "failed") or (rerun == "stale" and is_stale):
-                replaced[name_of(result.cell)] = results.pop(key)
+                replaced[result.key] = results.pop(place)
             else:
                 num_stale += is_stale
     return replaced, num_stale
-
-
-def _place(cell: Cell) -> tuple[str, str, str]:
-    """What tells a cell from its namesakes: two rows may hold the same cell."""
-    return cell.suite, cell.label, cell.cell_id
 
 
 def _warn_of_duplicates(plan: Plan, cells: Iterable[Cell], progress: Progress) -> None:
@@ -232,8 +226,8 @@ def _warn_of_duplicates(plan: Plan, cells: Iterable[Cell], progress: Progress) -
 
 def _expect_all(plan: Plan, progress: Progress) -> None:
     """Announce the whole run, the winners' further seeds included, so that the time left is honest."""
-    for group, results in zip(plan.groups, plan.results, strict=True):
-        old = sum(name_of(cell) in plan.superseded for cell in group.cells.values())
-        count = max(0, plan.num_cells(group) - len(results) - old)
+    for index, group in enumerate(plan.groups):
+        old = sum(cell.key in plan.superseded for cell in group.own_cells().values())
+        count = max(0, plan.num_missing(index) - old)
         rule = plan.methods[group.method].spec.is_rule
         progress.expect(count, 0 if rule else count * work(group.cells[(0, group.seeds[0])]))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -20,6 +22,9 @@ LATER: dict[str, set[str]] = {
     "recipe": {"adamw", "quantization", "head", "head_lr"},
 }
 
+
+Key = tuple[str, str, str]
+"""(suite, label, cell_id): what tells a cell, and its result, from all others; two rows may hold the same settings."""
 
 Slug = Annotated[str, Field(pattern=SLUG)]
 """A name that names a folder too; a result from elsewhere may claim any."""
@@ -92,9 +97,9 @@ class Cell(Strict):
     search_seed: int
     """The seed whose grid runs decide which point this seed's table entry shows."""
 
-    @property
+    @functools.cached_property
     def cell_id(self) -> str:
-        """Hash of the resolved cell, defaults included."""
+        """Hash of the resolved cell, defaults included; made once, since a run asks for it at every turn."""
         return digest(self._identity())
 
     @property
@@ -110,6 +115,17 @@ class Cell(Strict):
         """
         starts = () if "cell.init_from" in self.grid else tuple(start.identity for start in self.init_from)
         return self.seeds, starts
+
+    @property
+    def key(self) -> Key:
+        """Under which a cell is planned, claimed, checkpointed and stored."""
+        return self.suite, self.label, self.cell_id
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Cell:
+        """A copy with other values, whose identity is made anew."""
+        copied = super().model_copy(update=update, deep=deep)
+        vars(copied).pop("cell_id", None)
+        return copied
 
     @property
     def group_id(self) -> str:
@@ -327,3 +343,8 @@ class Result(Strict):
     files: Files = Files()
     checksum: str | None = None
     """`results.checksum` of the rest of the JSON; None in results of format 1, which had none."""
+
+    @property
+    def key(self) -> Key:
+        """Its cell's key, with the identity as it is stored: `verify` holds that against the cell."""
+        return self.cell.suite, self.cell.label, self.cell_id

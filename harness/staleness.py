@@ -11,14 +11,11 @@ from harness.declarations import ProtocolReference
 from harness.errors import UserError
 from harness.protocol import resolve
 from harness.results import ResultStore, read_result
-from harness.schema import Cell, Result
+from harness.schema import Cell, Key, Result
 from harness.tasks import all_tasks
 
-Name = tuple[str, str]
-"""(label, cell_id)"""
 
-
-def superseded(store: ResultStore, cells: Iterable[Cell]) -> dict[Name, Result]:
+def superseded(store: ResultStore, cells: Iterable[Cell]) -> dict[Key, Result]:
     """Per cell, its stored result under another version of its task or protocol, if there is one.
 
     A version that changes a setting makes another cell of it, so such a result stands under another name.
@@ -26,12 +23,12 @@ def superseded(store: ResultStore, cells: Iterable[Cell]) -> dict[Name, Result]:
     cells = list(cells)
     own = {store.path(cell) for cell in cells}
     by_place = {_place(cell): cell for cell in cells}
-    found: dict[Name, Result] = {}
+    found: dict[Key, Result] = {}
     for folder in sorted({path.parent for path in own}):
         for result in _others(folder, own):
             now = by_place.get(_place(result.cell))
             if now is not None and _versions(now) != _versions(result.cell):
-                found[(now.label, now.cell_id)] = result
+                found[now.key] = result
     return found
 
 

@@ -29,6 +29,7 @@ from harness.mixture import row_order
 from harness.optimizer import JointAdamW
 from harness.racing import Race
 from harness.schema import Cell
+from harness.seal import BackboneChanged, Seal
 from harness.sharding import UNSHARDED, Unsharded
 
 # without a graph to keep, a forward pass may hold more tokens for the same memory
@@ -59,6 +60,7 @@ class BundleStep:
         races: Sequence[Race] = (),
         team: Team = ALONE,
         sharding: Unsharded = UNSHARDED,
+        seal: Seal | None = None,
     ) -> None:
         self.backbone = backbone
         self.data = data
@@ -72,7 +74,12 @@ class BundleStep:
         orders = [row_order(data, cell.mixture, cell.seed) for cell in cells]
         self.states = [CellState(c, m, o) for c, m, o in zip(cells, methods, orders, strict=True)]
         self.optimizer = JointAdamW([s.groups for s in self.states], [s.recipe for s in self.states])
-        self.fused = FusedInput(methods, backbone, length)
+        self.seal = None if sharding.is_sharded else seal or Seal(backbone)
+        """What the backbone was when the bundle began; shards are of a backbone that ends with its processes."""
+        attaches_itself = len(methods) == 1 and methods[0].runs_alone()
+        self.watched = None if attaches_itself else self.seal
+        """The same, where no method may have anything of its own in the backbone, not even for a while."""
+        self.fused = FusedInput(methods, backbone, length, self.watched)
         self.active = list(range(len(cells)))
         self.handed_over: set[int] = set()
         self.races = races
@@ -88,7 +95,7 @@ class BundleStep:
         self._set_training(True)
         for i in list(self.active):
             try:
-                with blaming(i):
+                with blaming(i, self.watched):
                     self.states[i].outcome.method.on_step(step, self.states[i].recipe.steps)
             except CellError as error:
                 self._fail(error)
@@ -100,9 +107,39 @@ class BundleStep:
             state.record_loss(losses[i])
             state.outcome.num_steps += 1
         self.optimizer.step({i: lr_factor(self.states[i].recipe, step) for i in self.active})
+        self._require_untouched()
         positions = self._account(rows)
         self._count_halvings(self.active)
         self._share_time("train_s", started, {i: float(positions[i]) for i in self.active})
+
+    def _require_untouched(self) -> None:
+        """Raise BackboneChanged where the backbone was written to, or takes gradients, or has left its mode.
+
+        Reads no numbers, so the host does not wait for the device; what leaves no such mark is found by `prove`.
+        """
+        what = None if self.watched is None else self.watched.glance(bool(self.training) and self.dropout)
+        if what is not None:
+            raise BackboneChanged(what, self._only_suspect())
+
+    def _only_suspect(self) -> int | None:
+        """The cell whose code it must have been: it is alone, or it alone trains a tensor of the backbone."""
+        seal = self.seal
+        suspects = [i for i, state in enumerate(self.states) if seal is not None and seal.holds(state.parameters)]
+        suspects = [0] if len(self.states) == 1 else suspects
+        return suspects[0] if len(suspects) == 1 else None
+
+    def prove(self) -> None:
+        """Raise BackboneChanged unless the backbone, without the methods in it, is the one that the bundle began with.
+
+        All processes of a team must call it.
+        """
+        if self.seal is None:
+            return
+        with self.fused.detached():
+            found = self.team.gather(self.seal.difference())
+        for what in found:
+            if what is not None:
+                raise BackboneChanged(what, self._only_suspect())
 
     def _draw(self) -> Rows:
         """Each active cell's next batch, together."""
@@ -177,7 +214,12 @@ class BundleStep:
         method, heads = self.states[0].outcome.method, self.fused.heads
         backbone = Classifier(self.backbone, heads, cells) if heads else self.backbone
         if method.runs_alone():
-            return method.token_losses(backbone, embeds, mask, labels)
+            losses = method.token_losses(backbone, embeds, mask, labels)
+            shape = list(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+            if shape != list(labels.shape):
+                name = type(method).__name__
+                raise ValueError(f"{name}.token_losses() must return {list(labels.shape)} (rows, targets), not {shape}")
+            return losses
         return backbone.token_losses(embeds, mask, labels)
 
     def _undo(self) -> None:
@@ -259,6 +301,8 @@ class BundleStep:
         self.backbone.model.train(training and self.dropout)
         for i in self.active:
             self.states[i].outcome.method.train(training)
+        if self.seal is not None:  # a method that holds modules of the backbone has switched those too
+            self.seal.set_mode(training and self.dropout)
 
     def _share_time(self, kind: str, started: float, shares: Mapping[int, float]) -> None:
         """Divide the seconds since `started` among cells in proportion to their shares."""

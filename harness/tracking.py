@@ -19,7 +19,7 @@ from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracke
 from harness.cell_state import lr_factor
 from harness.errors import UserError
 from harness.progress import Progress, Running
-from harness.schema import Cell, DevScore, Result
+from harness.schema import Cell, DevScore, Key, Result
 
 Tool = Literal["tensorboard", "wandb", "mlflow"]
 LR_POINTS = 200
@@ -50,7 +50,7 @@ class TrackedProgress(Progress):
             raise UserError(f"needs the package {tool}", field="--track", hint=hint)
         PartialState()  # accelerate's trackers write their own log only once it exists
         self.tool, self.folder = tool, folder
-        self.runs: dict[str, _Run] = {}
+        self.runs: dict[Key, _Run] = {}
         self.is_broken = False
 
     def start_bundle(self, cells: Sequence[Cell], where: str = "") -> Running:
@@ -58,7 +58,7 @@ class TrackedProgress(Progress):
         self._try(lambda: self._open(cells))
         return bundle
 
-    def step(self, step: int, steps: int, scores: dict[str, DevScore], bundle: Running | None = None) -> None:
+    def step(self, step: int, steps: int, scores: dict[Key, DevScore], bundle: Running | None = None) -> None:
         bundle = bundle or self.running[-1]
         super().step(step, steps, scores, bundle)
         self._try(lambda: self._log(step, scores, bundle.cells))
@@ -86,12 +86,12 @@ class TrackedProgress(Progress):
     def _open(self, cells: Sequence[Cell]) -> None:
         for cell in cells:
             tracker, extra = start_tracker(self.tool, cell, self.folder)
-            self.runs[cell.cell_id] = _Run(cell, tracker, extra)
+            self.runs[cell.key] = _Run(cell, tracker, extra)
 
-    def _log(self, step: int, scores: Mapping[str, DevScore], cells: Sequence[Cell]) -> None:
+    def _log(self, step: int, scores: Mapping[Key, DevScore], cells: Sequence[Cell]) -> None:
         for cell in cells:
-            if cell.cell_id in self.runs:
-                self._log_step(self.runs[cell.cell_id], step, scores.get(cell.cell_id))
+            if cell.key in self.runs:
+                self._log_step(self.runs[cell.key], step, scores.get(cell.key))
 
     def _log_step(self, run: _Run, step: int, score: DevScore | None) -> None:
         recipe, values = run.cell.recipe, {}
@@ -105,7 +105,7 @@ class TrackedProgress(Progress):
             run.tracker.log(values, step=step, **run.extra)
 
     def _close(self, result: Result) -> None:
-        run = self.runs.pop(result.cell_id, None)
+        run = self.runs.pop(result.key, None)
         if run is None:
             return
         if result.test is not None:

@@ -16,12 +16,12 @@ from harness.checkpoint import CheckpointPlan, Keeper, Training, restore
 from harness.memory import until_it_fits
 from harness.predict import answer_split, chance_of, score_data
 from harness.racing import Chance, losers, marks
-from harness.schema import DevScore
+from harness.schema import DevScore, Key
 from harness.selection import best_step
 from harness.step import BundleStep
 
-OnStep = Callable[[int, int, dict[str, DevScore]], None]
-"""Called after a step with (step, steps of the bundle, newest dev scores by cell_id)."""
+OnStep = Callable[[int, int, dict[Key, DevScore]], None]
+"""Called after a step with (step, steps of the bundle, newest dev scores by key)."""
 
 
 class BundleTrainer(BundleStep):
@@ -45,13 +45,19 @@ class BundleTrainer(BundleStep):
                 self._conclude()
                 on_step(self.step, steps, self._latest())
                 self._hand_over(on_outcome, keeper)
-                keeper.save_if_due(self.training_state())
+                if keeper.is_due(self.training_state()):
+                    self._save(keeper)
                 if signum := self.team.agree(self.team.requested()):
                     raise stop.Stopped(signum)
         except stop.Stopped as stopped:
             if self.is_settled and not stopped.at_once:
-                keeper.save(self.training_state())
+                self._save(keeper)
             raise
+
+    def _save(self, keeper: Keeper) -> None:
+        """Keep the state, which others will go on from: only one that was trained on the true backbone."""
+        self.prove()
+        keeper.save(self.training_state())
 
     def training_state(self) -> Training:
         """All that a checkpoint has to hold."""
@@ -85,18 +91,23 @@ class BundleTrainer(BundleStep):
         self._finish([i for i in self.active if self.states[i].recipe.steps == self.step])
 
     def _hand_over(self, on_outcome: Callable[[Outcome], None], keeper: Keeper) -> None:
-        """Pass on what has become final; all of it is kept first, so that a kill in between repeats nothing."""
+        """Pass on what has become final; all of it is kept first, so that a kill in between repeats nothing.
+
+        Nothing is passed on that may have been trained or scored on another backbone than the true one.
+        """
         final = [i for i in range(len(self.states)) if i not in self.active and i not in self.handed_over]
+        if final:
+            self.prove()
         if final and len(final) + len(self.active) > 1:
             keeper.save(self.training_state())
         for i in final:
             on_outcome(self.states[i].outcome)
             self.handed_over.add(i)
 
-    def _latest(self) -> dict[str, DevScore]:
+    def _latest(self) -> dict[Key, DevScore]:
         """The newest dev score of each cell."""
         outcomes = [state.outcome for state in self.states]
-        return {outcome.cell.cell_id: outcome.history[-1] for outcome in outcomes if outcome.history}
+        return {outcome.cell.key: outcome.history[-1] for outcome in outcomes if outcome.history}
 
     def _is_due(self, i: int, step: int) -> bool:
         recipe, history = self.states[i].recipe, self.states[i].outcome.history
@@ -107,6 +118,8 @@ class BundleTrainer(BundleStep):
         """Score the dev split; keep the tensors of a new best."""
         self._wait_for_device()
         started = time.perf_counter()
+        if self.watched is not None:
+            self.prove()  # the rows of a dev split cost many times as much
         self._set_training(False)
         losses = self._healthy_losses(cells, step)
         alive = [i for i in cells if i in losses]
@@ -132,7 +145,11 @@ class BundleTrainer(BundleStep):
         """Greedy answers of each cell to every row; a cell whose own code raises leaves, and has none."""
         while cells:
             try:
-                return self._greedy_answers(split, cells)
+                answers = self._greedy_answers(split, cells)
+                if self.watched is not None:
+                    self._require_untouched()
+                    self.prove()  # again: what is undone at every other call is not to be seen before
+                return answers
             except CellError as error:
                 self._fail(error)
                 cells = [i for i in cells if i != error.cell]

@@ -13,7 +13,7 @@ from harness.errors import UserError
 from harness.provenance import sha256_file
 from harness.report.rescore import TOLERANCE, rescore
 from harness.results import ResultStore, predictions_path, read_result, tensors_path
-from harness.schema import RESULT_FORMAT, DevScore, Result
+from harness.schema import RESULT_FORMAT, DevScore, Key, Result
 from harness.selection import best_step
 from harness.stored_files import check_predictions, check_tensors
 
@@ -69,7 +69,7 @@ def verify(root: Path) -> Verified:
     verified = Verified(num_files=len(files))
     found = verified.findings
     found += [Finding(_name(root, path), "link", "links to a folder; reports do not follow it") for path in links]
-    seen: dict[tuple[str, str, str], Path] = {}
+    seen: dict[Key, Path] = {}
     for path in files:
         if path.suffix == ".json" and not path.name.startswith("."):
             verified.num_results += 1
@@ -102,9 +102,7 @@ Problem = tuple[str, str]
 """(kind, problem)"""
 
 
-def _check_result(
-    root: Path, path: Path, seen: dict[tuple[str, str, str], Path], verified: Verified
-) -> Iterator[Problem]:
+def _check_result(root: Path, path: Path, seen: dict[Key, Path], verified: Verified) -> Iterator[Problem]:
     try:
         result = read_result(path)
     except UserError as error:
@@ -120,7 +118,7 @@ def _check_result(
     expected = ResultStore(root).path(cell)
     if path != expected:
         yield "place", f"belongs to {_name(root, expected)}"
-    first = seen.setdefault((cell.suite, cell.label, result.cell_id), path)
+    first = seen.setdefault(result.key, path)
     if first != path:
         yield "duplicate", f"is a copy of {_name(root, first)}"
     yield from _check_completeness(result)

@@ -12,16 +12,13 @@ from pathlib import Path
 from harness import stop
 from harness.bundle import Bundle
 from harness.caches import cached_task
-from harness.checkpoint import CheckpointPlan, drop_markers, name_of, read_header
+from harness.checkpoint import CheckpointPlan, drop_markers, read_header
 from harness.claims import Claims
 from harness.loading import best_device, fingerprint
 from harness.packing import pack
 from harness.planning import Plan
 from harness.provenance import collect
-from harness.schema import Cell, Result
-
-Name = tuple[str, str]
-"""(label, cell_id)"""
+from harness.schema import Cell, Key, Result
 
 SECONDS = {"s": 1, "m": 60, "h": 3_600}
 
@@ -30,14 +27,14 @@ class Worklist:
     """Claims cells for this process, and takes in what other processes finish."""
 
     def __init__(
-        self, plan: Plan, claims: Claims, replaced: Mapping[Name, Result], on_found: Callable[[Result], None]
+        self, plan: Plan, claims: Claims, replaced: Mapping[Key, Result], on_found: Callable[[Result], None]
     ) -> None:
         """`replaced` are stored results that are to be made again."""
         self.plan = plan
         self.claims = claims
         self.replaced = replaced
         self.on_found = on_found
-        self.given: set[Name] = set()
+        self.given: set[Key] = set()
         """Cells handed to the engine."""
 
     def round(self) -> Iterator[Bundle]:
@@ -48,12 +45,12 @@ class Worklist:
         self.refresh()
         search, further = self.plan.stages()
         begun = self._begun([*search, *further])
-        names = {name_of(cell) for bundle in begun for cell in bundle.cells}
+        begun_keys = {cell.key for bundle in begun for cell in bundle.cells}
         num_given = len(self.given)
         yield from self._claimed(begun)
         for cells in (search, further):
             if len(self.given) == num_given:
-                rest = [cell for cell in cells if name_of(cell) not in names]
+                rest = [cell for cell in cells if cell.key not in begun_keys]
                 yield from self._claimed(pack(self.plan, rest))
 
     def refresh(self) -> bool:
@@ -70,7 +67,7 @@ class Worklist:
     def _stored(self, cell: Cell) -> Result | None:
         """A result that came since this process made its plan."""
         result = self.plan.load(cell)
-        return None if result == self.replaced.get(name_of(cell)) else result
+        return None if result == self.replaced.get(cell.key) else result
 
     def _take_in(self, result: Result) -> None:
         self.plan.record(result)
@@ -83,15 +80,15 @@ class Worklist:
                 stop.check()
                 cells = self._claim(bundle, whole)
                 if cells:
-                    self.given |= {name_of(cell) for cell in cells}
+                    self.given |= {cell.key for cell in cells}
                     yield self._with_checkpoint(replace(bundle, cells=tuple(cells)))
 
     def _claim(self, bundle: Bundle, whole: bool) -> list[Cell]:
         """Claim the cells of a bundle that are still missing; those of a race all together or not at all."""
-        pending = {name_of(cell) for cell in self.plan.pending()}
+        pending = {cell.key for cell in self.plan.pending()}
         mine: list[Cell] = []
         for cell in bundle.cells:
-            if name_of(cell) not in pending or name_of(cell) in self.given:
+            if cell.key not in pending or cell.key in self.given:
                 continue  # stored, or in training on a worker of this process
             if self.claims.take(cell):
                 found = self._stored(cell)
@@ -113,7 +110,7 @@ class Worklist:
         key, every = self._key(bundle), self.plan.suite.file.execution.checkpoint_every
         if every == "off" or key is None:
             return bundle
-        name = _digest([key, *(name_of(cell) for cell in bundle.cells)])
+        name = _digest([key, *(cell.key for cell in bundle.cells)])
         return replace(bundle, checkpoint=self._checkpoint(self._folder / f"{name}.safetensors", key, bundle.cells))
 
     def _begun(self, pending: Sequence[Cell]) -> list[Bundle]:
@@ -121,29 +118,29 @@ class Worklist:
         drop_markers(self._folder)
         if self.plan.suite.file.execution.checkpoint_every == "off":
             return []
-        left = {name_of(cell): cell for cell in pending}
-        known = {name_of(cell) for group in self.plan.groups for cell in group.cells.values()}
+        left = {cell.key: cell for cell in pending}
+        known = {cell.key for group in self.plan.groups for cell in group.cells.values()}
         begun = []
         for path in sorted(self._folder.glob("*.safetensors"), key=_modified, reverse=True):
             header = read_header(path)
             if header is None:
                 continue
-            sources = {name: cell["source"] for name, cell in zip(header.names, header.cells, strict=True)}
-            cells = [left[name] for name in header.names if name in left]
-            if any(sources[name_of(cell)] != self._source(cell) for cell in cells):
+            sources = {key: cell["source"] for key, cell in zip(header.keys, header.cells, strict=True)}
+            cells = [left[key] for key in header.keys if key in left]
+            if any(sources[cell.key] != self._source(cell) for cell in cells):
                 continue
-            if not cells and set(header.names) <= known and not pending:
+            if not cells and set(header.keys) <= known and not pending:
                 path.unlink(missing_ok=True)
             bundles = pack(self.plan, cells) if cells else []
             if len(bundles) == 1 and header.key == self._key(bundles[0]):
                 begun.append(replace(bundles[0], checkpoint=self._checkpoint(path, header.key, cells)))
                 for cell in cells:
-                    del left[name_of(cell)]
+                    del left[cell.key]
         return begun
 
     def _checkpoint(self, path: Path, key: str, cells: Iterable[Cell]) -> CheckpointPlan:
         seconds, steps = interval(self.plan.suite.file.execution.checkpoint_every)
-        return CheckpointPlan(path, key, seconds, steps, {cell.cell_id: self._source(cell) for cell in cells})
+        return CheckpointPlan(path, key, seconds, steps, {cell.key: self._source(cell) for cell in cells})
 
     def _source(self, cell: Cell) -> str:
         starts = [start.sha256 or "" for start in self.plan.start_files(cell)]

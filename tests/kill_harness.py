@@ -32,9 +32,8 @@ import torch
 import harness
 from harness import engines
 from harness.bundle import Bundle, Listener
-from harness.checkpoint import name_of
 from harness.results import NotStored, ResultStore, predictions_path, tensors_path
-from harness.schema import Result
+from harness.schema import Key, Result
 
 SUITE = """\
 suite: kills
@@ -121,19 +120,19 @@ def train(folder: Path, rerun: str = "none") -> None:
 
     def logged(bundle: Bundle, listener: Listener) -> None:
         for cell in bundle.cells:
-            log(folder, "begin", name_of(cell))
+            log(folder, "begin", cell.key)
         say, on_product = listener.say, listener.on_product
-        listener.on_product = lambda product: (on_product(product), log(folder, "end", name_of(product.result.cell)))[0]
-        listener.say = lambda text: (log(folder, "said", ("", text)), say(text))[1]
+        listener.on_product = lambda product: (on_product(product), log(folder, "end", product.result.key))[0]
+        listener.say = lambda text: (log(folder, "said", ("", "", text)), say(text))[1]
         original(bundle, listener)
 
     engines.execute = logged
     harness.run(folder / "suite.yaml", results=folder / "results", quiet=True, rerun=rerun)
 
 
-def log(folder: Path, event: str, name: tuple[str, str] = ("", ""), process: int | None = None) -> None:
+def log(folder: Path, event: str, key: tuple[str, ...] = ("", "", ""), process: int | None = None) -> None:
     """Append one line, whole, whoever else writes."""
-    line = json.dumps([time.time(), process or os.getpid(), event, *name]) + "\n"
+    line = json.dumps([time.time(), process or os.getpid(), event, *key]) + "\n"
     with open(folder / "log.jsonl", "ab", buffering=0) as file:
         file.write(line.encode())
 
@@ -191,19 +190,19 @@ def outcome(result: Result, exact: bool) -> tuple[Any, ...]:
     return result.status, history, losses, scores, result.files.predictions, tensors
 
 
-def outcomes(folder: Path, exact: bool) -> dict[tuple[str, str], tuple[Any, ...]]:
+def outcomes(folder: Path, exact: bool) -> dict[Key, tuple[Any, ...]]:
     scanned = ResultStore(folder / "results").scan()
-    return {name_of(result.cell): outcome(result, exact) for _, result in scanned}
+    return {result.key: outcome(result, exact) for _, result in scanned}
 
 
 def overlaps(folder: Path, ended: dict[int, float]) -> list[str]:
     """Cells that were begun while another process that still lived had begun and not finished them."""
-    owner: dict[tuple[str, str], int] = {}
+    owner: dict[tuple[str, ...], int] = {}
     twice = []
-    stored = {name_of(r.cell): p.stat().st_mtime for p, r in ResultStore(folder / "results").scan()}
+    stored = {r.key: p.stat().st_mtime for p, r in ResultStore(folder / "results").scan()}
     for line in (folder / "log.jsonl").read_text().splitlines():
-        when, process, event, *name = json.loads(line)
-        key = (name[0], name[1])
+        when, process, event, *parts = json.loads(line)
+        key = tuple(parts)
         if event == "dies":  # its cells may be taken over at once, long before its parent hears of it
             owner = {cell: other for cell, other in owner.items() if other != process}
         if event == "end":  # stored, as done or as a failure that another process may try again

@@ -29,6 +29,7 @@ LAYERS = [
         "traces",
         "transfer",
     ],
+    ["seal"],
     [
         "blame",
         "bounded",
@@ -55,8 +56,9 @@ LAYERS = [
     ["caches", "cli_store", "device_plan", "method"],
     ["cell_state", "export", "fused", "layer_parts", "listings_params", "peft_layers", "probe"],
     ["contract_checks", "distributed", "predict", "starting", "tracking", "usage"],
+    ["contract_tensors"],
     ["checkpoint", "contract", "products", "sharding"],
-    ["step"],
+    ["building", "step"],
     ["train"],
     ["bundle"],
     ["placement", "planning", "ray_worker"],

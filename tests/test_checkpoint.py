@@ -17,7 +17,7 @@ from harness import checkpoint
 from harness.cell_state import Outcome
 from harness.checkpoint import CheckpointPlan, Keeper, read_header
 from harness.racing import Race
-from harness.schema import Cell
+from harness.schema import Cell, Key
 from harness.train import BundleTrainer
 from harness.worklist import interval
 
@@ -117,10 +117,10 @@ def test_cells_that_are_finished_meanwhile_may_be_missing(untouched: dict[str, O
 
 
 def test_a_race_goes_on_with_who_was_left(tmp_path: Path) -> None:
-    def raced(names: list[tuple[str, str]] | None = None) -> BundleTrainer:
+    def raced(keys: list[Key] | None = None) -> BundleTrainer:
         cells = [make_cell("prompt_tuning", {"prompt_length": 4}, lr, 1, 4, steps=16) for lr in (1e-4, 0.3, 0.1, 1.0)]
         cells = [c.model_copy(update={"recipe": c.recipe.model_copy(update={"eval_every": 2})}) for c in cells]
-        racing = made([cell for cell in cells if names is None or checkpoint.name_of(cell) in names])
+        racing = made([cell for cell in cells if keys is None or cell.key in keys])
         racing.races = [Race("prompt_tuning", 1, 4, begins_at_once=True)]
         return racing
 
@@ -130,7 +130,7 @@ def test_a_race_goes_on_with_who_was_left(tmp_path: Path) -> None:
         finish(raced(), plan, kill_at=6)
     header = read_header(plan.path)
     assert header is not None
-    second = raced(header.names)
+    second = raced(header.keys)
     assert second.restore(plan)
     assert len(second.active) == 2
     for name, outcome in finish(second).items():
@@ -157,7 +157,9 @@ def test_a_checkpoint_of_something_else_is_not_there(damage: str, tmp_path: Path
     elif damage == "other cells":
         cells = bundle()[1:3]
     elif damage == "newer":
-        plan.path.write_bytes(plan.path.read_bytes().replace(b'\\"format\\": 2', b'\\"format\\": 3'))
+        now, later = (f'\\"format\\": {number}'.encode() for number in (checkpoint.FORMAT, checkpoint.FORMAT + 1))
+        assert now in plan.path.read_bytes()
+        plan.path.write_bytes(plan.path.read_bytes().replace(now, later))
     else:
         plan.path.write_bytes(b"" if damage == "empty" else plan.path.read_bytes()[:-50])
     fresh = made(cells)

@@ -36,8 +36,8 @@ class Broken(Method):
 
 METHOD_CHECKS = list(contract.METHODS)
 (
-    SETTINGS, SEED, FROZEN, GRADIENT, LOSS, RELOAD, EXPORT, EXTREMES, TOGETHER, BUNDLE, ANSWERS, DECODER, BFLOAT16,
-    COUNT, FIGURE,
+    SETTINGS, SEED, FROZEN, SEEN, REPEATS, GRADIENT, LOSS, RELOAD, EXPORT, EXTREMES, TOGETHER, BUNDLE, ANSWERS, DECODER,
+    BFLOAT16, COUNT, KEPT, FIGURE,
 ) = METHOD_CHECKS  # fmt: skip
 
 
@@ -51,7 +51,7 @@ def finding(tmp_path: Path, body: str, check: str) -> Finding:
     path = write(tmp_path, body)
     cls = load_file(path).cls
     assert cls is not None
-    return contract._finding(check, contract.METHODS[check], cls, path)
+    return contract._judged(check, contract.METHODS[check], cls, path)[0]
 
 
 def write(tmp_path: Path, body: str) -> Path:
@@ -84,7 +84,32 @@ BROKEN = {
             "super().__init__(hp, backbone)",
             "super().__init__(hp, backbone)\n        next(backbone.model.parameters()).requires_grad_(True)",
         ),
-        "left trainable: shared.weight",
+        "behind __init__ the backbone is another: requires_grad of the Embedding 'shared'",
+    ),
+    SEEN: (
+        changed('nn.Parameter(vocabulary_rows(backbone, 4, "top5000"))',
+                '[nn.Parameter(vocabulary_rows(backbone, 4, "top5000"))]')
+        .replace("self.vectors\n", "self.vectors[0]\n"),
+        "vectors[0]: trained tensors in a list",
+    ),
+    REPEATS: (
+        changed("return self.vectors", "return torch.nn.functional.dropout(self.vectors, 0.5)"),
+        "evaluation is random: the same rows give logits that differ by",
+    ),
+    KEPT: (
+        changed(ADDED_METHOD, """
+        self.table = nn.Parameter(torch.zeros(24, backbone.hidden).to(self.vectors))
+
+    def prompt(self):
+        return self.vectors
+
+    def added(self):
+        return self.table
+
+    def kept(self):
+        return {"vectors": self.vectors}
+"""),
+        "do not answer alone: logits differ by",
     ),
     GRADIENT: (
         changed("    def prompt", "        self.spare = nn.Parameter(torch.ones(3))\n\n    def prompt"),
@@ -259,7 +284,9 @@ COUNTED = NONE_COUNTED.replace("return 0", "return 4")
         (COUNTED.replace(", torch.cat([torch.ones_like(front[..., 0]).long(), mask], 1)", ""), LOSS,
          "must return [3, T, 64] and a mask of [3, T]"),
         (NONE_COUNTED, EXTREMES, "4 positions are put in front of a text, num_prompt_tokens says 0"),
-        (ADDED_METHOD.replace("self.vectors", "self.vectors[:, 1:]"), LOSS, "Broken.prompt() has shape (4, 63)"),
+        (ADDED_METHOD.replace("self.vectors", "self.vectors[:, 1:]"), LOSS,
+         "Broken.prompt() must return [4, 64] (num_prompt_tokens, H), "
+         "or one for each task in front, not [4, 63]"),
         (ADDED_METHOD.replace("self.vectors", "self.vectors[0]"), LOSS, "[P, H] or [K, P, H], not [64]"),
         (ADDED_METHOD.replace("self.vectors", "self.vector"), LOSS, "no attribute 'vector' (broken.py:"),
         (ADDED_METHOD + "\n    def kept(self):\n        return [self.vectors]\n", COUNT, "must return a dict of"),
@@ -298,9 +325,9 @@ def test_what_is_left_on_the_backbone_is_found(tmp_path: Path, attach: str) -> N
         pass
 """,
     )
-    assert finding(tmp_path, body, FROZEN).detail == (
-        "detach() leaves a Embedding changed: a hook, a forward() or a weight is still there"
-    )
+    found = finding(tmp_path, body, FROZEN).detail
+    assert found.startswith("behind attach() and detach() the backbone is another: a "), found
+    assert found.endswith("of the Embedding 'shared'")
 
 
 LAYER_SIDE = """

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.bundle import cached_backbone
+from harness.caches import cached_backbone
 from harness.data import _carve, _padded, _ragged, encode, load_task, max_new_tokens, permutation, target_ids
 from harness.errors import UserError
 from harness.examples import Example

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.bundle import cached_backbone
+from harness.caches import cached_backbone
 from harness.data import max_new_tokens, target_ids
 from harness.errors import UserError
 from harness.examples import Converter, Example, round_number, space_punctuation

@@ -25,7 +25,7 @@ from harness.report.aggregate import collect
 from harness.report.figure_base import STYLE
 from harness.report.figures_categories import draw_categories
 from harness.report.figures_cost import COSTS, draw_cost
-from harness.report.figures_gates import draw_gates, gate_weights, place_of, read_tensors
+from harness.report.figures_gates import draw_gates, gate_weights, read_tensors
 from harness.report.figures_sweep import draw_sweep
 from harness.report.pool import Pool
 from harness.report.styles import looks
@@ -202,7 +202,7 @@ def gated(tmp_path: Path) -> ResultStore:
 
 def test_gates_are_drawn_for_each_task(gated: ResultStore) -> None:
     scanned = list(gated.scan())
-    files = {place_of(result): path for path, result in scanned}
+    files = {result.key: path for path, result in scanned}
     pool = Pool([result for _, result in scanned])
     (figure,) = draw_gates(find_figure("ept-figure-8"), pool, {}, files).values()
     FigureCanvasAgg(figure).draw()

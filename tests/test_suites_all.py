@@ -78,7 +78,7 @@ def test_a_suite_has_the_cells_that_its_table_implies(suite: str) -> None:
 
 
 def test_the_rows_of_table_12_have_the_printed_ranks() -> None:
-    from harness.bundle import build_method
+    from harness.building import build_method
     from harness.loading import meta_backbone
 
     plan, backbone = plan_of("ablation-granularity"), meta_backbone("t5-base")

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from harness.report.figure_base import STYLE, save, slug
 from harness.report.figures_categories import draw_categories
-from harness.report.figures_gates import draw_gates, place_of
+from harness.report.figures_gates import draw_gates
 from harness.report.figures_sweep import draw_sweep
 from harness.report.pool import Pool
 from harness.report.styles import looks
@@ -36,7 +36,7 @@ def _figures(
 ) -> Iterator[tuple[str, Figure]]:
     results = [result for _, result in scanned]
     pool = Pool(results, {layout.x.setting} if layout.x else ())
-    files = {place_of(result): path for path, result in scanned}
+    files = {result.key: path for path, result in scanned}
     styles = looks({result.cell.method for result in results})
     if layout.categories:
         if figure := draw_categories(layout, pool, where, styles):

@@ -17,11 +17,9 @@ from harness.report.figure_base import blank_figure
 from harness.report.pool import Found, Pool
 from harness.report_declarations import FigureLayout, Gates, Where
 from harness.results import tensors_path
-from harness.schema import Result
+from harness.schema import Key, Result
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
-Place = tuple[str, str, str]
-"""Suite, label and cell_id."""
 
 
 def gate_weights(tensors: Mapping[str, Array], gates: Gates) -> Array | None:
@@ -56,7 +54,7 @@ def read_tensors(path: Path, sha256: str | None) -> dict[str, Array]:
         raise UserError(f"cannot be read as tensors: {error}", where=str(path)) from None
 
 
-def draw_gates(layout: FigureLayout, pool: Pool, where: Where, files: Mapping[Place, Path]) -> dict[str, Figure]:
+def draw_gates(layout: FigureLayout, pool: Pool, where: Where, files: Mapping[Key, Path]) -> dict[str, Figure]:
     """Row label -> a figure with one panel for each task: space by prompt token, for the run of the first seed.
 
     Spaces of different seeds have no common order, so nothing is averaged. `files` holds the JSON of each result.
@@ -67,15 +65,10 @@ def draw_gates(layout: FigureLayout, pool: Pool, where: Where, files: Mapping[Pl
         run = _first_run(item)
         if run is None:
             continue
-        weights = gate_weights(read_tensors(tensors_path(files[place_of(run)]), run.files.tensors), layout.gates)
+        weights = gate_weights(read_tensors(tensors_path(files[run.key]), run.files.tensors), layout.gates)
         if weights is not None:
             by_label[str(item.settings["label"])].append((run.cell.task, run.cell.seed, weights))
     return {label: _draw(f"{layout.title}: {label}", panels) for label, panels in by_label.items()}
-
-
-def place_of(result: Result) -> Place:
-    """What tells a result from all others of a folder."""
-    return result.cell.suite, result.cell.label, result.cell_id
 
 
 def _first_run(item: Found) -> Result | None:

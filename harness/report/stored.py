@@ -83,16 +83,12 @@ class PredictionFiles:
     """Finds the test answers of results that a scan of a folder has met."""
 
     def __init__(self, scanned: Iterable[tuple[Path, Result]]) -> None:
-        self._paths = {self._key(result): path for path, result in scanned}
-
-    @staticmethod
-    def _key(result: Result) -> tuple[str, str, str]:
-        return result.cell.suite, result.cell.label, result.cell_id
+        self._paths = {result.key: path for path, result in scanned}
 
     def test_answers(self, result: Result) -> Answers | None:
         """Answers of a run on the test split; None where they are missing or not what the run stored."""
         try:
-            path = predictions_path(self._paths[self._key(result)])
+            path = predictions_path(self._paths[result.key])
             return read_answers(path, result.files.predictions).get(split_of(result, "test"))
         except UserError:
             return None

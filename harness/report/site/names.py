@@ -34,7 +34,7 @@ def task_page(name: str) -> str:
 
 def cell_page(result: Result) -> str:
     """Rows of one suite may share a cell, so the cell_id alone would not tell pages apart."""
-    return f"cells/{slug(result.cell.suite)}/{slug(result.cell.label)}/{slug(result.cell_id)}.html"
+    return f"cells/{'/'.join(map(slug, result.key))}.html"
 
 
 def board_id(board: Board) -> str:

@@ -46,12 +46,8 @@ def list_runs(scanned: Sequence[tuple[Path, Result]], boards: Iterable[Board], r
     """One line per result, in the order of the scan."""
     rows = [row for board in boards for row in board.rows]
     # not by identity: a mixture stands in tables as one copy per task
-    shown = {_key(run) for row in rows for entry in row.entries.values() for run in entry.runs}
-    return [_run(result, path.relative_to(root), _key(result) in shown) for path, result in scanned]
-
-
-def _key(result: Result) -> tuple[str, str, str]:
-    return result.cell.suite, result.cell.label, result.cell_id
+    shown = {run.key for row in rows for entry in row.entries.values() for run in entry.runs}
+    return [_run(result, path.relative_to(root), result.key in shown) for path, result in scanned]
 
 
 def as_csv(runs: Iterable[Run]) -> str:
