@@ -20,9 +20,15 @@ Vectors = Callable[[], Tensor]
 
 
 def attention_shape(backbone: Backbone) -> tuple[int, int]:
-    """Heads that hold keys, and the width of one, in the backbone's self-attentions."""
+    """Heads that hold keys, and the width of one, in the backbone's self-attentions.
+
+    Raises ValueError for an encoder-decoder that is not T5's: others find positions and masks in another way.
+    """
     config = backbone.config
     if backbone.is_encoder_decoder:
+        if not hasattr(backbone.model.get_decoder(), "block"):
+            problem = f"keys and values go in front of T5's self-attentions, not of a {type(backbone.model).__name__}'s"
+            raise ValueError(problem)
         return int(config.num_heads), int(config.d_kv)
     heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -115,5 +121,5 @@ class _EncoderHook:
 
 def _layers(backbone: Backbone, part: str) -> Any:
     if not backbone.is_encoder_decoder:
-        return backbone.model.get_decoder().layers if part == "decoder" else []
+        return range(int(backbone.config.num_hidden_layers)) if part == "decoder" else []
     return backbone.model.get_encoder().block if part == "encoder" else backbone.model.get_decoder().block
