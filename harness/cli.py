@@ -96,17 +96,19 @@ def run(
         typer.echo(f"stopped; {kept}: the same command continues", err=True)
         raise typer.Exit(stopped.exit_code if isinstance(stopped, Stopped) else 130) from None
     typer.echo(_account(summary))
-    if summary.num_failed or summary.num_kept_failed:
+    if summary.num_failed or summary.num_kept_failed or summary.unfit:
         raise typer.Exit(1)
 
 
 def _account(summary: RunSummary) -> str:
-    """What a run did, in one line."""
+    """What a run did, in one line; before it, which rows do not fit and why."""
     return (
-        f"{summary.num_trained} cells trained, {summary.num_failed} of them failed; "
+        "".join(f"{line}\n" for line in summary.unfit)
+        + f"{summary.num_trained} cells trained, {summary.num_failed} of them failed; "
         f"{summary.num_kept} were there already"
         + (f", {summary.num_kept_failed} as failures (--rerun failed tries again)" if summary.num_kept_failed else "")
         + (f"; {summary.num_elsewhere} were trained by other processes" if summary.num_elsewhere else "")
+        + (f"; {len(summary.unfit)} rows do not fit and were left out, see above" if summary.unfit else "")
         + f". Results: {summary.results}"
     )
 
@@ -158,7 +160,10 @@ def plan(
         split(methods), split(tasks), split(backbones), split_ints(seeds), parse_settings(settings), protocol
     )
     made = make_plan(find_suite(suite), overrides, results, data, [str(folder) for folder in methods_dir or ()])
-    show(describe_plan(made, probe), format)
+    described = describe_plan(made, probe)
+    show(described, format)
+    if described["unfit"]:
+        raise typer.Exit(1)
 
 
 app.command()(cli_report.report)
@@ -257,7 +262,10 @@ def check(
     from harness.listings import describe_contract, describe_suite
 
     if path.suffix != ".py":
-        show(describe_suite(find_suite(str(path)), [str(folder) for folder in methods_dir or ()]), format)
+        described = describe_suite(find_suite(str(path)), [str(folder) for folder in methods_dir or ()])
+        show(described, format)
+        if described["unfit"]:
+            raise typer.Exit(1)
         return
     findings = check_method_file(path)
     show(describe_contract(path, findings), format)

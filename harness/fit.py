@@ -8,15 +8,18 @@ in the method's code, and the failure of its cells.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import logging
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from harness.backbone import Backbone
@@ -30,6 +33,10 @@ from harness.tiny import TinyTokenizer, tiny_backbone
 ROWS, LENGTH, TARGETS = 2, 5, 3
 MOST_SHOWN = 300
 """Characters of a reason."""
+
+UNDECIDED = (fake_tensor.DataDependentOutputException, fake_tensor.DynamicOutputShapeException,
+             fake_tensor.UnsupportedOperatorException, fake_tensor.UnsupportedFakeTensorException)  # fmt: skip
+"""What says that shapes alone do not tell."""
 
 Sources = Sequence[Mapping[str, Tensor]]
 
@@ -67,6 +74,8 @@ def _judged(
     error, kind = _tried(cls, hp, build, lr, sources)
     if error is None:
         return None
+    if isinstance(error, UNDECIDED):
+        return None
     if isinstance(error, ValueError):  # what methods raise of settings that do not fit
         return _sentence(str(error))
     usual, _ = _tried(cls, hp, lambda: tiny_backbone(kind, meta=True), lr, ())
@@ -79,14 +88,12 @@ def _tried(
     cls: type[Method], hp: Mapping[str, Any], build: Callable[[], Backbone], lr: float, sources: Sources
 ) -> tuple[Exception | None, Any]:
     """What a method raises on a network, if anything, and the kind of the network."""
-    kind: Any = "encoder-decoder"
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        backbone = _OnShapes(build())
-        kind = kind if backbone.is_encoder_decoder else "decoder"
-        try:
-            _try(cls(cls.HP(**hp), backbone), backbone, lr, sources)
-        except Exception as error:  # whatever someone's file, PEFT or transformers raises
-            return error, kind
+    backbone = _OnShapes(build())
+    kind: Any = "encoder-decoder" if backbone.is_encoder_decoder else "decoder"
+    try:
+        _try(cls(cls.HP(**hp), backbone), backbone, lr, sources)
+    except Exception as error:  # whatever someone's file, PEFT or transformers raises
+        return error, kind
     return None, kind
 
 
@@ -97,11 +104,33 @@ def _try(method: Method, backbone: Backbone, lr: float, sources: Sources) -> Non
         method.start_from(sources)
     elif type(method).takes_sources[0]:
         return  # what it starts from is not known, and nothing can be computed without
+    if not (type(method).is_layer_side() or type(method).runs_alone()):
+        return  # the network sees embeddings, as always; `fused` looks at their shapes
+    try:
+        _compute(method, backbone)
+    except (RuntimeError, NotImplementedError) as error:
+        if "meta tensors" not in str(error):
+            raise
+        # some networks ask for values unless they are being traced, which is ten times as slow
+        with _quiet(), FakeTensorMode(allow_non_fake_inputs=True):
+            _compute(method, backbone)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the log of operators that were refused: the exception says it."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def _compute(method: Method, backbone: Backbone) -> None:
     embeds = torch.zeros(ROWS, LENGTH, backbone.hidden, device="meta")
     mask = torch.ones(ROWS, LENGTH, dtype=torch.long, device="meta")
     labels = torch.zeros(ROWS, TARGETS, dtype=torch.long, device="meta")
-    if not (type(method).is_layer_side() or type(method).runs_alone()):
-        return  # the network sees embeddings, as always; `fused` looks at their shapes
     if not type(method).is_layer_side():
         embeds, mask = method(embeds, mask)
     method.attach(backbone)
@@ -117,6 +146,9 @@ class _OnShapes(Backbone):
 
     def __init__(self, backbone: Backbone) -> None:
         vars(self).update(vars(backbone))
+        if not self.is_encoder_decoder and self.model._can_set_attn_implementation():
+            # others ask whether a mask masks anything, to do without it; no values can tell (see harness.attention)
+            self.model.set_attn_implementation("eager")
         self.tokenizer = TinyTokenizer()
 
     def _greedy(self, step: Any, logits: Tensor, max_new_tokens: int) -> Tensor:

@@ -5,6 +5,7 @@ Shapes: N rows, P prefix vectors, W width of one attention's keys (heads times h
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -79,6 +80,7 @@ class PrefixLayers:
         return split.permute(1, 2, 3, 0, 4).unsqueeze(2).expand(-1, -1, count, -1, -1, -1)
 
     def _before_decoder(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        kwargs = {**dict(zip(inspect.signature(module.forward).parameters, args, strict=False)), **kwargs}
         ids = kwargs.get("input_ids")
         count = len(kwargs["inputs_embeds"] if ids is None else ids)
         vectors = self.decoder()
@@ -88,8 +90,9 @@ class PrefixLayers:
         if not self.backbone.is_encoder_decoder:  # a T5 decoder derives both from the cache
             mask = kwargs["attention_mask"]
             kwargs["attention_mask"] = F.pad(mask, (len(vectors), 0), value=1)
-            kwargs["position_ids"] = kwargs["position_ids"] + len(vectors)
-        return args, kwargs
+            if kwargs.get("position_ids") is not None:  # BLOOM counts them off its mask
+                kwargs["position_ids"] = kwargs["position_ids"] + len(vectors)
+        return (), kwargs
 
     def _filled_cache(self, vectors: Tensor, count: int) -> Any:
         cache = DynamicCache()
