@@ -107,6 +107,7 @@ def _account(summary: RunSummary) -> str:
         + f"{summary.num_trained} cells trained, {summary.num_failed} of them failed; "
         f"{summary.num_kept} were there already"
         + (f", {summary.num_kept_failed} as failures (--rerun failed tries again)" if summary.num_kept_failed else "")
+        + (f"; {summary.num_stale} are stale (--rerun stale makes them again)" if summary.num_stale else "")
         + (f"; {summary.num_elsewhere} were trained by other processes" if summary.num_elsewhere else "")
         + (f"; {len(summary.unfit)} rows do not fit and were left out, see above" if summary.unfit else "")
         + f". Results: {summary.results}"
@@ -160,10 +161,7 @@ def plan(
         split(methods), split(tasks), split(backbones), split_ints(seeds), parse_settings(settings), protocol
     )
     made = make_plan(find_suite(suite), overrides, results, data, [str(folder) for folder in methods_dir or ()])
-    described = describe_plan(made, probe)
-    show(described, format)
-    if described["unfit"]:
-        raise typer.Exit(1)
+    show(describe_plan(made, probe), format)
 
 
 app.command()(cli_report.report)
@@ -262,10 +260,7 @@ def check(
     from harness.listings import describe_contract, describe_suite
 
     if path.suffix != ".py":
-        described = describe_suite(find_suite(str(path)), [str(folder) for folder in methods_dir or ()])
-        show(described, format)
-        if described["unfit"]:
-            raise typer.Exit(1)
+        show(describe_suite(find_suite(str(path)), [str(folder) for folder in methods_dir or ()]), format)
         return
     findings = check_method_file(path)
     show(describe_contract(path, findings), format)
@@ -295,11 +290,13 @@ def export(
 
 
 def show(data: dict[str, Any], style: str) -> None:
-    """Print a listing: JSON data, or its tables as text."""
+    """Print a listing: JSON data, or its tables as text. Ends with exit code 1 if rows of a suite do not fit."""
     if style == "json":
         typer.echo(json.dumps({key: value for key, value in data.items() if key != "text"}, indent=1))
     else:
         typer.echo(data["text"])
+    if data.get("unfit"):
+        raise typer.Exit(1)
 
 
 def suite_backbones(suite: str) -> list[str]:

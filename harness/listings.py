@@ -17,6 +17,7 @@ from harness.listings_protocols import protocol_table
 from harness.listings_time import describe_time
 from harness.loading import has_config
 from harness.method import Registered, Rule
+from harness.namesakes import refuse_namesakes
 from harness.planning import Plan, make_plan
 from harness.preflight import Misfits, find_misfits, lines_of
 from harness.protocol import describe
@@ -36,6 +37,7 @@ STARTS = "Starts: the selected tensors of other cells, which are trained first; 
 
 def describe_plan(plan: Plan, probe: bool | None = None) -> dict[str, Any]:
     """Cells by group, the budget of each method, and the time that the missing cells will take, as by `estimate`."""
+    refuse_namesakes(plan)
     misfits = _known_misfits(plan)
     groups = [_describe_group(plan, index, misfits) for index in range(len(plan.groups))]
     budgets: dict[str, dict[str, Any]] = {}

@@ -21,6 +21,7 @@ from harness.lineage import INIT_FROM
 from harness.loading import meta_backbone
 from harness.method import Method
 from harness.metrics import get_metric
+from harness.namesakes import refuse_namesakes
 from harness.planning import Plan, placement
 from harness.products import Circumstances, failed_product
 from harness.schema import Cell, Failure, Result, Start
@@ -49,6 +50,7 @@ def check_cells(plan: Plan, cells: Iterable[Cell], weights: bool = True) -> Misf
         if weights and plan.suite.file.execution.processes == 1:
             source = plan.suite.backbone_sources[name]
             cached_backbone(source, recipe.precision, recipe.quantization, placement(plan))
+    refuse_namesakes(plan)  # a hub id may have been fetched just now
     return misfits
 
 

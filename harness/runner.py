@@ -15,6 +15,7 @@ from harness.cell_state import describe_failure
 from harness.checkpoint import name_of
 from harness.claims import Claims
 from harness.engines import Engine, LocalEngine
+from harness.namesakes import refuse_namesakes
 from harness.planning import Plan, make_plan
 from harness.preflight import Misfits, check_cells, lines_of, refusal
 from harness.products import Product, failed_to_store
@@ -107,6 +108,7 @@ class _Run:
         """Train until every cell has a result, of this process or of another."""
         plan = self.plan
         pending = plan.pending()
+        refuse_namesakes(plan)
         misfits: Misfits = {}
         if pending:
             misfits = check_cells(plan, plan.asked(), weights=self.engine.in_process)
