@@ -157,8 +157,10 @@ class _OnShapes(Backbone):
 
 
 def _told(error: Exception) -> str:
-    """Type, first line and place of an exception."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
+    """Type and first line of an exception, and the line of a method's or the program's own file that met it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "site-packages" not in Path(frame.filename).parts]  # not those of a library
+    frame = (own or frames)[-1]
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}, {Path(frame.filename).name}:{frame.lineno}"
 

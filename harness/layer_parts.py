@@ -63,7 +63,7 @@ def layers(stack: Any) -> nn.ModuleList:
     """The layers of a stack, first to last. Raises ValueError where it does not list them under a known name."""
     found = next((getattr(stack, name) for name in LAYER_LISTS if hasattr(stack, name)), None)
     if not isinstance(found, nn.ModuleList):
-        raise ValueError(f"the layers of a {type(stack).__name__} are not known: none of {', '.join(LAYER_LISTS)}")
+        raise ValueError(f"the layers of {type(stack).__name__} are not known: none of {', '.join(LAYER_LISTS)}")
     return found
 
 
@@ -77,7 +77,7 @@ def sublayers(backbone: Backbone) -> list[Sublayer]:
         if (ending := ".".join(path.split(".")[-2:])) in OUTPUTS
     ]
     if not {"attention", "ffn"} <= {sublayer.kind for sublayer in found}:
-        raise ValueError(f"the sub-layers of a {type(backbone.model).__name__} are not known; T5's and Llama's are")
+        raise ValueError(f"the sub-layers of {type(backbone.model).__name__} are not known; T5's and Llama's are")
     return found
 
 

@@ -77,4 +77,4 @@ def _require_targets(config: PeftConfig, model: nn.Module) -> None:
     names = [f".{name}" for name, _ in model.named_modules()]
     missing = sorted(target for target in targets if not any(name.endswith(f".{target}") for name in names))
     if missing:
-        raise ValueError(f"a {type(model).__name__} has no module called {' or '.join(missing)}")
+        raise ValueError(f"no module of {type(model).__name__} is called {' or '.join(missing)}")

@@ -28,7 +28,9 @@ def attention_shape(backbone: Backbone) -> tuple[int, int]:
     config = backbone.config
     if backbone.is_encoder_decoder:
         if not hasattr(backbone.model.get_decoder(), "block"):
-            problem = f"keys and values go in front of T5's self-attentions, not of a {type(backbone.model).__name__}'s"
+            problem = (
+                f"keys and values go in front of T5's self-attentions, not those of {type(backbone.model).__name__}"
+            )
             raise ValueError(problem)
         return int(config.num_heads), int(config.d_kv)
     heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)

@@ -39,7 +39,7 @@ def small_config(config: Any, reduction: int, kept: list[int]) -> Any:
                 raise ValueError(f"reduction must divide the backbone's {name} {getattr(small, name)}, got {reduction}")
             setattr(small, name, getattr(small, name) // reduction)
     if small.hidden_size * reduction != config.hidden_size:
-        raise ValueError(f"the widths of a {type(config).__name__} are not known; T5's and Llama's are")
+        raise ValueError(f"the widths of {type(config).__name__} are not known; T5's and Llama's are")
     for name, value in list(vars(small).items()):
         if name in DEPTHS:
             setattr(small, name, len(kept))
