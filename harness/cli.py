@@ -96,17 +96,20 @@ def run(
         typer.echo(f"stopped; {kept}: the same command continues", err=True)
         raise typer.Exit(stopped.exit_code if isinstance(stopped, Stopped) else 130) from None
     typer.echo(_account(summary))
-    if summary.num_failed or summary.num_kept_failed:
+    if summary.num_failed or summary.num_kept_failed or summary.unfit:
         raise typer.Exit(1)
 
 
 def _account(summary: RunSummary) -> str:
-    """What a run did, in one line."""
+    """What a run did, in one line; before it, which rows do not fit and why."""
     return (
-        f"{summary.num_trained} cells trained, {summary.num_failed} of them failed; "
+        "".join(f"{line}\n" for line in summary.unfit)
+        + f"{summary.num_trained} cells trained, {summary.num_failed} of them failed; "
         f"{summary.num_kept} were there already"
         + (f", {summary.num_kept_failed} as failures (--rerun failed tries again)" if summary.num_kept_failed else "")
+        + (f"; {summary.num_stale} are stale (--rerun stale makes them again)" if summary.num_stale else "")
         + (f"; {summary.num_elsewhere} were trained by other processes" if summary.num_elsewhere else "")
+        + (f"; {len(summary.unfit)} rows do not fit and were left out, see above" if summary.unfit else "")
         + f". Results: {summary.results}"
     )
 
@@ -287,11 +290,13 @@ def export(
 
 
 def show(data: dict[str, Any], style: str) -> None:
-    """Print a listing: JSON data, or its tables as text."""
+    """Print a listing: JSON data, or its tables as text. Ends with exit code 1 if rows of a suite do not fit."""
     if style == "json":
         typer.echo(json.dumps({key: value for key, value in data.items() if key != "text"}, indent=1))
     else:
         typer.echo(data["text"])
+    if data.get("unfit"):
+        raise typer.Exit(1)
 
 
 def suite_backbones(suite: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Modules behind parts of the backbone, as changes of layers: never edits of the network.
 
-Two families of architecture are known, T5 and decoders with Llama's names. H is the hidden width, V the vocabulary.
+The layers of any network are found whose stack lists them; the parts inside a layer have T5's or Llama's names. Widths
+are those of the modules themselves: a norm may be as wide as a head. H is the hidden width, V the vocabulary.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from harness.backbone import Backbone
 from harness.layer_change import LayerChange
@@ -29,6 +31,8 @@ OUTPUTS: dict[str, Kind] = {
     "self_attn.o_proj": "attention",
     "mlp.down_proj": "ffn",
 }
+LAYER_LISTS = ("block", "layers", "h")
+"""What stacks call the list of their layers: T5; Llama, BART and most others; GPT-2 and its kin."""
 # T5's tokenizer has this many ids; the embedding is filled up to 32,128 rows with ones that stand for nothing
 T5_TOKENS = 32_100
 
@@ -51,18 +55,15 @@ class Sublayer:
 def stacks(backbone: Backbone) -> dict[str, Any]:
     """The backbone's stacks of layers: `encoder` and `decoder`, or `decoder` alone."""
     model = backbone.model
-    return (
-        {"encoder": model.encoder, "decoder": model.decoder}
-        if backbone.is_encoder_decoder
-        else {"decoder": model.model}
-    )
+    decoder = {"decoder": model.get_decoder()}
+    return {"encoder": model.get_encoder(), **decoder} if backbone.is_encoder_decoder else decoder
 
 
 def layers(stack: Any) -> nn.ModuleList:
-    """The layers of a stack, first to last. Raises ValueError for an architecture that is not known."""
-    found = getattr(stack, "block", None) or getattr(stack, "layers", None)
+    """The layers of a stack, first to last. Raises ValueError where it does not list them under a known name."""
+    found = next((getattr(stack, name) for name in LAYER_LISTS if hasattr(stack, name)), None)
     if not isinstance(found, nn.ModuleList):
-        raise ValueError(f"the layers of a {type(stack).__name__} are not known; T5 and Llama-like decoders are")
+        raise ValueError(f"the layers of {type(stack).__name__} are not known: none of {', '.join(LAYER_LISTS)}")
     return found
 
 
@@ -76,13 +77,21 @@ def sublayers(backbone: Backbone) -> list[Sublayer]:
         if (ending := ".".join(path.split(".")[-2:])) in OUTPUTS
     ]
     if not {"attention", "ffn"} <= {sublayer.kind for sublayer in found}:
-        raise ValueError(f"the sub-layers of '{backbone.name}' are not known; T5's and Llama's names are")
+        raise ValueError(f"the sub-layers of {type(backbone.model).__name__} are not known; T5's and Llama's are")
     return found
 
 
 def is_norm(module: nn.Module) -> bool:
     """Whether a module normalises: LayerNorm, RMSNorm and their kin."""
     return "Norm" in type(module).__name__
+
+
+def norm_width(name: str, norm: nn.Module) -> int:
+    """Width of what a norm works on: H, or that of one head. Raises ValueError for a norm without a weight."""
+    weight = next(norm.parameters(recurse=False), None)
+    if weight is None:
+        raise ValueError(f"the width of the norm {name} is not known: it has no weight")
+    return weight.shape[-1]
 
 
 class TrainedNorms(nn.Module):
@@ -205,10 +214,12 @@ class AddedBiases(nn.Module):
     def _added(self, backbone: Backbone, head: Head, final_norms: bool) -> Iterator[tuple[nn.Module, str]]:
         inside = {id(m) for stack in stacks(backbone).values() for m in layers(stack).modules()}
         for name, module in backbone.model.named_modules():
-            if id(module) in inside and isinstance(module, nn.Linear):
-                yield module, self._zeros(backbone, name, module.out_features)
+            if id(module) in inside and isinstance(module, (nn.Linear, Conv1D)):
+                yield module, self._zeros(backbone, name, _num_outputs(module))
             elif is_norm(module) and (final_norms or id(module) in inside):
-                yield module, self._zeros(backbone, name, backbone.hidden)
+                yield module, self._zeros(backbone, name, norm_width(name, module))
+            elif id(module) in inside:
+                _refuse_matrices(name, module)
         logits = backbone.model.get_output_embeddings()
         if head != "none":
             total = len(logits.weight)
@@ -223,4 +234,20 @@ class AddedBiases(nn.Module):
 
     def _add(self, key: str, states: Tensor) -> Tensor:
         vector = self.vectors[key]
-        return states + F.pad(vector, (0, states.shape[-1] - len(vector)))
+        missing = states.shape[-1] - len(vector)
+        if missing < 0:
+            raise ValueError(f"{key.replace('/', '.')} gives {states.shape[-1]} numbers, its bias has {len(vector)}")
+        return states + (F.pad(vector, (0, missing)) if missing else vector)
+
+
+def _num_outputs(linear: nn.Linear | Conv1D) -> int:
+    return linear.out_features if isinstance(linear, nn.Linear) else int(linear.nf)
+
+
+def _refuse_matrices(name: str, module: nn.Module) -> None:
+    """Raise ValueError for weights that are no linear module's: what they give would be left without a bias."""
+    if isinstance(module, nn.Embedding):  # of relative positions
+        return
+    for key, weight in module.named_parameters(recurse=False):
+        if weight.dim() > 1:
+            raise ValueError(f"{name} computes with {key} by itself; a bias goes behind linear modules and norms only")

@@ -14,8 +14,11 @@ from harness.lineage import GRID_KEY, RANDOM
 from harness.listings_data import table
 from harness.listings_protocols import protocol_table
 from harness.listings_time import describe_time
+from harness.loading import has_config
 from harness.method import Registered, Rule
-from harness.planning import Plan, check_fit, make_plan
+from harness.namesakes import refuse_namesakes
+from harness.planning import Plan, make_plan
+from harness.preflight import Misfits, find_misfits, lines_of
 from harness.protocol import describe
 from harness.schema import Start
 from harness.suite import Group, Overrides
@@ -33,24 +36,29 @@ STARTS = "Starts: the selected tensors of other cells, which are trained first; 
 
 def describe_plan(plan: Plan, probe: bool | None = None) -> dict[str, Any]:
     """Cells by group, the budget of each method, and the time that the missing cells will take, as by `estimate`."""
-    groups = [_describe_group(plan, index) for index in range(len(plan.groups))]
+    refuse_namesakes(plan)
+    misfits = _known_misfits(plan)
+    groups = [_describe_group(plan, index, misfits) for index in range(len(plan.groups))]
     budgets: dict[str, dict[str, Any]] = {}
     for item in groups:
         total = budgets.setdefault(item["method"], {"method": item["method"]})
-        for key in ("cells", "done", "missing", "failed", "stale", "steps_to_train"):
+        for key in ("cells", "done", "missing", "failed", "unfit", "stale", "steps_to_train"):
             total[key] = total.get(key, 0) + item[key]
     starts = [{**item, "starts_from": one} for item in groups for one in item["starts_from"]]
     time = describe_time(estimate(plan, probe))
     shots = ["k"] if plan.suite.file.few_shot else []
     columns = ["method", "task", *shots, "backbone", "grid_points", "seeds"]
-    columns += ["cells", "done", "missing", "failed", "stale"]
+    counts = ["cells", "done", "missing", "failed", *(["unfit"] if misfits else []), "stale"]
+    columns += counts
     text = [
         f"suite {plan.suite.file.suite} ({plan.suite.document.path}); results: {plan.store.root}",
         table(groups, columns),
+        *([f"{len(lines_of(misfits))} rows do not fit and are left out:"] if misfits else []),
+        *lines_of(misfits),
         *([STARTS, table(starts, ["method", "task", "backbone", "starts_from"])] if starts else []),
         *([RACING] if plan.suite.file.tuning.strategy == "halving" else []),
         "Budget per method (the winner's further seeds included)",
-        table(list(budgets.values()), ["method", "cells", "done", "missing", "failed", "stale", "steps_to_train"]),
+        table(list(budgets.values()), ["method", *counts, "steps_to_train"]),
         time["text"],
         *_describe_shots(plan),
         *(f"{task}: {plan.tasks[task].split_rule}" for task in dict.fromkeys(g.task for g in plan.groups)),
@@ -61,6 +69,7 @@ def describe_plan(plan: Plan, probe: bool | None = None) -> dict[str, Any]:
         "suite": plan.suite.file.suite,
         "protocol": {"name": plan.suite.protocol.reference.title, "keys": describe(plan.suite.protocol)},
         "strategy": plan.suite.file.tuning.strategy,
+        "unfit": lines_of(misfits),
         "groups": groups,
         "budgets": list(budgets.values()),
         "time": {key: value for key, value in time.items() if key != "text"},
@@ -77,12 +86,29 @@ def _describe_shots(plan: Plan) -> list[str]:
     return [describe_draws(plan.tasks[task], list(found)) for task, found in draws.items() if found]
 
 
-def _describe_group(plan: Plan, index: int) -> dict[str, Any]:
+def _known_misfits(plan: Plan) -> Misfits:
+    """What does not fit of the cells without a result; a plan downloads nothing, not even a configuration."""
+    done = {result.key for results in plan.results for result in results.values()}
+    cells = [cell for group in plan.groups for cell in group.cells.values()]
+    known = {name for name in {cell.backbone for cell in cells} if has_config(plan.suite.backbone_sources[name])}
+    return find_misfits(plan, [cell for cell in cells if cell.key not in done and cell.backbone in known])
+
+
+def _num_unfit(plan: Plan, group: Group, misfits: Misfits) -> int:
+    """Cells that selection will ask for in vain: of a grid, its searches; all where no point fits."""
+    unfit = {point for point, cell in group.own_cells().items() if cell.key in misfits}
+    if len(group.points) == 1 or len(unfit) == len(group.own_cells()):
+        return min(len(unfit), plan.num_cells(group))
+    searched = group.seeds if plan.per_seed else group.seeds[:1]
+    return sum(seed in searched for _, seed in unfit)
+
+
+def _describe_group(plan: Plan, index: int, misfits: Misfits) -> dict[str, Any]:
     group, results = plan.groups[index], plan.results[index]
-    cells = plan.num_cells(group)
+    cells, unfit = plan.num_cells(group), _num_unfit(plan, group, misfits)
     old = [plan.superseded[cell.key] for cell in group.own_cells().values() if cell.key in plan.superseded]
     stale = [*(result for result in results.values() if plan.is_stale(result)), *old]
-    missing = max(0, plan.num_missing(index) - len(old))
+    missing = max(0, plan.num_missing(index) - len(old) - unfit)
     first = group.cells[(0, group.seeds[0])]
     trains = plan.methods[group.method].cls is None or not issubclass(plan.methods[group.method].cls or Rule, Rule)
     return {
@@ -97,6 +123,7 @@ def _describe_group(plan: Plan, index: int) -> dict[str, Any]:
         "stale": len(stale),
         "done": sum(result.status == "done" for result in results.values()),
         "failed": sum(result.status == "failed" for result in results.values()),
+        "unfit": unfit,
         "steps_to_train": missing * first.recipe.steps if trains else 0,
         "is_source": group.is_source,
         "starts_from": sorted(_starts(group)),
@@ -155,13 +182,15 @@ def describe_suite(path: Path, method_dirs: Sequence[str]) -> dict[str, Any]:
     """Check a suite against methods and backbones; no data is read."""
     plan = make_plan(path, Overrides(), Path("results"), None, method_dirs)
     cells = [cell for group in plan.groups for cell in group.cells.values()]
-    check_fit(plan, cells, to_run=False)
+    unfit = lines_of(find_misfits(plan, cells))
     broken = sorted({cell.method for cell in cells if plan.methods[cell.method].cls is None})
     total = sum(plan.num_cells(group) for group in plan.groups)
-    text = f"{path}: {len(plan.groups)} table entries, {total} cells to train in all; every setting is known and fits"
+    text = f"{path}: {len(plan.groups)} table entries, {total} cells to train in all; every setting is known"
+    text += f"; {len(unfit)} rows do not fit:\n" + "\n".join(unfit) if unfit else " and fits"
     if broken:
         text += f"; broken method files: {', '.join(broken)}"
-    return {"suite": plan.suite.file.suite, "entries": len(plan.groups), "cells": total, "broken": broken, "text": text}
+    counts = {"entries": len(plan.groups), "cells": total}
+    return {"suite": plan.suite.file.suite, **counts, "broken": broken, "unfit": unfit, "text": text}
 
 
 def describe_contract(path: Path, findings: Sequence[Finding]) -> dict[str, Any]:

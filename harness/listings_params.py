@@ -7,6 +7,7 @@ from typing import Any
 
 from harness.backbone import Backbone
 from harness.errors import UserError, require_choice
+from harness.fit import misfit
 from harness.listings_data import table
 from harness.loading import meta_backbone
 from harness.method import Method, Registered, Rule, explain_figure, get_class
@@ -26,7 +27,7 @@ def describe_params(
             continue
         own = {key.split(".", 1)[1]: value for key, value in settings.items() if key.split(".", 1)[0] == name}
         try:
-            rows.append(_count(cls, own, built))
+            rows.append(_count(cls, own, built, backbone))
         except UserError as error:
             if names or own:
                 raise
@@ -40,8 +41,8 @@ def describe_params(
     return {"backbone": built.name, "num_params": built.num_params, "methods": rows, "left_out": left_out, "text": text}
 
 
-def _count(cls: type[Method], settings: dict[str, Any], backbone: Backbone) -> dict[str, Any]:
-    method, kept = _build(cls, settings, backbone)
+def _count(cls: type[Method], settings: dict[str, Any], backbone: Backbone, source: str) -> dict[str, Any]:
+    method, kept = _build(cls, settings, backbone, source)
     published = cls.paper.params.get(backbone.name)
     return {
         "method": cls.name,
@@ -76,14 +77,15 @@ def _shown(row: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _build(cls: type[Method], settings: dict[str, Any], backbone: Backbone) -> tuple[Method, int]:
+def _build(cls: type[Method], settings: dict[str, Any], backbone: Backbone, source: str) -> tuple[Method, int]:
     """The method on a backbone without weights, and what it keeps. Raises UserError where its own code raises."""
     values = validate_settings(cls.HP, settings, lambda *key: f"--set {cls.name}.{key[-1]}", (cls.name,))
+    reason = misfit(cls, values, source)
+    if reason is not None:
+        raise UserError(reason, field=cls.name)
     try:
         method = cls(cls.HP(**values), backbone)
         return method, method.num_kept
-    except ValueError as error:
-        raise UserError(str(error), field=cls.name) from None
     except Exception as error:  # whatever someone's file raises
         raise UserError(f"its code raises {type(error).__name__}: {error}", field=cls.name) from None
 

@@ -156,6 +156,12 @@ def is_here(source: str) -> bool:
     return folder is not None and any(folder.glob("*.safetensors"))
 
 
+def has_config(source: str) -> bool:
+    """Whether a backbone's configuration is on this machine, so that its shapes are known without a download."""
+    place = resolve(source)
+    return (CONFIGS / f"{source}.json").exists() or Path(place).is_dir() or _snapshot(place) is not None
+
+
 def fingerprint(source: str, quantization: Scheme = "none") -> str:
     """Identify weights without reading all of them: configuration, sizes, both ends of each file; and their storage.
 

@@ -82,4 +82,5 @@ def added_together(updates: Sequence[LowRank], parts: Parts, states: Tensor, mad
 
 def _cast(states: Tensor, like: Tensor) -> Tensor:
     """In the type of the weights, where autocast does not see to it."""
-    return states if torch.is_autocast_enabled(states.device.type) else states.to(like.dtype)
+    is_cast = not states.is_meta and torch.is_autocast_enabled(states.device.type)
+    return states if is_cast else states.to(like.dtype)

@@ -29,8 +29,10 @@ class PeftMethod(Method):
     def __init__(self, hp: Any, backbone: Backbone) -> None:
         super().__init__(hp, backbone)
         model = backbone.model
+        config = self.peft_config(hp, backbone)
+        _require_targets(config, model)
         try:
-            self.inject(self.peft_config(hp, backbone), model)
+            self.inject(config, model)
         finally:  # also what an injection that failed half-way has replaced
             self._tuners = {name: m for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
             self._originals = {name: tuner.get_base_layer() for name, tuner in self._tuners.items()}
@@ -65,3 +67,14 @@ class PeftMethod(Method):
         for tuner in self._tuners.values():
             tuner.train(mode)
         return super().train(mode)
+
+
+def _require_targets(config: PeftConfig, model: nn.Module) -> None:
+    """Raise ValueError for a target that no module has: PEFT goes on while there is one match for any of them."""
+    targets = getattr(config, "target_modules", None)
+    if not targets or isinstance(targets, str):  # PEFT's own choice, or a pattern
+        return
+    names = [f".{name}" for name, _ in model.named_modules()]
+    missing = sorted(target for target in targets if not any(name.endswith(f".{target}") for name in names))
+    if missing:
+        raise ValueError(f"no module of {type(model).__name__} is called {' or '.join(missing)}")

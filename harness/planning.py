@@ -1,32 +1,22 @@
-"""Before anything is trained: resolve a suite, check it against methods, backbones and data, see what is done."""
+"""A suite resolved against methods, tasks and a results folder: which cells there are, which are done or stale."""
 
 from __future__ import annotations
 
 import itertools
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torch import Tensor
-
-from harness.backbone import Backbone
-from harness.building import build_method
-from harness.caches import cached_backbone, cached_task
+from harness.caches import cached_task
 from harness.errors import UserError
-from harness.families import block_of
-from harness.heads import check_head
-from harness.lineage import INIT_FROM
-from harness.loading import Placement, fingerprint, meta_backbone, resolve
-from harness.method import Method, Registered, Rule, discover
-from harness.metrics import get_metric
+from harness.loading import Placement, fingerprint, resolve
+from harness.method import Registered, discover
 from harness.provenance import sha256_file
 from harness.results import ResultStore, tensors_path
 from harness.schema import Cell, Key, Result, Start
 from harness.selection import chosen, next_cells
-from harness.sources import MissingData
 from harness.staleness import superseded
-from harness.starting import StartFile, handed_over, prompt_file
+from harness.starting import StartFile
 from harness.suite import Group, Overrides, Suite, expand, load_suite
 from harness.tasks import Task
 from harness.tasks.own import suite_tasks
@@ -49,6 +39,8 @@ class Plan:
     """Per group, the stored results."""
     superseded: dict[Key, Result] = field(default_factory=dict)
     """By key, results of earlier versions of task or protocol; their cells wait until asked for."""
+    refused: dict[Key, Result] = field(default_factory=dict)
+    """By key, stored results that say that a cell does not fit: every run judges that anew."""
     _fingerprints: dict[tuple[str, str], str] = field(default_factory=dict)
 
     @property
@@ -155,6 +147,8 @@ class Plan:
     def is_stale(self, result: Result) -> bool:
         """Whether the method's source, the weights or the rows have changed since `result` was made."""
         cell = result.cell
+        if result.status == "unfit":
+            return False
         if result.method_sha256 != self.methods[cell.method].spec.source_sha256:
             return True
         if self._starts_moved(result):
@@ -207,8 +201,9 @@ def make_plan(
     store = ResultStore(results)
     plan = Plan(suite, groups, methods, tasks, store, data_dir, [])
     for group in groups:
-        loaded = {key: plan.load(cell) for key, cell in group.cells.items()}
-        plan.results.append({key: result for key, result in loaded.items() if result is not None})
+        loaded = {key: result for key, cell in group.cells.items() if (result := plan.load(cell)) is not None}
+        plan.refused |= {result.key: result for result in loaded.values() if result.status == "unfit"}
+        plan.results.append({key: result for key, result in loaded.items() if result.status != "unfit"})
     missing = [
         cell
         for group, results in zip(groups, plan.results, strict=True)
@@ -217,130 +212,6 @@ def make_plan(
     ]
     plan.superseded = superseded(store, missing)
     return plan
-
-
-def check_fit(plan: Plan, cells: Iterable[Cell], to_run: bool = True, weights: bool = True) -> None:
-    """Build each distinct method on a backbone without weights; before a run, read all rows and weights too.
-
-    Without `weights`, those are left to other processes, so that this one takes no memory for them.
-    Raises UserError, before anything is written.
-    """
-    cells = list(cells)
-    backbones: dict[tuple[str, str], Backbone] = {}
-    misfits: dict[str, dict[str, UserError]] = {}
-    for cell in _distinct(plan, cells):
-        stored = (cell.backbone, cell.recipe.quantization)
-        if stored not in backbones:
-            backbones[stored] = meta_backbone(plan.suite.backbone_sources[cell.backbone], cell.recipe.quantization)
-        check_head(cell.recipe.head, plan.tasks[cell.task], backbones[stored], plan.suite.document.where("recipe"))
-        try:
-            method = _build(plan, cell, backbones[stored])
-            _check_starts(plan, cell, method)
-            prompt_tokens = method.num_prompt_tokens
-        except UserError as error:
-            misfits.setdefault(cell.label, {})[cell.backbone] = error
-        except Exception:  # a mistake in a method's code is recorded as the failure of its cells
-            continue
-        else:
-            # unlike a misfit, this would not fail by itself: a network may run on past its positions
-            _check_positions(plan, cell, prompt_tokens, backbones[stored])
-    for errors in misfits.values():
-        # what fits one backbone and not another is no mistake in the suite: those cells are recorded as failed
-        if len(errors) == len({name for name, _ in backbones}):
-            raise next(iter(errors.values()))
-    if to_run:
-        _read_rows(plan, cells)
-    if to_run and weights:
-        for name, recipe in {cell.backbone: cell.recipe for cell in cells}.items():
-            # rules need none; where other processes train, they load it
-            if (name, recipe.quantization) in backbones and plan.suite.file.execution.processes == 1:
-                source = plan.suite.backbone_sources[name]
-                cached_backbone(source, recipe.precision, recipe.quantization, placement(plan))
-
-
-def _check_starts(plan: Plan, cell: Cell, method: Method) -> None:
-    """Let a method without weights start from sources without weights. Raises UserError where shapes do not fit."""
-    if not cell.init_from:
-        return
-    where = plan.suite.document.where(*block_of(plan.suite, cell.label), INIT_FROM)
-    sources = [_shapes_of(plan, start) for start in cell.init_from]
-    try:
-        method.start_from(sources)
-    except ValueError as error:
-        titles = " + ".join(start.title for start in cell.init_from)
-        raise UserError(f"cannot start from {titles}: {error}", where=where, field=cell.label) from None
-
-
-def _shapes_of(plan: Plan, start: Start) -> dict[str, Tensor]:
-    """What a source will hand over, as tensors without values."""
-    if start.file is not None:
-        found = prompt_file(Path(plan.suite.folder) / start.file)
-    else:
-        index = plan._place_of(start)
-        assert index is not None, "a source has a group of its own"
-        source = plan.groups[index].cells[(0, start.seed)]
-        found = handed_over(_build(plan, source, meta_backbone(plan.suite.backbone_sources[source.backbone])))
-    return {name: tensor.to("meta") for name, tensor in found.items()}
-
-
-def _read_rows(plan: Plan, cells: Sequence[Cell]) -> None:
-    """Load every task's rows and metrics. Raises UserError; where rows are missing, it says which tasks have theirs."""
-    there, missing = [], []
-    for (name, _), cell in {(cell.task, cell.few_shot): cell for cell in cells}.items():
-        for task in plan.tasks[name].parts or (plan.tasks[name],):
-            for metric in task.metrics:
-                get_metric(metric)
-        try:
-            cached_task(cell, plan.data_dir, plan.suite.folder)
-        except MissingData as error:
-            missing.append(error)
-        except UserError:
-            raise
-        except Exception:  # a mistake in reading one task is recorded as the failure of its cells
-            continue
-        else:
-            there.append(name)
-    if missing:
-        hint = (
-            f"The rows of the others are there: --tasks {','.join(dict.fromkeys(there))}" if there else missing[0].hint
-        )
-        raise UserError(missing[0].problem, where=missing[0].where, field=missing[0].field, hint=hint)
-
-
-def _distinct(plan: Plan, cells: Sequence[Cell]) -> Iterator[Cell]:
-    """One cell for each way in which a method can be built."""
-    seen: set[str] = set()
-    for cell in cells:
-        cls = plan.methods[cell.method].cls
-        recipe, starts = cell.recipe, [start.identity for start in cell.init_from]
-        network = [cell.backbone, recipe.max_source_length, recipe.quantization, recipe.head]
-        identity = json.dumps([cell.method, cell.hp, *network, starts], sort_keys=True)
-        if identity not in seen and cls is not None and not issubclass(cls, Rule):
-            seen.add(identity)
-            yield cell
-
-
-def _build(plan: Plan, cell: Cell, backbone: Backbone) -> Method:
-    cls = plan.methods[cell.method].cls
-    assert cls is not None
-    assert issubclass(cls, Method)
-    return build_method(cell, cls, backbone, plan.suite.document.where(*block_of(plan.suite, cell.label)))
-
-
-def _check_positions(plan: Plan, cell: Cell, prompt_tokens: int, backbone: Backbone) -> None:
-    """Raise UserError unless prompt, text and target fit the backbone's positions."""
-    task = plan.tasks[cell.task]
-    length = cell.recipe.max_source_length or task.max_source_length
-    target = 4 if task.kind == "classification" and task.target_style == "digits" else task.max_target_length
-    needed = prompt_tokens + length + target
-    if backbone.max_positions is not None and needed > backbone.max_positions:
-        raise UserError(
-            f"needs {needed} positions ({prompt_tokens} prompt + {length} source + {target} target), "
-            f"backbone '{cell.backbone}' has {backbone.max_positions}",
-            where=plan.suite.document.path,
-            field=f"{cell.label} on {cell.task}",
-            hint="Lower prompt_length or recipe.max_source_length.",
-        )
 
 
 def placement(plan: Plan) -> Placement:

@@ -5,6 +5,7 @@ Shapes: N rows, P prefix vectors, W width of one attention's keys (heads times h
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -20,9 +21,17 @@ Vectors = Callable[[], Tensor]
 
 
 def attention_shape(backbone: Backbone) -> tuple[int, int]:
-    """Heads that hold keys, and the width of one, in the backbone's self-attentions."""
+    """Heads that hold keys, and the width of one, in the backbone's self-attentions.
+
+    Raises ValueError for an encoder-decoder that is not T5's: others find positions and masks in another way.
+    """
     config = backbone.config
     if backbone.is_encoder_decoder:
+        if not hasattr(backbone.model.get_decoder(), "block"):
+            problem = (
+                f"keys and values go in front of T5's self-attentions, not those of {type(backbone.model).__name__}"
+            )
+            raise ValueError(problem)
         return int(config.num_heads), int(config.d_kv)
     heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -73,6 +82,7 @@ class PrefixLayers:
         return split.permute(1, 2, 3, 0, 4).unsqueeze(2).expand(-1, -1, count, -1, -1, -1)
 
     def _before_decoder(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        kwargs = {**dict(zip(inspect.signature(module.forward).parameters, args, strict=False)), **kwargs}
         ids = kwargs.get("input_ids")
         count = len(kwargs["inputs_embeds"] if ids is None else ids)
         vectors = self.decoder()
@@ -82,8 +92,9 @@ class PrefixLayers:
         if not self.backbone.is_encoder_decoder:  # a T5 decoder derives both from the cache
             mask = kwargs["attention_mask"]
             kwargs["attention_mask"] = F.pad(mask, (len(vectors), 0), value=1)
-            kwargs["position_ids"] = kwargs["position_ids"] + len(vectors)
-        return args, kwargs
+            if kwargs.get("position_ids") is not None:  # BLOOM counts them off its mask
+                kwargs["position_ids"] = kwargs["position_ids"] + len(vectors)
+        return (), kwargs
 
     def _filled_cache(self, vectors: Tensor, count: int) -> Any:
         cache = DynamicCache()
@@ -115,5 +126,5 @@ class _EncoderHook:
 
 def _layers(backbone: Backbone, part: str) -> Any:
     if not backbone.is_encoder_decoder:
-        return backbone.model.get_decoder().layers if part == "decoder" else []
+        return range(int(backbone.config.num_hidden_layers)) if part == "decoder" else []
     return backbone.model.get_encoder().block if part == "encoder" else backbone.model.get_decoder().block

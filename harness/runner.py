@@ -14,7 +14,9 @@ from harness.caches import cached_task
 from harness.cell_state import describe_failure
 from harness.claims import Claims
 from harness.engines import Engine, LocalEngine
-from harness.planning import Plan, check_fit, make_plan
+from harness.namesakes import refuse_namesakes
+from harness.planning import Plan, make_plan
+from harness.preflight import Misfits, check_cells, lines_of, refusal
 from harness.products import Product, failed_to_store
 from harness.progress import Progress, work
 from harness.results import NotStored
@@ -43,6 +45,8 @@ class RunSummary:
     """Stored results of other method sources, weights, rows or versions, which were left as they are."""
     num_elsewhere: int = 0
     """Cells that other processes on the same folder finished meanwhile."""
+    unfit: tuple[str, ...] = ()
+    """Rows that do not fit a backbone, each with the reason; they stand in the table without a score."""
 
 
 def run(
@@ -97,21 +101,26 @@ class _Run:
         self.stored = list({r.key: r for results in plan.results for r in results.values()}.values())
         self.counts = {"done": 0, "failed": 0}
         self.num_found = 0
+        self.unfit: list[str] = []
 
     def run(self) -> RunSummary:
         """Train until every cell has a result, of this process or of another."""
         plan = self.plan
         pending = plan.pending()
+        refuse_namesakes(plan)
+        misfits: Misfits = {}
         if pending:
-            check_fit(plan, plan.asked(), weights=self.engine.in_process)
+            misfits = check_cells(plan, plan.asked(), weights=self.engine.in_process)
+            self.unfit = lines_of(misfits)
             plan.store.ensure_writable()
             _warn_of_duplicates(plan, plan.asked(), self.progress)
         self._explain()
         if pending:
             with Claims(plan.store.root) as self.claims, self.progress, self.engine:
-                _expect_all(plan, self.progress)
-                self.work = Worklist(plan, self.claims, self.replaced, self._found)
+                self.work = Worklist(plan, self.claims, {**plan.refused, **self.replaced}, self._found)
                 try:
+                    self._refuse(misfits)
+                    _expect_all(plan, self.progress)
                     self._train()
                 except OSError as error:  # of claims and checkpoints; what bundles raise is recorded with their cells
                     raise self._unusable(error) from None
@@ -125,7 +134,21 @@ class _Run:
             num_kept_failed=old_failures,
             num_stale=self.num_stale,
             num_elsewhere=self.num_found,
+            unfit=tuple(self.unfit),
         )
+
+    def _refuse(self, misfits: Misfits) -> None:
+        """Store which cells do not fit and why, for the report; what is stored and says the same is left alone."""
+        for cell in [cell for cell in self.plan.asked() if cell.key in misfits]:
+            result, old = refusal(self.plan, cell, misfits[cell.key]), self.plan.refused.get(cell.key)
+            if old is not None and (old.failure, old.method_sha256) == (result.failure, result.method_sha256):
+                result = old
+            elif self.claims.take(cell):
+                result = self._written(Product(result, [], None))
+                self.claims.release(cell)
+            self.plan.record(result)
+        for line in self.unfit:
+            self.progress.say(f"left out: {line}")
 
     def _train(self) -> None:
         wait = SHORTEST_WAIT_S

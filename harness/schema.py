@@ -317,7 +317,8 @@ class Result(Strict):
     format: int = RESULT_FORMAT
     cell_id: str
     group_id: str
-    status: Literal["done", "failed"]
+    status: Literal["done", "failed", "unfit"]
+    """`unfit`: the method does not fit the backbone, which was known before anything was trained."""
     cell: Cell
     failure: Failure | None = None
     metrics: MetricRecord | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +13,7 @@ from harness.errors import UserError
 from harness.overrides import Overrides, assign, check_lists, check_setting_key, check_slug
 from harness.protocol import Protocol, resolve
 from harness.report_layouts import check_block
-from harness.suite_file import SUITE_FORMAT, SuiteFile
+from harness.suite_file import SLUG, SUITE_FORMAT, SuiteFile
 from harness.validation import validate_model
 from harness.yaml12 import Document, read_document
 
@@ -83,8 +84,18 @@ def _protocol(file: SuiteFile, document: Document, overrides: Overrides) -> Prot
     return found
 
 
-def short_name(source: str) -> str:
-    """Name of a backbone in results: the last part of a path or hub id."""
+def named_source(given: str) -> tuple[str, str]:
+    """`NAME=SOURCE` as (name, source), name "" where none is given; a folder may have an equals sign in its path."""
+    name, sign, source = given.partition("=")
+    is_named = sign and source and re.fullmatch(SLUG, name) and not Path(given).exists()
+    return (name, source) if is_named else ("", given)
+
+
+def short_name(given: str) -> str:
+    """Name of a backbone in results: the one given in front of an equals sign, or the last part of path or hub id."""
+    name, source = named_source(given)
+    if name:
+        return name
     last = source.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
     return Path(source).resolve().name if last in (".", "..", "") else last
 
@@ -96,7 +107,7 @@ def _short_names(given: Sequence[str], document: Document) -> dict[str, str]:
         short, where = short_name(source), document.where("backbones")
         check_slug(short, "backbone", where)
         if short in names:
-            problem = f"'{source}' and '{names[short]}' would both be called '{short}' in the results; rename one"
-            raise UserError(problem, where=where)
-        names[short] = source
+            problem = f"'{source}' and '{names[short]}' would both be called '{short}' in the results"
+            raise UserError(problem, where=where, hint=f"Give one a name: NAME={named_source(source)[1]}.")
+        names[short] = named_source(source)[1]
     return names

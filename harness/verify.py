@@ -129,11 +129,11 @@ def _check_result(root: Path, path: Path, seen: dict[Key, Path], verified: Verif
 def _check_completeness(result: Result) -> Iterator[Problem]:
     needed = {"dev": result.dev, "metrics": result.metrics, "params": result.params, "data": result.data,
               "dev_history": result.dev_history, "predictions": result.files.predictions}  # fmt: skip
-    if result.status == "failed":
+    if result.status != "done":
         if result.failure is None:
-            yield "incomplete", "failed, and does not say why"
+            yield "incomplete", f"{result.status}, and does not say why"
         if result.dev or result.test or result.files.predictions or result.files.tensors:
-            yield "incomplete", "failed, and yet has scores or files"
+            yield "incomplete", f"{result.status}, and yet has scores or files"
         return
     if result.raced_out_at is None:
         needed["test"] = result.test
@@ -154,7 +154,7 @@ def _check_completeness(result: Result) -> Iterator[Problem]:
 
 def _check_selection(result: Result) -> Iterator[Problem]:
     history = result.dev_history
-    if result.status == "failed" or not history:
+    if result.status != "done" or not history:
         return
     steps = [item.step for item in history]
     if steps != sorted(set(steps)):

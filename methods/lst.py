@@ -24,7 +24,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from harness.layer_parts import is_norm, layers, stacks
+from harness.layer_parts import is_norm, layers, norm_width, stacks
 from harness.method import Backbone, Defaults, Method, Paper, require_positive, sweep
 
 WIDTHS = ("d_model", "d_ff", "d_kv", "hidden_size", "intermediate_size", "head_dim")
@@ -33,17 +33,21 @@ OUTPUTS = ("o", "o_proj", "wo", "down_proj")
 DEPTHS = ("num_layers", "num_hidden_layers")
 
 
-def small_config(config: Any, reduction: int, depth: int) -> Any:
-    """The configuration of a side stack. Raises ValueError if a width cannot be divided."""
-    small = copy.deepcopy(config)
+def small_config(config: Any, reduction: int, kept: list[int]) -> Any:
+    """The configuration of a side stack with the `kept` layers. Raises ValueError if a width cannot be divided."""
+    small, depth = copy.deepcopy(config), config.num_hidden_layers
     for name in WIDTHS:
         if name in vars(small):
             if getattr(small, name) % reduction:
                 raise ValueError(f"reduction must divide the backbone's {name} {getattr(small, name)}, got {reduction}")
             setattr(small, name, getattr(small, name) // reduction)
-    for name in DEPTHS:
-        if name in vars(small):
-            setattr(small, name, depth)
+    if small.hidden_size * reduction != config.hidden_size:
+        raise ValueError(f"the widths of {type(config).__name__} are not known; T5's and Llama's are")
+    for name, value in list(vars(small).items()):
+        if name in DEPTHS:
+            setattr(small, name, len(kept))
+        elif isinstance(value, list) and len(value) == depth:  # one for each layer, as the kinds of attention
+            setattr(small, name, [value[index] for index in kept])
     return small
 
 
@@ -52,7 +56,7 @@ class Ladder(nn.Module):
 
     def __init__(self, stack: Any, kept: list[int], hp: "LST.HP", like: Tensor) -> None:
         super().__init__()
-        config = small_config(stack.config, hp.reduction, len(kept))
+        config = small_config(stack.config, hp.reduction, kept)
         with torch.device(like.device):
             self.side: Any = type(stack)(config).to(like.dtype)
         del self.side.embed_tokens
@@ -196,35 +200,55 @@ def prune_into(ladders: nn.ModuleDict, backbone: Backbone) -> None:
         ladder = ladders[name]
         assert isinstance(ladder, Ladder)
         for small_layer, index in zip(layers(ladder.side), ladder.kept, strict=True):
+            pruned: set[int] = set()
             for path, small in small_layer.named_modules():
                 # the first layer alone has a table of relative positions, the same in size as the backbone's
                 if isinstance(small, nn.Embedding):
                     small.weight.copy_(layers(stack)[0].get_parameter(f"{path}.weight"))
-                else:
-                    _prune_part(small, layers(stack)[index].get_submodule(path), hidden)
+                elif id(small) not in pruned:
+                    pruned |= _prune_part(small, layers(stack)[index].get_submodule(path), hidden)
+                if isinstance(small, nn.Linear) and id(small) not in pruned:
+                    raise ValueError(f"init pruned does not know {path}, which is none of q, k, v, o and feed-forward")
         for path, small in ladder.side.named_children():
             _prune_part(small, stack.get_submodule(path), hidden)
 
 
-def _prune_part(small: Any, full: Any, hidden: Tensor) -> None:
+def _prune_part(small: Any, full: Any, hidden: Tensor) -> set[int]:
+    """Prune a norm, an attention or a feed-forward part; return the ids of all modules that this has settled."""
     if is_norm(small):
-        for own, weight in zip(small.parameters(), full.parameters(), strict=True):
-            own.copy_(weight[hidden])
-    elif {"q", "q_proj"} & {*small._modules}:
+        _copy_norm(small, full, hidden)
+        return {id(small)}
+    if {"q", "q_proj"} & {*small._modules}:
         _prune_attention(small, full, hidden)
-    elif {"wo", "down_proj"} & {*small._modules}:
+        return {id(module) for module in small.modules()}
+    if {"wo", "down_proj"} & {*small._modules}:
         linears = _linears(full)
         out = next(name for name in linears if name in OUTPUTS)
+        widths = {linear.in_features if name == out else linear.out_features for name, linear in linears.items()}
+        if len(widths) > 1:
+            raise ValueError(f"init pruned does not know a feed-forward part of {', '.join(linears)}")
         scores = [linear.weight.abs().sum(0 if name == out else 1) for name, linear in linears.items()]
         inner = _largest(torch.stack(scores).sum(0), _linears(small)[out].in_features)
         for name, linear in linears.items():
             rows, columns = (hidden, inner) if name == out else (inner, hidden)
             _copy(getattr(small, name), linear, rows, columns)
+        return {id(module) for module in small.modules()}
+    return set()
+
+
+def _copy_norm(small: Any, full: Any, dims: Tensor) -> None:
+    for own, weight in zip(small.parameters(), full.parameters(), strict=True):
+        own.copy_(weight[dims])
 
 
 def _prune_attention(small: Any, full: Any, hidden: Tensor) -> None:
-    """One choice of dimensions for all heads: queries with keys, values with the output."""
+    """One choice of dimensions for all heads: queries with keys, values with the output.
+
+    Norms of queries and keys, over one head (Qwen3) or all of them (OLMo2), go with those.
+    """
     linears = _linears(full)
+    if len(linears) != 4:
+        raise ValueError(f"init pruned knows attention by q, k, v and o, not by {', '.join(linears)}")
     q, k, v, o = linears
     is_rotary = q == "q_proj"
     size = getattr(full, "key_value_proj_dim", None) or full.head_dim
@@ -236,6 +260,10 @@ def _prune_attention(small: Any, full: Any, hidden: Tensor) -> None:
         heads = torch.arange(0, linear.in_features if name == o else linear.out_features, size, device=dims.device)
         inner = (heads[:, None] + dims).flatten()
         _copy(getattr(small, name), linear, *((hidden, inner) if name == o else (inner, hidden)))
+    for name, norm in full.named_children():
+        if is_norm(norm):
+            heads = torch.arange(0, norm_width(name, norm), size, device=query_key.device)
+            _copy_norm(getattr(small, name), norm, (heads[:, None] + query_key).flatten())
 
 
 def _head_dims(weights: list[Tensor], size: int, kept: int, is_rotary: bool) -> Tensor:

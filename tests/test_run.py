@@ -374,7 +374,7 @@ def test_a_folder_among_the_method_files_is_no_method(tmp_path: Path) -> None:
     assert {"folder", "gone"}.isdisjoint(discover(tmp_path))
 
 
-def test_a_method_that_fits_one_backbone_of_two_is_a_failed_cell_on_the_other(folder: Path) -> None:
+def test_a_method_that_fits_one_backbone_of_two_is_left_out_on_the_other(folder: Path) -> None:
     other = folder / "other"
     shutil.copytree(SHIPPED["micro-t5"], other)
     (folder / "mine").mkdir()
@@ -383,6 +383,10 @@ def test_a_method_that_fits_one_backbone_of_two_is_a_failed_cell_on_the_other(fo
     (folder / "mine" / "shift.py").write_text(text)
     options = {"methods": ["shift"], "method_dirs": [folder / "mine"], "seeds": [1]}
     summary = run(folder, **options, backbones=["micro-t5", str(other)])
-    assert (summary.num_trained, summary.num_failed) == (4, 2)
+    assert (summary.num_trained, summary.num_failed) == (2, 0)
+    assert summary.unfit == ("shift does not fit backbone 'other': no such layer",)
+    assert [r.status for r in results_of(folder) if r.cell.backbone == "other"] == ["unfit", "unfit"]
     with pytest.raises(UserError, match="does not fit backbone 'other': no such layer"):
-        run(folder, **options, backbones=[str(other)], rerun="failed")
+        run(folder, **options, backbones=[str(other)])
+    (folder / "mine" / "shift.py").write_text(NEW_METHOD)
+    assert run(folder, **options, backbones=[str(other)]).num_trained == 2

@@ -31,8 +31,10 @@ class Entry:
 
     runs: list[Result] = field(default_factory=list)
     failed: list[Result] = field(default_factory=list)
+    """Runs without a score: those that failed, and those that were never begun, since the method does not fit."""
     num_grid_runs: int = 1
     num_grid_failed: int = 0
+    num_grid_unfit: int = 0
     num_raced_out: int = 0
     """Grid runs that left a search by halving before their end."""
     grid: list[dict[str, Any]] = field(default_factory=list)
@@ -236,7 +238,7 @@ def make_entry(members: list[Result]) -> Entry:
     has_grid = any(result.cell.grid != members[0].cell.grid for result in members)
     shown = _winning_runs(ordered, entry) if has_grid else ordered
     entry.runs = [r for r in shown if r.status == "done" and r.raced_out_at is None]
-    entry.failed = [r for r in shown if r.status == "failed"]
+    entry.failed = [r for r in shown if r.status != "done"]
     for run in entry.runs:
         if run.cell.grid and run.cell.grid not in entry.grid:
             entry.grid.append(run.cell.grid)
@@ -260,6 +262,7 @@ def _winning_runs(members: list[Result], entry: Entry) -> list[Result]:
     entry.num_grid_runs = len(grid_runs)
     entry.num_raced_out = sum(result.raced_out_at is not None for result in grid_runs)
     entry.num_grid_failed = sum(result.status == "failed" for result in grid_runs)
+    entry.num_grid_unfit = sum(result.status == "unfit" for result in grid_runs)
     if not winners:
         return grid_runs
     shown = []

@@ -9,6 +9,7 @@ from harness.report.aggregate import Board, BoardRow, Entry
 from harness.report.published import Number, PublishedRow
 from harness.report.significance import AVERAGE, Significance
 from harness.report.stats import LEVEL
+from harness.schema import Result
 
 DASH = "–"
 TIED = "≈"
@@ -166,7 +167,9 @@ def _verdict(row: BoardRow, column: str, significance: Significance | None) -> t
 
 
 def _flags(entry: Entry) -> list[str]:
-    flags = [_failure_note(entry)] if entry.failed else []
+    flags = _failure_notes(entry)
+    if entry.num_grid_unfit and not entry.failed:
+        flags.append(f"{entry.num_grid_unfit} of {entry.num_grid_runs} grid points do not fit the backbone")
     if entry.has_hidden_grid_failures:
         flags.append(f"{entry.num_grid_failed} of {entry.num_grid_runs} grid runs failed")
     if entry.mixed:
@@ -180,12 +183,20 @@ def _flags(entry: Entry) -> list[str]:
     return flags
 
 
-def _failure_note(entry: Entry) -> str:
-    failure = entry.failed[0].failure
+def _failure_notes(entry: Entry) -> list[str]:
+    """Why runs have no score: what does not fit is said once, what failed with its number."""
+    notes = list(dict.fromkeys(_reason(run) for run in entry.failed if run.status == "unfit"))
+    failed = [run for run in entry.failed if run.status == "failed"]
+    if failed:
+        notes.append(f"{len(failed)} of {len(entry.failed) + len(entry.runs)} runs failed: {_reason(failed[0])}")
+    return notes
+
+
+def _reason(run: Result) -> str:
+    failure = run.failure
     lines = (failure.message.strip().splitlines() if failure else []) or [""]
-    named = lines[-1].partition(":")[0].endswith("Error")
-    reason = (lines[-1] if named else f"{failure.type}: {lines[-1]}") if failure else "unknown"
-    return f"{len(entry.failed)} of {len(entry.failed) + len(entry.runs)} runs failed: {reason}"
+    named = run.status == "unfit" or lines[-1].partition(":")[0].endswith("Error")
+    return (lines[-1] if named else f"{failure.type}: {lines[-1]}") if failure else "unknown"
 
 
 def _average(row: BoardRow, board: Board, rank: str, significance: Significance | None) -> Cell:

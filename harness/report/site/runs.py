@@ -86,6 +86,8 @@ def _run(result: Result, file: Path, is_shown: bool) -> Run:
 
 
 def _why_not(result: Result) -> str:
+    if result.status == "unfit":
+        return "does not fit the backbone"
     if result.status == "failed":
         return f"failed: {result.failure.type}" if result.failure else "failed"
     if result.raced_out_at is not None:
