@@ -21,6 +21,7 @@ from harness.distributed import ALONE, MemberDied, Send, Team, run_team
 from harness.errors import UserError
 from harness.flops import MatmulParams, matmul_params
 from harness.heads import LinearHead, class_targets
+from harness.limits import check_ids
 from harness.loading import DEFAULT_PLACEMENT, Placement, load_backbone, meta_backbone
 from harness.memory import reset_peak_memory
 from harness.method import Method, Registered, Rule, load_file
@@ -282,6 +283,8 @@ def _encode(cell: Cell, data: TaskData, backbone: Backbone) -> dict[str, Encoded
         parts = [_encode(cell, part, backbone) for part in data.parts]
         return {name: join_encoded([part[name] for part in parts]) for name in splits}
     encoded = {name: cached_encode(rows, backbone, data.task, length) for name, rows in splits.items()}
+    for name, rows in encoded.items():
+        check_ids(rows, backbone, f"{data.task.name} {name}")
     if cell.recipe.head == "linear":
         return {name: class_targets(encoded[name], rows, data.task) for name, rows in splits.items()}
     return encoded

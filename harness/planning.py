@@ -17,8 +17,9 @@ from harness.checkpoint import name_of
 from harness.errors import UserError
 from harness.families import block_of
 from harness.heads import check_head
+from harness.limits import check_positions, target_tokens
 from harness.lineage import INIT_FROM
-from harness.loading import Placement, fingerprint, meta_backbone, resolve
+from harness.loading import Placement, check_weights, fingerprint, meta_backbone
 from harness.method import Method, Registered, Rule, discover
 from harness.metrics import get_metric
 from harness.provenance import sha256_file
@@ -201,7 +202,7 @@ def make_plan(
     groups = expand(suite, {n: m.spec for n, m in methods.items()}, {n: t.spec for n, t in tasks.items()})
     where = "--backbones" if overrides.backbones else suite.document.where("backbones")
     for name in suite.backbones:
-        resolve(suite.backbone_sources[name], where)
+        check_weights(suite.backbone_sources[name], where)
     store = ResultStore(results)
     plan = Plan(suite, groups, methods, tasks, store, data_dir, [])
     for group in groups:
@@ -229,7 +230,9 @@ def check_fit(plan: Plan, cells: Iterable[Cell], to_run: bool = True, weights: b
     for cell in _distinct(plan, cells):
         stored = (cell.backbone, cell.recipe.quantization)
         if stored not in backbones:
-            backbones[stored] = meta_backbone(plan.suite.backbone_sources[cell.backbone], cell.recipe.quantization)
+            backbones[stored] = meta_backbone(
+                plan.suite.backbone_sources[cell.backbone], cell.recipe.quantization, True
+            )
         check_head(cell.recipe.head, plan.tasks[cell.task], backbones[stored], plan.suite.document.where("recipe"))
         try:
             method = _build(plan, cell, backbones[stored])
@@ -328,17 +331,10 @@ def _build(plan: Plan, cell: Cell, backbone: Backbone) -> Method:
 def _check_positions(plan: Plan, cell: Cell, prompt_tokens: int, backbone: Backbone) -> None:
     """Raise UserError unless prompt, text and target fit the backbone's positions."""
     task = plan.tasks[cell.task]
-    length = cell.recipe.max_source_length or task.max_source_length
-    target = 4 if task.kind == "classification" and task.target_style == "digits" else task.max_target_length
-    needed = prompt_tokens + length + target
-    if backbone.max_positions is not None and needed > backbone.max_positions:
-        raise UserError(
-            f"needs {needed} positions ({prompt_tokens} prompt + {length} source + {target} target), "
-            f"backbone '{cell.backbone}' has {backbone.max_positions}",
-            where=plan.suite.document.path,
-            field=f"{cell.label} on {cell.task}",
-            hint="Lower prompt_length or recipe.max_source_length.",
-        )
+    source = cell.recipe.max_source_length or task.max_source_length
+    target = 0 if cell.recipe.head == "linear" else target_tokens(task, backbone)
+    place, field = plan.suite.document.path, f"{cell.label} on {cell.task}"
+    check_positions(backbone, prompt_tokens, source, target, place, field)
 
 
 def placement(plan: Plan) -> Placement:
