@@ -115,7 +115,8 @@ def encode(examples: Sequence[Example], backbone: Backbone, task: Task, max_sour
 
 def target_ids(text: str, backbone: Backbone, limit: int | None) -> list[int]:
     """Token ids of an answer, its one end token last; at most `limit`."""
-    ids = [i for i in backbone.tokenizer(text, add_special_tokens=False)["input_ids"] if i != backbone.eos_id]
+    marks = _marks(backbone)
+    ids = [i for i in backbone.tokenizer(text, add_special_tokens=False)["input_ids"] if i not in marks]
     return [*ids[: None if limit is None else limit - 1], backbone.eos_id]
 
 
@@ -210,9 +211,15 @@ def _source_ids(texts: list[str], backbone: Backbone, limit: int) -> list[list[i
     suffix = list(tokenizer(DECODER_SUFFIX, add_special_tokens=False)["input_ids"])
     begin, end = _frame(tokenizer)
     room = limit - len(suffix) + len(end)
-    marks = {backbone.eos_id, *begin, *end}
+    marks = {*_marks(backbone), *begin, *end}
     bodies = tokenizer(texts, truncation=True, max_length=room)["input_ids"]
     return [[*begin, *(i for i in body[len(begin) :] if i not in marks), *suffix] for body in bodies]
+
+
+def _marks(backbone: Backbone) -> set[int]:
+    """The begin and the end token; one that a text spells out would read as the place where it begins or ends."""
+    begin = getattr(backbone.tokenizer, "bos_token_id", None)
+    return {backbone.eos_id} if begin is None else {backbone.eos_id, begin}
 
 
 def _frame(tokenizer: Any) -> tuple[list[int], list[int]]:
