@@ -77,11 +77,13 @@ class Backbone:
     def device(self) -> torch.device:
         return self.embedding.weight.device
 
-    @property
-    def max_positions(self) -> int | None:
-        """Positions that the network can tell apart; None where positions are relative."""
-        value = getattr(self.config, "max_position_embeddings", None)
-        return int(value) if value and not self.is_encoder_decoder else None
+    @torch.no_grad()
+    def token_vectors(self, ids: Tensor) -> Tensor:
+        """Token ids of any shape [...] -> what the network reads for them, [..., H], detached and of its own memory.
+
+        Not rows of the embedding's weight: some networks scale those (Gemma by sqrt(H), BART by its configuration).
+        """
+        return self.embedding(ids.to(self.device)).detach().clone()
 
     @property
     def num_params(self) -> int:
@@ -89,14 +91,19 @@ class Backbone:
 
     @property
     def pad_id(self) -> int:
-        """Id that fills unused positions; any id serves, since they are masked."""
+        """Id that fills unused positions; any id with an embedding serves, since they are masked.
+
+        A padding token that was added to the tokenizer alone has none.
+        """
         pad = getattr(self.tokenizer, "pad_token_id", None)
-        return int(pad) if pad is not None else int(self.eos_id)
+        return int(pad) if pad is not None and pad < self.embedding.num_embeddings else self.eos_id
 
     @property
     def eos_id(self) -> int:
         """Id that ends a target. Raises UserError where the tokenizer has none."""
         eos = self.tokenizer.eos_token_id if self.tokenizer is not None else self.config.eos_token_id
+        if isinstance(eos, list):  # a configuration may name several
+            eos = eos[0] if eos else None
         if eos is None:
             raise UserError(f"the tokenizer of '{self.name}' has no end token, so an answer could never end")
         return int(eos)

@@ -21,6 +21,7 @@ from harness.data import Encoded, TaskData, cut_references
 from harness.distributed import ALONE, MemberDied, Send, Team, run_team
 from harness.flops import MatmulParams, matmul_params
 from harness.heads import class_targets
+from harness.limits import check_ids
 from harness.loading import DEFAULT_PLACEMENT, Placement, load_backbone, meta_backbone
 from harness.memory import reset_peak_memory
 from harness.method import Method, Rule, load_file
@@ -323,6 +324,8 @@ def _encode(cell: Cell, data: TaskData, backbone: Backbone) -> dict[str, Encoded
         parts = [_encode(cell, part, backbone) for part in data.parts]
         return {name: join_encoded([part[name] for part in parts]) for name in splits}
     encoded = {name: cached_encode(rows, backbone, data.task, length) for name, rows in splits.items()}
+    for name, rows in encoded.items():
+        check_ids(rows, backbone, f"{data.task.name} {name}")
     if cell.recipe.head == "linear":
         return {name: class_targets(encoded[name], rows, data.task) for name, rows in splits.items()}
     return encoded

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from harness.method import Method
@@ -113,6 +114,9 @@ class CellState:
         self.best: dict[str, Tensor] = {}
         self.loss_sum: Tensor | None = None
         self.num_losses = 0
+        self.sound_sum: Tensor | float = 0.0
+        """Sum of the losses before the first that is not finite; kept on the device, as all that each step adds to."""
+        self.num_sound: Tensor | int = 0
 
     def drop_gradients(self) -> None:
         """Forget what a step that is not finished has left behind."""
@@ -123,19 +127,39 @@ class CellState:
         """Add a step's mean loss without waiting for the device."""
         self.loss_sum = loss if self.loss_sum is None else self.loss_sum + loss
         self.num_losses += 1
+        is_sound = self.loss_sum.isfinite()
+        self.sound_sum = torch.where(is_sound, self.loss_sum, self.sound_sum)
+        self.num_sound = is_sound + self.num_sound
 
     def mean_loss(self) -> float | None:
-        """Mean training loss since `forget_losses`. Raises CellFailure if it is not finite."""
+        """Mean training loss since `forget_losses`. Raises CellFailure, with the step, if it is not finite."""
         if self.loss_sum is None:
             return None
         value = float(self.loss_sum) / self.num_losses
         if not np.isfinite(value):
-            raise CellFailure(f"the training loss became {value}; a lower learning rate may help")
+            raise CellFailure(self._breakdown(value))
         return value
+
+    def _breakdown(self, value: float) -> str:
+        """What is known of a loss that is not finite: when it came, what stood before it, whom that rules out."""
+        num_sound = int(self.num_sound)
+        step = self.outcome.num_steps - self.num_losses + num_sound + 1
+        if step == 1:
+            return (
+                f"the training loss was {value} at step 1, before any update, so no learning rate caused it; "
+                "look at the method's starting tensors, the rows, and the backbone's weights and precision"
+            )
+        if num_sound:
+            before = f"its mean over the {num_sound} steps before was {float(self.sound_sum) / num_sound:.4g}"
+        else:
+            earlier = [score.train_loss for score in self.outcome.history if score.train_loss is not None]
+            before = f"its mean before the evaluation at step {step - 1} was {earlier[-1]:.4g}"
+        return f"the training loss became {value} at step {step}; {before}; a lower learning rate may help"
 
     def forget_losses(self) -> None:
         """Begin a new mean."""
         self.loss_sum, self.num_losses = None, 0
+        self.sound_sum, self.num_sound = 0.0, 0
 
 
 def lr_factor(recipe: Recipe, step: int) -> float:

@@ -265,6 +265,8 @@ def _describe(training: Training, i: int) -> tuple[dict[str, Any], dict[str, tup
     tensors |= {f"best.{name}": tensor for name, tensor in state.best.items()}
     if state.loss_sum is not None:
         tensors["loss.sum"] = state.loss_sum.clone()
+        tensors["loss.sound_sum"] = torch.as_tensor(state.sound_sum).clone()
+        tensors["loss.num_sound"] = torch.as_tensor(state.num_sound).clone()
     tensors |= {f"order.{name}": tensor for name, tensor in state.order.state().items()}
     found = {name: (tensor, tensor) for name, tensor in tensors.items()}
     for number, slot in enumerate(slots):
@@ -297,7 +299,11 @@ def _take_back(training: Training, i: int, values: Mapping[str, Any], tensors: M
         setattr(outcome, name, values[name])
     state.num_losses = values["num_losses"]
     if "loss.sum" in tensors:
-        state.loss_sum = tensors["loss.sum"].to(state.parameters[0].device)
+        loss = {name: tensor.to(state.parameters[0].device) for name, tensor in part("loss").items()}
+        state.loss_sum = loss["sum"]
+        # checkpoints of earlier versions do not have these two
+        state.sound_sum = loss.get("sound_sum", state.loss_sum)
+        state.num_sound = loss.get("num_sound", state.num_losses)
 
 
 def _random_state(team: Team) -> tuple[dict[str, Any], dict[str, Tensor]]:

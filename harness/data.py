@@ -114,8 +114,9 @@ def encode(examples: Sequence[Example], backbone: Backbone, task: Task, max_sour
 
 
 def target_ids(text: str, backbone: Backbone, limit: int | None) -> list[int]:
-    """Token ids of an answer, its end token last; at most `limit`."""
-    ids = list(backbone.tokenizer(text, add_special_tokens=False)["input_ids"])
+    """Token ids of an answer, its one end token last; at most `limit`."""
+    marks = _marks(backbone)
+    ids = [i for i in backbone.tokenizer(text, add_special_tokens=False)["input_ids"] if i not in marks]
     return [*ids[: None if limit is None else limit - 1], backbone.eos_id]
 
 
@@ -208,8 +209,27 @@ def _source_ids(texts: list[str], backbone: Backbone, limit: int) -> list[list[i
     if backbone.is_encoder_decoder:
         return list(tokenizer(texts, truncation=True, max_length=limit)["input_ids"])
     suffix = list(tokenizer(DECODER_SUFFIX, add_special_tokens=False)["input_ids"])
-    bodies = tokenizer(texts, truncation=True, max_length=limit - len(suffix))["input_ids"]
-    return [[*body, *suffix] for body in bodies]
+    begin, end = _frame(tokenizer)
+    room = limit - len(suffix) + len(end)
+    marks = {*_marks(backbone), *begin, *end}
+    bodies = tokenizer(texts, truncation=True, max_length=room)["input_ids"]
+    return [[*begin, *(i for i in body[len(begin) :] if i not in marks), *suffix] for body in bodies]
+
+
+def _marks(backbone: Backbone) -> set[int]:
+    """The begin and the end token; one that a text spells out would read as the place where it begins or ends."""
+    begin = getattr(backbone.tokenizer, "bos_token_id", None)
+    return {backbone.eos_id} if begin is None else {backbone.eos_id, begin}
+
+
+def _frame(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The ids that a tokenizer puts before and behind a text."""
+    text = "0"
+    plain, framed = (tokenizer(text, add_special_tokens=added)["input_ids"] for added in (False, True))
+    for start in range(len(framed) - len(plain) + 1):
+        if framed[start : start + len(plain)] == plain:
+            return list(framed[:start]), list(framed[start + len(plain) :])
+    raise UserError(f"the tokenizer {type(tokenizer).__name__} changes a text's tokens where it frames it")
 
 
 def _ragged(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

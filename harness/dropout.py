@@ -30,7 +30,7 @@ def keep_mask(like: Tensor, p: float) -> Tensor:
 
 
 def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    """`torch.nn.functional.dropout`, from `keep_mask` where that is faster: on a CPU, for 0 < p < 1."""
+    """`torch.nn.functional.dropout`, from `keep_mask` where that is faster: on a CPU, for a p between 0 and 1."""
     if not training or not _is_faster(input, p):
         return F.dropout(input, p, training, inplace)
     factors = keep_mask(input, p)
@@ -49,6 +49,7 @@ def attention(
 ) -> Tensor:
     """`torch.nn.functional.scaled_dot_product_attention`, with `dropout` on the weights.
 
+    A query that may attend to nothing, as padding in front of a text may not, gets zeros and gives no gradient.
     Without dropout, or where a head layout or causal flag is left to PyTorch, PyTorch's own.
     """
     if not _is_faster(query, dropout_p) or is_causal or enable_gqa:
@@ -56,10 +57,16 @@ def attention(
         return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, **options)
     scores = query @ key.transpose(-2, -1)
     scores = scores * (query.shape[-1] ** -0.5 if scale is None else scale)
-    if attn_mask is not None:
-        is_bool = attn_mask.dtype == torch.bool
-        scores = scores.masked_fill(~attn_mask, float("-inf")) if is_bool else scores + attn_mask
-    return dropout(scores.softmax(-1), dropout_p) @ value
+    if attn_mask is None:
+        return dropout(scores.softmax(-1), dropout_p) @ value
+    # such a query attends to all and its output is dropped: the softmax of nothing, and its gradient, would be NaN
+    if attn_mask.dtype == torch.bool:
+        is_idle = ~attn_mask.any(-1, keepdim=True)
+        scores = scores.masked_fill(~(attn_mask | is_idle), float("-inf"))
+    else:
+        is_idle = (attn_mask == float("-inf")).all(-1, keepdim=True)
+        scores = scores + attn_mask.masked_fill(is_idle, 0.0)
+    return (dropout(scores.softmax(-1), dropout_p).to(value.dtype) @ value).masked_fill(is_idle, 0.0)
 
 
 class fast_dropout(TorchFunctionMode):
@@ -78,4 +85,6 @@ class fast_dropout(TorchFunctionMode):
 
 
 def _is_faster(tensor: Tensor, p: float) -> bool:
-    return tensor.device.type == "cpu" and tensor.is_floating_point() and 0.0 < p < 1.0
+    """A p that `keep_mask` would round to 0 or 1 is PyTorch's to handle, as one outside of them is."""
+    is_between = 0.0 < p < 1.0 and 0 < round(p * LEVELS) < LEVELS
+    return is_between and tensor.device.type == "cpu" and tensor.is_floating_point()

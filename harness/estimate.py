@@ -22,7 +22,7 @@ from harness.caches import cached_task
 from harness.data import TaskData
 from harness.errors import UserError
 from harness.flops import MatmulParams, matmul_params, peak_flops
-from harness.loading import CONFIGS, is_here, meta_backbone, resolve
+from harness.loading import CONFIGS, is_here, local_tokenizer, meta_backbone, resolve
 from harness.method import Method
 from harness.planning import Plan
 from harness.probe import Rate, device_name, probed_rate
@@ -219,20 +219,10 @@ def _measured_lengths(plan: Plan, cell: Cell) -> TextLengths | None:
         data = cached_task(cell, plan.data_dir, plan.suite.folder)
     except UserError:
         return None
-    tokenizer = _local_tokenizer(plan.suite.backbone_sources[cell.backbone])
+    tokenizer = local_tokenizer(plan.suite.backbone_sources[cell.backbone])
     if tokenizer is None:
         return None
     return _sampled_lengths(data, tokenizer, cell.recipe.max_source_length or task.max_source_length)
-
-
-@functools.lru_cache(maxsize=8)
-def _local_tokenizer(source: str) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(resolve(source), local_files_only=True)
-    except (OSError, ValueError, KeyError):
-        return None
 
 
 def _sampled_lengths(data: TaskData, tokenizer: Any, limit: int) -> TextLengths:

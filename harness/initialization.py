@@ -27,7 +27,7 @@ DEPT_SENTENCE = "Classify this text is postive or not:"
 
 
 def vocabulary_rows(backbone: Backbone, length: int, rule: str) -> Tensor:
-    """Return a starting prompt, [length, H]: copies of rows of the backbone's token embedding, or noise.
+    """Return a starting prompt, [length, H]: what the backbone reads for some tokens, or noise.
 
     `top5000`: a random choice without repetition among the first 5,000 ids (ATTEMPT's code; EPT);
     `first_m`: rows 0..length-1 (Compacter's code); `text_repeat`: the tokens of one fixed sentence
@@ -43,7 +43,7 @@ def vocabulary_rows(backbone: Backbone, length: int, rule: str) -> Tensor:
     if rule in ("uniform", "normal"):
         noise = torch.rand(length, weight.shape[1]) - 0.5 if rule == "uniform" else torch.randn(length, weight.shape[1])
         return noise.to(weight)
-    return weight[_ids(backbone, length, rule).to(weight.device)].detach().clone()
+    return backbone.token_vectors(_ids(backbone, length, rule))
 
 
 def _ids(backbone: Backbone, length: int, rule: str) -> Tensor:

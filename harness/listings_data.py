@@ -20,6 +20,9 @@ from harness.suite import Overrides, load_suite
 from harness.tasks import Task, all_tasks
 from harness.tasks.own import suite_tasks, under_protocol
 
+UNCUT = 1 << 30
+"""More tokens than any text has."""
+
 
 def describe_tasks(data_dir: str | None) -> dict[str, Any]:
     """Every task record; with a data folder also what is there."""
@@ -114,12 +117,11 @@ def describe_rows(
 def _tokenised(data: TaskData, backbone: Backbone, split: str, count: int) -> list[dict[str, Any]]:
     examples = data.split(split)[:count]
     limit = data.task.max_source_length
-    encoded = encode(examples, backbone, data.task, limit)
+    encoded, whole = (encode(examples, backbone, data.task, most) for most in (limit, UNCUT))
     rows: list[dict[str, Any]] = []
     for index in range(len(examples)):
         at = np.array([index])
         source, target = encoded.sources(at, 0)[0], encoded.targets(at)[0]
-        whole = len(backbone.tokenizer(examples[index].source, verbose=False)["input_ids"])
         rows.append(
             {
                 "row": index,
@@ -127,7 +129,7 @@ def _tokenised(data: TaskData, backbone: Backbone, split: str, count: int) -> li
                 "target": backbone.tokenizer.decode(target),
                 "source_tokens": len(source),
                 "target_tokens": len(target),
-                "cut": whole > limit,
+                "cut": bool(whole.source_lengths(at)[0] > len(source)),
             }
         )
     return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable
@@ -18,10 +19,12 @@ from harness.provenance import sha256_file
 from harness.quantization import PACKED, Scheme, load_options, num_weights, settle
 from harness.schema import BackboneRecord
 from harness.suite import short_name
+from harness.tokenizer_files import check_vocabulary, load_tokenizer, vocabulary_files
 
 Loaded = TypeVar("Loaded")
 
 CONFIGS = Path(__file__).parent / "configs"
+OTHER_WEIGHTS = ("pytorch_model*.bin", "tf_model*.h5", "flax_model*.msgpack", "*.gguf")
 SHIPPED = {"micro-t5": Path(__file__).parent / "micro" / "t5"}
 
 
@@ -50,11 +53,12 @@ def load_backbone(
     Local files are tried first, then the hub. Weights go from the files straight to their place and form, one after
     another. Raises UserError when nothing resolves, or where quantisation needs a package that is not there.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     place, device = resolve(source), device or best_device()
+    check_weights(source)
     options = load_options(quantization, DTYPES[precision]) | _place(device, quantization, placement)
 
     def load(local: bool) -> tuple[Any, Any, Any]:
@@ -63,7 +67,7 @@ def load_backbone(
         config = AutoConfig.from_pretrained(place, **safe)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         model = auto.from_pretrained(place, use_safetensors=True, **safe, **options)
-        return config, model, AutoTokenizer.from_pretrained(place, **safe)
+        return config, model, load_tokenizer(place, **safe)
 
     config, model, tokenizer = _local_first(source, place, load)
     if "device_map" not in options:
@@ -76,6 +80,7 @@ def load_backbone(
         num_params=sum(num_weights(p) for p in model.parameters()),
     )
     backbone = Backbone(short_name(source), model.eval(), tokenizer, record, precision, quantization)
+    check_vocabulary(backbone)
     if placement.gradient_checkpointing:
         backbone.recompute_layers()
     return backbone
@@ -88,15 +93,29 @@ def _place(device: str, quantization: Scheme, placement: Placement) -> dict[str,
     return {"device_map": {"": device}} if quantization in PACKED or device.startswith("cuda") else {}
 
 
-def meta_backbone(source: str, quantization: Scheme = "none") -> Backbone:
-    """Build a backbone without weights or download, for counting parameters.
+def meta_backbone(source: str, quantization: Scheme = "none", with_tokenizer: bool = False) -> Backbone:
+    """Build a backbone without weights or download, for counting parameters and for what can be checked early.
 
-    Its tensors have the unquantised form; a method sees from `quantization` what it would meet.
+    Its tensors have the unquantised form; a method sees from `quantization` what it would meet. `with_tokenizer`: with
+    that too, if it is on this machine. Raises UserError where the tokenizer is not this network's.
     """
     config = source_config(source)
     with torch.device("meta"):
         model = model_of(config)
-    return Backbone(short_name(source), model, None, None, "float32", quantization)
+    tokenizer = local_tokenizer(source) if with_tokenizer else None
+    backbone = Backbone(short_name(source), model, tokenizer, None, "float32", quantization)
+    if tokenizer is not None:
+        check_vocabulary(backbone)
+    return backbone
+
+
+@functools.lru_cache(maxsize=8)
+def local_tokenizer(source: str) -> Any:
+    """The tokenizer of a backbone, if it is on this machine and can be read; downloads nothing."""
+    try:
+        return load_tokenizer(resolve(source), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def source_config(source: str) -> dict[str, Any]:
@@ -182,8 +201,7 @@ def _source_fingerprint(place: str) -> str:
             digest.update(file.read(1 << 20))
             file.seek(max(0, path.stat().st_size - (1 << 20)))
             digest.update(file.read())
-    tokenizer = Path(place) / "tokenizer.json"
-    if tokenizer.exists():
+    for tokenizer in vocabulary_files(Path(place)):
         digest.update(sha256_file(tokenizer).encode())
     return f"files:{digest.hexdigest()[:16]}"
 
@@ -202,7 +220,32 @@ def _local_first(source: str, place: str, load: Callable[[bool], Loaded]) -> Loa
             return load(local)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    raise UserError(f"backbone '{source}' could not be loaded from '{place}': {reason}", field="backbones")
+    # a hub id whose repository has no safetensors
+    hint = _conversion(source, place) if "model.safetensors" in reason and not Path(place).is_dir() else None
+    raise UserError(f"backbone '{source}' could not be loaded from '{place}': {reason}", field="backbones", hint=hint)
+
+
+def check_weights(source: str, where: str | None = None) -> None:
+    """Raise UserError, at `where`, for a checkpoint on this machine that has weights, and none in safetensors."""
+    place = resolve(source, where)
+    folder = Path(place) if Path(place).is_dir() else _snapshot(place)
+    if folder is None or any(folder.glob("*.safetensors")):
+        return
+    others = sorted(path.name for pattern in OTHER_WEIGHTS for path in folder.glob(pattern))
+    if any(name.endswith(".bin") for name in others):
+        problem = f"holds pickled weights only ({others[0]}), and a pickle may run code when it is read"
+        raise UserError(problem, where=where, field=source, hint=_conversion(source, place))
+    if others:
+        raise UserError(f"holds no safetensors, only {', '.join(others)}", where=where, field=source)
+
+
+def _conversion(source: str, place: str) -> str:
+    """How to write a checkpoint anew as safetensors; transformers takes tensors, and no code, out of pickles."""
+    kind = "Seq2SeqLM" if source_config(source)["is_encoder_decoder"] else "CausalLM"
+    new = f"{short_name(source)}-safetensors"
+    read = f"from transformers import AutoModelFor{kind} as M, AutoTokenizer as T"
+    write = f"[c.from_pretrained({place!r}).save_pretrained({new!r}) for c in (M, T)]"
+    return f'Convert them once, then name {new}: python -c "{read}; {write}"'
 
 
 def _snapshot(hub_id: str) -> Path | None:

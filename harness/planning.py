@@ -9,7 +9,7 @@ from pathlib import Path
 
 from harness.caches import cached_task
 from harness.errors import UserError
-from harness.loading import Placement, fingerprint, resolve
+from harness.loading import Placement, check_weights, fingerprint
 from harness.method import Registered, discover
 from harness.provenance import sha256_file
 from harness.results import ResultStore, tensors_path
@@ -197,7 +197,7 @@ def make_plan(
     groups = expand(suite, {n: m.spec for n, m in methods.items()}, {n: t.spec for n, t in tasks.items()})
     where = "--backbones" if overrides.backbones else suite.document.where("backbones")
     for name in suite.backbones:
-        resolve(suite.backbone_sources[name], where)
+        check_weights(suite.backbone_sources[name], where)
     store = ResultStore(results)
     plan = Plan(suite, groups, methods, tasks, store, data_dir, [])
     for group in groups:

@@ -16,6 +16,7 @@ from harness.errors import UserError
 from harness.families import block_of
 from harness.fit import misfit
 from harness.heads import check_head
+from harness.limits import check_positions, target_tokens
 from harness.lineage import INIT_FROM
 from harness.loading import meta_backbone
 from harness.method import Method
@@ -23,13 +24,11 @@ from harness.metrics import get_metric
 from harness.namesakes import refuse_namesakes
 from harness.planning import Plan, placement
 from harness.products import Circumstances, failed_product
-from harness.schema import Cell, Failure, Result, Start
+from harness.schema import Cell, Failure, Key, Result, Start
 from harness.sources import MissingData
 from harness.starting import handed_over, prompt_file
 
-Name = Key
-"""(label, cell_id)"""
-Misfits = dict[Name, UserError]
+Misfits = dict[Key, UserError]
 """What does not fit, and why."""
 
 
@@ -80,9 +79,9 @@ def find_misfits(plan: Plan, cells: Iterable[Cell]) -> Misfits:
     return misfits
 
 
-def lines_of(misfits: Mapping[Name, UserError]) -> list[str]:
+def lines_of(misfits: Mapping[Key, UserError]) -> list[str]:
     """Each row that does not fit with its reason, once."""
-    return list(dict.fromkeys(f"{label} {error.problem}" for (label, _), error in misfits.items()))
+    return list(dict.fromkeys(f"{label} {error.problem}" for (_, label, _), error in misfits.items()))
 
 
 def refusal(plan: Plan, cell: Cell, error: UserError) -> Result:
@@ -96,7 +95,7 @@ def refusal(plan: Plan, cell: Cell, error: UserError) -> Result:
 def _misfit(plan: Plan, cell: Cell) -> UserError | None:
     """Why a cell cannot be trained on its backbone; None where it can, or where its method's own code is broken."""
     source, quantization = plan.suite.backbone_sources[cell.backbone], cell.recipe.quantization
-    backbone = meta_backbone(source, quantization)
+    backbone = meta_backbone(source, quantization, True)
     where = plan.suite.document.where(*block_of(plan.suite, cell.label))
     try:
         check_head(cell.recipe.head, plan.tasks[cell.task], backbone, plan.suite.document.where("recipe"))
@@ -191,14 +190,7 @@ def _build(plan: Plan, cell: Cell, backbone: Backbone) -> Method:
 def _check_positions(plan: Plan, cell: Cell, prompt_tokens: int, backbone: Backbone) -> None:
     """Raise UserError unless prompt, text and target fit the backbone's positions."""
     task = plan.tasks[cell.task]
-    length = cell.recipe.max_source_length or task.max_source_length
-    target = 4 if task.kind == "classification" and task.target_style == "digits" else task.max_target_length
-    needed = prompt_tokens + length + target
-    if backbone.max_positions is not None and needed > backbone.max_positions:
-        raise UserError(
-            f"needs {needed} positions ({prompt_tokens} prompt + {length} source + {target} target), "
-            f"backbone '{cell.backbone}' has {backbone.max_positions}",
-            where=plan.suite.document.path,
-            field=f"{cell.label} on {cell.task}",
-            hint="Lower prompt_length or recipe.max_source_length.",
-        )
+    source = cell.recipe.max_source_length or task.max_source_length
+    target = 0 if cell.recipe.head == "linear" else target_tokens(task, backbone)
+    place, field = plan.suite.document.path, f"{cell.label} on {cell.task}"
+    check_positions(backbone, prompt_tokens, source, target, place, field)

@@ -24,7 +24,7 @@ from harness.data import DECODER_SUFFIX, Encoded, encode
 from harness.examples import Example
 from harness.tasks.record import Task
 
-FORMAT = 1
+FORMAT = 2
 PARTS = ("source_ids", "source_offsets", "target_ids", "target_offsets")
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)
 

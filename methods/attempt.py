@@ -73,7 +73,7 @@ class ATTEMPT(Method):
         for linear in (self.down, self.up):
             nn.init.normal_(linear.weight, std=0.01)
         self.register_buffer("sources", torch.zeros(hp.num_sources or 6, *start.shape, **make))  # [N, P, H]
-        self.register_buffer("pad", like[backbone.pad_id].detach().clone(), persistent=False)
+        self.register_buffer("pad", backbone.token_vectors(torch.tensor(backbone.pad_id)), persistent=False)
 
     def start_from(self, sources: Sequence[Mapping[str, Tensor]]) -> None:
         prompts = prompts_of(sources, *self.sources.shape[1:])

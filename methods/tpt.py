@@ -60,7 +60,7 @@ class TPT(Method):
         self.bank = nn.Parameter(vocabulary_rows(backbone, hp.bank_size, "ids_100_to_999"))  # [M, H]
         start = vocabulary_rows(backbone, hp.prompt_length, "ids_100_to_599")
         self.vectors = nn.Parameter(start.repeat(self.num_tasks, 1, 1))  # [K, P, H]
-        pad = backbone.embedding.weight[backbone.pad_id].detach().clone()
+        pad = backbone.token_vectors(torch.tensor(backbone.pad_id))
         self.register_buffer("pad", pad, persistent=False)
 
     def start_from(self, sources: Sequence[Mapping[str, Tensor]]) -> None:

@@ -9,16 +9,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from checkpoints import byte_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.caches import cached_backbone
-from harness.data import _carve, _padded, _ragged, encode, load_task, max_new_tokens, permutation, target_ids
+from harness.data import (
+    DECODER_SUFFIX,
+    _carve,
+    _padded,
+    _ragged,
+    encode,
+    load_task,
+    max_new_tokens,
+    permutation,
+    target_ids,
+)
 from harness.errors import UserError
 from harness.examples import Example
 from harness.runner import run
 from harness.tasks import all_tasks
 from harness.tasks.record import NEEDED_SPLITS, SPLIT_RULES
+from harness.tiny import tiny_backbone
 
 TASKS = all_tasks()
 
@@ -161,6 +173,40 @@ def test_sources_are_cut_on_the_right() -> None:
     assert encoded.source_lengths(np.arange(20)).max() == 12
     whole = encode(data.dev[:20], backbone, data.task, 64)
     assert encoded.sources(np.array([0]), 0)[0, :11].tolist() == whole.sources(np.array([0]), 0)[0, :11].tolist()
+
+
+@pytest.mark.parametrize("limit", [20, 400])
+@pytest.mark.parametrize(
+    ("frame", "names", "begin"),
+    [
+        ("$A", {}, []),
+        ("<s> $A", {}, [2]),
+        ("<s> $A </s>", {}, [2]),
+        ("$A </s>", {}, []),
+        ("</s> $A", {"bos_token": "</s>"}, [1]),
+        ("</s> $A </s>", {"bos_token": "</s>"}, [1]),
+    ],
+)
+def test_a_decoder_reads_the_begin_once_and_the_end_behind_the_answer_only(
+    tmp_path: Path, frame: str, names: dict[str, str], begin: list[int], limit: int
+) -> None:
+    """Whatever a tokenizer puts around a text, and what stands in the text itself."""
+    tokenizer = byte_tokenizer(frame, **names)
+    backbone = tiny_backbone("decoder")
+    backbone.tokenizer = tokenizer
+    texts = ["a fine film", "", "</s>", "one </s> two <s> three", "long " * 50]
+    task = replace(TASKS["micro_qa"], max_target_length=9)
+    encoded = encode([Example(text, text, (text,)) for text in texts], backbone, task, limit)
+    suffix = tokenizer(DECODER_SUFFIX, add_special_tokens=False)["input_ids"]
+    for row, text in enumerate(texts):
+        source, target = encoded.sources(np.array([row]), 0)[0].tolist(), encoded.targets(np.array([row]))[0].tolist()
+        plain = tokenizer(text.replace("</s>", "").replace("<s>", ""), add_special_tokens=False)["input_ids"]
+        body = source[len(begin) : -len(suffix)]
+        assert source == [*begin, *body, *suffix]
+        assert body == plain[: len(body)]
+        assert len(source) <= limit
+        assert len(body) == len(plain) or len(source) >= limit - 2  # the marks that were left out
+        assert target == [*plain[:8], backbone.eos_id]
 
 
 @pytest.mark.parametrize("name", [name for name, task in TASKS.items() if task.generate])

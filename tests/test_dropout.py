@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+from unittest.mock import patch
+
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
 
-from harness.dropout import LEVELS, dropout, fast_dropout, keep_mask
+from harness.dropout import LEVELS, attention, dropout, fast_dropout, keep_mask
 from harness.loading import load_backbone
 
 
@@ -46,18 +51,91 @@ def test_all_of_p_one_is_dropped() -> None:
     assert dropout(torch.ones(8), 1.0).abs().sum() == 0
 
 
-def test_attention_equals_that_of_torch_where_all_weights_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.dropout.keep_mask", lambda like, p: torch.ones_like(like))
+@pytest.mark.parametrize("p", [1e-7, 1 - 1e-7, 0.0, 1.0])
+def test_what_the_levels_cannot_tell_from_all_or_nothing_is_left_to_torch(p: float) -> None:
+    x = torch.randn(4, 4)
+    torch.manual_seed(0)
+    given = dropout(x, p)
+    torch.manual_seed(0)
+    assert torch.equal(given, F.dropout(x, p))
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.1])
+def test_an_impossible_probability_is_what_torch_says_it_is(p: float) -> None:
+    outcomes = []
+    for function in (dropout, F.dropout):
+        try:
+            outcomes.append(type(function(torch.ones(3), p)))
+        except ValueError as error:
+            outcomes.append(str(error))
+    assert outcomes[0] == outcomes[1]
+
+
+def all_kept() -> Any:
+    """Dropout that drops nothing, so that the two can be compared."""
+    return patch("harness.dropout.keep_mask", lambda like, p: torch.ones_like(like))
+
+
+@st.composite
+def attention_calls(draw: st.DrawFn) -> dict[str, Any]:
+    """Queries, keys, values and options of any call that PyTorch accepts; rows of the mask may be empty."""
+    batch, heads, width, out = (draw(st.integers(1, 3)) for _ in range(4))
+    queries, keys = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    torch.manual_seed(draw(st.integers(0, 99)))
+    shared = draw(st.sampled_from([1, heads])) if draw(st.booleans()) else heads
+    call: dict[str, Any] = {
+        "query": torch.randn(batch, heads, queries, width, dtype=torch.float64),
+        "key": torch.randn(batch, shared, keys, width, dtype=torch.float64),
+        "value": torch.randn(batch, shared, keys, out, dtype=torch.float64),
+        "scale": draw(st.sampled_from([None, 1.0, 0.3, 0.0])),
+        "enable_gqa": shared != heads,
+    }
+    kind = draw(st.sampled_from(["none", "bool", "float", "causal"]))
+    if kind == "causal":
+        return call | {"is_causal": True}
+    if kind == "none":
+        return call
+    shape = tuple(draw(st.sampled_from([1, size])) for size in (batch, heads, queries, keys))
+    shape = shape[draw(st.integers(0, 2)) :]
+    allowed = torch.rand(shape) < draw(st.sampled_from([0.0, 0.3, 0.8, 1.0]))
+    if kind == "bool":
+        return call | {"attn_mask": allowed}
+    hidden = draw(st.sampled_from([float("-inf"), torch.finfo(torch.float64).min]))
+    bias = torch.randn(shape, dtype=torch.float64).masked_fill(~allowed, hidden)
+    return call | {"attn_mask": bias}
+
+
+@settings(max_examples=60, deadline=None)
+@given(attention_calls())
+def test_attention_equals_that_of_torch_where_all_weights_are_kept(call: dict[str, Any]) -> None:
+    """Values and gradients, over masks of both kinds that broadcast, and queries that may attend to nothing."""
+    results = []
+    is_left = bool(call.get("is_causal")) or call["enable_gqa"]  # to PyTorch, with its own dropout
+    for function, p in ((F.scaled_dot_product_attention, 0.5 if is_left else 0.0), (attention, 0.5)):
+        leaves = {
+            name: value.clone().requires_grad_()
+            for name, value in call.items()
+            if isinstance(value, Tensor) and value.is_floating_point()
+        }
+        torch.manual_seed(0)
+        with all_kept():
+            out = function(**{**call, **leaves}, dropout_p=p)
+        out.square().sum().backward()
+        results.append((out, {name: leaf.grad for name, leaf in leaves.items()}))
+    (theirs, their_grads), (ours, our_grads) = results
+    torch.testing.assert_close(ours, theirs)
+    for name, grad in their_grads.items():
+        torch.testing.assert_close(our_grads[name], grad, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_the_context_replaces_attention_and_its_arguments_reach_it() -> None:
     query, key, value = (torch.randn(2, 3, 5, 4, dtype=torch.float64) for _ in range(3))
-    bias = torch.randn(2, 3, 5, 5, dtype=torch.float64)
     padding = torch.ones(2, 1, 1, 5, dtype=torch.bool)
     padding[0, ..., 3:] = False
-    for mask in (None, bias, padding):
-        for scale in (None, 1.0):
-            expected = F.scaled_dot_product_attention(query, key, value, mask, scale=scale)
-            with fast_dropout():
-                given = F.scaled_dot_product_attention(query, key, value, mask, dropout_p=0.5, scale=scale)
-            torch.testing.assert_close(given, expected)
+    expected = F.scaled_dot_product_attention(query, key, value, padding, scale=1.0)
+    with fast_dropout(), all_kept():
+        given = F.scaled_dot_product_attention(query, key, value, padding, dropout_p=0.5, scale=1.0)
+    torch.testing.assert_close(given, expected)
 
 
 def test_every_dropout_of_the_backbone_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,11 +157,36 @@ def test_a_loss_that_is_not_finite_takes_only_its_own_cell_out() -> None:
     broken, healthy = (state.outcome for state in made.states)
     assert broken.failure is not None
     assert broken.failed_at == 10
+    assert "was nan at step 1, before any update, so no learning rate caused it" in broken.failure.message
     assert healthy.failure is None
     alone = trainer([make_cell(*SPECS[1], steps=12)], 500)
     alone.run(lambda *_: None, lambda _: None)
     for name, tensor in tensors(alone, 0).items():
         torch.testing.assert_close(tensors(made, 1)[name], tensor, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("breaks_at", "known"), [(7, 6), (11, 0), (12, 1)])
+def test_a_loss_that_breaks_down_says_when_and_what_it_was(breaks_at: int, known: int) -> None:
+    """`known` steps lie between the last evaluation, at step 10, and the break; without one its mean is told."""
+    made = trainer([make_cell(*SPECS[0], steps=20)], 500)
+    (state,) = made.states
+    losses: list[float] = []
+    record = state.record_loss
+
+    def recorded(loss: Tensor) -> None:
+        broken = len(losses) + 1 >= breaks_at
+        losses.append(float(loss))
+        record(loss * float("inf") if broken else loss)
+
+    state.record_loss = recorded  # type: ignore[method-assign]
+    made.run(lambda *_: None, lambda _: None)
+    failure, sound = state.outcome.failure, losses[: breaks_at - 1]
+    assert failure is not None
+    assert f"the training loss became inf at step {breaks_at}; " in failure.message
+    if known:
+        assert f"its mean over the {known} steps before was {np.mean(sound[-known:]):.4g}" in failure.message
+    else:
+        assert f"its mean before the evaluation at step 10 was {np.mean(sound[-10:]):.4g}" in failure.message
 
 
 @pytest.mark.parametrize("kind", ["encoder-decoder", "decoder"])
