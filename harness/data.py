@@ -82,6 +82,8 @@ def load_task(task: Task, data_dir: str | Path | None) -> TaskData:
     source = find_source(task, data_dir)
     convert = Converter(task)
     read = {name: convert.read(read_split(task, source, name)) for name in NEEDED_SPLITS[task.split]}
+    if not task.ids_are_documented:
+        convert.check()
     for name, rows in read.items():
         if not rows:
             raise UserError(f"split '{name}' of task '{task.name}' has no rows", where=source.place(name))

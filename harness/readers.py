@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from harness.class_names import Features, class_features, metadata_features, name_classes
 from harness.errors import UserError
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -164,11 +165,11 @@ def _read_parquet(path: Path) -> Iterator[LocatedRow]:
             groups = [file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups)]
             if sum(groups) > MAX_TEXT:
                 raise UserError(f"unfolds to more than {MAX_TEXT:,} bytes, the limit for a file", where=str(path))
-            rows = file.read().to_pylist()
+            table = file.read()
+            rows = table.to_pylist()
     except (pa.ArrowException, OSError, ValueError, OverflowError, TypeError) as error:
         raise UserError(f"is not a readable Parquet file: {error}", where=str(path)) from None
-    for index, row in enumerate(rows):
-        yield f"{path}: row {index}", row
+    yield from _named_rows(rows, metadata_features(table.schema.metadata, str(path)), path)
 
 
 def _read_saved(folder: Path) -> Iterator[LocatedRow]:
@@ -176,11 +177,17 @@ def _read_saved(folder: Path) -> Iterator[LocatedRow]:
     from datasets import load_from_disk
 
     try:
-        rows = load_from_disk(str(folder)).to_list()
+        saved = load_from_disk(str(folder))
+        rows, features = saved.to_list(), saved.features.to_dict()
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"is not a readable folder of save_to_disk: {error}", where=str(folder)) from None
+    yield from _named_rows(rows, class_features(features), folder)
+
+
+def _named_rows(rows: list[dict[str, Any]], classes: Features, path: Path) -> Iterator[LocatedRow]:
     for index, row in enumerate(rows):
-        yield f"{folder}: row {index}", row
+        where = f"{path}: row {index}"
+        yield where, name_classes(row, classes, where)
 
 
 def _read_csv(path: Path) -> Iterator[LocatedRow]:

@@ -61,7 +61,7 @@ def message(path: Path) -> str:
         ({"metrics": "[pearson]"}, "unknown metric of a classification with these labels 'pearson'"),
         ({"labels": "[bad, good, odd]", "extra_metrics": "[f1]"}, "metric of a classification with these labels 'f1'"),
         ({"lable": "x"}, "did you mean label?"),
-        ({"labels": "[bad, good, Good]"}, "define_tasks.reviews.labels: lists a label twice"),
+        ({"labels": "[bad, good, good]"}, "define_tasks.reviews.labels: lists a label twice"),
         ({"fields": None, "template": "nothing"}, "names no column"),
         ({"files": "{train: rows.csv, tset: rows.csv}"}, "unknown split 'tset'; did you mean test?"),
         (
