@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 from harness.backbone import Backbone
 from harness.data import TaskData, load_task
 from harness.declarations import Draw, ProtocolReference, Strict, TaskFile
 from harness.few_shot import draw_few
-from harness.loading import DEFAULT_PLACEMENT, Placement, load_backbone
+from harness.loading import DEFAULT_PLACEMENT, Placement, load_backbone, load_tokenizer
 from harness.mixture import load_mixture
 from harness.quantization import Scheme
 from harness.schema import Cell, Mixture
@@ -21,6 +22,12 @@ def cached_backbone(
 ) -> Backbone:
     """Load a backbone once per process."""
     return load_backbone(source, precision, quantization=quantization, placement=placement)
+
+
+@functools.lru_cache(maxsize=1)
+def cached_tokenizer(source: str) -> Any:
+    """Load a backbone's tokenizer once per process, without its weights."""
+    return load_tokenizer(source)
 
 
 def cached_task(cell: Cell, data_dir: str | None, suite_folder: str) -> TaskData:

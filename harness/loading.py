@@ -88,6 +88,18 @@ def _place(device: str, quantization: Scheme, placement: Placement) -> dict[str,
     return {"device_map": {"": device}} if quantization in PACKED or device.startswith("cuda") else {}
 
 
+def load_tokenizer(source: str) -> Any:
+    """The tokenizer of a backbone alone. Raises UserError when nothing resolves."""
+    from transformers import AutoTokenizer
+
+    place = resolve(source)
+    return _local_first(
+        source,
+        place,
+        lambda local: AutoTokenizer.from_pretrained(place, local_files_only=local, trust_remote_code=False),
+    )
+
+
 def meta_backbone(source: str, quantization: Scheme = "none") -> Backbone:
     """Build a backbone without weights or download, for counting parameters.
 

@@ -43,6 +43,7 @@ LAYERS = [
     ["label_matching", "layer_change", "readers"],
     ["shared_layers", "suite_file", "yaml12"],
     ["optimizer", "overrides", "protocol", "schema"],
+    ["data_notes"],
     ["backbone", "claims", "lineage", "listings_protocols", "parts", "progress", "racing", "report_layouts"],
     ["flops", "footprint", "initialization", "prefix_layers", "results", "settings", "suite_loading"],
     ["families", "migrate"],
