@@ -19,7 +19,7 @@ def notes_on(task: str, record: DataRecord) -> list[str]:
         notes.append(f"{task}: {counts} source texts are longer than {cuts.source_limit:,} tokens and were cut there")
     if cuts is not None and any(cuts.targets.values()):
         counts = _counts(cuts.targets, sizes)
-        rest = "their references too" if cuts.cuts_references else "references are whole, but no longer answer is written"
+        rest = "their references too" if cuts.cuts_references else "references are whole, no longer answer is written"
         notes.append(
             f"{task}: {counts} answers are longer than {cuts.target_limit:,} tokens and were cut there; {rest}"
         )

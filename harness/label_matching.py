@@ -14,7 +14,7 @@ _TRUTH = {"false": "0", "true": "1"}
 
 
 class LabelMatcher:
-    """Matches the labels of one task, all its splits together, so that two files cannot mean different things by one id.
+    """Matches the labels of one task, all its splits together: two files cannot mean different things by one id.
 
     A label is looked for among the task's labels as it is written, then without regard to case, then as a number
     (1, 1.0 and true are the same); each only where a single label fits. A whole number that is no label is the place of
@@ -110,7 +110,8 @@ class LabelMatcher:
             return None
         self._ordered = self._ordered or label.names
         if self._ordered != label.names:
-            problem = f"the ids stand for {', '.join(label.names)} here and for {', '.join(self._ordered)} in another file"
+            here, there = ", ".join(label.names), ", ".join(self._ordered)
+            problem = f"the ids stand for {here} here and for {there} in another file"
             raise UserError(problem, where=where, field=self.column, hint="List the names under labels, not the ids.")
         return found
 

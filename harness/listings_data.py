@@ -21,7 +21,6 @@ from harness.suite import Overrides, load_suite
 from harness.tasks import Task, all_tasks
 from harness.tasks.own import suite_tasks, under_protocol
 
-
 COUNTED_ROWS = 10_000
 """Rows of a split that a preview tokenises to count what is cut; more would take it half a minute."""
 

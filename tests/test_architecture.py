@@ -27,6 +27,7 @@ LAYERS = [
         "stop",
         "traces",
         "transfer",
+        "weighted",
     ],
     [
         "blame",

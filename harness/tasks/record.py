@@ -72,7 +72,7 @@ class Task:
     space_punctuation: bool = False
     """Whether fields and answers get blanks around punctuation, as in the papers' code for question answering."""
     references: Literal["first", "all"] = "all"
-    """Which answers of a text task are accepted: all of them, whole, or the first alone, cut like the target of training.
+    """Which answers of a text task are accepted: all of them, whole, or the first alone, cut like the target.
 
     The second is a rule of the papers' code; their tasks have it by a protocol or by their record.
     """
