@@ -27,6 +27,7 @@ LAYERS = [
         "stop",
         "traces",
         "transfer",
+        "tsv",
         "weighted",
     ],
     [
