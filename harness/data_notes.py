@@ -35,4 +35,5 @@ def data_notes(results: Iterable[Result]) -> list[str]:
 
 
 def _counts(cut: Mapping[str, int], sizes: Mapping[str, int]) -> str:
-    return " and ".join(f"{count:,} of {sizes[split]:,} {split}" for split, count in cut.items() if count)
+    *first, last = [f"{count:,} of {sizes[split]:,} {split}" for split, count in cut.items() if count]
+    return f"{', '.join(first)} and {last}" if first else last

@@ -106,7 +106,8 @@ class Converter:
             return [Example(source, target, (target,))]
         answers = list(dict.fromkeys(spaced(answer) for answer in _answers(label, where, self.task.label)))
         if not answers and not self.task.copy_per_answer:
-            raise UserError(f"'{self.task.label}' holds no answer text", where=where)
+            hint = 'Where no answer is right, write [""].'
+            raise UserError(f"'{self.task.label}' holds no answer text", where=where, hint=hint)
         targets = (answers or [NO_ANSWER]) if self.task.copy_per_answer else answers[:1]
         others = answers if self.task.references == "all" else []
         return [Example(source, target, tuple(dict.fromkeys([target, *others]))) for target in targets]

@@ -188,8 +188,8 @@ def test_every_reference_counts_whole_for_rules_and_trained_methods_alike(
     shown = capsys.readouterr()
     said = data_notes([results["prompt_tuning"][1]])
     assert said == [
-        "reviews: 10 of 10 train and 1 of 1 dev and 1 of 1 test source texts are longer than 4 tokens and were cut there",
-        "reviews: 10 of 10 train and 1 of 1 dev and 1 of 1 test answers are longer than 20 tokens and were cut there; "
+        "reviews: 10 of 10 train, 1 of 1 dev and 1 of 1 test source texts are longer than 4 tokens and were cut there",
+        "reviews: 10 of 10 train, 1 of 1 dev and 1 of 1 test answers are longer than 20 tokens and were cut there; "
         "references are whole, no longer answer is written",
     ]
     assert all(note in shown.out + shown.err for note in said)
@@ -213,7 +213,7 @@ def test_the_papers_cut_holds_for_rules_and_trained_methods_alike(tmp_path: Path
         "suite: papers\nbackbones: [micro-t5]\ntasks: [squad]\nseeds: [1]\nrecipe: {steps: 1, eval_every: 1, lr: 0.1}\n"
         "methods:\n  majority:\n  prompt_tuning: {prompt_length: 4}\n"
     )
-    assert harness.run(path, results=tmp_path / "out", data_dir=tmp_path, quiet=True).num_failed == 0
+    assert harness.run(path, results=tmp_path / "out", data=tmp_path, quiet=True).num_failed == 0
     found = [read_answers(predictions_path(where)) for where, _ in ResultStore(tmp_path / "out").scan()]
     rule, trained = ([list(refs) for refs in answers["test"].references] for answers in found)
     assert rule == trained
