@@ -161,11 +161,20 @@ def get_metric(name: str) -> Metric:
     return Metric(name, name, score)
 
 
-def count_unreadable(predictions: Predictions, labels: Sequence[str], numeric: bool) -> int:
-    """Outputs that are no label of the task (or no number, for a regression)."""
+def count_unreadable(
+    predictions: Predictions, labels: Sequence[str], numeric: bool, references: References | None = None
+) -> int:
+    """Outputs that are no label of the task (or no number, for a regression).
+
+    Of a text task those that are empty, except where a reference is: there it is right to say nothing.
+    """
     if numeric:
         return sum(number(text) is None for text in predictions)
-    return sum(text not in labels for text in predictions) if labels else sum(not text for text in predictions)
+    if labels:
+        return sum(text not in labels for text in predictions)
+    if references is None:
+        return sum(not text for text in predictions)
+    return sum(not text and all(refs) for text, refs in zip(predictions, references, strict=True))
 
 
 def normalize_answer(text: str) -> str:

@@ -145,6 +145,7 @@ def test_unreadable_answers_are_counted() -> None:
     assert count_unreadable(["True", "1", "true"], ["False", "True"], numeric=False) == 2
     assert count_unreadable(["3.8", "x", "inf"], [], numeric=True) == 2
     assert count_unreadable(["Rome", "", "a"], [], numeric=False) == 1
+    assert count_unreadable(["", "", "a"], [], numeric=False, references=[["", "x"], ["x"], [""]]) == 1
 
 
 @pytest.mark.parametrize(

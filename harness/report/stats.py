@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 from harness.report.resampling import (
     ROW_MEANS,
     Answers,
-    Array,
     bounds,
     draw_weights,
     is_vectorised,
     make_scorer,
     row_scores,
 )
+from harness.weighted import Array
 
 LEVEL = 0.05
 NUM_DRAWS = 1_000
