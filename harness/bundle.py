@@ -14,10 +14,10 @@ from harness import provenance
 from harness.backbone import Backbone
 from harness.blame import CellError
 from harness.building import build_method, build_to_train, try_detaching
-from harness.caches import cached_task, drop_backbone, sealed_backbone
+from harness.caches import cached_task, cached_tokenizer, drop_backbone, sealed_backbone
 from harness.cell_state import Outcome, describe_failure
 from harness.checkpoint import CheckpointPlan, Keeper
-from harness.data import Encoded, TaskData, cut_references
+from harness.data import Encoded, TaskData, cut_references, has_cut_references
 from harness.distributed import ALONE, MemberDied, Send, Team, run_team
 from harness.flops import MatmulParams, matmul_params
 from harness.heads import class_targets
@@ -29,7 +29,7 @@ from harness.mixture import join_encoded
 from harness.products import Circumstances, OnProduct, failed_product, rule_product, trained_product
 from harness.racing import Race
 from harness.results import NotStored
-from harness.schema import Cell, Failure, Key
+from harness.schema import Cell, Cuts, DataRecord, Failure, Key
 from harness.seal import BackboneChanged, Seal
 from harness.sharding import UNSHARDED, shard, trains_backbone
 from harness.starting import StartFile
@@ -174,6 +174,8 @@ class _Work:
         cell = self.bundle.cells[0]
         cls = self.registered[cell.method].cls
         if cls is not None and issubclass(cls, Rule):
+            if has_cut_references(data.task):
+                data = cut_references(data, cached_tokenizer(self.bundle.backbone))
             self.is_ready = True
             self.listener.on_product(rule_product(cell, cls(data.task.targets), data, self.common))
             self.left.remove(cell)
@@ -232,9 +234,10 @@ class _Work:
     def _train(self, data: TaskData) -> None:
         bundle = self.bundle
         backbone, seal = self._backbone()
-        data = cut_references(data, backbone)
+        data = cut_references(data, backbone.tokenizer)
         with torch.random.fork_rng():
-            encoded = _encode(bundle.cells[0], data, backbone)
+            encoded, record = _encode(bundle.cells[0], data, backbone)
+            data = replace(data, record=record)
             self.is_ready = True
             methods = self._built(backbone, data.task, seal)
             if not self.left:
@@ -317,15 +320,26 @@ def default_tokens(backbone: Backbone) -> int:
     return MICRO_BATCH_TOKENS.get(backbone.device.type, 32_768)
 
 
-def _encode(cell: Cell, data: TaskData, backbone: Backbone) -> dict[str, Encoded]:
+def _encode(cell: Cell, data: TaskData, backbone: Backbone) -> tuple[dict[str, Encoded], DataRecord]:
+    """The splits as token ids, and the record of the rows with what was cut."""
     length = cell.recipe.max_source_length or data.task.max_source_length
     splits = {name: data.split(name) for name in ("train", "dev", "test")}
     if data.parts:
-        parts = [_encode(cell, part, backbone) for part in data.parts]
-        return {name: join_encoded([part[name] for part in parts]) for name in splits}
+        parts, records = zip(*(_encode(cell, part, backbone) for part in data.parts), strict=True)
+        known = {part.task.name: record for part, record in zip(data.parts, records, strict=True)}
+        joined = {name: join_encoded([part[name] for part in parts]) for name in splits}
+        return joined, data.record.model_copy(update={"parts": known})
     encoded = {name: cached_encode(rows, backbone, data.task, length) for name, rows in splits.items()}
     for name, rows in encoded.items():
         check_ids(rows, backbone, f"{data.task.name} {name}")
+    cuts = Cuts(
+        source_limit=length,
+        target_limit=data.task.max_target_length,
+        sources={name: part.num_cut_sources for name, part in encoded.items()},
+        targets={name: part.num_cut_targets for name, part in encoded.items()},
+        cuts_references=has_cut_references(data.task),
+    )
+    record = data.record.model_copy(update={"cuts": cuts})
     if cell.recipe.head == "linear":
-        return {name: class_targets(encoded[name], rows, data.task) for name, rows in splits.items()}
-    return encoded
+        return {name: class_targets(encoded[name], rows, data.task) for name, rows in splits.items()}, record
+    return encoded, record

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 from harness.backbone import Backbone
 from harness.data import TaskData, load_task
 from harness.declarations import Draw, ProtocolReference, Strict, TaskFile
 from harness.few_shot import draw_few
-from harness.loading import DEFAULT_PLACEMENT, Placement, load_backbone
+from harness.loading import DEFAULT_PLACEMENT, Placement, load_backbone, tokenizer_of
 from harness.mixture import load_mixture
 from harness.quantization import Scheme
 from harness.schema import Cell, Mixture
@@ -47,6 +48,12 @@ def drop_backbone() -> None:
 def _load_sealed(source: str, precision: str, quantization: Scheme, placement: Placement) -> tuple[Backbone, Seal]:
     backbone = load_backbone(source, precision, quantization=quantization, placement=placement)
     return backbone, Seal(backbone)
+
+
+@functools.lru_cache(maxsize=1)
+def cached_tokenizer(source: str) -> Any:
+    """Load a backbone's tokenizer once per process, without its weights."""
+    return tokenizer_of(source)
 
 
 def cached_task(cell: Cell, data_dir: str | None, suite_folder: str) -> TaskData:

@@ -154,14 +154,13 @@ def plan(
     if suite is None:
         raise UserError("names no suite", field="SUITE", hint="Or ask what fits a device: --device NAME.")
     from harness.listings import describe_plan
-    from harness.planning import check_fit, make_plan
+    from harness.planning import make_plan
     from harness.suite import Overrides
 
     overrides = Overrides(
         split(methods), split(tasks), split(backbones), split_ints(seeds), parse_settings(settings), protocol
     )
     made = make_plan(find_suite(suite), overrides, results, data, [str(folder) for folder in methods_dir or ()])
-    check_fit(made, made.asked(), to_run=False)
     show(describe_plan(made, probe), format)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,9 @@ class Encoded:
     target_offsets: np.ndarray[Any, np.dtype[np.int64]]
     tasks: np.ndarray[Any, np.dtype[np.int64]] | None = None
     """Which task of a mixture each row belongs to; None for a single task."""
+    num_cut_sources: int = 0
+    """Rows whose source text was longer than the limit."""
+    num_cut_targets: int = 0
 
     def __len__(self) -> int:
         return len(self.source_offsets) - 1
@@ -82,6 +85,8 @@ def load_task(task: Task, data_dir: str | Path | None) -> TaskData:
     source = find_source(task, data_dir)
     convert = Converter(task)
     read = {name: convert.read(read_split(task, source, name)) for name in NEEDED_SPLITS[task.split]}
+    if not task.ids_are_documented:
+        convert.check()
     for name, rows in read.items():
         if not rows:
             raise UserError(f"split '{name}' of task '{task.name}' has no rows", where=source.place(name))
@@ -95,6 +100,7 @@ def load_task(task: Task, data_dir: str | Path | None) -> TaskData:
         num_test=len(test),
         num_duplicates=count_duplicates(train, [*dev, *test]),
         fingerprint=_fingerprint(train, dev, test),
+        one_class=_one_class(task, {"train": train, "dev": dev, "test": test}),
     )
     for name, examples in (("train", train), ("dev", dev), ("test", test)):
         if not examples:
@@ -105,12 +111,14 @@ def load_task(task: Task, data_dir: str | Path | None) -> TaskData:
 
 def encode(examples: Sequence[Example], backbone: Backbone, task: Task, max_source_length: int) -> Encoded:
     """Tokenise a split for a backbone: sources cut on the right, targets closed by the end token."""
-    sources = _source_ids([example.source for example in examples], backbone, max_source_length)
+    sources, num_cut = _source_ids([example.source for example in examples], backbone, max_source_length)
     limit = task.max_target_length if task.kind != "classification" else None
-    unique = {example.target for example in examples}
-    known = {text: target_ids(text, backbone, limit) for text in unique}
+    whole = {text: target_ids(text, backbone, None) for text in {example.target for example in examples}}
+    long = {text for text, ids in whole.items() if limit is not None and len(ids) > limit}
+    known = whole | {text: target_ids(text, backbone, limit) for text in long}
     targets = [known[example.target] for example in examples]
-    return Encoded(*_ragged(sources), *_ragged(targets))
+    num_long = sum(example.target in long for example in examples)
+    return Encoded(*_ragged(sources), *_ragged(targets), num_cut_sources=num_cut, num_cut_targets=num_long)
 
 
 def target_ids(text: str, backbone: Backbone, limit: int | None) -> list[int]:
@@ -120,22 +128,30 @@ def target_ids(text: str, backbone: Backbone, limit: int | None) -> list[int]:
     return [*ids[: None if limit is None else limit - 1], backbone.eos_id]
 
 
-def cut_references(data: TaskData, backbone: Backbone) -> TaskData:
-    """References of a text task as DePT's code scores them: an answer longer than the target limit is cut like it."""
+def has_cut_references(task: Task) -> bool:
+    """Whether references are cut like the targets of training: DePT's code scores its text tasks so."""
+    return any(map(has_cut_references, task.parts)) or (task.kind == "text" and task.references == "first")
+
+
+def cut_references(data: TaskData, tokenizer: Any) -> TaskData:
+    """References of dev and test as DePT's code scores them: an answer longer than the target limit is cut like it.
+
+    Rules are scored so too, with the tokenizer of their table's backbone: rows of one column have the same references.
+    """
     if data.parts:
-        parts = tuple(cut_references(part, backbone) for part in data.parts)
+        parts = tuple(cut_references(part, tokenizer) for part in data.parts)
         dev, test = ([row for part in parts for row in part.split(name)] for name in ("dev", "test"))
         return replace(data, parts=parts, dev=dev, test=test)
     task = data.task
-    if task.kind != "text" or task.references == "all":
+    if not has_cut_references(task):
         return data
+    most = task.max_target_length - 1  # the end token takes one
 
     def cut(example: Example) -> Example:
-        whole = target_ids(example.target, backbone, None)
-        if len(whole) <= task.max_target_length:
+        whole = list(tokenizer(example.target, add_special_tokens=False)["input_ids"])
+        if len(whole) <= most:
             return example
-        kept = backbone.tokenizer.decode(whole[: task.max_target_length - 1], skip_special_tokens=True).strip()
-        return replace(example, references=(kept,))
+        return replace(example, references=(tokenizer.decode(whole[:most], skip_special_tokens=True).strip(),))
 
     return replace(data, dev=[cut(row) for row in data.dev], test=[cut(row) for row in data.test])
 
@@ -195,6 +211,15 @@ def count_duplicates(train: Sequence[Example], others: Sequence[Example]) -> int
     return sum(example.source in seen for example in others)
 
 
+def _one_class(task: Task, splits: Mapping[str, Sequence[Example]]) -> dict[str, str]:
+    """Split -> label, where all rows of a classification have the same: no score there can tell methods apart."""
+    if task.kind != "classification":
+        return {}
+    found = {name: {example.target for example in rows} for name, rows in splits.items()}
+    names = dict(zip(task.targets, task.labels, strict=True))
+    return {name: names[min(targets)] for name, targets in found.items() if len(targets) == 1}
+
+
 def _fingerprint(*splits: Sequence[Example]) -> str:
     digest = hashlib.sha256()
     for rows in splits:
@@ -204,16 +229,20 @@ def _fingerprint(*splits: Sequence[Example]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _source_ids(texts: list[str], backbone: Backbone, limit: int) -> list[list[int]]:
+def _source_ids(texts: list[str], backbone: Backbone, limit: int) -> tuple[list[list[int]], int]:
+    """Token ids of each text, and how many texts were cut."""
     tokenizer = backbone.tokenizer
     if backbone.is_encoder_decoder:
-        return list(tokenizer(texts, truncation=True, max_length=limit)["input_ids"])
+        made = tokenizer(texts, truncation=True, max_length=limit)
+        return list(made["input_ids"]), _num_cut(made, texts, tokenizer, limit)
     suffix = list(tokenizer(DECODER_SUFFIX, add_special_tokens=False)["input_ids"])
     begin, end = _frame(tokenizer)
     room = limit - len(suffix) + len(end)
     marks = {*_marks(backbone), *begin, *end}
-    bodies = tokenizer(texts, truncation=True, max_length=room)["input_ids"]
-    return [[*begin, *(i for i in body[len(begin) :] if i not in marks), *suffix] for body in bodies]
+    made = tokenizer(texts, truncation=True, max_length=room)
+    num_cut = _num_cut(made, texts, tokenizer, room)
+    bodies = made["input_ids"]
+    return [[*begin, *(i for i in body[len(begin) :] if i not in marks), *suffix] for body in bodies], num_cut
 
 
 def _marks(backbone: Backbone) -> set[int]:
@@ -230,6 +259,14 @@ def _frame(tokenizer: Any) -> tuple[list[int], list[int]]:
         if framed[start : start + len(plain)] == plain:
             return list(framed[:start]), list(framed[start + len(plain) :])
     raise UserError(f"the tokenizer {type(tokenizer).__name__} changes a text's tokens where it frames it")
+
+
+def _num_cut(made: Any, texts: Sequence[str], tokenizer: Any, limit: int) -> int:
+    """How many of the tokenised texts were cut; a tokenizer in Python does not say, and is asked again."""
+    if made.encodings is not None:
+        return sum(bool(encoding.overflowing) for encoding in made.encodings)
+    full = [text for text, ids in zip(texts, made["input_ids"], strict=True) if len(ids) >= limit]
+    return sum(len(tokenizer(text, verbose=False)["input_ids"]) > limit for text in full)
 
 
 def _ragged(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator
 
 
 class Strict(BaseModel):
@@ -45,7 +45,7 @@ class TaskFile(Strict):
     template: str | None = None
     """The source text with {column} in it, instead of `fields`."""
     label: str = "label"
-    labels: list[str | int | bool] = []
+    labels: list[str | int | bool | FiniteFloat] = []
     """Class names in the order of their digits."""
     metrics: list[str] = Field([], max_length=20)
     """The reported ones; empty takes the usual of the kind."""

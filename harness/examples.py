@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.errors import UserError
+from harness.label_matching import LabelMatcher
 from harness.readers import LocatedRow
 from harness.tasks.record import EDITS, Row, Task
 
@@ -39,9 +40,7 @@ class Converter:
         """In how many rows the task's `prepare` repaired what."""
         self._pieces = _template_pieces(task) if task.template else _field_pieces(task)
         self._targets = task.targets
-        self._ids = {str(index): index for index in range(len(task.labels))}
-        # a class name wins over an id: stars "1" to "5" are names
-        self._ids.update({name.lower(): index for index, name in enumerate(task.labels)}, **task.label_words)
+        self._matcher = LabelMatcher(task.name, task.label, task.labels, task.label_words)
 
     def read(self, rows: Iterable[LocatedRow]) -> list[list[Example]]:
         """Convert rows of any layout. Each inner list is one row of the published data, to be split as a whole."""
@@ -63,8 +62,15 @@ class Converter:
         label = self._value(where, row, self.task.label)
         if self.task.kind == "text":
             return self._answered(source, label, where)
-        target = self._class(label, where) if self.task.kind == "classification" else self._number(label, where)
+        if self.task.kind == "classification":
+            target = self._targets[self._matcher.match(label, where)]
+        else:
+            target = self._number(label, where)
         return [Example(source, target, (target,))]
+
+    def check(self) -> None:
+        """After all splits were read: raise UserError where their labels are suspicious as a whole."""
+        self._matcher.check()
 
     def _source(self, where: str, row: Row) -> str:
         parts = []
@@ -78,30 +84,16 @@ class Converter:
 
     def _value(self, where: str, row: Row, column: str) -> object:
         value: object = row.get(column)
-        if value is not None:
+        if not _is_missing(value):
             return value
         names = (column, *self.task.aliases.get(column, ()))
         name = next((name for name in names if name in row), None)
         if name is None:
             raise UserError(f"field '{column}' is missing", where=where, value=column, choices=list(row))
         value = row[name]
-        if value is None:
+        if _is_missing(value):
             raise UserError(f"field '{name}' is empty", where=where)
         return value
-
-    def _class(self, label: object, where: str) -> str:
-        """Target of a class given by its id, as a bool, or by its name."""
-        text = str(label).strip().lower()
-        if text in self._ids:
-            return self._targets[self._ids[text]]
-        raise UserError(
-            f"label {label!r} is not one of task '{self.task.name}'",
-            where=where,
-            field=self.task.label,
-            value=str(label),
-            choices=self.task.labels,
-            hint="Hidden test labels (-1) cannot be scored." if text == "-1" else None,
-        )
 
     def _number(self, label: object, where: str) -> str:
         """Gold value as the text that is trained on and scored against."""
@@ -120,10 +112,16 @@ class Converter:
             return [Example(source, target, (target,))]
         answers = list(dict.fromkeys(spaced(answer) for answer in _answers(label, where, self.task.label)))
         if not answers and not self.task.copy_per_answer:
-            raise UserError(f"'{self.task.label}' holds no answer text", where=where)
+            hint = 'Where no answer is right, write [""].'
+            raise UserError(f"'{self.task.label}' holds no answer text", where=where, hint=hint)
         targets = (answers or [NO_ANSWER]) if self.task.copy_per_answer else answers[:1]
         others = answers if self.task.references == "all" else []
         return [Example(source, target, tuple(dict.fromkeys([target, *others]))) for target in targets]
+
+
+def _is_missing(value: object) -> bool:
+    """None, or the NaN that pandas writes in its place."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def round_number(value: float, step: float) -> str:

@@ -11,6 +11,7 @@ from tabulate import tabulate
 
 from harness.backbone import Backbone
 from harness.data import TaskData, encode, load_task
+from harness.data_notes import notes_on
 from harness.declarations import ProtocolReference
 from harness.errors import UserError, require_choice
 from harness.loading import load_backbone
@@ -20,8 +21,8 @@ from harness.suite import Overrides, load_suite
 from harness.tasks import Task, all_tasks
 from harness.tasks.own import suite_tasks, under_protocol
 
-UNCUT = 1 << 30
-"""More tokens than any text has."""
+COUNTED_ROWS = 10_000
+"""Rows of a split that a preview tokenises to count what is cut; more would take it half a minute."""
 
 
 def describe_tasks(data_dir: str | None) -> dict[str, Any]:
@@ -104,24 +105,41 @@ def describe_rows(
     rows = _tokenised(data, built, split, count)
     parts = [
         f"{task.name} {split} row {row['row']}: {row['source_tokens']} source tokens"
-        f"{' (cut)' if row['cut'] else ''}, {row['target_tokens']} target tokens\n"
+        f"{' (cut)' if row['cut'] else ''}, {row['target_tokens']} target tokens"
+        f"{' (cut)' if row['target_cut'] else ''}\n"
         f"  source: {row['source']}\n  target: {row['target']}"
         for row in rows
     ]
     record = data.record
     sizes = _sizes((record.num_train, record.num_dev, record.num_test))
     head = f"{record.source}; {record.split_rule}; {sizes} rows"
-    return {"task": name, "data": record.model_dump(), "rows": rows, "text": "\n\n".join([head, *parts])}
+    notes = [*_cuts(data, built, split), *notes_on(task.name, record)]
+    text = "\n\n".join(["\n".join([head, *notes]), *parts])
+    return {"task": name, "data": record.model_dump(), "rows": rows, "notes": notes, "text": text}
+
+
+def _cuts(data: TaskData, backbone: Backbone, split: str) -> list[str]:
+    """How many texts and answers of a split are cut, counted on its first rows."""
+    task, examples = data.task, data.split(split)[:COUNTED_ROWS]
+    encoded = encode(examples, backbone, task, task.max_source_length)
+    total = f"{'the first ' if len(examples) < len(data.split(split)) else ''}{len(examples):,} {split}"
+    counts = [
+        (encoded.num_cut_sources, "source texts", task.max_source_length),
+        (encoded.num_cut_targets, "answers", task.max_target_length),
+    ]
+    return [f"{task.name}: {count:,} of {total} {what} are longer than {limit:,} tokens and are cut there"
+            for count, what, limit in counts if count]  # fmt: skip
 
 
 def _tokenised(data: TaskData, backbone: Backbone, split: str, count: int) -> list[dict[str, Any]]:
     examples = data.split(split)[:count]
     limit = data.task.max_source_length
-    encoded, whole = (encode(examples, backbone, data.task, most) for most in (limit, UNCUT))
+    encoded = encode(examples, backbone, data.task, limit)
     rows: list[dict[str, Any]] = []
     for index in range(len(examples)):
         at = np.array([index])
         source, target = encoded.sources(at, 0)[0], encoded.targets(at)[0]
+        alone = encode([examples[index]], backbone, data.task, limit)
         rows.append(
             {
                 "row": index,
@@ -129,7 +147,8 @@ def _tokenised(data: TaskData, backbone: Backbone, split: str, count: int) -> li
                 "target": backbone.tokenizer.decode(target),
                 "source_tokens": len(source),
                 "target_tokens": len(target),
-                "cut": bool(whole.source_lengths(at)[0] > len(source)),
+                "cut": alone.num_cut_sources > 0,
+                "target_cut": alone.num_cut_targets > 0,
             }
         )
     return rows

@@ -93,6 +93,14 @@ def _place(device: str, quantization: Scheme, placement: Placement) -> dict[str,
     return {"device_map": {"": device}} if quantization in PACKED or device.startswith("cuda") else {}
 
 
+def tokenizer_of(source: str) -> Any:
+    """The tokenizer of a backbone alone. Raises UserError when nothing resolves."""
+    place = resolve(source)
+    return _local_first(
+        source, place, lambda local: load_tokenizer(place, local_files_only=local, trust_remote_code=False)
+    )
+
+
 def meta_backbone(source: str, quantization: Scheme = "none", with_tokenizer: bool = False) -> Backbone:
     """Build a backbone without weights or download, for counting parameters and for what can be checked early.
 

@@ -13,7 +13,6 @@ import math
 import os
 import re
 import string
-import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,10 +22,22 @@ from typing import Any
 
 from harness.errors import UserError, require_choice
 from harness.scores import settled
+from harness.weighted import (
+    Scorer,
+    f1_scorer,
+    macro_f1_scorer,
+    matthews_scorer,
+    number,
+    numbers,
+    pearson_scorer,
+    spearman_scorer,
+)
 
 Predictions = Sequence[str]
 References = Sequence[Sequence[str]]
 Score = Callable[[Predictions, References, Sequence[str]], float]
+MakeScorer = Callable[[Predictions, Sequence[str], Sequence[str]], Scorer]
+"""(predictions, first references, labels) -> scorer of `harness.weighted`."""
 
 FOREIGN = "evaluate:"
 TRUST = "HARNESS_TRUST"
@@ -41,11 +52,13 @@ class Metric:
     name: str
     label: str
     score: Score
+    scorer: MakeScorer | None = None
+    """Makes a scorer of weighted rows; None for a mean over rows, and for a metric of another library."""
 
 
 def accuracy(predictions: Predictions, references: References, labels: Sequence[str] = ()) -> float:
-    """Share of outputs equal to the reference string, in percent."""
-    return 100 * _mean([float(p == r[0]) for p, r in zip(predictions, references, strict=True)])
+    """Share of outputs equal to one of the reference strings, in percent."""
+    return 100 * _mean([float(p in refs) for p, refs in zip(predictions, references, strict=True)])
 
 
 def binary_f1(predictions: Predictions, references: References, labels: Sequence[str] = ("0", "1")) -> float:
@@ -55,17 +68,12 @@ def binary_f1(predictions: Predictions, references: References, labels: Sequence
     """
     if len(labels) != 2:
         raise UserError(f"the metric f1 is for tasks with two labels, this one has {len(labels)}")
-    negative, positive = labels
-    opposite = {negative: positive, positive: negative}
-    truth = [r[0] for r in references]
-    answers = [p if p in opposite else opposite[t] for p, t in zip(predictions, truth, strict=True)]
-    return 100 * _f1_of_class(answers, truth, positive)
+    return _whole(f1_scorer, predictions, references, labels)
 
 
 def macro_f1(predictions: Predictions, references: References, labels: Sequence[str] = ()) -> float:
     """Unweighted mean over `labels` of each class's F1, in percent; unreadable outputs match no class."""
-    truth = [r[0] for r in references]
-    return 100 * _mean([_f1_of_class(predictions, truth, label) for label in labels])
+    return _whole(macro_f1_scorer, predictions, references, labels)
 
 
 def matthews(predictions: Predictions, references: References, labels: Sequence[str] = ()) -> float:
@@ -73,29 +81,24 @@ def matthews(predictions: Predictions, references: References, labels: Sequence[
 
     An unreadable output is a class of its own; where answers or targets are all alike the value is 0.
     """
-    truth = [r[0] for r in references]
-    predicted, actual = Counter(predictions), Counter(truth)
-    total = len(truth)
-    correct = sum(p == t for p, t in zip(predictions, truth, strict=True))
-    covariance = correct * total - sum(predicted[c] * actual[c] for c in actual)
-    spread = math.sqrt(
-        (total**2 - sum(n**2 for n in predicted.values())) * (total**2 - sum(n**2 for n in actual.values()))
-    )
-    return 100 * covariance / spread if spread else 0.0
+    return _whole(matthews_scorer, predictions, references, labels)
 
 
 def pearson(predictions: Predictions, references: References, labels: Sequence[str] = ()) -> float:
     """Pearson correlation x100; an unreadable output counts as -1.0, an undefined correlation as 0."""
-    return _correlation("pearsonr", predictions, references)
+    return _whole(pearson_scorer, predictions, references, labels)
 
 
 def spearman(predictions: Predictions, references: References, labels: Sequence[str] = ()) -> float:
     """Spearman rank correlation x100; unreadable and undefined as in `pearson`."""
-    return _correlation("spearmanr", predictions, references)
+    return _whole(spearman_scorer, predictions, references, labels)
 
 
 def token_f1(predictions: Predictions, references: References, labels: Sequence[str] = ()) -> float:
-    """SQuAD token F1 in percent, best over the references (Rajpurkar et al. 2016)."""
+    """SQuAD token F1 in percent, best over the references (Rajpurkar et al. 2016).
+
+    Where answer or reference has no words, as for a question without an answer, it is their exact match (SQuAD 2.0).
+    """
     return 100 * _mean([max(_overlap(p, r) for r in refs) for p, refs in zip(predictions, references, strict=True)])
 
 
@@ -112,11 +115,11 @@ METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
         Metric("accuracy", "Acc.", accuracy),
-        Metric("f1", "F1", binary_f1),
-        Metric("macro_f1", "Macro-F1", macro_f1),
-        Metric("matthews", "Matthews", matthews),
-        Metric("pearson", "Pearson", pearson),
-        Metric("spearman", "Spearman", spearman),
+        Metric("f1", "F1", binary_f1, f1_scorer),
+        Metric("macro_f1", "Macro-F1", macro_f1, macro_f1_scorer),
+        Metric("matthews", "Matthews", matthews, matthews_scorer),
+        Metric("pearson", "Pearson", pearson, pearson_scorer),
+        Metric("spearman", "Spearman", spearman, spearman_scorer),
         Metric("token_f1", "F1", token_f1),
         Metric("exact_match", "EM", exact_match),
     )
@@ -159,11 +162,20 @@ def get_metric(name: str) -> Metric:
     return Metric(name, name, score)
 
 
-def count_unreadable(predictions: Predictions, labels: Sequence[str], numeric: bool) -> int:
-    """Outputs that are no label of the task (or no number, for a regression)."""
+def count_unreadable(
+    predictions: Predictions, labels: Sequence[str], numeric: bool, references: References | None = None
+) -> int:
+    """Outputs that are no label of the task (or no number, for a regression).
+
+    Of a text task those that are empty, except where a reference is: there it is right to say nothing.
+    """
     if numeric:
-        return sum(_number(text) is None for text in predictions)
-    return sum(text not in labels for text in predictions) if labels else sum(not text for text in predictions)
+        return sum(number(text) is None for text in predictions)
+    if labels:
+        return sum(text not in labels for text in predictions)
+    if references is None:
+        return sum(not text for text in predictions)
+    return sum(not text and all(refs) for text, refs in zip(predictions, references, strict=True))
 
 
 def normalize_answer(text: str) -> str:
@@ -176,45 +188,20 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _f1_of_class(answers: Sequence[str], truth: Sequence[str], label: str) -> float:
-    hits = sum(a == label and t == label for a, t in zip(answers, truth, strict=True))
-    total = sum(a == label for a in answers) + sum(t == label for t in truth)
-    return 2 * hits / total if total else 0.0
+def _whole(make: MakeScorer, predictions: Predictions, references: References, labels: Sequence[str]) -> float:
+    """The score in which every row counts once."""
+    import numpy as np
+
+    truth = [refs[0] for refs in references]
+    return float(make(predictions, truth, labels)(np.ones((1, len(truth))))[0])
 
 
 def _overlap(prediction: str, reference: str) -> float:
     got, want = normalize_answer(prediction).split(), normalize_answer(reference).split()
+    if not got or not want:
+        return float(got == want)
     common = sum((Counter(got) & Counter(want)).values())
     return 2 * common / (len(got) + len(want)) if common else 0.0
-
-
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
-def numbers(predictions: Predictions) -> list[float]:
-    """Outputs as numbers, -1.0 for an unreadable one (no score of a task is negative)."""
-    numbers = [_number(text) for text in predictions]
-    return [-1.0 if number is None else number for number in numbers]
-
-
-def _correlation(function: str, predictions: Predictions, references: References) -> float:
-    import numpy as np
-    import scipy.stats
-
-    got, want = numbers(predictions), [float(refs[0]) for refs in references]
-    if len(got) < 2 or len(set(got)) == 1 or len(set(want)) == 1:
-        return 0.0
-    # a model may write 1e308, or numbers that differ in the last bit: undefined counts 0 and needs no warning
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore", scipy.stats.ConstantInputWarning)
-        warnings.simplefilter("ignore", scipy.stats.NearConstantInputWarning)
-        value = float(getattr(scipy.stats, function)(got, want).statistic)
-    return 100 * value if math.isfinite(value) else 0.0
 
 
 def is_trusted(name: str) -> bool:

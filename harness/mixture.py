@@ -49,6 +49,8 @@ def join_encoded(parts: Sequence[Encoded]) -> Encoded:
         np.concatenate([part.target_ids for part in parts]),
         _joined_offsets([part.target_offsets for part in parts]),
         np.repeat(np.arange(len(parts)), [len(part) for part in parts]),
+        sum(part.num_cut_sources for part in parts),
+        sum(part.num_cut_targets for part in parts),
     )
 
 

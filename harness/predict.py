@@ -101,5 +101,5 @@ def score_split(task: Task, examples: Sequence[Example], answers: Sequence[str])
         score=mean_score(metrics[name] for name in task.reported),
         metrics=metrics,
         num_rows=len(examples),
-        num_unreadable=count_unreadable(answers, task.targets, task.kind == "regression"),
+        num_unreadable=count_unreadable(answers, task.targets, task.kind == "regression", references),
     )

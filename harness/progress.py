@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 
+from harness.data_notes import data_notes
 from harness.schema import Cell, DevScore, Key, Result
 
 PLAIN_EVERY_S = 10.0
@@ -57,6 +58,8 @@ class Progress:
         self.work_done = 0.0
         self.running: list[Running] = []
         self._last_wait = ""
+        self._noted: set[str] = set()
+        """What was said of rows, which holds for many cells."""
         self._started = time.monotonic()
         self._bars: RichProgress | None = None
         self._run_bar = TaskID(0)
@@ -136,6 +139,10 @@ class Progress:
                 bundle.left.remove(result.cell)
                 bundle.work = max(0.0, bundle.work - spent)
         self._line(f"[{self.num_done}/{self.num_cells}] {_name(result.cell)}: {_outcome(result)}")
+        for note in data_notes([result]):
+            if note not in self._noted:
+                self._noted.add(note)
+                self._line(note)
         if self._bars:
             self._bars.update(self._run_bar, completed=self.num_done, note=self._time_left())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
 import gzip
@@ -14,8 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from harness.class_names import Features, class_features, metadata_features, name_classes
 from harness.errors import UserError
+from harness.tsv import is_quoted, quoted_rows
 
+_UTF16_HINT = "It starts like UTF-16, as spreadsheets save 'Unicode text'; save it as UTF-8."
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 LocatedRow = tuple[str, dict[str, Any]]
@@ -61,7 +65,9 @@ def read_file(path: Path, tsv: TsvRules | None = None) -> Iterator[LocatedRow]:
         else:
             yield from _READERS[_format(path) or ""](path)
     except UnicodeDecodeError as error:
-        raise UserError(f"is not UTF-8 text: {error.reason}", where=f"{path}:{_undecodable_line(path)}") from None
+        hint = _UTF16_HINT if _starts_as_utf16(path) else None
+        where = f"{path}:{_undecodable_line(path)}"
+        raise UserError(f"is not UTF-8 text: {error.reason}", where=where, hint=hint) from None
     except (EOFError, zlib.error, gzip.BadGzipFile):
         raise UserError("is not a complete gzip file", where=str(path)) from None
     except OSError as error:
@@ -78,6 +84,12 @@ def _format(path: Path) -> str | None:
 def _open(path: Path) -> IO[str]:
     opener = gzip.open if path.suffix == ".gz" else open
     return opener(path, "rt", encoding="utf-8-sig")  # some official files start with a byte-order mark
+
+
+def _starts_as_utf16(path: Path) -> bool:
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rb") as file:
+        return file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def _undecodable_line(path: Path) -> int:
@@ -164,11 +176,11 @@ def _read_parquet(path: Path) -> Iterator[LocatedRow]:
             groups = [file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups)]
             if sum(groups) > MAX_TEXT:
                 raise UserError(f"unfolds to more than {MAX_TEXT:,} bytes, the limit for a file", where=str(path))
-            rows = file.read().to_pylist()
+            table = file.read()
+            rows = table.to_pylist()
     except (pa.ArrowException, OSError, ValueError, OverflowError, TypeError) as error:
         raise UserError(f"is not a readable Parquet file: {error}", where=str(path)) from None
-    for index, row in enumerate(rows):
-        yield f"{path}: row {index}", row
+    yield from _named_rows(rows, metadata_features(table.schema.metadata, str(path)), path)
 
 
 def _read_saved(folder: Path) -> Iterator[LocatedRow]:
@@ -176,11 +188,17 @@ def _read_saved(folder: Path) -> Iterator[LocatedRow]:
     from datasets import load_from_disk
 
     try:
-        rows = load_from_disk(str(folder)).to_list()
+        saved = load_from_disk(str(folder))
+        rows, features = saved.to_list(), saved.features.to_dict()
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"is not a readable folder of save_to_disk: {error}", where=str(folder)) from None
+    yield from _named_rows(rows, class_features(features), folder)
+
+
+def _named_rows(rows: list[dict[str, Any]], classes: Features, path: Path) -> Iterator[LocatedRow]:
     for index, row in enumerate(rows):
-        yield f"{folder}: row {index}", row
+        where = f"{path}: row {index}"
+        yield where, name_classes(row, classes, where)
 
 
 def _read_csv(path: Path) -> Iterator[LocatedRow]:
@@ -201,23 +219,48 @@ def _read_csv(path: Path) -> Iterator[LocatedRow]:
 
 
 def _read_tsv(path: Path, rules: TsvRules) -> Iterator[LocatedRow]:
-    """Cells as they stand between the tabs: quotes are part of the text, as in the GLUE download."""
+    """Cells between tabs, with or without quotes around them, as the file shows; GLUE's have none."""
     with _open(path) as file:
-        columns = rules.columns
-        for number, line in _lines(file, path):
-            cells = line.rstrip("\n").split("\t")
-            if number == 1 and (not columns or set(cells) & set(rules.header_names)):
-                columns = tuple(cells)
-                continue
-            if cells == [""]:
-                continue
-            where = f"{path}:{number}"
-            if rules.skips_broken and (len(cells) < len(columns) or not cells[-1]):
-                rules.skipped.append(where)
-                continue
-            if len(cells) != len(columns) and not rules.skips_broken:
-                raise UserError(f"has {len(cells)} columns, expected {len(columns)}", where=where)
-            yield where, dict(zip(columns, cells, strict=False))
+        # rows that are left out because they break are those of a file read without regard to quotes
+        quoted = not rules.skips_broken and is_quoted((line for _, line in _lines(file, path)), MAX_LINE)
+    with _open(path) as file:
+        lines = _lines(file, path)
+        try:
+            yield from _tsv_rows(_quoted(lines) if quoted else _unquoted(lines), path, rules)
+        except csv.Error as error:
+            raise UserError(f"is not a readable TSV file: {error}", where=str(path)) from None
+
+
+def _unquoted(lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, list[str]]]:
+    for number, line in lines:
+        yield number, line.rstrip("\n").split("\t")
+
+
+def _quoted(lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, list[str]]]:
+    csv.field_size_limit(MAX_LINE)  # the module's own limit is shorter than many documents
+    return quoted_rows(line for _, line in lines)
+
+
+def _tsv_rows(numbered: Iterator[tuple[int, list[str]]], path: Path, rules: TsvRules) -> Iterator[LocatedRow]:
+    columns: tuple[str, ...] = rules.columns
+    is_first = True
+    for number, cells in numbered:
+        if is_first and (not columns or set(cells) & set(rules.header_names)):
+            columns = tuple(cells)
+            if len(set(columns)) < len(columns):
+                raise UserError(f"names a column twice: {', '.join(columns)}", where=f"{path}:{number}")
+            is_first = False
+            continue
+        is_first = False
+        if cells in ([], [""]):
+            continue
+        where = f"{path}:{number}"
+        if rules.skips_broken and (len(cells) < len(columns) or not cells[-1]):
+            rules.skipped.append(where)
+            continue
+        if len(cells) != len(columns) and not rules.skips_broken:
+            raise UserError(f"has {len(cells)} columns, expected {len(columns)}", where=where)
+        yield where, dict(zip(columns, cells, strict=False))
 
 
 _READERS = {

@@ -201,6 +201,17 @@ class DrawRecord(Strict):
     """Training rows that chose checkpoint and grid point; None where the whole dev split did."""
 
 
+class Cuts(Strict):
+    """Rows by split whose texts were longer than their limit, in tokens, and were cut there."""
+
+    source_limit: int
+    target_limit: int
+    sources: dict[str, int]
+    targets: dict[str, int]
+    cuts_references: bool
+    """Whether the references of dev and test were cut like the targets."""
+
+
 class DataRecord(Strict):
     """Which rows a cell used."""
 
@@ -212,6 +223,10 @@ class DataRecord(Strict):
     num_test: int
     num_duplicates: int = 0
     """Rows of dev and test whose source text also stands in train."""
+    one_class: dict[str, str] = {}
+    """Split -> label, of each split of a classification whose rows all have the same."""
+    cuts: Cuts | None = None
+    """None where nothing was tokenised, as for a rule, and in results of an earlier version."""
     fingerprint: str
     """Of all rows of the task's splits, drawn or not."""
     parts: dict[str, DataRecord] = {}

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.class_names import class_features, name_classes
 from harness.errors import UserError, require_choice
 from harness.readers import SAVED_MARK, SUFFIXES, LocatedRow, TsvRules, is_readable, read_file
 from harness.tasks.record import NEEDED_SPLITS, Hub, Task
@@ -99,8 +100,11 @@ def read_split(task: Task, source: Source, split: str) -> Iterator[LocatedRow]:
         for path in source.files[split]:
             yield from read_file(path, _tsv_rules(task, source))
     elif source.tables is not None:
-        for index, row in enumerate(source.tables[split].to_list()):
-            yield f"{source.name} {split} row {index}", row
+        table = source.tables[split]
+        classes = class_features(table.features.to_dict())
+        for index, row in enumerate(table.to_list()):
+            where = f"{source.name} {split} row {index}"
+            yield where, name_classes(row, classes, where)
 
 
 def _tsv_rules(task: Task, source: Source) -> TsvRules:

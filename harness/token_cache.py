@@ -82,17 +82,27 @@ def _read(path: Path, num_rows: int) -> Encoded | None:
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             parts = [stored[name].astype(np.int64) for name in PARTS]
+            num_cut_sources, num_cut_targets = map(int, stored["num_cut"])
     except UNREADABLE:
         return None
     for values, offsets in (parts[:2], parts[2:]):
         if values.ndim != 1 or offsets.shape != (num_rows + 1,) or offsets[0] != 0 or offsets[-1] != len(values):
             return None
-    return Encoded(*parts)
+    source_ids, source_offsets, target_ids, target_offsets = parts
+    return Encoded(
+        source_ids,
+        source_offsets,
+        target_ids,
+        target_offsets,
+        num_cut_sources=num_cut_sources,
+        num_cut_targets=num_cut_targets,
+    )
 
 
 def _write(path: Path, encoded: Encoded) -> None:
     """Write aside and rename, so that no process ever reads half a file; a folder that refuses is no error."""
     parts = {name: getattr(encoded, name).astype(np.int32) for name in PARTS}
+    parts["num_cut"] = np.array([encoded.num_cut_sources, encoded.num_cut_targets], np.int32)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".tmp")

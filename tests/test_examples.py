@@ -102,7 +102,9 @@ def replace_target(example: Example, target: str) -> Example:
 
 def test_a_class_name_wins_over_an_id() -> None:
     stars = replace(CB, labels=("1", "2", "3"))
-    assert [convert(stars, premise="", hypothesis="", label=star).target for star in (1, 2, "3", 0)] == [*"0120"]
+    assert [convert(stars, premise="", hypothesis="", label=star).target for star in (1, 2, "3")] == [*"012"]
+    with pytest.raises(UserError, match="label '0' is not one of"):  # not the place of the label 1
+        convert(stars, premise="", hypothesis="", label=0)
 
 
 # (label, tenths, fifths): the hub's labels are 32-bit floats, so 0.45 lies below its tie and 2.25 on it

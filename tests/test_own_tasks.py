@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,16 @@ import pytest
 
 import harness
 from harness.data import cut_references, load_task
+from harness.data_notes import data_notes
 from harness.errors import UserError
+from harness.examples import Example
+from harness.listings_data import describe_rows
 from harness.loading import load_backbone
 from harness.planning import make_plan
+from harness.report.aggregate import collect
+from harness.report.layout import lay_out
+from harness.report.stored import read_answers
+from harness.results import ResultStore, predictions_path
 from harness.suite import Overrides
 from harness.tasks import all_tasks
 
@@ -61,7 +69,7 @@ def message(path: Path) -> str:
         ({"metrics": "[pearson]"}, "unknown metric of a classification with these labels 'pearson'"),
         ({"labels": "[bad, good, odd]", "extra_metrics": "[f1]"}, "metric of a classification with these labels 'f1'"),
         ({"lable": "x"}, "did you mean label?"),
-        ({"labels": "[bad, good, Good]"}, "define_tasks.reviews.labels: lists a label twice"),
+        ({"labels": "[bad, good, good]"}, "define_tasks.reviews.labels: lists a label twice"),
         ({"fields": None, "template": "nothing"}, "names no column"),
         ({"files": "{train: rows.csv, tset: rows.csv}"}, "unknown split 'tset'; did you mean test?"),
         (
@@ -147,13 +155,77 @@ def test_paths_are_relative_to_the_suite_and_part_of_identity_is_the_declaration
 
 
 def test_references_are_cut_where_the_target_is(tmp_path: Path) -> None:
-    task, backbone = all_tasks()["micro_qa"], load_backbone("micro-t5", device="cpu")
+    task, backbone = replace(all_tasks()["micro_qa"], references="first"), load_backbone("micro-t5", device="cpu")
     data = load_task(task, None)
     long = " ".join(["word"] * 60)
     grown = replace(data, dev=[replace(data.dev[0], target=long, references=(long,)), data.dev[1]])
-    cut = cut_references(grown, backbone)
+    cut = cut_references(grown, backbone.tokenizer)
     assert long.startswith(cut.dev[0].references[0])
     assert 0 < len(cut.dev[0].references[0]) < len(long)
     assert cut.dev[1] == data.dev[1]
     every = replace(grown, task=replace(task, references="all"))
-    assert cut_references(every, backbone) == every
+    assert cut_references(every, backbone.tokenizer) == every
+
+
+def test_every_reference_counts_whole_for_rules_and_trained_methods_alike(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = " ".join(["film"] * 40)
+    lines = [{"q": f"who saw number {i}", "a": [f"{long} {i}", *[f"film {i}"] * (i % 2)]} for i in range(12)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    keys = {"labels": None, "kind": "text", "files": "rows.jsonl", "fields": "{question: q}", "label": "a"}
+    path = suite(tmp_path, **keys, max_source_length="4")
+    path.write_text(path.read_text() + "  prompt_tuning: {prompt_length: 4}\n")
+    assert harness.run(path, results=tmp_path / "out").num_failed == 0
+    results = {result.cell.method: (where, result) for where, result in ResultStore(tmp_path / "out").scan()}
+    stored = {name: read_answers(predictions_path(where)) for name, (where, _) in results.items()}
+    for split in ("dev", "test"):
+        rule, trained = stored["majority"][split], stored["prompt_tuning"][split]
+        assert list(map(list, rule.references)) == list(map(list, trained.references))
+        assert all(refs[0].startswith(long) for refs in rule.references)
+    assert {tuple(row.references) for row in load_rows(path)} == {tuple(dict.fromkeys(line["a"])) for line in lines}
+    # what was cut is said while training and beneath the table
+    shown = capsys.readouterr()
+    said = data_notes([results["prompt_tuning"][1]])
+    assert said == [
+        "reviews: 10 of 10 train, 1 of 1 dev and 1 of 1 test source texts are longer than 4 tokens and were cut there",
+        "reviews: 10 of 10 train, 1 of 1 dev and 1 of 1 test answers are longer than 20 tokens and were cut there; "
+        "references are whole, no longer answer is written",
+    ]
+    assert all(note in shown.out + shown.err for note in said)
+    (board,) = collect([result for _, result in results.values()])
+    assert set(said) <= set(lay_out(board).notes)
+
+
+def load_rows(path: Path) -> list[Example]:
+    data = load_task(make_plan(path, Overrides(), path.parent / "out", None).tasks["reviews"], None)
+    return [*data.train, *data.dev, *data.test]
+
+
+def test_the_papers_cut_holds_for_rules_and_trained_methods_alike(tmp_path: Path) -> None:
+    answer = " ".join(["film"] * 40)
+    rows = [{"context": "a film", "question": f"q {i}", "answers": [f"{answer} {i}", "a"]} for i in range(8)]
+    for split in ("train", "validation"):
+        (tmp_path / "hub" / "squad").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "hub" / "squad" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = tmp_path / "papers.yaml"
+    path.write_text(
+        "suite: papers\nbackbones: [micro-t5]\ntasks: [squad]\nseeds: [1]\nrecipe: {steps: 1, eval_every: 1, lr: 0.1}\n"
+        "methods:\n  majority:\n  prompt_tuning: {prompt_length: 4}\n"
+    )
+    assert harness.run(path, results=tmp_path / "out", data=tmp_path, quiet=True).num_failed == 0
+    found = [read_answers(predictions_path(where)) for where, _ in ResultStore(tmp_path / "out").scan()]
+    rule, trained = ([list(refs) for refs in answers["test"].references] for answers in found)
+    assert rule == trained
+    assert {len(refs) for refs in rule} == {1}
+    assert all(answer.startswith(refs[0]) for refs in rule)
+
+
+def test_a_preview_says_what_is_cut(tmp_path: Path) -> None:
+    lines = [{"text": f"film {i}", "verdict": " ".join(["film"] * 30)} for i in range(12)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path = suite(tmp_path, labels=None, kind="text", files="rows.jsonl", max_source_length="4")
+    shown = describe_rows("reviews", "micro-t5", "train", 1, None, path)
+    assert "reviews: 10 of 10 train source texts are longer than 4 tokens and are cut there" in shown["text"]
+    assert "reviews: 10 of 10 train answers are longer than 20 tokens and are cut there" in shown["text"]
+    assert "4 source tokens (cut), 20 target tokens (cut)" in shown["text"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from harness.data_notes import data_notes
 from harness.report.aggregate import Board, BoardRow, Entry
 from harness.report.published import Number, PublishedRow
 from harness.report.significance import AVERAGE, Significance
@@ -131,6 +132,8 @@ def _column(board: Board, task: str, table: Table, significance: Significance | 
         notes.append(table.note(board.overlaps[task]))
     if significance is not None and task in significance.warnings:
         notes.append(table.note(significance.warnings[task]))
+    runs = [run for row in board.rows if task in row.entries for run in row.entries[task].runs]
+    notes += [table.note(text) for text in data_notes(runs)]
     return Column(f"{task} ({board.metrics.get(task, '?')})", board.benchmarks[task], tuple(notes), task)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from harness.data_notes import data_notes
 from harness.report.aggregate import metric_label
 from harness.report.layout import DASH, Cell, Column, Table, entry_cell, mark_best, span_of
 from harness.report.layout_lines import Slot, slots
@@ -181,6 +182,7 @@ def _write_remarks(table: Table, grid: Sequence[Sequence[Score]]) -> None:
     num_there = sum(score.value is not None for score in scores)
     table.remarks.append(f"{num_there} of {len(scores)} scores are there; an empty cell has no result.")
     table.remarks += [f"Metrics: {_metrics(_labels(grid))}."] if num_there else []
+    table.remarks += [f"{text}." for text in data_notes(results)]
     table.remarks += [f"{origin_of(results)}."] if results else []
 
 

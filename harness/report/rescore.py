@@ -79,6 +79,6 @@ def _differences(place: str, stored: SplitScore, answers: Answers, record: Metri
             yield f"{place} {label}: stored {old:.4f}, recomputed {new:.4f} ({new - old:+.4f})"
     # a result does not say whether a task without labels asks for numbers: either count may be the right one
     kinds = (False,) if record.labels else (False, True)
-    counts = [count_unreadable(answers.predictions, record.labels, numeric) for numeric in kinds]
+    counts = [count_unreadable(answers.predictions, record.labels, numeric, answers.references) for numeric in kinds]
     if stored.num_unreadable not in counts:
         yield f"{place} unreadable answers: stored {stored.num_unreadable}, recomputed {counts[-1]}"

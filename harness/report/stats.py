@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from harness.report.resampling import (
     ROW_MEANS,
     Answers,
-    Array,
     bounds,
     draw_weights,
     is_vectorised,
@@ -31,6 +30,7 @@ from harness.report.resampling import (
     row_scores,
 )
 from harness.scores import mean_score, settled
+from harness.weighted import Array
 
 Seeds = tuple[int, ...]
 """The random seeds of a run: of training, and of its few-shot draw if it has one."""

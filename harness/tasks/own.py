@@ -106,6 +106,7 @@ def declared_task(name: str, definition: TaskFile, folder: str, where: str = "")
         files=_files(definition.files, folder),
         hub=(_hub(definition),) if definition.hub else (),
         version=definition.version,
+        ids_are_documented=False,
     )
 
 
@@ -127,7 +128,7 @@ def _check(name: str, definition: TaskFile, where: str) -> None:
         raise UserError("give either files or hub, where the rows are", where=where, field=field)
     if bool(definition.fields) == bool(definition.template):
         raise UserError("give either fields or template, which make the source text", where=where, field=field)
-    if len({str(label).lower() for label in definition.labels}) < len(definition.labels):
+    if len({str(label).strip() for label in definition.labels}) < len(definition.labels):
         raise UserError("lists a label twice", where=where, field=f"{field}.labels")
     if definition.template is not None and "{" not in definition.template:
         raise UserError("names no column; write {column} in it", where=where, field=f"{field}.template")

@@ -41,6 +41,7 @@ def _task(name: str, title: str, **settings: Any) -> Task:
         fields=(("question", "question"), ("context", "context")),
         label="answers",
         space_punctuation=True,
+        references="first",
         reported=("token_f1",),
         extra=("exact_match",),
         selection="exact_match",

@@ -73,8 +73,11 @@ class Task:
     """Up to this number a regression's rows are one class of two where few rows are drawn by class."""
     space_punctuation: bool = False
     """Whether fields and answers get blanks around punctuation, as in the papers' code for question answering."""
-    references: Literal["first", "all"] = "first"
-    """Which answers of a text task are accepted."""
+    references: Literal["first", "all"] = "all"
+    """Which answers of a text task are accepted: all of them, whole, or the first alone, cut like the target.
+
+    The second is a rule of the papers' code; their tasks have it by a protocol or by their record.
+    """
     stringify_answers: bool = False
     """Whether the target is the whole answer field as Python prints it, a slip of the papers' code for SQuAD."""
     copy_per_answer: bool = False
@@ -119,6 +122,8 @@ class Task:
     notes: str = ""
     label_words: Mapping[str, int] = field(default_factory=dict)
     """Further spellings of a label in official downloads."""
+    ids_are_documented: bool = True
+    """Whether the data is known to number its classes from 0; otherwise the rows have to show it."""
     parts: tuple[Task, ...] = ()
     """The tasks of a mixture, which has neither rows nor metrics of its own."""
 

@@ -235,6 +235,7 @@ TASKS = (
         fields=(("record query", "query"), ("entities", "entities"), ("passage", "passage")),
         label="answers",
         copy_per_answer=True,
+        references="first",
         reported=("token_f1",),
         extra=("exact_match",),
         selection="exact_match",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from harness.data_notes import notes_on
 from harness.report.aggregate import Board, Entry
 from harness.report.layout import Cell, Column
 from harness.report.significance import Significance
@@ -141,7 +142,8 @@ def _sentence(result: Result) -> str:
     assert data is not None
     text = f"{data.source}{f' at {data.revision}' if data.revision else ''}: {data.num_train:,} training, "
     text += f"{data.num_dev:,} dev and {data.num_test:,} test rows, fingerprint {data.fingerprint}"
-    return text + (f", {data.num_duplicates:,} of dev and test also in training" if data.num_duplicates else "")
+    text += f", {data.num_duplicates:,} of dev and test also in training" if data.num_duplicates else ""
+    return "; ".join([text, *notes_on(result.cell.task, data)])
 
 
 def _task_grid(board: Board, grid: Grid, task: str) -> Grid:

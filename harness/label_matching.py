@@ -1,0 +1,172 @@
+"""Which class of a task a label in the data stands for."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from harness.class_names import ClassName
+from harness.errors import UserError
+
+_WHOLE = re.compile(r"([+-]?[0-9]{1,18})(?:\.0*)?")
+_TRUTH = {"false": "0", "true": "1"}
+
+
+class LabelMatcher:
+    """Matches the labels of one task, all its splits together: two files cannot mean different things by one id.
+
+    A label is looked for among the task's labels as it is written, then without regard to case, then as a number
+    (1, 1.0 and true are the same); each only where a single label fits. A whole number that is no label is the place of
+    one, counted from 0, unless the labels are numbers themselves. An id with a stored name counts by its name.
+    """
+
+    def __init__(self, task: str, column: str, labels: Sequence[str], words: Mapping[str, int]) -> None:
+        self.task, self.column, self.labels = task, column, labels
+        pairs = [*((name, index) for index, name in enumerate(labels)), *words.items()]
+        self._levels = [(form, _only_class(form, pairs)) for form in (_written, _caseless, _number)]
+        self._has_places = all(_number(name) is None for name in labels)
+        self._known: dict[object, int] = {}
+        """Class of each value met so far, by its text or by names and id."""
+        self._place = ""
+        """Where a number was first taken for the place of a label."""
+        self._places: set[int] = set()
+        self._moved: tuple[str, ClassName] | None = None
+        """Where stored names first had another order than the labels."""
+        self._ordered: tuple[str, ...] = ()
+        """Stored names of the ids that the task lists as its labels."""
+
+    def match(self, label: object, where: str) -> int:
+        """Index of the class. Raises UserError, at `where`, for a label that is none or that contradicts an earlier."""
+        key = (label.names, label.id) if isinstance(label, ClassName) else str(label)
+        found = self._known.get(key)
+        if found is None:
+            found = self._named(label, where) if isinstance(label, ClassName) else self._plain(str(label), where)
+            self._known[key] = found
+        return found
+
+    def check(self) -> None:
+        """Raise UserError where numbers were taken for places of labels although they seem to count from 1."""
+        if self._places and 0 not in self._places:
+            numbers = ", ".join(map(str, sorted(self._places)))
+            raise UserError(
+                f"holds the numbers {numbers} and never 0; a number is the place of a label, counted from 0",
+                where=self._place,
+                field=self.column,
+                hint=self._counted_from_one(),
+            )
+
+    def _plain(self, text: str, where: str) -> int:
+        found = self._by_name(text)
+        if found is None:
+            found = self._by_place(text, where)
+        if found is None:
+            raise self._unknown(text, where)
+        return found
+
+    def _by_name(self, text: str) -> int | None:
+        """The class whose label this is; each form counts only where no stricter one fits."""
+        for form, classes in self._levels:
+            key = form(text)
+            if key in classes:
+                return classes[key]
+        return None
+
+    def _by_place(self, text: str, where: str) -> int | None:
+        number = None if text.strip().lower() in _TRUTH else _number(text)
+        if number is None or not self._has_places or int(number) not in range(len(self.labels)):
+            return None
+        self._place = self._place or where
+        self._places.add(int(number))
+        self._refuse_contradiction()
+        return int(number)
+
+    def _named(self, label: ClassName, where: str) -> int:
+        found = self._by_name(label)
+        if found is None and label.names == tuple(map(str, range(len(label.names)))):
+            return self._plain(label, where)  # the names are the ids
+        if found is None and not any(self._by_name(name) is not None for name in label.names):
+            found = self._by_id(label, where)
+        if found is None:
+            names = ", ".join(label.names)
+            raise UserError(
+                f"class {label.id} is called '{label}' in the data, which is no label of task '{self.task}'; "
+                f"stored there are {names}",
+                where=where,
+                field=self.column,
+                value=str(label),
+                choices=self.labels,
+                hint=f"List the names as the data has them: labels: [{names}].",
+            )
+        if found != label.id and self._by_name(label) is not None:
+            self._moved = self._moved or (where, label)
+            self._refuse_contradiction()
+        return found
+
+    def _by_id(self, label: ClassName, where: str) -> int | None:
+        """The class of an id that the task lists as a label, as long as all files name the ids alike."""
+        found = self._by_name(str(label.id))
+        if found is None:
+            return None
+        self._ordered = self._ordered or label.names
+        if self._ordered != label.names:
+            here, there = ", ".join(label.names), ", ".join(self._ordered)
+            problem = f"the ids stand for {here} here and for {there} in another file"
+            raise UserError(problem, where=where, field=self.column, hint="List the names under labels, not the ids.")
+        return found
+
+    def _refuse_contradiction(self) -> None:
+        """Numbers without names, beside a file that names the classes in another order than the labels."""
+        if self._moved is not None and self._places:
+            where, label = self._moved
+            raise UserError(
+                f"holds numbers without names, but {where} names its classes {', '.join(label.names)}, "
+                f"in another order than labels: [{', '.join(self.labels)}]; what a number stands for is not known",
+                where=self._place,
+                field=self.column,
+                hint="Write names in place of numbers.",
+            )
+
+    def _unknown(self, text: str, where: str) -> UserError:
+        hint = None
+        if text.strip() == "-1":
+            hint = "Hidden test labels (-1) cannot be scored."
+        elif not text.strip():
+            hint = "The cell is empty."
+        elif self._has_places and _number(text) == str(len(self.labels)):
+            hint = f"A number is the place of a label, counted from 0. {self._counted_from_one()}"
+        return UserError(
+            f"label {text!r} is not one of task '{self.task}'",
+            where=where,
+            field=self.column,
+            value=text,
+            choices=self.labels,
+            hint=hint,
+        )
+
+    def _counted_from_one(self) -> str:
+        numbers = ", ".join(map(str, range(1, len(self.labels) + 1)))
+        return f"If the data counts from 1, list the numbers as they stand: labels: [{numbers}]."
+
+
+def _written(text: str) -> str:
+    return unicodedata.normalize("NFC", text.strip())
+
+
+def _caseless(text: str) -> str:
+    return _written(text).casefold()
+
+
+def _number(text: str) -> str | None:
+    """A whole number without sign, point and leading zeros, for texts like `1`, `1.0`, `01`, `True`; else None."""
+    text = text.strip()
+    found = _WHOLE.fullmatch(text)
+    return str(int(found[1])) if found else _TRUTH.get(text.lower())
+
+
+def _only_class(form: Callable[[str], str | None], pairs: Iterable[tuple[str, int]]) -> dict[str | None, int]:
+    """Form -> class, of those forms that stand for one class alone."""
+    classes: dict[str | None, set[int]] = {}
+    for name, index in pairs:
+        classes.setdefault(form(name), set()).add(index)
+    return {key: min(found) for key, found in classes.items() if key is not None and len(found) == 1}

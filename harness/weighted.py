@@ -1,0 +1,144 @@
+"""Metrics of a split as functions of how often each of its rows counts: the one computation of what is no mean of rows.
+
+`weights` [D, N] holds D ways to count the N rows; a row that counts twice has weight 2. A score of the whole split has
+weights of 1, those of bootstrap samples the numbers of times that each row was drawn: a thousand are a few matrix
+products.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Scorer = Callable[[Array], Array]
+"""weights [D, N] -> scores [D] in percent points."""
+
+LEAST_SPREAD = 1e-13
+"""Numbers that differ by less than this share of the largest are all alike: what is left of them is rounding."""
+
+
+def f1_scorer(predictions: Sequence[str], truth: Sequence[str], labels: Sequence[str]) -> Scorer:
+    """F1 of the second of two labels; an unreadable output becomes the opposite of its target."""
+    positive = labels[1]
+    actual = _equal(truth, positive)
+    readable = np.array([text in labels for text in predictions], bool)
+    predicted = np.where(readable, _equal(predictions, positive), ~actual)
+    return lambda weights: 100 * _f1(predicted, actual, weights)
+
+
+def macro_f1_scorer(predictions: Sequence[str], truth: Sequence[str], labels: Sequence[str]) -> Scorer:
+    """Unweighted mean over `labels` of each class's F1; a class that nothing has counts 0, as in T5's code."""
+    pairs = [(_equal(predictions, label), _equal(truth, label)) for label in labels]
+    return lambda weights: 100 * np.mean([_f1(predicted, actual, weights) for predicted, actual in pairs], axis=0)
+
+
+def matthews_scorer(predictions: Sequence[str], truth: Sequence[str], labels: Sequence[str]) -> Scorer:
+    """Multi-class Matthews correlation (Gorodkin 2004, eq. 8); 0 where answers or targets are all alike."""
+    codes = {text: code for code, text in enumerate(dict.fromkeys([*predictions, *truth]))}
+    answered, wanted = (np.array([codes[text] for text in texts]) for texts in (predictions, truth))
+    hits = (answered == wanted).astype(float)
+    # places, among the sorted codes of each side, of the classes that both have
+    _, in_answers, in_truth = np.intersect1d(np.unique(answered), np.unique(wanted), return_indices=True)
+
+    def score(weights: Array) -> Array:
+        total, correct = weights.sum(axis=1), weights @ hits
+        predicted, actual = _sums(weights, answered), _sums(weights, wanted)
+        covariance = correct * total - (predicted[:, in_answers] * actual[:, in_truth]).sum(axis=1)
+        spread = np.sqrt((total**2 - (predicted**2).sum(axis=1)) * (total**2 - (actual**2).sum(axis=1)))
+        scores: Array = np.divide(100 * covariance, spread, out=np.zeros_like(spread), where=spread > 0)
+        return scores
+
+    return score
+
+
+def pearson_scorer(predictions: Sequence[str], truth: Sequence[str], labels: Sequence[str]) -> Scorer:
+    """Pearson correlation x100; an unreadable output counts as -1.0, an undefined correlation as 0."""
+    got, want = _number_pair(predictions, truth)
+    return lambda weights: _correlation(weights, np.broadcast_to(got, weights.shape), want)
+
+
+def spearman_scorer(predictions: Sequence[str], truth: Sequence[str], labels: Sequence[str]) -> Scorer:
+    """Spearman rank correlation x100, of mid-ranks; unreadable and undefined as in `pearson_scorer`."""
+    got, want = _number_pair(predictions, truth)
+    return lambda weights: _correlation(weights, _ranks(weights, got), _ranks(weights, want))
+
+
+def number(text: str) -> float | None:
+    """The finite number that a text is, or None."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def numbers(predictions: Sequence[str]) -> list[float]:
+    """Outputs as numbers, -1.0 for an unreadable one (no score of a task is negative)."""
+    found = [number(text) for text in predictions]
+    return [-1.0 if value is None else value for value in found]
+
+
+def _equal(texts: Sequence[str], label: str) -> NDArray[np.bool_]:
+    # compared in Python: an array of NumPy drops zero characters at the end of a text
+    return np.array([text == label for text in texts], bool)
+
+
+def _f1(predicted: NDArray[np.bool_], actual: NDArray[np.bool_], weights: Array) -> Array:
+    hits = weights @ (predicted & actual)
+    total = weights @ (predicted.astype(float) + actual)
+    scores: Array = np.divide(2 * hits, total, out=np.zeros(len(weights)), where=total > 0)
+    return scores
+
+
+def _sums(weights: Array, codes: NDArray[np.int64]) -> Array:
+    """Weight of each code in each draw, [D, codes in order]; a run may answer as many texts as it has rows."""
+    order = np.argsort(codes, kind="stable")
+    _, starts = np.unique(codes[order], return_index=True)
+    sums: Array = np.add.reduceat(weights[:, order], starts, axis=1)
+    return sums
+
+
+def _number_pair(predictions: Sequence[str], truth: Sequence[str]) -> tuple[Array, Array]:
+    return np.array(numbers(predictions)), np.array([float(text) for text in truth])
+
+
+def _ranks(weights: Array, values: Array) -> Array:
+    """Mid-ranks [D, N] of the values in each draw: a drawn row counts as often as it was drawn."""
+    _, codes = np.unique(values, return_inverse=True)
+    sizes = _sums(weights, codes)
+    middles = np.cumsum(sizes, axis=1) - (sizes - 1) / 2
+    ranks: Array = middles[:, codes]
+    return ranks
+
+
+def _correlation(weights: Array, got: Array, want: Array) -> Array:
+    """Weighted Pearson correlation x100 per draw; 0 where one side does not vary."""
+    counted = weights > 0
+    share = weights / weights.sum(axis=1, keepdims=True)
+    got, want = _centred(got, share, counted), _centred(want, share, counted)
+    spread = np.sqrt((share * got**2).sum(axis=1) * (share * want**2).sum(axis=1))
+    value: Array = np.divide(
+        100 * (share * got * want).sum(axis=1), spread, out=np.zeros_like(spread), where=spread > 0
+    )
+    return np.clip(value, -100, 100)
+
+
+def _centred(values: Array, share: Array, counted: NDArray[np.bool_]) -> Array:
+    """Values [D, N] less their weighted mean, the largest at 1: 1e308 overflows no sum and 1e-308 leaves something.
+
+    0 in a draw whose values are alike, and for rows that do not count in it.
+    """
+    values = _scaled(np.where(counted, values, 0.0))
+    lowest = np.where(counted, values, np.inf).min(axis=1, keepdims=True)
+    highest = np.where(counted, values, -np.inf).max(axis=1, keepdims=True)
+    centred = np.where(counted, values - (share * values).sum(axis=1, keepdims=True), 0.0)
+    return _scaled(np.where(highest - lowest > LEAST_SPREAD, centred, 0.0))
+
+
+def _scaled(values: Array) -> Array:
+    largest = np.abs(values).max(axis=1, keepdims=True)
+    return values / np.where(largest > 0, largest, 1.0)
