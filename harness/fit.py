@@ -58,7 +58,8 @@ def misfit(
         return _judged(cls, hp, lambda: meta_backbone(source, quantization), lr, sources)
     # a suite asks the same for every seed, learning rate and task
     network = json.dumps(source_config(source), sort_keys=True, default=str)
-    return _remembered(cls, json.dumps(dict(hp), sort_keys=True), source, network, quantization, lr)
+    key: Any = cls
+    return _remembered(key, json.dumps(dict(hp), sort_keys=True), source, network, quantization, lr)
 
 
 @functools.lru_cache(maxsize=4096)
