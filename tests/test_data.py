@@ -188,7 +188,7 @@ def test_sources_are_cut_on_the_right() -> None:
     ],
 )
 def test_a_decoder_reads_the_begin_once_and_the_end_behind_the_answer_only(
-    tmp_path: Path, frame: str, names: dict[str, str], begin: list[int], limit: int
+    frame: str, names: dict[str, str], begin: list[int], limit: int
 ) -> None:
     """Whatever a tokenizer puts around a text, and what stands in the text itself."""
     tokenizer = byte_tokenizer(frame, **names)
@@ -200,7 +200,8 @@ def test_a_decoder_reads_the_begin_once_and_the_end_behind_the_answer_only(
     suffix = tokenizer(DECODER_SUFFIX, add_special_tokens=False)["input_ids"]
     for row, text in enumerate(texts):
         source, target = encoded.sources(np.array([row]), 0)[0].tolist(), encoded.targets(np.array([row]))[0].tolist()
-        plain = tokenizer(text.replace("</s>", "").replace("<s>", ""), add_special_tokens=False)["input_ids"]
+        unmarked = text.replace(tokenizer.eos_token, "").replace(tokenizer.bos_token, "")
+        plain = tokenizer(unmarked, add_special_tokens=False)["input_ids"]
         body = source[len(begin) : -len(suffix)]
         assert source == [*begin, *body, *suffix]
         assert body == plain[: len(body)]
