@@ -16,6 +16,7 @@ from harness.errors import UserError
 from harness.method import Method, Rule, load_file
 
 LOADS = "the file imports and defines one method of its own name"
+RUNS = "it can be built, and a loss be computed"
 FROZEN = "the backbone is frozen, and unchanged by whatever the method does"
 SEEN = "every trained tensor is a parameter of the method"
 REPEATS = "evaluation gives the same answers twice"
@@ -25,6 +26,7 @@ RULES: dict[str, Callable[[type[Rule]], str]] = {
 }
 METHODS: dict[str, Callable[[type[Method]], str]] = {
     "the default settings and grid are ones that a suite takes": checks.default_settings,
+    RUNS: checks.runs,
     "the same seed gives the same tensors": checks.seed,
     FROZEN: checks.backbone_unchanged,
     SEEN: tensors.registered,
@@ -55,10 +57,15 @@ COMPARING = (
     "what kept() counts is enough to answer the same",
 )
 NEEDS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(COMPARING, (FROZEN, SEEN, REPEATS)),
-    "every trainable tensor gets a gradient": (SEEN,),
-    "a few steps lower the loss on a fixed batch": (SEEN,),
-    "a decoder-only backbone works": (SEEN, REPEATS),
+    **dict.fromkeys(COMPARING, (RUNS, FROZEN, SEEN, REPEATS)),
+    FROZEN: (RUNS,),
+    REPEATS: (RUNS, FROZEN),
+    "every trainable tensor gets a gradient": (RUNS, SEEN),
+    "a few steps lower the loss on a fixed batch": (RUNS, SEEN),
+    "one row and rows of the shortest and longest text work": (RUNS,),
+    "a decoder-only backbone works": (RUNS, SEEN, REPEATS),
+    "bfloat16 works": (RUNS,),
+    "parameters are counted without weights, and no more are kept than answer alone": (RUNS,),
 }
 
 

@@ -139,6 +139,13 @@ def default_settings(cls: type[Method]) -> str:
     return ""
 
 
+def runs(cls: type[Method]) -> str:
+    bench = Bench(cls)
+    with bench.attached():
+        bench.losses(LENGTHS)
+    return ""
+
+
 def seed(cls: type[Method]) -> str:
     first, second = (build(cls, tiny_backbone(), seed=7).state_dict() for _ in range(2))
     for name, tensor in first.items():

@@ -8,6 +8,7 @@ import pytest
 
 from harness import contract
 from harness.contract import Finding, check_method_file
+from harness.listings import describe_contract
 from harness.method import load_file
 
 HEAD = """
@@ -36,8 +37,8 @@ class Broken(Method):
 
 METHOD_CHECKS = list(contract.METHODS)
 (
-    SETTINGS, SEED, FROZEN, SEEN, REPEATS, GRADIENT, LOSS, RELOAD, EXPORT, EXTREMES, TOGETHER, BUNDLE, ANSWERS, DECODER,
-    BFLOAT16, COUNT, KEPT, FIGURE,
+    SETTINGS, RUNS, SEED, FROZEN, SEEN, REPEATS, GRADIENT, LOSS, RELOAD, EXPORT, EXTREMES, TOGETHER, BUNDLE, ANSWERS,
+    DECODER, BFLOAT16, COUNT, KEPT, FIGURE,
 ) = METHOD_CHECKS  # fmt: skip
 
 
@@ -72,6 +73,7 @@ BROKEN = {
         changed("    def __init__", '    defaults = Defaults(recipe={"lr": sweep(0.1, "fast")})\n\n    def __init__'),
         'recipe.lr: expected a number, got "fast"',
     ),
+    RUNS: (changed("return self.vectors", "return [self.vectors]"), "[P, H] or [K, P, H], not a list"),
     SEED: (
         changed('vocabulary_rows(backbone, 4, "top5000")', "draw(backbone)")
         + "\nimport os, struct\n\ndef draw(backbone):\n"
@@ -241,6 +243,25 @@ def test_a_file_that_is_no_method_is_one_finding(tmp_path: Path, body: str, word
     assert found.check == contract.LOADS
     assert not found.ok
     assert words in found.detail
+
+
+@pytest.mark.parametrize(
+    ("body", "cause", "words"),
+    [
+        (changed("return self.vectors", "return self.vectors[:, :5]"), RUNS, "must return [4, 64]"),
+        (BROKEN[REPEATS][0], REPEATS, "evaluation is random"),
+        (BROKEN[SEEN][0], SEEN, "vectors[0]"),
+    ],
+    ids=["shape", "random", "list"],
+)
+def test_one_cause_is_one_line_that_names_what_it_takes_along(
+    body: str, cause: str, words: str, tmp_path: Path
+) -> None:
+    found = check_method_file(write(tmp_path, body))
+    assert [item.check for item in found if not item.ok and not item.cause] == [cause]
+    assert {item.cause for item in found if not item.ok} == {"", cause}
+    text = describe_contract(tmp_path / "broken.py", found)["text"]
+    assert (text.count("FAIL"), text.count(words), text.count(EXPORT)) == (1, 1, 1)
 
 
 def test_an_exception_is_placed_in_the_methods_own_file(tmp_path: Path) -> None:
