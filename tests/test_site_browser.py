@@ -23,7 +23,7 @@ FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 )  # fmt: skip
-TINY = "#board-demo-on-tiny"
+TINY = "[id='board.demo.tiny']"
 DARK, LIGHT = "rgb(22, 24, 28)", "rgb(255, 255, 255)"
 
 
@@ -174,7 +174,7 @@ def test_arrow_keys_go_through_the_points_and_enter_opens_the_method(index: sync
 
 def test_a_score_leads_to_its_runs_and_a_run_to_its_curve(index: sync_api.Page) -> None:
     index.locator(f"{TINY} tbody tr", has_text="finetune").get_by_role("link", name="91.5").click()
-    index.wait_for_url("**/tasks/cb.html#board-demo-on-tiny-row-finetune")
+    index.wait_for_url("**/tasks/cb.html#board.demo.tiny.row.finetune")
     index.locator("tr:target").get_by_role("link", name="seed 2: 91.0").click()
     index.wait_for_url("**/cells/**")
     assert index.get_by_role("heading", level=1).inner_text() == "finetune on cb, seed 2"
