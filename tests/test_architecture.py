@@ -24,6 +24,7 @@ LAYERS = [
         "method_facts",
         "micro",
         "provenance",
+        "screen",
         "stop",
         "traces",
         "transfer",
