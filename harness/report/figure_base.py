@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from harness.errors import UserError
+from harness.report.styles import Line, Look
 
 FORMATS = ("svg", "pdf", "png")
 DPI = 150
@@ -50,6 +51,11 @@ def label_axes(axes: Axes, x: str, y: str) -> None:
 def average_over(tasks: Sequence[str]) -> str:
     """What an axis of average scores is called."""
     return f"average test score over {len(tasks)} tasks" if len(tasks) != 1 else f"test score on {tasks[0]}"
+
+
+def face(look: Look, line: Line) -> str:
+    """What fills the markers of a line."""
+    return "white" if line.is_hollow else look.colour
 
 
 def slug(text: str) -> str:

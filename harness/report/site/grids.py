@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from harness.report.aggregate import Board, BoardRow
-from harness.report.layout import DASH, Cell, Column, Table, lay_out, mark_best
+from harness.report.layout import DASH, Cell, Column, Table, lay_out, mark_rows
 from harness.report.significance import Significance
 from harness.report.site import names
 from harness.report.styles import Look
@@ -126,7 +126,7 @@ def _add_average(grid: Grid, board: Board, benchmark: str) -> None:
         return
     means = [row.average(tasks) for row in board.rows]
     cells = [
-        Cell(DASH if mean is None else f"{mean:.1f}", rank) for mean, rank in zip(means, mark_best(means), strict=True)
+        Cell(DASH if mean is None else f"{mean:.1f}", rank) for mean, rank in zip(means, mark_rows(board, means), strict=True)
     ]
     theirs = [row.average(tasks) for row in board.published]
     cells += [Cell(DASH if mean is None else f"{mean:.1f}") for mean in theirs]
