@@ -40,7 +40,8 @@ def protocol_table(protocol: Protocol) -> str:
 
 def _wrapped(body: list[list[str]], headers: list[str], widths: list[int]) -> str:
     """A plain table whose cells are wrapped at `widths` characters."""
-    cells = [[textwrap.fill(on_screen(str(cell)), width) for cell, width in zip(row, widths, strict=True)] for row in body]
+    texts = [[on_screen(str(cell)) for cell in row] for row in body]
+    cells = [[textwrap.fill(text, width) for text, width in zip(row, widths, strict=True)] for row in texts]
     return tabulate(cells, headers, disable_numparse=True)
 
 

@@ -73,7 +73,7 @@ def check_cell_page(document: Document, result: Result) -> None:
     for name, value in leaves(held).items():
         if value in (None, "", [], {}):
             continue
-        split, _, rest = name.partition(".")
+        split, _, _rest = name.partition(".")
         is_score = split in ("dev", "test") and isinstance(value, float)
         text = f"{value:.2f}" if is_score else show(value)
         assert text in document.text, f"{document.path} lacks {name} = {text}"

@@ -20,6 +20,8 @@ FORMATS = ("svg", "pdf", "png")
 DPI = 150
 LETTERS = 12.5
 """Of a title, per inch."""
+LINE_HEIGHT = 0.168
+"""Inches of an entry of a legend."""
 GREY = "#6b6b6b"
 STYLE = {
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e6e6",
@@ -61,6 +63,13 @@ def face(look: Look, line: Line) -> str:
 def slug(text: str) -> str:
     """A text as part of a file name."""
     return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-.")
+
+
+def legend_beside(figure: Figure, handles: Sequence[Any], names: Sequence[str]) -> None:
+    """A legend to the right of all panels; the figure grows where it would be higher than these."""
+    figure.legend(handles, names, loc="outside right center", frameon=False, fontsize=8)
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, max(height, LINE_HEIGHT * (len(names) + 4)))
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:

@@ -13,7 +13,17 @@ from matplotlib.figure import Figure
 
 from harness.metrics import METRICS
 from harness.report.aggregate import Board, BoardRow, Entry
-from harness.report.figure_base import GREY, STYLE, average_over, face, label_axes, new_figure, save, slug
+from harness.report.figure_base import (
+    GREY,
+    STYLE,
+    average_over,
+    face,
+    label_axes,
+    legend_beside,
+    new_figure,
+    save,
+    slug,
+)
 from harness.report.figures_cost import COSTS, draw_cost, method_of
 from harness.report.significance import Significance
 from harness.report.stats import Ranking
@@ -100,7 +110,7 @@ def draw_curves(board: Board, task: str, styles: Mapping[str, Look]) -> Figure:
     label_axes(left, "step", "training loss")
     label_axes(right, "step", f"dev {METRICS[selection].label if selection in METRICS else selection}")
     handles, names = right.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside right center", frameon=False, fontsize=8)
+    legend_beside(figure, handles, names)
     return figure
 
 
@@ -127,7 +137,7 @@ def draw_sizes(boards: Sequence[Board], styles: Mapping[str, Look]) -> Figure:
     axes.set_xticks(sizes, [f"{size / 1e6:,.3g}M" for size in sizes])
     axes.minorticks_off()
     label_axes(axes, "parameters of the backbone", average_over(tasks))
-    figure.legend(loc="outside right center", frameon=False, fontsize=8)
+    legend_beside(figure, *axes.get_legend_handles_labels())
     return figure
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from harness.report.figure_base import blank_figure, face, label_axes
+from harness.report.figure_base import blank_figure, face, label_axes, legend_beside
 from harness.report.pool import Found, Pool
 from harness.report.styles import Line, Look, lines_of
 from harness.report_declarations import Axis, FigureLayout, Panel, Where
@@ -233,4 +233,4 @@ def _legend(figure: Figure, grid: Any) -> None:
     for axes in grid.flat:
         found, names = axes.get_legend_handles_labels()
         handles |= dict(zip(names, found, strict=True))
-    figure.legend(list(handles.values()), list(handles), loc="outside right center", frameon=False, fontsize=8)
+    legend_beside(figure, list(handles.values()), list(handles))

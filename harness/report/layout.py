@@ -280,7 +280,7 @@ def _statements(significance: Significance | None) -> list[str]:
         listed = ", ".join(f"{name} {ranking.ranks[name]:.1f}" for name in order)
         within = f" within {title}" if title else ""
         texts.append(
-            f"Average ranks over {ranking.num_tasks} tasks{within}: {listed}; Friedman p = {ranking.p_value:.2g}; ranks closer "
-            f"than {ranking.critical_difference:.1f} are not separable (Nemenyi)"
+            f"Average ranks over {ranking.num_tasks} tasks{within}: {listed}; Friedman p = {ranking.p_value:.2g}; "
+            f"ranks closer than {ranking.critical_difference:.1f} are not separable (Nemenyi)"
         )
     return texts

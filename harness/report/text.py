@@ -27,9 +27,7 @@ def terminal(table: Table) -> str:
     return _text(table, f"{table.title}\n{table.caption}", "simple_outline", _in_terminal, line_end="", show=on_screen)
 
 
-def _text(
-    table: Table, head: str, layout: str, mark: Mark, line_end: str, show: Callable[[str], str] = str
-) -> str:
+def _text(table: Table, head: str, layout: str, mark: Mark, line_end: str, show: Callable[[str], str] = str) -> str:
     """`show` gives entries the width that they will have on a screen without their characters."""
     body = []
     for i, row in enumerate(table.rows):

@@ -125,9 +125,8 @@ def _add_average(grid: Grid, board: Board, benchmark: str) -> None:
     if not benchmark or len(tasks) < 2 or last is None:
         return
     means = [row.average(tasks) for row in board.rows]
-    cells = [
-        Cell(DASH if mean is None else f"{mean:.1f}", rank) for mean, rank in zip(means, mark_rows(board, means), strict=True)
-    ]
+    ranks = mark_rows(board, means)
+    cells = [Cell(DASH if mean is None else f"{mean:.1f}", rank) for mean, rank in zip(means, ranks, strict=True)]
     theirs = [row.average(tasks) for row in board.published]
     cells += [Cell(DASH if mean is None else f"{mean:.1f}") for mean in theirs]
     note = "averages of one benchmark are not tested against each other"
