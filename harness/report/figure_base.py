@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -20,8 +21,10 @@ FORMATS = ("svg", "pdf", "png")
 DPI = 150
 LETTERS = 12.5
 """Of a title, per inch."""
-LINE_HEIGHT = 0.168
+LINE_HEIGHT, COLUMN_WIDTH = 0.19, 2.2
 """Inches of an entry of a legend."""
+MOST_ENTRIES = 36
+"""Of a column of a legend."""
 GREY = "#6b6b6b"
 STYLE = {
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e6e6",
@@ -67,9 +70,11 @@ def slug(text: str) -> str:
 
 def legend_beside(figure: Figure, handles: Sequence[Any], names: Sequence[str]) -> None:
     """A legend to the right of all panels; the figure grows where it would be higher than these."""
-    figure.legend(handles, names, loc="outside right center", frameon=False, fontsize=8)
+    columns = max(1, math.ceil(len(names) / MOST_ENTRIES))
+    figure.legend(handles, names, loc="outside right center", frameon=False, fontsize=8, ncols=columns)
     width, height = figure.get_size_inches()
-    figure.set_size_inches(width, max(height, LINE_HEIGHT * (len(names) + 4)))
+    needed = LINE_HEIGHT * (math.ceil(len(names) / columns) + 4)
+    figure.set_size_inches(width + COLUMN_WIDTH * (columns - 1), max(height, needed))
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:

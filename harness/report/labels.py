@@ -25,6 +25,8 @@ NUM_DIRECTIONS = 16
 FONT_SIZE = 7.5
 GROWTH = 1.2
 """Of width and height of a figure without room for its labels."""
+LARGE = 12
+"""Inches of width; up to there a figure rather grows than having labels far from their places."""
 
 
 def place_labels(
@@ -35,15 +37,21 @@ def place_labels(
     Places are in data coordinates. No label covers another or a place: where there is no room the figure grows.
     """
     figure: Any = axes.figure
-    while (made := _placed(axes, places, texts, colours)) is None:
+    while True:
+        is_large = figure.get_size_inches()[0] > LARGE
+        made = _placed(axes, places, texts, colours, or_far=is_large)
+        if made is not None:
+            return made
         figure.set_size_inches(figure.get_size_inches() * GROWTH)
-    return made
 
 
 def _placed(
-    axes: Axes, places: Sequence[tuple[float, float]], texts: Sequence[str], colours: Sequence[str]
+    axes: Axes, places: Sequence[tuple[float, float]], texts: Sequence[str], colours: Sequence[str], or_far: bool
 ) -> list[Annotation] | None:
-    """The labels, each at the nearest free place; None, and nothing written, where one has none."""
+    """The labels, each at the nearest free place; None, and nothing written, where one has none.
+
+    With `or_far` a place may be anywhere in the axes.
+    """
     canvas: Any = axes.figure.canvas
     canvas.draw()  # settles the layout, which pixels depend on
     renderer, inside, scale = canvas.get_renderer(), axes.get_window_extent(), axes.figure.get_dpi() / 72
@@ -59,7 +67,8 @@ def _placed(
         # widened, since letters have other widths at another resolution
         size = label.get_window_extent(renderer).padded(PADDING * scale)
         found = _nearest_free(_around(x, y, size.width, size.height, scale), inside, taken)
-        found = found or _nearest_free(_anywhere(x, y, size.width, size.height, inside), inside, taken)
+        if found is None and or_far:
+            found = _nearest_free(_anywhere(x, y, size.width, size.height, inside), inside, taken)
         if found is None:
             for artist in (*made, *lines):
                 artist.remove()
