@@ -147,13 +147,12 @@ def thinned(steps: Sequence[int]) -> list[int]:
     for scale in (10**power for power in range(9)):
         for stride in (scale, 2 * scale, 5 * scale):
             if len(steps) // stride <= most:
-                return _apart(steps[stride - 1 :: stride])
+                return _apart(steps[stride - 1 :: stride], (steps[-1] - steps[0]) / (1.5 * most))
     return []
 
 
-def _apart(steps: Sequence[int]) -> list[int]:
-    """Steps whose numbers do not run into each other; of two that would, the later."""
-    room = (steps[-1] - steps[0]) / (1.5 * MOST_TICKS) if steps else 0
+def _apart(steps: Sequence[int], room: float) -> list[int]:
+    """Steps that are further apart than `room`, so that their numbers are; of two that are not, the later."""
     kept: list[int] = []
     for step in reversed(steps):
         if not kept or kept[-1] - step > room:

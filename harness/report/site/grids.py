@@ -61,6 +61,12 @@ class Grid:
         for row, item in zip(self.rows, items, strict=True):
             row.insert(index, item)
 
+    def move(self, index: int, place: int) -> None:
+        """Put the column at `index` in front of the one at `place`, which stands before it."""
+        self.columns.insert(place, self.columns.pop(index))
+        for row in self.rows:
+            row.insert(place, row.pop(index))
+
     def select(self, indices: Sequence[int]) -> Grid:
         """The columns at `indices` alone, with the footnotes that they need, numbered anew."""
         columns = [self.columns[i] for i in indices]
@@ -98,6 +104,8 @@ def board_grid(board: Board, verdict: Significance | None, styles: Mapping[str, 
                 items[i] = replace(items[i], href=page)
         method = method_of(row)
         items[0] = replace(items[0], href=names.method_page(method), look=styles[method])
+    # in front of all tasks, where a phone shows it
+    grid.move(next(i for i, column in enumerate(grid.columns) if column.title == "average"), 1)
     if len(set(board.benchmarks.values())) > 1:
         for benchmark in dict.fromkeys(board.benchmarks.values()):
             _add_average(grid, board, benchmark)
@@ -121,8 +129,8 @@ def method_of(row: BoardRow) -> str:
 
 def _add_average(grid: Grid, board: Board, benchmark: str) -> None:
     tasks = tasks_of(board, benchmark)
-    last = max((i for i, column in enumerate(grid.columns) if column.task in tasks), default=None)
-    if not benchmark or len(tasks) < 2 or last is None:
+    first = next((i for i, column in enumerate(grid.columns) if column.task in tasks), None)
+    if not benchmark or len(tasks) < 2 or first is None:
         return
     means = [row.average(tasks) for row in board.rows]
     ranks = mark_rows(board, means)
@@ -133,4 +141,4 @@ def _add_average(grid: Grid, board: Board, benchmark: str) -> None:
     if note not in grid.notes:
         grid.notes.append(note)
     column = Column("average", benchmark, (grid.notes.index(note) + 1,))
-    grid.insert(last + 1, column, [Item(cell) for cell in cells])
+    grid.insert(first, column, [Item(cell) for cell in cells])
