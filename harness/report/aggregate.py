@@ -72,6 +72,10 @@ class BoardRow:
     variant: str
     entries: dict[str, Entry]
     """Per task."""
+    method: str
+    """Which decides how the row looks; known even where no run of it counts."""
+    k: int | None
+    """Training rows of a few-shot row's cells; None where they see all. Rows of one board name their k, if any."""
 
     @property
     def name(self) -> str:
@@ -82,12 +86,6 @@ class BoardRow:
         """Titles of the protocols that stand behind the row."""
         results = [run for entry in self.entries.values() for run in (*entry.runs, *entry.failed)]
         return sorted({run.cell.protocol.title for run in results})
-
-    @property
-    def k(self) -> int | None:
-        """Training rows of a few-shot row's cells; None where they see all. Rows of one board name their k, if any."""
-        results = [run for entry in self.entries.values() for run in (*entry.runs, *entry.failed)]
-        return next((run.cell.few_shot.k for run in results if run.cell.few_shot), None)
 
     def average(self, tasks: Sequence[str]) -> float | None:
         """Unweighted mean over all `tasks`; None unless each has a score."""
@@ -200,7 +198,10 @@ def _board(suite: str, backbone: str, results: list[Result]) -> Board:
         keys = distinguishing.get(cell.label, [])
         settings = _settings(members[0])
         variant = ", ".join(f"{key.split('.', 1)[1]}={_value_in(settings, key)}" for key in keys)
-        row = rows.setdefault((cell.label, variant), BoardRow(cell.label, variant, {}))
+        row = rows.setdefault(
+            (cell.label, variant),
+            BoardRow(cell.label, variant, {}, cell.method, cell.few_shot.k if cell.few_shot else None),
+        )
         if task in row.entries:  # ids that a run does not give
             raise UserError(f"two groups of results of '{row.name}' on {task} would share a table entry",
                             hint="harness verify names results whose ids are not their own.")  # fmt: skip

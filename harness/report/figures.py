@@ -24,7 +24,7 @@ from harness.report.figure_base import (
     save,
     slug,
 )
-from harness.report.figures_cost import COSTS, draw_cost, method_of
+from harness.report.figures_cost import COSTS, draw_cost
 from harness.report.significance import Significance
 from harness.report.stats import Ranking
 from harness.report.styles import Look, lines_of, looks
@@ -35,7 +35,7 @@ MOST_TICKS = 8
 
 def draw_all(boards: Sequence[Board], verdicts: Sequence[Significance | None], folder: Path) -> list[Path]:
     """Draw every figure for which there are results; return the files. Raises UserError if they cannot be written."""
-    styles = looks({method_of(row) for board in boards for row in board.rows})
+    styles = looks({row.method for board in boards for row in board.rows})
     with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
         figures = dict(_figures(boards, verdicts or [None] * len(boards), styles))
         return [path for name, figure in figures.items() for path in save(figure, folder, name)]
@@ -69,7 +69,7 @@ def draw_ranks(board: Board, ranking: Ranking, styles: Mapping[str, Look], among
     """
     figure, axes = new_figure(f"{board.suite} on {board.backbone}{f', {among}' if among else ''}")
     figure.set_figheight(1.5 + 0.22 * len(ranking.ranks))
-    method = {row.name: method_of(row) for row in board.rows}
+    method = {row.name: row.method for row in board.rows}
     order = sorted(ranking.ranks, key=lambda name: ranking.ranks[name])
     for height, name in enumerate(order):
         look = styles[method[name]]
@@ -89,9 +89,9 @@ def draw_curves(board: Board, task: str, styles: Mapping[str, Look]) -> Figure:
     selection = ""
     steps_seen: set[int] = set()
     rows = [row for row in board.rows if any(run.dev_history for run in _runs(row, task))]
-    for row, line in zip(rows, lines_of([method_of(row) for row in rows]), strict=True):
+    for row, line in zip(rows, lines_of([row.method for row in rows]), strict=True):
         runs = [run for run in _runs(row, task) if run.dev_history]
-        look = styles[method_of(row)]
+        look = styles[row.method]
         steps_seen |= {item.step for run in runs for item in run.dev_history}
         for axes, kind in ((left, "train_loss"), (right, "selection")):
             for run in runs:
@@ -119,7 +119,7 @@ def draw_sizes(boards: Sequence[Board], styles: Mapping[str, Look]) -> Figure:
     figure, axes = new_figure(boards[0].suite)
     tasks = sorted(set.intersection(*(set(board.tasks) for board in boards)))
     lines: dict[str, list[tuple[int, float]]] = defaultdict(list)
-    method = {row.name: method_of(row) for board in boards for row in board.rows}
+    method = {row.name: row.method for board in boards for row in board.rows}
     for board in boards:
         size = _model_size(board)
         for row in board.rows:

@@ -54,12 +54,10 @@ def draw_cost(board: Board, cost: Cost, verdict: Significance | None, styles: Ma
     scored = [(row, score) for row in board.rows if (score := row.average(board.tasks)) is not None]
     points = {row.name: (value, score) for row, score in scored if (value := cost.of(row)) is not None}
     trained = {name: point for name, point in points.items() if point[0] > 0}
-    colours = {row.name: styles[method_of(row)].colour for row, _ in scored}
+    colours = {row.name: styles[row.method].colour for row, _ in scored}
     for row, score in scored:
         if row.name in trained:
-            axes.plot(
-                *trained[row.name], styles[method_of(row)].marker, color=colours[row.name], markersize=6, zorder=3
-            )
+            axes.plot(*trained[row.name], styles[row.method].marker, color=colours[row.name], markersize=6, zorder=3)
             span = verdict.intervals.get((row.name, AVERAGE)) if verdict else None
             if span:
                 axes.vlines(trained[row.name][0], *span, color=colours[row.name], linewidth=1, zorder=2)
@@ -95,8 +93,3 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
         if not front or score > front[-1][1]:
             front.append((cost, score))
     return front
-
-
-def method_of(row: BoardRow) -> str:
-    """The method behind a row, which decides how it looks."""
-    return next((run.cell.method for entry in row.entries.values() for run in (*entry.runs, *entry.failed)), row.label)

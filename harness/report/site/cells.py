@@ -49,6 +49,7 @@ def facts_of(path: Path, result: Result) -> list[Facts]:
     cell = result.cell
     swept = {"swept": ", ".join(cell.grid), "grid point": cell.grid_index} if cell.grid else {}
     settings = {"hp": cell.hp, "recipe": cell.recipe, "task": cell.task_rules, "few_shot": cell.few_shot, **swept}
+    settings["protocol"] = cell.protocol.title
     counts = {**leaves(result.params), "selection rule": result.selection_rule}
     made = {"started": result.started_at, "finished": result.finished_at, "method's SHA-256": result.method_sha256}
     made["group of the cell"] = result.group_id

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from harness.report.aggregate import Board, BoardRow
+from harness.report.aggregate import Board
 from harness.report.layout import DASH, Cell, Column, Table, lay_out, mark_rows
 from harness.report.significance import Significance
 from harness.report.site import names
@@ -102,7 +102,7 @@ def board_grid(board: Board, verdict: Significance | None, styles: Mapping[str, 
             if column.task and row.entries.get(column.task):
                 page = f"{names.task_page(column.task)}#{names.row_id(board, row.name)}"
                 items[i] = replace(items[i], href=page)
-        method = method_of(row)
+        method = row.method
         items[0] = replace(items[0], href=names.method_page(method), look=styles[method])
     # in front of all tasks, where a phone shows it
     grid.move(next(i for i, column in enumerate(grid.columns) if column.title == "average"), 1)
@@ -120,11 +120,6 @@ def groups(columns: Sequence[Column]) -> list[list[Column]]:
 def tasks_of(board: Board, benchmark: str) -> list[str]:
     """The tasks of a board that belong to a benchmark."""
     return [task for task in board.tasks if board.benchmarks[task] == benchmark]
-
-
-def method_of(row: BoardRow) -> str:
-    """The method that a row was made with."""
-    return next(run.cell.method for entry in row.entries.values() for run in (*entry.runs, *entry.failed))
 
 
 def _add_average(grid: Grid, board: Board, benchmark: str) -> None:

@@ -13,7 +13,7 @@ from harness.report.layout import Cell, Column
 from harness.report.significance import Significance
 from harness.report.site import names
 from harness.report.site.cells import Facts, distinct, facts_of, history_of, sample_of, scores_of, show
-from harness.report.site.grids import Grid, Item, board_grid, method_of, plain_grid
+from harness.report.site.grids import Grid, Item, board_grid, plain_grid
 from harness.report.site.method_files import MethodFile
 from harness.report.site.plots import curve, scatter
 from harness.report.site.runs import Run, by_part
@@ -94,7 +94,7 @@ def _method_context(material: Material, name: str, results: Sequence[Result]) ->
         (board, row, [(task, names.task_page(task), row.entries.get(task, Entry())) for task in board.tasks])
         for board in material.boards
         for row in board.rows
-        if method_of(row) == name
+        if row.method == name
     ]
     return {
         "name": name,
