@@ -28,6 +28,7 @@ from harness.cli_options import (
     TrackOption,
 )
 from harness.errors import UserError
+from harness.screen import make_bearable, say
 from harness.shipped_suites import find_suite
 
 if TYPE_CHECKING:
@@ -93,9 +94,9 @@ def run(
         )
     except KeyboardInterrupt as stopped:
         kept = "finished cells are stored, and of those in training the last checkpoint"
-        typer.echo(f"stopped; {kept}: the same command continues", err=True)
+        say(f"stopped; {kept}: the same command continues", is_error=True)
         raise typer.Exit(stopped.exit_code if isinstance(stopped, Stopped) else 130) from None
-    typer.echo(_account(summary))
+    say(_account(summary))
     if summary.num_failed or summary.num_kept_failed or summary.unfit:
         raise typer.Exit(1)
 
@@ -283,18 +284,18 @@ def export(
 
     done = export_result(result, out, backbone, tuple(str(folder) for folder in methods_dir or ()))
     for name, shape in done.shapes.items():
-        typer.echo(f"{name} {shape}")
-    typer.echo(f"written to {done.path}; as few as {done.num_kept:,} numbers determine it")
+        say(f"{name} {shape}")
+    say(f"written to {done.path}; as few as {done.num_kept:,} numbers determine it")
     if done.source_changed:
-        typer.echo("note: the method's file has changed since this cell was trained", err=True)
+        say("note: the method's file has changed since this cell was trained", is_error=True)
 
 
 def show(data: dict[str, Any], style: str) -> None:
     """Print a listing: JSON data, or its tables as text. Ends with exit code 1 if rows of a suite do not fit."""
     if style == "json":
-        typer.echo(json.dumps({key: value for key, value in data.items() if key != "text"}, indent=1))
+        say(json.dumps({key: value for key, value in data.items() if key != "text"}, indent=1))
     else:
-        typer.echo(data["text"])
+        say(data["text"])
     if data.get("unfit"):
         raise typer.Exit(1)
 
@@ -337,10 +338,11 @@ def main() -> None:
     # what they warn of (kernels nobody asked for, retries of the hub) ends in a message of our own if it matters
     for library in ("bitsandbytes", "huggingface_hub", "datasets", "transformers"):
         logging.getLogger(library).setLevel(logging.ERROR)
+    make_bearable()
     try:
         app()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", is_error=True)
         sys.exit(2)
 
 

@@ -11,6 +11,7 @@ import typer
 from harness.errors import UserError
 from harness.report.tables import Format
 from harness.report.uncollected import uncollected
+from harness.screen import as_html, say
 
 if TYPE_CHECKING:
     from harness.report.aggregate import Board
@@ -109,7 +110,7 @@ def report(
     if format == "site":
         return site(marked(scanned, record), scanned, results, out, methods_dir or ())
     if table is not None:
-        return write(layout_tables(table, layouts, asked, [result for _, result in scanned], format), out)
+        return write(layout_tables(table, layouts, asked, [result for _, result in scanned], format), out, format)
     boards = marked(scanned, record)
     if fidelity is not None:
         text = fidelity_tables(boards, format)
@@ -120,7 +121,7 @@ def report(
     else:
         verdicts = judge(boards, scanned) if statistics or format == "json" else []
         text = render(boards, format, costs, verdicts)
-    write(text, out)
+    write(text, out, format)
 
 
 def marked(scanned: Sequence[tuple[Path, Result]], record: Record | None) -> list[Board]:
@@ -176,7 +177,7 @@ def site(
     for folder in method_folders:
         if not folder.is_dir():
             raise UserError("no such folder", where=str(folder), field="--methods-dir")
-    typer.echo(write_site(boards, lambda: judge(boards, scanned), scanned, results, out, method_folders), nl=False)
+    say(write_site(boards, lambda: judge(boards, scanned), scanned, results, out, method_folders), end="")
 
 
 def fidelity_tables(boards: Sequence[Board], format: Format) -> str:
@@ -223,10 +224,10 @@ def judge(boards: Sequence[Board], scanned: Sequence[tuple[Path, Result]]) -> li
     return [assess(board, files.test_answers) for board in boards]
 
 
-def write(text: str, out: Path | None) -> None:
+def write(text: str, out: Path | None, style: str = "terminal") -> None:
     """Print a report, or write it to a file. Raises UserError if that cannot be written."""
     if out is None:
-        typer.echo(text, nl=False)
+        say(as_html(text) if style == "html" else text, end="")
         return
     try:
         out.write_text(text, encoding="utf-8")
@@ -244,7 +245,7 @@ def score(results: Results = Path("results")) -> None:
 
     checked = rescore(scan(results, None))
     for line in [*checked.moved, *checked.refused]:
-        typer.echo(line)
-    typer.echo(f"{checked.num_scores:,} scores of {checked.num_runs:,} runs recomputed, {len(checked.moved)} differ")
+        say(line)
+    say(f"{checked.num_scores:,} scores of {checked.num_runs:,} runs recomputed, {len(checked.moved)} differ")
     if checked.moved:
         raise typer.Exit(1)

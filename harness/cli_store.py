@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from harness.errors import printable
+from harness.screen import say
 
 if TYPE_CHECKING:
     from harness.verify import Verified
@@ -28,7 +29,7 @@ def verify(
     from harness.verify import verify as verify_folder
 
     checked = verify_folder(results)
-    typer.echo(json.dumps(asdict(checked), indent=1) if format == "json" else _table(checked))
+    say(json.dumps(asdict(checked), indent=1) if format == "json" else _table(checked))
     if checked.findings:
         raise typer.Exit(1)
 
@@ -50,6 +51,6 @@ def migrate(results: Annotated[Path, typer.Argument(help="Folder of the results.
 
     done = migrate_folder(results)
     for step in done.steps:
-        typer.echo(step)
+        say(step)
     kept = f"; as they were: {done.backup}" if done.backup else ""
-    typer.echo(f"{done.num_changed:,} of {done.num_results:,} results migrated{kept}")
+    say(f"{done.num_changed:,} of {done.num_results:,} results migrated{kept}")

@@ -16,6 +16,7 @@ from harness.declarations import ProtocolReference
 from harness.errors import UserError, require_choice
 from harness.loading import load_backbone
 from harness.protocol import DEFAULT, resolve
+from harness.screen import on_screen
 from harness.sources import MissingData
 from harness.suite import Overrides, load_suite
 from harness.tasks import Task, all_tasks
@@ -156,7 +157,7 @@ def _tokenised(data: TaskData, backbone: Backbone, split: str, count: int) -> li
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
     """Rows as a plain table; lists joined by commas, integers with thousands separators."""
-    body = [[_show(row.get(column, "")) for column in columns] for row in rows]
+    body = [[on_screen(_show(row.get(column, ""))) for column in columns] for row in rows]
     return tabulate(body, [column.replace("_", " ") for column in columns], tablefmt="simple", disable_numparse=True)
 
 

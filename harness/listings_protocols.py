@@ -9,6 +9,7 @@ from tabulate import tabulate
 
 from harness.declarations import ProtocolReference
 from harness.protocol import Protocol, describe, keys, protocol_names, resolve
+from harness.screen import on_screen
 
 
 def describe_protocols(style: str) -> dict[str, Any]:
@@ -39,7 +40,8 @@ def protocol_table(protocol: Protocol) -> str:
 
 def _wrapped(body: list[list[str]], headers: list[str], widths: list[int]) -> str:
     """A plain table whose cells are wrapped at `widths` characters."""
-    cells = [[textwrap.fill(str(cell), width) for cell, width in zip(row, widths, strict=True)] for row in body]
+    texts = [[on_screen(str(cell)) for cell in row] for row in body]
+    cells = [[textwrap.fill(text, width) for text, width in zip(row, widths, strict=True)] for row in texts]
     return tabulate(cells, headers, disable_numparse=True)
 
 

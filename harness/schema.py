@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from harness.declarations import Draw, ProtocolReference, Strict, TaskFile
 from harness.suite_file import SLUG, Recipe, Sampling
@@ -159,12 +159,20 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def _storable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+Storable = Annotated[str, AfterValidator(_storable)]
+"""Text from elsewhere. Half a character, as of undecodable bytes in a path, becomes an escape: JSON cannot read it."""
+
+
 class Failure(Strict):
     """Why a cell has no score."""
 
-    type: str
-    message: str
-    traceback: str
+    type: Storable
+    message: Storable
+    traceback: Storable
     step: int | None = None
 
 

@@ -25,6 +25,7 @@ LAYERS = [
         "micro",
         "provenance",
         "scores",
+        "screen",
         "stop",
         "traces",
         "transfer",

@@ -16,9 +16,10 @@ from test_report import result
 from typer.testing import CliRunner
 
 from harness.cli import app
+from harness.declarations import Draw
 from harness.report.aggregate import Board, collect
 from harness.report.figure_base import STYLE
-from harness.report.figures import draw_curves, draw_ranks, draw_sizes
+from harness.report.figures import draw_curves, draw_ranks, draw_sizes, thinned
 from harness.report.figures_cost import COSTS, draw_cost, pareto_front
 from harness.report.labels import place_labels
 from harness.report.site.plots import scatter
@@ -103,11 +104,56 @@ def test_curves_are_means_over_seeds() -> None:
     assert dev.get_ylabel() == "dev Acc."
 
 
-def test_a_curve_of_few_steps_has_no_fractions_of_a_step() -> None:
+def test_a_curve_has_a_tick_at_each_evaluation() -> None:
     (board,) = collect([run("lora", 60, 10)])
     for axes in draw_curves(board, "cb", styles(board)).axes:
-        axes.set_xlim(1.9, 2.1)
-        assert all(tick == int(tick) for tick in axes.get_xticks())
+        assert axes.get_xticks().tolist() == [10, 20, 30]
+
+
+@given(st.sets(st.integers(1, 100_000), min_size=1, max_size=60))
+def test_ticks_of_many_evaluations_are_some_of_these_and_apart(steps: set[int]) -> None:
+    ticks = thinned(sorted(steps))
+    assert 1 <= len(ticks) <= 8
+    assert set(ticks) <= steps
+    span = max(steps) - min(steps)
+    assert all(later - earlier > span / 20 for earlier, later in itertools.pairwise(ticks))
+
+
+def test_ticks_of_regular_evaluations_are_round() -> None:
+    assert thinned(range(100, 30_001, 100)) == [5_000, 10_000, 15_000, 20_000, 25_000, 30_000]
+
+
+def few_shot(name: str, k: int, test: float, trained: int = 1_000, seed: int = 1) -> Result:
+    """A finished run on k rows."""
+    made = run(name, test, trained, seed=seed)
+    cell = made.cell.model_copy(update={"few_shot": Draw(k=k, rule="balanced", seed=seed)})
+    return made.model_copy(update={"cell": cell, "cell_id": cell.cell_id, "group_id": cell.group_id})
+
+
+def test_rows_that_differ_only_in_k_have_lines_of_their_own() -> None:
+    board = collect([few_shot(name, k, 60 + k) for name in ("lora", "ept") for k in range(1, 17)])[0]
+    for axes in draw_curves(board, "cb", styles(board)).axes:
+        drawn = {(d.get_color(), d.get_marker(), str(d._unscaled_dash_pattern), d.get_markerfacecolor())
+                 for d in axes.lines}  # fmt: skip
+        assert len(drawn) == len(axes.lines) == 32
+    sized = [few_shot("lora", k, 60 + k) for k in (4, 16)] + [
+        item.model_copy(update={"cell": item.cell.model_copy(update={"backbone": "large"}),
+                                "backbone": BackboneRecord(source="x", revision="", fingerprint="w", num_params=740)})
+        for item in (few_shot("lora", k, 70 + k) for k in (4, 16))
+    ]  # fmt: skip
+    (axes,) = draw_sizes(collect(sized), looks(["lora"])).axes
+    assert len({line.get_linestyle() for line in axes.lines}) == len(axes.lines) == 2
+    assert [line.get_label() for line in axes.lines] == ["lora (k=4)", "lora (k=16)"]
+
+
+def test_each_k_has_a_pareto_front_of_its_own() -> None:
+    runs = [few_shot("lora", 4, 50, 9), few_shot("ept", 4, 55, 99)]
+    board = collect([*runs, few_shot("lora", 16, 70, 9), few_shot("ept", 16, 75, 99)])[0]
+    (axes,) = draw_cost(board, COSTS[0], None, styles(board)).axes
+    fronts = {k: v for k, v in lines(axes).items() if k.startswith("Pareto")}
+    assert {name: points[1::2] for name, points in fronts.items()} == {
+        "Pareto front of k=4": [50, 55], "Pareto front of k=16": [70, 75],
+    }  # fmt: skip
 
 
 def test_ranks_stand_in_order_beside_the_band_of_the_best() -> None:
@@ -135,12 +181,30 @@ def test_a_method_looks_the_same_whoever_stands_beside_it_and_no_two_look_alike(
     assert len(set(everyone.values())) == len(everyone)
 
 
-def test_a_label_without_a_free_place_stands_beside_its_point() -> None:
-    figure = Figure(figsize=(1.2, 1.2))
+def test_a_figure_without_room_for_its_labels_grows() -> None:
+    figure = Figure(figsize=(1.5, 1.5))
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    made = place_labels(axes, [(0.5, 0.5)] * 40, ["a long label"] * 40, ["#000000"] * 40)
-    assert len(made) == 40
+    made = place_labels(axes, [(0.5, 0.5)] * 30, [f"label {i}" for i in range(30)], ["#000000"] * 30)
+    assert len(made) == 30
+    assert_labels_keep_apart(figure)
+
+
+def test_labels_of_equal_points_keep_apart() -> None:
+    board = collect([run(name, 80, 76_800) for name in METHODS])[0]
+    with matplotlib.rc_context(STYLE):
+        figure = draw_cost(board, COSTS[0], None, styles(board))
+        assert len(figure.axes[0].texts) == len(METHODS)
+        assert_labels_keep_apart(figure)
+
+
+def test_a_legend_of_many_rows_stays_on_the_figure() -> None:
+    board = collect([few_shot(name, k, 60 + k) for name in METHODS for k in (4, 16, 32)])[0]
+    figure = draw_curves(board, "cb", styles(board))
+    figure.canvas.draw()
+    box, outer = figure.legends[0].get_window_extent(), figure.bbox
+    assert outer.y0 <= box.y0 <= box.y1 <= outer.y1
+    assert box.x1 <= outer.x1
 
 
 def test_the_command_draws_each_figure_in_each_format(small_results: Path, tmp_path: Path) -> None:

@@ -8,13 +8,12 @@ import json
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import unquote
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from site_pages import Document, check_links
 from site_runs import HOSTILE, STRANGE, write_runs
 from test_report import beside
 from typer.testing import CliRunner
@@ -30,43 +29,6 @@ from harness.report.site.names import slug
 from harness.report.styles import looks
 from harness.report.tables import render
 from harness.results import ResultStore
-
-
-class Document(HTMLParser):
-    """Elements, ids, addresses, text, and the texts of scripts of one page."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.path, self.tags, self.ids, self.addresses = path, set(), set(), []
-        self.text, self.scripts, self.cells = "", [], []
-        self._inside: list[str] = []
-        self.feed(path.read_text(encoding="utf-8"))
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        values = dict(attrs)
-        self.tags.add(tag)
-        self._inside.append(tag)
-        assert not any(name.startswith("on") for name in values), f"{self.path}: a handler in {tag}"
-        if "id" in values:
-            assert values["id"] not in self.ids, f"{self.path}: the id {values['id']} stands twice"
-            self.ids.add(values["id"])
-        self.addresses += [values[name] for name in ("href", "src") if values.get(name)]
-        if tag in ("td", "th"):
-            self.cells.append("")
-        if tag == "script":
-            self.scripts.append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        while self._inside and self._inside.pop() != tag:
-            pass
-
-    def handle_data(self, data: str) -> None:
-        if "script" in self._inside:
-            self.scripts[-1] += data
-            return
-        self.text += data
-        if {"td", "th"} & set(self._inside):
-            self.cells[-1] += data
 
 
 @pytest.fixture(scope="module")
@@ -108,17 +70,7 @@ def cells_of(results: Path, site: Path, **wanted: object) -> list[Path]:
 def test_every_link_leads_to_a_page_and_a_place_in_it_and_none_but_papers_leaves(
     site: Path, documents: dict[Path, Document]
 ) -> None:
-    for path, document in documents.items():
-        for address in document.addresses:
-            if address.startswith("https://"):
-                assert path.parent.name == "methods", f"{path} leaves the site: {address}"
-                continue
-            file, _, fragment = address.partition("#")
-            target = (path.parent / unquote(file)).resolve() if file else path
-            assert target.is_file(), f"{path} links to {address}"
-            assert target.is_relative_to(site.resolve())
-            if fragment:
-                assert unquote(fragment) in documents[target].ids, f"{path} links to {address}"
+    check_links(site, documents)
 
 
 def test_every_page_can_be_reached_from_the_first(site: Path, documents: dict[Path, Document]) -> None:

@@ -6,11 +6,17 @@ import functools
 from pathlib import Path
 
 import pytest
+from site_pages import Document, check_cell_page, check_links
 from suite_rows import write_tiny_task, write_wide_backbone
+from typer.testing import CliRunner
 
 import harness
+from harness.cli import app
 from harness.planning import Plan, make_plan
+from harness.report.site.cells import leaves
+from harness.report.site.names import cell_page
 from harness.results import ResultStore
+from harness.schema import Result
 from harness.suite import Overrides
 from harness.suite_file import Recipe
 from harness.tasks import all_tasks
@@ -120,6 +126,20 @@ def run_short(suite: str, wide: Path, tiny_data: Path, out: Path, tasks: list[st
         *plan_of(suite).suite.file.methods
     }
     assert all(result.test is not None and result.selected_step is not None for result in results)
+    check_pages(out, results)
+
+
+def check_pages(out: Path, results: list[Result]) -> None:
+    """The pages of a suite hold together, and those of cells, one of each kind, say all that its results hold."""
+    site = out.parent / "site"
+    done = CliRunner().invoke(app, ["report", str(out), "--format", "site", "--out", str(site)])
+    assert done.exception is None, done.output
+    kinds = {frozenset(name.split(".")[0] for name in leaves(r.cell.__dict__ | r.__dict__)): r for r in results}
+    cells = {site / cell_page(result): result for result in kinds.values()}
+    documents = {path: Document(path) for path in [*site.glob("*.html"), *site.glob("*/*.html"), *cells]}
+    check_links(site, documents)
+    for path, result in cells.items():
+        check_cell_page(documents[path], result)
 
 
 @pytest.mark.parametrize("suite", SUITES)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -93,6 +94,10 @@ class BoardRow:
     variant: str
     entries: dict[str, Entry]
     """Per task."""
+    method: str
+    """Which decides how the row looks; known even where no run of it counts."""
+    k: int | None
+    """Training rows of a few-shot row's cells; None where they see all. Rows of one board name their k, if any."""
 
     @property
     def name(self) -> str:
@@ -168,6 +173,16 @@ class Board:
     """Why there are none although some were asked for."""
 
 
+def peers(rows: Sequence[BoardRow]) -> dict[str, list[BoardRow]]:
+    """Rows that are ranked against each other, those of one k: title ("k=4"; "" where there is one group) -> rows."""
+    by_k: dict[int | None, list[BoardRow]] = defaultdict(list)
+    for row in rows:
+        by_k[row.k].append(row)
+    if len(by_k) < 2:
+        return {"": list(rows)}
+    return {f"k={ALL_ROWS if k is None else k}": members for k, members in by_k.items()}
+
+
 def collect(results: Iterable[Result], record: Record | None = None) -> list[Board]:
     """Group results into one board per suite and backbone, in the order of their names.
 
@@ -209,17 +224,33 @@ def _board(suite: str, backbone: str, results: list[Result]) -> Board:
         cell = members[0].cell
         keys = distinguishing.get(cell.label, [])
         settings = _settings(members[0])
-        variant = ", ".join(f"{key.split('.', 1)[1]}={settings.get(key, 'swept')}" for key in keys)
-        row = rows.setdefault((cell.label, variant), BoardRow(cell.label, variant, {}))
+        variant = ", ".join(f"{key.split('.', 1)[1]}={_value_in(settings, key)}" for key in keys)
+        row = rows.setdefault(
+            (cell.label, variant),
+            BoardRow(cell.label, variant, {}, cell.method, cell.few_shot.k if cell.few_shot else None),
+        )
         if task in row.entries:  # ids that a run does not give
             raise UserError(f"two groups of results of '{row.name}' on {task} would share a table entry",
                             hint="harness verify names results whose ids are not their own.")  # fmt: skip
         row.entries[task] = make_entry(members)
-    ordered = sorted(rows.values(), key=lambda row: (max(row.params("num_trained"), default=math.inf), row.name))
+    ordered = sorted(rows.values(), key=_place)
     benchmarks = _benchmarks(results)
     tasks = list(benchmarks)
     notes = {task: find_differences([r for r in results if r.cell.task == task], COMMON_TO_A_COLUMN) for task in tasks}
     return Board(suite, backbone, tasks, benchmarks, metrics, ordered, origin_of(results), notes, overlaps(results))
+
+
+def _place(row: BoardRow) -> tuple[float, float, list[tuple[float, str]], str]:
+    """Few rows before many, cheap before dear, and numbers in names by value: 4, 16, 32."""
+    parts = re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", row.name)
+    # every other part is a number
+    natural = [(float(part), "") if i % 2 else (-1.0, part) for i, part in enumerate(parts)]
+    k = math.inf if row.k is None else row.k
+    return k, max(row.params("num_trained"), default=math.inf), natural, row.name
+
+
+def _value_in(settings: Mapping[str, Any], key: str) -> Any:
+    return settings.get(key, ALL_ROWS if key.startswith(ROWS) else "swept")
 
 
 def _benchmarks(results: list[Result]) -> dict[str, str]:
@@ -290,8 +321,20 @@ def _distinguishing(groups: dict[tuple[str, str], list[Result]]) -> dict[str, li
     found: dict[str, set[str]] = defaultdict(set)
     for (label, _), settings in by_place.items():
         keys = {key for item in settings for key in item}
-        found[label] |= {key for key in keys if len({str(item.get(key, "swept")) for item in settings}) > 1}
+        for key in keys:
+            # how rows were drawn tells nothing from a cell that sees all
+            drawn = key.startswith(ROWS) and key != K
+            values = [item[key] for item in settings if key in item] if drawn else [_value_in(i, key) for i in settings]
+            found[label] |= {key} if len(set(map(str, values))) > 1 else set()
+    # scores of different k are never set beside each other unmarked, be it on different tasks or of different rows
+    if len({item.get(K) for settings in by_place.values() for item in settings}) > 1:
+        for label, _ in by_place:
+            found[label].add(K)
     return {label: sorted(keys) for label, keys in found.items()}
+
+
+ROWS, K = "rows.", "rows.k"
+ALL_ROWS = "all"
 
 
 def _settings(result: Result) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -14,11 +15,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from harness.errors import UserError
+from harness.report.styles import Line, Look
 
 FORMATS = ("svg", "pdf", "png")
 DPI = 150
 LETTERS = 12.5
 """Of a title, per inch."""
+LINE_HEIGHT, COLUMN_WIDTH = 0.19, 2.2
+"""Inches of an entry of a legend."""
+MOST_ENTRIES = 36
+"""Of a column of a legend."""
 GREY = "#6b6b6b"
 STYLE = {
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e6e6",
@@ -52,9 +58,23 @@ def average_over(tasks: Sequence[str]) -> str:
     return f"average test score over {len(tasks)} tasks" if len(tasks) != 1 else f"test score on {tasks[0]}"
 
 
+def face(look: Look, line: Line) -> str:
+    """What fills the markers of a line."""
+    return "white" if line.is_hollow else look.colour
+
+
 def slug(text: str) -> str:
     """A text as part of a file name."""
     return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-.")
+
+
+def legend_beside(figure: Figure, handles: Sequence[Any], names: Sequence[str]) -> None:
+    """A legend to the right of all panels; the figure grows where it would be higher than these."""
+    columns = max(1, math.ceil(len(names) / MOST_ENTRIES))
+    figure.legend(handles, names, loc="outside right center", frameon=False, fontsize=8, ncols=columns)
+    width, height = figure.get_size_inches()
+    needed = LINE_HEIGHT * (math.ceil(len(names) / columns) + 4)
+    figure.set_size_inches(width + COLUMN_WIDTH * (columns - 1), max(height, needed))
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:

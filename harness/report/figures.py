@@ -10,20 +10,32 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from harness.metrics import METRICS
 from harness.report.aggregate import Board, BoardRow, Entry
-from harness.report.figure_base import GREY, STYLE, average_over, label_axes, new_figure, save, slug
-from harness.report.figures_cost import COSTS, draw_cost, method_of
+from harness.report.figure_base import (
+    GREY,
+    STYLE,
+    average_over,
+    face,
+    label_axes,
+    legend_beside,
+    new_figure,
+    save,
+    slug,
+)
+from harness.report.figures_cost import COSTS, draw_cost
 from harness.report.significance import Significance
 from harness.report.stats import Ranking
-from harness.report.styles import Look, looks
+from harness.report.styles import Look, lines_of, looks
+
+MOST_TICKS = 8
+"""On an axis of steps."""
 
 
 def draw_all(boards: Sequence[Board], verdicts: Sequence[Significance | None], folder: Path) -> list[Path]:
     """Draw every figure for which there are results; return the files. Raises UserError if they cannot be written."""
-    styles = looks({method_of(row) for board in boards for row in board.rows})
+    styles = looks({row.method for board in boards for row in board.rows})
     with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
         figures = dict(_figures(boards, verdicts or [None] * len(boards), styles))
         return [path for name, figure in figures.items() for path in save(figure, folder, name)]
@@ -37,8 +49,8 @@ def _figures(
         for cost in COSTS:
             if any(row.average(board.tasks) is not None and cost.of(row) for row in board.rows):
                 yield f"{cost.name}-{place}", draw_cost(board, cost, verdict, styles)
-        if verdict and verdict.ranking:
-            yield f"ranks-{place}", draw_ranks(board, verdict.ranking, styles)
+        for title, ranking in verdict.rankings.items() if verdict else ():
+            yield slug(f"ranks-{place}-{title}"), draw_ranks(board, ranking, styles, title)
         for task in board.tasks:
             if any(run.dev_history for row in board.rows for run in _runs(row, task)):
                 yield f"curves-{place}-{slug(task)}", draw_curves(board, task, styles)
@@ -50,11 +62,14 @@ def _figures(
             yield f"sizes-{slug(suite)}", draw_sizes(group, styles)
 
 
-def draw_ranks(board: Board, ranking: Ranking, styles: Mapping[str, Look]) -> Figure:
-    """Average ranks, the best at the top, with the band of what Nemenyi's test cannot tell from the best."""
-    figure, axes = new_figure(f"{board.suite} on {board.backbone}")
+def draw_ranks(board: Board, ranking: Ranking, styles: Mapping[str, Look], among: str = "") -> Figure:
+    """Average ranks, the best at the top, with the band of what Nemenyi's test cannot tell from the best.
+
+    `among` names the rows that are ranked where they are not all, e.g. "k=4".
+    """
+    figure, axes = new_figure(f"{board.suite} on {board.backbone}{f', {among}' if among else ''}")
     figure.set_figheight(1.5 + 0.22 * len(ranking.ranks))
-    method = {row.name: method_of(row) for row in board.rows}
+    method = {row.name: row.method for row in board.rows}
     order = sorted(ranking.ranks, key=lambda name: ranking.ranks[name])
     for height, name in enumerate(order):
         look = styles[method[name]]
@@ -72,27 +87,30 @@ def draw_curves(board: Board, task: str, styles: Mapping[str, Look]) -> Figure:
     """Training loss and dev score by step: the mean over seeds, and from the lowest to the highest."""
     figure, (left, right) = new_figure(f"{board.suite} on {board.backbone}: {task}", columns=2)
     selection = ""
-    for row in board.rows:
+    steps_seen: set[int] = set()
+    rows = [row for row in board.rows if any(run.dev_history for run in _runs(row, task))]
+    for row, line in zip(rows, lines_of([row.method for row in rows]), strict=True):
         runs = [run for run in _runs(row, task) if run.dev_history]
-        look = styles[method_of(row)] if runs else None
+        look = styles[row.method]
+        steps_seen |= {item.step for run in runs for item in run.dev_history}
         for axes, kind in ((left, "train_loss"), (right, "selection")):
             for run in runs:
                 selection = run.metrics.selection if run.metrics else selection
             curve = _mean_curve([{item.step: getattr(item, kind) for item in run.dev_history} for run in runs])
-            if look is None or not curve:
+            if not curve:
                 continue
             steps, lows, means, highs = zip(*curve, strict=True)
             axes.fill_between(steps, lows, highs, color=look.colour, alpha=0.15, linewidth=0)
             axes.plot(
                 steps, means, color=look.colour, marker=look.marker, markersize=4, linewidth=1.2, label=row.name,
-                markevery=max(1, len(steps) // 8),
+                markevery=max(1, len(steps) // 8), linestyle=line.dash, markerfacecolor=face(look, line),
             )  # fmt: skip
     for axes in (left, right):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.set_xticks(thinned(sorted(steps_seen)))
     label_axes(left, "step", "training loss")
     label_axes(right, "step", f"dev {METRICS[selection].label if selection in METRICS else selection}")
     handles, names = right.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside right center", frameon=False, fontsize=8)
+    legend_beside(figure, handles, names)
     return figure
 
 
@@ -101,23 +119,45 @@ def draw_sizes(boards: Sequence[Board], styles: Mapping[str, Look]) -> Figure:
     figure, axes = new_figure(boards[0].suite)
     tasks = sorted(set.intersection(*(set(board.tasks) for board in boards)))
     lines: dict[str, list[tuple[int, float]]] = defaultdict(list)
-    method = {row.name: method_of(row) for board in boards for row in board.rows}
+    method = {row.name: row.method for board in boards for row in board.rows}
     for board in boards:
         size = _model_size(board)
         for row in board.rows:
             score = row.average(tasks) if tasks else None
             if size is not None and score is not None:
                 lines[row.name].append((size, score))
-    for name, points in sorted(lines.items()):
+    for (name, points), line in zip(lines.items(), lines_of([method[name] for name in lines]), strict=True):
         look = styles[method[name]]
-        axes.plot(*zip(*sorted(points), strict=True), color=look.colour, marker=look.marker, label=name, linewidth=1.2)
+        axes.plot(
+            *zip(*sorted(points), strict=True), color=look.colour, marker=look.marker, label=name, linewidth=1.2,
+            linestyle=line.dash, markerfacecolor=face(look, line),
+        )  # fmt: skip
     axes.set_xscale("log")
     sizes = sorted({size for points in lines.values() for size, _ in points})
     axes.set_xticks(sizes, [f"{size / 1e6:,.3g}M" for size in sizes])
     axes.minorticks_off()
     label_axes(axes, "parameters of the backbone", average_over(tasks))
-    figure.legend(loc="outside right center", frameon=False, fontsize=8)
+    legend_beside(figure, *axes.get_legend_handles_labels())
     return figure
+
+
+def thinned(steps: Sequence[int]) -> list[int]:
+    """Of the steps of evaluations those that get a tick: each at its place, round ones where there are many."""
+    most = MOST_TICKS
+    for scale in (10**power for power in range(9)):
+        for stride in (scale, 2 * scale, 5 * scale):
+            if len(steps) // stride <= most:
+                return _apart(steps[stride - 1 :: stride], (steps[-1] - steps[0]) / (1.5 * most))
+    return []
+
+
+def _apart(steps: Sequence[int], room: float) -> list[int]:
+    """Steps that are further apart than `room`, so that their numbers are; of two that are not, the later."""
+    kept: list[int] = []
+    for step in reversed(steps):
+        if not kept or kept[-1] - step > room:
+            kept.append(step)
+    return kept[::-1]
 
 
 def _mean_curve(runs: Sequence[Mapping[int, float | None]]) -> list[tuple[int, float, float, float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,11 +10,11 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from harness.report.aggregate import Board, BoardRow
+from harness.report.aggregate import Board, BoardRow, peers
 from harness.report.figure_base import GREY, average_over, label_axes, new_figure
 from harness.report.labels import place_labels
 from harness.report.significance import AVERAGE, Significance
-from harness.report.styles import Look
+from harness.report.styles import DASHES, Look
 
 WIDE_SPAN = 5
 """Costs that lie further apart than by this factor take a logarithmic axis."""
@@ -53,21 +54,24 @@ def draw_cost(board: Board, cost: Cost, verdict: Significance | None, styles: Ma
     scored = [(row, score) for row in board.rows if (score := row.average(board.tasks)) is not None]
     points = {row.name: (value, score) for row, score in scored if (value := cost.of(row)) is not None}
     trained = {name: point for name, point in points.items() if point[0] > 0}
-    colours = {row.name: styles[method_of(row)].colour for row, _ in scored}
+    colours = {row.name: styles[row.method].colour for row, _ in scored}
     for row, score in scored:
         if row.name in trained:
-            axes.plot(
-                *trained[row.name], styles[method_of(row)].marker, color=colours[row.name], markersize=6, zorder=3
-            )
+            axes.plot(*trained[row.name], styles[row.method].marker, color=colours[row.name], markersize=6, zorder=3)
             span = verdict.intervals.get((row.name, AVERAGE)) if verdict else None
             if span:
                 axes.vlines(trained[row.name][0], *span, color=colours[row.name], linewidth=1, zorder=2)
         elif row.name in points:
             axes.axhline(score, color=colours[row.name], linestyle=":", linewidth=1)
-    front = pareto_front(list(trained.values()))
-    if len(front) > 1:
-        axes.step(*zip(*front, strict=True), where="post", color=GREY, linewidth=1, zorder=1, label="Pareto front")
-        figure.legend(loc="outside lower right", frameon=False, fontsize=8)
+    groups = peers(board.rows)
+    for (title, rows), dash in zip(groups.items(), itertools.cycle(DASHES)):
+        front = pareto_front([trained[row.name] for row in rows if row.name in trained])
+        if len(front) > 1:
+            label = f"Pareto front{f' of {title}' if title else ''}"
+            axes.step(*zip(*front, strict=True), where="post", color=GREY, linewidth=1, zorder=1, label=label,
+                      linestyle=dash)  # fmt: skip
+    if axes.get_legend_handles_labels()[0]:
+        figure.legend(loc="outside lower right", frameon=False, fontsize=8, ncols=len(groups))
     _scale(axes, [value for value, _ in trained.values()])
     label_axes(axes, cost.title, average_over(board.tasks))
     lines = {name: (axes.get_xlim()[0], point[1]) for name, point in points.items() if name not in trained}
@@ -89,8 +93,3 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
         if not front or score > front[-1][1]:
             front.append((cost, score))
     return front
-
-
-def method_of(row: BoardRow) -> str:
-    """The method behind a row, which decides how it looks."""
-    return next((run.cell.method for entry in row.entries.values() for run in (*entry.runs, *entry.failed)), row.label)

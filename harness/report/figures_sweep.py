@@ -12,15 +12,13 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from harness.report.figure_base import blank_figure, label_axes
+from harness.report.figure_base import blank_figure, face, label_axes, legend_beside
 from harness.report.pool import Found, Pool
-from harness.report.styles import Look
+from harness.report.styles import Line, Look, lines_of
 from harness.report_declarations import Axis, FigureLayout, Panel, Where
 from harness.report_layouts import DERIVED
 from harness.scores import mean_score
 
-LINES = ("-", "--", ":", "-.")
-"""Of several curves of one method."""
 MOST_COLUMNS = 4
 MOST_TICKS = 9
 
@@ -181,8 +179,8 @@ def _draw_scores(axes: Axes, panel: Panel, lines: Sequence[Drawn], x: Axis, styl
         spread = [point.std or 0.0 for point in line.points]
         axes.errorbar(
             [point.x for point in line.points], [point.score for point in line.points], spread if any(spread) else None,
-            color=look.colour, marker=look.marker, markersize=5, linewidth=1.2, linestyle=style, capsize=2,
-            elinewidth=0.8, label=line.title,
+            color=look.colour, marker=look.marker, markersize=5, linewidth=1.2, linestyle=style.dash, capsize=2,
+            elinewidth=0.8, label=line.title, markerfacecolor=face(look, style),
         )  # fmt: skip
     _ticks(axes, lines, x)
     label_axes(axes, x.title, average_label(panel))
@@ -201,21 +199,16 @@ def _draw_times(axes: Axes, lines: Sequence[Drawn], x: Axis, styles: Mapping[str
             times = [(point.seconds or 0.0) / reference for point in points]
             axes.plot(
                 [point.x for point in points], times, color=look.colour, marker=look.marker, markersize=5,
-                linewidth=1.2, linestyle=style, label=line.title,
+                linewidth=1.2, linestyle=style.dash, label=line.title, markerfacecolor=face(look, style),
             )  # fmt: skip
     axes.set_ylim(bottom=0)
     _ticks(axes, lines, x)
     label_axes(axes, x.title, f"training time per step,\nrelative to {named}")
 
 
-def _styled(lines: Sequence[Drawn]) -> list[tuple[Drawn, str]]:
-    """Each line with a dash pattern, which tells it from others of its method."""
-    seen: Counter[str] = Counter()
-    styled = []
-    for line in lines:
-        styled.append((line, LINES[seen[line.method] % len(LINES)]))
-        seen[line.method] += 1
-    return styled
+def _styled(lines: Sequence[Drawn]) -> list[tuple[Drawn, Line]]:
+    """Each line with what tells it from others of its method."""
+    return list(zip(lines, lines_of([line.method for line in lines]), strict=True))
 
 
 def _ticks(axes: Axes, lines: Sequence[Drawn], x: Axis) -> None:
@@ -241,4 +234,4 @@ def _legend(figure: Figure, grid: Any) -> None:
     for axes in grid.flat:
         found, names = axes.get_legend_handles_labels()
         handles |= dict(zip(names, found, strict=True))
-    figure.legend(list(handles.values()), list(handles), loc="outside right center", frameon=False, fontsize=8)
+    legend_beside(figure, list(handles.values()), list(handles))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from harness.data_notes import data_notes
-from harness.report.aggregate import Board, BoardRow, Entry
+from harness.report.aggregate import Board, BoardRow, Entry, peers
 from harness.report.published import Number, PublishedRow
 from harness.report.significance import AVERAGE, Significance
 from harness.report.stats import LEVEL
@@ -80,10 +80,10 @@ def lay_out(board: Board, costs: bool = False, significance: Significance | None
     heads = [Column("method"), Column("params"), Column("grid runs")]
     table.columns = [*heads, *tasks, Column("average"), *(Column(name) for name in (COST_COLUMNS if costs else ()))]
     ranks = {
-        task: mark_best([row.entries[task].mean if task in row.entries else None for row in board.rows])
+        task: mark_rows(board, [row.entries[task].mean if task in row.entries else None for row in board.rows])
         for task in board.tasks
     }
-    average_ranks = mark_best([row.average(board.tasks) for row in board.rows])
+    average_ranks = mark_rows(board, [row.average(board.tasks) for row in board.rows])
     for i, row in enumerate(board.rows):
         cells = [_name(row, table), Cell(_params(row)), _grid_runs(row, table)]
         for task in board.tasks:
@@ -99,6 +99,21 @@ def lay_out(board: Board, costs: bool = False, significance: Significance | None
     return table
 
 
+def mark_rows(board: Board, values: Sequence[float | None]) -> list[str]:
+    """Mark the best and second best of a board's rows, of few-shot rows within one k."""
+    return mark_within(values, [row.k for row in board.rows])
+
+
+def mark_within(values: Sequence[float | None], groups: Sequence[object]) -> list[str]:
+    """Mark the best and second best of each group; `groups` names that of each value."""
+    marks = [""] * len(values)
+    for group in dict.fromkeys(groups):
+        places = [i for i, item in enumerate(groups) if item == group]
+        for place, mark in zip(places, mark_best([values[i] for i in places]), strict=True):
+            marks[place] = mark
+    return marks
+
+
 def mark_best(values: Sequence[float | None]) -> list[str]:
     """Mark the best and second best of what is printed, so that equal prints get equal marks."""
     printed = [None if value is None else round(value, 1) for value in values]
@@ -110,12 +125,14 @@ def mark_best(values: Sequence[float | None]) -> list[str]:
 def _caption(board: Board, significance: Significance | None, costs: bool) -> str:
     text = (
         "Test score of the checkpoint and grid point chosen by dev score: mean ± standard deviation over seeds "
-        "(number of runs). Best in bold, second underlined."
+        "(number of runs). Best in bold, second underlined"
     )
+    text += ", among rows of one k." if len(peers(board.rows)) > 1 else "."
     if significance is not None:
         text += (
             f" In brackets the {1 - LEVEL:.0%} interval over test rows and seeds; {TIED} is not separable from the "
-            "best of the column (paired test, Holm's correction over all pairs of the table)."
+            f"best of the column{' with its k' if len(peers(board.rows)) > 1 else ''} (paired test, Holm's correction "
+            "over all pairs of the table)."
         )
     if costs:
         text += " ms/step is a run's share of its bundle's time, so cells that trained together share it."
@@ -276,12 +293,12 @@ def _statements(significance: Significance | None) -> list[str]:
     texts = []
     if significance.has_single_runs:
         texts.append("Intervals of entries with one run hold for that run: how far runs lie apart is not known")
-    ranking = significance.ranking
-    if ranking is not None:
-        order = sorted(ranking.ranks, key=lambda name: ranking.ranks[name])
+    for title, ranking in significance.rankings.items():
+        order = sorted(ranking.ranks, key=ranking.ranks.__getitem__)
         listed = ", ".join(f"{name} {ranking.ranks[name]:.1f}" for name in order)
+        within = f" within {title}" if title else ""
         texts.append(
-            f"Average ranks over {ranking.num_tasks} tasks: {listed}; Friedman p = {ranking.p_value:.2g}; ranks closer "
-            f"than {ranking.critical_difference:.1f} are not separable (Nemenyi)"
+            f"Average ranks over {ranking.num_tasks} tasks{within}: {listed}; Friedman p = {ranking.p_value:.2g}; "
+            f"ranks closer than {ranking.critical_difference:.1f} are not separable (Nemenyi)"
         )
     return texts

@@ -10,7 +10,7 @@ from typing import Literal
 
 from harness.data_notes import data_notes
 from harness.report.aggregate import metric_label
-from harness.report.layout import DASH, Cell, Column, Table, entry_cell, mark_best, span_of
+from harness.report.layout import DASH, Cell, Column, Table, entry_cell, mark_within, span_of
 from harness.report.layout_lines import Slot, slots
 from harness.report.layout_published import published_rows
 from harness.report.origin import COMMON_TO_A_COLUMN, find_differences, origin_of
@@ -134,15 +134,20 @@ def fill(
 
 
 def _ranked(grid: list[list[Score]], along: str) -> list[list[Score]]:
-    """Mark the best and second best score along columns or rows."""
+    """Mark the best and second best score along columns or rows, among those of one k."""
     if along == "none" or not grid:
         return grid
     lines = grid if along == "row" else [list(line) for line in zip(*grid, strict=True)]
     marked = []
     for line in lines:
-        ranks = mark_best([score.value for score in line])
+        ranks = mark_within([score.value for score in line], [_shots(score) for score in line])
         marked.append([replace(s, cell=replace(s.cell, rank=rank)) for s, rank in zip(line, ranks, strict=True)])
     return marked if along == "row" else [list(line) for line in zip(*marked, strict=True)]
+
+
+def _shots(score: Score) -> tuple[int, ...]:
+    """The k of a score's runs; empty where they saw all rows."""
+    return tuple(sorted({run.cell.few_shot.k for run in score.results if run.cell.few_shot}))
 
 
 def _notes(grid: Sequence[Sequence[Score]], table: Table) -> list[tuple[int, ...]]:

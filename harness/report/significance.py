@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
-from harness.report.aggregate import Board, BoardRow, Entry
+from harness.report.aggregate import Board, BoardRow, Entry, peers
 from harness.report.resampling import Answers, bounds
 from harness.report.stats import (
     LEVEL,
@@ -51,7 +51,8 @@ class Significance:
     ties: set[Key] = field(default_factory=set)
     """Entries that are not separable from the best of their column."""
     pairs: list[Pair] = field(default_factory=list)
-    ranking: Ranking | None = None
+    rankings: dict[str, Ranking] = field(default_factory=dict)
+    """Of all rows under "", or of the rows of each k under its title."""
     warnings: dict[str, str] = field(default_factory=dict)
     """Per column: its test split cannot tell its rows apart."""
     untested: list[Key] = field(default_factory=list)
@@ -79,13 +80,15 @@ class Significance:
             "untested": [{"method": m, "column": c} for m, c in self.untested],
             "warnings": self.warnings,
             "pairs": pairs,
-            "ranking": None if self.ranking is None else vars(self.ranking),
+            "ranking": vars(self.rankings[""]) if "" in self.rankings else None,
+            **({"rankings": {k: vars(item) for k, item in self.rankings.items()}} if set(self.rankings) - {""} else {}),
         }
 
 
 def assess(board: Board, read: Reader) -> Significance:
-    """Compare all rows of a board in each task and in the average over all tasks."""
+    """Compare all rows of a board, few-shot rows within one k, in each task and in the average over all tasks."""
     made = Significance()
+    k = {row.name: row.k for row in board.rows}
     gaps: dict[tuple[str, str], list[Estimate]] = {}
     estimates: dict[str, list[tuple[Estimate, tuple[float, float]]]] = {}
     found: list[tuple[str, str, str, Estimate, float]] = []
@@ -95,7 +98,7 @@ def assess(board: Board, read: Reader) -> Significance:
             made.intervals[name, task] = sample.interval()
             estimates.setdefault(name, []).append((sample.cautious(), bounds(sample.metrics)))
         for (one, first), (other, second) in itertools.combinations(samples.items(), 2):
-            if first.comparable(second):
+            if k[one] == k[other] and first.comparable(second):
                 gap, p_value = compare(first, second)
                 gaps.setdefault((one, other), []).append(gap)
                 found.append((task, one, other, gap, p_value))
@@ -113,7 +116,8 @@ def assess(board: Board, read: Reader) -> Significance:
     if len(board.tasks) == 1:
         _repeat_as_average(made)
     _mark(board, made)
-    made.ranking = _ranking(board)
+    rankings = {title: _ranking(rows, board.tasks) for title, rows in peers(board.rows).items()}
+    made.rankings = {title: ranking for title, ranking in rankings.items() if ranking}
     return made
 
 
@@ -148,8 +152,9 @@ def _sample(entry: Entry, answers: Sequence[tuple[Seeds, Answers]]) -> Sample:
 
 def _mark(board: Board, made: Significance) -> None:
     """Ties with the best of each column, and a warning where the test split is too small for its gaps."""
-    for column in (*board.tasks, AVERAGE):
-        means = {row.name: _value(row, column, board.tasks) for row in board.rows}
+    groups = peers(board.rows).items()
+    for column, (title, rows) in itertools.product((*board.tasks, AVERAGE), groups):
+        means = {row.name: _value(row, column, board.tasks) for row in rows}
         known = {name: value for name, value in means.items() if value is not None}
         if not known:
             continue
@@ -161,20 +166,23 @@ def _mark(board: Board, made: Significance) -> None:
         }
         made.ties |= {(name, column) for name in tied | ({best} if tied else set())}
         if column != AVERAGE:
-            _warn(board, made, column, best, known)
+            _warn(rows, made, column, best, known, title)
 
 
-def _warn(board: Board, made: Significance, task: str, best: str, means: dict[str, float]) -> None:
+def _warn(
+    rows: Sequence[BoardRow], made: Significance, task: str, best: str, means: dict[str, float], title: str
+) -> None:
     if (best, task) not in made.intervals or len(means) < 2:
         return
     low, high = made.intervals[best, task]
     margin, gap = (high - low) / 2, means[best] - sorted(means.values())[-2]
     if margin > gap:
-        runs = next(row for row in board.rows if row.name == best).entries[task].runs
+        runs = next(row for row in rows if row.name == best).entries[task].runs
         num_rows = next(run.test.num_rows for run in runs if run.test)
-        made.warnings[task] = (
-            f"{num_rows:,} test rows: the best score is known to ±{margin:.1f}, the second is {gap:.1f} below it"
-        )
+        text = f"the best score{f' of {title}' if title else ''} is known to ±{margin:.1f}"
+        text += f", the second is {gap:.1f} below it"
+        earlier = made.warnings.get(task)
+        made.warnings[task] = f"{earlier}; {text}" if earlier else f"{num_rows:,} test rows: {text}"
 
 
 def _value(row: BoardRow, column: str, tasks: Sequence[str]) -> float | None:
@@ -183,12 +191,12 @@ def _value(row: BoardRow, column: str, tasks: Sequence[str]) -> float | None:
     return row.entries[column].mean if column in row.entries else None
 
 
-def _ranking(board: Board) -> Ranking | None:
+def _ranking(rows: Sequence[BoardRow], tasks: Sequence[str]) -> Ranking | None:
     """Ranks of the rows that have a score on every task."""
     scores = {}
-    for row in board.rows:
-        means = [row.entries[task].mean for task in board.tasks if task in row.entries]
+    for row in rows:
+        means = [row.entries[task].mean for task in tasks if task in row.entries]
         known = [mean for mean in means if mean is not None]
-        if len(known) == len(board.tasks):
+        if len(known) == len(tasks):
             scores[row.name] = known
     return rank_methods(scores)

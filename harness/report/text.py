@@ -10,6 +10,7 @@ from dataclasses import replace
 from tabulate import tabulate
 
 from harness.report.layout import TIED, Cell, Column, Table
+from harness.screen import on_screen
 
 Mark = Callable[[str, str], str]
 """(text, "best" | "second" | "") -> marked text"""
@@ -23,17 +24,18 @@ def markdown(table: Table) -> str:
 
 def terminal(table: Table) -> str:
     """The same with drawn lines; marks are escape codes where someone sees them."""
-    return _text(table, f"{table.title}\n{table.caption}", "simple_outline", _in_terminal, line_end="")
+    return _text(table, f"{table.title}\n{table.caption}", "simple_outline", _in_terminal, line_end="", show=on_screen)
 
 
-def _text(table: Table, head: str, layout: str, mark: Mark, line_end: str) -> str:
+def _text(table: Table, head: str, layout: str, mark: Mark, line_end: str, show: Callable[[str], str] = str) -> str:
+    """`show` gives entries the width that they will have on a screen without their characters."""
     body = []
     for i, row in enumerate(table.rows):
         if table.sections.get(i):
-            body.append([table.sections[i], *[""] * (len(row) - 1)])
-        body.append([_cell(cell, mark) for cell in row])
+            body.append([show(table.sections[i]), *[""] * (len(row) - 1)])
+        body.append([show(_cell(cell, mark)) for cell in row])
     repeated = {title for title, count in Counter(column.title for column in table.columns).items() if count > 1}
-    titles = [_column(column, with_group=column.title in repeated) for column in table.columns]
+    titles = [show(_column(column, with_group=column.title in repeated)) for column in table.columns]
     align = ["left"] * table.num_heads + ["right"] * (len(titles) - table.num_heads)
     lines = [head, "", tabulate(body, titles, tablefmt=layout, colalign=align, disable_numparse=True)]
     if table.notes:

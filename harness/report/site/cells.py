@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup, escape
+from pydantic import BaseModel
 
 from harness.bounded import read_bounded
 from harness.errors import UserError
@@ -33,9 +34,12 @@ class Facts:
 
 @dataclass(frozen=True)
 class Sample:
-    """The first answers on test, as (row, references, prediction); a problem where they cannot be shown."""
+    """The first answers on test, as (row, references, prediction); a problem where they cannot be shown.
 
-    rows: list[tuple[int, list[str], str]]
+    A row of a mixture is named by its task too.
+    """
+
+    rows: list[tuple[str, list[str], str]]
     total: int = 0
     problem: str = ""
 
@@ -43,38 +47,55 @@ class Sample:
 def facts_of(path: Path, result: Result) -> list[Facts]:
     """Everything about a result that is no score and no curve."""
     cell = result.cell
-    settings = {**{f"hp.{key}": value for key, value in cell.hp.items()}, **_flat("recipe", cell.recipe)}
-    settings |= {f"task.{key}": value for key, value in cell.task_rules.items()}
-    counts = {**_dump(result.params), "selection rule": result.selection_rule}
+    swept = {"swept": ", ".join(cell.grid), "grid point": cell.grid_index} if cell.grid else {}
+    settings = {"hp": cell.hp, "recipe": cell.recipe, "task": cell.task_rules, "few_shot": cell.few_shot, **swept}
+    settings["protocol"] = cell.protocol.title
+    counts = {**leaves(result.params), "selection rule": result.selection_rule}
     made = {"started": result.started_at, "finished": result.finished_at, "method's SHA-256": result.method_sha256}
+    made["group of the cell"] = result.group_id
+    starts = {start.title: start for start in cell.init_from}
+    taken = {f"{start.title}, taken": start for start in result.starts}
     files = {
         f"{path.name}": "this result",
         predictions_path(path).name: _checksum(result.files.predictions),
         tensors_path(path).name: _checksum(result.files.tensors),
     }
     found = [
-        Facts("Settings", _items({**settings, **_swept(cell.grid)})),
-        Facts(f"Protocol {cell.protocol.title}", _items(result.protocol)),
+        Facts("Settings", _items(leaves(settings), keep_empty=True)),
+        Facts("What it starts from", _items(leaves({**starts, **taken}))),
+        Facts("The mixture", _items(leaves(cell.mixture))),
+        Facts(f"Protocol {cell.protocol.title}", _items(leaves(result.protocol), keep_empty=True)),
         Facts("Selection and parameters", _items(counts)),
-        Facts("What it cost", _items(_dump(result.usage))),
-        Facts("Data", _items(_dump(result.data))),
-        Facts("The task as the suite declares it", _items(_dump(cell.definition))),
-        Facts("Backbone", _items(_dump(result.backbone))),
-        Facts("Provenance", _items({**made, **_nested(result.provenance)})),
+        Facts("Metrics", _items(leaves(result.metrics))),
+        Facts("What it cost", _items(leaves(result.usage))),
+        Facts("Data", _items(leaves(result.data))),
+        Facts("The task as the suite declares it", _items(leaves(cell.definition))),
+        Facts("Backbone", _items(leaves(result.backbone))),
+        Facts("Provenance", _items({**made, **leaves(result.provenance)})),
         Facts("Files", _items(files)),
     ]
     return [facts for facts in found if facts.items]
 
 
 def scores_of(result: Result) -> list[tuple[str, str, str]]:
-    """(metric, dev, test) of the selected checkpoint, the reported score first."""
+    """(metric, dev, test) of the selected checkpoint, the reported score first; those of a mixture's tasks behind."""
     splits = (result.dev, result.test)
+    if not any(splits):
+        return []
+    rows = _split_scores(*splits)
+    for part in result.cell.mixture.parts if result.cell.mixture else ():
+        of_part = [split.parts.get(part.task) if split else None for split in splits]
+        rows += [(f"{part.task}: {name}", dev, test) for name, dev, test in _split_scores(*of_part)]
+    return rows
+
+
+def _split_scores(*splits: SplitScore | None) -> list[tuple[str, str, str]]:
     extra = dict.fromkeys(name for split in splits if split for name in split.metrics)
     rows = [("score", *(_score(split, None) for split in splits))]
     rows += [(METRICS[n].label if n in METRICS else n, *(_score(split, n) for split in splits)) for n in extra]
     counts = ("rows", "num_rows"), ("unreadable answers", "num_unreadable")
     rows += [(title, *(f"{getattr(s, kind):,}" if s else DASH for s in splits)) for title, kind in counts]
-    return [(name, dev, test) for name, dev, test in rows] if any(splits) else []
+    return [(name, dev, test) for name, dev, test in rows]
 
 
 def sample_of(path: Path, result: Result) -> Sample:
@@ -97,7 +118,12 @@ def sample_of(path: Path, result: Result) -> Sample:
         first = table.take(test[:SAMPLE]).to_pylist()
     except (OSError, KeyError, UserError, pa.ArrowException) as error:
         return Sample([], problem=f"The predictions cannot be read: {type(error).__name__}.")
-    return Sample([(item["row"], item["references"], item["prediction"]) for item in first], len(test))
+    return Sample([(_row_name(item), item["references"], item["prediction"]) for item in first], len(test))
+
+
+def _row_name(item: Mapping[str, Any]) -> str:
+    """`12`, or of a mixture `cb 12`, since each of its tasks has a row 12."""
+    return f"{item['split'].partition(':')[2]} {item['row']}".strip()
 
 
 def history_of(result: Result) -> Markup:
@@ -128,31 +154,29 @@ def show(value: Any) -> str:
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
     if isinstance(value, float):
         return f"{value:.6g}"
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _items(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(name, show(value)) for name, value in values.items()]
+def leaves(value: Any, name: str = "") -> dict[str, Any]:
+    """What a model, a mapping or a list of such holds, at any depth: {"few_shot.k": 16, "parts.1.task": "cb"}.
 
-
-def _dump(model: Any) -> dict[str, Any]:
-    return {} if model is None else {key: value for key, value in model.__dict__.items() if value not in (None, {}, [])}
-
-
-def _flat(prefix: str, model: Any) -> dict[str, Any]:
-    return {f"{prefix}.{key}": value for key, value in model.__dict__.items()}
-
-
-def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """One level of nested mappings laid flat."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
+    A list of plain values is one value.
+    """
+    if isinstance(value, BaseModel):
+        value = value.__dict__  # no copy of a whole result, for there may be ten thousand
+    if isinstance(value, list | tuple) and any(isinstance(item, BaseModel | Mapping) for item in value):
+        value = {str(i): item for i, item in enumerate(value, 1)}
+    if not isinstance(value, Mapping):
+        return {name: value} if name else {}
+    start = f"{name}." if name else ""
+    found: dict[str, Any] = {} if value or not name else {name: value}
+    for key, item in value.items():
+        found |= leaves(item, f"{start}{key}")
     return found
 
 
-def _swept(grid: Mapping[str, Any]) -> dict[str, Any]:
-    return {"swept": ", ".join(grid)} if grid else {}
+def _items(values: Mapping[str, Any], keep_empty: bool = False) -> list[tuple[str, str]]:
+    return [(name, show(value)) for name, value in values.items() if keep_empty or value not in (None, {}, [], "")]
 
 
 def _checksum(sha256: str | None) -> str:

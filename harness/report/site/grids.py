@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from harness.report.aggregate import Board, BoardRow
-from harness.report.layout import DASH, Cell, Column, Table, lay_out, mark_best
+from harness.report.aggregate import Board
+from harness.report.layout import DASH, Cell, Column, Table, lay_out, mark_rows
 from harness.report.significance import Significance
 from harness.report.site import names
 from harness.report.styles import Look
@@ -61,6 +61,12 @@ class Grid:
         for row, item in zip(self.rows, items, strict=True):
             row.insert(index, item)
 
+    def move(self, index: int, place: int) -> None:
+        """Put the column at `index` in front of the one at `place`, which stands before it."""
+        self.columns.insert(place, self.columns.pop(index))
+        for row in self.rows:
+            row.insert(place, row.pop(index))
+
     def select(self, indices: Sequence[int]) -> Grid:
         """The columns at `indices` alone, with the footnotes that they need, numbered anew."""
         columns = [self.columns[i] for i in indices]
@@ -96,8 +102,10 @@ def board_grid(board: Board, verdict: Significance | None, styles: Mapping[str, 
             if column.task and row.entries.get(column.task):
                 page = f"{names.task_page(column.task)}#{names.row_id(board, row.name)}"
                 items[i] = replace(items[i], href=page)
-        method = method_of(row)
+        method = row.method
         items[0] = replace(items[0], href=names.method_page(method), look=styles[method])
+    # in front of all tasks, where a phone shows it
+    grid.move(next(i for i, column in enumerate(grid.columns) if column.title == "average"), 1)
     if len(set(board.benchmarks.values())) > 1:
         for benchmark in dict.fromkeys(board.benchmarks.values()):
             _add_average(grid, board, benchmark)
@@ -114,24 +122,18 @@ def tasks_of(board: Board, benchmark: str) -> list[str]:
     return [task for task in board.tasks if board.benchmarks[task] == benchmark]
 
 
-def method_of(row: BoardRow) -> str:
-    """The method that a row was made with."""
-    return next(run.cell.method for entry in row.entries.values() for run in (*entry.runs, *entry.failed))
-
-
 def _add_average(grid: Grid, board: Board, benchmark: str) -> None:
     tasks = tasks_of(board, benchmark)
-    last = max((i for i, column in enumerate(grid.columns) if column.task in tasks), default=None)
-    if not benchmark or len(tasks) < 2 or last is None:
+    first = next((i for i, column in enumerate(grid.columns) if column.task in tasks), None)
+    if not benchmark or len(tasks) < 2 or first is None:
         return
     means = [row.average(tasks) for row in board.rows]
-    cells = [
-        Cell(DASH if mean is None else f"{mean:.1f}", rank) for mean, rank in zip(means, mark_best(means), strict=True)
-    ]
+    ranks = mark_rows(board, means)
+    cells = [Cell(DASH if mean is None else f"{mean:.1f}", rank) for mean, rank in zip(means, ranks, strict=True)]
     theirs = [row.average(tasks) for row in board.published]
     cells += [Cell(DASH if mean is None else f"{mean:.1f}") for mean in theirs]
     note = "averages of one benchmark are not tested against each other"
     if note not in grid.notes:
         grid.notes.append(note)
     column = Column("average", benchmark, (grid.notes.index(note) + 1,))
-    grid.insert(last + 1, column, [Item(cell) for cell in cells])
+    grid.insert(first, column, [Item(cell) for cell in cells])

@@ -38,10 +38,10 @@ def cell_page(result: Result) -> str:
 
 
 def board_id(board: Board) -> str:
-    """Id of a board's section on a page."""
-    return f"board-{slug(board.suite)}-on-{slug(board.backbone)}"
+    """Id of a board's section on a page. Slugs have no dots, so no id is the start of another's and a part of it."""
+    return f"board.{slug(board.suite)}.{slug(board.backbone)}"
 
 
 def row_id(board: Board, name: str) -> str:
     """Id of a board's row on the page of a task."""
-    return f"{board_id(board)}-row-{slug(name)}"
+    return f"{board_id(board)}.row.{slug(name)}"

@@ -14,10 +14,10 @@ from harness.report.layout import Cell, Column
 from harness.report.significance import Significance
 from harness.report.site import names
 from harness.report.site.cells import Facts, distinct, facts_of, history_of, sample_of, scores_of, show
-from harness.report.site.grids import Grid, Item, board_grid, method_of, plain_grid
+from harness.report.site.grids import Grid, Item, board_grid, plain_grid
 from harness.report.site.method_files import MethodFile
 from harness.report.site.plots import curve, scatter
-from harness.report.site.runs import Run
+from harness.report.site.runs import Run, by_part
 from harness.report.styles import looks
 from harness.report.tuning import lay_out_tuning, tuning_records
 from harness.schema import Result
@@ -44,7 +44,7 @@ def pages(material: Material) -> Iterator[Page]:
     """Every page but those of the cells."""
     styles = looks(run.method for run in material.runs)
     grids = [board_grid(b, v, styles) for b, v in zip(material.boards, material.verdicts, strict=True)]
-    by_method, by_task = _by(material.runs, "method"), _by(material.runs, "task")
+    by_method, tasks = _by_method(material.runs), by_part(material.scanned, material.runs)
     yield "index.html", "index.html", {
         "boards": [
             {"grid": grid, "plot": scatter(board, verdict, styles), "benchmarks": _benchmarks(board)}
@@ -52,7 +52,7 @@ def pages(material: Material) -> Iterator[Page]:
         ],
         "tunings": [_tuning(board) for board in material.boards if tuning_records(board)],
         "methods": [(name, names.method_page(name), styles[name], _summary(material, name)) for name in by_method],
-        "tasks": [(name, names.task_page(name), _title(name)) for name in by_task],
+        "tasks": [(name, names.task_page(name), _title(name)) for name in tasks],
         "num_runs": len(material.runs),
         "num_failed": sum(run.status.startswith("failed") for run in material.runs),
     }  # fmt: skip
@@ -61,10 +61,10 @@ def pages(material: Material) -> Iterator[Page]:
         made = [result for result in results if result.cell.method == name]
         context = _method_context(material, name, made)
         yield names.method_page(name), "method.html", {**context, "look": styles[name], "runs": runs}
-    for name, runs in by_task.items():
-        used = [result for result in results if result.cell.task == name]
+    for name, items in tasks.items():
+        context = _task_context(name, [result for result, _ in items])
         tables = [_task_grid(*item, name) for item in zip(material.boards, grids, strict=True) if name in item[0].tasks]
-        yield names.task_page(name), "task.html", {**_task_context(name, used), "tables": tables, "runs": runs}
+        yield names.task_page(name), "task.html", {**context, "tables": tables, "runs": [run for _, run in items]}
 
 
 def cell_context(path: Path, result: Result, run: Run) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def _method_context(material: Material, name: str, results: Sequence[Result]) ->
         (board, row, [(task, names.task_page(task), row.entries.get(task, Entry())) for task in board.tasks])
         for board in material.boards
         for row in board.rows
-        if method_of(row) == name
+        if row.method == name
     ]
     return {
         "name": name,
@@ -108,10 +108,17 @@ def _method_context(material: Material, name: str, results: Sequence[Result]) ->
 
 def _task_context(name: str, results: Sequence[Result]) -> dict[str, Any]:
     own = next((result.cell.definition for result in results if result.cell.definition), None)
-    record = None if own else all_tasks().get(name)
-    data = distinct(_sentence(result) for result in results if result.data)
-    return {"name": name, "title": _title(name), "facts": _record_facts(record) if record else None, "own": own,
-            "data": data}  # fmt: skip
+    wholes = [result.cell.mixture for result in results if result.cell.mixture and result.cell.task == name]
+    mixed = distinct(part.task for mixture in wholes for part in mixture.parts if part.task != name)
+    record = None if own or mixed else all_tasks().get(name)
+    return {
+        "name": name,
+        "title": "" if mixed else _title(name),
+        "facts": _record_facts(record) if record else None,
+        "own": own,
+        "mixed": [(task, names.task_page(task)) for task in mixed],
+        "data": distinct(_sentence(result) for result in results if result.data),
+    }
 
 
 def _record_facts(task: Task) -> Facts:
@@ -170,13 +177,14 @@ def _links(entry: Entry) -> tuple[tuple[str, str], ...]:
 
 
 def _seed(result: Result) -> str:
-    score = f"{result.test.score:.1f}" if result.test else "failed"
+    failed = result.status in ("failed", "unfit")
+    score = f"{result.test.score:.1f}" if result.test else result.status if failed else "no test score"
     draw = f", draw {result.cell.few_shot.seed}" if result.cell.few_shot else ""
     return f"seed {result.cell.seed}{draw}: {score}"
 
 
 def _tuning(board: Board) -> Grid:
-    return plain_grid(lay_out_tuning(board), f"tuning-{names.board_id(board)}")
+    return plain_grid(lay_out_tuning(board), f"tuning.{names.board_id(board)}")
 
 
 def _benchmarks(board: Board) -> list[str]:
@@ -192,8 +200,8 @@ def _title(name: str) -> str:
     return all_tasks()[name].title if name in all_tasks() else ""
 
 
-def _by(runs: Sequence[Run], key: str) -> dict[str, list[Run]]:
+def _by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
     found: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        found[getattr(run, key)].append(run)
+        found[run.method].append(run)
     return dict(sorted(found.items()))

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from harness.metrics import METRICS
-from harness.report.aggregate import Board, BoardRow
+from harness.report.aggregate import Board, BoardRow, peers
 from harness.report.significance import AVERAGE, Significance
 from harness.report.site import names
-from harness.report.site.grids import method_of, tasks_of
+from harness.report.site.grids import tasks_of
 from harness.report.styles import Look
 from harness.schema import Result
 
@@ -18,11 +18,18 @@ from harness.schema import Result
 def scatter(board: Board, verdict: Significance | None, styles: Mapping[str, Look]) -> dict[str, Any]:
     """Rows of a board, what they cost (`x`) and what they score (`y`); each axis has one value per row or None."""
     rows = board.rows
-    looks = [styles[method_of(row)] for row in rows]
+    looks = [styles[row.method] for row in rows]
     spans = verdict.intervals if verdict else {}
+    groups = {row.name: title for title, members in peers(rows).items() for row in members}
     return {
         "rows": [
-            {"name": row.name, "href": names.method_page(method_of(row)), "colour": look.colour, "marker": look.marker}
+            {
+                "name": row.name,
+                "href": names.method_page(row.method),
+                "colour": look.colour,
+                "marker": look.marker,
+                "group": groups[row.name],
+            }
             for row, look in zip(rows, looks, strict=True)
         ],
         "x": [

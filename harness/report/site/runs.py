@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from harness.parts import by_task
 from harness.report.aggregate import Board
 from harness.report.site import names
 from harness.schema import Result
@@ -48,6 +50,17 @@ def list_runs(scanned: Sequence[tuple[Path, Result]], boards: Iterable[Board], r
     # not by identity: a mixture stands in tables as one copy per task
     shown = {run.key for row in rows for entry in row.entries.values() for run in entry.runs}
     return [_run(result, path.relative_to(root), result.key in shown) for path, result in scanned]
+
+
+def by_part(scanned: Sequence[tuple[Path, Result]], runs: Sequence[Run]) -> dict[str, list[tuple[Result, Run]]]:
+    """Task -> what the results say of it: a mixture's result stands under its own name and under each of its tasks."""
+    found: dict[str, list[tuple[Result, Run]]] = defaultdict(list)
+    for (_, result), run in zip(scanned, runs, strict=True):
+        found[run.task].append((result, run))
+        for part in by_task(result) if result.cell.mixture else ():
+            test = part.test.score if part.test else None
+            found[part.cell.task].append((part, replace(run, task=part.cell.task, test=test)))
+    return dict(sorted(found.items()))
 
 
 def as_csv(runs: Iterable[Run]) -> str:

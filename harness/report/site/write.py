@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import shutil
@@ -67,6 +68,7 @@ def write_site(
     return f"{count + len(runs):,} pages: {out / 'index.html'}\n"
 
 
+@functools.cache
 def environment() -> Environment:
     """The templates, every text escaped unless a template says otherwise."""
     made = Environment(

@@ -5,6 +5,7 @@
     o: ["circle", 0], s: ["rect", 0], D: ["rectRot", 0], P: ["cross", 0], X: ["crossRot", 0],
     "^": ["triangle", 0], v: ["triangle", 180], "<": ["triangle", 270], ">": ["triangle", 90],
   };
+  const DASHES = [[6, 3], [2, 3], [10, 3], [8, 3, 2, 3]];
   const FONT = 12;
   const LONGEST = 28;
   const number = new Intl.NumberFormat("en", { maximumSignificantDigits: 4 });
@@ -23,6 +24,10 @@
     }
     return kept;
   };
+
+  // a front for the rows of each k, as [title, points]; one without a title where rows are not few-shot
+  const fronts = (points) => [...new Set(points.map((point) => point.group))]
+    .map((group) => [group, front(points.filter((point) => point.group === group))]);
 
   // room for the points and their intervals; no score is above 100
   const scoreLimits = (points) => {
@@ -147,8 +152,8 @@
             pointRadius: 6,
             pointHoverRadius: 9,
           },
-          { data: front(points), type: "line", stepped: true, pointRadius: 0, pointHitRadius: 0, borderWidth: 1.5,
-            borderColor: look.text, borderDash: [6, 3] },
+          ...fronts(points).map(([, data], i) => ({ data, type: "line", stepped: true, pointRadius: 0, pointHitRadius: 0,
+            borderWidth: 1.5, borderColor: look.text, borderDash: DASHES[i % DASHES.length] })),
         ],
       },
       options: {
@@ -225,10 +230,11 @@
       }
       const floors = scored.filter((point) => point.x <= 0);
       state.chart = scatterChart(canvas, state.points, floors, x.label, y.label);
-      const names = front(state.points).map((point) => point.name);
+      const lines = fronts(state.points).map(([group, found]) =>
+        `Pareto front${group && ` of ${group}`} (dashed), from cheap to good: ${found.map((p) => p.name).join(", ")}.`);
       const missing = all.length - scored.length;
       figure.querySelector(".front").textContent =
-        `Pareto front (dashed), from cheap to good: ${names.join(", ")}.` +
+        lines.join(" ") +
         (floors.length ? ` Dotted: ${floors.map((floor) => floor.name).join(", ")}, at no cost.` : "") +
         (missing ? ` ${missing} of ${all.length} rows lack this score or this cost.` : "") +
         " A click on a point opens the page of its method.";
@@ -269,7 +275,9 @@
           maintainAspectRatio: false,
           interaction: { mode: "index", intersect: false },
           scales: {
-            x: { type: "linear", ...axis("step", look) },
+            // a tick at each evaluation; of many, those that have room
+            x: { type: "linear", ...axis("step", look),
+              afterBuildTicks: (scale) => { scale.ticks = data.steps.map((value) => ({ value })); } },
             y: { position: "left", ...scoreLimits(data.dev.map((y) => ({ y }))), ...axis(data.label, look) },
             loss: { position: "right", ...axis("training loss", look, { grid: { drawOnChartArea: false } }) },
           },
