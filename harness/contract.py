@@ -61,7 +61,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     FROZEN: (RUNS,),
     REPEATS: (RUNS, FROZEN),
     "every trainable tensor gets a gradient": (RUNS, SEEN),
-    "a few steps lower the loss on a fixed batch": (RUNS, SEEN),
+    "a few steps lower the loss on a fixed batch": (RUNS, SEEN, REPEATS),
     "one row and rows of the shortest and longest text work": (RUNS,),
     "a decoder-only backbone works": (RUNS, SEEN, REPEATS),
     "bfloat16 works": (RUNS,),
