@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -52,6 +53,24 @@ class Plan:
     """By label and cell_id, results of earlier versions of task or protocol; their cells wait until asked for."""
     _fingerprints: dict[tuple[str, str], str] = field(default_factory=dict)
 
+    @functools.cached_property
+    def _places(self) -> dict[tuple[str, str, str, int], int]:
+        """By label, task, backbone and seed, the group that is a source there; of two, the one of the table."""
+        found: dict[tuple[str, str, str, int], int] = {}
+        for index, group in enumerate(self.groups):
+            for seed in group.seeds:
+                found.setdefault((group.label, group.task, group.backbone, seed), index)
+        return found
+
+    @functools.cached_property
+    def _keys(self) -> dict[tuple[str, str, str], list[tuple[int, Key]]]:
+        """By suite, label and cell_id, where the groups hold a cell."""
+        found: dict[tuple[str, str, str], list[tuple[int, Key]]] = {}
+        for index, group in enumerate(self.groups):
+            for key, cell in group.cells.items():
+                found.setdefault((cell.suite, cell.label, cell.cell_id), []).append((index, key))
+        return found
+
     @property
     def per_seed(self) -> bool:
         return self.suite.file.tuning.seeds == "each"
@@ -62,10 +81,11 @@ class Plan:
         The cells of an entry wait for each other's sources, since they may race.
         """
         ready = []
+        is_there = functools.cache(lambda place: self._source_at(*place) is not None)
         for _, cells in itertools.groupby(self.asked(), lambda cell: (cell.label, cell.task, cell.backbone)):
             entry = list(cells)
             starts = [start for cell in entry for start in cell.init_from]
-            if all(start.file is not None or self.source(start) is not None for start in starts):
+            if all(start.file is not None or is_there(_place(start)) for start in starts):
                 ready += entry
         return ready
 
@@ -89,16 +109,15 @@ class Plan:
 
     def _place_of(self, start: Start) -> int | None:
         """Index of the group that holds a source; of two, the one of the table."""
-        for index, group in enumerate(self.groups):
-            place = (group.label, group.task, group.backbone)
-            if place == (start.label, start.task, start.backbone) and start.seed in group.seeds:
-                return index
-        return None
+        return self._places.get(_place(start))
 
     def source(self, start: Start) -> Result | None:
         """The result that a cell starts from, a failure where its source failed; None while there is none."""
-        index = self._place_of(start)
-        return None if index is None else chosen(self.groups[index], self.results[index], start.seed)
+        return self._source_at(*_place(start))
+
+    def _source_at(self, label: str, task: str, backbone: str, seed: int) -> Result | None:
+        index = self._places.get((label, task, backbone, seed))
+        return None if index is None else chosen(self.groups[index], self.results[index], seed)
 
     def start_files(self, cell: Cell) -> tuple[StartFile, ...]:
         """Where the tensors lie that a cell starts from."""
@@ -145,10 +164,15 @@ class Plan:
 
     def record(self, result: Result) -> None:
         """Take in a new result."""
-        for group, results in zip(self.groups, self.results, strict=True):
-            for key, cell in group.cells.items():
-                if (cell.suite, cell.label, cell.cell_id) == (result.cell.suite, result.cell.label, result.cell_id):
-                    results[key] = result
+        for index, key in self._held(result.cell):
+            self.results[index][key] = result
+
+    def has_result(self, cell: Cell) -> bool:
+        """Whether a cell of this plan has its result."""
+        return any(key in self.results[index] for index, key in self._held(cell))
+
+    def _held(self, cell: Cell) -> list[tuple[int, Key]]:
+        return self._keys.get((cell.suite, cell.label, cell.cell_id), [])
 
     def is_stale(self, result: Result) -> bool:
         """Whether the method's source, the weights or the rows have changed since `result` was made."""
@@ -189,6 +213,10 @@ class Plan:
             return False  # without the rows nothing can be compared, and nothing of the result is wrong
         assert result.data is not None
         return found != result.data.fingerprint
+
+
+def _place(start: Start) -> tuple[str, str, str, int]:
+    return start.label, start.task, start.backbone, start.seed
 
 
 def make_plan(

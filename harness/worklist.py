@@ -88,10 +88,9 @@ class Worklist:
 
     def _claim(self, bundle: Bundle, whole: bool) -> list[Cell]:
         """Claim the cells of a bundle that are still missing; those of a race all together or not at all."""
-        pending = {name_of(cell) for cell in self.plan.pending()}
         mine: list[Cell] = []
         for cell in bundle.cells:
-            if name_of(cell) not in pending or name_of(cell) in self.given:
+            if self.plan.has_result(cell) or name_of(cell) in self.given:
                 continue  # stored, or in training on a worker of this process
             if self.claims.take(cell):
                 found = self._stored(cell)

@@ -45,6 +45,7 @@ LAYERS = [
     ["optimizer", "overrides", "protocol", "schema"],
     ["backbone", "claims", "lineage", "listings_protocols", "parts", "progress", "racing", "report_layouts"],
     ["flops", "footprint", "initialization", "prefix_layers", "results", "settings", "suite_loading"],
+    ["cell_limit"],
     ["families", "migrate"],
     ["suite"],
     ["loading", "selection", "tasks"],
