@@ -17,6 +17,7 @@ from harness.caches import cached_backbone, cached_task
 from harness.checkpoint import name_of
 from harness.errors import UserError
 from harness.families import block_of
+from harness.group_index import GroupIndex, Key, Source, source_of
 from harness.heads import check_head
 from harness.lineage import INIT_FROM
 from harness.loading import Placement, fingerprint, meta_backbone, resolve
@@ -32,9 +33,6 @@ from harness.starting import StartFile, handed_over, prompt_file
 from harness.suite import Group, Overrides, Suite, expand, load_suite
 from harness.tasks import Task
 from harness.tasks.own import suite_tasks
-
-Key = tuple[int, int]
-"""(grid point, seed) of a cell within its group."""
 
 
 @dataclass
@@ -54,22 +52,8 @@ class Plan:
     _fingerprints: dict[tuple[str, str], str] = field(default_factory=dict)
 
     @functools.cached_property
-    def _places(self) -> dict[tuple[str, str, str, int], int]:
-        """By label, task, backbone and seed, the group that is a source there; of two, the one of the table."""
-        found: dict[tuple[str, str, str, int], int] = {}
-        for index, group in enumerate(self.groups):
-            for seed in group.seeds:
-                found.setdefault((group.label, group.task, group.backbone, seed), index)
-        return found
-
-    @functools.cached_property
-    def _keys(self) -> dict[tuple[str, str, str], list[tuple[int, Key]]]:
-        """By suite, label and cell_id, where the groups hold a cell."""
-        found: dict[tuple[str, str, str], list[tuple[int, Key]]] = {}
-        for index, group in enumerate(self.groups):
-            for key, cell in group.cells.items():
-                found.setdefault((cell.suite, cell.label, cell.cell_id), []).append((index, key))
-        return found
+    def index(self) -> GroupIndex:
+        return GroupIndex(self.groups)
 
     @property
     def per_seed(self) -> bool:
@@ -81,11 +65,11 @@ class Plan:
         The cells of an entry wait for each other's sources, since they may race.
         """
         ready = []
-        is_there = functools.cache(lambda place: self._source_at(*place) is not None)
+        is_there = functools.cache(lambda source: self._result_of(source) is not None)
         for _, cells in itertools.groupby(self.asked(), lambda cell: (cell.label, cell.task, cell.backbone)):
             entry = list(cells)
             starts = [start for cell in entry for start in cell.init_from]
-            if all(start.file is not None or is_there(_place(start)) for start in starts):
+            if all(start.file is not None or is_there(source_of(start)) for start in starts):
                 ready += entry
         return ready
 
@@ -96,7 +80,7 @@ class Plan:
         waiting = list(rows)
         while waiting:
             for start in waiting.pop().init_from:
-                index = self._place_of(start)
+                index = self.index.of_source(source_of(start))
                 if index is not None and self.groups[index].is_source and index not in sources:
                     sources[index] = self._next(index)
                     waiting += sources[index]
@@ -107,17 +91,13 @@ class Plan:
         cells = [group.cells[key] for key in next_cells(group, self.results[index], self.per_seed)]
         return [cell for cell in cells if name_of(cell) not in self.superseded]
 
-    def _place_of(self, start: Start) -> int | None:
-        """Index of the group that holds a source; of two, the one of the table."""
-        return self._places.get(_place(start))
-
     def source(self, start: Start) -> Result | None:
         """The result that a cell starts from, a failure where its source failed; None while there is none."""
-        return self._source_at(*_place(start))
+        return self._result_of(source_of(start))
 
-    def _source_at(self, label: str, task: str, backbone: str, seed: int) -> Result | None:
-        index = self._places.get((label, task, backbone, seed))
-        return None if index is None else chosen(self.groups[index], self.results[index], seed)
+    def _result_of(self, source: Source) -> Result | None:
+        index = self.index.of_source(source)
+        return None if index is None else chosen(self.groups[index], self.results[index], source[-1])
 
     def start_files(self, cell: Cell) -> tuple[StartFile, ...]:
         """Where the tensors lie that a cell starts from."""
@@ -164,15 +144,12 @@ class Plan:
 
     def record(self, result: Result) -> None:
         """Take in a new result."""
-        for index, key in self._held(result.cell):
+        for index, key in self.index.of_cell(result.cell):
             self.results[index][key] = result
 
     def has_result(self, cell: Cell) -> bool:
         """Whether a cell of this plan has its result."""
-        return any(key in self.results[index] for index, key in self._held(cell))
-
-    def _held(self, cell: Cell) -> list[tuple[int, Key]]:
-        return self._keys.get((cell.suite, cell.label, cell.cell_id), [])
+        return any(key in self.results[index] for index, key in self.index.of_cell(cell))
 
     def is_stale(self, result: Result) -> bool:
         """Whether the method's source, the weights or the rows have changed since `result` was made."""
@@ -213,10 +190,6 @@ class Plan:
             return False  # without the rows nothing can be compared, and nothing of the result is wrong
         assert result.data is not None
         return found != result.data.fingerprint
-
-
-def _place(start: Start) -> tuple[str, str, str, int]:
-    return start.label, start.task, start.backbone, start.seed
 
 
 def make_plan(
@@ -302,7 +275,7 @@ def _shapes_of(plan: Plan, start: Start) -> dict[str, Tensor]:
     if start.file is not None:
         found = prompt_file(Path(plan.suite.folder) / start.file)
     else:
-        index = plan._place_of(start)
+        index = plan.index.of_source(source_of(start))
         assert index is not None, "a source has a group of its own"
         source = plan.groups[index].cells[(0, start.seed)]
         found = handed_over(_build(plan, source, meta_backbone(plan.suite.backbone_sources[source.backbone])))

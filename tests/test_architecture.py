@@ -47,7 +47,7 @@ LAYERS = [
     ["flops", "footprint", "initialization", "prefix_layers", "results", "settings", "suite_loading"],
     ["cell_limit"],
     ["families", "migrate"],
-    ["suite"],
+    ["group_index", "suite"],
     ["loading", "selection", "tasks"],
     ["examples", "report", "sources", "staleness"],
     ["cli_layouts", "data", "stored_files"],
