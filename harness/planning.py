@@ -27,7 +27,7 @@ from harness.provenance import sha256_file
 from harness.results import ResultStore, tensors_path
 from harness.schema import Cell, Result, Start
 from harness.selection import chosen, next_cells
-from harness.sources import MissingData
+from harness.sources import MissingData, require_folder
 from harness.staleness import superseded
 from harness.starting import StartFile, handed_over, prompt_file
 from harness.suite import Group, Overrides, Suite, expand, load_suite
@@ -138,9 +138,7 @@ class Plan:
 
     def num_cells(self, group: Group) -> int:
         """Cells that selection will ask for in all: the grid, then the winner's other seeds."""
-        if self.per_seed:
-            return len(group.points) * len(group.seeds)
-        return len(group.points) + len(group.seeds) - 1
+        return self.suite.file.tuning.num_cells(len(group.points), len(group.seeds))
 
     def record(self, result: Result) -> None:
         """Take in a new result."""
@@ -196,6 +194,7 @@ def make_plan(
     path: str | Path, overrides: Overrides, results: str | Path, data_dir: str | None, method_dirs: Sequence[str] = ()
 ) -> Plan:
     """Resolve a suite file. Raises UserError for anything the user can mend; writes nothing."""
+    require_folder(data_dir)
     methods = discover(*method_dirs)
     suite = load_suite(path, overrides)
     tasks = suite_tasks(suite)

@@ -46,6 +46,8 @@ class TaskSpec:
     """Published training rows."""
     num_parts: int = 0
     """Tasks of a mixture; 0 for a single task."""
+    title: str = ""
+    """Its name in tables."""
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,21 @@ def _labels(suite: Suite, methods: Mapping[str, MethodSpec]) -> dict[str, str]:
 def _task_names(suite: Suite, tasks: Mapping[str, TaskSpec]) -> list[str]:
     where = "--tasks" if suite.overrides.tasks else suite.document.where("tasks")
     names = list(suite.overrides.tasks or suite.file.tasks)
+    if suite.overrides.tasks:
+        names = [name if name in tasks else _by_title(name, tasks) for name in names]
+    if len(set(names)) < len(names):
+        raise UserError(f"lists a task twice: {', '.join(names)}", where=where)
     return [require_choice(name, tasks, kind="task", where=where) for name in names]
+
+
+def _by_title(title: str, tasks: Mapping[str, TaskSpec]) -> str:
+    """The one task that tables show under a title, e.g. SST-2; the title itself where that is none or several."""
+    found = [name for name, task in tasks.items() if task.title and _plain(task.title) == _plain(title)]
+    return found[0] if len(found) == 1 else title
+
+
+def _plain(title: str) -> str:
+    return "".join(char for char in title.lower() if char.isalnum())
 
 
 def _check_exceptions(suite: Suite, tasks: Mapping[str, TaskSpec], labels: Mapping[str, str]) -> None:

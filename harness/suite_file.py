@@ -70,6 +70,10 @@ class Tuning(Strict):
     begin: Literal["learnt", "at_once"] = "learnt"
     """Whether marks count only once a point is clearly above a constant answer on dev, or from the first one."""
 
+    def num_cells(self, num_points: int, num_seeds: int) -> int:
+        """Cells of a table entry that selection will ask for in all: the grid, then the winner's other seeds."""
+        return num_points * num_seeds if self.seeds == "each" else num_points + num_seeds - 1
+
 
 class Where(Strict):
     """Which cells an exception applies to; an empty list means all."""
