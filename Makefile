@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: quickstart test check leaderboard site methods-table bench bench-quick bench-gpu bench-gpu-memory lint types clean
+.PHONY: quickstart test check leaderboard site methods-table bench bench-quick bench-gpu bench-gpu-memory lint types wheel-check clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/harness run suites/quickstart.yaml
@@ -45,6 +45,10 @@ lint: $(VENV)/.installed-dev
 
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
+
+# the wheel with the newest releases instead of those of constraints.txt; TORCH=torch==2.13.0 keeps that one
+wheel-check:
+	bash tests/wheel_check.sh $(PYTHON)
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

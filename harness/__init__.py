@@ -10,8 +10,12 @@ from typing import TYPE_CHECKING, Any
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
+from harness import library_noise
 from harness.errors import UserError
 from harness.results import load_results, read_predictions
+
+# here, since every process imports this first: those that train together and Ray's workers too
+library_noise.silence()
 
 if TYPE_CHECKING:
     from harness.runner import run

@@ -7,9 +7,10 @@ Inputs are right-padded embeddings; where a decoder needs left padding, it is ma
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from functools import partial
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -72,6 +73,11 @@ class Backbone:
     @property
     def is_encoder_decoder(self) -> bool:
         return bool(self.config.is_encoder_decoder)
+
+    @property
+    def cache_keyword(self) -> str:
+        """Under which a network takes and returns the keys and values that it has computed."""
+        return _cache_keyword()
 
     @property
     def device(self) -> torch.device:
@@ -175,7 +181,7 @@ class Backbone:
         from transformers.modeling_layers import GradientCheckpointingLayer
 
         self._layers = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
-        recompute = partial(checkpoint, use_reentrant=False, context_fn=self._recomputed_within)
+        recompute = functools.partial(checkpoint, use_reentrant=False, context_fn=self._recomputed_within)
         for layer in self._layers:
             layer._gradient_checkpointing_func = recompute
         self.recomputes = True
@@ -233,10 +239,10 @@ class Backbone:
                 encoder_outputs=encoded,
                 attention_mask=mask,
                 decoder_input_ids=tokens,
-                past_key_values=cache,
                 use_cache=True,
+                **{self.cache_keyword: cache},
             )
-            cache = out.past_key_values
+            cache = out[self.cache_keyword]
             return out.logits[:, -1]  # type: ignore[no-any-return]
 
         return self._greedy(step, step(last), max_new_tokens)
@@ -246,7 +252,7 @@ class Backbone:
         out = self.model(
             inputs_embeds=embeds, attention_mask=mask, position_ids=_positions(mask), use_cache=True, logits_to_keep=1
         )
-        cache = out.past_key_values
+        cache = out[self.cache_keyword]
         full_mask = mask
 
         def step(tokens: Tensor) -> Tensor:
@@ -256,8 +262,8 @@ class Backbone:
                 input_ids=tokens,
                 attention_mask=full_mask,
                 position_ids=_positions(full_mask)[:, -1:],
-                past_key_values=cache,
                 use_cache=True,
+                **{self.cache_keyword: cache},
             )
             return out.logits[:, -1]  # type: ignore[no-any-return]
 
@@ -274,6 +280,14 @@ class Backbone:
             if len(written) == max_new_tokens or bool(finished.all()):
                 return torch.stack(written, 1)
             logits = step(token[:, None])
+
+
+@functools.cache
+def _cache_keyword() -> str:
+    """`cache` since transformers 5.24, which removes the earlier name in 5.40: whichever outputs are declared with."""
+    from transformers.modeling_outputs import BaseModelOutputWithPast
+
+    return "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
 
 
 def _pad_left(embeds: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

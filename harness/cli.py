@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,6 +13,7 @@ import typer
 from harness import cli_report, cli_store
 from harness.cli_options import (
     Address,
+    Backbones,
     CheckpointEvery,
     CpusPerBundle,
     DataDir,
@@ -20,14 +21,17 @@ from harness.cli_options import (
     GpusPerBundle,
     ListFormat,
     MethodDirs,
-    Names,
+    Methods,
     ProtocolName,
     RerunOption,
     ResultsDir,
+    Seeds,
     Settings,
+    Tasks,
     TrackOption,
 )
 from harness.errors import UserError
+from harness.provenance import program_version
 from harness.screen import make_bearable, say
 from harness.shipped_suites import find_suite
 
@@ -36,20 +40,34 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Train every registered tuning method on a suite of tasks and make a leaderboard one can trust.",
 )
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        say(f"harness {program_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Say which version this is.")
+    ] = False,
+) -> None:
+    """What stands before a command."""
+
+
 @app.command()
 def run(
     suite: Annotated[str, typer.Argument(help="Suite file, or the name of a shipped suite.")],
-    methods: Names = None,
-    tasks: Names = None,
-    backbones: Names = None,
-    seeds: Names = None,
+    methods: Methods = None,
+    tasks: Tasks = None,
+    backbones: Backbones = None,
+    seeds: Seeds = None,
     settings: Settings = None,
     protocol: ProtocolName = None,
     results: ResultsDir = Path("results"),
@@ -97,6 +115,7 @@ def run(
         say(f"stopped; {kept}: the same command continues", is_error=True)
         raise typer.Exit(stopped.exit_code if isinstance(stopped, Stopped) else 130) from None
     say(_account(summary))
+    say(_next(summary))
     if summary.num_failed or summary.num_kept_failed or summary.unfit:
         raise typer.Exit(1)
 
@@ -115,13 +134,20 @@ def _account(summary: RunSummary) -> str:
     )
 
 
+def _next(summary: RunSummary) -> str:
+    """What to type next: the last line of a run."""
+    failed = summary.num_failed + summary.num_kept_failed
+    again = "; the same run with --rerun failed tries the failed cells again" if failed else ""
+    return f"Next: harness report {shlex.quote(str(summary.results))}{again}"
+
+
 @app.command()
 def plan(
     suite: Annotated[str | None, typer.Argument(help="Suite file, or the name of a shipped suite.")] = None,
-    methods: Names = None,
-    tasks: Names = None,
-    backbones: Names = None,
-    seeds: Names = None,
+    methods: Methods = None,
+    tasks: Tasks = None,
+    backbones: Backbones = None,
+    seeds: Seeds = None,
     settings: Settings = None,
     protocol: ProtocolName = None,
     results: ResultsDir = Path("results"),
@@ -138,6 +164,7 @@ def plan(
     device: Annotated[
         str | None, typer.Option("--device", metavar="NAME", help="Say instead which backbones fit, e.g. h200.")
     ] = None,
+    rules: Annotated[bool, typer.Option("--rules", help="Print the keys of the protocol too, with reasons.")] = False,
     format: ListFormat = "terminal",
 ) -> None:
     """Show the cells of a suite, what is done, missing or stale, each method's budget and the time; trains nothing.
@@ -162,13 +189,27 @@ def plan(
         split(methods), split(tasks), split(backbones), split_ints(seeds), parse_settings(settings), protocol
     )
     made = make_plan(find_suite(suite), overrides, results, data, [str(folder) for folder in methods_dir or ()])
-    show(describe_plan(made, probe), format)
+    show(describe_plan(made, probe, rules), format)
 
 
 app.command()(cli_report.report)
 app.command()(cli_report.score)
 app.command()(cli_store.verify)
 app.command()(cli_store.migrate)
+
+
+@app.command()
+def suites(
+    folder: Annotated[Path, typer.Argument(help="Folder whose suite files are listed too.")] = Path(),
+    format: ListFormat = "terminal",
+) -> None:
+    """List the suites that ship with the program and those of a folder: what each is for, and how many cells it has.
+
+    Example: harness suites my_suites
+    """
+    from harness.listings_suites import describe_suites
+
+    show(describe_suites(folder), format)
 
 
 @app.command()
@@ -186,7 +227,7 @@ def methods(methods_dir: MethodDirs = None, format: ListFormat = "terminal") -> 
 @app.command()
 def params(
     backbone: Annotated[str, typer.Option(help="Known name, folder or hub id.")] = "t5-base",
-    methods: Names = None,
+    methods: Methods = None,
     settings: Settings = None,
     methods_dir: MethodDirs = None,
     format: ListFormat = "terminal",
@@ -335,9 +376,6 @@ def parse_settings(pairs: list[str] | None) -> dict[str, Any]:
 
 def main() -> None:
     """Run the command line: a user's mistake ends with one message and exit code 2."""
-    # what they warn of (kernels nobody asked for, retries of the hub) ends in a message of our own if it matters
-    for library in ("bitsandbytes", "huggingface_hub", "datasets", "transformers"):
-        logging.getLogger(library).setLevel(logging.ERROR)
     make_bearable()
     try:
         app()

@@ -7,7 +7,21 @@ from typing import Annotated, Literal
 
 import typer
 
-Names = Annotated[str | None, typer.Option(metavar="A,B,...")]
+Methods = Annotated[
+    str | None,
+    typer.Option(metavar="A,B,...", help="Only these rows of the suite, or other methods with their own defaults."),
+]
+Tasks = Annotated[
+    str | None, typer.Option(metavar="A,B,...", help="These tasks instead of the suite's: names, or titles of tables.")
+]
+Backbones = Annotated[
+    str | None,
+    typer.Option(
+        metavar="A,B,...",
+        help="These instead of the suite's: known names, folders, hub ids, or short names of the suite's own.",
+    ),
+]
+Seeds = Annotated[str | None, typer.Option(metavar="A,B,...", help="These training seeds instead of the suite's.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a suite value, e.g. recipe.steps=300.")
 ]

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from harness import protocol as protocol_module
+from harness.cell_limit import CellLimit, EntryCount
 from harness.declarations import Draw
 from harness.draws import draws_of
 from harness.errors import UserError, require_choice
 from harness.lineage import GRID_KEY, INIT_FROM, start_from_cells, start_from_file
-from harness.schema import Cell, Key, Mixture, Part, Start
-from harness.settings import Entry, TaskSpec, resolve_entry
+from harness.schema import Cell, Mixture, Part, Start
+from harness.settings import Entry, TaskSpec, num_points, resolve_entry
 from harness.suite_file import ExceptionRule, MethodSpec, SourceChoice
 from harness.suite_loading import Suite, short_name
 
@@ -52,11 +52,6 @@ class Group:
             return len(self.points) * own
         return own + (len(self.points) - 1 if self.seeds[0] not in self.shared_seeds else 0)
 
-    @functools.cached_property
-    def points_by_key(self) -> dict[Key, tuple[int, int]]:
-        """Where each cell stands in `cells`."""
-        return {cell.key: point for point, cell in self.cells.items()}
-
     def own_cells(self) -> dict[tuple[int, int], Cell]:
         """The cells that stand in no other group."""
         return {point: cell for point, cell in self.cells.items() if point[1] not in self.shared_seeds}
@@ -80,13 +75,16 @@ class Family:
         methods: Mapping[str, MethodSpec],
         tasks: Mapping[str, TaskSpec],
         labels: Mapping[str, str],
-        places: Sequence[Place],
+        rows: Iterable[tuple[Place, int | None]],
+        limit: CellLimit,
     ) -> None:
+        """`rows` are the entries of the table: a place, and its shots or None."""
         self.suite = suite
         self.methods = methods
         self.tasks = tasks
         self.labels = labels
-        self.places = set(places)
+        self.places = {place for place, _ in rows}
+        self.limit = limit
         self.rows: dict[tuple[Place, int | None], Group] = {}
         self.sources: dict[Place, Group] = {}
         self.open: list[Place] = []
@@ -99,21 +97,42 @@ class Family:
             self.rows[(place, k)] = self._make(place, seeds, self.labels[place[0]], self.suite.file.suite, k)
         return self.rows[(place, k)]
 
-    def source(self, place: Place, own_seed: int | None, where: str) -> tuple[Group, int]:
-        """The group that a cell starts from, and the seed: `own_seed`, or the first where that is None."""
+    def count(self, place: Place, k: int | None = None, seeds: Sequence[int] = ()) -> EntryCount:
+        """The cells that a group will have, before it is made; for other `seeds` than the suite's where given."""
+        label, task, backbone = place
+        method = self.labels.get(label) or self._method(label, "")
+        points = num_points(_entry(self.suite, label, self.methods[method], self.tasks[task], backbone, k))
+        return EntryCount(f"{label} on {task}", points, len(seeds or _seeds(self.suite, self.tasks[task], k)))
+
+    def source(self, place: Place, seeds: Sequence[int] | None, where: str) -> dict[int, Group]:
+        """The groups that cells start from, by the seed of the source: `seeds`, or the first where that is None."""
         method = self._method(place[0], where)
-        # sources are trained on all rows
-        row = self.row(place) if place in self.places and not self.suite.file.few_shot else None
-        if row is not None and own_seed in (None, *row.seeds):
-            return row, row.seeds[0] if own_seed is None else own_seed
         first = _seeds(self.suite, self.tasks[place[1]])[0]
+        wanted = (first,) if seeds is None else seeds
+        found: dict[int, Group] = {}
+        if self._is_in_table(place):
+            row = self.row(place)
+            own = set(row.seeds)
+            found = {seed: row for seed in wanted if seed in own}
+        apart = [seed for seed in wanted if seed not in found]
+        if apart:
+            found |= dict.fromkeys(apart, self._apart(place, (first, *apart), method))
+        return found
+
+    def _apart(self, place: Place, seeds: Sequence[int], method: str) -> Group:
+        """The group of a source that stands in no table, with at least these seeds."""
         known = self.sources.get(place)
-        seed = first if own_seed is None else own_seed
-        if known is None or seed not in known.seeds:
-            seeds = tuple(dict.fromkeys((*(known.seeds if known else (first,)), seed)))
-            made = self._make(place, seeds, method, self._suite_of(place), is_source=True)
-            self.sources[place] = made if row is None else made.sharing(row)
-        return self.sources[place], seed
+        before = known.seeds if known else ()
+        every = tuple(dict.fromkeys((*before, *seeds)))
+        if known is None or len(every) > len(before):
+            self.limit.add_source(self.count(place, seeds=every[len(before) :]))
+            made = self._make(place, every, method, self._suite_of(place), is_source=True)
+            self.sources[place] = made.sharing(self.row(place)) if self._is_in_table(place) else made
+        return self.sources[place]
+
+    def _is_in_table(self, place: Place) -> bool:
+        """Whether an entry of the table can be a source: sources are trained on all rows."""
+        return place in self.places and not self.suite.file.few_shot
 
     def _suite_of(self, place: Place) -> str:
         """Where a source is stored: with the table that a filter leaves it out of, or apart."""
@@ -145,11 +164,13 @@ class Family:
     def _method(self, label: str, where: str) -> str:
         """The method of a row that a cell starts from. Raises UserError for an unknown name, or a rule."""
         file = self.suite.file
-        rows = {**file.methods, **file.sources}
+        rows = file.sources if label in file.sources else file.methods
         method = str(rows[label].get("method", label)) if label in rows else label
         if method not in self.methods:
             problem = f"no row and no method is called '{label}'" if label == method else f"unknown method '{method}'"
-            raise UserError(problem, where=where, value=method, choices=sorted({*self.methods, *rows}))
+            raise UserError(
+                problem, where=where, value=method, choices=sorted({*self.methods, *file.methods, *file.sources})
+            )
         if self.methods[method].is_rule:
             raise UserError(f"'{label}' trains nothing, so no cell can start from it", where=where)
         return method
@@ -162,6 +183,9 @@ class Family:
         draws = self._draws(task, k, seeds)
         cells: dict[tuple[int, int], Cell] = {}
         kept: list[dict[str, Any]] = []
+        ids: set[str] = set()
+        """Of the first seed's cells: of two that are the same, every seed's are."""
+        starts = {choice: self._starts(choice, place, seeds) for point in points for choice in point.init_from}
         for point in points:
             made = {
                 seed: Cell(
@@ -179,15 +203,18 @@ class Family:
                     mixture=self._mixture(task.name),
                     few_shot=draws[seed],
                     recipe=point.recipe,
-                    init_from=[self._start(choice, place, seed) for choice in point.init_from],
+                    init_from=[starts[choice][seed] for choice in point.init_from],
                     grid=point.point,
                     grid_index=len(kept),
                     search_seed=seed if per_seed else seeds[0],
                 )
                 for seed in seeds
             }
-            if self._is_repeated(made[seeds[0]], cells.values(), label):
+            cell_id = made[seeds[0]].cell_id
+            if cell_id in ids:
+                self._require_swept_source(made[seeds[0]], label)
                 continue
+            ids.add(cell_id)
             cells |= {(len(kept), seed): cell for seed, cell in made.items()}
             kept.append(point.point)
         return Group(label, spec.name, task.name, backbone, tuple(kept), tuple(seeds), cells, k)
@@ -216,27 +243,28 @@ class Family:
         ]
         return Mixture(parts=parts, sampling=declared.sampling, temperature=declared.temperature)
 
-    def _is_repeated(self, cell: Cell, others: Iterable[Cell], label: str) -> bool:
-        """Whether the grid has the same cell already, which only a source may cause: one task's is another's own."""
-        if all(cell.cell_id != other.cell_id for other in others):
-            return False
+    def _require_swept_source(self, cell: Cell, label: str) -> None:
+        """Raise UserError for a cell that its grid has already, unless by a source: one task's is another's own."""
         if GRID_KEY not in cell.grid:
             where = self.suite.document.where(*block_of(self.suite, label))
             raise UserError("two points of its grid are the same cell", where=where, field=label)
-        return True
 
-    def _start(self, choice: SourceChoice, place: Place, seed: int) -> Start:
+    def _starts(self, choice: SourceChoice, place: Place, seeds: Sequence[int]) -> dict[int, Start]:
+        """What the cells of a place start from, by their seed."""
         label, task, backbone = place
         suite = self.suite
         where = suite.document.where(*block_of(suite, label), INIT_FROM)
         if choice.file is not None:
-            return start_from_file(choice, suite.folder, where)
+            return dict.fromkeys(seeds, start_from_file(choice, suite.folder, where))
         source_task = require_choice(choice.task or task, self.tasks, kind="task", where=where)
         source_backbone = require_choice(choice.backbone or backbone, suite.backbone_sources, kind="backbone",
                                          where=where)  # fmt: skip
         found = (str(choice.method), source_task, source_backbone)
-        group, source_seed = self.source(found, seed if choice.seed == "own" else None, where)
-        return start_from_cells(choice, group.cells, source_seed)
+        groups = self.source(found, seeds if choice.seed == "own" else None, where)
+        starts = {
+            seed: start_from_cells(choice, group.cells, len(group.points), seed) for seed, group in groups.items()
+        }
+        return starts if choice.seed == "own" else dict.fromkeys(seeds, *starts.values())
 
 
 def block_of(suite: Suite, label: str) -> tuple[Literal["methods", "sources"], str]:
@@ -261,7 +289,7 @@ def _entry(suite: Suite, label: str, spec: MethodSpec, task: TaskSpec, backbone:
         spec=spec,
         protocol=suite.protocol,
         recipe=suite.file.recipe,
-        own={**suite.file.sources, **suite.file.methods}.get(label, {}),
+        own=suite.file.methods.get(label, suite.file.sources.get(label, {})),
         exceptions=applying,
         overrides=suite.overrides.settings,
         task=task,

@@ -68,15 +68,16 @@ def start_from_file(choice: SourceChoice, folder: str, where: str) -> Start:
     return Start(title=choice.title, file=choice.file, identity=content[:16], family=content[:16])
 
 
-def start_from_cells(choice: SourceChoice, cells: dict[tuple[int, int], Cell], seed: int) -> Start:
+def start_from_cells(choice: SourceChoice, cells: dict[tuple[int, int], Cell], num_points: int, seed: int) -> Start:
     """The winner of a grid of cells as a source, whichever it will be; `cells` by (grid point, seed).
 
     Its identity is that of all cells which may be chosen, so it is known before any of them is trained.
     """
     search = cells[(0, seed)].search_seed
-    ids = {cell.cell_id for (_, cell_seed), cell in cells.items() if cell_seed in (seed, search)}
+    points = range(num_points)
+    ids = {cells[(point, of)].cell_id for point in points for of in (seed, search)}
     first = cells[(0, seed)]
-    grid = sorted({str(sorted(cell.grid.items())) for cell in cells.values()})
+    grid = sorted({str(sorted(cells[(point, seed)].grid.items())) for point in points})
     return Start(
         title=f"{first.label} on {first.task}" + (f" on {first.backbone}" if choice.backbone else ""),
         label=first.label,

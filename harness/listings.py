@@ -34,8 +34,11 @@ RACING = (
 STARTS = "Starts: the selected tensors of other cells, which are trained first; in brackets what dev chooses from"
 
 
-def describe_plan(plan: Plan, probe: bool | None = None) -> dict[str, Any]:
-    """Cells by group, the budget of each method, and the time that the missing cells will take, as by `estimate`."""
+def describe_plan(plan: Plan, probe: bool | None = None, rules: bool = False) -> dict[str, Any]:
+    """Cells by group, the budget of each method, and the time that the missing cells will take, as by `estimate`.
+
+    The text holds the protocol's keys with `rules` only; they are longer than all the rest.
+    """
     refuse_namesakes(plan)
     misfits = _known_misfits(plan)
     groups = [_describe_group(plan, index, misfits) for index in range(len(plan.groups))]
@@ -63,7 +66,7 @@ def describe_plan(plan: Plan, probe: bool | None = None) -> dict[str, Any]:
         *_describe_shots(plan),
         *(f"{task}: {plan.tasks[task].split_rule}" for task in dict.fromkeys(g.task for g in plan.groups)),
         f"Protocol {plan.suite.protocol.reference.title}: {plan.suite.protocol.description}",
-        protocol_table(plan.suite.protocol),
+        protocol_table(plan.suite.protocol) if rules else "Its keys and their reasons: --rules",
     ]
     return {
         "suite": plan.suite.file.suite,

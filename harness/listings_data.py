@@ -17,7 +17,7 @@ from harness.errors import UserError, require_choice
 from harness.loading import load_backbone
 from harness.protocol import DEFAULT, resolve
 from harness.screen import on_screen
-from harness.sources import MissingData
+from harness.sources import MissingData, require_folder
 from harness.suite import Overrides, load_suite
 from harness.tasks import Task, all_tasks
 from harness.tasks.own import suite_tasks, under_protocol
@@ -28,8 +28,7 @@ COUNTED_ROWS = 10_000
 
 def describe_tasks(data_dir: str | None) -> dict[str, Any]:
     """Every task record; with a data folder also what is there."""
-    if data_dir is not None and not Path(data_dir).is_dir():
-        raise UserError("no such data folder", where=data_dir, field="--data")
+    require_folder(data_dir)
     rows = [_describe_task(task, data_dir) for task in all_tasks().values()]
     columns = ["name", "benchmark", "kind", "score", "split", "published sizes"]
     if data_dir is not None:
@@ -92,6 +91,7 @@ def describe_rows(
     protocol: str | None = None,
 ) -> dict[str, Any]:
     """Rows of a task after tokenisation and truncation, decoded again; with a suite, its own tasks and protocol."""
+    require_folder(data_dir)
     if suite:
         tasks = suite_tasks(load_suite(suite, Overrides(protocol=protocol)))
     else:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from harness.backbone import DTYPES, Backbone
 from harness.errors import UserError
+from harness.hub import why_unreachable
 from harness.provenance import sha256_file
 from harness.quantization import PACKED, Scheme, load_options, num_weights, settle
 from harness.schema import BackboneRecord
@@ -224,6 +225,12 @@ def best_device() -> str:
 def _local_first(source: str, place: str, load: Callable[[bool], Loaded]) -> Loaded:
     """Call `load(True)` for what is on disk, then `load(False)` for the hub. Raises UserError with the last reason."""
     for local in (True,) if Path(place).is_dir() else (True, False):
+        if not local and (closed := why_unreachable()):
+            raise UserError(
+                f"backbone '{source}' is not on this machine: '{place}' was not fetched before, and {closed}",
+                field="backbones",
+                hint="Name a folder with its checkpoint: --backbones PATH/TO/CHECKPOINT.",
+            )
         try:
             return load(local)
         except (OSError, ValueError, KeyError, SafetensorError) as error:

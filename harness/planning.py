@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,20 +10,19 @@ from pathlib import Path
 
 from harness.caches import cached_task
 from harness.errors import UserError
+from harness.group_index import GroupIndex, Point, Source, source_of
 from harness.loading import Placement, check_weights, fingerprint
 from harness.method import Registered, discover
 from harness.provenance import sha256_file
 from harness.results import ResultStore, tensors_path
 from harness.schema import Cell, Key, Result, Start
 from harness.selection import chosen, next_cells
+from harness.sources import require_folder
 from harness.staleness import superseded
 from harness.starting import StartFile
 from harness.suite import Group, Overrides, Suite, expand, load_suite
 from harness.tasks import Task
 from harness.tasks.own import suite_tasks
-
-Point = tuple[int, int]
-"""(grid point, seed) of a cell within its group."""
 
 
 @dataclass
@@ -43,6 +43,10 @@ class Plan:
     """By key, stored results that say that a cell does not fit: every run judges that anew."""
     _fingerprints: dict[tuple[str, str], str] = field(default_factory=dict)
 
+    @functools.cached_property
+    def index(self) -> GroupIndex:
+        return GroupIndex(self.groups)
+
     @property
     def per_seed(self) -> bool:
         return self.suite.file.tuning.seeds == "each"
@@ -53,10 +57,11 @@ class Plan:
         The cells of an entry wait for each other's sources, since they may race.
         """
         ready = []
+        is_there = functools.cache(lambda source: self._result_of(source) is not None)
         for _, cells in itertools.groupby(self.asked(), lambda cell: (cell.label, cell.task, cell.backbone)):
             entry = list(cells)
             starts = [start for cell in entry for start in cell.init_from]
-            if all(start.file is not None or self.source(start) is not None for start in starts):
+            if all(start.file is not None or is_there(source_of(start)) for start in starts):
                 ready += entry
         return ready
 
@@ -67,7 +72,7 @@ class Plan:
         waiting = list(rows)
         while waiting:
             for start in waiting.pop().init_from:
-                index = self._place_of(start)
+                index = self.index.of_source(source_of(start))
                 if index is not None and self.groups[index].is_source and index not in sources:
                     sources[index] = self._next(index)
                     waiting += sources[index]
@@ -79,18 +84,13 @@ class Plan:
         cells = [group.cells[key] for key in next_cells(group, self.results[index], self.per_seed)]
         return [cell for cell in cells if cell.key not in self.superseded]
 
-    def _place_of(self, start: Start) -> int | None:
-        """Index of the group that holds a source; of two, the one of the table."""
-        for index, group in enumerate(self.groups):
-            place = (group.label, group.task, group.backbone)
-            if place == (start.label, start.task, start.backbone) and start.seed in group.seeds:
-                return index
-        return None
-
     def source(self, start: Start) -> Result | None:
         """The result that a cell starts from, a failure where its source failed; None while there is none."""
-        index = self._place_of(start)
-        return None if index is None else chosen(self.groups[index], self.results[index], start.seed)
+        return self._result_of(source_of(start))
+
+    def _result_of(self, source: Source) -> Result | None:
+        index = self.index.of_source(source)
+        return None if index is None else chosen(self.groups[index], self.results[index], source[-1])
 
     def start_files(self, cell: Cell) -> tuple[StartFile, ...]:
         """Where the tensors lie that a cell starts from."""
@@ -140,9 +140,12 @@ class Plan:
 
     def record(self, result: Result) -> None:
         """Take in a new result, in two groups where a source shares its cell with the table."""
-        for group, results in zip(self.groups, self.results, strict=True):
-            if result.key in group.points_by_key:
-                results[group.points_by_key[result.key]] = result
+        for index, point in self.index.of_cell(result.key):
+            self.results[index][point] = result
+
+    def has_result(self, cell: Cell) -> bool:
+        """Whether a cell of this plan has its result."""
+        return any(point in self.results[index] for index, point in self.index.of_cell(cell.key))
 
     def is_stale(self, result: Result) -> bool:
         """Whether the method's source, the weights or the rows have changed since `result` was made."""
@@ -191,6 +194,7 @@ def make_plan(
     path: str | Path, overrides: Overrides, results: str | Path, data_dir: str | None, method_dirs: Sequence[str] = ()
 ) -> Plan:
     """Resolve a suite file. Raises UserError for anything the user can mend; writes nothing."""
+    require_folder(data_dir)
     methods = discover(*method_dirs)
     suite = load_suite(path, overrides)
     tasks = suite_tasks(suite)

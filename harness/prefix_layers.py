@@ -86,9 +86,10 @@ class PrefixLayers:
         ids = kwargs.get("input_ids")
         count = len(kwargs["inputs_embeds"] if ids is None else ids)
         vectors = self.decoder()
-        cache = kwargs.get("past_key_values")
+        keyword = self.backbone.cache_keyword
+        cache = kwargs.get(keyword)
         if cache is None or cache.get_seq_length() == 0:
-            kwargs["past_key_values"] = self._filled_cache(vectors, count)
+            kwargs[keyword] = self._filled_cache(vectors, count)
         if not self.backbone.is_encoder_decoder:  # a T5 decoder derives both from the cache
             mask = kwargs["attention_mask"]
             kwargs["attention_mask"] = F.pad(mask, (len(vectors), 0), value=1)
@@ -116,7 +117,7 @@ class _EncoderHook:
         ((keys, values),) = self.owner.keys_and_values(vectors, len(args[0]))
         cache = DynamicCache()
         cache.update(keys, values, module.layer_idx)
-        kwargs["past_key_values"] = cache
+        kwargs[self.owner.backbone.cache_keyword] = cache
         mask = kwargs.get("mask")
         if mask is not None:
             seen = True if mask.dtype == torch.bool else 0.0

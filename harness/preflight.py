@@ -15,6 +15,7 @@ from harness.caches import cached_backbone, cached_task
 from harness.errors import UserError
 from harness.families import block_of
 from harness.fit import misfit
+from harness.group_index import source_of
 from harness.heads import check_head
 from harness.limits import check_positions, target_tokens
 from harness.lineage import INIT_FROM
@@ -134,7 +135,7 @@ def _shapes_of(plan: Plan, start: Start) -> dict[str, Tensor]:
     if start.file is not None:
         found = prompt_file(Path(plan.suite.folder) / start.file)
     else:
-        index = plan._place_of(start)
+        index = plan.index.of_source(source_of(start))
         assert index is not None, "a source has a group of its own"
         source = plan.groups[index].cells[(0, start.seed)]
         error = None if source.init_from else _misfit(plan, source)

@@ -112,7 +112,7 @@ class Progress:
         now = time.monotonic()
         rate = (step - begun) / max(1e-9, now - bundle.started)
         best = f", best dev {max(score.selection for score in scores.values()):.1f}" if scores else ""
-        note = f"{rate:.1f} steps/s{best}, {self._time_left()}"
+        note = f"{_speed(rate)}{best}, {self._time_left()}"
         if self._bars and bundle.bar is not None:
             self._bars.update(bundle.bar, completed=step, total=steps, note=note)
         elif now - bundle.last_line > PLAIN_EVERY_S:
@@ -197,6 +197,11 @@ def _outcome(result: Result) -> str:
         return f"dev {result.dev.score:.1f} at step {result.selected_step:,}"
     lines = result.failure.message.strip().splitlines() if result.failure else []
     return f"FAILED: {lines[-1] if lines else 'no reason given'}"
+
+
+def _speed(steps_per_s: float) -> str:
+    """With two digits that say something, also where a step takes minutes."""
+    return f"{steps_per_s:.1f} steps/s" if steps_per_s >= 1 else f"{1 / max(1e-9, steps_per_s):.1f} s/step"
 
 
 def _duration(seconds: float) -> str:

@@ -38,7 +38,7 @@ def sha256_file(path: Path) -> str:
 def _fixed() -> dict[str, Any]:
     commit = _git("rev-parse", "HEAD")
     return {
-        "harness": _version("peft-harness"),
+        "harness": program_version(),
         "commit": commit,
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")) if commit else None,
         "python": platform.python_version(),
@@ -47,6 +47,11 @@ def _fixed() -> dict[str, Any]:
         "processor": _processor(),
         "num_cpus": os.cpu_count(),
     }
+
+
+def program_version() -> str | None:
+    """Of this program, as it is installed."""
+    return _version("peft-harness")
 
 
 def _version(package: str) -> str | None:

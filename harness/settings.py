@@ -15,8 +15,6 @@ from harness.suite_file import ExceptionRule, MethodSpec, Recipe, SourceChoice
 from harness.validation import field_names, validate_settings
 from harness.yaml12 import Document
 
-MAX_CELLS = 100_000
-
 
 @dataclass
 class Layered:
@@ -48,6 +46,8 @@ class TaskSpec:
     """Published training rows."""
     num_parts: int = 0
     """Tasks of a mixture; 0 for a single task."""
+    title: str = ""
+    """Its name in tables."""
 
 
 @dataclass(frozen=True)
@@ -89,18 +89,22 @@ class Resolved:
 
 def resolve_entry(entry: Entry) -> list[Resolved]:
     """Return every grid point, validated. Raises UserError for anything unknown or impossible."""
+    recipe, hp, sweeps = _spanned(entry)
+    points = [dict(zip(sweeps, values, strict=True)) for values in itertools.product(*sweeps.values())]
+    return [_resolve(entry, recipe, hp, point) for point in points]
+
+
+def num_points(entry: Entry) -> int:
+    """How many points `resolve_entry` will make, without making any. Raises UserError for a sweep that is none."""
+    return math.prod(len(values) for values in _spanned(entry)[2].values())
+
+
+def _spanned(entry: Entry) -> tuple[Layered, Layered, dict[str, list[Any]]]:
+    """Recipe and hp of an entry, and what of them is swept, as the names of a point."""
     recipe, hp = _merge(entry)
     if entry.spec.is_rule:  # a rule such as majority trains nothing: no recipe applies
         recipe = Layered()
-    sweeps = _sweeps(recipe, "recipe", "recipe") | _sweeps(hp, "hp", f"{entry.block}.{entry.label}")
-    if math.prod(len(values) for values in sweeps.values()) > MAX_CELLS:
-        raise UserError(
-            f"its grid has more than {MAX_CELLS:,} points",
-            where=entry.document.where("methods", entry.label),
-            field=entry.label,
-        )
-    points = [dict(zip(sweeps, values, strict=True)) for values in itertools.product(*sweeps.values())]
-    return [_resolve(entry, recipe, hp, point) for point in points]
+    return recipe, hp, _sweeps(recipe, "recipe", "recipe") | _sweeps(hp, "hp", f"{entry.block}.{entry.label}")
 
 
 def _merge(entry: Entry) -> tuple[Layered, Layered]:
@@ -153,10 +157,17 @@ def _sweeps(layer: Layered, part: str, shown: str) -> dict[str, list[Any]]:
             raise UserError("is empty; a sweep lists the values to try", where=where, field=field_name)
         if any(item is None for item in values):
             raise UserError("lists an empty value", where=where, field=field_name)
-        if any(values.count(item) > 1 for item in values):
+        if len({_hashable(item) for item in values}) < len(values):
             raise UserError(f"lists a value twice: {values}", where=where, field=field_name)
         found[f"{part}.{name}"] = values
     return found
+
+
+def _hashable(value: Any) -> Any:
+    """Plain data such that equal values stay equal and others differ."""
+    if isinstance(value, dict):
+        return frozenset((key, _hashable(item)) for key, item in value.items())
+    return tuple(map(_hashable, value)) if isinstance(value, list) else value
 
 
 def _resolve(entry: Entry, recipe: Layered, hp: Layered, point: Point) -> Resolved:

@@ -7,13 +7,18 @@ from pathlib import Path
 from harness.errors import UserError
 
 
+def suites_folder() -> Path:
+    """Where they lie: beside the program in a checkout, within it where it is installed."""
+    package = Path(__file__).resolve().parent
+    return next(folder for folder in (package.parent / "suites", package / "_suites") if folder.is_dir())
+
+
 def find_suite(name: str) -> Path:
     """A path, or the name of a suite that ships with the program. Raises UserError naming the choices."""
     path = Path(name)
     if path.exists():
         return path
-    package = Path(__file__).resolve().parent
-    shipped = next(folder for folder in (package.parent / "suites", package / "_suites") if folder.is_dir())
+    shipped = suites_folder()
     candidates = [shipped / path.name, shipped / f"{path.name}.yaml"]
     found = next((candidate for candidate in candidates if candidate.is_file()), None)
     if found is None and path.parent == Path():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 
 from harness.class_names import class_features, name_classes
 from harness.errors import UserError, require_choice
+from harness.hub import offline, why_unreachable
 from harness.readers import SAVED_MARK, SUFFIXES, LocatedRow, TsvRules, is_readable, read_file
 from harness.tasks.record import NEEDED_SPLITS, Hub, Task
 
@@ -65,8 +67,7 @@ def find_source(task: Task, data_dir: str | Path | None) -> Source:
     if data_dir is None:
         return _load_hub(task)
     root = Path(data_dir)
-    if not root.is_dir():
-        raise UserError("no such data folder", where=str(root), field="--data")
+    require_folder(data_dir)
     lacking: dict[str, list[str]] = {}
     for folder in _folders(task):
         files, missing = _search(root, folder, task)
@@ -75,6 +76,12 @@ def find_source(task: Task, data_dir: str | Path | None) -> Source:
         if files:
             lacking[folder] = missing
     raise _missing(task, root, lacking)
+
+
+def require_folder(data_dir: str | Path | None) -> None:
+    """Raise UserError where a data folder is named and is not there, whether or not any task needs it."""
+    if data_dir is not None and not Path(data_dir).is_dir():
+        raise UserError("no such data folder", where=str(data_dir), field="--data", hint="HARNESS_DATA sets it too.")
 
 
 def _missing(task: Task, root: Path, lacking: dict[str, list[str]]) -> MissingData:
@@ -221,15 +228,21 @@ def _load_hub(task: Task) -> Source:
     from datasets import load_dataset
 
     splits = NEEDED_SPLITS[task.split]
-    reasons = []
+    closed, reasons = why_unreachable(), []
     for hub in task.hub:
         try:
-            tables = {split: load_dataset(hub.path, hub.config, split=split, revision=hub.revision) for split in splits}
+            with offline() if closed else contextlib.nullcontext():
+                tables = {s: load_dataset(hub.path, hub.config, split=s, revision=hub.revision) for s in splits}
         except Exception as error:  # the hub client raises dozens of types; each alternative gets its turn
             lines = str(error).strip().splitlines() or [type(error).__name__]
             reasons.append(f"{hub}: {lines[0]}")
             continue
         return Source(f"hub {hub}", hub.revision or _commit(hub), tables=tables)
+    if closed and task.hub:
+        raise UserError(
+            f"task '{task.name}' is not on this machine: nothing of it was fetched before, and {closed}",
+            hint="Name a folder with a copy: --data DIR, or HARNESS_DATA.",
+        )
     raise UserError(
         f"task '{task.name}' could not be loaded from the hub: {'; '.join(reasons) or 'no copy is known there'}",
         hint="Give a local copy with --data DIR.",
@@ -240,6 +253,8 @@ def _commit(hub: Hub) -> str:
     """Commit of the data set's main branch; "unknown" where the hub does not answer (rows from the cache)."""
     from huggingface_hub import HfApi
 
+    if why_unreachable():
+        return "unknown"
     try:
         return str(HfApi().dataset_info(hub.path).sha)
     except Exception:  # without network the rows' fingerprint still identifies them

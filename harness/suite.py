@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
+from harness.cell_limit import CellLimit
 from harness.errors import UserError, require_choice
 from harness.families import Family, Group
 from harness.overrides import Overrides
-from harness.settings import MAX_CELLS, TaskSpec
+from harness.settings import TaskSpec
 from harness.suite_file import MethodSpec
 from harness.suite_loading import Suite, load_suite, short_name
 
@@ -17,24 +19,20 @@ __all__ = ["Group", "Overrides", "Suite", "expand", "load_suite", "short_name"]
 def expand(suite: Suite, methods: Mapping[str, MethodSpec], tasks: Mapping[str, TaskSpec]) -> list[Group]:
     """Return every group of the suite after filters, then those that they start from.
 
-    Raises UserError on any unknown name or setting, and for cells that start from each other.
+    Raises UserError on any unknown name or setting, for cells that start from each other, and for more cells than
+    `execution.max_cells`.
     """
     labels = _labels(suite, methods)
     names = _task_names(suite, tasks)
     _check_exceptions(suite, tasks, labels)
-    places = [(label, task, backbone) for backbone in suite.backbones for task in names for label in labels]
-    family = Family(suite, methods, tasks, labels, places)
-    groups: list[Group] = []
-    num_cells = 0
     shots = suite.file.few_shot.k if suite.file.few_shot else [None]
-    in_order = (
-        (label, task, backbone, k) for backbone in suite.backbones for task in names for k in shots for label in labels
-    )
-    for label, task, backbone, k in in_order:
-        groups.append(family.row((label, task, backbone), k))
-        num_cells += len(groups[-1].cells)
-        if num_cells > MAX_CELLS:
-            raise UserError(f"declares more than {MAX_CELLS:,} cells", where=suite.document.path)
+    limit = CellLimit(suite)
+    limit.require_entries(len(suite.backbones), len(names), len(shots), len(labels))
+    axes = itertools.product(suite.backbones, names, shots, labels)
+    rows = [((label, task, backbone), k) for backbone, task, k, label in axes]
+    family = Family(suite, methods, tasks, labels, rows, limit)
+    limit.require_table([family.count(place, k) for place, k in rows])
+    groups = [family.row(place, k) for place, k in rows]
     return [*groups, *family.sources.values()]
 
 
@@ -58,7 +56,21 @@ def _labels(suite: Suite, methods: Mapping[str, MethodSpec]) -> dict[str, str]:
 def _task_names(suite: Suite, tasks: Mapping[str, TaskSpec]) -> list[str]:
     where = "--tasks" if suite.overrides.tasks else suite.document.where("tasks")
     names = list(suite.overrides.tasks or suite.file.tasks)
+    if suite.overrides.tasks:
+        names = [name if name in tasks else _by_title(name, tasks) for name in names]
+    if len(set(names)) < len(names):
+        raise UserError(f"lists a task twice: {', '.join(names)}", where=where)
     return [require_choice(name, tasks, kind="task", where=where) for name in names]
+
+
+def _by_title(title: str, tasks: Mapping[str, TaskSpec]) -> str:
+    """The one task that tables show under a title, e.g. SST-2; the title itself where that is none or several."""
+    found = [name for name, task in tasks.items() if task.title and _plain(task.title) == _plain(title)]
+    return found[0] if len(found) == 1 else title
+
+
+def _plain(title: str) -> str:
+    return "".join(char for char in title.lower() if char.isalnum())
 
 
 def _check_exceptions(suite: Suite, tasks: Mapping[str, TaskSpec], labels: Mapping[str, str]) -> None:

@@ -72,6 +72,10 @@ class Tuning(Strict):
     begin: Literal["learnt", "at_once"] = "learnt"
     """Whether marks count only once a point is clearly above a constant answer on dev, or from the first one."""
 
+    def num_cells(self, num_points: int, num_seeds: int) -> int:
+        """Cells of a table entry that selection will ask for in all: the grid, then the winner's other seeds."""
+        return num_points * num_seeds if self.seeds == "each" else num_points + num_seeds - 1
+
 
 class Where(Strict):
     """Which cells an exception applies to; an empty list means all."""
@@ -102,6 +106,8 @@ class Execution(Strict):
     """Train input-side methods through torch.compile: minutes at the start of a process, for faster steps on a GPU."""
     bundle_cells: int = Field(64, ge=1)
     """At most this many cells share a bundle."""
+    max_cells: int = Field(10_000, ge=1)
+    """A suite of more cells, every grid point with every seed, is refused before any is made: raise it to mean it."""
     checkpoint_every: str = "5m"
     """How often the state of a bundle in training is kept, e.g. 90s, 10m, 2h, 500 steps; or off."""
     processes: int = Field(1, ge=1, le=64)

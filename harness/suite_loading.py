@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -57,6 +57,7 @@ def load_suite(path: str | Path, overrides: Overrides) -> Suite:
     for label in (*file.methods, *file.sources):
         check_slug(label, "method", document.where(*(("methods" if label in file.methods else "sources"), label)))
     check_block(file.report, document)
+    overrides = replace(overrides, backbones=_as_declared(overrides.backbones, file.backbones))
     check_lists(overrides)
     sources = _short_names(overrides.backbones or file.backbones, document)
     if overrides.backbones:  # cells may still start from what the file's own backbones trained
@@ -98,6 +99,12 @@ def short_name(given: str) -> str:
         return name
     last = source.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
     return Path(source).resolve().name if last in (".", "..", "") else last
+
+
+def _as_declared(given: Sequence[str] | None, declared: Sequence[str]) -> list[str] | None:
+    """Names from the command line, a suite's backbone also by the short name that tables show; a folder is itself."""
+    by_short = {short_name(source): source for source in declared}
+    return None if given is None else [name if Path(name).is_dir() else by_short.get(name, name) for name in given]
 
 
 def _short_names(given: Sequence[str], document: Document) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -43,7 +44,7 @@ def validate_settings(kind: type, values: Mapping[str, Any], locate: Locate, pre
             where, field, key = locate(*prefix, name), ".".join((*prefix, name)), next(iter(value), "")
             raise UserError(f"expected a value or {{sweep: [...]}}, got {_short(value)}", where=where, field=field,
                             value=str(key), choices=["sweep"])  # fmt: skip
-    typed: TypeAdapter[Any] = TypeAdapter(kind)
+    typed = _adapter(kind)
     try:
         checked = typed.validate_json(json.dumps(dict(values)), strict=True)
     except ValidationError as error:
@@ -51,6 +52,12 @@ def validate_settings(kind: type, values: Mapping[str, Any], locate: Locate, pre
     dumped = typed.dump_python(checked, mode="json")
     assert isinstance(dumped, dict)
     return dumped
+
+
+@functools.cache
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    """Made once: a grid validates the same settings at each of its points."""
+    return TypeAdapter(kind)
 
 
 def field_names(kind: type) -> list[str]:

@@ -85,10 +85,9 @@ class Worklist:
 
     def _claim(self, bundle: Bundle, whole: bool) -> list[Cell]:
         """Claim the cells of a bundle that are still missing; those of a race all together or not at all."""
-        pending = {cell.key for cell in self.plan.pending()}
         mine: list[Cell] = []
         for cell in bundle.cells:
-            if cell.key not in pending or cell.key in self.given:
+            if self.plan.has_result(cell) or cell.key in self.given:
                 continue  # stored, or in training on a worker of this process
             if self.claims.take(cell):
                 found = self._stored(cell)

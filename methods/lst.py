@@ -132,6 +132,7 @@ class LST(Method):
         self._outputs: dict[str, dict[str, Tensor]] = {name: {} for name in self.ladders}
         self._encoded: Tensor | None = None
         self._prefix: dict[str, Tensor] = {}
+        self._cache_keyword = backbone.cache_keyword
 
     def attach(self, backbone: Backbone) -> None:
         for name, stack in stacks(backbone).items():
@@ -178,7 +179,7 @@ class LST(Method):
 
     def _with_prefix(self, inputs: dict[str, Tensor], kwargs: dict[str, Any]) -> dict[str, Tensor]:
         """In step-by-step decoding, all positions so far: the side network is too small to be worth a cache."""
-        if kwargs.get("past_key_values") is not None:
+        if kwargs.get(self._cache_keyword) is not None:
             inputs = {key: torch.cat([self._prefix[key], value], 1) for key, value in inputs.items()}
         self._prefix = inputs if kwargs.get("use_cache") else {}
         return inputs

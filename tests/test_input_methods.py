@@ -87,6 +87,8 @@ def test_p_tuning_equals_peft(encoder: str) -> None:
     close(logits(method, backbone), theirs)
 
 
+# PEFT 0.21 hands its prefix over under the name that transformers gives up
+@pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")
 def test_prefix_tuning_equals_peft_under_its_pairing_of_vectors() -> None:
     """On a T5 PEFT's layer i reads vectors 4 i and 4 i + 1 of its 2 L, so half of them get no gradient."""
     backbone = tiny_backbone()
@@ -103,6 +105,8 @@ def test_prefix_tuning_equals_peft_under_its_pairing_of_vectors() -> None:
     assert used.tolist() == [True, True, False, False]
 
 
+# PEFT 0.21 hands its prefix over under the name that transformers gives up
+@pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")
 def test_prefix_tuning_equals_peft_on_a_decoder() -> None:
     backbone, other = tiny_backbone("decoder"), tiny_backbone("decoder")
     method = make("prefix_tuning", backbone, prefix_length=5)

@@ -14,7 +14,8 @@ from transformers import AutoConfig
 from harness.errors import UserError
 from harness.limits import check_positions, max_positions, target_tokens
 from harness.loading import load_backbone, model_of
-from harness.planning import check_fit, make_plan
+from harness.planning import make_plan
+from harness.preflight import find_misfits
 from harness.results import ResultStore
 from harness.runner import run
 from harness.suite import Overrides
@@ -76,7 +77,7 @@ def refused(suite: Path, folder: Path) -> str:
     """The sentence with which a plan and a run refuse a suite; both leave nothing behind."""
     plan = make_plan(suite, Overrides(), folder / "results", None)
     with pytest.raises(UserError) as planned:
-        check_fit(plan, plan.asked(), to_run=False)
+        find_misfits(plan, plan.asked())
     with pytest.raises(UserError) as ran:
         run(suite, results=folder / "results", quiet=True)
     assert not (folder / "results").exists()

@@ -136,6 +136,7 @@ class Task:
             self.benchmark,
             self.sizes[0] if self.sizes else None,
             len(self.parts),
+            self.title,
         )
 
     @property
