@@ -57,7 +57,7 @@ def _placed(
     renderer, inside, scale = canvas.get_renderer(), axes.get_window_extent(), axes.figure.get_dpi() / 72
     radius = MARKER_RADIUS * scale
     centres = [(float(x), float(y)) for x, y in (axes.transData.transform(place) for place in places)]
-    taken = [(x - radius, y - radius, x + radius, y + radius) for x, y in centres]
+    taken: list[tuple[float, ...]] = [(x - radius, y - radius, x + radius, y + radius) for x, y in centres]
     made: list[Annotation] = []
     lines: list[Line2D] = []
     for place, (x, y), text, colour in zip(places, centres, texts, colours, strict=True):
