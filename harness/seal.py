@@ -120,7 +120,8 @@ def _beside(backbone: Any) -> dict[str, Any]:
 
     Which form of the network trains, compiled or not, is the bundle's choice.
     """
-    return {name: value for name, value in vars(backbone).items() if name in BESIDE or hasattr(type(backbone), name)}
+    cls, own = type(backbone), vars(backbone)
+    return {name: value for name, value in own.items() if name in BESIDE or callable(getattr(cls, name, None))}
 
 
 @torch.no_grad()
