@@ -83,7 +83,8 @@ class Backbone:
 
         Not rows of the embedding's weight: some networks scale those (Gemma by sqrt(H), BART by its configuration).
         """
-        return self.embedding(ids.to(self.device)).detach().clone()
+        vectors: Tensor = self.embedding(ids.to(self.device))
+        return vectors.detach().clone()
 
     @property
     def num_params(self) -> int:
