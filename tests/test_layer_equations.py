@@ -216,7 +216,7 @@ def test_lora_with_biases_is_lora_plus_bitfit() -> None:
         build("bitfit", backbone),
     )
     shake(both)
-    for key, table in both.positions.tables.items():  # the next test's matter
+    for key, table in both.positions.tables.items():  # they have a test of their own
         original = backbone.model.get_submodule(key.replace("/", ".")).relative_attention_bias
         table.data.copy_(original.weight)
     lora.load_state_dict({k: v for k, v in both.state_dict().items() if k.startswith("tensors")})
