@@ -13,6 +13,7 @@ import os
 import tempfile
 import zipfile
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def _read(path: Path, num_rows: int) -> Encoded | None:
     for values, offsets in (parts[:2], parts[2:]):
         if values.ndim != 1 or offsets.shape != (num_rows + 1,) or offsets[0] != 0 or offsets[-1] != len(values):
             return None
-    return Encoded(*parts, None, num_cut_sources, num_cut_targets)
+    return replace(Encoded(*parts), num_cut_sources=num_cut_sources, num_cut_targets=num_cut_targets)
 
 
 def _write(path: Path, encoded: Encoded) -> None:
