@@ -13,6 +13,7 @@ import os
 import tempfile
 import zipfile
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from harness.data import DECODER_SUFFIX, Encoded, encode
 from harness.examples import Example
 from harness.tasks.record import Task
 
-FORMAT = 2
+FORMAT = 3
 PARTS = ("source_ids", "source_offsets", "target_ids", "target_offsets")
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)
 
@@ -88,15 +89,7 @@ def _read(path: Path, num_rows: int) -> Encoded | None:
     for values, offsets in (parts[:2], parts[2:]):
         if values.ndim != 1 or offsets.shape != (num_rows + 1,) or offsets[0] != 0 or offsets[-1] != len(values):
             return None
-    source_ids, source_offsets, target_ids, target_offsets = parts
-    return Encoded(
-        source_ids,
-        source_offsets,
-        target_ids,
-        target_offsets,
-        num_cut_sources=num_cut_sources,
-        num_cut_targets=num_cut_targets,
-    )
+    return replace(Encoded(*parts), num_cut_sources=num_cut_sources, num_cut_targets=num_cut_targets)
 
 
 def _write(path: Path, encoded: Encoded) -> None:
