@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from harness import cli_report, cli_store
+from harness import cli_list, cli_report, cli_store
+from harness.cli_list import show
 from harness.cli_options import (
     Address,
     Backbones,
@@ -198,30 +198,10 @@ app.command()(cli_store.verify)
 app.command()(cli_store.migrate)
 
 
-@app.command()
-def suites(
-    folder: Annotated[Path, typer.Argument(help="Folder whose suite files are listed too.")] = Path(),
-    format: ListFormat = "terminal",
-) -> None:
-    """List the suites that ship with the program and those of a folder: what each is for, and how many cells it has.
-
-    Example: harness suites my_suites
-    """
-    from harness.listings_suites import describe_suites
-
-    show(describe_suites(folder), format)
+app.command()(cli_list.suites)
 
 
-@app.command()
-def methods(methods_dir: MethodDirs = None, format: ListFormat = "terminal") -> None:
-    """List every method found, with what it is and, where a file is broken, why.
-
-    Example: harness methods --methods-dir my_methods
-    """
-    from harness.listings import describe_methods
-    from harness.method import discover
-
-    show(describe_methods(discover(*(methods_dir or ()))), format)
+app.command()(cli_list.methods)
 
 
 @app.command()
@@ -243,15 +223,7 @@ def params(
     show(describe_params(found, split(methods), backbone, parse_settings(settings)), format)
 
 
-@app.command()
-def tasks(data: DataDir = None, format: ListFormat = "terminal") -> None:
-    """List every task; with --data, what was found there and whether its sizes are the published ones.
-
-    Example: harness tasks --data DIR
-    """
-    from harness.listings_data import describe_tasks
-
-    show(describe_tasks(data), format)
+app.command()(cli_list.tasks)
 
 
 @app.command()
@@ -275,17 +247,7 @@ def preview(
     show(describe_rows(task, backbone, split_name, rows, data, file, protocol), format)
 
 
-@app.command()
-def protocols(
-    format: Annotated[Literal["terminal", "markdown", "json"], typer.Option("--format", help="Form.")] = "terminal",
-) -> None:
-    """Show the protocols side by side: what each key decides, its value and the reason.
-
-    Example: harness protocols --format markdown
-    """
-    from harness.listings_protocols import describe_protocols
-
-    show(describe_protocols(format), format)
+app.command()(cli_list.protocols)
 
 
 @app.command()
@@ -329,16 +291,6 @@ def export(
     say(f"written to {done.path}; as few as {done.num_kept:,} numbers determine it")
     if done.source_changed:
         say("note: the method's file has changed since this cell was trained", is_error=True)
-
-
-def show(data: dict[str, Any], style: str) -> None:
-    """Print a listing: JSON data, or its tables as text. Ends with exit code 1 if rows of a suite do not fit."""
-    if style == "json":
-        say(json.dumps({key: value for key, value in data.items() if key != "text"}, indent=1))
-    else:
-        say(data["text"])
-    if data.get("unfit"):
-        raise typer.Exit(1)
 
 
 def suite_backbones(suite: str) -> list[str]:

@@ -84,7 +84,7 @@ LAYERS = [
     ["estimate", "packing", "ray_cluster", "ray_parcel"],
     ["listings_time", "ray_engine", "worklist"],
     ["engines", "listings"],
-    ["runner"],
+    ["cli_list", "runner"],
     ["cli"],
     ["__main__"],
 ]
