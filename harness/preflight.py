@@ -176,7 +176,8 @@ def _identity(cell: Cell) -> str:
     """The same for cells that fit or do not fit for the same reason."""
     recipe, starts = cell.recipe, [start.identity for start in cell.init_from]
     network = [cell.backbone, cell.task, recipe.max_source_length, recipe.quantization, recipe.head]
-    return json.dumps([cell.label, cell.method, cell.hp, *network, starts], sort_keys=True)
+    parts = [cell.label, cell.method, cell.hp, *network, recipe.label_tokens, starts]
+    return json.dumps(parts, sort_keys=True)
 
 
 def _class(plan: Plan, cell: Cell) -> type[Method] | None:
@@ -195,6 +196,6 @@ def _check_positions(plan: Plan, cell: Cell, prompt_tokens: int, backbone: Backb
     """Raise UserError unless prompt, text and target fit the backbone's positions."""
     task = plan.tasks[cell.task]
     source = cell.recipe.max_source_length or task.max_source_length
-    target = 0 if cell.recipe.head == "linear" else target_tokens(task, backbone)
+    target = 0 if cell.recipe.head == "linear" else target_tokens(task, backbone, cell.recipe.label_tokens)
     place, field = plan.suite.document.path, f"{cell.label} on {cell.task}"
     check_positions(backbone, prompt_tokens, source, target, place, field)

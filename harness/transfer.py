@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-
 PAIR = ("a", "b")
 """Names of the factors A [S, R], B [R, H] of a source's added table; without one, such names mean something else."""
 

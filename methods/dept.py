@@ -8,8 +8,8 @@ kaiming-uniform with a = sqrt(5), B zero, P the tokens of one fixed sentence, tr
 Stands taken: the factor s = 8 / sqrt(R) is in the authors' code only (`scale: none` is the paper's reading);
 R = floor((budget - P) H / (H + S)) keeps the parameters within `budget_length` vectors when the source
 length changes (the released MultiRC run kept R = 30 instead: set `rank: 30`). `init_from` starts P, A and B from
-another run, as `--peft_model_id` does in the authors' code, or from an adapter file of theirs. Inference keeps P, A and B, as the
-authors' checkpoints do; an export writes the product s A B [S, H], which is larger than its factors.
+another run, as `--peft_model_id` does in the authors' code, or from an adapter file of theirs. Inference keeps P, A
+and B, as the authors' checkpoints do; an export writes the product s A B [S, H], which is larger than its factors.
 """
 
 import math
