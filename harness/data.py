@@ -16,6 +16,7 @@ from harness.errors import UserError
 from harness.examples import Converter, Example
 from harness.schema import DataRecord
 from harness.sources import find_source, read_split
+from harness.suite_file import LabelTokens
 from harness.tasks.record import NEEDED_SPLITS, SPLIT_RULES, Task
 
 SPLIT_SEED = 42
@@ -156,12 +157,16 @@ def cut_references(data: TaskData, tokenizer: Any) -> TaskData:
     return replace(data, dev=[cut(row) for row in data.dev], test=[cut(row) for row in data.test])
 
 
-def max_new_tokens(task: Task, backbone: Backbone) -> int:
-    """Decoding steps: the longest label with its end, or the task's limit less the start token."""
+def max_new_tokens(task: Task, backbone: Backbone, label_tokens: LabelTokens = "longest_label") -> int:
+    """Decoding steps: the longest label with its end, or the task's limit less the start token.
+
+    As `recipe.label_tokens` says, labels get more steps than they need; never fewer.
+    """
     if task.parts:
-        return max(max_new_tokens(part, backbone) for part in task.parts)
+        return max(max_new_tokens(part, backbone, label_tokens) for part in task.parts)
     if task.kind == "classification":
-        return max(len(target_ids(label, backbone, None)) for label in task.targets)
+        longest = max(len(target_ids(label, backbone, None)) for label in task.targets)
+        return longest if label_tokens == "longest_label" else max(longest, label_tokens - 1)
     return task.max_target_length - 1
 
 

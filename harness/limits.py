@@ -7,6 +7,7 @@ from typing import Any
 from harness.backbone import Backbone
 from harness.data import Encoded, max_new_tokens
 from harness.errors import UserError
+from harness.suite_file import LabelTokens
 from harness.tasks.record import Task
 
 NUM_DIGIT_TOKENS = 4
@@ -29,14 +30,17 @@ def max_positions(config: Any, side: str) -> int | None:
     return None
 
 
-def target_tokens(task: Task, backbone: Backbone) -> int:
+def target_tokens(task: Task, backbone: Backbone, label_tokens: LabelTokens = "longest_label") -> int:
     """Most tokens of an answer with its end. Of labels, without a tokenizer: what digits take, or the task's limit."""
     if task.parts:
-        return max(target_tokens(part, backbone) for part in task.parts)
+        return max(target_tokens(part, backbone, label_tokens) for part in task.parts)
     if task.kind == "classification" and backbone.tokenizer is not None:
-        return max_new_tokens(task, backbone)
+        return max_new_tokens(task, backbone, label_tokens)
     is_digit = task.kind == "classification" and task.target_style == "digits"
-    return NUM_DIGIT_TOKENS if is_digit else task.max_target_length
+    least = NUM_DIGIT_TOKENS if is_digit else task.max_target_length
+    if task.kind != "classification" or label_tokens == "longest_label":
+        return least
+    return max(least, label_tokens - 1)
 
 
 def check_positions(

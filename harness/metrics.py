@@ -85,12 +85,16 @@ def matthews(predictions: Predictions, references: References, labels: Sequence[
 
 
 def pearson(predictions: Predictions, references: References, labels: Sequence[str] = ()) -> float:
-    """Pearson correlation x100; an unreadable output counts as -1.0, an undefined correlation as 0."""
+    """Pearson correlation x100; an unreadable output counts as -1.0, an undefined correlation as 0.
+
+    As in DePT's code (src/metrics.py), one answer `nan` or `inf` leaves it undefined. A single row does too, for which
+    that code raises an error.
+    """
     return _whole(pearson_scorer, predictions, references, labels)
 
 
 def spearman(predictions: Predictions, references: References, labels: Sequence[str] = ()) -> float:
-    """Spearman rank correlation x100; unreadable and undefined as in `pearson`."""
+    """Spearman rank correlation x100; unreadable and undefined as in `pearson`, but `inf` has a rank."""
     return _whole(spearman_scorer, predictions, references, labels)
 
 

@@ -19,23 +19,30 @@ from harness.metrics import compute, count_unreadable
 from harness.racing import Chance, standard_error
 from harness.schema import SplitScore
 from harness.scores import mean_score
+from harness.suite_file import LabelTokens
 from harness.tasks.record import Task
 
 
 @torch.no_grad()
 def answer_split(
-    fused: FusedInput, cells: Sequence[int], encoded: Encoded, task: Task, max_tokens: int, only: Index | None = None
+    fused: FusedInput,
+    cells: Sequence[int],
+    encoded: Encoded,
+    task: Task,
+    max_tokens: int,
+    only: Index | None = None,
+    label_tokens: LabelTokens = "longest_label",
 ) -> dict[int, list[str]]:
     """Answers of each of `cells` (positions in `fused`) to every row, in row order: greedy, or of the linear heads.
 
-    With `only` these rows alone are answered, the others stay empty.
+    With `only` these rows alone are answered, the others stay empty. `label_tokens` is that of the cells' recipes.
     """
     backbone = fused.backbone
     fused.refresh(grad=False, cells=cells)
     count = len(encoded)
     chosen = np.arange(count) if only is None else only
     rows = Rows(np.repeat(np.asarray(cells, np.int64), len(chosen)), np.tile(chosen, len(cells)))
-    limit = max_new_tokens(task, backbone)
+    limit = max_new_tokens(task, backbone, label_tokens)
     answers: dict[int, list[str]] = {cell: [""] * count for cell in cells}
     for batch in micro_batches(fused.lengths(encoded, rows), max_tokens):
         stop.check()  # an evaluation may take minutes, and nothing is half done in it

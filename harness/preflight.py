@@ -70,9 +70,12 @@ def find_misfits(plan: Plan, cells: Iterable[Cell]) -> Misfits:
         error = found[key]
         if error is not None:
             misfits[cell.key] = error
-    trained = [cell for cell in cells if plan.methods[cell.method].cls is None or _class(plan, cell) is not None]
+    # sources are trained for the rows that start from them, so they alone are nothing to go on for
+    sources = {cell.key for group in plan.groups if group.is_source for cell in group.cells.values()}
+    rows = [cell for cell in cells if cell.key not in sources]
+    trained = [cell for cell in rows if plan.methods[cell.method].cls is None or _class(plan, cell) is not None]
     has_results = any(plan.results)
-    if misfits and not has_results and all(cell.key in misfits for cell in trained):
+    if misfits and trained and not has_results and all(cell.key in misfits for cell in trained):
         lines = lines_of(misfits)
         if len(lines) == 1:
             raise next(iter(misfits.values()))
@@ -138,7 +141,7 @@ def _shapes_of(plan: Plan, start: Start) -> dict[str, Tensor]:
         index = plan.index.of_source(source_of(start))
         assert index is not None, "a source has a group of its own"
         source = plan.groups[index].cells[(0, start.seed)]
-        error = None if source.init_from else _misfit(plan, source)
+        error = _misfit(plan, source)
         if error is not None:
             raise UserError(f"starts from {start.title}, which {error.problem}", where=error.where, field=error.field)
         found = handed_over(_build(plan, source, meta_backbone(plan.suite.backbone_sources[source.backbone])))
@@ -173,7 +176,8 @@ def _identity(cell: Cell) -> str:
     """The same for cells that fit or do not fit for the same reason."""
     recipe, starts = cell.recipe, [start.identity for start in cell.init_from]
     network = [cell.backbone, cell.task, recipe.max_source_length, recipe.quantization, recipe.head]
-    return json.dumps([cell.label, cell.method, cell.hp, *network, starts], sort_keys=True)
+    parts = [cell.label, cell.method, cell.hp, *network, recipe.label_tokens, starts]
+    return json.dumps(parts, sort_keys=True)
 
 
 def _class(plan: Plan, cell: Cell) -> type[Method] | None:
@@ -192,6 +196,6 @@ def _check_positions(plan: Plan, cell: Cell, prompt_tokens: int, backbone: Backb
     """Raise UserError unless prompt, text and target fit the backbone's positions."""
     task = plan.tasks[cell.task]
     source = cell.recipe.max_source_length or task.max_source_length
-    target = 0 if cell.recipe.head == "linear" else target_tokens(task, backbone)
+    target = 0 if cell.recipe.head == "linear" else target_tokens(task, backbone, cell.recipe.label_tokens)
     place, field = plan.suite.document.path, f"{cell.label} on {cell.task}"
     check_positions(backbone, prompt_tokens, source, target, place, field)

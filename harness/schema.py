@@ -19,7 +19,7 @@ PLACEMENT = {"suite", "label", "protocol", "grid", "grid_index", "search_seed"}
 # fields that came after the first stored results: at its default, such a field leaves no trace in the identity
 LATER: dict[str, set[str]] = {
     "cell": {"few_shot", "init_from", "mixture"},
-    "recipe": {"adamw", "quantization", "head", "head_lr"},
+    "recipe": {"adamw", "quantization", "head", "head_lr", "label_tokens"},
 }
 
 

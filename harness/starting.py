@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from safetensors.torch import load_file as load_tensors
 from torch import Tensor
 
 from harness.errors import UserError
-from harness.export import is_collapsible
+from harness.export import HEAD, is_collapsible
 from harness.loading import meta_backbone
 from harness.method import Method, load_file
 from harness.provenance import sha256_file
@@ -19,6 +21,13 @@ from harness.schema import Cell, StartRecord
 
 PROMPT_NAMES = ("prompt", "prompt_embeddings")
 """Names of a prompt in files of this program and of PEFT."""
+PEFT_PAIR = ("prompt_encoder.lora_embedding_A", "prompt_encoder.lora_embedding_B")
+"""Names of the factors of an added table in adapter files of ZhengxiangShi/DecomposedPromptTuning
+(peft/utils/save_and_load.py)."""
+PEFT_ALPHA = 8
+"""What that code multiplies A B by, over sqrt(R): `lora_alpha` of peft/tuners/prompt_tuning_lora.py."""
+PICKLED = {".bin", ".pt", ".pth"}
+"""Endings of PyTorch's own files."""
 
 
 class SourceFailed(Exception):
@@ -31,7 +40,7 @@ class StartFile:
 
     title: str
     path: Path
-    """A safetensors file."""
+    """A safetensors file; of the user's, PyTorch's own format too."""
     sha256: str | None
     cell: Cell | None = None
     """The cell that trained it; None for a file of the user's."""
@@ -58,7 +67,9 @@ def read_start(start: StartFile) -> dict[str, Tensor]:
         return prompt_file(start.path)
     assert start.method_file is not None
     cls = load_file(start.method_file).cls
-    tensors = load_tensors(start.path)
+    tensors = {
+        name: tensor for name, tensor in load_tensors(start.path).items() if name != HEAD
+    }  # each task has its own
     if cls is None or not issubclass(cls, Method) or not is_collapsible(cls):
         return tensors
     with torch.random.fork_rng():
@@ -75,11 +86,54 @@ def handed_over(method: Method) -> dict[str, Tensor]:
 
 
 def prompt_file(path: Path) -> dict[str, Tensor]:
-    """The tensors of a user's file; its prompt, or its only table, is called `prompt`. Raises UserError."""
-    try:
-        tensors = load_tensors(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot be read as safetensors: {error}", where=str(path)) from None
+    """The tensors of a user's file; its prompt, or its only table, is called `prompt`.
+
+    The low-rank pair of an adapter file is called `a` and `b`, and the table that it makes `added`.
+
+    Of PyTorch's own files nothing but tensors is loaded: a pickle may hold code. Raises UserError.
+    """
+    tensors = _pickled_tensors(path) if path.suffix.lower() in PICKLED else _plain_tensors(path)
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
+            raise UserError(f"'{name}' holds values that are no finite decimal numbers", where=str(path))
+    if any(name in tensors for name in PEFT_PAIR):
+        tensors |= _added_table(tensors, path)
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in PEFT_PAIR}
     tables = [name for name, tensor in tensors.items() if tensor.dim() == 2]
     name = next((name for name in PROMPT_NAMES if name in tensors), tables[0] if len(tables) == 1 else None)
-    return tensors if name is None else {**tensors, "prompt": tensors[name]}
+    if name is None:
+        return tensors
+    prompt = tensors.pop(name)
+    return {**tensors, "prompt": prompt}
+
+
+def _added_table(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """`a` [S, R], `b` [R, H] and the table [S, H] that the authors' code makes of them. Raises UserError."""
+    shapes = {name: list(tensors[name].shape) for name in PEFT_PAIR if name in tensors}
+    a, b = (tensors.get(name) for name in PEFT_PAIR)
+    if a is None or b is None or a.dim() != 2 or b.dim() != 2 or not 0 < a.shape[1] == b.shape[0]:
+        raise UserError(f"holds no low-rank pair [S, R], [R, H]: {shapes}", where=str(path))
+    scale = PEFT_ALPHA / math.sqrt(a.shape[1])
+    return {"a": a, "b": b, "added": scale * a @ b}
+
+
+def _plain_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_tensors(path)
+    except (OSError, SafetensorError) as error:
+        hint = f"Endings of PyTorch's own files: {', '.join(sorted(PICKLED))}."
+        raise UserError(f"cannot be read as safetensors: {error}", where=str(path), hint=hint) from None
+
+
+def _pickled_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch warns of plain pickles, which are refused just below
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever the bytes of a damaged pickle lead to, an IndexError or an AssertionError too
+        problem = f"cannot be read as tensors of PyTorch ({type(error).__name__})"
+        hint = "It is damaged, or a pickle with other things than tensors in it, which may run code and is not opened."
+        raise UserError(problem, where=str(path), hint=hint) from None
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise UserError("holds no tensors by name, as a state_dict does", where=str(path))
+    return {str(name): tensor.detach().clone() for name, tensor in found.items()}

@@ -16,6 +16,7 @@ from harness.report_declarations import ReportBlock
 SUITE_FORMAT = 1
 
 MAX_SEED = 2**32
+LabelTokens = Literal["longest_label"] | Annotated[int, Field(ge=2, le=1_000)]
 Sampling = Literal["proportional", "equal", "temperature"]
 SLUG = r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,79}$"
 
@@ -49,6 +50,9 @@ class Recipe(Strict):
     """Whether a class is written as text, or read off the last token by a trained linear layer (decoders only)."""
     head_lr: float = Field(1e-3, gt=0, allow_inf_nan=False)
     """Learning rate of the linear head."""
+
+    label_tokens: LabelTokens = "longest_label"
+    """How far labels are decoded: as the longest with its end, or so many tokens with the start if that is more."""
 
     @model_validator(mode="after")
     def _quantized_in_bfloat16(self) -> Recipe:

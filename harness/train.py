@@ -161,9 +161,12 @@ class BundleTrainer(BundleStep):
         rows = np.arange(len(encoded))
         shortest = int(encoded.source_lengths(rows).min() + self.fused.prompt_lengths[cells].min())
         mine = self.team.share(len(encoded))
+        label_tokens = self.states[cells[0]].recipe.label_tokens  # cells of a bundle have one
         with self.sharding.gathered():
             answers = until_it_fits(
-                lambda tokens: answer_split(self.fused, cells, encoded, task, tokens, mine), self.eval_budget, shortest
+                lambda tokens: answer_split(self.fused, cells, encoded, task, tokens, mine, label_tokens),
+                self.eval_budget,
+                shortest,
             )
         self._count_halvings(cells)
         return self.team.merge(answers)

@@ -56,15 +56,23 @@ def matthews_scorer(predictions: Sequence[str], truth: Sequence[str], labels: Se
 
 
 def pearson_scorer(predictions: Sequence[str], truth: Sequence[str], labels: Sequence[str]) -> Scorer:
-    """Pearson correlation x100; an unreadable output counts as -1.0, an undefined correlation as 0."""
+    """Pearson correlation x100; an unreadable output counts as -1.0, an undefined correlation as 0.
+
+    It is undefined where either side does not vary, and where an answer that counts is `nan` or without bound.
+    """
     got, want = _number_pair(predictions, truth)
     return lambda weights: _correlation(weights, np.broadcast_to(got, weights.shape), want)
 
 
 def spearman_scorer(predictions: Sequence[str], truth: Sequence[str], labels: Sequence[str]) -> Scorer:
-    """Spearman rank correlation x100, of mid-ranks; unreadable and undefined as in `pearson_scorer`."""
+    """Spearman rank correlation x100, of mid-ranks; as `pearson_scorer`, but `inf` has a rank like any number."""
     got, want = _number_pair(predictions, truth)
-    return lambda weights: _correlation(weights, _ranks(weights, got), _ranks(weights, want))
+
+    def score(weights: Array) -> Array:
+        ranks = np.where(np.isnan(got), np.nan, _ranks(weights, got))
+        return _correlation(weights, ranks, _ranks(weights, want))
+
+    return score
 
 
 def number(text: str) -> float | None:
@@ -77,9 +85,17 @@ def number(text: str) -> float | None:
 
 
 def numbers(predictions: Sequence[str]) -> list[float]:
-    """Outputs as numbers, -1.0 for an unreadable one (no score of a task is negative)."""
+    """Outputs as finite numbers, -1.0 for an unreadable one (no score of a task is negative)."""
     found = [number(text) for text in predictions]
     return [-1.0 if value is None else value for value in found]
+
+
+def _float_of(text: str) -> float:
+    """What the authors' `string_to_float` makes of an answer: `nan` and `inf` are floats, what is none is -1.0."""
+    try:
+        return float(text)
+    except ValueError:
+        return -1.0
 
 
 def _equal(texts: Sequence[str], label: str) -> NDArray[np.bool_]:
@@ -103,7 +119,7 @@ def _sums(weights: Array, codes: NDArray[np.int64]) -> Array:
 
 
 def _number_pair(predictions: Sequence[str], truth: Sequence[str]) -> tuple[Array, Array]:
-    return np.array(numbers(predictions)), np.array([float(text) for text in truth])
+    return np.array([_float_of(text) for text in predictions]), np.array([float(text) for text in truth])
 
 
 def _ranks(weights: Array, values: Array) -> Array:
@@ -116,13 +132,15 @@ def _ranks(weights: Array, values: Array) -> Array:
 
 
 def _correlation(weights: Array, got: Array, want: Array) -> Array:
-    """Weighted Pearson correlation x100 per draw; 0 where one side does not vary."""
+    """Weighted Pearson correlation x100 per draw; 0 where one side does not vary, or a counted `got` is not finite."""
     counted = weights > 0
+    is_defined = ~(counted & ~np.isfinite(got)).any(axis=1)
+    got = np.where(np.isfinite(got), got, 0.0)
     share = weights / weights.sum(axis=1, keepdims=True)
     got, want = _centred(got, share, counted), _centred(want, share, counted)
     spread = np.sqrt((share * got**2).sum(axis=1) * (share * want**2).sum(axis=1))
     value: Array = np.divide(
-        100 * (share * got * want).sum(axis=1), spread, out=np.zeros_like(spread), where=spread > 0
+        100 * (share * got * want).sum(axis=1), spread, out=np.zeros_like(spread), where=is_defined & (spread > 0)
     )
     return np.clip(value, -100, 100)
 

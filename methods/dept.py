@@ -7,11 +7,13 @@ kaiming-uniform with a = sqrt(5), B zero, P the tokens of one fixed sentence, tr
 
 Stands taken: the factor s = 8 / sqrt(R) is in the authors' code only (`scale: none` is the paper's reading);
 R = floor((budget - P) H / (H + S)) keeps the parameters within `budget_length` vectors when the source
-length changes (the released MultiRC run kept R = 30 instead: set `rank: 30`). Inference keeps P, A and B, as the
-authors' checkpoints do; an export writes the product s A B [S, H], which is larger than its factors.
+length changes (the released MultiRC run kept R = 30 instead: set `rank: 30`). `init_from` starts P, A and B from
+another run, as `--peft_model_id` does in the authors' code, or from an adapter file of theirs. Inference keeps P, A
+and B, as the authors' checkpoints do; an export writes the product s A B [S, H], which is larger than its factors.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.method import Backbone, Defaults, Method, Paper, require_positive, sweep, vocabulary_rows
+from harness.transfer import decomposed_into
 
 
 class DePT(Method):
@@ -32,6 +35,7 @@ class DePT(Method):
         params_note="The Llama-2-7B figure (413.4K) is for prompt_length 40, rank 60, source_length 64.",
     )
     defaults = Defaults(recipe={"lr": sweep(0.3, 0.4, 0.5)}, hp={"added_lr": sweep(1e-4, 5e-4, 1e-3, 5e-3)})
+    takes_sources = (0, 1)
 
     @dataclass(frozen=True, kw_only=True)
     class HP:
@@ -61,6 +65,10 @@ class DePT(Method):
         self.a = nn.Parameter(torch.empty(length, rank, dtype=weight.dtype, device=weight.device))  # [S, R]
         self.b = nn.Parameter(torch.zeros(rank, width, dtype=weight.dtype, device=weight.device))  # [R, H]
         nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
+
+    def start_from(self, sources: Sequence[Mapping[str, Tensor]]) -> None:
+        """P, A and B of one source; of a prompt alone P, with the pair's own start, whose product is zero."""
+        decomposed_into(sources[0], self.vectors, (self.a, self.b), self.scale)
 
     def prompt(self) -> Tensor:
         return self.vectors

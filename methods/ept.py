@@ -12,11 +12,15 @@ P is tiled to S rows (`align: zero` pads instead, `align: linear` resamples); si
 their square roots. Networks learn at P_s's lr unless `network_lr` says otherwise. P_new = P_amend + P_f does not
 depend on x, so inference keeps P_new, A and B; the networks train to the end. `discard_at: 0.5` is the other reading
 of "discarded": after half of the steps P_new itself trains on, without networks. An export writes P_new and A B.
+`init_from` starts everything from another EPT run; P_s, A and B from a run or file that holds these three (of a run
+whose networks were discarded, P_new as P_s); and from a prompt alone, [L, H], as if that were the P of the vocabulary.
+The paper's few-shot runs start from the prompt of one of five source tasks and do not say which of these is meant.
 For the paper's ablations, `fusion: none` and `spaces: 0` leave out a module each: P_f = P_s, and no P_amend.
 `prompt_length: 0` leaves only A B, `prompt_length` equal to `budget_length` (or `rank: 0`) leaves only P_amend + P_s.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.method import Backbone, Defaults, Method, Paper, require_positive, sweep, vocabulary_rows
+from harness.transfer import copy_into, decomposed_into, prompt_of
 
 
 class EPT(Method):
@@ -38,6 +43,7 @@ class EPT(Method):
         params_note="The networks that train beside them are not counted by the paper.",
     )
     defaults = Defaults(recipe={"lr": sweep(0.3, 0.4, 0.5)}, hp={"added_lr": sweep(1e-4, 5e-4, 5e-3)})
+    takes_sources = (0, 1)
 
     @dataclass(frozen=True, kw_only=True)
     class HP:
@@ -69,6 +75,7 @@ class EPT(Method):
     def __init__(self, hp: HP, backbone: Backbone) -> None:
         super().__init__(hp, backbone)
         length = hp.source_length or 256
+        self.hp = hp
         original = vocabulary_rows(backbone, hp.budget_length, hp.init)  # [L, H]
         self.added_lr, self.network_lr, self.fusion = hp.added_lr, hp.network_lr, hp.fusion
         self.short = nn.Parameter(original[: hp.prompt_length].clone()) if hp.prompt_length else None  # [P, H]
@@ -90,6 +97,34 @@ class EPT(Method):
             self.register_buffer("is_discarded", torch.zeros((), dtype=torch.bool))
 
     is_discarded: Tensor
+
+    @torch.no_grad()
+    def start_from(self, sources: Sequence[Mapping[str, Tensor]]) -> None:
+        """Everything of an EPT run; or prompt and pair of one that has both; or a prompt [L, H] brought to both."""
+        source = sources[0]
+        if "short" in source and "is_discarded" not in source:
+            self._start_from_run(source)
+        elif self.short is None or self.a is None or self.b is None:
+            raise ValueError(
+                "a source has a prompt and a pair; prompt_length or rank 0 leaves no place for one of them"
+            )
+        elif "added" in source:
+            decomposed_into(source, self.short, (self.a, self.b), 1.0)
+        else:
+            original = prompt_of(source, self.hp.budget_length, self.short.shape[1])
+            copy_into(self.short, original[: self.hp.prompt_length], "the prompt")
+            pair = factorize(align_rows(original, len(self.a), self.hp.align), self.a.shape[1])
+            for own, learnt, name in zip((self.a, self.b), pair, "ab", strict=True):
+                copy_into(own, learnt, f"the pair's {name}")
+
+    def _start_from_run(self, source: Mapping[str, Tensor]) -> None:
+        own = {name: tensor for name, tensor in self.named_parameters() if name != "collapsed"}
+        learnt = {name: tensor for name, tensor in source.items() if name not in ("prompt", "added")}
+        if own.keys() != learnt.keys():
+            odd = sorted(own.keys() ^ learnt.keys())
+            raise ValueError(f"the source and this method do not have the same parts: {', '.join(odd[:3])}")
+        for name, tensor in own.items():
+            copy_into(tensor, learnt[name], name)
 
     def fused(self) -> Tensor:
         """P_f, [P, H]; without a low-rank pair there is nothing to fuse."""

@@ -1,7 +1,8 @@
 """SPoT: a prompt that starts from the prompts of other tasks (Vu et al., ACL 2022).
 
 X = [P; E(x)] with P [P, H], which starts from the prompt of a source task, or from the mean of several: P = mean_k S_k.
-Whatever collapses to a prompt of P vectors can be the source. All else is prompt tuning.
+Whatever collapses to a prompt of P vectors alone can be the source; one that adds a table to the token embeddings is
+refused, since its prompt is half of what it learnt. All else is prompt tuning.
 
 Source: AkariAsai/ATTEMPT, attempt/third_party/models/t5/modeling_t5.py (`prompt_embedding_path`).
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import string
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,11 +13,12 @@ import numpy as np
 import pytest
 import scipy.stats
 import sklearn.metrics
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from harness.errors import UserError
 from harness.metrics import METRICS, compute, count_unreadable, exact_match, get_metric, normalize_answer, token_f1
+from harness.weighted import pearson_scorer
 
 BINARY = ["0", "1"]
 WORDS = ["entailment", "contradiction", "neutral"]
@@ -81,21 +83,45 @@ def test_correlations_are_those_of_scipy(rows: list[tuple[float, float]]) -> Non
 
 def as_number(text: str) -> float:
     try:
-        value = float(text)
+        return float(text)
     except ValueError:
         return -1.0
-    return value if math.isfinite(value) else -1.0
 
 
 @given(st.lists(st.tuples(answers, st.floats(0, 5).map(lambda x: f"{x:.1f}")), min_size=1, max_size=30))
 def test_correlations_take_junk_as_minus_one_and_undefined_as_zero(rows: list[tuple[str, str]]) -> None:
     got, want = ([as_number(text) for text in texts] for texts in zip(*rows, strict=True))
+    assume(all(map(math.isfinite, got)))
     defined = len(rows) > 1 and np.ptp(got) > 0 and np.ptp(want) > 0
     expected = 100 * np.corrcoef(got, want)[0, 1] if defined else 0.0
     assert score("pearson", rows, []) == pytest.approx(expected, abs=1e-6)
     ranks = [scipy.stats.rankdata(values) for values in (got, want)]
     expected = 100 * np.corrcoef(*ranks)[0, 1] if defined else 0.0
     assert score("spearman", rows, []) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("strange", ["nan", "-NaN", "inf", "-Infinity", "1e400", "high", ""])
+def test_strange_answers_count_as_in_the_authors_code(strange: str) -> None:
+    rows = [("4.0", "4.2"), (strange, "3.0"), ("1.0", "1.6"), ("2.2", "0.4"), ("5.0", "5.0")]
+    got, want = ([as_number(text) for text in texts] for texts in zip(*rows, strict=True))
+    for name, function in (("pearson", scipy.stats.pearsonr), ("spearman", scipy.stats.spearmanr)):
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            value = 100 * float(function(want, got)[0])
+        assert score(name, rows, []) == pytest.approx(0.0 if math.isnan(value) else value), name
+    assert (score("pearson", rows, []) == 0.0) == (not math.isfinite(got[1]))
+
+
+def test_an_undefined_answer_counts_only_in_the_draws_that_hold_it() -> None:
+    without, with_it = np.array([[1.0, 1, 1, 0]]), np.array([[1.0, 1, 1, 1]])
+    scorer = pearson_scorer(["1", "2", "4", "nan"], ["1.0", "2.0", "3.0", "4.0"], [])
+    expected = 100 * np.corrcoef([1, 2, 4], [1, 2, 3])[0, 1]
+    assert scorer(np.concatenate([without, with_it])).tolist() == pytest.approx([expected, 0.0])
+
+
+@pytest.mark.parametrize("name", ["pearson", "spearman"])
+def test_one_row_has_no_correlation(name: str) -> None:
+    assert score(name, [("3.0", "3.0")], []) == 0.0
 
 
 @pytest.mark.parametrize("texts", [["1e308", "1e308", "3"], ["1", "1.0000000000000002", "1"], ["1e400", "-inf", "nan"]])

@@ -36,8 +36,11 @@ EXPECTED = {
     "calibration": 17,  # the released runs of DePT
     "methods": 3 * (19 * GRID + RULES),
     "quickstart": 3 * (6 * 3 + 2),  # three tasks, grids of two, two seeds; the rule has no grid
-    "fewshot": 6 * 3 * SHOTS * SEEDED,  # six methods of ACCEPT's Table 3 on BoolQ, CB and SciTail
-    "fewshot-glue": 2 * GLUE * SHOTS * SEEDED,
+    # six methods of ACCEPT's Table 3 on BoolQ, CB and SciTail; dev chooses one of five sources for DePT and ACCEPT,
+    # whose sides are trained apart
+    "fewshot": 3 * SHOTS * (4 * SEEDED + 2 * (5 * GRID + 2)) + 3 * 5 * GRID,
+    # EPT starts from one of five sources; MNLI, QQP and SST-2 not from themselves
+    "fewshot-glue": SHOTS * (GLUE * SEEDED + 5 * (5 * GRID + 2) + 3 * (4 * GRID + 2)) + 5 * GRID,
     "ablation-granularity": 2 * 9 * GRID,  # nine widths on either side: Table 12
     "ablation-components": 4 * (GLUE + SUPERGLUE) * GRID,
     "ablation-components-mrqa": 4 * MRQA * SEEDED,
