@@ -100,10 +100,10 @@ def prompt_file(path: Path) -> dict[str, Tensor]:
         tensors |= _added_table(tensors, path)
         tensors = {name: tensor for name, tensor in tensors.items() if name not in PEFT_PAIR}
     tables = [name for name, tensor in tensors.items() if tensor.dim() == 2]
-    name = next((name for name in PROMPT_NAMES if name in tensors), tables[0] if len(tables) == 1 else None)
-    if name is None:
+    prompts = [name for name in PROMPT_NAMES if name in tensors] or tables
+    if not prompts or (prompts is tables and len(tables) > 1):
         return tensors
-    prompt = tensors.pop(name)
+    prompt = tensors.pop(prompts[0])
     return {**tensors, "prompt": prompt}
 
 
