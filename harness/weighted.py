@@ -18,8 +18,8 @@ Scorer = Callable[[Array], Array]
 """weights [D, N] -> scores [D] in percent points."""
 
 LEAST_SPREAD = 1e-13
-"""Numbers that differ by less than this share of the largest count as equal. float64 keeps 16 digits and a weighted mean
-loses some two or three of them, so what is left of equal numbers is below 1e-13; without the limit their correlation
+"""Numbers that differ by less than this share of the largest count as equal. float64 has 16 digits and a
+mean over many rows errs in the last two or three: below this a difference from the mean is rounding, and a correlation
 would be one of rounding errors."""
 
 
@@ -73,7 +73,7 @@ def pearson_scorer(predictions: Sequence[str], truth: Sequence[str], labels: Seq
 
 
 def spearman_scorer(predictions: Sequence[str], truth: Sequence[str], labels: Sequence[str]) -> Scorer:
-    """Make the scorer for 100 times the Spearman correlation; no numbers and undefined values as in `pearson_scorer`."""
+    """Make the scorer for 100 times the Spearman correlation; other outputs count as in `pearson_scorer`."""
     got, want = _number_pair(predictions, truth)
     return lambda weights: _correlation(weights, _ranks(weights, got), _ranks(weights, want))
 
@@ -88,7 +88,7 @@ def number(text: str) -> float | None:
 
 
 def numbers(predictions: Sequence[str]) -> list[float]:
-    """Return outputs as numbers, -1.0 for one that is no number: below every target, since no task has negative ones."""
+    """Return outputs as numbers; one that is no number becomes -1.0, below every target, since none is negative."""
     found = [number(text) for text in predictions]
     return [-1.0 if value is None else value for value in found]
 
