@@ -143,7 +143,7 @@ def encode(examples: Sequence[Example], backbone: Backbone, task: Task, max_sour
 
 def target_ids(text: str, backbone: Backbone, limit: int | None) -> list[int]:
     """Return the token ids of an answer with exactly one end token, as the last; at most `limit` ids."""
-    marks = _end_tokens(backbone)
+    marks = _boundary_tokens(backbone)
     ids = [i for i in backbone.tokenizer(text, add_special_tokens=False)["input_ids"] if i not in marks]
     return [*ids[: None if limit is None else limit - 1], backbone.eos_id]
 
@@ -269,14 +269,14 @@ def _source_ids(texts: list[str], backbone: Backbone, limit: int) -> tuple[list[
     begin, end = _tokens_around(tokenizer)
     # the text is cut, never the suffix; the tokenizer's end tokens are taken off below and so need no room
     room = limit - len(suffix) + len(end)
-    marks = {*_end_tokens(backbone), *begin, *end}
+    marks = {*_boundary_tokens(backbone), *begin, *end}
     made = tokenizer(texts, truncation=True, max_length=room)
     num_cut = _num_cut(made, texts, tokenizer, room)
     bodies = made["input_ids"]
     return [[*begin, *(i for i in body[len(begin) :] if i not in marks), *suffix] for body in bodies], num_cut
 
 
-def _end_tokens(backbone: Backbone) -> set[int]:
+def _boundary_tokens(backbone: Backbone) -> set[int]:
     """Return the begin and the end token. A text that spells one would seem to begin or end there, so it loses it."""
     begin = getattr(backbone.tokenizer, "bos_token_id", None)
     return {backbone.eos_id} if begin is None else {backbone.eos_id, begin}

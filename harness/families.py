@@ -88,7 +88,7 @@ class Family:
         self.rows: dict[tuple[Place, int | None], Group] = {}
         self.sources: dict[Place, Group] = {}
         self.open: list[Place] = []
-        """Groups being made, each asked for by the one before. If one is asked for again, it would start from itself."""
+        """Groups being made, each asked for by the one before. One asked for again would start from itself."""
 
     def row(self, place: Place, k: int | None = None) -> Group:
         """Return a group of the suite's table; with `k`, of its few-shot entries."""

@@ -1,7 +1,7 @@
 """Where a task's rows come from: a generator, the user's own files, a folder below --data, or the hub.
 
 The first of these that applies is taken, in this order, and its name goes into every result. All splits of a task come
-from one origin: copies differ in the order of rows, so a mixture of two would cut other splits than the papers'.
+from one origin: copies may differ in the order of rows, so a mix of two could put one row into two splits.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Reads suite files as YAML 1.2 and keeps the line of every key, so that an error can point at it.
 
-A suite may come from anybody. So bytes, values and depth have limits, and tags and control characters are refused. It is
+A suite may come from anybody. So bytes, values and depth have limits, and tags and control characters are refused.
 YAML 1.2, since 1.1 (PyYAML) reads `no` as false and `3e-1` as a text.
 """
 
