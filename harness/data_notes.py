@@ -1,4 +1,4 @@
-"""Warnings about a result's rows, as sentences: shown while training, under tables and on pages."""
+"""What a result's rows make a reader wary of, as sentences: said while training, under tables and on pages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from harness.schema import DataRecord, Result
 
 
 def notes_on(task: str, record: DataRecord) -> list[str]:
-    """Return one sentence each on source texts that were cut, answers that were cut, and splits with a single class."""
+    """One sentence for each of: texts that were cut, answers that were cut, splits with a single class."""
     if record.parts:
         return [note for name, part in record.parts.items() for note in notes_on(name, part)]
     sizes = {"train": record.num_train, "dev": record.num_dev, "test": record.num_test}
@@ -29,12 +29,11 @@ def notes_on(task: str, record: DataRecord) -> list[str]:
 
 
 def data_notes(results: Iterable[Result]) -> list[str]:
-    """Return the sentences on all results, each once."""
+    """The sentences on all results, each once."""
     found = (note for result in results if result.data for note in notes_on(result.cell.task, result.data))
     return list(dict.fromkeys(found))
 
 
 def _counts(cut: Mapping[str, int], sizes: Mapping[str, int]) -> str:
-    """Return "3 of 200 train and 1 of 40 dev" for the splits with rows that were cut."""
     *first, last = [f"{count:,} of {sizes[split]:,} {split}" for split, count in cut.items() if count]
     return f"{', '.join(first)} and {last}" if first else last

@@ -1,4 +1,4 @@
-"""An index of the groups of a suite: which groups hold a cell, and which group holds a source."""
+"""Where the groups of a suite hold a cell, and which of them is a source: by name, without a search."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ Source = tuple[str, str, str, int]
 
 
 class GroupIndex:
-    """Built once per suite. A search through all groups for each cell would take time in the square of their number."""
+    """Built once, so that work on all cells grows with their number and not with its square."""
 
     def __init__(self, groups: Sequence[Group]) -> None:
         self._sources: dict[Source, int] = {}
         self._cells: dict[Key, list[tuple[int, Point]]] = {}
         for index, group in enumerate(groups):
-            for seed in group.seeds:  # groups of the table come first, so of two groups theirs is kept
+            for seed in group.seeds:  # of two groups, that of the table stands first
                 self._sources.setdefault((group.label, group.task, group.backbone, seed), index)
             for point, cell in group.cells.items():
                 self._cells.setdefault(cell.key, []).append((index, point))
 
     def of_cell(self, key: Key) -> Sequence[tuple[int, Point]]:
-        """Return (index of the group, (grid point, seed)) for every group that holds the cell with this key."""
+        """Number of the group and point there, for every place that holds the cell of that key."""
         return self._cells.get(key, ())
 
     def of_source(self, source: Source) -> int | None:
-        """Return the index of the group that holds a source; None if no group does."""
+        """Number of the group that holds a source."""
         return self._sources.get(source)
 
 
 def source_of(start: Start) -> Source:
-    """Return which cells a start names."""
+    """Which cells a start names."""
     return start.label, start.task, start.backbone, start.seed

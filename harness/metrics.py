@@ -88,15 +88,12 @@ def matthews(predictions: Predictions, references: References, labels: Sequence[
 
 
 def pearson(predictions: Predictions, references: References, labels: Sequence[str] = ()) -> float:
-    """Return 100 times the Pearson correlation; an output that is no number counts as -1.0.
-
-    A correlation that is undefined, since one side does not vary, is 0.
-    """
+    """Pearson correlation x100; an unreadable output counts as -1.0, an undefined correlation as 0."""
     return _whole(pearson_scorer, predictions, references, labels)
 
 
 def spearman(predictions: Predictions, references: References, labels: Sequence[str] = ()) -> float:
-    """Return 100 times the Spearman rank correlation; no number and undefined values count as in `pearson`."""
+    """Spearman rank correlation x100; unreadable and undefined as in `pearson`."""
     return _whole(spearman_scorer, predictions, references, labels)
 
 

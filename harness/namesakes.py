@@ -1,7 +1,4 @@
-"""Refusing a backbone that has the name of another one whose results are stored.
-
-Results keep a backbone by the name of its folder, so two networks in folders of one name would share a table row.
-"""
+"""Results of another network that has the name of this one: a folder's name, which is all that results keep of it."""
 
 from __future__ import annotations
 
@@ -15,32 +12,29 @@ from harness.schema import Result
 
 
 def refuse_namesakes(plan: Plan) -> None:
-    """Raise UserError if stored results under a backbone's name were made with other weights than the backbone has.
+    """Raise UserError where a backbone of the plan has the name, and not the weights, of one whose results are stored.
 
-    Such results would be shown as its own, and `--rerun stale` would overwrite them. A backbone of the hub that is not
-    on this machine yet cannot be compared; a run checks it again after the download.
+    Such results would be shown as its own, and `--rerun stale` would overwrite them. A hub id whose weights are not on
+    this machine yet has nothing to compare; a run asks again once it has them.
     """
     for name in {cell.backbone: None for group in plan.groups for cell in group.cells.values()}:
-        name_or_path = plan.suite.backbone_sources[name]
-        weights = fingerprint(name_or_path)
+        source = plan.suite.backbone_sources[name]
+        weights = fingerprint(source)
         for result in _trained_on(plan, name) if weights != "unresolved" else ():
             assert result.backbone is not None
             stored = result.backbone.fingerprint.partition("+")[0]  # without the form they were loaded in
             if stored != weights:
                 raise UserError(
-                    f"'{name_or_path}' is another network than the '{name}' whose results are stored in "
-                    f"{plan.store.root} (weights {stored} there, {weights} here)",
+                    f"'{source}' is another network than the '{name}' whose results are stored in {plan.store.root} "
+                    f"(weights {stored} there, {weights} here)",
                     where="--backbones" if plan.suite.overrides.backbones else plan.suite.document.where("backbones"),
-                    hint=f"Give it a name of its own, as in --backbones NEW_NAME={name_or_path}, or another results "
-                    "folder; if it replaces the old one, delete the results of that.",
+                    hint=f"Give it a name of its own, as in --backbones NEW_NAME={source}, or another results folder; "
+                    "if it replaces the old one, delete the results of that.",
                 )
 
 
 def _trained_on(plan: Plan, backbone: str) -> Iterator[Result]:
-    """Yield results under a backbone's name: all of the plan, and one of each other row and task of its suites.
-
-    One is enough, since the results of one folder were made with one network; reading all would take long.
-    """
+    """Results under a backbone's name: those of the plan, and one of each other row and task of its suites."""
     known = [result for results in plan.results for result in results.values() if result.cell.backbone == backbone]
     yield from filter(_has_weights, known)
     paths = {plan.store.path(result.cell) for result in known}
@@ -57,5 +51,5 @@ def _trained_on(plan: Plan, backbone: str) -> Iterator[Result]:
 
 
 def _has_weights(result: Result) -> bool:
-    """Return whether a result was made with a network. Rules, failures and rows that do not fit have none."""
+    """Not so a rule, a failure, a row that does not fit."""
     return result.backbone is not None and result.backbone.num_params > 0

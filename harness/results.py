@@ -135,7 +135,7 @@ def tensors_path(path: Path) -> Path:
 
 
 def read_result(path: Path) -> Result:
-    """Read one result JSON. Raises UserError if it is damaged, was changed after storing, or has a newer format."""
+    """Read one result JSON. Raises UserError when it is damaged, changed since it was stored, or of a newer format."""
     try:
         content = read_bounded(path, MAX_BYTES, "a result")
         parsed = json.loads(content)

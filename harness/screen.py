@@ -1,4 +1,4 @@
-"""Printing to a screen that may lack characters: a text that cannot be shown is replaced and ends no command."""
+"""What commands print, in the characters that the screen has: no text ends a command because it cannot be shown."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ PLAIN = {
     **{"–": "-", "—": "-", "−": "-", "±": "+-", "≈": "~", "≤": "<=", "≥": ">=", "×": "x", "✓": "v", "…": "..."},
     **{"→": "->", "←": "<-", "·": ".", "•": "*", "‘": "'", "’": "'", "“": '"', "”": '"', "\N{NO-BREAK SPACE}": " "},
 }
-"""Characters that we print and that an encoding such as cp1252 may lack -> their replacement. Others become escapes."""
+"""Characters of our own that a narrow encoding may lack -> what stands for them. Any other becomes an escape."""
 HANDLER = "harness.plain"
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:
-    """Return the replacement of characters that an encoding lacks, in the form that `codecs.register_error` wants."""
+    """What stands for the characters that an encoding lacks, as `codecs.register_error` asks for it."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     missing = error.object[error.start : error.end]
@@ -29,14 +29,13 @@ codecs.register_error(HANDLER, _plain)
 
 
 def on_screen(text: str, stream: TextIO | None = None) -> str:
-    """Return the text as a stream will show it, by default standard output. Columns are laid out by its width."""
+    """The text as a stream will show it, standard output unless named: what is laid out in columns is cut to this."""
     encoding = getattr(stream or sys.stdout, "encoding", None) or "utf-8"
     return text.encode(encoding, HANDLER).decode(encoding)
 
 
 def as_html(text: str) -> str:
-    """Return a page for standard output. The page says that it is UTF-8, so for another encoding characters become
-    references such as `&#233;`."""
+    """A page for a stream that is not UTF-8: the page says that it is, so other characters have to be references."""
     encoding = codecs.lookup(getattr(sys.stdout, "encoding", None) or "utf-8").name
     return text if encoding == "utf-8" else text.encode("ascii", "xmlcharrefreplace").decode()
 
@@ -48,7 +47,7 @@ def say(text: object = "", *, end: str = "\n", is_error: bool = False) -> None:
 
 
 def make_bearable() -> None:
-    """Let what libraries print to both streams be replaced as in `say`: their help, their messages about options."""
+    """Let what libraries print to both streams pass as `say` does: their help, their messages about options."""
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:

@@ -64,16 +64,13 @@ def matthews_scorer(predictions: Sequence[str], truth: Sequence[str], labels: Se
 
 
 def pearson_scorer(predictions: Sequence[str], truth: Sequence[str], labels: Sequence[str]) -> Scorer:
-    """Make the scorer for 100 times the Pearson correlation.
-
-    An output that is no number counts as -1.0; an undefined correlation is 0.
-    """
+    """Pearson correlation x100; an unreadable output counts as -1.0, an undefined correlation as 0."""
     got, want = _number_pair(predictions, truth)
     return lambda weights: _correlation(weights, np.broadcast_to(got, weights.shape), want)
 
 
 def spearman_scorer(predictions: Sequence[str], truth: Sequence[str], labels: Sequence[str]) -> Scorer:
-    """Make the scorer for 100 times the Spearman correlation; other outputs count as in `pearson_scorer`."""
+    """Spearman rank correlation x100, of mid-ranks; unreadable and undefined as in `pearson_scorer`."""
     got, want = _number_pair(predictions, truth)
     return lambda weights: _correlation(weights, _ranks(weights, got), _ranks(weights, want))
 
@@ -88,7 +85,7 @@ def number(text: str) -> float | None:
 
 
 def numbers(predictions: Sequence[str]) -> list[float]:
-    """Return outputs as numbers; one that is no number becomes -1.0, below every target, since none is negative."""
+    """Outputs as numbers, -1.0 for an unreadable one (no score of a task is negative)."""
     found = [number(text) for text in predictions]
     return [-1.0 if value is None else value for value in found]
 
@@ -134,7 +131,7 @@ def _ranks(weights: Array, values: Array) -> Array:
 
 
 def _correlation(weights: Array, got: Array, want: Array) -> Array:
-    """Return 100 times the weighted Pearson correlation per draw, [D]; 0 where one side does not vary."""
+    """Weighted Pearson correlation x100 per draw; 0 where one side does not vary."""
     counted = weights > 0
     share = weights / weights.sum(axis=1, keepdims=True)
     got, want = _centred(got, share, counted), _centred(want, share, counted)
