@@ -83,7 +83,7 @@ class Converter:
         parts = []
         for literal, column in self._pieces:
             found = self._value(where, row, column) if column is not None else ""
-            if isinstance(found, (dict, list)):
+            if isinstance(found, (dict, list)):  # str() of it would train on brackets and quotes
                 raise UserError(f"field '{column}' holds no text but {type(found).__name__} {found!r:.60}", where=where)
             value = str(found)
             parts.append(literal + (space_punctuation(value) if self.task.space_punctuation else value))
@@ -92,7 +92,7 @@ class Converter:
     def _value(self, where: str, row: Row, column: str) -> object:
         """Return what a row holds in `column`, or in the first of its other names that the row has."""
         value: object = row.get(column)
-        if not _is_missing(value):
+        if not _is_missing(value):  # the usual case, answered before other names are tried
             return value
         names = (column, *self.task.aliases.get(column, ()))
         name = next((name for name in names if name in row), None)
@@ -119,7 +119,9 @@ class Converter:
         if self.task.stringify_answers:
             target = spaced(str(label))
             return [Example(source, target, (target,))]
+        # an answer that annotators gave twice counts once; the order stays, since the first becomes the target
         answers = list(dict.fromkeys(spaced(answer) for answer in _answers(label, where, self.task.label)))
+        # without an answer nothing could be right: most likely the column is the wrong one
         if not answers and not self.task.copy_per_answer:
             hint = 'Where no answer is right, write [""].'
             raise UserError(f"'{self.task.label}' holds no answer text", where=where, hint=hint)
@@ -175,6 +177,7 @@ def _template_pieces(task: Task) -> list[tuple[str, str | None]]:
         parsed = list(string.Formatter().parse(task.template))
     except ValueError as error:
         raise UserError(f"{task.template!r}: {error}", where=f"task '{task.name}'", field="template") from None
+    # `{}`, `{x:3}` and `{x!r}` mean something to str.format, and nothing here
     if any(column == "" or spec or conversion for _, column, spec, conversion in parsed):
         problem = f"{task.template!r}: braces may hold a column name and nothing else"
         raise UserError(problem, where=f"task '{task.name}'", field="template")

@@ -107,6 +107,7 @@ class Family:
     def source(self, place: Place, seeds: Sequence[int] | None, where: str) -> dict[int, Group]:
         """Return seed of the source -> the group that cells start from, for `seeds`; for the first seed if None."""
         method = self._method(place[0], where)
+        # the first seed searches the grid, so it is needed even where cells start from other seeds
         first = _seeds(self.suite, self.tasks[place[1]])[0]
         wanted = (first,) if seeds is None else seeds
         found: dict[int, Group] = {}
@@ -123,6 +124,7 @@ class Family:
         """Return the group of a source that is in no table, with at least these seeds."""
         known = self.sources.get(place)
         before = known.seeds if known else ()
+        # the group grows when another cell asks for more seeds; cells that are the same are equal, so none is doubled
         every = tuple(dict.fromkeys((*before, *seeds)))
         if known is None or len(every) > len(before):
             self.limit.add_source(self.count(place, seeds=every[len(before) :]))
@@ -210,7 +212,7 @@ class Family:
                 )
                 for seed in seeds
             }
-            cell_id = made[seeds[0]].cell_id
+            cell_id = made[seeds[0]].cell_id  # one id is enough, and each is a hash of the whole cell
             if cell_id in ids:
                 self._require_swept_source(made[seeds[0]], label)
                 continue

@@ -49,7 +49,7 @@ def draw_few(data: TaskData, draw: Draw) -> TaskData:
     changed = {
         "num_train": len(train),
         "num_dev": len(dev),
-        "num_duplicates": count_duplicates(train, [*dev, *data.test]),
+        "num_duplicates": count_duplicates(train, [*dev, *data.test]),  # of the drawn rows, not of all
         "few_shot": record,
     }
     return replace(data, train=train, dev=dev, record=data.record.model_copy(update=changed))
@@ -61,6 +61,7 @@ def _shuffled_rows(num_rows: int, draw: Draw) -> list[int]:
     That is NumPy's PCG64, with which `datasets` shuffles in the code of DePT and ACCEPT; for unbalanced draws
     torch.randperm, as in the code of ATTEMPT, Compacter and HyperFormer.
     """
+    # the two generators give different rows for one seed; each rule has that of the code it follows
     if draw.rule == "unbalanced":
         return list(torch.randperm(num_rows, generator=torch.Generator().manual_seed(draw.seed)).tolist())
     return list(np.random.default_rng(draw.seed).permutation(num_rows).tolist())
@@ -94,6 +95,7 @@ def _draw_balanced(order: Sequence[int], classes: Sequence[str], k: int, num_cla
     for row in order:
         if len(rows) == k:
             break
+        # the second condition fills the last place with a row of any class
         if counts[classes[row]] < k // num_classes or len(rows) == k - 1:
             counts[classes[row]] += 1
             rows.append(row)
@@ -122,7 +124,7 @@ def _class_of(task: Task, example: Example) -> str:
     """Return the class that a row counts for: its label, or on which side of the task's cut its number lies, or ""."""
     if task.kind == "classification":
         return example.target
-    if task.class_cut is not None:
+    if task.class_cut is not None:  # a regression such as STS-B is drawn as two classes, low and high
         return "0" if float(example.target) <= task.class_cut else "1"
     return ""
 

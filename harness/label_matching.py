@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from harness.class_names import ClassName
 from harness.errors import UserError
 
-_WHOLE = re.compile(r"([+-]?[0-9]{1,18})(?:\.0*)?")
+_WHOLE = re.compile(r"([+-]?[0-9]{1,18})(?:\.0*)?")  # 18 digits fit into 64 bits
 _TRUTH = {"false": "0", "true": "1"}  # JSON and Parquet files hold BoolQ's labels as true and false
 
 
@@ -53,6 +53,7 @@ class LabelMatcher:
 
     def check(self) -> None:
         """Raise UserError if numbers were taken for indices although they seem to count from 1: no row had a 0."""
+        # rows counted from 0 that happen to lack class 0 are refused too: rarer than data counted from 1
         if self._places and 0 not in self._places:
             numbers = ", ".join(map(str, sorted(self._places)))
             raise UserError(
@@ -156,6 +157,7 @@ class LabelMatcher:
 
 
 def _written(text: str) -> str:
+    # NFC: an accented letter can be one character or two, and looks the same
     return unicodedata.normalize("NFC", text.strip())
 
 

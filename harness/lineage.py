@@ -68,6 +68,7 @@ def start_from_file(choice: SourceChoice, folder: str, where: str) -> Start:
         content = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}", where=where, field=str(path)) from None
+    # 16 hex digits, 64 bits: as long as a cell_id
     return Start(title=choice.title, file=choice.file, identity=content[:16], family=content[:16])
 
 

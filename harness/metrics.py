@@ -69,7 +69,7 @@ def binary_f1(predictions: Predictions, references: References, labels: Sequence
 
     An output that is neither label counts as the wrong one. Raises UserError unless there are two labels.
     """
-    if len(labels) != 2:
+    if len(labels) != 2:  # of three labels there is no second one to be found
         raise UserError(f"the metric f1 is for tasks with two labels, this one has {len(labels)}")
     return _whole(f1_scorer, predictions, references, labels)
 
@@ -158,7 +158,7 @@ def get_metric(name: str) -> Metric:
         raise UserError(f"expected {FOREIGN}PATH[#KEY][*FACTOR], got '{name}'", field="metric")
     path, key, factor = parts.groups()
     module = _load_module(path)
-    scale = 1.0 if factor is None else float(factor)
+    scale = 1.0 if factor is None else float(factor)  # also turns "lower is better" round, with *-1
 
     def score(predictions: Predictions, references: References, labels: Sequence[str]) -> float:
         inputs = _module_inputs(name, module, predictions, references, labels)
@@ -205,7 +205,7 @@ def _whole(make: MakeScorer, predictions: Predictions, references: References, l
 def _overlap(prediction: str, reference: str) -> float:
     """Return the F1 of two texts as bags of words, 0 to 1."""
     got, want = normalize_answer(prediction).split(), normalize_answer(reference).split()
-    if not got or not want:
+    if not got or not want:  # the F1 of no words is 0/0
         return float(got == want)
     common = sum((Counter(got) & Counter(want)).values())
     return 2 * common / (len(got) + len(want)) if common else 0.0
@@ -267,6 +267,7 @@ def _module_inputs(
 def _class_ids(predictions: Predictions, references: References, labels: Sequence[str]) -> dict[str, list[Any]]:
     ids = {label: index for index, label in enumerate(labels)}
     truth = [ids[refs[0]] for refs in references]
+    # a class that is surely wrong, since these metrics have no id for "no answer"
     answers = [ids.get(text, (right + 1) % len(ids)) for text, right in zip(predictions, truth, strict=True)]
     return {"predictions": answers, "references": truth}
 

@@ -40,6 +40,7 @@ def _joined_record(tasks: Sequence[TaskData]) -> DataRecord:
         num_dev=sum(record.num_dev for record in records),
         num_test=sum(record.num_test for record in records),
         num_duplicates=sum(record.num_duplicates for record in records),
+        # a hash of hashes: it changes if the rows of any task, or the order of the tasks, change
         fingerprint=hashlib.sha256(" ".join(record.fingerprint for record in records).encode()).hexdigest()[:16],
         parts={data.task.name: data.record for data in tasks},
     )
@@ -109,6 +110,7 @@ class MixedOrder:
     def __init__(self, sizes: Sequence[int], mixture: Mixture, seed: int) -> None:
         self.shares = torch.tensor(sampling_shares(sizes, mixture.sampling, mixture.temperature), dtype=torch.float64)
         self.generator = torch.Generator().manual_seed(seed)
+        # one order per task, so the rows of a task come as they would if it were trained alone
         self.orders = [RowOrder(size, seed) for size in sizes]
         self.starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])  # [K], first row of each task
 
@@ -116,7 +118,7 @@ class MixedOrder:
         """Return the next `count` row indices into the joined tasks, [count]."""
         tasks = torch.multinomial(self.shares, count, replacement=True, generator=self.generator).numpy()
         rows = np.empty(count, np.int64)
-        for task in np.unique(tasks):
+        for task in np.unique(tasks):  # all rows of a task at once: a batch has few tasks and many rows
             where = np.flatnonzero(tasks == task)
             rows[where] = self.starts[task] + self.orders[task].draw(len(where))
         return rows

@@ -66,7 +66,9 @@ class Key:
 
     def concerns(self, place: Place) -> bool:
         """Return whether the key acts on such cells."""
+        # a task is meant by its own name or by its benchmark's
         here = not (self.tasks or self.benchmarks) or place.task in self.tasks or place.benchmark in self.benchmarks
+        # methods and backbones bound it further: all bounds have to allow the cell
         bounds = ((place.method, self.methods), (place.backbone, self.backbones))
         here = here and (place.few_shot or not self.few_shot)
         return here and all(not allowed or name in allowed for name, allowed in bounds)
@@ -77,6 +79,7 @@ class Key:
             return self.choices[value]
         if not self.sets:
             return {}
+        # seeds are a list that is used whole, every other grid is searched
         return {self.sets: {"sweep": value} if self.kind == "grid" and self.sets != "seeds" else value}
 
     def checked(self, value: Any, where: str) -> Any:
@@ -88,6 +91,7 @@ class Key:
         items = value if self.kind == "grid" else [value]
         wanted = int if self.kind == "integer" or self.sets == "seeds" else (int, float)
         valid = isinstance(items, list) and items and all(_is_number(item, wanted) for item in items)
+        # < inf also refuses NaN, which compares as false
         lowest = self.minimum if self.kind == "integer" else 0
         valid = valid and all(lowest <= item < math.inf for item in items)
         if valid and self.sets == "seeds":
@@ -119,6 +123,7 @@ class Protocol:
         """
         found = self._settings("recipe.", place)
         is_large = num_train is not None and num_train >= self.values["steps.threshold"]
+        # a key that sets recipe.steps for certain cells, as for few-shot ones, wins over both numbers
         return {"steps": self.values["steps.large" if is_large else "steps.small"], **found}
 
     def hp(self, place: Place) -> dict[str, Any]:
@@ -167,6 +172,7 @@ def resolve(reference: ProtocolReference, where: str = "") -> Protocol:
     """Read a protocol and apply the overrides. Raises UserError for an unknown name, key or value."""
     require_choice(reference.name, protocol_names(), kind="protocol", where=where)
     data = _read_protocol(reference.name)
+    # a suite, or a stored cell, that names a version means the values which that version had
     if reference.version not in (None, data["version"]):
         problem = f"protocol {reference.name} has version {data['version']} here, not {reference.version}"
         raise UserError(problem, where=where, field="protocol")
@@ -212,4 +218,5 @@ def _key(name: str, entry: Mapping[str, Any]) -> Key:
 
 
 def _is_number(value: Any, kinds: type | tuple[type, ...]) -> bool:
+    # True and False are integers to Python
     return isinstance(value, kinds) and not isinstance(value, bool)

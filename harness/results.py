@@ -82,6 +82,7 @@ class ResultStore:
 
     def ensure_writable(self) -> None:
         """Raise UserError if nothing can be written below the folder, by writing an empty file and deleting it."""
+        # the folder may not exist yet: then the nearest folder above it has to allow writing
         existing = next(parent for parent in (self.root, *self.root.resolve().parents) if parent.exists())
         if not existing.is_dir():
             raise UserError("is a file, not a folder", where=str(existing), field="--results")
@@ -100,7 +101,8 @@ class ResultStore:
         """
         path = self.path(result.cell)
         path.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in path.parent.glob(f".{path.stem}.*.tmp"):  # of a process that was killed while it wrote
+        # hidden files of a process that was killed while it wrote this cell; nobody else may be writing it
+        for leftover in path.parent.glob(f".{path.stem}.*.tmp"):
             leftover.unlink(missing_ok=True)
         beside = {
             predictions_path(path): _parquet(predictions) if predictions else None,
@@ -218,12 +220,13 @@ def _tidy_rows(path: Path, result: Result) -> list[dict[str, Any]]:
         **cell.grid,
     }
     scored = [(name, split) for name, split in (("dev", result.dev), ("test", result.test)) if split]
+    # the score, a mean of metrics, stands among them as a metric called "score"
     rows = [
         {**base, "split": name, "metric": metric, "value": value}
         for name, split in scored
         for metric, value in {"score": split.score, **split.metrics}.items()
     ]
-    return rows or [base]
+    return rows or [base]  # a failed cell keeps a row, or a table would look complete without it
 
 
 def _parquet(rows: Sequence[PredictionRow]) -> bytes:
@@ -233,7 +236,7 @@ def _parquet(rows: Sequence[PredictionRow]) -> bytes:
     splits, indices, references, predictions = zip(*rows, strict=True)
     table = pa.table(
         {
-            "split": pa.array(splits).dictionary_encode(),
+            "split": pa.array(splits).dictionary_encode(),  # two or three values in many thousand rows
             "row": pa.array(indices, pa.int32()),
             "references": pa.array(references, pa.list_(pa.string())),
             "prediction": pa.array(predictions, pa.string()),
@@ -258,13 +261,14 @@ def _replace_together(contents: Mapping[Path, bytes | None]) -> None:
     except BaseException:
         discard(written)
         raise
+    # an old JSON would vouch for new predictions if the process died between the renames
     last.unlink(missing_ok=True)
     for path, content in contents.items():
         if content is None:
             path.unlink(missing_ok=True)
     try:
         put_in_place(written[:-1])
-        sync_folder(last.parent)
+        sync_folder(last.parent)  # the disk may write renames in another order, so the others are flushed first
         put_in_place(written[-1:])
     finally:
         discard(written)

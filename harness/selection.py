@@ -14,7 +14,7 @@ from harness.suite import Group
 def dev_selection(result: Result) -> float:
     """Return the dev score by which a cell was selected; -inf for one that failed or left its search early."""
     scores = {item.step: item.selection for item in result.dev_history}
-    if result.raced_out_at is not None:
+    if result.raced_out_at is not None:  # its dev scores are those of an earlier step than the others'
         return float("-inf")
     if result.status != "done" or result.selected_step is None:
         return float("-inf")
@@ -35,7 +35,7 @@ def best_step(history: Iterable[tuple[int, float]]) -> int | None:
     """
     selected, best = None, float("-inf")
     for step, score in history:
-        if score > best:
+        if score > best:  # not >=: of equal scores the earliest step wins, as in the papers' code
             selected, best = step, score
     return selected
 
@@ -47,6 +47,7 @@ def chosen(group: Group, results: Mapping[tuple[int, int], Result], seed: int) -
     """
     if len(group.points) == 1:
         return results.get((0, seed))
+    # with tuning.seeds "first" the grid was searched on the first seed, and `seed` follows its winner
     search = group.cells[(0, seed)].search_seed
     searched = [results.get((point, search)) for point in range(len(group.points))]
     if None in searched:
@@ -64,11 +65,11 @@ def next_cells(group: Group, results: Mapping[tuple[int, int], Result | None], p
     search_seeds = group.seeds if per_seed else group.seeds[:1]
     search = [(point, seed) for seed in search_seeds for point in range(len(group.points))]
     missing = [key for key in search if key not in results]
-    if len(group.points) == 1:
+    if len(group.points) == 1:  # nothing to choose, so no seed has to wait for the first
         return [(0, seed) for seed in group.seeds if (0, seed) not in results]
     if missing or per_seed:
         return missing
     winner = best_point([results.get((point, group.seeds[0])) for point in range(len(group.points))])
-    if winner is None:
+    if winner is None:  # every point failed on the first seed, so the other seeds would most likely fail too
         return []
     return [(winner, seed) for seed in group.seeds[1:] if (winner, seed) not in results]

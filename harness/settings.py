@@ -150,6 +150,7 @@ def _resolve_point(entry: Entry, recipe: Layered, hp: Layered, point: Point) -> 
     """Validate one grid point, and fill in the settings that follow from the task and from the source cells."""
     recipe_values = recipe.values | point_settings(point, "recipe")
     hp_values = hp.values | point_settings(point, "hp")
+    # filled in here, so that the length is part of the cell's identity
     if recipe_values.get("max_source_length") is None:
         recipe_values["max_source_length"] = entry.task.max_source_length
     shown = (entry.block, entry.label, "recipe") if entry.own.get("recipe") else ("recipe",)
@@ -181,7 +182,7 @@ def _fill_number(entry: Entry, hp: Layered, values: dict[str, Any], name: str, n
     if name not in field_names(entry.spec.hp_type):
         return
     given = values.setdefault(name, number)
-    if given != number:
+    if given != number:  # one tensor per source or task: with another number some would never be trained
         where, field_name = hp.locate(name), f"{entry.block}.{entry.label}.{name}"
         raise UserError(f"{given}, but the suite names {number}", where=where, field=field_name, hint="Leave it out.")
 

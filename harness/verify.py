@@ -66,6 +66,7 @@ def verify(root: Path) -> Verified:
     """Check every file below `root`. Raises UserError only if there is no such folder."""
     if not root.is_dir():
         raise UserError("no such results folder", where=str(root))
+    # one walk, so that every check sees the same files even if a run is writing
     files, links = _walk(root)
     verified = Verified(num_files=len(files))
     found = verified.findings
@@ -122,6 +123,7 @@ def _check_result(root: Path, path: Path, seen: dict[Key, Path], verified: Verif
     first = seen.setdefault(result.key, path)
     if first != path:
         yield "duplicate", f"is a copy of {_name(root, first)}"
+    # an edited result may be consistent in some places only, so every check runs
     yield from _check_completeness(result)
     yield from _check_selection(result)
     yield from _check_beside(path, result, verified)
@@ -160,7 +162,7 @@ def _check_selection(result: Result) -> Iterator[Problem]:
     steps = [item.step for item in history]
     if steps != sorted(set(steps)):
         yield "selection", "its dev scores are not in the order of their steps"
-    best = best_step((item.step, item.selection) for item in history)
+    best = best_step((item.step, item.selection) for item in history)  # the very function that chose it
     if result.selected_step != best:
         yield "selection", f"selected step {result.selected_step}, the best dev score is that of step {best}"
     metric = result.metrics.selection if result.metrics else None
@@ -200,7 +202,7 @@ def _check_beside(path: Path, result: Result, verified: Verified) -> Iterator[Pr
     if intact["predictions"]:
         problems = list(check_predictions(predictions_path(path), result))
         yield from (("predictions", text) for text in problems)
-        if not problems:
+        if not problems:  # scores of rows that are missing or doubled would differ anyway
             yield from _recompute(path, result, verified)
 
 

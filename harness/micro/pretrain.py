@@ -33,8 +33,8 @@ from harness.micro.stages import STAGES, Stage
 BATCH = 64
 """Rows of a batch."""
 CHUNK_BATCHES = 500
-"""Batches whose rows are made and sorted by length together. More means less padding, fewer means a sooner start; 32,000
-rows of text fit into memory easily."""
+"""Batches whose rows are made and sorted by length together. More means less padding, fewer means a sooner start; the
+32,000 rows of 500 batches fit into memory easily."""
 WARM_UP = 300
 """Steps of linear warm-up, 4 to 10 percent of a stage's schedule."""
 RECORD = "pretraining.json"
