@@ -178,10 +178,7 @@ def cut_references(data: TaskData, tokenizer: Any) -> TaskData:
 
 
 def max_new_tokens(task: Task, backbone: Backbone) -> int:
-    """Return the number of decoding steps: the longest label with its end token, or the target limit less one.
-
-    Less one, since DePT's code counts the decoder's start token among its 20.
-    """
+    """Decoding steps: the longest label with its end, or the task's limit less the start token."""
     if task.parts:
         return max(max_new_tokens(part, backbone) for part in task.parts)
     if task.kind == "classification":

@@ -186,7 +186,7 @@ class Family:
         cells: dict[tuple[int, int], Cell] = {}
         kept: list[dict[str, Any]] = []
         ids: set[str] = set()
-        """Cell ids of the first seed. If two points are the same cell for one seed, they are for every seed."""
+        """Of the first seed's cells: of two that are the same, every seed's are."""
         starts = {choice: self._starts(choice, place, seeds) for point in points for choice in point.init_from}
         for point in points:
             made = {
