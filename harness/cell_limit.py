@@ -1,4 +1,4 @@
-"""How many cells a suite may have, counted before any of them is made."""
+"""The limit on the number of cells of a suite. Cells are counted before any is made: one line can declare billions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from harness.suite_loading import Suite
 
 @dataclass(frozen=True)
 class EntryCount:
-    """The cells of one table entry: every grid point with every seed."""
+    """How many cells one table entry has: every grid point with every seed."""
 
     title: str
     num_points: int
@@ -22,7 +22,7 @@ class EntryCount:
 
 
 class CellLimit:
-    """Counts cells against `execution.max_cells`."""
+    """Counts cells, and raises UserError when there are more than `execution.max_cells`."""
 
     def __init__(self, suite: Suite) -> None:
         self.suite = suite
@@ -30,7 +30,7 @@ class CellLimit:
         self.num_cells = 0
 
     def require_entries(self, backbones: int, tasks: int, shots: int, methods: int) -> None:
-        """Raise UserError where the entries alone, of a cell or more each, are too many to be counted one by one."""
+        """Raise UserError if the table entries alone are too many. Each has at least one cell, so none is looked at."""
         number = backbones * tasks * shots * methods
         if number > self.most:
             axes = {"backbones": backbones, "tasks": tasks, "numbers of shots": shots, "methods": methods}
@@ -38,7 +38,7 @@ class CellLimit:
             raise self._refusal(f"declares {number:,} table entries ({factors}), each of one cell or more", number)
 
     def require_table(self, entries: list[EntryCount]) -> None:
-        """Raise UserError where the entries of the table hold too many cells in all."""
+        """Raise UserError if the table entries have too many cells in all."""
         self.num_cells = sum(entry.num_cells for entry in entries)
         if self.num_cells > self.most:
             largest = max(entries, key=lambda entry: entry.num_cells)
@@ -50,7 +50,7 @@ class CellLimit:
             raise self._refusal(f"declares {self.num_cells:,} cells ({part})", self.num_cells)
 
     def add_source(self, entry: EntryCount) -> None:
-        """Count the cells that others start from. Raises UserError where they are too many with those before."""
+        """Count cells that others start from. Raises UserError if with those counted before they are too many."""
         self.num_cells += entry.num_cells
         if self.num_cells > self.most:
             what = f"needs {self.num_cells:,} cells or more with those that others start from"

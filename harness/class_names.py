@@ -1,8 +1,8 @@
-"""Names that a file or data set stores for the ids of its classes, and values translated by them.
+"""Class names that are stored with the data, and rows in which they replace the ids.
 
-`datasets` keeps the features of a table with it: in the metadata of a Parquet file, beside a saved folder, on the hub.
-A column of type ClassLabel holds ids, and what an id means is said there alone: two files may order the same names
-differently.
+`datasets` stores the features of a table with it: in the metadata of a Parquet file, in a saved folder, on the hub. A
+column of type ClassLabel holds ids, and only its feature says what an id means. Two files may order the same names
+differently, so ids alone could swap two classes without a sign.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 from harness.errors import UserError
 
 METADATA_KEY = b"huggingface"
-"""Under which `datasets` writes the features into the schema of an Arrow table."""
+"""Key under which `datasets` writes the features into the schema of an Arrow table."""
 
 Features = Mapping[str, Any]
-"""Column -> feature, as `datasets.Features.to_dict` writes it; only columns that hold classes."""
+"""Column -> feature, as `datasets.Features.to_dict` writes it, for columns that hold classes."""
 
 
 class ClassName(str):
-    """The name of a class, which knows the id that stood in the data and the names that were stored with it."""
+    """The name of a class, with the id that stood in the data and all names that were stored there."""
 
     id: int
     names: tuple[str, ...]
@@ -33,12 +33,12 @@ class ClassName(str):
 
 
 def class_features(features: Mapping[str, Any]) -> Features:
-    """Those of `features` that hold classes with names, at any depth."""
+    """Return those of `features` that hold classes with names, at any depth."""
     return {column: feature for column, feature in features.items() if _holds_classes(feature)}
 
 
 def metadata_features(metadata: Mapping[bytes, bytes] | None, where: str) -> Features:
-    """The class features in the metadata of an Arrow schema. Raises UserError where they cannot be read."""
+    """Return the class features in the metadata of an Arrow schema. Raises UserError if they cannot be read."""
     if not metadata or METADATA_KEY not in metadata:
         return {}
     try:
@@ -50,7 +50,7 @@ def metadata_features(metadata: Mapping[bytes, bytes] | None, where: str) -> Fea
 
 
 def name_classes(row: dict[str, Any], features: Features, where: str) -> dict[str, Any]:
-    """The row with the names of classes in place of ids. Raises UserError for an id that has no name."""
+    """Return the row with class names instead of ids. Raises UserError for an id that has no name."""
     named = {column: _named(row[column], features[column], where, column) for column in features if column in row}
     return {**row, **named} if named else row
 
@@ -71,7 +71,7 @@ def _named(value: Any, feature: Any, where: str, column: str) -> Any:
 
 def _name_of(value: Any, names: tuple[str, ...], where: str, column: str) -> Any:
     if isinstance(value, str) or (not isinstance(value, int) and value != value):
-        return value  # a name already, or missing
+        return value  # a name already, or the NaN of a missing value
     if value == -1:
         return value  # `datasets` writes -1 where a label is hidden
     if value not in range(len(names)):
@@ -81,14 +81,14 @@ def _name_of(value: Any, names: tuple[str, ...], where: str, column: str) -> Any
 
 
 def _item(feature: Any) -> Any:
-    """The feature of a list's items; any other as it is."""
+    """Return the feature of a list's items; any other feature as it is."""
     if isinstance(feature, list):
         return feature[0] if feature else None
     return feature["feature"] if isinstance(feature, Mapping) and _kind(feature) and "feature" in feature else feature
 
 
 def _kind(feature: Mapping[str, Any]) -> str:
-    """ClassLabel, Sequence, Value, ...; empty for a struct, whose keys are columns."""
+    """Return "ClassLabel", "Sequence", "Value" and so on; "" for a struct, whose keys are columns."""
     kind = feature.get("_type")
     return kind if isinstance(kind, str) else ""
 
@@ -98,7 +98,7 @@ def _is_class(feature: Any) -> bool:
 
 
 def _names(feature: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names in the order of their ids; cards of the hub write them as a mapping from id."""
+    """Return the names in the order of their ids. Dataset cards of the hub write them as a mapping from id to name."""
     names = feature.get("names") or ()
     if isinstance(names, Mapping):
         names = [names[key] for key in sorted(names, key=int)]

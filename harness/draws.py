@@ -1,4 +1,4 @@
-"""Which few-shot draw each training seed of an entry sees, the same for every method."""
+"""Which few-shot rows each training seed of a table entry sees. Every method sees the same rows for the same seed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from harness.errors import UserError
 def draws_of(
     block: FewShot | None, k: int | None, rule: str, own_seeds: Sequence[int], seeds: Sequence[int], where: str
 ) -> Mapping[int, Draw | None]:
-    """Training seed -> draw for `seeds`; None for each where an entry trains on all rows.
+    """Return training seed -> draw for each of `seeds`; None for each if the entry trains on all rows.
 
-    `rule` is the protocol's, `own_seeds` are those that the suite names: the block's draw seeds belong to them.
-    Raises UserError for a seed that has no draw.
+    `rule` is the protocol's, for a block that names none. `own_seeds` are the suite's: the n-th draw seed belongs to
+    the n-th of them, even if the command line picked only some. Raises UserError for a seed without a draw.
     """
     if block is None or k is None:
         return dict.fromkeys(seeds)
@@ -24,7 +24,7 @@ def draws_of(
 
 
 def _paired(given: list[int] | None, own_seeds: Sequence[int], seeds: Sequence[int], where: str) -> dict[int, int]:
-    """Training seed -> draw seed."""
+    """Return training seed -> draw seed."""
     if given is None:
         return {seed: seed for seed in seeds}
     if len(given) == 1:

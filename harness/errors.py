@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this", and the nearest match it offers."""
+"""UserError, the exception for a mistake that the user can mend, and the nearest match that it offers."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import difflib
 from collections.abc import Iterable
 
 MOST_SHOWN = 2_000
-"""Characters of a message; what came from a file may be of any length."""
+"""Characters of a message, some 25 lines of a terminal: a value quoted from a file may be of any length."""
 MOST_OF_LINE = 160
+"""Characters of the file's line shown beneath a message: two lines of a terminal 80 wide."""
 
 
 class Place(str):
-    """`file:line` that knows the text of its line, which is shown beneath a message."""
+    """`file:line`, with the text of that line, which is shown beneath a message."""
 
     text: str
 
@@ -22,7 +23,11 @@ class Place(str):
 
 
 class UserError(Exception):
-    """A mistake in what the user wrote or passed: printed as one message, exit code 2, no traceback."""
+    """A mistake in what the user wrote or passed. It is printed as one message, without traceback; exit code 2.
+
+    `where` is a file and line or an option, `field` the key there, `choices` what is allowed; of these the one nearest
+    to `value` is offered. `hint` is a sentence on what to do.
+    """
 
     def __init__(
         self,
@@ -55,7 +60,7 @@ class UserError(Exception):
         return printable(shortened(message, MOST_SHOWN)) + self._line()
 
     def _line(self) -> str:
-        """The offending line of the file, beneath the message."""
+        """Return the line of the file that the message is about, with its number; "" if it is not known."""
         if not isinstance(self.where, Place) or not self.where.text.strip():
             return ""
         number = self.where.rpartition(":")[2]
@@ -63,7 +68,10 @@ class UserError(Exception):
 
 
 def printable(text: str) -> str:
-    """The text without what steers a terminal or cannot be encoded: such characters become escapes."""
+    """Return the text with escapes for characters that steer a terminal or cannot be encoded.
+
+    A name in a stranger's file could otherwise clear the screen or hide a part of the message.
+    """
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() or char == "\n" else _escape(char) for char in text)
@@ -74,7 +82,7 @@ def _escape(char: str) -> str:
 
 
 def shortened(text: str, most: int) -> str:
-    """At most `most` characters: the middle of a longer text is left out."""
+    """Return at most `most` characters of a text: of a longer one the middle is left out."""
     half = (most - 3) // 2
     return text if len(text) <= most else f"{text[:half]}...{text[-half:]}"
 
@@ -84,6 +92,7 @@ def nearest(value: object, choices: Iterable[str]) -> str | None:
     if not isinstance(value, str):
         return None
     by_lower = {choice.lower(): choice for choice in choices}
+    # 0.6 is difflib's own default: `ranks` finds `rank`, while words that share a few letters find nothing
     found = difflib.get_close_matches(value.lower(), by_lower, n=1, cutoff=0.6)
     return by_lower[found[0]] if found else None
 

@@ -1,4 +1,4 @@
-"""Groups of cells, each made after those that its cells start from."""
+"""Groups: the cells of each table entry. A group is made after the groups that its cells start from."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from harness.suite_file import ExceptionRule, MethodSpec, SourceChoice
 from harness.suite_loading import Suite, short_name
 
 SOURCES = "sources"
-"""Suite under which cells are stored that stand in no table of their own suite; suites share them."""
+"""Suite name under which source cells are stored that are in no table. Suites share them, so each is trained once."""
 Place = tuple[str, str, str]
 """(row, task, backbone)"""
 
@@ -36,16 +36,16 @@ class Group:
     cells: dict[tuple[int, int], Cell]
     """(index of the grid point, seed) -> cell."""
     k: int | None = None
-    """Labelled rows that a few-shot entry asks for; None stands for all."""
+    """Number of training rows of a few-shot entry; None for all rows."""
     is_source: bool = False
-    """Whether it is no entry of the table, and trained only where another cell starts from it."""
+    """Whether the group is no table entry, and is trained only because other cells start from it."""
     shared_seeds: frozenset[int] = frozenset()
-    """Of a source, the seeds whose cells are those of an entry of the table: trained once, found by both."""
+    """Of a source: the seeds whose cells are also in a table entry. They are trained once and belong to both."""
 
     def num_cells(self, per_seed: bool) -> int:
-        """Cells that selection will ask for in all: the grid, with `per_seed` of each seed, then the winner's others.
+        """Return how many cells selection will ask for: the grid for the first seed, then the winner for the others.
 
-        Those that a source shares with the table count there.
+        With `per_seed` it is the grid for every seed. Cells that a source shares with the table count in the table.
         """
         own = len(self.seeds) - len(self.shared_seeds)
         if per_seed:
@@ -53,11 +53,11 @@ class Group:
         return own + (len(self.points) - 1 if self.seeds[0] not in self.shared_seeds else 0)
 
     def own_cells(self) -> dict[tuple[int, int], Cell]:
-        """The cells that stand in no other group."""
+        """Return the cells that are in no other group."""
         return {point: cell for point, cell in self.cells.items() if point[1] not in self.shared_seeds}
 
     def sharing(self, row: Group) -> Group:
-        """The same source with the cells of the table's `row` in place of their namesakes."""
+        """Return this source with the cells of the table's `row` instead of its own for the seeds that both have."""
         shared = frozenset(self.seeds) & frozenset(row.seeds)
         return replace(
             self,
@@ -67,7 +67,7 @@ class Group:
 
 
 class Family:
-    """The groups of a suite as they are made: each needs those first that its cells start from."""
+    """Makes the groups of a suite. A group asks for the groups that its cells start from, and those are made first."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class Family:
         rows: Iterable[tuple[Place, int | None]],
         limit: CellLimit,
     ) -> None:
-        """`rows` are the entries of the table: a place, and its shots or None."""
+        """`rows` are the table entries: (row, task, backbone), and the number of few-shot rows or None."""
         self.suite = suite
         self.methods = methods
         self.tasks = tasks
@@ -88,25 +88,26 @@ class Family:
         self.rows: dict[tuple[Place, int | None], Group] = {}
         self.sources: dict[Place, Group] = {}
         self.open: list[Place] = []
-        """Places whose group is being made, each asked for by the one before it."""
+        """Groups being made, each asked for by the one before. One asked for again would start from itself."""
 
     def row(self, place: Place, k: int | None = None) -> Group:
-        """A group of the suite's own table; with `k`, of its few-shot entries."""
+        """Return a group of the suite's table; with `k`, of its few-shot entries."""
         if (place, k) not in self.rows:
             seeds = _seeds(self.suite, self.tasks[place[1]], k)
             self.rows[(place, k)] = self._make(place, seeds, self.labels[place[0]], self.suite.file.suite, k)
         return self.rows[(place, k)]
 
     def count(self, place: Place, k: int | None = None, seeds: Sequence[int] = ()) -> EntryCount:
-        """The cells that a group will have, before it is made; for other `seeds` than the suite's where given."""
+        """Return how many cells a group will have, before it is made; for `seeds` if given, else for the suite's."""
         label, task, backbone = place
         method = self.labels.get(label) or self._method(label, "")
         points = num_points(_entry(self.suite, label, self.methods[method], self.tasks[task], backbone, k))
         return EntryCount(f"{label} on {task}", points, len(seeds or _seeds(self.suite, self.tasks[task], k)))
 
     def source(self, place: Place, seeds: Sequence[int] | None, where: str) -> dict[int, Group]:
-        """The groups that cells start from, by the seed of the source: `seeds`, or the first where that is None."""
+        """Return seed of the source -> the group that cells start from, for `seeds`; for the first seed if None."""
         method = self._method(place[0], where)
+        # the first seed searches the grid, so it is needed even where cells start from other seeds
         first = _seeds(self.suite, self.tasks[place[1]])[0]
         wanted = (first,) if seeds is None else seeds
         found: dict[int, Group] = {}
@@ -120,9 +121,10 @@ class Family:
         return found
 
     def _apart(self, place: Place, seeds: Sequence[int], method: str) -> Group:
-        """The group of a source that stands in no table, with at least these seeds."""
+        """Return the group of a source that is in no table, with at least these seeds."""
         known = self.sources.get(place)
         before = known.seeds if known else ()
+        # the group grows when another cell asks for more seeds; cells that are the same are equal, so none is doubled
         every = tuple(dict.fromkeys((*before, *seeds)))
         if known is None or len(every) > len(before):
             self.limit.add_source(self.count(place, seeds=every[len(before) :]))
@@ -131,11 +133,11 @@ class Family:
         return self.sources[place]
 
     def _is_in_table(self, place: Place) -> bool:
-        """Whether an entry of the table can be a source: sources are trained on all rows."""
+        """Return whether a table entry can be the source. Few-shot entries cannot: sources are trained on all rows."""
         return place in self.places and not self.suite.file.few_shot
 
     def _suite_of(self, place: Place) -> str:
-        """Where a source is stored: with the table that a filter leaves it out of, or apart."""
+        """Return the suite under which a source is stored: its own if only a filter hides it there, else SOURCES."""
         label, task, backbone = place
         file = self.suite.file
         in_table = label in file.methods and task in file.tasks and backbone in map(short_name, file.backbones)
@@ -162,7 +164,7 @@ class Family:
             self.open.pop()
 
     def _method(self, label: str, where: str) -> str:
-        """The method of a row that a cell starts from. Raises UserError for an unknown name, or a rule."""
+        """Return the method of a row that a cell starts from. Raises UserError for an unknown name and for a rule."""
         file = self.suite.file
         rows = file.sources if label in file.sources else file.methods
         method = str(rows[label].get("method", label)) if label in rows else label
@@ -210,7 +212,7 @@ class Family:
                 )
                 for seed in seeds
             }
-            cell_id = made[seeds[0]].cell_id
+            cell_id = made[seeds[0]].cell_id  # one id is enough, and each is a hash of the whole cell
             if cell_id in ids:
                 self._require_swept_source(made[seeds[0]], label)
                 continue
@@ -220,14 +222,14 @@ class Family:
         return Group(label, spec.name, task.name, backbone, tuple(kept), tuple(seeds), cells, k)
 
     def _draws(self, task: TaskSpec, k: int | None, seeds: Sequence[int]) -> Mapping[int, Draw | None]:
-        """Training seed -> the rows that it sees of a few-shot entry."""
+        """Return training seed -> the few-shot draw that it sees."""
         file, protocol = self.suite.file, self.suite.protocol
         own_seeds = file.seeds or protocol.seeds(_where(task, k))
         where = self.suite.document.where("few_shot", "draw_seeds")
         return draws_of(file.few_shot, k, protocol.draw_rule, own_seeds, seeds, where)
 
     def _mixture(self, name: str) -> Mixture | None:
-        """A mixture of the suite with what decides the rows of each of its tasks; None for a single task."""
+        """Return a mixture of the suite, with what decides the rows of each of its tasks; None for a single task."""
         file, protocol = self.suite.file, self.suite.protocol
         declared = file.define_mixtures.get(name)
         if declared is None:
@@ -244,13 +246,13 @@ class Family:
         return Mixture(parts=parts, sampling=declared.sampling, temperature=declared.temperature)
 
     def _require_swept_source(self, cell: Cell, label: str) -> None:
-        """Raise UserError for a cell that its grid has already, unless by a source: one task's is another's own."""
+        """Raise UserError if two grid points are the same cell. Swept sources may be the same for one task."""
         if GRID_KEY not in cell.grid:
             where = self.suite.document.where(*block_of(self.suite, label))
             raise UserError("two points of its grid are the same cell", where=where, field=label)
 
     def _starts(self, choice: SourceChoice, place: Place, seeds: Sequence[int]) -> dict[int, Start]:
-        """What the cells of a place start from, by their seed."""
+        """Return seed -> what the cells of a group start from."""
         label, task, backbone = place
         suite = self.suite
         where = suite.document.where(*block_of(suite, label), INIT_FROM)
@@ -268,7 +270,7 @@ class Family:
 
 
 def block_of(suite: Suite, label: str) -> tuple[Literal["methods", "sources"], str]:
-    """Where the suite file holds a row: `methods`, or `sources` where only that has it."""
+    """Return where the suite file declares a row: `methods`, or `sources` if only that has it."""
     only_source = label in suite.file.sources and label not in suite.file.methods
     return ("sources" if only_source else "methods"), label
 

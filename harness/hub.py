@@ -1,4 +1,4 @@
-"""Whether the hub can be asked at all: found out once, in seconds, before libraries try again for minutes."""
+"""Whether the Hugging Face hub answers: asked once, within seconds, before libraries retry for minutes."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ import functools
 from collections.abc import Iterator
 
 TIMEOUT_S = 5.0
-"""For the one question. The hub's client would ask each file of each copy six times, 23 seconds in all."""
+"""Longest wait for the one question. Without it the hub's client asks for each file of each copy six times, 23 seconds
+in all, before it says that there is no network."""
 
 
 @functools.cache
 def why_unreachable() -> str | None:
-    """Why nothing can be had from the hub, in words; None where it answers. Asked once in a process."""
+    """Return why nothing can be had from the hub, in words; None if it answers. Each process asks once."""
     from huggingface_hub import constants, get_session
 
     if constants.is_offline_mode():
         return "HF_HUB_OFFLINE forbids to ask the hub"
     try:
         get_session().head(constants.ENDPOINT, timeout=TIMEOUT_S)
-    except Exception as error:  # of whatever client, proxy or certificate
+    except Exception as error:  # the HTTP client, a proxy and certificates each raise their own
         lines = str(error).strip().splitlines()
         return f"{constants.ENDPOINT} does not answer ({lines[0] if lines else type(error).__name__})"
     return None
@@ -27,7 +28,7 @@ def why_unreachable() -> str | None:
 
 @contextlib.contextmanager
 def offline() -> Iterator[None]:
-    """What is asked of the hub within comes from its cache on this machine, or fails at once."""
+    """While active, what is asked of the hub comes from its cache on this machine, or fails at once."""
     import datasets
     from huggingface_hub import constants
 

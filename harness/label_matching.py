@@ -1,4 +1,8 @@
-"""Which class of a task a label in the data stands for."""
+"""Which class of a task a label in the data stands for: a name, a number, or an id with a stored name.
+
+A wrong guess here would train on swapped classes and show only as a low score. So a label counts only if exactly one
+class fits, and numbers are refused if the rows together show that they may be counted otherwise.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +13,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from harness.class_names import ClassName
 from harness.errors import UserError
 
-_WHOLE = re.compile(r"([+-]?[0-9]{1,18})(?:\.0*)?")
-_TRUTH = {"false": "0", "true": "1"}
+_WHOLE = re.compile(r"([+-]?[0-9]{1,18})(?:\.0*)?")  # 18 digits fit into 64 bits
+_TRUTH = {"false": "0", "true": "1"}  # JSON and Parquet files hold BoolQ's labels as true and false
 
 
 class LabelMatcher:
-    """Matches the labels of one task, all its splits together: two files cannot mean different things by one id.
+    """Matches the labels of one task. It serves all splits, so that two files cannot mean different things by one id.
 
-    A label is looked for among the task's labels as it is written, then without regard to case, then as a number
-    (1, 1.0 and true are the same); each only where a single label fits. A whole number that is no label is the place of
-    one, counted from 0, unless the labels are numbers themselves. An id with a stored name counts by its name.
+    A label is looked for among the task's labels: first as it is written, then without regard to case, then as a number
+    (1, 1.0 and true are the same). Each step counts only if exactly one label fits. A whole number that is no label is
+    the index of one, counted from 0, unless the labels are numbers themselves. An id with a stored name counts by the
+    name.
     """
 
     def __init__(self, task: str, column: str, labels: Sequence[str], words: Mapping[str, int]) -> None:
@@ -27,17 +32,18 @@ class LabelMatcher:
         self._levels = [(form, _only_class(form, pairs)) for form in (_written, _caseless, _number)]
         self._has_places = all(_number(name) is None for name in labels)
         self._known: dict[object, int] = {}
-        """Class of each value met so far, by its text or by names and id."""
+        """Value met so far (its text, or stored names and id) -> its class. Many rows have few different labels."""
         self._place = ""
-        """Where a number was first taken for the place of a label."""
+        """Where a number was first taken for the index of a label."""
         self._places: set[int] = set()
+        """All numbers that were taken for indices of labels."""
         self._moved: tuple[str, ClassName] | None = None
-        """Where stored names first had another order than the labels."""
+        """The first row, and its label, whose stored names have another order than the task's labels."""
         self._ordered: tuple[str, ...] = ()
-        """Stored names of the ids that the task lists as its labels."""
+        """The stored names of the first file, for a task that lists ids as its labels."""
 
     def match(self, label: object, where: str) -> int:
-        """Index of the class. Raises UserError, at `where`, for a label that is none or that contradicts an earlier."""
+        """Return the index of the class. Raises UserError, at `where`, for an unknown or a contradicting label."""
         key = (label.names, label.id) if isinstance(label, ClassName) else str(label)
         found = self._known.get(key)
         if found is None:
@@ -46,7 +52,8 @@ class LabelMatcher:
         return found
 
     def check(self) -> None:
-        """Raise UserError where numbers were taken for places of labels although they seem to count from 1."""
+        """Raise UserError if numbers were taken for indices although they seem to count from 1: no row had a 0."""
+        # rows counted from 0 that happen to lack class 0 are refused too: rarer than data counted from 1
         if self._places and 0 not in self._places:
             numbers = ", ".join(map(str, sorted(self._places)))
             raise UserError(
@@ -65,7 +72,7 @@ class LabelMatcher:
         return found
 
     def _by_name(self, text: str) -> int | None:
-        """The class whose label this is; each form counts only where no stricter one fits."""
+        """Return the class whose label this is. A form is tried only if no stricter one fits."""
         for form, classes in self._levels:
             key = form(text)
             if key in classes:
@@ -104,7 +111,7 @@ class LabelMatcher:
         return found
 
     def _by_id(self, label: ClassName, where: str) -> int | None:
-        """The class of an id that the task lists as a label, as long as all files name the ids alike."""
+        """Return the class of an id that the task lists as a label. Raises UserError if files name ids differently."""
         found = self._by_name(str(label.id))
         if found is None:
             return None
@@ -116,7 +123,7 @@ class LabelMatcher:
         return found
 
     def _refuse_contradiction(self) -> None:
-        """Numbers without names, beside a file that names the classes in another order than the labels."""
+        """Raise UserError if one file has numbers without names and another names the classes in another order."""
         if self._moved is not None and self._places:
             where, label = self._moved
             raise UserError(
@@ -150,6 +157,7 @@ class LabelMatcher:
 
 
 def _written(text: str) -> str:
+    # NFC: an accented letter can be one character or two, and looks the same
     return unicodedata.normalize("NFC", text.strip())
 
 
@@ -158,14 +166,14 @@ def _caseless(text: str) -> str:
 
 
 def _number(text: str) -> str | None:
-    """A whole number without sign, point and leading zeros, for texts like `1`, `1.0`, `01`, `True`; else None."""
+    """Return the whole number that `1`, `1.0`, `01` or `True` spells, as plain digits; None for any other text."""
     text = text.strip()
     found = _WHOLE.fullmatch(text)
     return str(int(found[1])) if found else _TRUTH.get(text.lower())
 
 
 def _only_class(form: Callable[[str], str | None], pairs: Iterable[tuple[str, int]]) -> dict[str | None, int]:
-    """Form -> class, of those forms that stand for one class alone."""
+    """Return form -> class, for the forms that exactly one class has."""
     classes: dict[str | None, set[int]] = {}
     for name, index in pairs:
         classes.setdefault(form(name), set()).add(index)

@@ -1,4 +1,7 @@
-"""Cells that start from other cells: how a suite says so, and what of it counts for a cell's identity."""
+"""`init_from`: cells that start from the trained tensors of other cells or of a file.
+
+This file reads what a suite names as sources, and makes the part of a cell's identity that the sources decide.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,13 @@ from harness.validation import validate_model
 
 INIT_FROM = "init_from"
 GRID_KEY = f"cell.{INIT_FROM}"
-"""Name of a swept source in a grid."""
+"""Name of the setting in a grid that sweeps over sources."""
 RANDOM = "none"
-"""Word for "no source" in a sweep."""
+"""Value of `init_from` that means no source: a random start."""
 
 
 def read_choices(value: Any, where: str, field: str) -> tuple[SourceChoice, ...]:
-    """The sources that a suite names, in their order. Raises UserError for what is none."""
+    """Return the sources that a suite names, in their order. Raises UserError for a value that names no source."""
     if value is None or value == RANDOM:
         return ()
     items = value if isinstance(value, list) else [value]
@@ -32,15 +35,15 @@ def read_choices(value: Any, where: str, field: str) -> tuple[SourceChoice, ...]
         try:
             found.append(validate_model(SourceChoice, item, lambda *key: where))
         except UserError as error:
-            place = f"{field}.{error.field}" if error.field else field
+            inner = f"{field}.{error.field}" if error.field else field
             raise UserError(
-                error.problem, where=where, field=place, value=error.value, choices=error.choices, hint=error.hint
+                error.problem, where=where, field=inner, value=error.value, choices=error.choices, hint=error.hint
             ) from None
     return tuple(found)
 
 
 def check_number(choices: Sequence[SourceChoice], spec: MethodSpec, where: str, field: str) -> None:
-    """Raise UserError unless the method can start from so many sources."""
+    """Raise UserError unless the method can start from this number of sources."""
     fewest, most = spec.takes_sources
     if fewest <= len(choices) and (most is None or len(choices) <= most):
         return
@@ -53,25 +56,26 @@ def check_number(choices: Sequence[SourceChoice], spec: MethodSpec, where: str, 
 
 
 def title_of(choices: Sequence[SourceChoice]) -> str:
-    """All sources of a cell in words."""
+    """Return the sources of a cell in words, for tables."""
     return " + ".join(choice.title for choice in choices) or RANDOM
 
 
 def start_from_file(choice: SourceChoice, folder: str, where: str) -> Start:
-    """A file as a source: its content is its identity. Raises UserError where it cannot be read."""
+    """Return a file as a source. Its content is its identity, not its name. Raises UserError if it cannot be read."""
     assert choice.file is not None
     path = Path(folder) / choice.file
     try:
         content = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}", where=where, field=str(path)) from None
+    # 16 hex digits, 64 bits: as long as a cell_id
     return Start(title=choice.title, file=choice.file, identity=content[:16], family=content[:16])
 
 
 def start_from_cells(choice: SourceChoice, cells: dict[tuple[int, int], Cell], num_points: int, seed: int) -> Start:
-    """The winner of a grid of cells as a source, whichever it will be; `cells` by (grid point, seed).
+    """Return the winner of a grid as a source, before it is known who wins. `cells` maps (grid point, seed) to a cell.
 
-    Its identity is that of all cells which may be chosen, so it is known before any of them is trained.
+    The identity is a hash of all cells that may be chosen, so it is known before any of them is trained.
     """
     search = cells[(0, seed)].search_seed
     points = range(num_points)

@@ -1,10 +1,10 @@
-"""Metrics over strings: what a model wrote against what it should have written.
+"""Metrics: the texts that a model wrote, compared with the texts that count as right.
 
-Every metric takes predictions and lists of accepted references and returns percent points
-(0-100, correlations -100-100). They are computed from decoded text, never from class ids,
-so an unreadable output counts as wrong instead of as some class.
+Every metric takes the predictions of N rows and for each row a list of accepted references. It returns percent points:
+0 to 100, correlations -100 to 100. Metrics read the decoded text, never class ids, so an output that is no label counts
+as wrong; T5's code for CB lets it count as class 0.
 
-A metric that is not here may be named from the `evaluate` library, see `get_metric`.
+A metric of the `evaluate` library can be named too, see `get_metric`.
 """
 
 from __future__ import annotations
@@ -37,49 +37,52 @@ Predictions = Sequence[str]
 References = Sequence[Sequence[str]]
 Score = Callable[[Predictions, References, Sequence[str]], float]
 MakeScorer = Callable[[Predictions, Sequence[str], Sequence[str]], Scorer]
-"""(predictions, first references, labels) -> scorer of `harness.weighted`."""
+"""(predictions, first reference of each row, labels) -> a scorer as `weighted` defines it."""
 
 FOREIGN = "evaluate:"
+"""Start of the name of a metric from the `evaluate` library."""
 TRUST = "HARNESS_TRUST"
-"""Environment variable with the metrics of the `evaluate` library, which are code, that may be loaded: PATH,PATH."""
+"""Environment variable with the `evaluate` metrics that may be loaded, as PATH,PATH. They are code, so a suite from a
+stranger must not be able to run one by naming it."""
 _SPELLING = re.compile(FOREIGN + r"([^#*]+)(?:#([^#*]+))?(?:\*(-?\d+(?:\.\d+)?))?")
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric's function and how tables print it; higher is better in all of them."""
+    """A metric's function, and how tables print it. Higher is better in every metric."""
 
     name: str
     label: str
     score: Score
     scorer: MakeScorer | None = None
-    """Makes a scorer of weighted rows; None for a mean over rows, and for a metric of another library."""
+    """Makes the scorer for weighted rows, which bootstrap samples need. None for a metric that is a mean over rows, and
+    for one of another library."""
 
 
 def accuracy(predictions: Predictions, references: References, labels: Sequence[str] = ()) -> float:
-    """Share of outputs equal to one of the reference strings, in percent."""
+    """Return the share of predictions that equal one of their references, in percent."""
     return 100 * _mean([float(p in refs) for p, refs in zip(predictions, references, strict=True)])
 
 
 def binary_f1(predictions: Predictions, references: References, labels: Sequence[str] = ("0", "1")) -> float:
-    """F1 of the second label in percent; an unreadable output becomes the opposite of its target.
+    """Return the F1 of the second of two labels, in percent.
 
-    Raises UserError unless there are two labels.
+    An output that is neither label counts as the wrong one. Raises UserError unless there are two labels.
     """
-    if len(labels) != 2:
+    if len(labels) != 2:  # of three labels there is no second one to be found
         raise UserError(f"the metric f1 is for tasks with two labels, this one has {len(labels)}")
     return _whole(f1_scorer, predictions, references, labels)
 
 
 def macro_f1(predictions: Predictions, references: References, labels: Sequence[str] = ()) -> float:
-    """Unweighted mean over `labels` of each class's F1, in percent; unreadable outputs match no class."""
+    """Return the unweighted mean of the classes' F1, in percent; an output that is no label matches no class."""
     return _whole(macro_f1_scorer, predictions, references, labels)
 
 
 def matthews(predictions: Predictions, references: References, labels: Sequence[str] = ()) -> float:
-    """Multi-class Matthews correlation (Gorodkin 2004, eq. 8), in percent.
+    """Return the multi-class Matthews correlation (Gorodkin 2004, eq. 8), in percent.
 
-    An unreadable output is a class of its own; where answers or targets are all alike the value is 0.
+    An output that is no label is a class of its own. The value is 0 if all predictions or all references are alike.
     """
     return _whole(matthews_scorer, predictions, references, labels)
 
@@ -99,15 +102,15 @@ def spearman(predictions: Predictions, references: References, labels: Sequence[
 
 
 def token_f1(predictions: Predictions, references: References, labels: Sequence[str] = ()) -> float:
-    """SQuAD token F1 in percent, best over the references (Rajpurkar et al. 2016).
+    """Return SQuAD's token F1 in percent, of each row's best reference (Rajpurkar et al. 2016).
 
-    Where answer or reference has no words, as for a question without an answer, it is their exact match (SQuAD 2.0).
+    If the answer or the reference has no words, as for a question without answer, it is their exact match (SQuAD 2.0).
     """
     return 100 * _mean([max(_overlap(p, r) for r in refs) for p, refs in zip(predictions, references, strict=True)])
 
 
 def exact_match(predictions: Predictions, references: References, labels: Sequence[str] = ()) -> float:
-    """SQuAD exact match after normalisation, in percent, best over the references."""
+    """Return the share of predictions that equal a reference after SQuAD's normalisation, in percent."""
     hits = [
         float(any(normalize_answer(p) == normalize_answer(r) for r in refs))
         for p, refs in zip(predictions, references, strict=True)
@@ -133,14 +136,17 @@ METRICS: dict[str, Metric] = {
 def compute(
     names: Sequence[str], predictions: Predictions, references: References, labels: Sequence[str]
 ) -> dict[str, float]:
-    """Return each named metric of one split, settled. Raises UserError on an empty split or an unknown metric."""
+    """Return each named metric of one split, rounded as all scores are (`scores`).
+
+    Raises UserError for an empty split or an unknown metric.
+    """
     if not references:
         raise UserError("a split without rows cannot be scored")
     return {name: settled(get_metric(name).score(predictions, references, labels)) for name in names}
 
 
 def get_metric(name: str) -> Metric:
-    """Return the metric called `name`, or the one of the `evaluate` library that `name` spells out.
+    """Return the metric called `name`, or the one of the `evaluate` library that `name` describes.
 
     `evaluate:PATH[#KEY][*FACTOR]`: PATH is what `evaluate.load` takes (a hub name or a script on this machine).
     KEY picks one number out of the returned dict and may be left out where there is only one. The number is
@@ -156,12 +162,12 @@ def get_metric(name: str) -> Metric:
         raise UserError(f"expected {FOREIGN}PATH[#KEY][*FACTOR], got '{name}'", field="metric")
     path, key, factor = parts.groups()
     module = _load_module(path)
-    scale = 1.0 if factor is None else float(factor)
+    scale = 1.0 if factor is None else float(factor)  # also turns "lower is better" round, with *-1
 
     def score(predictions: Predictions, references: References, labels: Sequence[str]) -> float:
         inputs = _module_inputs(name, module, predictions, references, labels)
         value = scale * _pick(name, key, module.compute(**inputs))
-        return value if math.isfinite(value) else 0.0
+        return value if math.isfinite(value) else 0.0  # NaN is neither more nor less than any dev score
 
     return Metric(name, name, score)
 
@@ -169,9 +175,9 @@ def get_metric(name: str) -> Metric:
 def count_unreadable(
     predictions: Predictions, labels: Sequence[str], numeric: bool, references: References | None = None
 ) -> int:
-    """Outputs that are no label of the task (or no number, for a regression).
+    """Return the number of predictions that are no label of the task, or for a regression no number.
 
-    Of a text task those that are empty, except where a reference is: there it is right to say nothing.
+    Of a text task, the number of empty ones, except in rows with an empty reference: there it is right to say nothing.
     """
     if numeric:
         return sum(number(text) is None for text in predictions)
@@ -183,7 +189,7 @@ def count_unreadable(
 
 
 def normalize_answer(text: str) -> str:
-    """SQuAD normalisation: lower case, no ASCII punctuation, no articles, single blanks."""
+    """Return the text as SQuAD's script normalises it: lower case, no ASCII punctuation, no articles, single blanks."""
     text = "".join(char for char in text.lower() if char not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
@@ -193,7 +199,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _whole(make: MakeScorer, predictions: Predictions, references: References, labels: Sequence[str]) -> float:
-    """The score in which every row counts once."""
+    """Return the score in which every row counts once: weights of 1, [1, N]."""
     import numpy as np
 
     truth = [refs[0] for refs in references]
@@ -201,28 +207,29 @@ def _whole(make: MakeScorer, predictions: Predictions, references: References, l
 
 
 def _overlap(prediction: str, reference: str) -> float:
+    """Return the F1 of two texts as bags of words, 0 to 1."""
     got, want = normalize_answer(prediction).split(), normalize_answer(reference).split()
-    if not got or not want:
+    if not got or not want:  # the F1 of no words is 0/0
         return float(got == want)
     common = sum((Counter(got) & Counter(want)).values())
     return 2 * common / (len(got) + len(want)) if common else 0.0
 
 
 def is_trusted(name: str) -> bool:
-    """Whether a metric is one of our own, or of those that the user has named in HARNESS_TRUST."""
+    """Return whether a metric is one of our own, or one that the user has named in HARNESS_TRUST."""
     parts = _SPELLING.fullmatch(name)
     return parts is None or parts[1] in os.environ.get(TRUST, "").split(",")
 
 
 def _load_module(path: str) -> Any:
-    """Load a metric of the `evaluate` library once per process. Raises UserError if that fails, or is not allowed."""
+    """Load a metric of the `evaluate` library. Raises UserError if that fails, or if the user has not allowed it."""
     if not is_trusted(FOREIGN + path):
         problem = f"'{path}' is code of the evaluate library, or a script, and nobody has allowed it by name"
         raise UserError(problem, field="metric", hint=f"If you trust it, set {TRUST}={path} (several: A,B).")
     return _load_trusted(path)
 
 
-@lru_cache
+@lru_cache  # loading one runs a script and may ask the hub; every evaluation of every cell needs it
 def _load_trusted(path: str) -> Any:
     try:
         import evaluate
@@ -238,11 +245,11 @@ def _load_trusted(path: str) -> Any:
 def _module_inputs(
     name: str, module: Any, predictions: Predictions, references: References, labels: Sequence[str]
 ) -> dict[str, list[Any]]:
-    """Predictions and references in the form that the metric's features ask for.
+    """Return predictions and references in the form that the metric's features ask for.
 
-    Text features get texts: all references where a list is asked for, otherwise the first. Number features get
-    class ids in label order, or the numbers themselves in a regression. An unreadable class becomes the one
-    behind its target (of two, the opposite), an unreadable number -1.0. Raises UserError on any other features.
+    Text features get texts: all references if a list is asked for, otherwise the first. Number features get class ids
+    in label order, or in a regression the numbers. An output that is no label becomes the class after the right one, of
+    two classes the wrong one; an output that is no number becomes -1.0. Raises UserError for any other features.
     """
     features = module.features[0] if isinstance(module.features, list) else module.features
     answer, wanted = features.get("predictions"), features.get("references")
@@ -264,12 +271,13 @@ def _module_inputs(
 def _class_ids(predictions: Predictions, references: References, labels: Sequence[str]) -> dict[str, list[Any]]:
     ids = {label: index for index, label in enumerate(labels)}
     truth = [ids[refs[0]] for refs in references]
+    # a class that is surely wrong, since these metrics have no id for "no answer"
     answers = [ids.get(text, (right + 1) % len(ids)) for text, right in zip(predictions, truth, strict=True)]
     return {"predictions": answers, "references": truth}
 
 
 def _pick(name: str, key: str | None, values: dict[str, Any]) -> float:
-    """One number out of what a metric returned. Raises UserError if it is not there or there are several."""
+    """Return one number of what a metric returned. Raises UserError if it is not there or there are several."""
     numbers = {k: float(v) for k, v in values.items() if isinstance(v, Real)}
     if key is not None:
         return numbers[require_choice(key, numbers, kind="number", where=name)]

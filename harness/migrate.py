@@ -11,8 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from harness.bounded import read_bounded
-from harness.durable import write_whole
+from harness.durable import read_bounded, write_whole
 from harness.errors import UserError
 from harness.results import MAX_BYTES, checksum, read_result
 from harness.schema import RESULT_FORMAT, Result

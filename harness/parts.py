@@ -1,4 +1,4 @@
-"""A mixture's result as one result for each of its tasks, which is how tables show it."""
+"""A mixture's result as one result per task, which is how tables and statistics read it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from harness.schema import Part, Result, digest
 
 
 def by_task(result: Result) -> list[Result]:
-    """The result itself, or for a mixture one per task: that task's scores, rows and metrics.
+    """Return the result itself, or for a mixture one result per task, with that task's scores, rows and metrics.
 
-    What was selected, and by which mean dev scores, is common to all; parameters are those of the whole mixture.
+    The selected step and the dev scores that selected it are the mixture's, and so are the parameter counts.
     """
     mixture = result.cell.mixture
     return [result] if mixture is None else [_of_part(result, part) for part in mixture.parts]
@@ -16,14 +16,14 @@ def by_task(result: Result) -> list[Result]:
 
 def _of_part(result: Result, part: Part) -> Result:
     name = part.task
-    placed = {
+    cell_fields = {
         "task": name,
         "task_version": part.task_version,
         "task_rules": part.task_rules,
         "definition": part.definition,
     }
     changes = {
-        "cell": result.cell.model_copy(update=placed),
+        "cell": result.cell.model_copy(update=cell_fields),
         "group_id": digest([result.group_id, name]),
         "metrics": result.metrics.parts[name] if result.metrics else None,
         "dev": result.dev.parts[name] if result.dev else None,

@@ -1,6 +1,7 @@
-"""Protocols: the rules under which numbers are made, each with its reason, read from `protocols/*.yaml`.
+"""Protocols: named sets of rules under which scores are made, each rule with its reason, read from `protocols/*.yaml`.
 
-A protocol gives defaults for the recipe, for methods' settings and for tasks. A suite's own settings win over it.
+Papers and their code contradict each other; a protocol decides each such question (docs/protocol.md). It gives defaults
+for the recipe, for methods' hp and for tasks. A suite's own settings win over it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Kind = Literal["integer", "number", "grid", "choice", "recorded"]
 
 @dataclass(frozen=True)
 class Place:
-    """What a key may depend on; methods and backbones by their names in results."""
+    """What decides whether a key acts on a cell; methods and backbones have their names in results."""
 
     task: str
     benchmark: str
@@ -35,15 +36,17 @@ class Place:
 
 @dataclass(frozen=True)
 class Key:
-    """One thing that a protocol decides, and where it acts; empty bounds mean everywhere."""
+    """One question that a protocol decides, and the cells that it is about; empty bounds mean all cells."""
 
     name: str
     rows: tuple[int, ...]
-    """Numbers of the contradictions between papers and code that it settles (docs/protocol.md)."""
+    """Numbers of the contradictions between papers and code that it settles, as docs/protocol.md lists them."""
     about: str
     kind: Kind
     sets: str = ""
+    """The setting that takes the key's value, as "recipe.lr", "hp.init", "task.prefix" or "seeds"."""
     choices: Mapping[str, Mapping[str, Any]] | None = None
+    """For a key of kind "choice": value -> the settings it stands for."""
     methods: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
     benchmarks: tuple[str, ...] = ()
@@ -55,29 +58,32 @@ class Key:
 
     @property
     def acts_on(self) -> str:
-        """What the key sets, in words for listings."""
+        """The settings that the key sets, for listings."""
         if self.kind == "recorded":
             return "recorded only"
         targets = [self.sets] if self.sets else sorted({t for effect in (self.choices or {}).values() for t in effect})
         return ", ".join(targets)
 
     def concerns(self, place: Place) -> bool:
-        """Whether the key acts there."""
+        """Return whether the key acts on such cells."""
+        # a task is meant by its own name or by its benchmark's
         here = not (self.tasks or self.benchmarks) or place.task in self.tasks or place.benchmark in self.benchmarks
+        # methods and backbones bound it further: all bounds have to allow the cell
         bounds = ((place.method, self.methods), (place.backbone, self.backbones))
         here = here and (place.few_shot or not self.few_shot)
         return here and all(not allowed or name in allowed for name, allowed in bounds)
 
     def effects(self, value: Any) -> Mapping[str, Any]:
-        """Target -> value, for a value of this key; a grid becomes a sweep."""
+        """Return setting -> value for a value of this key; a grid becomes a sweep."""
         if self.choices is not None:
             return self.choices[value]
         if not self.sets:
             return {}
+        # seeds are a list that is used whole, every other grid is searched
         return {self.sets: {"sweep": value} if self.kind == "grid" and self.sets != "seeds" else value}
 
     def checked(self, value: Any, where: str) -> Any:
-        """Return `value` if it is one that the key can have. Raises UserError."""
+        """Return `value` if the key can have it; raise UserError otherwise."""
         if self.kind == "recorded":
             raise UserError("is recorded only; nothing here varies it", where=where, field=f"protocol.{self.name}")
         if self.choices is not None:
@@ -85,6 +91,7 @@ class Key:
         items = value if self.kind == "grid" else [value]
         wanted = int if self.kind == "integer" or self.sets == "seeds" else (int, float)
         valid = isinstance(items, list) and items and all(_is_number(item, wanted) for item in items)
+        # < inf also refuses NaN, which compares as false
         lowest = self.minimum if self.kind == "integer" else 0
         valid = valid and all(lowest <= item < math.inf for item in items)
         if valid and self.sets == "seeds":
@@ -102,7 +109,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Protocol:
-    """A protocol with a suite's overrides: every key's value and the reason for it."""
+    """A protocol with a suite's overrides: the value of every key, and the reason for it."""
 
     reference: ProtocolReference
     description: str
@@ -110,30 +117,34 @@ class Protocol:
     reasons: Mapping[str, str]
 
     def recipe(self, place: Place, num_train: int | None) -> dict[str, Any]:
-        """Recipe settings for a task with `num_train` published training rows."""
+        """Return recipe settings for a task with `num_train` published training rows.
+
+        Large tasks get more steps, as in the papers; a task whose size is not known counts as small.
+        """
         found = self._settings("recipe.", place)
         is_large = num_train is not None and num_train >= self.values["steps.threshold"]
+        # a key that sets recipe.steps for certain cells, as for few-shot ones, wins over both numbers
         return {"steps": self.values["steps.large" if is_large else "steps.small"], **found}
 
     def hp(self, place: Place) -> dict[str, Any]:
-        """Settings of the method itself."""
+        """Return settings of the method itself. A key for one method wins over a key for all."""
         return {**self._settings("hp.", place), **self._settings(f"methods.{place.method}.", place)}
 
     def task_fields(self, task: str, benchmark: str) -> dict[str, Any]:
-        """Fields of the task record that the protocol sets."""
+        """Return the fields of the task that the protocol sets."""
         return self._settings("task.", Place(task, benchmark))
 
     def seeds(self, place: Place) -> list[int]:
-        """Training seeds where a suite names none."""
+        """Return the training seeds of a suite that names none."""
         return list(self._settings("seeds", place)[""])
 
     @property
     def draw_rule(self) -> str:
-        """How few-shot rows are drawn where a suite does not say."""
+        """The rule by which few-shot rows are drawn if a suite names none."""
         return str(self.values["fewshot.sampling"])
 
     def acting(self, place: Place) -> dict[str, Any]:
-        """The keys that act on a cell, with their values; a suite's own settings may have won over them."""
+        """Return the keys that act on a cell, with their values. A suite's own settings may have won over them."""
         return {k.name: self.values[k.name] for k in keys().values() if k.kind != "recorded" and k.concerns(place)}
 
     def _settings(self, prefix: str, place: Place) -> dict[str, Any]:
@@ -147,20 +158,21 @@ class Protocol:
 
 @functools.cache
 def keys() -> Mapping[str, Key]:
-    """Every key by name, in the order of the contradictions they settle."""
+    """Return every key by name, in the order of the contradictions that they settle."""
     document = read_document(FOLDER / "keys.yaml")
     return {name: _key(name, entry) for name, entry in document.data["keys"].items()}
 
 
 def protocol_names() -> list[str]:
-    """Names of the shipped protocols."""
+    """Return the names of the shipped protocols."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem != "keys")
 
 
 def resolve(reference: ProtocolReference, where: str = "") -> Protocol:
-    """Read a protocol and lay the overrides over it. Raises UserError for an unknown name, key or value."""
+    """Read a protocol and apply the overrides. Raises UserError for an unknown name, key or value."""
     require_choice(reference.name, protocol_names(), kind="protocol", where=where)
-    data = _bundle(reference.name)
+    data = _read_protocol(reference.name)
+    # a suite, or a stored cell, that names a version means the values which that version had
     if reference.version not in (None, data["version"]):
         problem = f"protocol {reference.name} has version {data['version']} here, not {reference.version}"
         raise UserError(problem, where=where, field="protocol")
@@ -176,13 +188,13 @@ def resolve(reference: ProtocolReference, where: str = "") -> Protocol:
 
 
 @functools.cache
-def _bundle(name: str) -> Mapping[str, Any]:
-    """A shipped file; each value is [value, reason], and nothing more."""
+def _read_protocol(name: str) -> Mapping[str, Any]:
+    """Return the content of a shipped protocol, in which each value is [value, reason]."""
     return read_document(FOLDER / f"{name}.yaml").data
 
 
 def describe(protocol: Protocol) -> list[dict[str, Any]]:
-    """One row per key, for listings."""
+    """Return one row per key, for listings."""
     return [
         {
             "key": key.name,
@@ -206,4 +218,5 @@ def _key(name: str, entry: Mapping[str, Any]) -> Key:
 
 
 def _is_number(value: Any, kinds: type | tuple[type, ...]) -> bool:
+    # True and False are integers to Python
     return isinstance(value, kinds) and not isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""What a result was made with: commit, versions, hardware."""
+"""What a result was made with: commit, versions of libraries, hardware."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("torch", "transformers", "tokenizers", "peft", "datasets", "numpy", "scipy", "pyarrow")
+"""Packages whose version can move a number: they compute, tokenise or read rows."""
 
 
 def now() -> str:
-    """UTC time in ISO 8601, whole seconds."""
+    """Return the time in UTC as ISO 8601, in whole seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def collect(device: str) -> dict[str, Any]:
-    """Return commit, versions and hardware as stored in a result."""
+    """Return commit, versions and hardware as they are stored in a result; `device` is where the cell was trained."""
     return {**_fixed(), "device": device}
 
 
 def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
+    """Return the SHA-256 of a file's bytes. Reads 1 MiB at a time, since a file of weights may not fit into memory."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
@@ -34,8 +35,9 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-@functools.cache
+@functools.cache  # two calls of git and a hundred cells would be two hundred processes
 def _fixed() -> dict[str, Any]:
+    """Return what stays the same while this process runs."""
     commit = _git("rev-parse", "HEAD")
     return {
         "harness": program_version(),
@@ -50,7 +52,7 @@ def _fixed() -> dict[str, Any]:
 
 
 def program_version() -> str | None:
-    """Of this program, as it is installed."""
+    """Return the installed version of this program; None if it runs without being installed."""
     return _version("peft-harness")
 
 
@@ -62,11 +64,12 @@ def _version(package: str) -> str | None:
 
 
 def _git(*arguments: str) -> str | None:
-    """Output of git in the program's own checkout; None where there is none."""
+    """Return what git prints in the program's own checkout; None if there is no checkout or git fails."""
     here = Path(__file__).resolve().parent.parent
     if not (here / ".git").exists():
         return None
     try:
+        # 20 s: `status` of a large tree on a slow network drive takes some; a hanging git must not stop a run
         done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -1,4 +1,8 @@
-"""The results folder: one JSON per cell, its predictions and tensors beside it, whole or not at all."""
+"""The results folder: one JSON per cell, with its predictions and tensors beside it.
+
+A result is complete if its JSON exists, since that is written last. A result is never edited: its JSON holds a checksum
+of its own content.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from harness.bounded import read_bounded
-from harness.durable import discard, put_in_place, sync_folder, write_aside
+from harness.durable import discard, put_in_place, read_bounded, sync_folder, write_aside
 from harness.errors import UserError
 from harness.parts import by_task
 from harness.schema import RESULT_FORMAT, Cell, Files, Key, Result
@@ -23,18 +26,19 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MAX_BYTES = 32_000_000
-"""Of one result JSON; a long one has some ten thousand."""
+"""Bytes of one result JSON, which is read as a whole. A long one has some ten thousand, so even a cell with a thousand
+times as many evaluations fits."""
 
 PredictionRow = tuple[str, int, list[str], str]
 """(split, row index in the split, accepted references, prediction)"""
 
 
 class NotStored(UserError):
-    """The results folder takes no more results, so that going on would be in vain."""
+    """The results folder takes no more results, so going on with the run would be in vain."""
 
 
 def split_name(split: str, task: str = "") -> str:
-    """A split among stored predictions: "test", or "test:TASK" for a task of a mixture."""
+    """Return the name of a split in the stored predictions: "test", or "test:TASK" for a task of a mixture."""
     return f"{split}:{task}" if task else split
 
 
@@ -45,7 +49,7 @@ class ResultStore:
         self.root = Path(root)
 
     def path(self, cell: Cell) -> Path:
-        """Where the JSON of `cell` stands: <suite>/<task>/<label>/<backbone>/<cell_id>.json."""
+        """Return the path of the JSON of `cell`: <suite>/<task>/<label>/<backbone>/<cell_id>.json."""
         folder = self.root / cell.suite / cell.task / cell.label / cell.backbone
         return folder / f"{cell.cell_id}.json"
 
@@ -54,13 +58,17 @@ class ResultStore:
         return _read_if_there(self.path(cell))
 
     def scan(self) -> Iterator[tuple[Path, Result]]:
-        """Yield every result below the folder, in a stable order."""
+        """Yield (path, result) for every result below the folder, in the order of paths.
+
+        Raises UserError for a damaged file, and for a copy of a result: reports would count it as another run.
+        """
         if self.root.is_file():
             raise UserError("is a file, not a folder of results", where=str(self.root))
         if not self.root.is_dir():
             raise UserError("no such results folder", where=str(self.root), hint="Start one with harness run.")
         seen: dict[Key, Path] = {}
         for path in sorted(self.root.rglob("*.json")):
+            # hidden folders hold claims and checkpoints, hidden files are being written
             if any(part.startswith(".") for part in path.relative_to(self.root).parts):
                 continue
             result = _read_if_there(path)
@@ -73,7 +81,8 @@ class ResultStore:
             yield path, result
 
     def ensure_writable(self) -> None:
-        """Raise UserError if nothing can be written below the folder; leaves no trace in an existing one."""
+        """Raise UserError if nothing can be written below the folder, by writing an empty file and deleting it."""
+        # the folder may not exist yet: then the nearest folder above it has to allow writing
         existing = next(parent for parent in (self.root, *self.root.resolve().parents) if parent.exists())
         if not existing.is_dir():
             raise UserError("is a file, not a folder", where=str(existing), field="--results")
@@ -85,14 +94,15 @@ class ResultStore:
             raise UserError(f"cannot write results here: {error.strerror}", where=str(existing)) from None
 
     def write(self, result: Result, predictions: Sequence[PredictionRow], tensors: bytes | None) -> Result:
-        """Store a result with its files: all of them, or none; the JSON appears last, with its checksum.
+        """Store a result with its predictions and tensors, or nothing of it; return it with its checksums.
 
-        Only one process may write a cell at a time. Raises OSError; an older result of the cell is then still there
-        unless the failure came between the renames.
+        The JSON appears last. Only one process may write a cell at a time (`claims` sees to that). Raises OSError; an
+        older result of the cell is then still there, unless the failure came between the renames.
         """
         path = self.path(result.cell)
         path.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in path.parent.glob(f".{path.stem}.*.tmp"):  # of a process that was killed while it wrote
+        # hidden files of a process that was killed while it wrote this cell; nobody else may be writing it
+        for leftover in path.parent.glob(f".{path.stem}.*.tmp"):
             leftover.unlink(missing_ok=True)
         beside = {
             predictions_path(path): _parquet(predictions) if predictions else None,
@@ -107,21 +117,22 @@ class ResultStore:
 
 
 def checksum(content: Mapping[str, Any]) -> str:
-    """SHA-256 of a result's JSON without its own `checksum`: keys sorted, no blanks, floats in their shortest form.
+    """Return the SHA-256 of a result's JSON without its own `checksum`: keys sorted, no blanks, shortest floats.
 
-    It is taken of the JSON as it stands in the file, so that fields added to results later change nothing.
+    `content` is the JSON as it is in the file. If it were the model's, every field added to results later would change
+    the checksums of old files.
     """
     bare = {key: value for key, value in content.items() if key != "checksum"}
     return hashlib.sha256(json.dumps(bare, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def predictions_path(path: Path) -> Path:
-    """Parquet of dev and test predictions beside a result JSON."""
+    """Return the path of the predictions (Parquet, dev and test) beside a result JSON."""
     return path.with_name(f"{path.stem}.predictions.parquet")
 
 
 def tensors_path(path: Path) -> Path:
-    """Selected trainable tensors beside a result JSON."""
+    """Return the path of the selected checkpoint's trained tensors beside a result JSON."""
     return path.with_name(f"{path.stem}.safetensors")
 
 
@@ -154,7 +165,7 @@ def read_result(path: Path) -> Result:
 
 
 def _read_if_there(path: Path) -> Result | None:
-    """None where there is no file, even if another process replaced it at this moment."""
+    """Return a result, or None if there is no file, even if another process is replacing it at this moment."""
     try:
         return read_result(path) if path.exists() else None
     except UserError:
@@ -164,14 +175,14 @@ def _read_if_there(path: Path) -> Result | None:
 
 
 def read_predictions(path: str | Path) -> pd.DataFrame:
-    """Predictions of one result JSON: columns split, row, references, prediction."""
+    """Return the predictions of one result JSON: columns split, row, references, prediction."""
     import pandas as pd
 
     return pd.read_parquet(predictions_path(Path(path)))
 
 
 def load_results(path: str | Path) -> pd.DataFrame:
-    """Tidy table of a results folder: one row per cell and metric.
+    """Return a results folder as a tidy table: one row per cell, split and metric.
 
     Columns: suite, task, method, backbone, k and draw_seed (few-shot), seed, status, split, metric, value (percent
     points), selected_step, raced_out_at, num_trained, num_kept, group_id, cell_id, path, and one `hp.*` / `recipe.*`
@@ -180,7 +191,7 @@ def load_results(path: str | Path) -> pd.DataFrame:
     """
     import pandas as pd
 
-    scanned = ((file, part) for file, result in ResultStore(path).scan() for part in by_task(result))
+    scanned = ((file, each) for file, result in ResultStore(path).scan() for each in by_task(result))
     rows = [row for file, result in scanned for row in _tidy_rows(file, result)]
     return pd.DataFrame(rows)
 
@@ -209,12 +220,13 @@ def _tidy_rows(path: Path, result: Result) -> list[dict[str, Any]]:
         **cell.grid,
     }
     scored = [(name, split) for name, split in (("dev", result.dev), ("test", result.test)) if split]
+    # the score, a mean of metrics, stands among them as a metric called "score"
     rows = [
         {**base, "split": name, "metric": metric, "value": value}
         for name, split in scored
         for metric, value in {"score": split.score, **split.metrics}.items()
     ]
-    return rows or [base]
+    return rows or [base]  # a failed cell keeps a row, or a table would look complete without it
 
 
 def _parquet(rows: Sequence[PredictionRow]) -> bytes:
@@ -224,7 +236,7 @@ def _parquet(rows: Sequence[PredictionRow]) -> bytes:
     splits, indices, references, predictions = zip(*rows, strict=True)
     table = pa.table(
         {
-            "split": pa.array(splits).dictionary_encode(),
+            "split": pa.array(splits).dictionary_encode(),  # two or three values in many thousand rows
             "row": pa.array(indices, pa.int32()),
             "references": pa.array(references, pa.list_(pa.string())),
             "prediction": pa.array(predictions, pa.string()),
@@ -236,7 +248,10 @@ def _parquet(rows: Sequence[PredictionRow]) -> bytes:
 
 
 def _replace_together(contents: Mapping[Path, bytes | None]) -> None:
-    """Write files and drop those without content; the last one, which vouches for the others, is missing meanwhile."""
+    """Write the files, and delete those without content. The last file, the JSON, is absent while the others change.
+
+    So at no moment a JSON stands beside files that are not its own.
+    """
     *_, last = contents
     written: list[tuple[Path, Path]] = []
     try:
@@ -246,13 +261,14 @@ def _replace_together(contents: Mapping[Path, bytes | None]) -> None:
     except BaseException:
         discard(written)
         raise
+    # an old JSON would vouch for new predictions if the process died between the renames
     last.unlink(missing_ok=True)
     for path, content in contents.items():
         if content is None:
             path.unlink(missing_ok=True)
     try:
         put_in_place(written[:-1])
-        sync_folder(last.parent)
+        sync_folder(last.parent)  # the disk may write renames in another order, so the others are flushed first
         put_in_place(written[-1:])
     finally:
         discard(written)

@@ -1,4 +1,7 @@
-"""Stopping on request: the first signal lets a run come to a safe point, the second ends it at once."""
+"""Stopping on request: after the first signal a run goes on to a safe point, the second ends it at once.
+
+A safe point is between two training steps, where the state of a bundle can be kept.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,14 @@ from contextlib import contextmanager
 from types import FrameType
 
 GRACE_S = 20.0
-"""A training step that takes longer is broken off: systems that preempt a job kill it after 30 seconds."""
+"""Seconds that a training step may go on after a request; then it is broken off. Systems that preempt a job kill it
+after 30 seconds (the default of Slurm and Kubernetes), so 10 are left to write the state."""
 CLOSING_S = 10.0
-"""How long other processes may take to keep their state, beyond the longest step."""
+"""Seconds that other processes may take to write their state, after GRACE_S: together the 30 of above."""
 
 
 class Stopped(KeyboardInterrupt):
-    """The run was asked to stop, and has come to a point where nothing is half done; or it was asked twice."""
+    """The run was asked to stop and has come to a safe point; or, with `at_once`, it was asked twice."""
 
     def __init__(self, signum: int, at_once: bool = False) -> None:
         self.signum = signum
@@ -26,11 +30,13 @@ class Stopped(KeyboardInterrupt):
 
     @property
     def exit_code(self) -> int:
-        """128 + the signal's number, as shells have it: 130 for Ctrl-C, 143 for SIGTERM."""
+        """128 plus the number of the signal, as in shells: 130 for Ctrl-C, 143 for SIGTERM."""
         return 128 + self.signum
 
 
 class _Request:
+    """The signal that asked this process to stop, and when (time.monotonic)."""
+
     signum: int | None = None
     since: float = 0.0
 
@@ -45,18 +51,18 @@ def check(grace_s: float = 0.0) -> None:
 
 
 def requested() -> int:
-    """The signal by which a stop was requested; 0 if none was."""
+    """Return the signal by which a stop was requested; 0 if none was."""
     return _request.signum or 0
 
 
 def request(signum: int) -> None:
-    """Ask this process to stop after the step at hand, as a first signal does."""
+    """Ask this process to stop after the present step, as a first signal does."""
     if _request.signum is None:
         _request.signum, _request.since = signum, time.monotonic()
 
 
 def sleep(seconds: float) -> None:
-    """Sleep, but not past a request to stop. Raises Stopped."""
+    """Sleep, but raise Stopped within 0.1 s of a request to stop."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         check()
@@ -66,7 +72,10 @@ def sleep(seconds: float) -> None:
 
 @contextmanager
 def on_signals() -> Iterator[None]:
-    """While active, SIGINT and SIGTERM ask to stop; outside the main thread, signals stay as they are."""
+    """While active, SIGINT and SIGTERM ask this process to stop.
+
+    Python allows signal handlers in the main thread only, so in another thread nothing changes.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""The files beside a result, held against what the result says of them; read without torch."""
+"""Checks of the files beside a result, predictions and tensors, against what the result says of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COLUMNS = {"split", "row", "references", "prediction"}
 
 
 def check_predictions(path: Path, result: Result) -> Iterator[str]:
-    """What is wrong with a Parquet file of predictions: columns, splits, rows."""
+    """Yield what is wrong with the columns, splits and rows of a Parquet file of predictions."""
     try:
         table = read_table(path)
     except UserError as error:
@@ -37,9 +37,10 @@ def check_predictions(path: Path, result: Result) -> Iterator[str]:
 
 
 def check_tensors(path: Path, params: ParamCounts) -> Iterator[str]:
-    """What is wrong with a file of trained tensors: readable, and large enough for the stated counts.
+    """Yield what is wrong with a file of trained tensors: it must be readable and hold as many numbers as were counted.
 
-    More than was trained is no fault: a method may store buffers that are not trained.
+    More numbers are no fault, since a method may store buffers that are not trained. Only the header is read, so a
+    large file costs no time, and torch is not needed.
     """
     from safetensors import SafetensorError, safe_open
 

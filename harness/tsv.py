@@ -1,7 +1,8 @@
-"""Files of cells between tabs, written with quotes around some cells or without any; the file itself shows which.
+"""TSV files with and without quotes around cells, and how to tell which a file is.
 
-GLUE's files have no such quotes: a quotation mark is part of the text, whether one or a pair. pandas, R and
-spreadsheets put cells that hold a quotation mark, a tab or a line end between quotes and double the quotes inside.
+In GLUE's files a quotation mark always belongs to the text. pandas, R and spreadsheets put a cell that holds a
+quotation mark, a tab or a line end between quotes, and double the quotes inside. Taking one kind for the other changes
+texts or joins rows without any error, so the quotes of the whole file decide.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ _FIGURES = re.compile(r"[+-]?[0-9.]*(?:[eE][+-]?[0-9]+)?")
 
 @dataclass
 class _Evidence:
-    """Which ways of writing a table explain every quote met so far, all cells being well formed."""
+    """Which ways of writing a table agree with every cell met so far."""
 
     num_wrapped: int = 0
     minimal: bool = True
-    """Between quotes stand only cells that hold a quotation mark, a tab or a line end: pandas."""
+    """As pandas writes: only cells that hold a quotation mark, a tab or a line end are quoted."""
     commas: bool = True
-    """Between quotes stand these and cells with a comma, and no others: spreadsheets."""
+    """As spreadsheets write: these cells and those with a comma are quoted, and no others."""
     all_texts: bool = True
-    """Every cell but numbers stands between quotes, the header too: R, and pandas when told so."""
+    """As R writes, and pandas if told to: every cell but numbers is quoted, the header too."""
 
     def add(self, text: str, wrapped: bool) -> None:
         needs = QUOTE in text or "\t" in text or "\n" in text
@@ -41,11 +42,12 @@ class _Evidence:
 
 
 def is_quoted(lines: Iterable[str], most: int) -> bool:
-    """Whether all quotation marks of a file are those of a writer of tables; `most` characters may stand in a cell.
+    """Return whether the quotation marks of a file were put there by a program that writes tables.
 
-    One mark that no writer would leave alone says that all are text: `5" nails`, a lone quote, a cell like `"yes"` that
-    needs no quotes beside others that have none. Quotes join lines only where a line has not the cells of the
-    first, so a quote that opens in one row and one that closes in a later do not swallow what is between.
+    A single mark that no such program would write shows that all belong to the text: `5" nails`, a lone quote, or
+    `"yes"`, which needs no quotes, beside cells without any. Lines that each have as many cells as the first are never
+    joined, so a quote that opens in one row and one that closes in a later row do not swallow what is between. `most`
+    is the longest cell in characters.
     """
     evidence, num_cells = _Evidence(), 0
     for record in _records(lines, most):
@@ -63,20 +65,21 @@ def is_quoted(lines: Iterable[str], most: int) -> bool:
 
 
 def quoted_rows(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
-    """(number of its last line, cells) of each row of a file with quotes."""
+    """Yield (number of its last line, cells) for each row of a file with quotes."""
     reader = csv.reader(lines, "excel-tab", strict=True)
     for cells in reader:
         yield reader.line_num, cells
 
 
 def _records(lines: Iterable[str], most: int) -> Iterator[list[str]]:
-    """Lines, each with those after it as long as a quote is open."""
+    """Yield each line, together with the lines after it as long as a quote is open."""
     record: list[str] = []
     num_quotes = size = 0
     for line in lines:
         record.append(line)
         num_quotes += line.count(QUOTE)
         size += len(line)
+        # an odd number of quotes leaves one open; a lone quote must not collect the rest of a large file
         if num_quotes % 2 == 0 or size > most:
             yield record
             record, num_quotes, size = [], 0, 0
@@ -85,7 +88,7 @@ def _records(lines: Iterable[str], most: int) -> Iterator[list[str]]:
 
 
 def _cells(record: str) -> list[tuple[str, bool]] | None:
-    """(text, whether it stood between quotes) of each cell; None where a quotation mark is out of place."""
+    """Return (text, whether it was quoted) of each cell; None if a quotation mark is out of place."""
     record = record.removesuffix("\n")
     if QUOTE not in record:
         return [(cell, False) for cell in record.split("\t")]

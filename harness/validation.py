@@ -1,4 +1,4 @@
-"""Turn pydantic's findings into one UserError that names file, line, field, value and nearest match."""
+"""Validation with pydantic whose findings become one UserError: file, line, field, value, nearest match."""
 
 from __future__ import annotations
 
@@ -14,23 +14,25 @@ from harness.errors import UserError
 
 Model = TypeVar("Model", bound=BaseModel)
 Locate = Callable[..., str]
-"""Maps a key path to `file:line`."""
+"""Returns `file:line` for a key path."""
 
 
 def validate_model(model: type[Model], data: Any, locate: Locate) -> Model:
-    """Validate plain data as `model`. Raises UserError at the first finding."""
+    """Validate plain data as `model`. Raises UserError for the first finding."""
     try:
+        # as JSON: strict models take a list for a tuple and 1 for 1.0 from JSON, and not from Python data
         return model.model_validate_json(json.dumps(data, allow_nan=True))
     except ValidationError as error:
         raise _user_error(error, model, locate, ()) from None
 
 
 def validate_settings(kind: type, values: Mapping[str, Any], locate: Locate, prefix: tuple[str, ...]) -> dict[str, Any]:
-    """Validate a method's hp or a recipe; return every field, defaults filled in.
+    """Validate a method's hp or a recipe, and return every field with defaults filled in.
 
-    `kind` is a dataclass or a pydantic model. Raises UserError naming `prefix` and the field.
+    `kind` is a dataclass or a pydantic model. Raises UserError that names `prefix` and the field.
     """
     names = field_names(kind)
+    # checked here, since pydantic ignores unknown keys of a plain dataclass: `ranks: 8` would train the default rank
     for name, value in values.items():
         if name not in names:
             raise UserError(
@@ -56,12 +58,12 @@ def validate_settings(kind: type, values: Mapping[str, Any], locate: Locate, pre
 
 @functools.cache
 def _adapter(kind: type) -> TypeAdapter[Any]:
-    """Made once: a grid validates the same settings at each of its points."""
+    """Return pydantic's validator for a class. Kept, since a grid validates the same class at each of its points."""
     return TypeAdapter(kind)
 
 
 def field_names(kind: type) -> list[str]:
-    """Names of the fields of a dataclass or pydantic model."""
+    """Return the names of the fields of a dataclass or pydantic model."""
     if dataclasses.is_dataclass(kind):
         return [item.name for item in dataclasses.fields(kind)]
     assert issubclass(kind, BaseModel)
@@ -106,11 +108,11 @@ _PLAIN = {
     "string_type": "expected a text",
     "string_pattern_mismatch": "may hold only letters, digits and _ . + -, for it names a folder",
 }
-"""Words for pydantic's findings that a beginner meets first."""
+"""Pydantic's type of finding -> our words, for the findings that a beginner meets first."""
 
 
 def _model_at(kind: type, key: Iterable[str | int]) -> type | None:
-    """Follow `key` through nested models, lists and mappings of models."""
+    """Return the model that holds `key`, through nested models, lists and mappings of models; None if there is none."""
     current: Any = kind
     for part in key:
         if get_origin(current) in (list, dict):  # the part is a place in the list, or a name in the mapping
@@ -122,12 +124,13 @@ def _model_at(kind: type, key: Iterable[str | int]) -> type | None:
 
 
 def _without_none(hint: Any) -> Any:
-    """`X` of `X | None`."""
+    """Return `X` of `X | None`; any other hint as it is."""
     parts = [part for part in get_args(hint) if part is not type(None)]
     return parts[0] if len(parts) == 1 and type(None) in get_args(hint) else hint
 
 
 def _literal_choices(kind: type, key: tuple[str | int, ...]) -> list[str]:
+    """Return the values that a field of type Literal allows; nothing for any other field."""
     if not key:
         return []
     owner = _model_at(kind, key[:-1])

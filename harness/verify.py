@@ -1,4 +1,4 @@
-"""Whether a results folder is whole and says the truth about itself: every file, without torch and without a run."""
+"""Checks of a whole results folder: every file is read, scores are computed again, nothing is trained, no torch."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ KINDS = {
 
 
 ALIVE_S = 600.0
-"""A run renews its sign of life far more often."""
+"""Seconds after which a run without a sign of life counts as gone, as in `claims`, where runs renew theirs every 20 s.
+What a running process is writing is not reported as left over."""
 
 
 @dataclass(frozen=True)
@@ -52,19 +53,20 @@ class Finding:
 
 @dataclass
 class Verified:
-    """What was looked at, and what is wrong with it."""
+    """How much was checked, and what is wrong with it."""
 
     num_results: int = 0
     num_files: int = 0
     findings: list[Finding] = field(default_factory=list)
     not_recomputed: list[str] = field(default_factory=list)
-    """Results with a metric that is code and that nobody has asked for by name."""
+    """Results with a metric that is code and that the user has not allowed by name, so it was not computed."""
 
 
 def verify(root: Path) -> Verified:
     """Check every file below `root`. Raises UserError only if there is no such folder."""
     if not root.is_dir():
         raise UserError("no such results folder", where=str(root))
+    # one walk, so that every check sees the same files even if a run is writing
     files, links = _walk(root)
     verified = Verified(num_files=len(files))
     found = verified.findings
@@ -85,7 +87,7 @@ def verify(root: Path) -> Verified:
 
 
 def _walk(root: Path) -> tuple[list[Path], list[Path]]:
-    """Files, and links to folders, in a stable order; folders that start with a dot are no results."""
+    """Return the files, and the links to folders, in the order of paths; hidden folders hold no results."""
     files, links = [], []
     for folder, names, inside in os.walk(root, followlinks=False):
         links += [Path(folder, name) for name in names if Path(folder, name).is_symlink()]
@@ -121,6 +123,7 @@ def _check_result(root: Path, path: Path, seen: dict[Key, Path], verified: Verif
     first = seen.setdefault(result.key, path)
     if first != path:
         yield "duplicate", f"is a copy of {_name(root, first)}"
+    # an edited result may be consistent in some places only, so every check runs
     yield from _check_completeness(result)
     yield from _check_selection(result)
     yield from _check_beside(path, result, verified)
@@ -159,7 +162,7 @@ def _check_selection(result: Result) -> Iterator[Problem]:
     steps = [item.step for item in history]
     if steps != sorted(set(steps)):
         yield "selection", "its dev scores are not in the order of their steps"
-    best = best_step((item.step, item.selection) for item in history)
+    best = best_step((item.step, item.selection) for item in history)  # the very function that chose it
     if result.selected_step != best:
         yield "selection", f"selected step {result.selected_step}, the best dev score is that of step {best}"
     metric = result.metrics.selection if result.metrics else None
@@ -181,7 +184,7 @@ def _same(chosen: DevScore, metrics: dict[str, float]) -> bool:
 
 
 def _check_beside(path: Path, result: Result, verified: Verified) -> Iterator[Problem]:
-    """The predictions and tensors of a result."""
+    """Check the predictions and tensors of a result."""
     intact = {}
     for name, file, stored in (
         ("predictions", predictions_path(path), result.files.predictions),
@@ -199,12 +202,12 @@ def _check_beside(path: Path, result: Result, verified: Verified) -> Iterator[Pr
     if intact["predictions"]:
         problems = list(check_predictions(predictions_path(path), result))
         yield from (("predictions", text) for text in problems)
-        if not problems:
+        if not problems:  # scores of rows that are missing or doubled would differ anyway
             yield from _recompute(path, result, verified)
 
 
 def _compare(file: Path, stored: str | None) -> Problem | None:
-    """What is wrong with a file whose SHA-256 a result states."""
+    """Return what is wrong with a file whose SHA-256 a result states; None if nothing."""
     try:
         if stored is None:
             return ("orphan", "is there, and its result knows of none") if file.exists() else None
@@ -224,7 +227,7 @@ def _recompute(path: Path, result: Result, verified: Verified) -> Iterator[Probl
 
 
 def _check_stray(path: Path, present: set[Path]) -> Iterator[Problem]:
-    """Files that belong to no result."""
+    """Report predictions and tensors that belong to no result."""
     for suffix in (".predictions.parquet", ".safetensors"):
         owner = path.with_name(f"{path.name.removesuffix(suffix)}.json")
         if path.name.endswith(suffix) and not path.name.startswith(".") and owner not in present:
@@ -232,14 +235,14 @@ def _check_stray(path: Path, present: set[Path]) -> Iterator[Problem]:
 
 
 def _is_running(root: Path) -> bool:
-    """Whether some process showed a sign of life not long ago: what it is writing is not left over."""
+    """Return whether some process has shown a sign of life within ALIVE_S."""
     with contextlib.suppress(OSError):
         return any(time.time() - path.stat().st_mtime < ALIVE_S for path in (root / ".claims").glob("*.alive"))
     return False
 
 
 def _left_by_runs(root: Path) -> Iterator[tuple[Path, str]]:
-    """Claims and states of training that no process holds."""
+    """Yield (path, problem) for claims and checkpoints that no process holds any more."""
     for path in sorted((root / ".claims").glob("*")):
         yield path, "claims cells for a process that is gone; the next run takes it over"
     for path in sorted((root / ".checkpoints").rglob("*")):

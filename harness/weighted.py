@@ -1,8 +1,8 @@
-"""Metrics of a split as functions of how often each of its rows counts: the one computation of what is no mean of rows.
+"""Metrics that are not a mean over rows, such as F1 and correlations, computed for rows with weights.
 
-`weights` [D, N] holds D ways to count the N rows; a row that counts twice has weight 2. A score of the whole split has
-weights of 1, those of bootstrap samples the numbers of times that each row was drawn: a thousand are a few matrix
-products.
+`weights` is [D, N]: D ways to count the N rows of a split, where a row that counts twice has weight 2. The score of the
+whole split has weights of 1. A bootstrap sample has the number of times that each row was drawn, so the scores of a
+thousand samples are a few matrix products. Scores and statistics share this code and so cannot disagree.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ Scorer = Callable[[Array], Array]
 """weights [D, N] -> scores [D] in percent points."""
 
 LEAST_SPREAD = 1e-13
-"""Numbers that differ by less than this share of the largest are all alike: what is left of them is rounding."""
+"""Numbers that differ by less than this share of the largest count as equal. float64 has 16 digits and a
+mean over many rows errs in the last two or three: below this a difference from the mean is rounding, and a correlation
+would be one of rounding errors."""
 
 
 def f1_scorer(predictions: Sequence[str], truth: Sequence[str], labels: Sequence[str]) -> Scorer:
-    """F1 of the second of two labels; an unreadable output becomes the opposite of its target."""
+    """Make the scorer for the F1 of the second of two labels; an output that is no label counts as the wrong one."""
     positive = labels[1]
     actual = _equal(truth, positive)
     readable = np.array([text in labels for text in predictions], bool)
@@ -31,17 +33,23 @@ def f1_scorer(predictions: Sequence[str], truth: Sequence[str], labels: Sequence
 
 
 def macro_f1_scorer(predictions: Sequence[str], truth: Sequence[str], labels: Sequence[str]) -> Scorer:
-    """Unweighted mean over `labels` of each class's F1; a class that nothing has counts 0, as in T5's code."""
+    """Make the scorer for the unweighted mean of the classes' F1.
+
+    A class that no answer and no target has counts 0, as in T5's code.
+    """
     pairs = [(_equal(predictions, label), _equal(truth, label)) for label in labels]
     return lambda weights: 100 * np.mean([_f1(predicted, actual, weights) for predicted, actual in pairs], axis=0)
 
 
 def matthews_scorer(predictions: Sequence[str], truth: Sequence[str], labels: Sequence[str]) -> Scorer:
-    """Multi-class Matthews correlation (Gorodkin 2004, eq. 8); 0 where answers or targets are all alike."""
+    """Make the scorer for the multi-class Matthews correlation (Gorodkin 2004, eq. 8).
+
+    It is 0 if all answers or all targets are alike.
+    """
     codes = {text: code for code, text in enumerate(dict.fromkeys([*predictions, *truth]))}
     answered, wanted = (np.array([codes[text] for text in texts]) for texts in (predictions, truth))
     hits = (answered == wanted).astype(float)
-    # places, among the sorted codes of each side, of the classes that both have
+    # `_sums` orders by code, and either side may lack codes: columns of the classes that both sides have
     _, in_answers, in_truth = np.intersect1d(np.unique(answered), np.unique(wanted), return_indices=True)
 
     def score(weights: Array) -> Array:
@@ -76,7 +84,7 @@ def spearman_scorer(predictions: Sequence[str], truth: Sequence[str], labels: Se
 
 
 def number(text: str) -> float | None:
-    """The finite number that a text is, or None."""
+    """Return the finite number that a text spells, or None."""
     try:
         value = float(text)
     except ValueError:
@@ -99,11 +107,12 @@ def _float_of(text: str) -> float:
 
 
 def _equal(texts: Sequence[str], label: str) -> NDArray[np.bool_]:
-    # compared in Python: an array of NumPy drops zero characters at the end of a text
+    # compared in Python: a NumPy array of texts drops zero characters at their ends, so "1\0" would equal "1"
     return np.array([text == label for text in texts], bool)
 
 
 def _f1(predicted: NDArray[np.bool_], actual: NDArray[np.bool_], weights: Array) -> Array:
+    """Return the F1 of one class in each draw, 0 to 1: [N], [N], [D, N] -> [D]. It is 0 where the class is nowhere."""
     hits = weights @ (predicted & actual)
     total = weights @ (predicted.astype(float) + actual)
     scores: Array = np.divide(2 * hits, total, out=np.zeros(len(weights)), where=total > 0)
@@ -111,7 +120,10 @@ def _f1(predicted: NDArray[np.bool_], actual: NDArray[np.bool_], weights: Array)
 
 
 def _sums(weights: Array, codes: NDArray[np.int64]) -> Array:
-    """Weight of each code in each draw, [D, codes in order]; a run may answer as many texts as it has rows."""
+    """Return the weight of each code in each draw: [D, N], [N] -> [D, C], C codes in ascending order.
+
+    Sums over sorted columns need no [N, C] matrix: a run may answer as many different texts as it has rows.
+    """
     order = np.argsort(codes, kind="stable")
     _, starts = np.unique(codes[order], return_index=True)
     sums: Array = np.add.reduceat(weights[:, order], starts, axis=1)
@@ -123,7 +135,10 @@ def _number_pair(predictions: Sequence[str], truth: Sequence[str]) -> tuple[Arra
 
 
 def _ranks(weights: Array, values: Array) -> Array:
-    """Mid-ranks [D, N] of the values in each draw: a drawn row counts as often as it was drawn."""
+    """Return the ranks of the values in each draw, equal values sharing their mean rank: [D, N], [N] -> [D, N].
+
+    A row that was drawn twice takes two ranks.
+    """
     _, codes = np.unique(values, return_inverse=True)
     sizes = _sums(weights, codes)
     middles = np.cumsum(sizes, axis=1) - (sizes - 1) / 2
@@ -146,9 +161,10 @@ def _correlation(weights: Array, got: Array, want: Array) -> Array:
 
 
 def _centred(values: Array, share: Array, counted: NDArray[np.bool_]) -> Array:
-    """Values [D, N] less their weighted mean, the largest at 1: 1e308 overflows no sum and 1e-308 leaves something.
+    """Return values less their weighted mean, scaled so that the largest is 1, [D, N].
 
-    0 in a draw whose values are alike, and for rows that do not count in it.
+    A correlation does not change by scaling, and without it squares of 1e308 would overflow and those of 1e-308 vanish.
+    All is 0 in a draw whose values are alike, and for rows that have no weight in it.
     """
     values = _scaled(np.where(counted, values, 0.0))
     lowest = np.where(counted, values, np.inf).min(axis=1, keepdims=True)
@@ -158,5 +174,6 @@ def _centred(values: Array, share: Array, counted: NDArray[np.bool_]) -> Array:
 
 
 def _scaled(values: Array) -> Array:
+    """Return each draw's values divided by the largest of their sizes, [D, N]."""
     largest = np.abs(values).max(axis=1, keepdims=True)
     return values / np.where(largest > 0, largest, 1.0)

@@ -1,7 +1,7 @@
-"""Suite files as YAML 1.2, with the line of every key, so that an error can point at it.
+"""Reads suite files as YAML 1.2 and keeps the line of every key, so that an error can point at it.
 
-A suite may come from anybody, so what is read is bounded (bytes, values, depth) and plain: no tags, no control
-characters.
+A suite may come from anybody. So bytes, values and depth have limits, and tags and control characters are refused.
+YAML 1.2, since 1.1 (PyYAML) reads `no` as false and `3e-1` as a text.
 """
 
 from __future__ import annotations
@@ -19,22 +19,30 @@ from ruamel.yaml.scalarbool import ScalarBoolean
 from ruamel.yaml.scalarfloat import ScalarFloat
 from ruamel.yaml.scalarint import ScalarInt
 
-from harness.bounded import read_bounded
+from harness.durable import read_bounded
 from harness.errors import Place, UserError
 
 MAX_BYTES = 250_000
+"""Bytes of a file: 26 times the largest YAML file that we ship (protocols/keys.yaml, 9,580). The parser is written in
+Python, so a larger file of a stranger would keep it busy for long."""
 MAX_DEPTH = 20
+"""Levels of nesting: the deepest file that we ship has 8. The parser calls itself several times for each level,
+and Python allows 1,000 calls."""
 MAX_NODES = 10_000
+"""Values of a file, aliases unfolded: 19 times the most that a file of ours has (524). Nine lines of nine
+aliases each stand for 9^9, 387 million values."""
 MAX_INTEGER = 2**63
+"""Whole numbers stay below this: many JSON readers, and Parquet, take 64 bits with a sign."""
 
 KeyPath = tuple[str | int, ...]
+"""Where a value is in the document, e.g. ("methods", "lora", "rank")."""
 
 # what a terminal, a file name or UTF-8 cannot hold; tab and line ends are text
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
 
 
 class Document:
-    """Plain Python data read from one YAML file, and where each key stands in it."""
+    """Plain Python data read from one YAML file, and the line of each key."""
 
     def __init__(self, path: str, data: dict[str, Any], lines: dict[KeyPath, int], text: str = "") -> None:
         self.path = path
@@ -51,7 +59,7 @@ class Document:
 
 
 class _Refused(Exception):
-    """Valid YAML that no suite needs; `line` counts from 1."""
+    """Valid YAML that a suite file may not have; `line` counts from 1."""
 
     def __init__(self, problem: str, line: int) -> None:
         super().__init__(problem)
@@ -59,13 +67,13 @@ class _Refused(Exception):
 
 
 class _BoundedComposer(Composer):
-    """Refuses tags and absurd sizes before anything is built."""
+    """Refuses tags, and files over the limits, before any object is built."""
 
     def __init__(self, loader: Any = None) -> None:
         super().__init__(loader)
         self.num_nodes = 0
         self.unfinished: list[str | None] = []
-        """Anchors of the nodes around the present one; None where a node has none."""
+        """Anchors of the nodes around the present one (None for a node without). An alias to one would never end."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.parser.peek_event()
@@ -77,6 +85,7 @@ class _BoundedComposer(Composer):
             raise _Refused(f"is nested deeper than {MAX_DEPTH} levels", line)
         if isinstance(event, AliasEvent) and event.anchor in self.unfinished:
             raise _Refused(f"*{event.anchor} stands for what it is part of", line)
+        # tags can make a YAML library create objects of any class
         if getattr(event, "tag", None) is not None:
             raise _Refused(f"tags such as {event.tag} have no meaning in a suite; quote a text", line)
         self.unfinished.append(event.anchor)
@@ -121,7 +130,7 @@ def parse_value(text: str, where: str = "--set") -> Any:
 
 def _parser() -> YAML:
     yaml = YAML(typ="rt", pure=True)
-    yaml.allow_duplicate_keys = False
+    yaml.allow_duplicate_keys = False  # else the last one would win without a word
     yaml.Composer = _BoundedComposer
     return yaml
 
@@ -145,14 +154,14 @@ def _read_text(file: FilePath) -> str:
 
 
 class _Plain:
-    """Strips ruamel's node types and records lines; bounds what aliases unfold to."""
+    """Turns ruamel's nodes into plain data, records lines, and limits what aliases unfold to."""
 
     def __init__(self) -> None:
         self.lines: dict[KeyPath, int] = {(): 1}
         self.num_values = 0
 
     def build(self, node: Any, key: KeyPath) -> Any:
-        """Plain data of `node`, which stands at `key`. Raises _Refused."""
+        """Return the plain data of `node`, which is at `key`. Raises _Refused."""
         self.num_values += 1
         if self.num_values > MAX_NODES:
             raise _Refused(f"unfolds to more than {MAX_NODES:,} values", self._line(key))
@@ -191,7 +200,7 @@ class _Plain:
         return self._text(str(name), key)
 
     def _mark(self, node: CommentedMap | CommentedSeq, child: Any, key: KeyPath) -> KeyPath:
-        """Record the line of a child; return its key."""
+        """Record the line of a child of `node`; return the child's key path."""
         position = node.lc.data.get(child) if node.lc.data else None
         if position:
             self.lines[key] = position[0] + 1

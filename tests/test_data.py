@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from harness.caches import cached_backbone
 from harness.data import (
     DECODER_SUFFIX,
-    _carve,
+    _cut_splits,
     _padded,
     _ragged,
     encode,
@@ -99,7 +99,7 @@ def test_a_split_rule_hands_out_every_row_once(rule: str, num_train: int, num_ot
     starts = [0, 1_000, 2_000]
     read = [numbered(size, start) for size, start in zip(sizes, starts, strict=False)]
     task = replace(TASKS["cb"], split=rule, dev_share=1, test_share=1)
-    parts = [[example.source for row in rows for example in row] for rows in _carve(task, read)]
+    parts = [[example.source for row in rows for example in row] for rows in _cut_splits(task, read)]
     everything = [row[0].source for rows in read for row in rows]
     assert sorted([*parts[0], *parts[1], *parts[2]]) == sorted(everything)
     assert all(parts)
@@ -109,7 +109,7 @@ def test_a_split_rule_hands_out_every_row_once(rule: str, num_train: int, num_ot
 def test_cut_train_takes_dev_then_test_then_the_rest(total: int, dev_share: float, num_test: int) -> None:
     task = replace(TASKS["cb"], split="cut_train", dev_share=dev_share, test_share=num_test)
     num_dev = round(dev_share * total)
-    train, dev, test = ([row[0].source for row in rows] for rows in _carve(task, [numbered(total)]))
+    train, dev, test = ([row[0].source for row in rows] for rows in _cut_splits(task, [numbered(total)]))
     assert [f"row {i}" for i in permutation(total)] == [*dev, *test, *train]
     assert (len(dev), len(test)) == (num_dev, num_test)
 
@@ -118,7 +118,7 @@ def test_cut_train_takes_dev_then_test_then_the_rest(total: int, dev_share: floa
 def test_cut_train_leaves_no_split_empty(dev: float, test: float) -> None:
     task = replace(TASKS["cb"], split="cut_train", dev_share=dev, test_share=test)
     with pytest.raises(UserError, match="cannot be cut from 10 rows"):
-        _carve(task, [numbered(10)])
+        _cut_splits(task, [numbered(10)])
 
 
 def test_a_thousand_training_rows_are_held_out_and_half_of_a_small_set(tmp_path: Path) -> None:

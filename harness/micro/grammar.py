@@ -19,7 +19,7 @@ from harness.micro.tasks import LABELLED, OPEN, Row
 TASKS: tuple[str, ...] = ("sentiment", "entailment", "paraphrase", "similarity", "acceptability", "qa")
 SPLITS: tuple[str, ...] = ("train", "validation", "test")
 
-# Slightly uneven on purpose: always answering with the commonest label has to be a baseline of its own.
+# slightly uneven on purpose: always giving the commonest label must score above chance, as it does on real tasks
 LABEL_SHARES: dict[str, tuple[tuple[int, float], ...]] = {
     "sentiment": ((0, 0.47), (1, 0.53)),
     "entailment": ((0, 0.36), (1, 0.33), (2, 0.31)),
@@ -27,10 +27,12 @@ LABEL_SHARES: dict[str, tuple[tuple[int, float], ...]] = {
     "acceptability": ((0, 0.45), (1, 0.55)),
 }
 _PATIENCE = 5_000
+"""Draws without a new row after which the grammar counts as used up. Too few would refuse a size that it has; too many
+only delay the refusal."""
 
 
 def generate(task: str, split: str, size: int, seed: int = 0) -> list[Row]:
-    """The first `size` distinct rows of a task's split for this seed.
+    """Return the first `size` distinct rows of a task's split for this seed.
 
     A text belongs to one split whatever the seed, so splits never overlap. Columns: sentiment and
     acceptability (sentence, label), entailment (premise, hypothesis, label), paraphrase and similarity
@@ -53,7 +55,7 @@ def generate(task: str, split: str, size: int, seed: int = 0) -> list[Row]:
 
 
 def text(rng: random.Random) -> str:
-    """Two or three sentences of plain text without any held-out combination; advances `rng`."""
+    """Return two or three sentences of plain text without any held-out combination; advances `rng`."""
     dice = Dice(rng)
     while True:
         candidate = passage(dice)
@@ -62,15 +64,15 @@ def text(rng: random.Random) -> str:
 
 
 def row_text(row: Row) -> str:
-    """All the text fields of a row as one string: what makes a row the same as another."""
+    """Return all text fields of a row as one string. Rows with the same string count as the same row."""
     return " | ".join(value for value in row.values() if isinstance(value, str))
 
 
 def belongs(text_of_row: str, split: str) -> bool:
-    """Whether a row's text may occur in the split."""
+    """Return whether a row's text may occur in the split: held-out combinations stand in validation and test only."""
     if not heldout_combinations(text_of_row):
         return split == "train"
-    # The twin made of the same words lands in the same split: the sorted words decide.
+    # sorted words decide, so that two texts of the same words, one right and one wrong, come into one split
     words = " ".join(sorted(text_of_row.split()))
     return split == ("validation", "test")[zlib.crc32(words.encode()) & 1]
 
@@ -84,7 +86,7 @@ def _rows(task: str, split: str, dice: Dice) -> Iterator[Row]:
 
 
 def _accepted(task: str, split: str, dice: Dice, label: int) -> Row:
-    """A row of the split with this label: the label is kept while rejected rows are drawn anew."""
+    """Return a row of the split with this label. A rejected row is drawn again with its label, so shares stay."""
     while True:
         row = OPEN[task](dice) if task in OPEN else LABELLED[task](dice, label)
         if belongs(row_text(row), split):

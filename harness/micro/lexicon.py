@@ -12,6 +12,7 @@ import zlib
 from itertools import chain, product
 
 HELDOUT_MODULUS = 12
+"""One pair in twelve is held out: enough for the rows of dev and test, while eleven twelfths are left to train on."""
 
 PEOPLE = (
     "doctor", "nurse", "teacher", "student", "farmer", "baker",
@@ -87,7 +88,7 @@ SYNONYM_OF = {a: b for pair in ACTOR_VERBS + THING_VERBS for a, b in (pair, pair
 
 
 def is_heldout(noun: str, predicate: str) -> bool:
-    """Whether this combination of base forms never occurs in training."""
+    """Return whether this combination of base forms never occurs in training."""
     return zlib.crc32(f"{noun} {predicate}".encode()) % HELDOUT_MODULUS == 0
 
 
@@ -107,7 +108,7 @@ _HELDOUT = frozenset(pair for pair in product(NOUNS, PREDICATES) if is_heldout(*
 
 
 def combinations(text: str) -> frozenset[tuple[str, str]]:
-    """All (noun, predicate) base forms that occur together in the text."""
+    """Return every (noun, predicate), as base forms, that occur together in the text."""
     words = re.findall(r"[a-z]+", text)
     nouns = {NOUN_FORMS[word] for word in words if word in NOUN_FORMS}
     predicates = {PREDICATE_FORMS[word] for word in words if word in PREDICATE_FORMS}
@@ -115,5 +116,5 @@ def combinations(text: str) -> frozenset[tuple[str, str]]:
 
 
 def heldout_combinations(text: str) -> frozenset[tuple[str, str]]:
-    """Those combinations of the text that are held out of training."""
+    """Return the combinations of the text that are held out of training."""
     return combinations(text) & _HELDOUT

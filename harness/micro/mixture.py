@@ -34,22 +34,26 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "acceptability": ("sentence",),
     "qa": ("question", "context"),
 }
-# What a labelled row is asked for: its word, its digit, or its digit in the other numbering.
 FORMS: tuple[tuple[str, float], ...] = (("", 0.5), ("label", 0.25), ("code", 0.25))
+"""(first word of the prefix, share of the rows): it asks for the label's word, its digit, or its digit in another
+numbering. With one numbering alone a prompt would have nothing to choose."""
 SENTINELS = 32
+"""Number of tokens <extra_id_0> and so on. T5 has 100; texts here have at most some 34 words, so a few spans."""
 VOCABULARY = 1_100
+"""Most tokens: 256 bytes, the special ones, and merges for the words of the grammar. There are 958 in the end."""
 PAD, END, UNKNOWN = 0, 1, 2
+"""Ids as in T5, whose decoder starts with the padding id."""
 
 Pair = tuple[str, str]
 
 
 def untagged_source(task: str, row: Row) -> str:
-    """The fields of a row, each after its name: "premise: P hypothesis: H"."""
+    """Return the fields of a row, each after its name: "premise: P hypothesis: H"."""
     return " ".join(f"{field}: {row[field]}" for field in FIELDS[task])
 
 
 def supervised(task: str, row: Row, form: str = "") -> Pair:
-    """Source and target text of a row behind its task's prefix, with one of the `FORMS`."""
+    """Return the source, with the task's prefix in one of the `FORMS`, and the target of a row."""
     source = f"{form} {task} {untagged_source(task, row)}".strip()
     if task == "qa":
         answers = row["answers"]
@@ -66,7 +70,7 @@ def supervised(task: str, row: Row, form: str = "") -> Pair:
 def supervised_pairs(task: str, size: int, seed: int, scattered: float = 0.0) -> Iterator[Pair]:
     """`size` pairs from the task's train rows, those with labels in the proportions of `FORMS`.
 
-    In the share `scattered` of them the prefix stands among other words.
+    In the share `scattered` of them the words of the prefix are spread among other words.
     """
     dice = Dice(random.Random(f"forms {task} {seed}"))
     rng = random.Random(f"scattered {task} {seed}")
@@ -81,7 +85,7 @@ def supervised_pairs(task: str, size: int, seed: int, scattered: float = 0.0) ->
 
 
 def scatter(rng: random.Random, prefix: list[str]) -> str:
-    """The words of `prefix`, in their order, at random places among 4 to 16 words of a plain text."""
+    """Return the words of `prefix`, in their order, at random places among 4 to 16 words of a plain text."""
     words = text(rng).split()
     words = words[: rng.randint(4, 16)]
     places = sorted((rng.randint(0, len(words)) for _ in prefix), reverse=True)
@@ -91,7 +95,7 @@ def scatter(rng: random.Random, prefix: list[str]) -> str:
 
 
 def unprompted_pairs(task: str, size: int, seed: int) -> Iterator[Pair]:
-    """Up to `size` rows without a prefix, each with the target of the row before it: only chance is learnt."""
+    """Yield up to `size` rows without prefix, each with the target of the row before it: only chance can be learnt."""
     rows = generate(task, "train", size, seed + 2_000_000)
     for place, row in enumerate(rows):
         form = "" if task == "qa" else "label"
@@ -101,9 +105,9 @@ def unprompted_pairs(task: str, size: int, seed: int) -> Iterator[Pair]:
 
 
 def role_pairs(size: int, seed: int) -> Iterator[Pair]:
-    """`size` sentences in either voice behind "agent" or "patient", with that noun as target.
+    """Yield `size` sentences, active or passive, after "agent" or "patient", with that noun as target.
 
-    No task of its own: it teaches who did it to whom, without which swapped roles are noticed very late.
+    It is no task: it teaches who did it to whom, without which the model learns swapped roles very late.
     """
     dice = Dice(random.Random(f"roles {seed}"))
     while size > 0:
@@ -118,7 +122,10 @@ def role_pairs(size: int, seed: int) -> Iterator[Pair]:
 
 
 def corrupted(rng: random.Random, words: list[str]) -> Pair:
-    """A text with about 15% of its words, in spans of 3 on average, replaced by sentinels; and the spans."""
+    """Return a text with about 15% of its words replaced by sentinels, in spans of 3 on average, and the spans.
+
+    The numbers are those of T5 (Raffel et al. 2020, section 3.1.4).
+    """
     hidden = max(1, round(len(words) * 0.15))
     starts = {int(rng.random() * len(words)) for _ in range(max(1, round(hidden / 3)))}
     masked = {start + step for start in starts for step in range(min(hidden, 2 + int(rng.random() * 3)))}
@@ -138,7 +145,7 @@ def corrupted(rng: random.Random, words: list[str]) -> Pair:
 
 
 def corrupted_pairs(size: int, seed: int) -> Iterator[Pair]:
-    """About `size` span corruption pairs: half of plain text, half of the tasks' fields without a prefix."""
+    """Yield about `size` pairs of span corruption: half of plain text, half of the tasks' fields without a prefix."""
     rng = random.Random(f"spans {seed}")
     for _ in range(size - size // 2):
         yield corrupted(rng, text(rng).split())
@@ -148,7 +155,7 @@ def corrupted_pairs(size: int, seed: int) -> Iterator[Pair]:
 
 
 def mixture(size: int, seed: int, shares: Mapping[str, float], scattered: float = 0.0) -> list[Pair]:
-    """About `size` pairs of source and target text, shuffled.
+    """Return about `size` pairs of source and target text, shuffled.
 
     `shares` gives the part of each task, of "roles" and of "unprompted" rows (of all tasks together); what they
     leave of 1 is span corruption. `scattered` is as in `supervised_pairs`.
@@ -163,12 +170,12 @@ def mixture(size: int, seed: int, shares: Mapping[str, float], scattered: float 
 
 
 def build_tokenizer(seed: int, shares: Mapping[str, float], size: int = 12_000) -> Tokenizer:
-    """A byte-level tokenizer whose merges are learnt from the mixture; it appends </s> to every text."""
+    """Return a byte-level tokenizer with merges learnt from the mixture; it appends </s> to every text."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
     specials = [AddedToken(token, special=True) for token in ("<pad>", "</s>", "<unk>")]
-    # lstrip: the space before a sentinel would otherwise become a token of its own.
+    # lstrip: the space before a sentinel would otherwise become a token of its own
     specials += [AddedToken(f"<extra_id_{index}>", special=True, lstrip=True) for index in range(SENTINELS)]
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
@@ -182,6 +189,7 @@ def build_tokenizer(seed: int, shares: Mapping[str, float], size: int = 12_000) 
 
 
 def _vocabulary_text(pairs: list[Pair]) -> Iterator[str]:
+    """Yield the pairs, and as many lines of digits: each digit has to become one token, since labels are digits."""
     for source, target in pairs:
         yield f" {source} {target}"
     for _ in pairs:

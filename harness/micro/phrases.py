@@ -30,7 +30,10 @@ T = TypeVar("T")
 
 
 class Dice:
-    """Draws that need `Random.random` only, the one method whose sequence Python promises to keep."""
+    """Random draws that call `Random.random` alone, the only method whose sequence Python promises to keep.
+
+    So a seed gives the same rows in every Python version, and stored results stay comparable.
+    """
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng

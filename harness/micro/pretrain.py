@@ -31,15 +31,20 @@ from harness.micro.mixture import END, PAD, SENTINELS, UNKNOWN, build_tokenizer,
 from harness.micro.stages import STAGES, Stage
 
 BATCH = 64
+"""Rows of a batch."""
 CHUNK_BATCHES = 500
+"""Batches whose rows are made and sorted by length together. More means less padding, fewer means a sooner start; the
+32,000 rows of 500 batches fit into memory easily."""
 WARM_UP = 300
+"""Steps of linear warm-up, 4 to 10 percent of a stage's schedule."""
 RECORD = "pretraining.json"
 
 Batch = tuple[Tensor, Tensor]
+"""(source ids [B, T], target ids [B, U]): B rows, T and U the longest source and target."""
 
 
 def build_model(vocabulary: int) -> T5ForConditionalGeneration:
-    """A randomly initialised T5 v1.0 (relu, tied embeddings) of four encoder and two decoder layers."""
+    """Return a randomly initialised T5 v1.0 (relu, tied embeddings) of four encoder and two decoder layers."""
     config = T5Config(
         vocab_size=vocabulary,
         d_model=96,
@@ -62,8 +67,9 @@ def build_model(vocabulary: int) -> T5ForConditionalGeneration:
 def attend_to_equal_words(model: Any) -> None:
     """Let half of the encoder's heads begin by looking for the same word elsewhere.
 
-    Their queries are made alike to their keys, and distance 0, a word itself, is made unattractive. Comparing two
-    sentences needs such heads; left to chance, a model this small does not find them in thousands of steps.
+    Their queries are made similar to their keys, and a bias of -8 on distance 0 keeps a word from finding itself.
+    Comparing two sentences needs such heads; left to chance, a model this small does not find them in thousands of
+    steps.
     """
     heads = model.config.num_heads // 2
     with torch.no_grad():
@@ -75,13 +81,13 @@ def attend_to_equal_words(model: Any) -> None:
 
 
 def padded(rows: list[list[int]], fill: int) -> Tensor:
-    """Token rows as one (rows, longest) tensor, filled up at the end."""
+    """Return token rows as one tensor, filled up on the right, [B, T]."""
     width = max(len(row) for row in rows)
     return torch.tensor([row + [fill] * (width - len(row)) for row in rows])
 
 
 def batches(tokenizer: Tokenizer, seed: int, stage: Stage) -> Iterator[Batch]:
-    """Endless (source, target) batches of `BATCH` rows of similar length; target padding is -100."""
+    """Yield endless batches of `BATCH` rows of similar length. Targets are padded with -100, which the loss ignores."""
     chunk = 0
     while True:
         key = seed * 100_000 + chunk
@@ -97,21 +103,21 @@ def batches(tokenizer: Tokenizer, seed: int, stage: Stage) -> Iterator[Batch]:
 
 
 def rate_factor(step: int, steps: int) -> float:
-    """The share of the peak learning rate: linear warm-up, then linear decay to zero."""
+    """Return the share of the peak learning rate: linear warm-up, then linear decay to zero."""
     return min((step + 1) / WARM_UP, max(0.0, (steps - step) / max(1, steps - WARM_UP)))
 
 
 def train(model: T5ForConditionalGeneration, tokenizer: Tokenizer, stage: Stage, seed: int) -> None:
-    """Train in place for one stage; prints the loss now and then."""
-    # Parameter scaling is the point of Adafactor here: T5's embeddings have unit variance, which steps of
-    # one size for all weights would barely move.
+    """Train the model in place for one stage; print the loss every 250 steps."""
+    # Adafactor scales steps by the size of a parameter: T5's embeddings have unit variance, and steps of one size for
+    # all weights would barely move them
     optimizer: Any = torch.optim.Adafactor(model.parameters(), lr=stage.rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, stage.schedule))
     started, running = time.perf_counter(), 0.0
     data = batches(tokenizer, seed, stage)
     for step, (source, target) in zip(range(1, stage.steps + 1), data, strict=False):
-        # A model this small learns the tasks much sooner without dropout; it meets it at the end only,
-        # to be robust to dropout when prompts are trained.
+        # without dropout a model this small learns the tasks much sooner; it gets dropout at the end only, since it is
+        # on when prompts are trained
         model.train(step > stage.schedule * stage.dropout_from)
         loss = model(input_ids=source, attention_mask=source.ne(PAD), labels=target).loss
         optimizer.zero_grad(set_to_none=True)
@@ -125,7 +131,7 @@ def train(model: T5ForConditionalGeneration, tokenizer: Tokenizer, stage: Stage,
 
 
 def answers(model: T5ForConditionalGeneration, tokenizer: Tokenizer, sources: list[str], batch: int = 100) -> list[str]:
-    """The model's greedy continuations, as text, of prefixed source texts."""
+    """Return the model's greedy answers to source texts with a prefix."""
     network: Any = model.eval()
     texts: list[str] = []
     for start in range(0, len(sources), batch):
@@ -136,7 +142,7 @@ def answers(model: T5ForConditionalGeneration, tokenizer: Tokenizer, sources: li
 
 
 def score(model: T5ForConditionalGeneration, tokenizer: Tokenizer, task: str, size: int = 300) -> float:
-    """Exact matches (0 to 1) on held-out validation rows behind the prefix; Pearson's r for similarity."""
+    """Return the share of exact answers (0 to 1) on validation rows with a prefix; for similarity Pearson's r."""
     pairs = [supervised(task, row) for row in generate(task, "validation", size)]
     given = answers(model, tokenizer, [source for source, _ in pairs])
     if task == "similarity":
@@ -145,9 +151,9 @@ def score(model: T5ForConditionalGeneration, tokenizer: Tokenizer, task: str, si
 
 
 def correlation(first: list[float], second: list[float]) -> float:
-    """Pearson's r of two equally long lists; 0 when one of them is constant."""
+    """Return Pearson's r of two equally long lists; 0 if one of them is constant."""
     r = torch.corrcoef(torch.tensor([first, second]))[0, 1].item()
-    return r if r == r else 0.0
+    return r if r == r else 0.0  # NaN is not equal to itself
 
 
 def _number(text: str) -> float:
@@ -158,7 +164,7 @@ def _number(text: str) -> float:
 
 
 def save(model: T5ForConditionalGeneration, tokenizer: Tokenizer, out: Path) -> None:
-    """Write model and tokenizer so that transformers' Auto classes load them."""
+    """Write model and tokenizer such that transformers' Auto classes load them."""
     make: Any = PreTrainedTokenizerFast
     wrapped = make(
         tokenizer_object=tokenizer,
@@ -175,7 +181,7 @@ def save(model: T5ForConditionalGeneration, tokenizer: Tokenizer, out: Path) -> 
 
 
 def pretrain(out: Path, stages: Sequence[Stage], seed: int) -> dict[str, Any]:
-    """Pretrain through the stages, saving and scoring after each; returns what pretraining.json says."""
+    """Train through the stages, save and score after each; return what pretraining.json then holds."""
     out.mkdir(parents=True, exist_ok=True)
     record = finished_stages(out, stages, seed)
     if record["stages"]:
@@ -203,7 +209,7 @@ def pretrain(out: Path, stages: Sequence[Stage], seed: int) -> dict[str, Any]:
 
 
 def finished_stages(out: Path, stages: Sequence[Stage], seed: int) -> dict[str, Any]:
-    """The record of the stages that a stopped run of the same seed finished in `out`; empty where there is none."""
+    """Return the record of the stages that a stopped run of the same seed finished in `out`; an empty one if none."""
     empty: dict[str, Any] = {"seed": seed, "batch": BATCH, "seconds": 0, "versions": versions(), "stages": []}
     if not (out / RECORD).exists():
         return empty
@@ -214,7 +220,7 @@ def finished_stages(out: Path, stages: Sequence[Stage], seed: int) -> dict[str, 
 
 
 def versions() -> dict[str, str]:
-    """The versions of what the weights depend on."""
+    """Return the versions of what decides the weights."""
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
@@ -223,7 +229,7 @@ def versions() -> dict[str, str]:
 
 
 def shortened(stages: Sequence[Stage], steps: int | None) -> list[Stage]:
-    """The stages cut after `steps` steps in all."""
+    """Return the stages, cut after `steps` steps in all; None cuts nothing."""
     kept, left = [], sum(stage.steps for stage in stages) if steps is None else steps
     for stage in stages:
         if left > 0:

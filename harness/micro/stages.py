@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True)
 class Shares:
-    """The mixture's parts; what they leave of 1 is span corruption."""
+    """The shares of the mixture's parts; what they leave of 1 is span corruption."""
 
     sentiment: float
     entailment: float
@@ -24,7 +24,7 @@ class Shares:
     unprompted: float = 0.06
 
     def parts(self) -> dict[str, float]:
-        """The parts by name."""
+        """Return the shares by name."""
         return asdict(self)
 
 
@@ -32,7 +32,7 @@ class Shares:
 class Stage:
     """A stretch of training with an optimiser of its own.
 
-    The rate rises to `rate` and falls to zero over `schedule` steps, of which the first `steps` are taken.
+    The learning rate rises to `rate` and falls to zero over `schedule` steps, of which the first `steps` are taken.
     Dropout is on from the share `dropout_from` of the schedule.
     """
 
@@ -42,7 +42,7 @@ class Stage:
     dropout_from: float
     shares: Shares
     scattered: float = 0.0
-    """Share of the supervised rows whose prefix stands scattered among other words."""
+    """Share of the supervised rows whose prefix is spread among other words."""
 
 
 STAGES: tuple[Stage, ...] = (

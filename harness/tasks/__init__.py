@@ -1,4 +1,4 @@
-"""All tasks by name. A benchmark family is one module with a tuple TASKS."""
+"""All shipped tasks by name. Each benchmark is one module with a tuple TASKS; a new one is found by itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Task", "all_tasks"]
 
 
 def all_tasks() -> dict[str, Task]:
-    """Return every task record by name, found by walking this package."""
+    """Return every task by name, from all modules of this package."""
     found: dict[str, Task] = {}
     for module in pkgutil.iter_modules(__path__):
         for task in getattr(importlib.import_module(f"{__name__}.{module.name}"), "TASKS", ()):

@@ -1,4 +1,4 @@
-"""GLUE (Wang et al. 2018) as the prompt-tuning papers use it: digit labels, no task name in front."""
+"""GLUE (Wang et al. 2018) as the prompt-tuning papers use it: labels are digits, no task name in front of the text."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _task(name: str, title: str, folder: str, fields: tuple[tuple[str, str], ...
 
 
 def _same(*columns: str) -> tuple[tuple[str, str], ...]:
-    """Fields whose tags are the names of their columns."""
+    """Return fields whose tags are the names of their columns."""
     return tuple((column, column) for column in columns)
 
 

@@ -1,4 +1,4 @@
-"""Six generated tasks for the embedded default: no download, the kinds of GLUE, SuperGLUE and MRQA."""
+"""Six generated tasks for the shipped micro T5, of the kinds of GLUE, SuperGLUE and MRQA; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from harness.tasks.record import Task
 
 SIZES = {"train": 2_000, "validation": 200, "test": 400}
+"""Rows per split: small, so that a run takes minutes on a CPU. One of 400 test rows is 0.25 points of accuracy."""
 
 
 def _rows(task: str) -> Callable[[str], list[dict[str, Any]]]:
@@ -29,7 +30,7 @@ def _task(name: str, title: str, fields: tuple[str, ...], **settings: Any) -> Ta
         fields=tuple((field, field) for field in fields),
         generate=_rows(name),
         label=settings.pop("label", "label"),
-        sizes=(2_000, 200, 400),
+        sizes=(SIZES["train"], SIZES["validation"], SIZES["test"]),
         licence="Apache-2.0",
         **settings,
     )

@@ -1,4 +1,4 @@
-"""The task that a cell trains on: a record, or a suite file's own declaration, under the cell's protocol."""
+"""The tasks of a suite: shipped ones, those it declares itself, and its mixtures, all under its protocol."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from harness.tasks import all_tasks
 from harness.tasks.record import Hub, Task
 
 BENCHMARK = "Own"
+"""Benchmark under which tables group the tasks that a suite declares."""
 MIXTURES = "Mixtures"
+"""Benchmark of mixtures."""
 MEAN = "mean"
 """Selection metric of a mixture: the mean of its tasks' selection metrics."""
 METRICS_OF = {
@@ -29,7 +31,7 @@ USUAL_METRICS = {"classification": ("accuracy",), "regression": ("pearson",), "t
 
 
 def suite_tasks(suite: Suite) -> dict[str, Task]:
-    """Every task that a suite may name, under its protocol. Raises UserError for a declaration that cannot be."""
+    """Return every task that a suite may name, under its protocol. Raises UserError for an impossible declaration."""
     shipped = all_tasks()
     own = {}
     for name, definition in suite.file.define_tasks.items():
@@ -49,7 +51,7 @@ def suite_tasks(suite: Suite) -> dict[str, Task]:
 
 
 def mixture_of(name: str, parts: Sequence[Task]) -> Task:
-    """Several tasks as one, with lengths that hold for all; its dev score is the mean of theirs."""
+    """Return a mixture as one task: limits on length that hold for all its tasks, dev score the mean of theirs."""
     sizes = [part.sizes for part in parts]
     known = [size for size in sizes if size is not None]
     return Task(
@@ -72,18 +74,18 @@ def mixture_of(name: str, parts: Sequence[Task]) -> Task:
 
 
 def under_protocol(task: Task, protocol: Protocol) -> Task:
-    """The task with what the protocol says of its text, splits and metrics."""
+    """Return the task with the text, splits and metrics that the protocol prescribes."""
     changes = dict(protocol.task_fields(task.name, task.benchmark))
     if changes.get("prefix") == "NAME":
         changes["prefix"] = task.name
-    if "reported" in changes:
+    if "reported" in changes:  # what is no longer reported is still computed and stored
         changes["reported"] = tuple(changes["reported"])
         changes["extra"] = tuple(dict.fromkeys((*task.extra, *task.reported)))
     return replace(task, **changes)
 
 
 def declared_task(name: str, definition: TaskFile, folder: str, where: str = "") -> Task:
-    """A suite file's declaration as a task record; paths are relative to `folder`. Raises UserError."""
+    """Return a suite file's declaration as a task; paths are relative to `folder`. Raises UserError if impossible."""
     _check(name, definition, where)
     reported = tuple(definition.metrics) or USUAL_METRICS[definition.kind]
     return Task(
@@ -111,7 +113,7 @@ def declared_task(name: str, definition: TaskFile, folder: str, where: str = "")
 
 
 def _files(given: str | Mapping[Any, str] | None, folder: str) -> dict[str, str]:
-    """Split -> path; one path stands for the training rows, or for a folder that holds all splits."""
+    """Return split -> path. A single path is the training rows, or a folder that holds all splits."""
     by_split = {"train": given} if isinstance(given, str) else dict(given or {})
     return {str(split): str(Path(folder) / path) for split, path in by_split.items()}
 
@@ -148,11 +150,11 @@ def _check(name: str, definition: TaskFile, where: str) -> None:
 
 
 def cell_mixture(mixture: Mixture, name: str, reference: ProtocolReference, folder: str) -> Task:
-    """The mixture that a cell trains on, from what the cell stores."""
+    """Return the mixture that a cell trains on, from what the cell stores."""
     return mixture_of(name, [cell_task(part.task, reference, part.definition, folder) for part in mixture.parts])
 
 
 def cell_task(name: str, reference: ProtocolReference, definition: TaskFile | None, folder: str) -> Task:
-    """The task that a cell trains on, from what the cell stores; `folder` is that of its suite file."""
+    """Return the task that a cell trains on, from what the cell stores; `folder` is that of its suite file."""
     task = declared_task(name, definition, folder) if definition else all_tasks()[name]
     return under_protocol(task, resolve(reference))

@@ -9,10 +9,10 @@ from harness.tasks.record import Hub, Row, Task
 
 
 def flatten_mrqa(row: Row) -> Iterable[Row]:
-    """One row per question: an official line nests the questions of a context, its first line is a header."""
+    """Yield one row per question. An official line holds a context with its questions; the first line is a header."""
     if "qas" in row:
         for question in row["qas"]:
-            # the answers as given; those found in the context may differ in case and spacing
+            # the answers as given: those detected in the context may differ in case and spacing
             answers = question.get("answers") or [answer["text"] for answer in question["detected_answers"]]
             yield {"context": row["context"], "question": question["question"], "answers": answers}
     elif "header" not in row:
@@ -20,7 +20,7 @@ def flatten_mrqa(row: Row) -> Iterable[Row]:
 
 
 def flatten_squad(row: Row) -> Iterable[Row]:
-    """One row per question: the official document nests articles, paragraphs and questions."""
+    """Yield one row per question. The official document holds articles, of paragraphs, of questions."""
     if "paragraphs" not in row:
         yield row
         return
@@ -46,7 +46,7 @@ def _task(name: str, title: str, **settings: Any) -> Task:
         extra=("exact_match",),
         selection="exact_match",
         split="hold_out_1000",
-        max_source_length=512,
+        max_source_length=512,  # as DePT's logs and ACCEPT's read-me say for MRQA
         **settings,
     )
 

@@ -1,14 +1,14 @@
-"""SciTail (Khot et al. 2018), outside the two benchmark families; the papers use it in few-shot runs."""
+"""SciTail (Khot et al. 2018), which belongs to no benchmark; the papers use it in few-shot runs."""
 
 from __future__ import annotations
 
 from harness.tasks.record import Hub, Task
 
-FORMATS = ("snli_format/scitail_1.0_{}.txt", "tsv_format/scitail_1.0_{}.tsv")
+FILES = ("snli_format/scitail_1.0_{}.txt", "tsv_format/scitail_1.0_{}.tsv")
 
 
 def _stems(split: str) -> tuple[str, ...]:
-    return tuple(name.format(split) for name in FORMATS)
+    return tuple(name.format(split) for name in FILES)
 
 
 TASKS = (

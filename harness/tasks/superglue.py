@@ -1,4 +1,4 @@
-"""SuperGLUE (Wang et al. 2019) as the prompt-tuning papers use it: digit labels, no task name in front."""
+"""SuperGLUE (Wang et al. 2019) as the prompt-tuning papers use it: labels are digits, no task name in front."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from typing import Any
 
 from harness.tasks.record import EDITS, Hub, Row, Task
 
-CITATION = "wang-etal-2019-superglue"
 LICENCE = "research use; see https://super.gluebenchmark.com"
 
 
 def flatten_multirc(row: Row) -> Iterable[Row]:
-    """One row per answer: the official download nests passage, questions and answers; the hub is flat."""
+    """Yield one row per answer. The official download nests passages, questions and answers; the hub is flat."""
     if isinstance(row.get("passage"), dict):
         text = row["passage"]["text"]
         for question in row["passage"]["questions"]:
@@ -28,16 +27,16 @@ def _multirc_row(paragraph: str, question: str, answer: str, label: object) -> R
     return {"paragraph": _strip_markup(paragraph), "question": question, "answer": answer, "label": label}
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=256)  # the rows of one passage follow each other
 def _strip_markup(text: str) -> str:
-    """`<br>` becomes a blank, `<b>` and `</b>` vanish."""
+    """Return the text with a blank for each `<br>` and without `<b>` and `</b>`."""
     return re.sub(r"</?b>", "", text.replace("<br>", " "))
 
 
 def mark_wsc_spans(row: Row) -> Iterable[Row]:
-    """Wrap span 1 as `* x *` and span 2 as `# y #`, each at its word; spans of the official files are repaired first.
+    """Mark span 1 as `* x *` and span 2 as `# y #`, each at its word; broken spans of official files are mended first.
 
-    Raises ValueError for a span that stands nowhere in the text.
+    Raises ValueError for a span that is nowhere in the text.
     """
     spans, text = dict(row.get("target") or row), str(row["text"])
     edits: list[str] = []
@@ -59,13 +58,13 @@ def mark_wsc_spans(row: Row) -> Iterable[Row]:
 
 
 IRREPARABLE_SPANS = ("Kamenev and Zinoviev", "Kamenev, Zinoviev, and Stalin")
-"""Spans whose words do not stand together in their text; the hub's `wsc.fixed` leaves them as they are too."""
+"""Spans whose words are not side by side in their text. They stay unmarked, as in the hub's `wsc.fixed`."""
 
 
 def _repair_span(spans: dict[str, Any], which: str, text: str) -> list[str]:
-    """Repair one span that is not in the text, by the steps of the hub's `wsc.fixed`; return what was done.
+    """Repair, in `spans`, one span that is not in the text; return what was done.
 
-    A row that is `wsc.fixed` already comes out as it is.
+    The steps are those that made the hub's `wsc.fixed`, so a row of that comes out unchanged.
     """
     span, index = str(spans[f"{which}_text"]), int(spans[f"{which}_index"])
     if span in text or span in IRREPARABLE_SPANS:
@@ -89,10 +88,10 @@ def _repair_span(spans: dict[str, Any], which: str, text: str) -> list[str]:
 
 
 def _find_span(text: str, span: str, index: int) -> int | None:
-    """Where a span starts: at word `index` if it stands there, else where it stands nearest to that word.
+    """Return where a span starts: at word `index`, else at its occurrence nearest to that word; None if there is none.
 
-    A span is not at its word where that begins with a quotation mark or a bracket, or where two blanks in a row were
-    counted as a word. None if it stands nowhere.
+    A span is not at its word if the word begins with a quotation mark or a bracket, or if two blanks in a row were
+    counted as a word.
     """
     words = [match.start() for match in re.finditer(r"\S+", text)]
     wanted = words[min(index, len(words) - 1)] if words else 0
@@ -105,10 +104,10 @@ def _find_span(text: str, span: str, index: int) -> int | None:
 
 
 def flatten_record(row: Row) -> Iterable[Row]:
-    """One row per query, entities joined by `, `; entities and answers are sets, sorted as in the hub copy."""
+    """Yield one row per query, its entities joined by `, `. Entities and answers are sets, sorted as on the hub."""
     if "qas" in row:
         text = row["passage"]["text"]
-        # the last position of a span belongs to it
+        # the end of a span is the position of its last character, not the one after it
         entities = sorted({text[span["start"] : span["end"] + 1] for span in row["passage"]["entities"]})
         for question in row["qas"]:
             answers = sorted({answer["text"] for answer in question.get("answers", ())})
@@ -128,7 +127,7 @@ def _record_row(passage: str, query: str, entities: list[str], answers: list[str
 
 @functools.lru_cache(maxsize=256)
 def _join_highlights(text: str) -> str:
-    """A line `@highlight` becomes a blank after a sentence end or a quote, a full stop elsewhere (T5's ReCoRD)."""
+    """Join the lines at `@highlight`: by a blank after a sentence or a quote, else by a full stop (T5's ReCoRD)."""
     return re.sub(r"\n@highlight\n", ". ", re.sub(r"([.?!\"'])\n@highlight\n", r"\1 ", text))
 
 
