@@ -224,7 +224,7 @@ class AddedBiases(nn.Module):
         return [LayerChange(module, after=partial(self._add, key)) for module, key in self._modules_with_bias]
 
     def _create(self, backbone: Backbone, head: Head, final_norms: bool) -> Iterator[tuple[nn.Module, str]]:
-        """Create the vectors, and give each module with the name of its vector. Raises ValueError for other matrices."""
+        """Create the vectors; yield each module with the name of its vector. Raises ValueError for other matrices."""
         inside = {id(m) for stack in stacks(backbone).values() for m in layers(stack).modules()}
         for name, module in backbone.model.named_modules():
             if id(module) in inside and isinstance(module, (nn.Linear, Conv1D)):
