@@ -20,8 +20,8 @@ NO_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "MPS backend
 """Words of the RuntimeErrors that a CPU, cuBLAS and Metal raise in place of torch.OutOfMemoryError."""
 
 PROBE_TOKENS = (2_048, 8_192)
-"""Sizes of the two probed micro-batches. The small one is the default of a CPU and fits everywhere; a factor of 4 apart
-makes the cost of a token large against what allocators round."""
+"""Tokens of the two probed micro-batches. The smaller is a CPU's default, and is used where a probe runs out of memory.
+The wider the two lie apart, the less the rounding of allocators bends the line through them."""
 MEMORY_SHARE = 0.8
 """Share of the free memory that a probed budget may fill. The rest is for optimisers, whose moments do not exist yet
 when the probe runs, and for fragmentation. A larger share trades fewer forward passes for more halvings later."""
