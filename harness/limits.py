@@ -10,11 +10,12 @@ from harness.errors import UserError
 from harness.tasks.record import Task
 
 NUM_DIGIT_TOKENS = 4
-"""Tokens that a label digit and its end take at most, where there is no tokenizer to ask: a space, two digits, the end."""
+"""Tokens that a label digit and its end take at most, where there is no tokenizer to ask. One too many costs nothing
+but a position; one too few would let an answer run over the last position."""
 
 
 def max_positions(config: Any, side: str) -> int | None:
-    """Return how many positions the `encoder` or `decoder` of a configuration tells apart; None where there is no bound.
+    """Return how many positions the `encoder` or `decoder` of a configuration tells apart, or None for no bound.
 
     There is none where positions are relative (T5's buckets) or slopes over the distance (ALiBi).
     """

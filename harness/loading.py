@@ -29,7 +29,7 @@ Loaded = TypeVar("Loaded")
 
 CONFIGS = Path(__file__).parent / "configs"
 OTHER_WEIGHTS = ("pytorch_model*.bin", "tf_model*.h5", "flax_model*.msgpack", "*.gguf")
-"""Files of weights that are recognised, to say what is wrong: pickles may run code, and no reader of the others is used."""
+"""Files of weights that are recognised, to say what is wrong: pickles may run code, the others are not read."""
 FINGERPRINT_BYTES = 1 << 20
 """How much of each end of a weights file goes into its fingerprint. The front of a safetensors file holds all names and
 shapes; to hash all 44 GB of an 11B network would take a minute or more for each process."""
