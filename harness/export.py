@@ -164,7 +164,7 @@ def load_export(path: Path, backbone: Backbone, method_dirs: tuple[str, ...] = (
 
 
 def _stored_tensors(path: Path, result: Result) -> dict[str, Tensor]:
-    """Read the selected tensors beside a result. Raises UserError where there are none, or not those that were stored."""
+    """Read the selected tensors beside a result. Raises UserError where there are none, or not those once stored."""
     if result.status != "done" or result.files.tensors is None:
         reason = "failed" if result.status != "done" else "has no trained tensors"
         raise UserError(f"{reason}, so there is nothing to export", where=str(path))
