@@ -11,11 +11,11 @@ import importlib.util
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from harness.heads import LinearHead
 from harness.initialization import vocabulary_rows
 from harness.layer_change import LayerChange
 from harness.low_rank import LowRank
-from harness.method_facts import Paper, called, explain_figure, require_positive, sweep
+from harness.method_facts import Paper, explain_figure, require_positive, sweep
 from harness.shared_layers import SharedLayers
 from harness.suite_file import SLUG, Defaults, MethodSpec
 
@@ -43,6 +43,8 @@ __all__ = [
     "sweep",
     "vocabulary_rows",
 ]
+
+Found = TypeVar("Found")
 
 
 class Method(nn.Module):
@@ -192,7 +194,7 @@ class Method(nn.Module):
 
         A method that overrides `forward` and puts vectors in front has to override this too.
         """
-        prompt = called(self.prompt)
+        prompt = _called(self.prompt)
         if prompt is not None and (not isinstance(prompt, Tensor) or prompt.dim() not in (2, 3)):
             got = list(prompt.shape) if isinstance(prompt, Tensor) else f"a {type(prompt).__name__}"
             raise ValueError(f"prompt() must return [P, H] or [K, P, H], not {got}")
@@ -211,7 +213,7 @@ class Method(nn.Module):
     @property
     def num_kept(self) -> int:
         """Number of parameters that inference has to keep, a linear head left out."""
-        kept = called(self.kept)
+        kept = _called(self.kept)
         if not isinstance(kept, Mapping) or not all(isinstance(tensor, Tensor) for tensor in kept.values()):
             raise ValueError("kept() must return a dict of tensors by name")
         return sum(tensor.numel() for name, tensor in kept.items() if not name.startswith("linear_head."))
@@ -230,6 +232,18 @@ class Method(nn.Module):
     def depends_on_text(cls) -> bool:
         """Whether the vectors depend on the text: the method overrides `forward` instead of `prompt` and `added`."""
         return cls.forward is not Method.forward
+
+
+def _called(function: Callable[[], Found]) -> Found:
+    """Call a method's own code from inside a property, and return what it returns.
+
+    An AttributeError raised there would make nn.Module report that the property itself does not exist, which hides the
+    line at fault. Raises RuntimeError in its place, with the same traceback.
+    """
+    try:
+        return function()
+    except AttributeError as error:
+        raise RuntimeError(str(error)).with_traceback(error.__traceback__) from None
 
 
 class Rule:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
-
-Found = TypeVar("Found")
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -54,15 +51,3 @@ def require_positive(hp: Any, *names: str) -> None:
         value = getattr(hp, name)
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-
-
-def called(function: Callable[[], Found]) -> Found:
-    """Call a method's own code from inside a property, and return what it returns.
-
-    An AttributeError raised there would make nn.Module report that the property itself does not exist, which hides the
-    line at fault. Raises RuntimeError in its place, with the same traceback.
-    """
-    try:
-        return function()
-    except AttributeError as error:
-        raise RuntimeError(str(error)).with_traceback(error.__traceback__) from None

@@ -65,11 +65,7 @@ class SharedLayers:
         self._tables: dict[int, tuple[Any, dict[int, Tensor]]] = {}
         """By id of a T5 attention: the attention, and each cell's own table of relative positions [buckets, heads]."""
         for cell, own in enumerate(changes):
-            if not isinstance(own, Sequence):
-                raise TypeError(f"layer_changes() must return a list, not a {type(own).__name__}")
-            for change in own:
-                if not isinstance(change, LayerChange):
-                    raise TypeError(f"layer_changes() must give LayerChange objects, not a {type(change).__name__}")
+            for change in _checked(own):
                 module = change.module
                 if change.position_bias is not None:
                     self._tables.setdefault(id(module), (module, {}))[1][cell] = change.position_bias
@@ -178,6 +174,16 @@ class SharedLayers:
                 own_whole = None if replaced_by_all else whole[number]
                 outputs.append(_changed(entry, entry.changes.get(cell, []), own_states, own_whole))
         return torch.cat(outputs)
+
+
+def _checked(changes: object) -> Sequence[LayerChange]:
+    """Return what `layer_changes` gave for one cell. Raises TypeError if that is no list of LayerChange."""
+    if not isinstance(changes, Sequence):
+        raise TypeError(f"layer_changes() must return a list, not a {type(changes).__name__}")
+    for change in changes:
+        if not isinstance(change, LayerChange):
+            raise TypeError(f"layer_changes() must give LayerChange objects, not a {type(change).__name__}")
+    return changes
 
 
 def _together(changes: Iterable[Sequence[LayerChange]]) -> list[LowRank]:

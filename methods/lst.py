@@ -238,18 +238,23 @@ def _prune_part(small: Any, full: Any, hidden: Tensor) -> set[int]:
         _prune_attention(small, full, hidden)
         return {id(module) for module in small.modules()}
     if {"wo", "down_proj"} & {*small._modules}:
-        linears = _linears(full)
-        out = next(name for name in linears if name in OUTPUTS)
-        widths = {linear.in_features if name == out else linear.out_features for name, linear in linears.items()}
-        if len(widths) > 1:
-            raise ValueError(f"init pruned does not know a feed-forward part of {', '.join(linears)}")
-        scores = [linear.weight.abs().sum(0 if name == out else 1) for name, linear in linears.items()]
-        inner = _largest(torch.stack(scores).sum(0), _linears(small)[out].in_features)
-        for name, linear in linears.items():
-            rows, columns = (hidden, inner) if name == out else (inner, hidden)
-            _copy(getattr(small, name), linear, rows, columns)
+        _prune_feed_forward(small, full, hidden)
         return {id(module) for module in small.modules()}
     return set()
+
+
+def _prune_feed_forward(small: Any, full: Any, hidden: Tensor) -> None:
+    """Prune a feed-forward part: its two or three matrices share one choice of inner dimensions."""
+    linears = _linears(full)
+    out = next(name for name in linears if name in OUTPUTS)
+    widths = {linear.in_features if name == out else linear.out_features for name, linear in linears.items()}
+    if len(widths) > 1:
+        raise ValueError(f"init pruned does not know a feed-forward part of {', '.join(linears)}")
+    scores = [linear.weight.abs().sum(0 if name == out else 1) for name, linear in linears.items()]
+    inner = _largest(torch.stack(scores).sum(0), _linears(small)[out].in_features)
+    for name, linear in linears.items():
+        rows, columns = (hidden, inner) if name == out else (inner, hidden)
+        _copy(getattr(small, name), linear, rows, columns)
 
 
 def _copy_norm(small: Any, full: Any, dims: Tensor) -> None:
