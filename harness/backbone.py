@@ -54,6 +54,7 @@ class Backbone:
         """Whether layers are computed a second time in the backward pass. A method may switch this off for a while."""
         self._layers: list[Any] = []
         """The layers that can be recomputed."""
+        # a method creates its tensors after this, so they alone take gradients
         self.model.requires_grad_(False)
         avoid_host_sync(self.model)
         self._forward = model
@@ -184,7 +185,7 @@ class Backbone:
 
     def target_logits(self, embeds: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
         """Return the logits that predict each target token, [N, T, V]; arguments as for `token_losses`."""
-        tokens = labels.masked_fill(labels == -100, self.pad_id)
+        tokens = labels.masked_fill(labels == -100, self.pad_id)  # -100 is no id; these positions have no loss
         teach = self._teach_with_encoder if self.is_encoder_decoder else self._teach_alone
         with self._autocast(), self._dropout(), self._recomputation():
             return teach(embeds, mask, tokens, labels != -100)
@@ -199,6 +200,7 @@ class Backbone:
             out = self.model.get_decoder()(
                 inputs_embeds=embeds, attention_mask=mask, position_ids=_positions(mask), use_cache=False
             )
+        # layers that are spread over several GPUs end on another one than they begin
         return out.last_hidden_state[:, -1].to(embeds.device)  # type: ignore[no-any-return]
 
     def recompute_layers(self) -> None:
@@ -252,14 +254,14 @@ class Backbone:
             inputs_embeds=embeds,
             attention_mask=mask,
             decoder_input_ids=torch.cat([start, tokens[:, :-1]], 1),
-            use_cache=False,
+            use_cache=False,  # every position is computed once, so keys and values would be kept for nothing
         )
         return out.logits  # type: ignore[no-any-return]
 
     def _teach_alone(self, embeds: Tensor, mask: Tensor, tokens: Tensor, is_target: Tensor) -> Tensor:
         """Teacher forcing in a decoder-only network, which reads text and target as one: shapes as with an encoder."""
         embeds, mask = _pad_left(embeds, mask)
-        target = self.embedding(tokens[:, :-1]).to(embeds.dtype)
+        target = self.embedding(tokens[:, :-1]).to(embeds.dtype)  # the last target is predicted and never read
         full_mask = torch.cat([mask, is_target[:, :-1].to(mask.dtype)], 1)
         out = self._forward(
             inputs_embeds=torch.cat([embeds, target], 1),
@@ -293,6 +295,7 @@ class Backbone:
     def _decode_alone(self, embeds: Tensor, mask: Tensor, max_new_tokens: int) -> Tensor:
         """Decode with a decoder-only network: [N, L, H], [N, L] -> [N, at most max_new_tokens]."""
         embeds, mask = _pad_left(embeds, mask)
+        # logits of the last position only: those of all would be 4 GB for 32 texts of 256 tokens and V = 128,256
         out = self.model(
             inputs_embeds=embeds, attention_mask=mask, position_ids=_positions(mask), use_cache=True, logits_to_keep=1
         )
@@ -324,6 +327,7 @@ class Backbone:
             token = logits.argmax(-1).masked_fill(finished, self.pad_id)
             written.append(token)
             finished |= token == self.eos_id
+            # here the host waits for the device, once per token; without it every answer would take the full length
             if len(written) == max_new_tokens or bool(finished.all()):
                 return torch.stack(written, 1)
             logits = step(token[:, None])
@@ -343,6 +347,7 @@ def _cache_keyword() -> str:
 def _pad_left(embeds: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Move the padding of rows from behind the text to the front: [N, L, H], [N, L] -> [N, L, H], [N, L]."""
     length = mask.shape[1]
+    # each row is rotated by the number of its padding positions, which keeps the order of its tokens
     shift = length - mask.sum(1, keepdim=True)
     index = (torch.arange(length, device=mask.device)[None] - shift) % length
     return embeds.gather(1, index[..., None].expand_as(embeds)), mask.gather(1, index)

@@ -21,7 +21,7 @@ def build_method(cell: Cell, cls: type[Method], backbone: Backbone, where: str |
     """Create a cell's method, to see whether it can be. Raises UserError, at `where`, if settings do not fit."""
     try:
         method = cls(cls.HP(**cell.hp), backbone)
-        checked_groups(method, cell.recipe.lr)
+        checked_groups(method, cell.recipe.lr)  # wrong groups are found here, not in the first step of a long run
         return method
     except ValueError as error:
         problem = f"does not fit backbone '{cell.backbone}': {error}"
@@ -43,9 +43,10 @@ def build_to_train(
         if starts:
             method.start_from([read_start(start) for start in starts])
         if cell.recipe.head == "linear":
+            # drawn last, so that the method starts from the same numbers with and without a head
             method.linear_head = LinearHead(len(task.targets), backbone.embedding.weight)
         checked_groups(method, cell.recipe.lr, cell.recipe.head_lr)
-    finally:
+    finally:  # a method that raises may have changed the backbone as well, which other cells go on to use
         what = None if seal is None else seal.structure() or seal.written()
         if what is not None:
             raise BackboneChanged(what)

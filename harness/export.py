@@ -72,6 +72,7 @@ def serve(method: Method, tensors: Mapping[str, Tensor], backbone: Backbone) -> 
 
 def exported_tensors(method: Method) -> dict[str, Tensor]:
     """Return what `method.export` gives, and the weights of the linear head, [C, H], where there is one."""
+    # a method that exports its whole state has the head in it, one that collapses has not: it is added here for both
     tensors = {name: tensor for name, tensor in method.export().items() if name != HEAD}
     return tensors if method.linear_head is None else {**tensors, HEAD: method.linear_head.weight.detach().clone()}
 
@@ -106,6 +107,7 @@ def export_result(path: Path, out: Path, backbone: str | None, method_dirs: tupl
         raise UserError("no such file", where=str(path))
     result = read_result(path)
     tensors = _stored_tensors(path, result)
+    # what a result stores is never overwritten, by a slip of the command line either
     if out.resolve() in {path.resolve(), path.with_suffix(".safetensors").resolve()}:
         raise UserError("would overwrite the result itself", where=str(out))
     registered = discover(*method_dirs)
@@ -140,7 +142,7 @@ def load_export(path: Path, backbone: Backbone, method_dirs: tuple[str, ...] = (
         raise UserError(f"cannot be read: {error}", where=str(path)) from None
     if "method" not in metadata:
         raise UserError("is not an export of this program", where=str(path), hint="Make one with harness export.")
-    if set(tensors) <= {"prompt", "added", HEAD}:
+    if set(tensors) <= {"prompt", "added", HEAD}:  # collapsed, so no method file is needed
         width = next(iter(tensors.values())).shape[1]
         if width != backbone.hidden:
             raise UserError(f"holds vectors of width {width}, '{backbone.name}' has {backbone.hidden}", where=str(path))
@@ -152,6 +154,7 @@ def load_export(path: Path, backbone: Backbone, method_dirs: tuple[str, ...] = (
         return served.to(backbone.device).eval()
     cls = get_class(discover(*method_dirs), metadata["method"])
     assert issubclass(cls, Method)
+    # the caller may use the backbone for other things too, and a method file is anybody's code
     seal = Seal(backbone)
     method = cls(cls.HP(**json.loads(metadata["hp"])), backbone)
     try:
@@ -187,11 +190,12 @@ def _rebuild(
     assert issubclass(cls, Method)
     collapsible = is_collapsible(cls)
     backbone = meta_backbone(name_or_path) if collapsible else load_backbone(name_or_path, device="cpu")
-    with torch.random.fork_rng():
+    with torch.random.fork_rng():  # a method draws when it is created; the caller's random numbers stay as they are
         method = cls(cls.HP(**result.cell.hp), backbone)
     if HEAD in tensors:
         method.linear_head = LinearHead(len(tensors[HEAD]), backbone.embedding.weight)
     try:
+        # tensors on the meta device have no memory to copy into, so they are exchanged
         options: dict[str, Any] = {"assign": True} if collapsible else {}
         method.load_state_dict(tensors, **options)
     except RuntimeError as error:

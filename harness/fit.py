@@ -81,7 +81,7 @@ def _judged(
     if error is None:
         return None
     if isinstance(error, UNDECIDED):
-        return None
+        return None  # a method that may fit is not refused; where it does not, its cells fail by themselves
     if isinstance(error, ValueError):  # a method's own way to say that settings do not fit
         return _sentence(str(error))
     on_tiny, _ = _tried(cls, hp, lambda: tiny_backbone(kind, meta=True), lr, ())

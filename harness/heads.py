@@ -42,6 +42,7 @@ class Classifier(Backbone):
         """`heads` holds one head per cell; `cells` [N] says which of them each row uses."""
         # Backbone.__init__ would freeze all weights of the model, among them those that a method has just put in
         vars(self).update(vars(backbone))
+        # no modules: a method's own parameters hold the weights, and the backbone's list must not grow
         self.heads = heads
         self.cells = cells
 
@@ -52,7 +53,7 @@ class Classifier(Backbone):
     def class_logits(self, embeds: Tensor, mask: Tensor) -> Tensor:
         """[N, L, H], [N, L] -> [N, C]."""
         weights = torch.stack([head.weight for head in self.heads])[self.cells]  # [N, C, H]
-        states = self.last_states(embeds, mask).to(weights.dtype)
+        states = self.last_states(embeds, mask).to(weights.dtype)  # bfloat16 under autocast
         return torch.einsum("nh,nch->nc", states, weights)
 
 

@@ -71,7 +71,7 @@ def check_ids(encoded: Encoded, backbone: Backbone, what: str) -> None:
     """Raise UserError where rows hold a token that the network has no vector for. `what` names the rows."""
     rows = backbone.embedding.num_embeddings
     for kind, ids in (("source", encoded.source_ids), ("target", encoded.target_ids)):
-        largest = int(ids.max(initial=0))
+        largest = int(ids.max(initial=0))  # max() of no ids at all would raise
         if largest >= rows:
             token = backbone.tokenizer.decode([largest])
             raise UserError(

@@ -65,7 +65,7 @@ def load_backbone(
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # it would break the run's own progress lines
     location, device = resolve(name_or_path), device or best_device()
     check_weights(name_or_path)
     options = load_options(quantization, DTYPES[precision]) | _place(device, quantization, placement)
@@ -118,7 +118,7 @@ def meta_backbone(name_or_path: str, quantization: Scheme = "none", with_tokeniz
     where that tokenizer belongs to another network.
     """
     config = source_config(name_or_path)
-    with torch.device("meta"):
+    with torch.device("meta"):  # shapes without memory, whatever the size
         model = model_of(config)
     tokenizer = local_tokenizer(name_or_path) if with_tokenizer else None
     backbone = Backbone(short_name(name_or_path), model, tokenizer, None, "float32", quantization)
@@ -136,7 +136,7 @@ def local_tokenizer(name_or_path: str) -> Any:
     try:
         return load_tokenizer(resolve(name_or_path), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError):
-        return None
+        return None  # whoever needs one loads it with `tokenizer_of`, which says what is wrong
 
 
 def source_config(name_or_path: str) -> dict[str, Any]:
@@ -180,10 +180,12 @@ def resolve(name_or_path: str, where: str | None = None) -> str:
     known = CONFIGS / f"{name_or_path}.json"
     if known.exists():
         return str(json.loads(known.read_text())["hub"])
+    # a hub id has one slash between owner and name, so this was meant as a path
     if name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1:
         parent = Path(name_or_path).parent
         folders = sorted(str(p) for p in parent.iterdir() if p.is_dir()) if parent.is_dir() else []
         raise UserError(f"no such folder '{name_or_path}'", where=where, value=name_or_path, choices=folders[:20])
+    # hub ids without an owner, such as gpt2, are refused: a misspelt name could fetch somebody else's network
     if "/" not in name_or_path:
         hint = "A folder or a hub id such as google-t5/t5-base is accepted too."
         problem = f"unknown backbone '{name_or_path}'"
@@ -226,6 +228,7 @@ def _location_fingerprint(location: str) -> str:
             digest.update(file.read(FINGERPRINT_BYTES))
             file.seek(max(0, path.stat().st_size - FINGERPRINT_BYTES))
             digest.update(file.read())
+    # another tokenizer over the same weights reads other rows, so its results must not pass for the same
     for tokenizer in vocabulary_files(Path(location)):
         digest.update(sha256_file(tokenizer).encode())
     return f"files:{digest.hexdigest()[:16]}"
@@ -243,7 +246,7 @@ def _local_first(name_or_path: str, location: str, load: Callable[[bool], Loaded
 
     Raises UserError with the last reason. Without a connection the hub is not tried: its client repeats for minutes.
     """
-    for local in (True,) if Path(location).is_dir() else (True, False):
+    for local in (True,) if Path(location).is_dir() else (True, False):  # a folder never needs the hub
         if not local and (closed := why_unreachable()):
             raise UserError(
                 f"backbone '{name_or_path}' is not on this machine: '{location}' was not fetched before, and {closed}",

@@ -103,7 +103,7 @@ class Method(nn.Module):
         """Make the backbone's input: embeddings [B, T, H], mask [B, T] (1 for a token) -> [B, P+T, H], [B, P+T]."""
         table, prompt = self.added(), self.prompt()
         if table is not None:
-            embeds = embeds + table[: embeds.shape[1]]
+            embeds = embeds + table[: embeds.shape[1]]  # a batch may be shorter than S, the longest text of the cell
         if prompt is None:
             return embeds, mask
         front = prompt[self.tasks_of(embeds)] if prompt.dim() == 3 else prompt.expand(len(embeds), -1, -1)
@@ -195,6 +195,7 @@ class Method(nn.Module):
         A method that overrides `forward` and puts vectors in front has to override this too.
         """
         prompt = _called(self.prompt)
+        # other shapes may broadcast in `forward` and train something that nobody meant
         if prompt is not None and (not isinstance(prompt, Tensor) or prompt.dim() not in (2, 3)):
             got = list(prompt.shape) if isinstance(prompt, Tensor) else f"a {type(prompt).__name__}"
             raise ValueError(f"prompt() must return [P, H] or [K, P, H], not {got}")
@@ -297,6 +298,7 @@ def discover(*extra_folders: str | Path) -> dict[str, Registered]:
     for path in _method_files(extra_folders):
         registered = load_file(path)
         name = registered.spec.name
+        # one file may be found twice, by --methods-dir and by an entry point
         if name in found and found[name].path.resolve() != path.resolve():
             raise UserError(f"the name '{name}' is taken by {found[name].path}", where=str(path))
         found[name] = registered
@@ -324,9 +326,11 @@ def _method_files(extra_folders: Sequence[str | Path]) -> Iterator[Path]:
         if not Path(folder).is_dir():
             raise UserError("no such folder", where=str(folder), field="--methods-dir")
         folders.append(Path(folder))
+    # names that begin with _ or . are helpers, and files that editors leave behind
     for folder in folders:
         yield from (p for p in sorted(folder.glob("*.py")) if p.is_file() and not p.name.startswith(("_", ".")))
     for entry in entry_points(group="harness.methods"):
+        # found without being imported: `load_file` imports it, and stores what it raises
         module = importlib.util.find_spec(entry.module)
         if module and module.origin:
             yield Path(module.origin)
@@ -364,6 +368,7 @@ def _import_class(path: Path) -> type[Method] | type[Rule]:
             del sys.modules[module_name]
             raise
     module = sys.modules[module_name]
+    # classes that the file only imports, Method itself among them, are not its own
     classes = [
         item
         for item in vars(module).values()

@@ -39,7 +39,7 @@ class PeftMethod(Method):
             self._originals = {name: tuner.get_base_layer() for name, tuner in self._tuners.items()}
             for name, original in self._originals.items():
                 model.set_submodule(name, original)
-            vars(model).pop("peft_config", None)
+            vars(model).pop("peft_config", None)  # PEFT's note on the model, which the next injection would find
         self._train_in(backbone.embedding.weight.dtype)
         self.tensors = nn.ParameterDict(
             {

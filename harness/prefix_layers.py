@@ -84,6 +84,7 @@ class PrefixLayers:
 
     def _before_decoder(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Change the decoder's arguments: cache, mask and positions then count the prefix."""
+        # some networks call their decoder by position, most by keyword
         kwargs = {**dict(zip(inspect.signature(module.forward).parameters, args, strict=False)), **kwargs}
         ids = kwargs.get("input_ids")
         count = len(kwargs["inputs_embeds"] if ids is None else ids)

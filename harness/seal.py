@@ -57,6 +57,7 @@ class Seal:
         self._beside = _beside(backbone)
         self._traces = traces(backbone.model)
         self._modules = list(backbone.model.modules())
+        # tensors on the meta device have no numbers
         named = [(name, tensor) for name, tensor in named_tensors(backbone.model) if not tensor.is_meta]
         self._names = [name for name, _ in named]
         self._tensors = [tensor for _, tensor in named]

@@ -77,6 +77,7 @@ class SharedLayers:
                     raise ValueError(f"a {type(module).__name__} cannot have two changes instead of it in one cell")
                 entry.changes[cell].append(change)
         self._changed = list(changed.values())
+        # one cell needs no rows split and no `order`, and pays nothing for the sharing
         self._is_alone = len(changes) == 1
         self._row_counts: list[tuple[int, int]] = []
         """(cell, its rows) for the forward passes to come, as `order` was told."""
@@ -105,6 +106,7 @@ class SharedLayers:
         for entry in self._changed:
             entry.put(partial(self._forward, entry))
         for module, tables in self._tables.values():
+            # on the module itself, which Python looks at before the class
             module.__dict__["compute_bias"] = partial(self._position_bias, module, tables)
 
     def detach(self) -> None:

@@ -61,6 +61,7 @@ def read_start(start: StartFile) -> dict[str, Tensor]:
         raise SourceFailed(f"the source '{start.title}' failed: {start.problem}")
     if not start.path.exists():
         raise SourceFailed(f"the tensors of the source '{start.title}' are missing: {start.path.name}")
+    # a file that was exchanged by hand would give results whose recorded start is not the one they had
     if sha256_file(start.path) != start.sha256:
         raise SourceFailed(f"the tensors of the source '{start.title}' are not those that were stored with its result")
     if start.cell is None:
@@ -69,7 +70,7 @@ def read_start(start: StartFile) -> dict[str, Tensor]:
     cls = load_file(start.method_file).cls
     tensors = load_tensors(start.path)
     if cls is None or not issubclass(cls, Method) or not is_collapsible(cls):
-        return tensors
+        return tensors  # no prompt can be computed, but a cell of the same method can take over the tensors
     # the source's method is built only to be filled; its draws must not move the random numbers of the cell that asks
     with torch.random.fork_rng():
         method = cls(cls.HP(**start.cell.hp), meta_backbone(start.backbone))
