@@ -1,4 +1,4 @@
-"""A cell's method on its backbone: built with the cell's seed, and tried, before there is anything to lose."""
+"""Creates the method of a cell on its backbone, and tries it, before any training that could be lost."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from harness.tasks.record import Task
 
 
 def build_method(cell: Cell, cls: type[Method], backbone: Backbone, where: str | None = None) -> Method:
-    """Create a cell's tensors. Raises UserError, at `where`, if settings do not fit the backbone."""
+    """Create a cell's method, to see whether it can be. Raises UserError, at `where`, if settings do not fit."""
     try:
         method = cls(cls.HP(**cell.hp), backbone)
-        checked_groups(method, cell.recipe.lr)
+        checked_groups(method, cell.recipe.lr)  # wrong groups are found here, not in the first step of a long run
         return method
     except ValueError as error:
         problem = f"does not fit backbone '{cell.backbone}': {error}"
@@ -31,10 +31,11 @@ def build_method(cell: Cell, cls: type[Method], backbone: Backbone, where: str |
 def build_to_train(
     cell: Cell, cls: type[Method], backbone: Backbone, task: Task, starts: Sequence[StartFile], seal: Seal | None
 ) -> Method:
-    """Create a cell's tensors on the backbone's device; the same seed gives the same, whatever else is in the bundle.
+    """Create a cell's method, ready to train, on the backbone's device.
 
-    Raises BackboneChanged where `__init__` or `start_from` has left something on the backbone, whether or not it raised
-    something else; a write through `.data` shows later.
+    The cell's seed is set first, so its tensors do not depend on what else is in the bundle. Raises BackboneChanged
+    where `__init__` or `start_from` has changed the backbone, even if it also raised something else. A write through
+    `.data` is found later, by `Seal.difference`.
     """
     try:
         torch.manual_seed(cell.seed)
@@ -42,9 +43,10 @@ def build_to_train(
         if starts:
             method.start_from([read_start(start) for start in starts])
         if cell.recipe.head == "linear":
+            # drawn last, so that the method starts from the same numbers with and without a head
             method.linear_head = LinearHead(len(task.targets), backbone.embedding.weight)
         checked_groups(method, cell.recipe.lr, cell.recipe.head_lr)
-    finally:
+    finally:  # a method that raises may have changed the backbone as well, which other cells go on to use
         what = None if seal is None else seal.structure() or seal.written()
         if what is not None:
             raise BackboneChanged(what)
@@ -52,7 +54,10 @@ def build_to_train(
 
 
 def try_detaching(method: Method, backbone: Backbone, seal: Seal) -> None:
-    """Attach and detach a method that does so in its own way. Raises BackboneChanged if that leaves anything behind."""
+    """Attach and detach a method that overrides `attach`. Raises BackboneChanged where something stays behind.
+
+    Methods that only list `layer_changes` are attached by the harness itself, and need no trial.
+    """
     if type(method).attach is Method.attach:
         return
     try:

@@ -7,7 +7,7 @@ front, SCAP = CB(S, H/t', R') is added to the token embeddings: X = [SCPP; E(x) 
 Source: AI-Application-and-Integration-Lab/Accept, a patch of DePT's code: `kaiming_uniform_` with a = sqrt(5) of all
 but SCAP's codebook, which has a = 0.
 
-Stands taken: tensors start kaiming-uniform as in the authors' code (`init: gaussian`, matched in standard
+Choices made: tensors start kaiming-uniform as in the authors' code (`init: gaussian`, matched in standard
 deviation, is the paper's word); SCAP is not scaled; the width t of a subvector is fixed, not K, since K = 24
 divides no other backbone's H; R = floor(budget H / (H + n K)) per part, with budgets of P and
 `budget_length - P` vectors, which reproduces all rows of the paper's Table 12.
@@ -33,7 +33,11 @@ from harness.transfer import copy_into
 
 
 class Codebook(nn.Module):
-    """A table [n, H] as products of subspaces; `a` is the negative slope of the codebook's kaiming bound."""
+    """CB(n, K, R): a table [n, H] of n rows, each put together from K subvectors of width t = H / K.
+
+    `a` is the negative slope in the kaiming bound of the codebooks. Where `rank` is None, R is what `budget` vectors
+    of width H pay for.
+    """
 
     def __init__(self, n: int, t: int, rank: int | None, budget: int, a: float, init: str, like: Tensor) -> None:
         super().__init__()
@@ -41,19 +45,22 @@ class Codebook(nn.Module):
         if width % t:
             raise ValueError(f"a subvector width of {t} does not divide the backbone's width {width}")
         k = width // t
+        # codebooks take R H numbers and weights n K R: together at most budget H
         rank = rank or budget * width // (width + n * k)
         if rank < 1:
             raise ValueError(f"a budget of {budget} vectors leaves no codeword for {n} rows in {k} subspaces")
-        self.weights = nn.Parameter(torch.empty(n, k, rank, dtype=like.dtype, device=like.device))
-        self.codebooks = nn.Parameter(torch.empty(k, rank, t, dtype=like.dtype, device=like.device))
+        self.weights = nn.Parameter(torch.empty(n, k, rank, dtype=like.dtype, device=like.device))  # [n, K, R]
+        self.codebooks = nn.Parameter(torch.empty(k, rank, t, dtype=like.dtype, device=like.device))  # [K, R, t]
         self._fill(self.weights, math.sqrt(5), init)
         self._fill(self.codebooks, a, init)
 
     @staticmethod
     def _fill(tensor: Tensor, a: float, init: str) -> None:
+        """Fill a tensor of any shape from U(-b, b) with the kaiming bound b, or from a normal of the same deviation."""
         if init == "kaiming":
             nn.init.kaiming_uniform_(tensor, a=a)
         else:
+            # the fan-in of a tensor with three dimensions is the size of all but the first
             bound = math.sqrt(6 / ((1 + a * a) * tensor[0].numel()))
             nn.init.normal_(tensor, std=bound / math.sqrt(3))
 
@@ -62,8 +69,8 @@ class Codebook(nn.Module):
         return torch.einsum("nkr,krt->nkt", self.weights, self.codebooks).flatten(1)
 
 
-class LowRank(nn.Module):
-    """DePT's added table s A B, the comparison side of the paper's ablations."""
+class LowRankTable(nn.Module):
+    """DePT's added table s A B [n, H], with which the paper's ablations compare. `rank` and `budget` as in Codebook."""
 
     def __init__(self, n: int, rank: int | None, budget: int, like: Tensor) -> None:
         super().__init__()
@@ -71,8 +78,8 @@ class LowRank(nn.Module):
         if rank < 1:
             raise ValueError(f"a budget of {budget} vectors leaves no rank for a table of {n} rows")
         self.scale = 8 / math.sqrt(rank)
-        self.a = nn.Parameter(torch.empty(n, rank, dtype=like.dtype, device=like.device))
-        self.b = nn.Parameter(torch.zeros(rank, like.shape[1], dtype=like.dtype, device=like.device))
+        self.a = nn.Parameter(torch.empty(n, rank, dtype=like.dtype, device=like.device))  # [n, R]
+        self.b = nn.Parameter(torch.zeros(rank, like.shape[1], dtype=like.dtype, device=like.device))  # [R, H]
         nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
 
     def table(self) -> Tensor:
@@ -80,8 +87,8 @@ class LowRank(nn.Module):
         return self.scale * self.a @ self.b
 
 
-class Free(nn.Module):
-    """Plain prompt vectors, the comparison side of the paper's ablations."""
+class FreePrompt(nn.Module):
+    """Plain prompt vectors [P, H], with which the paper's ablations compare."""
 
     def __init__(self, vectors: Tensor) -> None:
         super().__init__()
@@ -93,7 +100,7 @@ class Free(nn.Module):
 
 
 class ACCEPT(Method):
-    """SCPP at the recipe's lr, SCAP at `added_lr`."""
+    """SCPP learns at the recipe's lr, SCAP at `added_lr`."""
 
     name = "accept"
     paper = Paper(
@@ -108,13 +115,13 @@ class ACCEPT(Method):
 
     @dataclass(frozen=True, kw_only=True)
     class HP:
-        prompt_length: int = 60
-        budget_length: int = 100
-        source_length: int | None = None
-        prompt_width: int = 32
-        added_width: int | None = None
-        prompt_rank: int | None = None
-        added_rank: int | None = None
+        prompt_length: int = 60  # P
+        budget_length: int = 100  # vectors of width H that both sides may cost together
+        source_length: int | None = None  # S, filled in by the harness
+        prompt_width: int = 32  # t
+        added_width: int | None = None  # t', H / 2 unless set
+        prompt_rank: int | None = None  # R, from the budget unless set
+        added_rank: int | None = None  # R', from the budget unless set
         added_lr: float = 1e-4
         init: Literal["kaiming", "gaussian"] = "kaiming"
         prompt_side: Literal["scpp", "free", "none"] = "scpp"
@@ -140,24 +147,24 @@ class ACCEPT(Method):
         like, length = backbone.embedding.weight, hp.source_length or 256
         added_budget, added_width = hp.budget_length - hp.prompt_length, hp.added_width or backbone.hidden // 2
         self.added_lr = hp.added_lr
-        self.front: Codebook | Free | None = None
-        self.offset: Codebook | LowRank | None = None
+        self.front: Codebook | FreePrompt | None = None
+        self.offset: Codebook | LowRankTable | None = None
         rows = hp.prompt_length
         if hp.prompt_side == "scpp":
             self.front = Codebook(rows, hp.prompt_width, hp.prompt_rank, rows, math.sqrt(5), hp.init, like)
         elif hp.prompt_side == "free":
-            self.front = Free(vocabulary_rows(backbone, rows, hp.free_init))
+            self.front = FreePrompt(vocabulary_rows(backbone, rows, hp.free_init))
         if hp.added_side == "scap":
             self.offset = Codebook(length, added_width, hp.added_rank, added_budget, 0.0, hp.init, like)
         elif hp.added_side == "lowrank":
-            self.offset = LowRank(length, hp.added_rank, added_budget, like)
+            self.offset = LowRankTable(length, hp.added_rank, added_budget, like)
 
     def start_from(self, sources: Sequence[Mapping[str, Tensor]]) -> None:
-        """Each side from the one source that trained it: two runs, SCPP and SCAP alone, or one run of both."""
-        for part, side in (("front", self.front), ("offset", self.offset)):
+        """Copy each side from the one source that trained it: two runs, SCPP and SCAP alone, or one run of both."""
+        for prefix, side in (("front", self.front), ("offset", self.offset)):
             if side is None:
                 continue
-            own = {f"{part}.{name}": tensor for name, tensor in side.state_dict().items()}
+            own = {f"{prefix}.{name}": tensor for name, tensor in side.state_dict().items()}
             holders = [source for source in sources if own.keys() <= source.keys()]
             if len(holders) != 1:
                 raise ValueError(f"{', '.join(own)} must be in one of the sources, they are in {len(holders)}")
@@ -165,9 +172,11 @@ class ACCEPT(Method):
                 copy_into(tensor, holders[0][name], name)
 
     def prompt(self) -> Tensor | None:
+        """SCPP, [P, H]."""
         return None if self.front is None else self.front.table()
 
     def added(self) -> Tensor | None:
+        """SCAP, [S, H]."""
         return None if self.offset is None else self.offset.table()
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:

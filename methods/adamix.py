@@ -10,7 +10,7 @@ none for T5). Its experts are made as copies of one, but then `init_weights` of 
 module from N(0, 0.02), the BERT configuration's `initializer_range`, with zero biases: experts start different, the
 shared Up likewise. Its script, bert_base_mnli_expert_soup.sh, has weight decay 0.1, of which biases are free.
 
-Stands taken: the second pass adds no cross-entropy of its own, as in the code. The released BERT file has no
+Choices made: the second pass adds no cross-entropy of its own, as in the code. The released BERT file has no
 consistency term: `consistency: 0`. R = 48 is BERT-base's; R for T5 is published nowhere.
 """
 
@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from harness.layer_parts import InsertMethod
 from harness.method import Backbone, Defaults, Paper, require_positive, sweep
 
-STARTING_STD = 0.02
+STARTING_STD = 0.02  # BERT's `initializer_range`
 
 
-class Mixture(nn.Module):
-    """M down-projections, one up-projection."""
+class MixtureAdapter(nn.Module):
+    """An adapter with M experts for the down-projection and one up-projection."""
 
     def __init__(self, rank: int, experts: int, like: Tensor) -> None:
         super().__init__()
@@ -49,6 +49,7 @@ class Mixture(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """[..., H] -> [..., H]."""
         if self.training:
+            # drawn on the CPU, so that the host does not wait for a GPU in every layer
             expert = int(torch.randint(len(self.weights), ()))
             weight, bias = self.weights[expert], self.biases[expert]
         else:
@@ -68,9 +69,9 @@ class AdaMix(InsertMethod):
 
     @dataclass(frozen=True, kw_only=True)
     class HP:
-        rank: int = 48
-        experts: int = 4
-        consistency: float = 1.0
+        rank: int = 48  # R
+        experts: int = 4  # M
+        consistency: float = 1.0  # weight of the divergence in the loss
 
         def __post_init__(self) -> None:
             require_positive(self, "rank", "experts")
@@ -78,12 +79,12 @@ class AdaMix(InsertMethod):
                 raise ValueError(f"consistency must be 0 or a positive weight, got {self.consistency}")
 
     def __init__(self, hp: HP, backbone: Backbone) -> None:
-        make = partial(Mixture, hp.rank, hp.experts, backbone.embedding.weight)
+        make = partial(MixtureAdapter, hp.rank, hp.experts, backbone.embedding.weight)
         super().__init__(hp, backbone, make, ("ffn",), train_norms=False)
         self.consistency = hp.consistency
 
     def token_losses(self, backbone: Backbone, embeds: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy of one pass plus its divergence from a second, routed anew, [N, T]."""
+        """Cross-entropy of one pass plus its divergence from a second, routed anew: see the base class, -> [N, T]."""
         first = backbone.target_logits(embeds, mask, labels)
         losses = backbone.cross_entropy(first, labels)
         if not self.consistency:
@@ -92,6 +93,7 @@ class AdaMix(InsertMethod):
         return losses + self.consistency * symmetric_kl(first, second).masked_fill(labels == -100, 0.0)
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Weights with the recipe's weight decay, biases without any, as in the authors' script."""
         is_bias = {name: name.endswith(("bias", "biases")) for name, _ in self.named_parameters()}
         weights, biases = (
             [p for name, p in self.named_parameters() if is_bias[name] == which] for which in (False, True)
@@ -99,10 +101,10 @@ class AdaMix(InsertMethod):
         return [{"params": weights, "lr": lr}, {"params": biases, "lr": lr, "weight_decay": 0.0}]
 
     def kept(self) -> dict[str, Tensor]:
-        """One ordinary adapter per layer."""
+        """One ordinary adapter per layer: W_d [R, H] and b_d [R] are the experts' means, W_u [H, R], b_u [H]."""
         kept: dict[str, Tensor] = {}
         for key, mixture in self.inserted.items():
-            assert isinstance(mixture, Mixture)
+            assert isinstance(mixture, MixtureAdapter)
             weight, bias = mixture.merged()
             kept |= {f"{key}.down.weight": weight, f"{key}.down.bias": bias}
             kept |= {f"{key}.up.{name}": tensor for name, tensor in mixture.up.named_parameters()}
@@ -116,7 +118,7 @@ class AdaMix(InsertMethod):
         """Make every expert the merged one."""
         with torch.no_grad():
             for key, mixture in self.inserted.items():
-                assert isinstance(mixture, Mixture)
+                assert isinstance(mixture, MixtureAdapter)
                 for name, experts in (("weight", mixture.weights), ("bias", mixture.biases)):
                     experts.copy_(tensors[f"{key}.down.{name}"].expand_as(experts))
                 for name, parameter in mixture.up.named_parameters():
@@ -124,7 +126,10 @@ class AdaMix(InsertMethod):
 
 
 def symmetric_kl(first: Tensor, second: Tensor) -> Tensor:
-    """[N, T, V] logits twice -> [N, T]; each divergence moves one side only, the other is its fixed target."""
+    """Half of KL(p || q) + KL(q || p) per token: logits [N, T, V] twice -> [N, T].
+
+    Each divergence moves one side only; the other is its fixed target.
+    """
     dtype = torch.promote_types(first.dtype, torch.float32)
     p, q = (torch.log_softmax(logits, -1, dtype=dtype) for logits in (first, second))
     both = F.kl_div(p, q.detach(), reduction="none", log_target=True) + F.kl_div(

@@ -6,7 +6,7 @@ T5-base, and the scales of all norms train too. W N(0, 0.01), b zero. lr 3e-4.
 Source: rabeehk/compacter, seq2seq/third_party/models/t5/modeling_t5.py (`_init_weights` redraws every linear module
 from N(0, 0.01) with zero bias), adapters/adapter_modeling.py, configs/adapters.json.
 
-Stands taken, those of the code behind the published T5 figures (Compacter's, whose baselines others reuse): none
+Choices made, those of the code behind the published T5 figures (Compacter's, whose baselines others reuse): none
 behind cross-attention (`cross_attention: true` adds them), no norm inside, gelu by tanh.
 """
 
@@ -28,7 +28,7 @@ class Adapter(InsertMethod):
 
     @dataclass(frozen=True, kw_only=True)
     class HP:
-        reduction: int = 32
+        reduction: int = 32  # H / R
         init_std: float = 0.01
         cross_attention: bool = False
         train_norms: bool = True
@@ -39,7 +39,7 @@ class Adapter(InsertMethod):
                 raise ValueError(f"init_std must be positive, got {self.init_std}")
 
     def __init__(self, hp: HP, backbone: Backbone) -> None:
-        width = max(1, backbone.hidden // hp.reduction)
+        width = max(1, backbone.hidden // hp.reduction)  # R
         kinds: tuple[Kind, ...] = ("attention", "ffn", "cross_attention")
         make = partial(Bottleneck, width, backbone.embedding.weight, hp.init_std)
         super().__init__(hp, backbone, make, kinds[: 3 if hp.cross_attention else 2], train_norms=hp.train_norms)

@@ -5,7 +5,7 @@ On T5-base n = 5 of 12: 28 bottlenecks, y = x + W_u gelu(W_d x + b_d) + b_u with
 
 Source: rabeehk/compacter, as for `adapter`, and configs/adapters_drop.json: layers 5 to 11 of both stacks.
 
-Stand taken: the published T5 figures (Compacter's code) are the paper's "specialized" form, n fixed in training too.
+Choice made: the published T5 figures (Compacter's code) are the paper's "specialized" form, n fixed in training too.
 `variant: robust` is the paper's other one: adapters in all layers are trained, each forward pass drops the lowest n'
 of every stack with n' drawn uniformly from 0 to layers - 1, and inference keeps those from layer n on.
 For other depths n is 5/12 of the layers, rounded down.
@@ -33,8 +33,8 @@ class AdapterDrop(InsertMethod):
 
     @dataclass(frozen=True, kw_only=True)
     class HP:
-        dropped_layers: int | None = None
-        reduction: int = 32
+        dropped_layers: int | None = None  # n, 5/12 of the layers unless set
+        reduction: int = 32  # H / R
         init_std: float = 0.01
         variant: Literal["specialized", "robust"] = "specialized"
 
@@ -57,12 +57,14 @@ class AdapterDrop(InsertMethod):
         self.dropped, self.first_layer, self.depth, self.is_robust = dropped, dropped, depth, robust
 
     def change(self, sublayer: Sublayer, states: Tensor) -> Tensor:
-        """[..., H] -> [..., H]; a dropped layer gives what it gave without the method."""
+        """[..., H] -> [..., H]; a dropped layer gives what it gives without the method."""
         if self.is_robust and self.training and sublayer is self.chosen[0]:
-            self.first_layer = int(torch.randint(self.depth, ()))  # how many layers this forward pass drops
+            # the first sub-layer of a forward pass draws how many layers this pass drops
+            self.first_layer = int(torch.randint(self.depth, ()))
         return super().change(sublayer, states) if sublayer.layer >= self.first_layer else states
 
     def train(self, mode: bool = True) -> "AdapterDrop":
+        """Forget the last draw, so that evaluation uses the layers from n on."""
         self.first_layer = self.dropped
         super().train(mode)
         return self

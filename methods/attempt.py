@@ -9,7 +9,7 @@ own and all share the attention net.
 Source: AkariAsai/ATTEMPT, attempt/third_party/models/t5/modeling_t5.py (`_init_weights`, `attn_W_down`, `attn_W_up`, a
 LayerNorm with PyTorch's eps of 1e-5) and attempt/run_seq2seq.py (the groups of the optimiser).
 
-Stands taken: padding stays out of x, the norm trains, the net has its own rate 0.1, as the paper says.
+Choices made: padding stays out of x, the norm trains, the net has its own rate 0.1, as the paper says.
 `as_released: true` is what the authors' code does: texts shorter than `source_length` have the padding's embedding
 among their tokens, the norm stays at its start (230,400 parameters), and everything trains at the prompt's rate.
 """
@@ -41,13 +41,13 @@ class ATTEMPT(Method):
 
     @dataclass(frozen=True, kw_only=True)
     class HP:
-        prompt_length: int = 100
-        bottleneck: int = 100
-        temperature: float | None = None
+        prompt_length: int = 100  # P
+        bottleneck: int = 100  # R
+        temperature: float | None = None  # T, floor(e H) unless set
         attention_lr: float = 0.1
-        num_sources: int | None = None
-        num_tasks: int | None = None
-        source_length: int | None = None
+        num_sources: int | None = None  # N, filled in by the harness; 6 where only parameters are counted
+        num_tasks: int | None = None  # filled in by the harness on a mixture
+        source_length: int | None = None  # filled in by the harness
         as_released: bool = False
 
         def __post_init__(self) -> None:
@@ -76,6 +76,7 @@ class ATTEMPT(Method):
         self.register_buffer("pad", backbone.token_vectors(torch.tensor(backbone.pad_id)), persistent=False)
 
     def start_from(self, sources: Sequence[Mapping[str, Tensor]]) -> None:
+        """Take over the prompts of all sources, [N, P, H]; the target prompt starts as the first of them."""
         prompts = prompts_of(sources, *self.sources.shape[1:])
         copy_into(self.sources, prompts, "the prompts of all sources")
         copy_into(self.vectors, prompts[:1].expand_as(self.vectors), "the target prompt")
@@ -85,6 +86,7 @@ class ATTEMPT(Method):
         return self.hp.prompt_length
 
     def forward(self, embeds: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, T, H], [B, T] -> [B, P+T, H], [B, P+T]."""
         own = self.vectors[self.tasks_of(embeds)]  # [B, P, H]
         weights = self.attention(self._pooled(embeds, mask), own)  # [B, N+1]
         mixed = torch.einsum("bn,nph->bph", weights[:, :-1], self.sources)
@@ -99,6 +101,7 @@ class ATTEMPT(Method):
         return torch.einsum("bh,bnh->bn", query, keys).div(self.temperature).softmax(-1)
 
     def _pooled(self, embeds: Tensor, mask: Tensor) -> Tensor:
+        """x: [B, T, H], [B, T] -> [B, H]. As released, the padding of texts shorter than S takes part."""
         pooled = max_over_tokens(embeds, mask)
         if not self.hp.as_released:
             return pooled
@@ -106,9 +109,11 @@ class ATTEMPT(Method):
         return torch.where(is_padded, torch.maximum(pooled, self.pad.to(pooled)), pooled)
 
     def kept(self) -> dict[str, Tensor]:
+        """All that trains, and the frozen prompts of the sources."""
         return {**dict(self.named_parameters()), "sources": self.sources}
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
+        """The target prompt at the recipe's lr, the attention net at `attention_lr` or, as released, at the same."""
         net = [p for name, p in self.named_parameters() if name != "vectors" and p.requires_grad]
         own_rate = lr if self.hp.as_released else self.hp.attention_lr
         return [{"params": [self.vectors], "lr": lr}, {"params": net, "lr": own_rate}]

@@ -6,7 +6,7 @@ logits = W h + b: b trains. T5 has no biases, so zero vectors are added. lr 3e-4
 Source: rabeehk/compacter, seq2seq/third_party/models/t5/modeling_t5.py and utils/utils.py: what has ".bias" in its name
 trains, so T5's tables of relative positions (`relative_attention_bias.weight`) do not.
 
-Stands taken, those of the code behind the published T5 figure (Compacter's): the norm behind the last layer of a stack
+Choices made, those of the code behind the published T5 figure (Compacter's): the norm behind the last layer of a stack
 gets none (`final_norms: true` adds them); the logits get one per token of T5's tokenizer, 32,100, since that code cuts
 the embedding to it (`head: all` takes the embedding's 32,128 rows, `none` no bias there).
 On T5 a key's bias shifts all scores of a query alike, so softmax cancels it: 27,648 of the parameters are without
@@ -32,7 +32,7 @@ class BitFit(Method):
 
     @dataclass(frozen=True, kw_only=True)
     class HP:
-        head: Literal["tokenizer", "all", "none"] = "tokenizer"
+        head: Literal["tokenizer", "all", "none"] = "tokenizer"  # which logits get a bias
         final_norms: bool = False
 
     def __init__(self, hp: HP, backbone: Backbone) -> None:
@@ -40,4 +40,5 @@ class BitFit(Method):
         self.biases = AddedBiases(backbone, hp.head, hp.final_norms)
 
     def layer_changes(self) -> Sequence[LayerChange]:
+        """Every bias b added to its module's output, [..., out] -> [..., out]."""
         return self.biases.changes()

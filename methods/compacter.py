@@ -8,7 +8,7 @@ Behind the attention and the feed-forward part of every layer; `sublayers: ffn` 
 
 Source: rabeehk/compacter, seq2seq/hypercomplex (layers.py, inits.py: the gain) and configs/compacter.json.
 
-Stands taken, those of the authors' code: one set of rules for down and up, gelu by tanh, nothing behind
+Choices made, those of the authors' code: one set of rules for down and up, gelu by tanh, nothing behind
 cross-attention. R is rounded up to a multiple of n, which changes nothing on T5-base (R = 24).
 """
 
@@ -33,6 +33,7 @@ class KroneckerLinear(nn.Module):
         self.left = nn.Parameter(torch.empty(n, inputs // n, rank, dtype=like.dtype, device=like.device))
         self.right = nn.Parameter(torch.empty(n, rank, outputs // n, dtype=like.dtype, device=like.device))
         self.bias = nn.Parameter(torch.zeros(outputs, dtype=like.dtype, device=like.device))
+        # factor by factor, since glorot's bound counts the dimensions of one matrix
         for factor in (*self.left, *self.right):
             nn.init.xavier_uniform_(factor, gain=math.sqrt(2))
 
@@ -47,7 +48,7 @@ class KroneckerLinear(nn.Module):
 
 
 class KroneckerBottleneck(nn.Module):
-    """The adapter, without the rules, which all of them share."""
+    """One adapter. The rules come with each call, since all adapters share them."""
 
     def __init__(self, width: int, n: int, rank: int, like: Tensor) -> None:
         super().__init__()
@@ -70,9 +71,9 @@ class Compacter(InsertMethod):
     @dataclass(frozen=True, kw_only=True)
     class HP:
         n: int = 4
-        rank: int = 1
-        reduction: int = 32
-        init_std: float = 1e-4
+        rank: int = 1  # k
+        reduction: int = 32  # H / R
+        init_std: float = 1e-4  # of the rules
         sublayers: Literal["both", "ffn"] = "both"
 
         def __post_init__(self) -> None:
@@ -87,7 +88,7 @@ class Compacter(InsertMethod):
         width = math.ceil(max(1, backbone.hidden // hp.reduction) / hp.n) * hp.n
         kinds: tuple[Kind, ...] = ("ffn",) if hp.sublayers == "ffn" else ("attention", "ffn")
         super().__init__(hp, backbone, partial(KroneckerBottleneck, width, hp.n, hp.rank, like), kinds)
-        self.rules = nn.Parameter(torch.empty(hp.n, hp.n, hp.n, dtype=like.dtype, device=like.device))
+        self.rules = nn.Parameter(torch.empty(hp.n, hp.n, hp.n, dtype=like.dtype, device=like.device))  # [n, n, n]
         nn.init.normal_(self.rules, std=hp.init_std)
 
     def change(self, sublayer: Sublayer, states: Tensor) -> Tensor:

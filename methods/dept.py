@@ -5,7 +5,7 @@ X = [P; E(x) + s A B] with P [P, H], A [S, R], B [R, H]; row i of A B goes to th
 Source: ZhengxiangShi/DecomposedPromptTuning, peft/tuners/prompt_tuning_lora.py, peft/peft_model.py and train.py: A
 kaiming-uniform with a = sqrt(5), B zero, P the tokens of one fixed sentence, transformers' AdamW without weight decay.
 
-Stands taken: the factor s = 8 / sqrt(R) is in the authors' code only (`scale: none` is the paper's reading);
+Choices made: the factor s = 8 / sqrt(R) is in the authors' code only (`scale: none` is the paper's reading);
 R = floor((budget - P) H / (H + S)) keeps the parameters within `budget_length` vectors when the source
 length changes (the released MultiRC run kept R = 30 instead: set `rank: 30`). `init_from` starts P, A and B from
 another run, as `--peft_model_id` does in the authors' code, or from an adapter file of theirs. Inference keeps P, A
@@ -25,7 +25,7 @@ from harness.transfer import decomposed_into
 
 
 class DePT(Method):
-    """Prompt at the recipe's lr; A and B at `added_lr`. B starts at zero, so training starts as prompt tuning."""
+    """P learns at the recipe's lr, A and B at `added_lr`. B starts at zero, so training starts as prompt tuning."""
 
     name = "dept"
     paper = Paper(
@@ -39,10 +39,10 @@ class DePT(Method):
 
     @dataclass(frozen=True, kw_only=True)
     class HP:
-        prompt_length: int = 60
-        budget_length: int = 100
-        rank: int | None = None
-        source_length: int | None = None
+        prompt_length: int = 60  # P
+        budget_length: int = 100  # vectors of width H that P, A and B may cost together
+        rank: int | None = None  # R, from the budget unless set
+        source_length: int | None = None  # S, filled in by the harness
         added_lr: float = 1e-4
         init: Literal["text_repeat", "top5000", "first_m", "sample_vocab"] = "text_repeat"
         scale: Literal["code", "none"] = "code"
@@ -71,9 +71,11 @@ class DePT(Method):
         decomposed_into(sources[0], self.vectors, (self.a, self.b), self.scale)
 
     def prompt(self) -> Tensor:
+        """P, [P, H]."""
         return self.vectors
 
     def added(self) -> Tensor:
+        """s A B, [S, H]."""
         return self.scale * self.a @ self.b
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:

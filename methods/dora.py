@@ -8,7 +8,7 @@ With dropout, PEFT lets both the update and the change of the magnitude see drop
 
 Source: huggingface/peft, tuners/lora/layer.py and dora.py.
 
-Stand taken: rank, alpha and dropout are LoRA's here, so that the two rows differ in the magnitude alone.
+Choice made: rank, alpha and dropout are LoRA's here, so that the two rows differ in the magnitude alone.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class DoRA(PeftMethod):
 
     @dataclass(frozen=True, kw_only=True)
     class HP:
-        rank: int = 32
+        rank: int = 32  # R
         alpha: float = 32
         dropout: float = 0.1
 
@@ -39,6 +39,7 @@ class DoRA(PeftMethod):
                 raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
 
     def peft_config(self, hp: Any, backbone: Backbone) -> PeftConfig:
+        """LoRA's configuration with the magnitude switched on; names of projections in T5, then in Llama."""
         targets = ["q", "v"] if backbone.is_encoder_decoder else ["q_proj", "v_proj"]
         return LoraConfig(
             r=hp.rank, lora_alpha=hp.alpha, lora_dropout=hp.dropout, target_modules=targets, use_dora=True

@@ -3,7 +3,7 @@
 X = [A B; E(x)] with A [P, R], B [R, H], no nonlinearity; in front of the encoder's input only. Source: the
 authors' code (XYaoooo/DPT: modeling_t5.py, main_ddp.py, options.py), whose README trains R = 10.
 
-Stands taken: A and B start U(-0.5, 0.5) as in the code, so prompt entries have standard deviation sqrt(R) / 12,
+Choices made: A and B start U(-0.5, 0.5) as in the code, so prompt entries have standard deviation sqrt(R) / 12,
 about 0.26; `init: kaiming` starts both as a codebook table with one subspace does. The product is not stored:
 inference keeps A and B, 8,680 numbers on T5-base. The code's weight decay of 1e-5 is the protocol's
 `weight_decay.reparametrized`.
@@ -20,7 +20,7 @@ from harness.method import Backbone, Defaults, Method, Paper, require_positive, 
 
 
 class DPT(Method):
-    """Both factors at the recipe's lr; the authors' run uses 0.3."""
+    """Both factors learn at the recipe's lr; the authors' run uses 0.3."""
 
     name = "dpt"
     paper = Paper("xiao-etal-2023-decomposed", "https://aclanthology.org/2023.findings-emnlp.890")
@@ -28,8 +28,8 @@ class DPT(Method):
 
     @dataclass(frozen=True, kw_only=True)
     class HP:
-        prompt_length: int = 100
-        rank: int = 10
+        prompt_length: int = 100  # P
+        rank: int = 10  # R
         init: Literal["uniform", "kaiming"] = "uniform"
 
         def __post_init__(self) -> None:
@@ -47,4 +47,5 @@ class DPT(Method):
                 nn.init.kaiming_uniform_(factor, a=math.sqrt(5))
 
     def prompt(self) -> Tensor:
+        """A B, [P, H]."""
         return self.a @ self.b

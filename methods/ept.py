@@ -6,7 +6,7 @@ E_i: H -> S -> H with ReLU and per-token gates G = softmax_i(f_i(P_s)). X = [P_a
 
 Source: the paper, sections 3.2 and 3.3, alone.
 
-Stands taken, since no code is public: as printed, fused = einsum(W, P_s) over "p l, p d -> p d" sums softmax rows
+Choices made, since no code is public: as printed, fused = einsum(W, P_s) over "p l, p d -> p d" sums softmax rows
 and returns P_s itself (`fusion: literal`); the default reads the values as A B (`fusion: lowrank_values`).
 P is tiled to S rows (`align: zero` pads instead, `align: linear` resamples); singular values go to both factors by
 their square roots. Networks learn at P_s's lr unless `network_lr` says otherwise. P_new = P_amend + P_f does not
@@ -33,7 +33,7 @@ from harness.transfer import copy_into, decomposed_into, prompt_of
 
 
 class EPT(Method):
-    """Short prompt and networks at the recipe's lr, the low-rank pair at `added_lr`."""
+    """The short prompt learns at the recipe's lr, networks too or at `network_lr`, the low-rank pair at `added_lr`."""
 
     name = "ept"
     paper = Paper(
@@ -47,15 +47,15 @@ class EPT(Method):
 
     @dataclass(frozen=True, kw_only=True)
     class HP:
-        prompt_length: int = 60
-        budget_length: int = 100
-        rank: int | None = None
-        source_length: int | None = None
+        prompt_length: int = 60  # P
+        budget_length: int = 100  # L
+        rank: int | None = None  # R, from the budget unless set
+        source_length: int | None = None  # S, filled in by the harness
         spaces: int = 4
-        bottleneck: int | None = None
+        bottleneck: int | None = None  # units inside each E_i, S unless set
         added_lr: float = 1e-4
-        network_lr: float | None = None
-        discard_at: float | None = None
+        network_lr: float | None = None  # the recipe's lr unless set
+        discard_at: float | None = None  # share of the steps after which the networks go; never unless set
         fusion: Literal["lowrank_values", "literal", "none"] = "lowrank_values"
         align: Literal["tile", "zero", "linear"] = "tile"
         init: Literal["top5000", "text_repeat", "first_m", "sample_vocab"] = "top5000"
@@ -94,6 +94,7 @@ class EPT(Method):
         self.discard_at = hp.discard_at if hp.prompt_length else None
         if self.discard_at is not None:
             self.collapsed = nn.Parameter(torch.zeros_like(original[: hp.prompt_length]))  # P_new once it trains
+            # a buffer, so that a checkpoint knows on which side of the switch it was taken
             self.register_buffer("is_discarded", torch.zeros((), dtype=torch.bool))
 
     is_discarded: Tensor
@@ -149,15 +150,18 @@ class EPT(Method):
         return (self.gate_weights() * projected).sum(0) + self.fused()
 
     def prompt(self) -> Tensor | None:
+        """P_new, [P, H]; once the networks are discarded, the vectors that train in its place."""
         if self.short is None:
             return None
         return self.collapsed if self.discard_at is not None and self.is_discarded else self.constructed()
 
     def added(self) -> Tensor | None:
+        """A B, [S, H]."""
         return None if self.a is None or self.b is None else self.a @ self.b
 
     @torch.no_grad()
     def on_step(self, step: int, num_steps: int) -> None:
+        """Discard the networks when their share of the steps is over: P_new as it is then trains on."""
         if self.discard_at is not None and not self.is_discarded and step >= self.discard_at * num_steps:
             self.collapsed.copy_(self.constructed())
             self.is_discarded.fill_(True)
@@ -170,15 +174,20 @@ class EPT(Method):
         return [{"params": params, "lr": rate} for params, rate in groups if params]
 
     def kept(self) -> dict[str, Tensor]:
+        """P_new [P, H], A [S, R] and B [R, H]; the networks are not needed any more."""
         tensors = {"prompt": self.prompt(), "a": self.a, "b": self.b}
         return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 
 def chosen_rank(hp: EPT.HP, length: int, width: int) -> int:
-    """R as set, or as many as the budget that P_s leaves pays for; a matrix of S rows has no more than S to keep."""
+    """Return R as set, or the largest that the budget left by P_s pays for. A matrix of S rows has rank S at most.
+
+    Raises ValueError where the budget pays for no rank, or nothing would train.
+    """
     if hp.rank is not None:
         rank = hp.rank
     else:
+        # A and B together have R (S + H) numbers
         rank = min(length, (hp.budget_length - hp.prompt_length) * width // (width + length))
         if rank < 1 and hp.prompt_length < hp.budget_length:
             raise ValueError("budget_length leaves no rank for the added table; raise it or lower prompt_length")
@@ -188,7 +197,7 @@ def chosen_rank(hp: EPT.HP, length: int, width: int) -> int:
 
 
 def align_rows(prompt: Tensor, length: int, rule: str) -> Tensor:
-    """Bring [L, H] to [length, H]: repeat the rows, put zeros behind them, or resample them linearly end to end."""
+    """Bring a prompt [L, H] to S = `length` rows, [S, H]: repeat rows, add rows of zeros, or resample linearly."""
     if rule == "tile":
         return prompt.repeat(-(-length // len(prompt)), 1)[:length]
     if rule == "linear":
@@ -199,7 +208,10 @@ def align_rows(prompt: Tensor, length: int, rule: str) -> Tensor:
 
 
 def factorize(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Best rank-`rank` factors A [n, R], B [R, H], singular values split evenly."""
+    """Return the factors A [S, R], B [R, H] closest to a matrix [S, H]; each gets the roots of the singular values.
+
+    Raises ValueError where the matrix has fewer than R singular values.
+    """
     u, s, v = torch.linalg.svd(matrix, full_matrices=False)
     if rank > len(s):
         raise ValueError(f"rank {rank} exceeds the {len(s)} singular values of a {tuple(matrix.shape)} prompt")

@@ -11,7 +11,10 @@ from harness.method import Backbone, Defaults, Method, Paper, sweep
 
 
 class Finetune(Method):
-    """Trains copies of all weights; attaching puts them in the backbone's place, tied weights staying tied."""
+    """Trains copies of all weights. Attaching puts them in the places of the originals; tied weights stay tied.
+
+    The backbone's own weights stay as they are, since other cells need them.
+    """
 
     name = "finetune"
     paper = Paper("raffel-etal-2020-t5", "https://jmlr.org/papers/v21/20-074.html", params={"t5-base": 220_000_000})
@@ -33,8 +36,8 @@ class Finetune(Method):
         self.weights = nn.ParameterDict(
             {names[id(p)]: nn.Parameter(p.detach().to(dtype, copy=True)) for p in backbone.model.parameters()}
         )
-        # every place that holds a weight, tied ones included, with the original to restore
-        self._places = [
+        # (module, attribute, original, copy) for every attribute that holds a weight; a tied weight has several
+        self._slots = [
             (module, key, weight, self.weights[names[id(weight)]])
             for module in backbone.model.modules()
             for key, weight in module._parameters.items()
@@ -42,9 +45,11 @@ class Finetune(Method):
         ]
 
     def attach(self, backbone: Backbone) -> None:
-        for module, key, _, own in self._places:
+        """Put the copies in."""
+        for module, key, _, own in self._slots:
             module._parameters[key] = own
 
     def detach(self, backbone: Backbone) -> None:
-        for module, key, original, _ in self._places:
+        """Put the originals back."""
+        for module, key, original, _ in self._slots:
             module._parameters[key] = original

@@ -10,7 +10,7 @@ Source: allenai/hyperdecoders, hyperdecoder/modeling (adapter_layer.py, adapter_
 t5_trainer.py and configs/experiments/glue_t5_base.json. W and b of the first layer start as PyTorch's Linear, the
 layers' embeddings N(0, 1). Label smoothing is 0.1 (`label_smoothing`), the loss summed over a batch's target tokens.
 
-Stands taken: no network between e and z (`pool_network: true` is the code's default H -> H -> H, which the published
+Choices made: no network between e and z (`pool_network: true` is the code's default H -> H -> H, which the published
 count leaves out); adapters read LN h; the decoder's unused plain adapters, which the code leaves trainable, are
 not made. The published count is for 8 tasks: `num_tasks` follows the mixture and is 8 where none is named.
 """
@@ -27,8 +27,8 @@ from harness.layer_parts import layers
 from harness.method import Backbone, Defaults, Method, Paper, require_positive, sweep
 
 
-class Parallel(nn.Module):
-    """W_u relu(W_d x + b_d) + b_u."""
+class ParallelAdapter(nn.Module):
+    """W_u relu(W_d x + b_d) + b_u with weights of its own: W_d [R, H], W_u [H, R]. `make`: dtype and device."""
 
     def __init__(self, width: int, hidden: int, make: dict[str, Any]) -> None:
         super().__init__()
@@ -43,8 +43,11 @@ class Parallel(nn.Module):
         return changed
 
 
-class Writer(nn.Module):
-    """Makes an adapter for each text and decoder layer from the mean encoder output."""
+class AdapterWriter(nn.Module):
+    """Writes an adapter for each text and decoder layer from e, the mean of the encoder's output.
+
+    `size` is the width of a layer's embedding, `middle` that of z.
+    """
 
     def __init__(self, width: int, hidden: int, num_layers: int, size: int, middle: int, make: dict[str, Any]) -> None:
         super().__init__()
@@ -59,6 +62,7 @@ class Writer(nn.Module):
                 "up_bias": nn.Linear(middle, hidden, **make),
             }
         )
+        # hyper fan-in: a head's weights have variance 1 / (middle * fan-in of what it writes), 1 for biases
         fan_in = {"down": hidden, "up": width}
         for name, head in self.heads.items():
             bound = 1e-3 * math.sqrt(3 / (fan_in.get(name, 1) * middle))
@@ -67,13 +71,13 @@ class Writer(nn.Module):
 
     def forward(self, states: Tensor, pooled: Tensor, layer: int) -> Tensor:
         """[B, L, H], [B, H] -> what the adapter of each text adds, [B, L, H]."""
-        place = self.layer.weight[layer].expand(len(pooled), -1)
-        z = torch.relu(self.first(torch.cat([pooled, place], 1)))
-        made = {name: head(z) for name, head in self.heads.items()}
-        down = made["down"].view(-1, self.width, self.hidden)
-        up = made["up"].view(-1, self.hidden, self.width)
-        inner = torch.relu(torch.einsum("blh,brh->blr", states, down) + made["down_bias"][:, None])
-        added: Tensor = torch.einsum("blr,bhr->blh", inner, up) + made["up_bias"][:, None]
+        layer_embedding = self.layer.weight[layer].expand(len(pooled), -1)
+        z = torch.relu(self.first(torch.cat([pooled, layer_embedding], 1)))  # [B, middle]
+        written = {name: head(z) for name, head in self.heads.items()}
+        down = written["down"].view(-1, self.width, self.hidden)  # [B, R, H]
+        up = written["up"].view(-1, self.hidden, self.width)  # [B, H, R]
+        inner = torch.relu(torch.einsum("blh,brh->blr", states, down) + written["down_bias"][:, None])
+        added: Tensor = torch.einsum("blr,bhr->blh", inner, up) + written["up_bias"][:, None]
         return added
 
 
@@ -92,12 +96,12 @@ class HyperDecoder(Method):
 
     @dataclass(frozen=True, kw_only=True)
     class HP:
-        width: int = 64
+        width: int = 64  # R
         layer_embedding: int = 10
-        middle: int = 128
+        middle: int = 128  # width of z
         pool_network: bool = False
         label_smoothing: float = 0.1
-        num_tasks: int | None = None
+        num_tasks: int | None = None  # filled in by the harness on a mixture
 
         def __post_init__(self) -> None:
             require_positive(self, "width", "layer_embedding", "middle", "num_tasks")
@@ -113,18 +117,19 @@ class HyperDecoder(Method):
         self.num_tasks = hp.num_tasks or 8
         self.smoothing = hp.label_smoothing
         encoder, decoder = (layers(stack) for stack in (backbone.model.encoder, backbone.model.decoder))
-        self.plain = nn.ModuleList(Parallel(hp.width, hidden, make) for _ in encoder)
+        self.plain = nn.ModuleList(ParallelAdapter(hp.width, hidden, make) for _ in encoder)
         self.pool = (
             nn.Sequential(nn.Linear(hidden, hidden, **make), nn.ReLU(), nn.Linear(hidden, hidden, **make))
             if hp.pool_network
             else nn.Identity()
         )
-        self.writer = Writer(hp.width, hidden, len(decoder), hp.layer_embedding, hp.middle, make)
+        self.writer = AdapterWriter(hp.width, hidden, len(decoder), hp.layer_embedding, hp.middle, make)
         self.pooled = torch.empty(0)
-        """[B, H], of the texts that the encoder read last."""
+        """e, [B, H], of the texts that the encoder read last."""
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def attach(self, backbone: Backbone) -> None:
+        """Hook adapters to all feed-forward parts, and the reading of e to the encoder."""
         model = backbone.model
         encoder: list[Any] = list(layers(model.encoder))
         decoder: list[Any] = list(layers(model.decoder))
@@ -136,24 +141,28 @@ class HyperDecoder(Method):
             self._handles.append(layer.layer[-1].register_forward_hook(partial(self._beside, write)))
 
     def detach(self, backbone: Backbone) -> None:
+        """Take all hooks out."""
         while self._handles:
             self._handles.pop().remove()
         self.pooled = torch.empty(0)
 
     def token_losses(self, backbone: Backbone, embeds: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy with smoothed labels, -> [N, T]."""
         return backbone.cross_entropy(backbone.target_logits(embeds, mask, labels), labels, self.smoothing)
 
     @staticmethod
     def _beside(adapter: Any, part: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        """Add an adapter to a feed-forward part, norm and residual connection included."""
+        """Hook: add what an adapter gives for LN h to a feed-forward part, whose output [B, L, H] has its residual."""
         normed = part.layer_norm(args[0])  # type: ignore[operator]
         added: Tensor = adapter(normed)
         return output + added.to(output.dtype)
 
     def _written(self, layer: int, states: Tensor) -> Tensor:
+        """[B, L, H] -> what the adapters written for this decoder layer add, [B, L, H]."""
         added: Tensor = self.writer(states, self.pooled.to(states.dtype), layer)
         return added
 
     def _read(self, encoder: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        """Hook: keep the mean of the encoder's output over each text, padding left out."""
         states, mask = output.last_hidden_state, kwargs["attention_mask"][..., None].to(output.last_hidden_state.dtype)
         self.pooled = self.pool((states * mask).sum(1) / mask.sum(1))

@@ -12,7 +12,7 @@ t5_trainer.py, third_party/utils/utils.py, configs/hyperformer++.json. The norm 
 adapter 1e-5. Smoothing 0.1 gives 0.9 of a target's weight to it and spreads 0.1 over all V tokens. The loss is summed
 over a batch's target tokens, not averaged, so clipping at norm 1 acts in nearly every step.
 
-Stands taken, those of the authors' code: gelu by tanh, label smoothing 0.1, R = H / 32, one rate for all. The paper's
+Choices made, those of the authors' code: gelu by tanh, label smoothing 0.1, R = H / 32, one rate for all. The paper's
 run (2^16 steps, a mixture sampled with temperature 10, batches of 32, texts of 128 tokens) is a matter of the suite.
 """
 
@@ -28,15 +28,18 @@ from harness.layer_parts import Sublayer, TrainedNorms, stacks, sublayers
 from harness.method import Backbone, Defaults, LayerChange, Method, Paper, require_positive, sweep
 
 
-class Generator(nn.Module):
-    """Writes the adapters of one stack from embeddings of task, layer and block."""
+class AdapterGenerator(nn.Module):
+    """Writes the adapters of one stack from embeddings of task, layer and block.
+
+    `width` is R, `size` the width E of embeddings and of z, `middle` that of W_1's output.
+    """
 
     def __init__(self, num_layers: int, width: int, size: int, middle: int, like: Tensor) -> None:
         super().__init__()
         hidden = like.shape[1]
         self.shape = (width, hidden)
         self.layer = nn.Embedding(num_layers, size)
-        self.block = nn.Embedding(2, size)
+        self.block = nn.Embedding(2, size)  # 0 attention, 1 feed-forward
         self.mlp = nn.Sequential(nn.Linear(3 * size, middle), nn.ReLU(), nn.Linear(middle, size))
         self.norm = nn.LayerNorm(size, eps=1e-6)
         sizes = {"down": width * hidden, "down_bias": width, "up": hidden * width, "up_bias": hidden}
@@ -50,12 +53,15 @@ class Generator(nn.Module):
         self.to(like)
 
     def forward(self, tasks: Tensor, layer: int, block: int) -> dict[str, Tensor]:
-        """Task embeddings [K, E] -> the adapter's tensors for each task, first dimension K."""
-        places = torch.cat([self.layer.weight[layer], self.block.weight[block]]).expand(len(tasks), -1)
-        z = self.norm(self.mlp(torch.cat([tasks, places], 1)))
-        made: dict[str, Tensor] = {name: head(z) for name, head in self.heads.items()}
+        """Task embeddings [K, E] -> the adapter's tensors for each of K tasks.
+
+        These are down [K, R, H], down_bias [K, R], up [K, H, R], and up_bias, scale and shift [K, H].
+        """
+        position = torch.cat([self.layer.weight[layer], self.block.weight[block]]).expand(len(tasks), -1)  # [K, 2 E]
+        z = self.norm(self.mlp(torch.cat([tasks, position], 1)))  # [K, E]
+        written: dict[str, Tensor] = {name: head(z) for name, head in self.heads.items()}
         width, hidden = self.shape
-        return {**made, "down": made["down"].view(-1, width, hidden), "up": made["up"].view(-1, hidden, width)}
+        return {**written, "down": written["down"].view(-1, width, hidden), "up": written["up"].view(-1, hidden, width)}
 
 
 class HyperFormer(Method):
@@ -73,12 +79,12 @@ class HyperFormer(Method):
 
     @dataclass(frozen=True, kw_only=True)
     class HP:
-        reduction: int = 32
-        embedding: int = 64
+        reduction: int = 32  # H / R
+        embedding: int = 64  # E
         middle: int = 128
         label_smoothing: float = 0.1
         train_norms: bool = True
-        num_tasks: int | None = None
+        num_tasks: int | None = None  # K, filled in by the harness on a mixture
 
         def __post_init__(self) -> None:
             require_positive(self, "reduction", "embedding", "middle", "num_tasks")
@@ -94,24 +100,26 @@ class HyperFormer(Method):
         counts = {name: 1 + max(s.layer for s in chosen if s.stack == name) for name in stacks(backbone)}
         self.task = nn.Embedding(self.num_tasks, hp.embedding).to(like)
         self.generators = nn.ModuleDict(
-            {name: Generator(count, width, hp.embedding, hp.middle, like) for name, count in counts.items()}
+            {name: AdapterGenerator(count, width, hp.embedding, hp.middle, like) for name, count in counts.items()}
         )
         self.norms = TrainedNorms(backbone) if hp.train_norms else None
         self._chosen = chosen
 
     def _change(self, sublayer: Sublayer, states: Tensor) -> Tensor:
         """[B, L, H] -> [B, L, H], by the adapter of each row's task."""
-        made = self.generators[sublayer.stack](self.task.weight, sublayer.layer, int(sublayer.kind == "ffn"))
-        mine = {name: tensor[self.tasks_of(states)] for name, tensor in made.items()}
-        down = torch.einsum("blh,brh->blr", states.to(mine["down"]), mine["down"]) + mine["down_bias"][:, None]
-        up = torch.einsum("blr,bhr->blh", F.gelu(down, approximate="tanh"), mine["up"]) + mine["up_bias"][:, None]
-        normed: Tensor = F.layer_norm(up, up.shape[-1:])
-        changed: Tensor = states + normed * mine["scale"][:, None] + mine["shift"][:, None]
+        written = self.generators[sublayer.stack](self.task.weight, sublayer.layer, int(sublayer.kind == "ffn"))
+        own = {name: tensor[self.tasks_of(states)] for name, tensor in written.items()}  # first dimension B
+        down = torch.einsum("blh,brh->blr", states.to(own["down"]), own["down"]) + own["down_bias"][:, None]
+        up = torch.einsum("blr,bhr->blh", F.gelu(down, approximate="tanh"), own["up"]) + own["up_bias"][:, None]
+        normed: Tensor = F.layer_norm(up, up.shape[-1:])  # scale and shift are written, so the norm has none
+        changed: Tensor = states + normed * own["scale"][:, None] + own["shift"][:, None]
         return changed
 
     def token_losses(self, backbone: Backbone, embeds: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy with smoothed labels, -> [N, T]."""
         return backbone.cross_entropy(backbone.target_logits(embeds, mask, labels), labels, self.smoothing)
 
     def layer_changes(self) -> Sequence[LayerChange]:
+        """The adapters behind their sub-layers, and the trained norms."""
         changes = [LayerChange(sublayer.output, after=partial(self._change, sublayer)) for sublayer in self._chosen]
         return [*changes, *(self.norms.changes() if self.norms is not None else ())]

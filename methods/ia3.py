@@ -5,7 +5,7 @@ feed-forward part (l_ff [F]); all factors start at one. Through PEFT. lr 3e-3.
 
 Source: huggingface/peft, tuners/ia3/layer.py.
 
-Stands taken: the method as defined, 129,024 parameters on T5-base. The published T5-base figure (55.3K) counts l_k
+Choices made: the method as defined, 129,024 parameters on T5-base. The published T5-base figure (55.3K) counts l_k
 and l_v only, 55,296: `targets: attention`. The paper's unlikelihood and length-normalised losses belong to its T-Few
 recipe and are left out, as the harness trains every method with one loss.
 """
@@ -33,11 +33,12 @@ class IA3(PeftMethod):
 
     @dataclass(frozen=True, kw_only=True)
     class HP:
-        targets: Literal["all", "attention"] = "all"
+        targets: Literal["all", "attention"] = "all"  # `attention` leaves l_ff out
 
     def peft_config(self, hp: Any, backbone: Backbone) -> PeftConfig:
+        """PEFT's configuration; names of modules in T5, then in Llama."""
         attention = ["k", "v"] if backbone.is_encoder_decoder else ["k_proj", "v_proj"]
         inner = ["wo"] if backbone.is_encoder_decoder else ["down_proj"]
         feedforward = inner if hp.targets == "all" else []
-        # PEFT scales the input, not the output, of what it is told is a feed-forward module
+        # l_ff scales the inner activations, which are W_o's input: PEFT does so for what it is told is feed-forward
         return IA3Config(target_modules=attention + feedforward, feedforward_modules=feedforward)

@@ -7,7 +7,7 @@ Source: ylsung/Ladder-Side-Tuning, seq2seq/lora (layers.py, config.py), from whi
 comes. Its configs/lora.json trains BitFit's bias vectors too, and utils/utils.py all that has "bias" in its name, so
 the two tables of relative positions as well (`relative_attention_bias`, 768 weights): `biases: true`, 3,820,644.
 
-Stand taken: LoRA as defined, 3,538,944 parameters on T5-base.
+Choice made: LoRA as defined, 3,538,944 parameters on T5-base.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from harness.layer_parts import AddedBiases, TrainedPositions
 from harness.method import Backbone, Defaults, LayerChange, LowRank, Paper, require_positive, sweep
 from harness.peft_layers import PeftMethod
 
-NAME = "default"  # PEFT's name for the only adapter
+ADAPTER_NAME = "default"  # PEFT's own choice where there is one adapter only
 
 
 class LoRA(PeftMethod):
@@ -37,7 +37,7 @@ class LoRA(PeftMethod):
 
     @dataclass(frozen=True, kw_only=True)
     class HP:
-        rank: int = 32
+        rank: int = 32  # R
         alpha: float = 32
         dropout: float = 0.1
         biases: bool = False
@@ -53,16 +53,18 @@ class LoRA(PeftMethod):
         self.positions = TrainedPositions(backbone) if hp.biases else None
 
     def peft_config(self, hp: Any, backbone: Backbone) -> PeftConfig:
+        """PEFT's configuration; names of projections in T5, then in Llama."""
         targets = ["q", "v"] if backbone.is_encoder_decoder else ["q_proj", "v_proj"]
         return LoraConfig(r=hp.rank, lora_alpha=hp.alpha, lora_dropout=hp.dropout, target_modules=targets)
 
     def layer_changes(self) -> Sequence[LayerChange]:
-        updates = [
-            LayerChange(
-                original,
-                low_rank=LowRank(tuner.lora_A[NAME], tuner.lora_B[NAME], tuner.scaling[NAME], tuner.lora_dropout[NAME]),
-            )
-            for original, tuner in self.tuners()
-        ]
-        trained = [part for part in (self.biases, self.positions) if part is not None]
-        return [*updates, *(change for part in trained for change in part.changes())]
+        """Low-rank updates with PEFT's tensors, which the harness computes for many cells at once, and biases."""
+        updates = [LayerChange(original, low_rank=_update(tuner)) for original, tuner in self.tuners()]
+        extras = [module for module in (self.biases, self.positions) if module is not None]
+        return [*updates, *(change for module in extras for change in module.changes())]
+
+
+def _update(tuner: Any) -> LowRank:
+    """(alpha / R) B A dropout(x) with the tensors of PEFT's layer for one projection."""
+    a, b = tuner.lora_A[ADAPTER_NAME], tuner.lora_B[ADAPTER_NAME]
+    return LowRank(a, b, tuner.scaling[ADAPTER_NAME], tuner.lora_dropout[ADAPTER_NAME])

@@ -9,7 +9,7 @@ The gradient never enters the backbone. 3,878,712 parameters on T5-base; lr 3e-3
 Source: ylsung/Ladder-Side-Tuning, seq2seq/third_party/models/t5/modeling_side_t5.py and
 scripts/ladder_side_tuning_base.sh. `_init_weights` there redraws every D and Up from N(0, 0.01) with zero biases.
 
-Stands taken: as in the code, layers 0, 4, 8, ... of a stack have no side layer and a gate is allocated for every
+Choices made: as in the code, layers 0, 4, 8, ... of a stack have no side layer and a gate is allocated for every
 layer. Side layers start as the backbone's, structurally pruned. The authors rank rows by the Fisher information of
 the task's loss, which needs rows of the task; here the weights' own magnitude ranks them (L1, as their ranking does),
 with one choice of hidden dimensions for the whole network and one of head dimensions for all heads of a layer.
@@ -27,14 +27,15 @@ from torch import Tensor, nn
 from harness.layer_parts import is_norm, layers, norm_width, stacks
 from harness.method import Backbone, Defaults, Method, Paper, require_positive, sweep
 
+# attributes of T5's and Llama's configurations: widths are divided, depths set to the number of layers kept
 WIDTHS = ("d_model", "d_ff", "d_kv", "hidden_size", "intermediate_size", "head_dim")
+DEPTHS = ("num_layers", "num_hidden_layers")
 # linear modules that write the residual stream; all others in a layer read it
 OUTPUTS = ("o", "o_proj", "wo", "down_proj")
-DEPTHS = ("num_layers", "num_hidden_layers")
 
 
 def small_config(config: Any, reduction: int, kept: list[int]) -> Any:
-    """The configuration of a side stack with the `kept` layers. Raises ValueError if a width cannot be divided."""
+    """Make the configuration of a side stack with the `kept` layers. Raises ValueError for a width it cannot divide."""
     small, depth = copy.deepcopy(config), config.num_hidden_layers
     for name in WIDTHS:
         if name in vars(small):
@@ -46,13 +47,13 @@ def small_config(config: Any, reduction: int, kept: list[int]) -> Any:
     for name, value in list(vars(small).items()):
         if name in DEPTHS:
             setattr(small, name, len(kept))
-        elif isinstance(value, list) and len(value) == depth:  # one for each layer, as the kinds of attention
+        elif isinstance(value, list) and len(value) == depth:  # a value for each layer, such as its kind of attention
             setattr(small, name, [value[index] for index in kept])
     return small
 
 
 class Ladder(nn.Module):
-    """The side of one stack: E [N, T, H] and the kept layers' outputs [N, T, H] -> [N, T, H']."""
+    """The side network of one stack: embeddings E [N, T, H] and the kept layers' outputs [N, T, H] -> [N, T, H']."""
 
     def __init__(self, stack: Any, kept: list[int], hp: "LST.HP", like: Tensor) -> None:
         super().__init__()
@@ -66,20 +67,22 @@ class Ladder(nn.Module):
         self.dropout = nn.Dropout(getattr(config, "dropout_rate", 0.0))
         self.kept, self.temperature = kept, hp.temperature
         self.hidden: list[Tensor] = []
+        """h_i of the kept layers, [N, T, H] each, while a forward pass runs."""
         self._state: Tensor | None = None
+        """D_0(dropout(E)), [N, T, H'], until the first side layer has taken it."""
         for index, layer in enumerate(layers(self.side)):
             layer.register_forward_pre_hook(partial(self._mix, index))
 
     def _mix(self, index: int, layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Give a side layer the gated sum of what came from below and from the backbone."""
-        # the stack has put its own dropout on its input, which the ladder's first rung does not have
+        """Hook: give a side layer g_i s + (1 - g_i) D_i(h_i), [N, T, H'], in place of its input s."""
+        # the stack has put a dropout of its own on its input, which the definition does not have there
         state = args[0] if self._state is None else self._state
         self._state = None
         gate = torch.sigmoid(self.gates[self.kept[index]] / self.temperature)
         return (gate * state + (1 - gate) * self.down[index + 1](self.hidden[index]), *args[1:])
 
     def forward(self, embeds: Tensor, hidden: list[Tensor], **options: Any) -> Tensor:
-        """`options` are the stack's own: masks, positions, what to attend to."""
+        """[N, T, H], kept layers' outputs [N, T, H] -> [N, T, H']. `options` are the stack's: masks, positions, ..."""
         self._state, self.hidden = self.down[0](self.dropout(embeds)).to(embeds.dtype), hidden
         out: Tensor = self.side(inputs_embeds=self._state, use_cache=False, **options).last_hidden_state
         self.hidden = []
@@ -87,7 +90,7 @@ class Ladder(nn.Module):
 
 
 class LST(Method):
-    """One ladder per stack, and the way back up to the backbone's width."""
+    """One side network per stack, and the projection back up to the backbone's width."""
 
     name = "lst"
     paper = Paper(
@@ -100,8 +103,8 @@ class LST(Method):
 
     @dataclass(frozen=True, kw_only=True)
     class HP:
-        reduction: int = 8
-        skip_every: int = 4
+        reduction: int = 8  # H / H'
+        skip_every: int = 4  # layers 0, 4, 8, ... have no side layer
         temperature: float = 0.1
         init: Literal["pruned", "random"] = "pruned"
 
@@ -130,27 +133,33 @@ class LST(Method):
             prune_into(self.ladders, backbone)
         self._handles: list[Any] = []
         self._outputs: dict[str, dict[str, Tensor]] = {name: {} for name in self.ladders}
+        """By stack and layer: what the layers of the pass at hand have given, [N, T, H] each."""
         self._encoded: Tensor | None = None
+        """What the encoder's side network ended with, [N, T, H']."""
         self._prefix: dict[str, Tensor] = {}
+        """While an answer is written: the decoder's inputs and layer outputs at all positions so far."""
         self._cache_keyword = backbone.cache_keyword
 
     def attach(self, backbone: Backbone) -> None:
+        """Hook the collecting of outputs to the kept layers, and the side networks to the ends of the stacks."""
         for name, stack in stacks(backbone).items():
             for index in self.ladders[name].kept:  # type: ignore[union-attr]
                 self._handles.append(layers(stack)[index].register_forward_hook(partial(self._collect, name, index)))
             self._handles.append(stack.register_forward_hook(partial(self._climb, name), with_kwargs=True))
 
     def detach(self, backbone: Backbone) -> None:
+        """Take all hooks out, and forget the last texts."""
         while self._handles:
             self._handles.pop().remove()
         self._encoded, self._prefix = None, {}
 
     def _collect(self, name: str, index: int, layer: nn.Module, args: Any, output: Any) -> None:
+        """Hook: keep a layer's output, [N, T, H], without its gradient, which must not enter the backbone."""
         states = output[0] if isinstance(output, tuple) else output
         self._outputs[name][f"layer {index}"] = states.detach()
 
     def _climb(self, name: str, stack: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
-        """Run the ladder when its stack is done; the decoder's takes the place of the stack's output."""
+        """Hook: run the side network when its stack is done. The decoder's replaces the stack's output, [N, T, H]."""
         embeds = kwargs.get("inputs_embeds")
         inputs = {"embeds": stack.embed_tokens(kwargs["input_ids"]) if embeds is None else embeds}
         inputs |= self._outputs[name]
@@ -169,7 +178,7 @@ class LST(Method):
         return output
 
     def _state(self, name: str, inputs: dict[str, Tensor], **options: Tensor | None) -> Tensor:
-        """What a ladder ends with, [N, T, H']."""
+        """Return what a side network ends with, [N, T, H']."""
         ladder = self.ladders[name]
         assert isinstance(ladder, Ladder)
         if "positions" in inputs:
@@ -178,7 +187,10 @@ class LST(Method):
         return state
 
     def _with_prefix(self, inputs: dict[str, Tensor], kwargs: dict[str, Any]) -> dict[str, Tensor]:
-        """In step-by-step decoding, all positions so far: the side network is too small to be worth a cache."""
+        """Return inputs and layer outputs at all positions so far, [N, T, H] each, where an answer is being written.
+
+        The side network has no cache of keys and values: at an eighth of the width, computing all again is cheap.
+        """
         if kwargs.get(self._cache_keyword) is not None:
             inputs = {key: torch.cat([self._prefix[key], value], 1) for key, value in inputs.items()}
         self._prefix = inputs if kwargs.get("use_cache") else {}
@@ -186,7 +198,7 @@ class LST(Method):
 
 
 def _projection(inputs: int, outputs: int, like: Tensor) -> nn.Linear:
-    """A way down to the ladder or up from it, N(0, 0.01) with a zero bias."""
+    """Return a D_i or Up, [N, T, in] -> [N, T, out], that starts N(0, 0.01) with a zero bias."""
     linear = nn.Linear(inputs, outputs, dtype=like.dtype, device=like.device)
     nn.init.normal_(linear.weight, std=0.01)
     nn.init.zeros_(linear.bias)
@@ -195,7 +207,10 @@ def _projection(inputs: int, outputs: int, like: Tensor) -> nn.Linear:
 
 @torch.no_grad()
 def prune_into(ladders: nn.ModuleDict, backbone: Backbone) -> None:
-    """Start every side layer as its backbone layer without the rows and columns of smallest magnitude."""
+    """Start every side layer as its backbone layer without the rows and columns of smallest magnitude.
+
+    Raises ValueError for a network with parts that are not known.
+    """
     hidden = _residual_dims(backbone, next(iter(ladders.values())).down[0].out_features)  # type: ignore
     for name, stack in stacks(backbone).items():
         ladder = ladders[name]
@@ -215,7 +230,7 @@ def prune_into(ladders: nn.ModuleDict, backbone: Backbone) -> None:
 
 
 def _prune_part(small: Any, full: Any, hidden: Tensor) -> set[int]:
-    """Prune a norm, an attention or a feed-forward part; return the ids of all modules that this has settled."""
+    """Prune a norm, an attention or a feed-forward part; return the ids of all modules that are done with that."""
     if is_norm(small):
         _copy_norm(small, full, hidden)
         return {id(small)}
@@ -223,29 +238,36 @@ def _prune_part(small: Any, full: Any, hidden: Tensor) -> set[int]:
         _prune_attention(small, full, hidden)
         return {id(module) for module in small.modules()}
     if {"wo", "down_proj"} & {*small._modules}:
-        linears = _linears(full)
-        out = next(name for name in linears if name in OUTPUTS)
-        widths = {linear.in_features if name == out else linear.out_features for name, linear in linears.items()}
-        if len(widths) > 1:
-            raise ValueError(f"init pruned does not know a feed-forward part of {', '.join(linears)}")
-        scores = [linear.weight.abs().sum(0 if name == out else 1) for name, linear in linears.items()]
-        inner = _largest(torch.stack(scores).sum(0), _linears(small)[out].in_features)
-        for name, linear in linears.items():
-            rows, columns = (hidden, inner) if name == out else (inner, hidden)
-            _copy(getattr(small, name), linear, rows, columns)
+        _prune_feed_forward(small, full, hidden)
         return {id(module) for module in small.modules()}
     return set()
 
 
+def _prune_feed_forward(small: Any, full: Any, hidden: Tensor) -> None:
+    """Prune a feed-forward part: its two or three matrices share one choice of inner dimensions."""
+    linears = _linears(full)
+    out = next(name for name in linears if name in OUTPUTS)
+    widths = {linear.in_features if name == out else linear.out_features for name, linear in linears.items()}
+    if len(widths) > 1:
+        raise ValueError(f"init pruned does not know a feed-forward part of {', '.join(linears)}")
+    scores = [linear.weight.abs().sum(0 if name == out else 1) for name, linear in linears.items()]
+    inner = _largest(torch.stack(scores).sum(0), _linears(small)[out].in_features)
+    for name, linear in linears.items():
+        rows, columns = (hidden, inner) if name == out else (inner, hidden)
+        _copy(getattr(small, name), linear, rows, columns)
+
+
 def _copy_norm(small: Any, full: Any, dims: Tensor) -> None:
+    """Copy the dimensions `dims` [H'] of a norm's scale and shift."""
     for own, weight in zip(small.parameters(), full.parameters(), strict=True):
         own.copy_(weight[dims])
 
 
 def _prune_attention(small: Any, full: Any, hidden: Tensor) -> None:
-    """One choice of dimensions for all heads: queries with keys, values with the output.
+    """Prune an attention with one choice of dimensions for all heads.
 
-    Norms of queries and keys, over one head (Qwen3) or all of them (OLMo2), go with those.
+    Queries and keys share a choice, since they are multiplied with each other; so do values and the output. Norms of
+    queries and keys, over one head (Qwen3) or all of them (OLMo2), follow the choice of these.
     """
     linears = _linears(full)
     if len(linears) != 4:
@@ -268,7 +290,10 @@ def _prune_attention(small: Any, full: Any, hidden: Tensor) -> None:
 
 
 def _head_dims(weights: list[Tensor], size: int, kept: int, is_rotary: bool) -> Tensor:
-    """`kept` of the `size` dimensions of a head; a rotary embedding turns dimensions in pairs, half a head apart."""
+    """Return the `kept` largest of the `size` dimensions of a head, [kept], over weights [heads * size, H].
+
+    A rotary embedding turns dimensions in pairs that lie half a head apart, so pairs stay together.
+    """
     scores = torch.stack([weight.abs().sum(1).view(-1, size).sum(0) for weight in weights]).sum(0)
     if not is_rotary:
         return _largest(scores, kept)
@@ -277,7 +302,7 @@ def _head_dims(weights: list[Tensor], size: int, kept: int, is_rotary: bool) -> 
 
 
 def _residual_dims(backbone: Backbone, kept: int) -> Tensor:
-    """The hidden dimensions that the layers write and read most, [H']."""
+    """Return the hidden dimensions that the layers read and write with the largest weights, [H']."""
     scores = torch.zeros_like(backbone.embedding.weight[0])
     for stack in stacks(backbone).values():
         for path, module in layers(stack).named_modules():
@@ -287,14 +312,17 @@ def _residual_dims(backbone: Backbone, kept: int) -> Tensor:
 
 
 def _linears(module: nn.Module) -> dict[str, nn.Linear]:
+    """Return the linear modules right inside a module, by name."""
     return {name: child for name, child in module.named_children() if isinstance(child, nn.Linear)}
 
 
 def _largest(scores: Tensor, count: int) -> Tensor:
+    """Return the positions of the `count` largest scores in ascending order, [count]."""
     return scores.topk(count).indices.sort().values
 
 
 def _copy(small: nn.Linear, full: nn.Linear, rows: Tensor, columns: Tensor) -> None:
+    """Copy the chosen rows (outputs) and columns (inputs) of a matrix [out, in], and of its bias."""
     small.weight.copy_(full.weight[rows][:, columns])
     if full.bias is not None:
         small.bias.copy_(full.bias[rows])

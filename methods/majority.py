@@ -7,10 +7,11 @@ from harness.method import Paper, Rule
 
 
 class Majority(Rule):
-    """Ties go to the target that stands first in the training split."""
+    """Where two targets are equally frequent, the one that comes first in the training split wins."""
 
     name = "majority"
     paper = Paper("", "")
 
     def answers(self, train_targets: Sequence[str], num_rows: int, seed: int) -> list[str]:
+        """The same answer for all rows; the seed changes nothing."""
         return [Counter(train_targets).most_common(1)[0][0]] * num_rows

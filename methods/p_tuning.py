@@ -5,7 +5,7 @@ two-layer MLP over a two-layer bidirectional LSTM along the prompt (`encoder: ls
 depend on x, so inference keeps P' [P, H] alone. Source: huggingface/peft,
 tuners/p_tuning/model.py, which has the same tensors.
 
-Stands taken: the paper describes the LSTM, PEFT's default and most reported uses are the MLP (`encoder`). The paper
+Choices made: the paper describes the LSTM, PEFT's default and most reported uses are the MLP (`encoder`). The paper
 scatters its vectors over a template; here all stand in front, in front of the encoder's input only. Z starts
 N(0, 1). No source prescribes a learning rate for a frozen T5; the grid, lower than that of plain prompts because
 network weights train, is ours.
@@ -22,7 +22,7 @@ from harness.method import Backbone, Defaults, Method, Paper, require_positive, 
 
 
 class PTuning(Method):
-    """Z and the encoder train; both are gone after training."""
+    """Z and the encoder train; neither is needed after training."""
 
     name = "p_tuning"
     paper = Paper("liu-etal-2021-gpt-understands", "https://arxiv.org/abs/2103.10385")
@@ -30,9 +30,9 @@ class PTuning(Method):
 
     @dataclass(frozen=True, kw_only=True)
     class HP:
-        prompt_length: int = 100
+        prompt_length: int = 100  # P
         encoder: Literal["mlp", "lstm"] = "mlp"
-        encoder_width: int | None = None
+        encoder_width: int | None = None  # M, the backbone's H unless set
 
         def __post_init__(self) -> None:
             require_positive(self, "prompt_length", "encoder_width")
@@ -51,14 +51,16 @@ class PTuning(Method):
             self.head = _stack(width, inner, inner, width, **make)
 
     def prompt(self) -> Tensor:
+        """P', [P, H]."""
         return self.head(self.vectors if self.lstm is None else self.lstm(self.vectors)[0])  # type: ignore[no-any-return]
 
     def kept(self) -> dict[str, Tensor]:
+        """P' alone, [P, H]."""
         return {"prompt": self.prompt()}
 
 
 def _stack(*widths: int, **make: Any) -> nn.Sequential:
-    """Linear layers of these widths with ReLU between them."""
+    """Return linear layers of these widths with ReLU between them: [..., first width] -> [..., last width]."""
     layers: list[nn.Module] = []
     for inner, outer in pairwise(widths):
         layers += [nn.Linear(inner, outer, **make), nn.ReLU()]

@@ -5,7 +5,7 @@ Attention over [K_P; K(x)], [V_P; V(x)] with K_P, V_P [P, W] of their own in eac
 
 Source: huggingface/peft, tuners/prefix_tuning/model.py: an embedding, N(0, 1).
 
-Stands taken: as in PEFT, a T5 gets the prefix in the decoder's self-attentions only, 1,843,200 numbers on T5-base;
+Choices made: as in PEFT, a T5 gets the prefix in the decoder's self-attentions only, 1,843,200 numbers on T5-base;
 `places: all` adds the encoder's self-attentions (Li & Liang also have one in cross-attention). This is not PEFT's
 own layer: PEFT 0.21 doubles the tensor for cross-attention and cuts it in the wrong order, so on a T5 its layer i
 reads vectors 4i and 4i + 1 (modulo 2 L), layers i and i + L/2 share a prefix and half of the vectors never train;
@@ -28,7 +28,7 @@ from harness.prefix_layers import PrefixLayers, attention_shape, num_attentions
 
 
 class PrefixTuning(Method):
-    """Layer-side: the backbone's self-attentions see P more positions while it is attached."""
+    """While attached, the backbone's self-attentions see P more positions."""
 
     name = "prefix_tuning"
     paper = Paper("li-liang-2021-prefix", "https://aclanthology.org/2021.acl-long.353")
@@ -36,10 +36,10 @@ class PrefixTuning(Method):
 
     @dataclass(frozen=True, kw_only=True)
     class HP:
-        prefix_length: int = 100
+        prefix_length: int = 100  # P
         places: Literal["decoder", "all"] = "decoder"
         network: Literal["none", "mlp"] = "none"
-        network_width: int | None = None
+        network_width: int | None = None  # units between W1 and W2, H unless set
 
         def __post_init__(self) -> None:
             require_positive(self, "prefix_length", "network_width")
@@ -60,36 +60,44 @@ class PrefixTuning(Method):
         if hp.network == "mlp":
             self.network = nn.Sequential(nn.Linear(rows, inner, **make), nn.Tanh(), nn.Linear(inner, total, **make))
         self._served: Tensor | None = None
+        """An exported prefix, [P, 2 L W], which needs no network."""
         self._layers = PrefixLayers(backbone, self._of_decoder, self._of_encoder if num_encoder else None)
 
     def prefix(self) -> Tensor:
-        """Keys and values of every layer, the decoder's first, [P, 2 L W]."""
+        """Return keys and values of every layer, the decoder's first, [P, 2 L W]."""
         if self._served is not None:
             return self._served
         return self.vectors if self.network is None else self.network(self.vectors)
 
     def _by_layer(self) -> Tensor:
-        """[P, L, 2, W]."""
+        """Return the prefix as [P, L, 2, W]."""
         prefix = self.prefix()
         return prefix.reshape(len(prefix), -1, 2, self.width)
 
     def _of_decoder(self) -> Tensor:
+        """Return the decoder's part of the prefix, [P, its layers, 2, W]."""
         return self._by_layer()[:, : self.num_decoder]
 
     def _of_encoder(self) -> Tensor:
+        """Return the encoder's part of the prefix, [P, its layers, 2, W]."""
         return self._by_layer()[:, self.num_decoder :]
 
     def attach(self, backbone: Backbone) -> None:
+        """Start to give the prefix to the self-attentions."""
         self._layers.attach()
 
     def detach(self, backbone: Backbone) -> None:
+        """Stop it."""
         self._layers.detach()
 
     def kept(self) -> dict[str, Tensor]:
+        """The prefix, [P, 2 L W]; a network is not needed after training."""
         return {"prefix": self.prefix()}
 
     def export(self) -> dict[str, Tensor]:
+        """The prefix, [P, 2 L W]."""
         return {"prefix": self.prefix().detach().clone()}
 
     def load_export(self, tensors: Mapping[str, Tensor]) -> None:
+        """Use an exported prefix, [P, 2 L W], from now on."""
         self._served = tensors["prefix"].to(self.vectors)

@@ -5,7 +5,7 @@ X = [P; E(x)] with P [P, H]; in front of the encoder's input only, as in the cod
 Source: AkariAsai/ATTEMPT, attempt/third_party/models/t5/modeling_t5.py, `init_prefix_weights`: the first P of a
 permutation of ids 0 to 4,999.
 
-Stands taken: the prompt starts from a random choice of frequent tokens (`init`; the field's code has seven other
+Choices made: the prompt starts from a random choice of frequent tokens (`init`; the field's code has seven other
 ways). DePT's paper reprints better scores for its own rerun of the same P vectors: set `init: text_repeat` and
 train as long. Nothing is put in front of the decoder (PEFT's default allocates a second prompt there, unused).
 """
@@ -32,7 +32,7 @@ class PromptTuning(Method):
 
     @dataclass(frozen=True, kw_only=True)
     class HP:
-        prompt_length: int = 100
+        prompt_length: int = 100  # P
         init: Literal[
             "top5000",
             "first_m",
@@ -52,4 +52,5 @@ class PromptTuning(Method):
         self.vectors = nn.Parameter(vocabulary_rows(backbone, hp.prompt_length, hp.init))  # [P, H]
 
     def prompt(self) -> Tensor:
+        """P, [P, H]."""
         return self.vectors

@@ -7,11 +7,12 @@ from harness.method import Paper, Rule
 
 
 class RandomGuess(Rule):
-    """Where a task has no labels (texts, numbers), the target of a training row drawn evenly."""
+    """Where a task has no labels (texts, numbers), each answer is the target of a random training row."""
 
     name = "random_guess"
     paper = Paper("", "")
 
     def answers(self, train_targets: Sequence[str], num_rows: int, seed: int) -> list[str]:
+        """One draw for each row."""
         # Python's own generator gives the same draws in every process and on every machine
         return random.Random(seed).choices(self.labels or train_targets, k=num_rows)

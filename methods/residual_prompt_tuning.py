@@ -5,7 +5,7 @@ input only. P' does not depend on x, so inference keeps P' [P, H] alone. Source:
 (arazd/ResidualPrompts, prompt_tuner2.py: `ResMLP`, `init_new_prompt`), whose defaults are P = 10, M = 800, one network
 for all vectors, layer norm on.
 
-Stands taken: `layer_norm: false`, `network: separate` (one network per vector) and `skip: false` are the other forms
+Choices made: `layer_norm: false`, `network: separate` (one network per vector) and `skip: false` are the other forms
 of the paper; rows come from the whole vocabulary (`init`). The network learns at the prompt's lr, as in the code,
 unless `network_lr` says otherwise; weight decay is 1e-5 for all tensors (the protocol's
 `weight_decay.reparametrized`). The code cuts prompt and text together to 512 positions, so it loses the end of a long
@@ -22,7 +22,7 @@ from harness.method import Backbone, Defaults, Method, Paper, require_positive, 
 
 
 class ResidualPromptTuning(Method):
-    """Prompt and network train; the network is gone after training."""
+    """Prompt and network train; the network is not needed after training."""
 
     name = "residual_prompt_tuning"
     paper = Paper("razdaibiedina-etal-2023-residual", "https://aclanthology.org/2023.findings-acl.421")
@@ -30,12 +30,12 @@ class ResidualPromptTuning(Method):
 
     @dataclass(frozen=True, kw_only=True)
     class HP:
-        prompt_length: int = 10
-        bottleneck: int = 800
+        prompt_length: int = 10  # P
+        bottleneck: int = 800  # M
         network: Literal["shared", "separate"] = "shared"
         layer_norm: bool = True
         skip: bool = True
-        network_lr: float | None = None
+        network_lr: float | None = None  # the recipe's lr unless set
         init: Literal["sample_vocab", "top5000", "first_m", "text_repeat", "uniform", "normal"] = "sample_vocab"
 
         def __post_init__(self) -> None:
@@ -51,6 +51,7 @@ class ResidualPromptTuning(Method):
         self.networks = nn.ModuleList(_network(self.vectors, hp.bottleneck, hp.layer_norm) for _ in range(count))
 
     def prompt(self) -> Tensor:
+        """P', [P, H]: each network changes its own rows, one for all rows or one for each."""
         groups = self.vectors.chunk(len(self.networks))
         moved = torch.cat([network(rows) for network, rows in zip(self.networks, groups, strict=True)])
         return self.vectors + moved if self.skip else moved
@@ -60,11 +61,12 @@ class ResidualPromptTuning(Method):
         return [{"params": [self.vectors], "lr": lr}, network]
 
     def kept(self) -> dict[str, Tensor]:
+        """P' alone, [P, H]."""
         return {"prompt": self.prompt()}
 
 
 def _network(like: Tensor, bottleneck: int, layer_norm: bool) -> nn.Sequential:
-    """[*, H] -> [*, H] through M units, PyTorch's usual start."""
+    """Return a network [..., H] -> [..., H] through M units, which starts as PyTorch's linear layers do."""
     width = like.shape[1]
     make: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
     layers: list[nn.Module] = [nn.Linear(width, bottleneck, **make), nn.ReLU(), nn.Linear(bottleneck, width, **make)]

@@ -6,7 +6,7 @@ refused, since its prompt is half of what it learnt. All else is prompt tuning.
 
 Source: AkariAsai/ATTEMPT, attempt/third_party/models/t5/modeling_t5.py (`prompt_embedding_path`).
 
-Stands taken: the source is what the suite names in `init_from` (the code behind the published T5 figures always takes
+Choices made: the source is what the suite names in `init_from` (the code behind the published T5 figures always takes
 MNLI); with `init_from: {sweep: [...]}` dev chooses it, as the paper chooses among tasks. One rate, lr 0.3.
 """
 
@@ -30,7 +30,7 @@ class SPoT(Method):
 
     @dataclass(frozen=True, kw_only=True)
     class HP:
-        prompt_length: int = 100
+        prompt_length: int = 100  # P
 
         def __post_init__(self) -> None:
             require_positive(self, "prompt_length")
@@ -42,7 +42,9 @@ class SPoT(Method):
         self.vectors = nn.Parameter(vectors)  # [P, H], replaced by start_from
 
     def start_from(self, sources: Sequence[Mapping[str, Tensor]]) -> None:
+        """Start as the mean of the sources' prompts, [P, H]."""
         copy_into(self.vectors, prompts_of(sources, *self.vectors.shape).mean(0), "the prompt")
 
     def prompt(self) -> Tensor:
+        """P, [P, H]."""
         return self.vectors

@@ -8,7 +8,7 @@ are cells: prompts, a bank from a mixture that starts with them, then bank and p
 
 Source: mlwu22/TPT, models.py and TPT.py.
 
-Stands taken: the bank starts from embeddings of ids 100-999 and P from those of ids 100-599, as in the code; its
+Choices made: the bank starts from embeddings of ids 100-999 and P from those of ids 100-599, as in the code; its
 inputs have hand-written templates, which are not here. Padding is masked, as everywhere here. `as_released: true` is
 what the authors' code does: it passes no mask, so every text is filled up to `source_length` with padding that takes
 part in q and in attention. All train in every stage, at one rate.
@@ -39,11 +39,11 @@ class TPT(Method):
 
     @dataclass(frozen=True, kw_only=True)
     class HP:
-        bank_size: int = 600
-        prompt_length: int = 100
+        bank_size: int = 600  # M
+        prompt_length: int = 100  # P
         top_k: int = 100
-        num_tasks: int | None = None
-        source_length: int | None = None
+        num_tasks: int | None = None  # filled in by the harness on a mixture
+        source_length: int | None = None  # filled in by the harness
         as_released: bool = False
 
         def __post_init__(self) -> None:
@@ -64,6 +64,7 @@ class TPT(Method):
         self.register_buffer("pad", pad, persistent=False)
 
     def start_from(self, sources: Sequence[Mapping[str, Tensor]]) -> None:
+        """Take over a bank [M, H], prompts [P, H], or both, from the sources that have them."""
         banks = [source["bank"] for source in sources if "bank" in source]
         prompts = [source for source in sources if "prompt" in source]
         if len(banks) > 1 or len(prompts) not in (0, 1, self.num_tasks) or len(banks) + len(prompts) < len(sources):
@@ -80,6 +81,7 @@ class TPT(Method):
         return self.hp.top_k + self.hp.prompt_length
 
     def forward(self, embeds: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, T, H], [B, T] -> [B, top_k+P+T, H], [B, top_k+P+T]; as released, T is `source_length`."""
         if self.hp.as_released:
             embeds, mask = self._filled(embeds)
         chosen = self.bank[self.retrieve(embeds, mask)]  # [B, top_k, H]
@@ -87,12 +89,12 @@ class TPT(Method):
         return torch.cat([front, embeds], 1), torch.cat([mask.new_ones(front.shape[:2]), mask], 1)
 
     def retrieve(self, embeds: Tensor, mask: Tensor) -> Tensor:
-        """[B, T, H], [B, T] -> rows of the bank for each text in ascending order, [B, top_k]."""
+        """Return the rows of the bank for each text in ascending order: [B, T, H], [B, T] -> [B, top_k]."""
         scores = max_over_tokens(embeds, mask) @ self.bank.detach().to(embeds).T
         return scores.topk(self.hp.top_k).indices.sort().values
 
     def _filled(self, embeds: Tensor) -> tuple[Tensor, Tensor]:
-        """Every text at full length, its padding unmasked."""
+        """Fill every text up to S with padding that is not masked: [B, T, H] -> [B, S, H], [B, S]."""
         missing = max(0, (self.hp.source_length or 256) - embeds.shape[1])
         padding = self.pad.to(embeds).expand(len(embeds), missing, -1)
         full = torch.cat([embeds, padding], 1)

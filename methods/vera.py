@@ -6,7 +6,7 @@ and drawn from `projection_seed`, so inference keeps the vectors and that number
 
 Source: huggingface/peft, tuners/vera (layer.py, model.py, config.py): d_initial 0.1, kaiming-uniform with gain sqrt(2).
 
-Stand taken: the projections come from their own seed, the same in all runs, as in PEFT; runs therefore differ only in
+Choice made: the projections come from their own seed, the same in all runs, as in PEFT; runs therefore differ only in
 data order and dropout.
 """
 
@@ -28,7 +28,7 @@ class VeRA(PeftMethod):
 
     @dataclass(frozen=True, kw_only=True)
     class HP:
-        rank: int = 256
+        rank: int = 256  # R
         d_initial: float = 0.1
         dropout: float = 0.0
         projection_seed: int = 0
@@ -41,10 +41,14 @@ class VeRA(PeftMethod):
                 raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
 
     def inject(self, config: PeftConfig, model: Any) -> None:
-        # PEFT refuses its general function where layers share tensors that live in the tuner
+        """Let VeRA's own class replace the modules.
+
+        PEFT's general function refuses methods whose layers share tensors that the tuner itself holds.
+        """
         VeraModel(model, config, "default")
 
     def peft_config(self, hp: Any, backbone: Backbone) -> PeftConfig:
+        """PEFT's configuration; names of projections in T5, then in Llama."""
         return VeraConfig(
             r=hp.rank,
             target_modules=["q", "v"] if backbone.is_encoder_decoder else ["q_proj", "v_proj"],
