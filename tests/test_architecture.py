@@ -67,7 +67,6 @@ LAYERS = [
         "limits",
         "listings_data",
         "mixture",
-        "records",
         "tiny",
         "token_cache",
         "verify",
