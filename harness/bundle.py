@@ -127,7 +127,7 @@ def execute(bundle: Bundle, listener: Listener) -> None:
 def _divided(cells: Sequence[Cell], guilty: Cell | None, is_changed: bool) -> list[tuple[Cell, ...]]:
     """The smaller bundles in which the cells of a bundle that broke off go on; usually each cell alone.
 
-    If a method changed the backbone, the fault is in the code of one method. Is the cell known (`guilty`), then cells
+    If a method changed the backbone, the fault is in the code of one method. If the cell is known (`guilty`), cells
     of other methods stay together and those of its method go alone. If it is not, each method gets a bundle.
     """
     methods = {cell.method for cell in cells}
