@@ -77,8 +77,8 @@ class Worklist:
     def _claimed(self, bundles: Sequence[Bundle]) -> Iterator[Bundle]:
         """The bundles, each with the cells of it that could be claimed.
 
-        First those of which no other process holds a cell; then what is left of the others. So several processes share
-        out whole bundles before they divide one.
+        First those that no other process has begun to claim, then what is left of the others. So several processes
+        share out whole bundles before they divide one.
         """
         for whole in (True, False):
             for bundle in bundles:
@@ -91,8 +91,8 @@ class Worklist:
     def _claim(self, bundle: Bundle, whole: bool) -> list[Cell]:
         """Claim the cells of a bundle that are still missing, and return them.
 
-        The cells of a race are claimed all together or not at all. With `whole`, so are those of a bundle whose first
-        cell another process holds.
+        The cells of a race are claimed all together or not at all. With `whole`, a bundle is also left alone if another
+        process holds its first missing cell.
         """
         mine: list[Cell] = []
         for cell in bundle.cells:
