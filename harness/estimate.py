@@ -33,7 +33,7 @@ from harness.suite_file import Recipe
 
 SAMPLED_ROWS = 500
 """Training rows that are tokenised for the mean length. Where lengths spread as much as their mean, the mean of 500 is
-within 4.5 % (one standard error), less than a speed varies."""
+within 4.5 % (one standard error)."""
 MOST_PROBED_PARAMS = 10**9
 """Largest backbone, in weights, that a plan probes without `--probe`: 4 GB in float32, which load within seconds."""
 

@@ -20,7 +20,7 @@ from harness.loading import best_device
 from harness.quantization import Scheme
 
 LENGTH = 128
-"""Positions of a row: about a short prompt with a GLUE sentence pair."""
+"""Positions of a row. Real rows differ; an estimate scales by positions, as if speed did not depend on the length."""
 TARGETS = 3
 """Tokens of a label with its end token."""
 TOKENS = {"cpu": 2_048, "cuda": 32_768}
