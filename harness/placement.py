@@ -21,7 +21,7 @@ from harness.schema import Cell
 from harness.sharding import trains_backbone
 
 CONTEXT_BYTES = 600 * 2**20
-"""Memory that CUDA and its libraries take in every process, on the large side."""
+"""Memory that CUDA and its libraries take in every process."""
 USABLE = 0.9
 """Share of a GPU's memory that is given out; the rest is for fragmentation. The same share as in `device_plan`."""
 MOST_PER_GPU = 4
