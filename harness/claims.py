@@ -107,6 +107,7 @@ class Claims:
             self._release(_name(cell))
 
     def _take(self, name: str) -> bool:
+        """Claim a name; return False if a living process has it, or is faster."""
         if self._create(name):
             return True
         other = self._read(name)
@@ -115,6 +116,7 @@ class Claims:
         return not self._is_alive(other.owner) and self._replace(name, other)
 
     def _release(self, name: str) -> None:
+        """Remove a claim of this process, unless another has taken it over meanwhile."""
         nonce = self.held.pop(name)
         with self._right_to_end(nonce) as granted:
             found = self._read(name) if granted else None
@@ -172,6 +174,7 @@ class Claims:
         return True
 
     def _write_aside(self) -> tuple[str, Path]:
+        """Write a new claim under a name that nobody looks at; return its nonce and path."""
         nonce = secrets.token_hex(8)
         aside = self.folder / f"{self.me.token}.{nonce}.tmp"
         aside.write_text(json.dumps(asdict(Claim(self.me, nonce))))
@@ -190,6 +193,7 @@ class Claims:
             return Claim(Owner("nobody", "", "", 0, ""), hashlib.sha256(text.encode()).hexdigest()[:16])
 
     def _is_alive(self, owner: Owner) -> bool:
+        """Whether an owner still runs: on this machine by its process, elsewhere by its last sign of life."""
         if owner.place == self.me.place:
             return _started(owner.pid) == owner.started
         try:
@@ -210,6 +214,7 @@ class Claims:
         return path.stat().st_mtime
 
     def _beat(self) -> None:
+        """Show life every `renew_s` seconds until the context ends; runs in a thread, so training cannot delay it."""
         while not self._stop.wait(self.renew_s):
             with contextlib.suppress(OSError):
                 self._show_life()

@@ -240,6 +240,7 @@ def _measured_lengths(plan: Plan, cell: Cell) -> TextLengths | None:
 
 
 def _sampled_lengths(data: TaskData, tokenizer: Any, limit: int) -> TextLengths:
+    """Mean lengths of SAMPLED_ROWS training rows; texts are cut at `limit` tokens, as in training."""
     chosen = np.random.default_rng(0).permutation(len(data.train))[:SAMPLED_ROWS]
     sources = tokenizer([data.train[i].source for i in chosen], truncation=True, max_length=limit)["input_ids"]
     targets = tokenizer([data.train[i].target for i in chosen], add_special_tokens=False)["input_ids"]

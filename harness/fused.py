@@ -97,6 +97,7 @@ class FusedInput:
             return self.methods[index].num_prompt_tokens
 
     def _shared_layers(self) -> SharedLayers | None:
+        """What the cells change in layers, to be put in together; None if no cell changes any."""
         changes = []
         for index, method in enumerate(self.methods):
             with blaming(index, self.seal):
@@ -128,7 +129,7 @@ class FusedInput:
         self._is_attached = True
         if self._layers is not None:
             self._layers.attach()
-        else:
+        else:  # one cell, or only input-side cells, whose `attach` does nothing
             self.methods[0].attach(self.backbone)
 
     def _detach(self) -> None:

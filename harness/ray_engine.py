@@ -212,6 +212,7 @@ class RayEngine:
         return lost
 
     def _take_in(self, assignment: Assignment, news: News) -> list[Job]:
+        """Store results, show steps and lines, and ask for the next news; return the job if its worker crashed."""
         job, handle = assignment.job, assignment.handle
         handle.name, self._bad_starts = news.worker, 0
         if assignment.shown is None:
@@ -268,6 +269,7 @@ class RayEngine:
         return []
 
     def _leave(self, assignment: Assignment) -> None:
+        """End an assignment; its worker is idle, or gone."""
         self._assignments.remove(assignment)
         if assignment.shown is not None:
             self.progress.end_bundle(assignment.shown)

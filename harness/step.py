@@ -312,6 +312,7 @@ class BundleStep:
         return positions
 
     def _count_halvings(self, cells: Sequence[int]) -> None:
+        """Note in these cells' outcomes how often the bundle has run out of memory so far."""
         for i in cells:
             self.states[i].outcome.num_out_of_memory = self.budget.num_halvings + self.eval_budget.num_halvings
 
