@@ -118,6 +118,7 @@ def trained_product(
         started_at=common.started_at,
         finished_at=provenance.now(),
     )
+    # a cell that lost a race can never win its grid, so nothing ever reads its tensors
     content = None if outcome.raced_out_at is not None else safetensors_bytes(dict(tensors))
     return Product(result, _prediction_rows(data, outcome.answers), content)
 
