@@ -1,4 +1,8 @@
-"""One bundle as a piece of work that any process can do: load, build, train, hand over results."""
+"""Train one bundle of cells, in this process or another: load rows and weights, build methods, train, pass on results.
+
+`execute` is the whole of it. A bundle that breaks off is tried again in smaller ones, so that one bad cell does not
+take the others along.
+"""
 
 from __future__ import annotations
 
@@ -37,80 +41,94 @@ from harness.tasks.record import Task
 from harness.token_cache import cached_encode
 from harness.train import BundleTrainer, OnStep
 
-# on a processor, tensors of larger micro-batches leave its caches, and a step takes longer, not shorter
 MICRO_BATCH_TOKENS = {"cpu": 2_048}
+"""Token budget of a micro-batch by kind of device. On a CPU, the tensors of 4,096 tokens left its caches, and a step
+took longer."""
+OTHER_MICRO_BATCH_TOKENS = 32_768
+"""Token budget on other devices, until the probe of a CUDA device replaces it; running out of memory halves it."""
 MOST_DEATHS = 3
-"""Times that a bundle may lose a process, or a worker, without getting any further."""
+"""Processes or workers that a bundle may lose in a row without getting further. One may be killed for lack of memory by
+chance; the third time the bundle itself is the likely cause."""
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """Cells that share a forward pass, and what is needed to compute them; picklable."""
+    """Cells that share forward passes of one backbone, and all that a process needs to train them; picklable."""
 
     cells: tuple[Cell, ...]
     method_files: dict[str, Path]
+    """By method name."""
     backbone: str
+    """Folder or hub id of the backbone."""
     data_dir: str | None
     suite_folder: str
-    """Where the suite file lies, for paths that it declares."""
+    """Where the suite file lies; paths in it are relative to this folder."""
     micro_batch_tokens: int | None
+    """Token budget that the suite sets, if it does."""
     races: tuple[Race, ...] = ()
     checkpoint: CheckpointPlan | None = None
+    """None if checkpoints are off."""
     starts: Mapping[Key, tuple[StartFile, ...]] = field(default_factory=dict)
-    """By key, what a cell's tensors start from."""
+    """By cell key, the files that its tensors start from."""
     placement: Placement = DEFAULT_PLACEMENT
     processes: int = 1
     """Processes that train it together, each on its own device."""
     sharding: Literal["none", "fsdp"] = "none"
-    """Whether those divide the weights among them, if its method trains all of them."""
+    """Whether the processes divide the weights among them; only for a method that trains all weights."""
     compile: bool = False
+    """Whether the backbone is compiled by torch.compile."""
 
 
 @dataclass
 class Listener:
-    """Whom a bundle tells of its progress."""
+    """The functions that a bundle calls as it goes on."""
 
     on_step: OnStep
     on_product: OnProduct
+    """Called with what is stored of each cell, as soon as it ends."""
     say: Callable[[str], None] = field(default=lambda text: None)
+    """Called with a line for the user."""
 
 
 def execute(bundle: Bundle, listener: Listener) -> None:
-    """Compute a bundle; every cell ends as a product, done or failed.
+    """Train a bundle; every cell ends with something to store, done or failed.
 
-    Passes through what no other cell could survive: NotStored (a results folder that cannot be written), and a
-    request to stop.
+    An attempt that fails is followed by another: without the checkpoint, if going on from that is what failed, or else
+    in smaller bundles, down to single cells. A cell that fails alone is passed on as failed, and so are all cells
+    when rows, weights or method files cannot be loaded.
+
+    Raises NotStored (the results folder cannot be written) and Stopped, since no other cell could go on either.
     """
-    work = _Work(bundle, listener)
-    failure = work.compute()
-    if failure is not None and work.restored:
+    attempt = _Attempt(bundle, listener)
+    failure = attempt.run()
+    if failure is not None and attempt.is_restoring:
         listener.say(f"a checkpoint could not be continued from ({failure.message}); its cells start anew")
         Keeper(bundle.checkpoint).clear()
-        work = _Work(replace(bundle, cells=tuple(work.left)), listener)
-        failure = work.compute()
-    if failure is not None and (len(bundle.cells) == 1 or not work.is_ready):
-        for cell in list(work.left):  # what all cells need is not there
-            work.hand_over(cell, failure)
+        attempt = _Attempt(replace(bundle, cells=tuple(attempt.left)), listener)
+        failure = attempt.run()
+    if failure is not None and (len(bundle.cells) == 1 or not attempt.is_ready):
+        for cell in list(attempt.left):  # nothing is left to divide, or what all cells need is missing
+            attempt.give_up(cell, failure)
     elif failure is not None:
-        # one bad cell must not take the others along: they go on apart, on a device that is free again
-        if work.guilty in work.left:
-            work.hand_over(work.guilty, failure)
-        parts = _apart(work.left, work.guilty, work.is_changed)
-        how = "one by one" if len(parts) == len(work.left) else "apart"
-        what = f"{len(work.left)} cells {'are trained again' if work.is_changed else 'go on'} {how}"
+        if attempt.guilty in attempt.left:
+            attempt.give_up(attempt.guilty, failure)
+        smaller = _divided(attempt.left, attempt.guilty, attempt.is_changed)
+        how = "one by one" if len(smaller) == len(attempt.left) else "apart"
+        what = f"{len(attempt.left)} cells {'are trained again' if attempt.is_changed else 'go on'} {how}"
         listener.say(f"a bundle of {len(bundle.cells)} cells broke off ({failure.message}); {what}")
-        for cells in parts:
+        for cells in smaller:
+            # a race needs all its points in one bundle; points that are apart train to their end
             races = tuple(race for race in bundle.races if sum(map(race.holds, cells)) == race.num_points)
-            kept = None if bundle.checkpoint is None else bundle.checkpoint.of_cells(cells)
-            execute(replace(bundle, cells=cells, races=races, checkpoint=kept), listener)
+            checkpoint = None if bundle.checkpoint is None else bundle.checkpoint.of_cells(cells)
+            execute(replace(bundle, cells=cells, races=races, checkpoint=checkpoint), listener)
     Keeper(bundle.checkpoint).clear()
 
 
-def _apart(cells: Sequence[Cell], guilty: Cell | None, is_changed: bool) -> list[tuple[Cell, ...]]:
-    """How the cells of a bundle that broke off go on: each alone.
+def _divided(cells: Sequence[Cell], guilty: Cell | None, is_changed: bool) -> list[tuple[Cell, ...]]:
+    """The smaller bundles in which the cells of a bundle that broke off go on; usually each cell alone.
 
-    Where the backbone was changed, the fault is in the code of one method, so the cells of others can stay together:
-    all of them where the method is known, those of one method where it is not.
+    If a method changed the backbone, the fault is in the code of one method. If the cell is known (`guilty`), cells
+    of other methods stay together and those of its method go alone. If it is not, each method gets a bundle.
     """
     methods = {cell.method for cell in cells}
     if not is_changed or (guilty is None and len(methods) == 1):
@@ -122,8 +140,8 @@ def _apart(cells: Sequence[Cell], guilty: Cell | None, is_changed: bool) -> list
     return [others, *alone] if others else alone
 
 
-class _Work:
-    """One attempt at a bundle, and which of its cells are finished."""
+class _Attempt:
+    """One attempt to train a bundle, and which of its cells have not ended yet (`left`)."""
 
     def __init__(self, bundle: Bundle, listener: Listener, team: Team = ALONE) -> None:
         self.bundle = bundle
@@ -131,28 +149,33 @@ class _Work:
         self.team = team
         self.left = list(bundle.cells)
         self.registered = {cell.method: load_file(bundle.method_files[cell.method]) for cell in bundle.cells}
-        sources = {name: registered.spec.source_sha256 for name, registered in self.registered.items()}
+        hashes = {name: registered.spec.source_sha256 for name, registered in self.registered.items()}
         self.common = Circumstances(
-            provenance.now(), bundle.suite_folder, sources, len(bundle.cells), bundle.starts, bundle.processes
+            provenance.now(), bundle.suite_folder, hashes, len(bundle.cells), bundle.starts, bundle.processes
         )
         self.is_ready = False
-        """Whether rows, weights and methods are loaded, so that what fails now may be one cell's fault."""
-        self.restored = False
+        """Whether rows and weights are loaded; what fails from then on may be the fault of one cell."""
+        self.is_restoring = False
+        """Whether a checkpoint is being loaded; what fails now is the checkpoint's fault."""
         self.is_changed = False
-        """Whether a method has changed the backbone, so that nothing of what is not handed over counts."""
+        """Whether a method has changed the backbone; all cells that are left must be trained again then."""
         self.guilty: Cell | None = None
-        """The cell whose method did, where that is known."""
+        """The cell whose method changed it, if that is known."""
 
-    def compute(self) -> Failure | None:
-        """Compute the bundle; return why it could not be finished. The exception, and all it holds, ends here."""
+    def run(self) -> Failure | None:
+        """Train the bundle; return why it could not be finished, or None.
+
+        The exception is turned into a record here, so that it does not keep tensors on the device alive for the next
+        attempt. Raises NotStored and Stopped.
+        """
         try:
-            self._compute()
+            self._run()
         except NotStored:
             raise
         except BackboneChanged as error:
             self.is_changed = True
             return describe_failure(error)
-        except (Exception, SystemExit) as error:  # recorded as the failure of a cell, with its traceback
+        except (Exception, SystemExit) as error:  # SystemExit: a method's code may call exit()
             return describe_failure(error.__cause__ if isinstance(error, CellError) and error.__cause__ else error)
         finally:
             if self.is_changed:
@@ -161,12 +184,13 @@ class _Work:
                 torch.cuda.empty_cache()
         return None
 
-    def hand_over(self, cell: Cell, failure: Failure) -> None:
-        """Hand over a cell that failed before there was anything to train."""
+    def give_up(self, cell: Cell, failure: Failure) -> None:
+        """Pass on a cell as failed, without what its training has cost."""
         self.listener.on_product(failed_product(cell, failure, self.common))
         self.left.remove(cell)
 
-    def _compute(self) -> None:
+    def _run(self) -> None:
+        """Load the rows, then score a rule, or train here or in several processes."""
         for registered in self.registered.values():
             if registered.cls is None:
                 raise ImportError(registered.spec.error)
@@ -185,11 +209,11 @@ class _Work:
             self._train(data)
 
     def _train_in_processes(self) -> None:
-        """Let new processes train the bundle; rows and method files are read again there."""
+        """Train the bundle in new processes, and again when one was killed; each reads rows and method files itself."""
 
         def take(message: tuple[str, Any]) -> None:
             kind, value = message
-            self.restored = False
+            self.is_restoring = False  # a process that reports a step has loaded its checkpoint
             if kind == "step":
                 self.listener.on_step(*value)
             elif kind == "line":
@@ -202,7 +226,7 @@ class _Work:
         sharding: Literal["none", "fsdp"] = "fsdp" if self._is_to_shard() else "none"
         deaths = 0
         while self.left:
-            self.restored = self.bundle.checkpoint is not None and self.bundle.checkpoint.path.exists()
+            self.is_restoring = self.bundle.checkpoint is not None and self.bundle.checkpoint.path.exists()
             bundle, count = replace(self.bundle, cells=tuple(self.left), sharding=sharding), len(self.left)
             try:
                 run_team(bundle.processes, _train_as_member, (bundle, self.common), take)
@@ -213,7 +237,7 @@ class _Work:
                 self.listener.say(f"{error}; new processes go on from the last checkpoint, if there is one")
 
     def _is_to_shard(self) -> bool:
-        """Whether weights are to be divided, and there is a method that trains them."""
+        """Whether the suite asks for sharded weights, and the method trains all of them."""
         cell = self.bundle.cells[0]
         cls = self.registered[cell.method].cls
         if self.bundle.sharding == "none" or cls is None or issubclass(cls, Rule):
@@ -222,8 +246,9 @@ class _Work:
         return trains_backbone(build_method(cell, cls, backbone), backbone)
 
     def _backbone(self) -> tuple[Backbone, Seal | None]:
+        """The backbone, and the proof of what it was when it was loaded; without one if its weights will be sharded."""
         bundle, recipe = self.bundle, self.bundle.cells[0].recipe
-        if self._is_member_with_shards:  # no device need hold all of it, and it ends with this process
+        if self._is_member_with_shards:  # to the CPU: no device may be able to hold all of it
             return load_backbone(bundle.backbone, recipe.precision, "cpu", placement=bundle.placement), None
         return sealed_backbone(bundle.backbone, recipe.precision, recipe.quantization, bundle.placement)
 
@@ -232,6 +257,7 @@ class _Work:
         return self.bundle.sharding == "fsdp" and self.team.size > 1
 
     def _train(self, data: TaskData) -> None:
+        """Tokenise the rows, build the methods, and train them in this process."""
         bundle = self.bundle
         backbone, seal = self._backbone()
         data = cut_references(data, backbone.tokenizer)
@@ -245,10 +271,9 @@ class _Work:
             cells = list(self.left)
             if seal is not None:
                 try_detaching(methods[0], backbone, seal)
-            torch.manual_seed(
-                bundle.cells[0].seed + self.team.rank
-            )  # the dropout to come is of other rows in each process
-            matmul = matmul_params(backbone)  # of the network as it is before a method changes its layers
+            # each process computes other rows, so each needs dropout of its own
+            torch.manual_seed(bundle.cells[0].seed + self.team.rank)
+            matmul = matmul_params(backbone)  # before a method changes its layers
             if methods[0].linear_head is not None:
                 matmul = replace(matmul, head=methods[0].num_head)
             backbone.compile(bundle.compile and not methods[0].is_layer_side())
@@ -259,13 +284,13 @@ class _Work:
                     cells, methods, data, encoded, backbone, max_tokens, bundle.races, self.team, sharding, seal
                 )
                 with contextlib.nullcontext() if sharding.is_sharded else trainer.fused.attached():
-                    self._run(trainer, data, matmul)
+                    self._train_from_checkpoint(trainer, data, matmul)
             except BackboneChanged as error:
                 self.guilty = None if error.cell is None else cells[error.cell]
                 raise
 
     def _built(self, backbone: Backbone, task: Task, seal: Seal | None) -> list[Method]:
-        """The methods of the cells; a cell whose tensors cannot be created is handed over as failed."""
+        """The methods of the cells that are left; a cell whose method cannot be built is passed on as failed."""
         methods = []
         for cell in self.bundle.cells:
             try:
@@ -280,55 +305,61 @@ class _Work:
             except Exception as error:
                 if len(self.bundle.cells) == 1:
                     raise
-                self.hand_over(cell, describe_failure(error))
+                self.give_up(cell, describe_failure(error))
         return methods
 
-    def _run(self, trainer: BundleTrainer, data: TaskData, matmul: MatmulParams) -> None:
+    def _train_from_checkpoint(self, trainer: BundleTrainer, data: TaskData, matmul: MatmulParams) -> None:
+        """Load the checkpoint, if there is one, and train every cell to its end."""
         plan, backbone = self.bundle.checkpoint, trainer.backbone
         if self.bundle.micro_batch_tokens is None:
             trainer.probe()
-        self.restored = plan is not None and plan.path.exists()
+        self.is_restoring = plan is not None and plan.path.exists()
         if plan is not None and trainer.restore(plan):
             self.listener.say(f"continued from a checkpoint at step {trainer.step:,}")
-        self.restored = False
-        reset_peak_memory()
+        self.is_restoring = False
+        reset_peak_memory()  # so that the peak is that of training, not of the probe
 
-        def hand_over(outcome: Outcome) -> None:
+        def pass_on(outcome: Outcome) -> None:
             is_stored = outcome.failure is None and outcome.raced_out_at is None
             tensors = trainer.sharding.whole_tensors(outcome.method) if is_stored else {}
             if self.team.rank == 0:
                 self.listener.on_product(trained_product(outcome, tensors, data, backbone, matmul, self.common))
             self.left.remove(outcome.cell)
 
-        trainer.run(self.listener.on_step, hand_over, Keeper(plan, self.listener.say))
+        trainer.run(self.listener.on_step, pass_on, Keeper(plan, self.listener.say))
 
 
 def _train_as_member(team: Team, send: Send, bundle: Bundle, common: Circumstances) -> None:
-    """The work of one of several processes; the first of them tells of it."""
+    """What one of several processes does; `send` passes on steps, results and lines. Raises RuntimeError if it
+    fails."""
     listener = Listener(
         lambda *step: send(("step", step)), lambda made: send(("product", made)), lambda line: send(("line", line))
     )
-    work = _Work(bundle, listener, team)
-    work.common = common
-    failure = work.compute()
+    attempt = _Attempt(bundle, listener, team)
+    attempt.common = common
+    failure = attempt.run()
     if failure is not None:
         raise RuntimeError(f"{failure.type}: {failure.message}\n{failure.traceback}")
 
 
 def default_tokens(backbone: Backbone) -> int:
-    """Token budget of a micro-batch where neither the suite nor a probe sets one."""
-    return MICRO_BATCH_TOKENS.get(backbone.device.type, 32_768)
+    """Token budget of a micro-batch if neither the suite nor a probe sets one."""
+    return MICRO_BATCH_TOKENS.get(backbone.device.type, OTHER_MICRO_BATCH_TOKENS)
 
 
 def _encode(cell: Cell, data: TaskData, backbone: Backbone) -> tuple[dict[str, Encoded], DataRecord]:
-    """The splits as token ids, and the record of the rows with what was cut."""
+    """Token ids of each split, and the record of the rows with how many texts were cut.
+
+    A linear head has class numbers in the place of target ids. Raises UserError if the tokenizer gives an id that the
+    backbone has no embedding for.
+    """
     length = cell.recipe.max_source_length or data.task.max_source_length
     splits = {name: data.split(name) for name in ("train", "dev", "test")}
     if data.parts:
-        parts, records = zip(*(_encode(cell, part, backbone) for part in data.parts), strict=True)
-        known = {part.task.name: record for part, record in zip(data.parts, records, strict=True)}
-        joined = {name: join_encoded([part[name] for part in parts]) for name in splits}
-        return joined, data.record.model_copy(update={"parts": known})
+        encodings, records = zip(*(_encode(cell, part, backbone) for part in data.parts), strict=True)
+        by_task = {part.task.name: record for part, record in zip(data.parts, records, strict=True)}
+        joined = {name: join_encoded([encoding[name] for encoding in encodings]) for name in splits}
+        return joined, data.record.model_copy(update={"parts": by_task})
     encoded = {name: cached_encode(rows, backbone, data.task, length) for name, rows in splits.items()}
     for name, rows in encoded.items():
         check_ids(rows, backbone, f"{data.task.name} {name}")

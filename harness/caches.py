@@ -1,4 +1,8 @@
-"""What a process loads once and keeps: backbones, and the rows of tasks."""
+"""What a process loads once and keeps for its next bundles: one backbone with its seal, one tokenizer, rows of tasks.
+
+Only one backbone is kept, since two may not fit a device. Rows of the last 32 tasks and 64 few-shot draws are kept:
+they take little room beside a backbone.
+"""
 
 from __future__ import annotations
 
@@ -21,25 +25,25 @@ from harness.traces import put_back_classes
 def cached_backbone(
     source: str, precision: str, quantization: Scheme = "none", placement: Placement = DEFAULT_PLACEMENT
 ) -> Backbone:
-    """Load a backbone once per process, and again where it is not as it was loaded any more."""
+    """Load a backbone once per process, and again if something has changed it since."""
     return sealed_backbone(source, precision, quantization, placement)[0]
 
 
 def sealed_backbone(
     source: str, precision: str, quantization: Scheme = "none", placement: Placement = DEFAULT_PLACEMENT
 ) -> tuple[Backbone, Seal]:
-    """The same with the proof of what it was when it was loaded."""
+    """Do what `cached_backbone` does, and return the backbone with the proof of what it was when it was loaded."""
     loads = _load_sealed.cache_info().misses
     seal = _load_sealed(source, precision, quantization, placement)[1]
-    was_here = _load_sealed.cache_info().misses == loads
-    if was_here and seal.difference() is not None:
-        del seal  # with all that it holds, before another takes its room
+    was_kept = _load_sealed.cache_info().misses == loads
+    if was_kept and seal.difference() is not None:
+        del seal  # frees the changed backbone, so that the new one finds room on the device
         drop_backbone()
     return _load_sealed(source, precision, quantization, placement)
 
 
 def drop_backbone() -> None:
-    """Let go of the cached backbone, which somebody has changed; it is loaded again when it is asked for."""
+    """Free the kept backbone because a method has changed it; the next caller loads it anew."""
     _load_sealed.cache_clear()
     put_back_classes()
 
@@ -57,28 +61,29 @@ def cached_tokenizer(source: str) -> Any:
 
 
 def cached_task(cell: Cell, data_dir: str | None, suite_folder: str) -> TaskData:
-    """Load the rows that a cell needs, once per process."""
-    what = cell.model_dump_json(include={"task", "protocol", "definition", "mixture"})
+    """Load the rows that a cell needs, once per process: a task's or a mixture's, or a few-shot draw from them."""
+    request = cell.model_dump_json(include=set(_RowsRequest.model_fields))
     if cell.few_shot is None:
-        return _load_rows(what, data_dir, suite_folder)
-    return _draw_rows(what, cell.few_shot, data_dir, suite_folder)
+        return _load_rows(request, data_dir, suite_folder)
+    return _draw_rows(request, cell.few_shot, data_dir, suite_folder)
 
 
 @functools.lru_cache(maxsize=64)
-def _draw_rows(what: str, draw: Draw, data_dir: str | None, suite_folder: str) -> TaskData:
-    return draw_few(_load_rows(what, data_dir, suite_folder), draw)
+def _draw_rows(request: str, draw: Draw, data_dir: str | None, suite_folder: str) -> TaskData:
+    return draw_few(_load_rows(request, data_dir, suite_folder), draw)
 
 
 @functools.lru_cache(maxsize=32)
-def _load_rows(what: str, data_dir: str | None, suite_folder: str) -> TaskData:
-    asked = _Rows.model_validate_json(what)
+def _load_rows(request: str, data_dir: str | None, suite_folder: str) -> TaskData:
+    """`request` is a _RowsRequest as JSON: a string can be the key of a cache, a cell cannot."""
+    asked = _RowsRequest.model_validate_json(request)
     if asked.mixture is not None:
         return load_mixture(cell_mixture(asked.mixture, asked.task, asked.protocol, suite_folder), data_dir)
     return load_task(cell_task(asked.task, asked.protocol, asked.definition, suite_folder), data_dir)
 
 
-class _Rows(Strict):
-    """What of a cell decides its rows."""
+class _RowsRequest(Strict):
+    """The fields of a cell that decide its rows; cells that differ in others share them."""
 
     task: str
     protocol: ProtocolReference

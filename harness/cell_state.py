@@ -1,4 +1,4 @@
-"""One cell in training: its tensors, schedule, data order, and what comes of it."""
+"""One cell in training: its method's tensors, learning rate schedule, order of rows, losses, and outcome."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from harness.suite_file import Recipe
 
 
 class CellFailure(Exception):
-    """One cell cannot go on; the others of its bundle can."""
+    """One cell cannot be trained on; the others of its bundle can."""
 
 
 def checked_groups(method: Method, lr: float, head_lr: float = 1e-3) -> list[dict[str, Any]]:
-    """Return `method.param_groups(lr)` once it is sound; a linear head is a group of its own, at `head_lr`.
+    """Return `method.param_groups(lr)` after checking it; a linear head gets a group of its own, at `head_lr`.
 
-    A group may hold a `weight_decay` in place of the recipe's. Raises ValueError if a rate or a decay is out of bounds,
-    or if a trainable tensor is in no group or in two.
+    A group may hold a `weight_decay` in place of the recipe's. Raises ValueError if a learning rate or a decay is out
+    of bounds, or if a trainable tensor is in no group or in two.
     """
     head = [] if method.linear_head is None else [method.linear_head.weight]
     groups = [
@@ -48,30 +48,36 @@ def checked_groups(method: Method, lr: float, head_lr: float = 1e-3) -> list[dic
 
 
 def describe_failure(error: BaseException) -> Failure:
-    """An exception as a record, with its own traceback only."""
+    """The record of an exception.
+
+    Its traceback shows an exception that was given as the cause, but not one that was merely being handled.
+    """
     trace = "".join(traceback.format_exception(error, chain=error.__cause__ is not None))
     return Failure(type=type(error).__name__, message=str(error), traceback=trace)
 
 
 @dataclass
 class Work:
-    """What a cell has asked of the backbone in training."""
+    """Rows and positions that a cell has sent through the backbone in training, summed over its steps."""
 
     samples: int = 0
+    """Rows; one that is drawn twice counts twice."""
     tokens: int = 0
     """Tokens of the texts."""
     prompt_tokens: int = 0
     """Positions that the method puts in front of the texts."""
     target_tokens: int = 0
+    """Tokens of the targets, each with its end token."""
     padding: int = 0
-    """Positions behind the texts that only fill up a micro-batch."""
+    """Positions that only fill a row up to the longest of its micro-batch."""
 
     @property
     def source_positions(self) -> int:
-        """Prompt and text, without padding."""
+        """Positions of prompts and texts, without padding."""
         return self.tokens + self.prompt_tokens
 
     def add(self, samples: int, tokens: int, prompt_tokens: int, target_tokens: int, padding: int) -> None:
+        """Add the work of one step."""
         self.samples += samples
         self.tokens += tokens
         self.prompt_tokens += prompt_tokens
@@ -81,21 +87,31 @@ class Work:
 
 @dataclass
 class Outcome:
-    """What training one cell gave."""
+    """What training one cell has given so far; it becomes the cell's result."""
 
     cell: Cell
     method: Method
+    """At the end with the selected tensors loaded."""
     history: list[DevScore] = field(default_factory=list)
+    """Every dev score, by step."""
     selected_step: int | None = None
+    """Step of the best dev score so far."""
     answers: dict[str, list[str]] = field(default_factory=dict)
+    """Of dev (at the selected step) and test, by split."""
     scores: dict[str, SplitScore] = field(default_factory=dict)
+    """Of the same."""
     failure: Failure | None = None
     failed_at: int | None = None
+    """Step at which it failed."""
     raced_out_at: int | None = None
+    """Step at which it lost a race."""
     num_steps: int = 0
+    """Steps done."""
     work: Work = field(default_factory=Work)
     train_s: float = 0.0
+    """Its share of the bundle's seconds in training steps."""
     eval_s: float = 0.0
+    """Its share of the bundle's seconds in evaluations."""
     micro_batch_tokens: int = 0
     """Token budget of the last step."""
     num_out_of_memory: int = 0
@@ -103,7 +119,7 @@ class Outcome:
 
 
 class CellState:
-    """A cell in training: its method, parameter groups, schedule, data order and best tensors."""
+    """A cell in training: its method, parameter groups, order of rows, best tensors and losses since an evaluation."""
 
     def __init__(self, cell: Cell, method: Method, order: RowOrder | MixedOrder) -> None:
         self.recipe = cell.recipe
@@ -112,22 +128,25 @@ class CellState:
         self.groups = checked_groups(method, cell.recipe.lr, cell.recipe.head_lr)
         self.parameters: list[Tensor] = [p for group in self.groups for p in group["params"]]
         self.best: dict[str, Tensor] = {}
+        """A copy of the method's tensors at the selected step, by name."""
+        # the four below are scalars; those that are tensors stay on the device, so that no step waits for it
         self.loss_sum: Tensor | None = None
         self.num_losses = 0
         self.sound_sum: Tensor | float = 0.0
-        """Sum of the losses before the first that is not finite; kept on the device, as all that each step adds to."""
+        """Sum of the losses before the first that is not finite."""
         self.num_sound: Tensor | int = 0
+        """Number of those."""
 
     def drop_gradients(self) -> None:
-        """Forget what a step that is not finished has left behind."""
+        """Drop the gradients of a step that is not finished."""
         for parameter in self.parameters:
             parameter.grad = None
 
     def record_loss(self, loss: Tensor) -> None:
-        """Add a step's mean loss without waiting for the device."""
+        """Add a step's mean loss, a scalar on the device, without waiting for the device."""
         self.loss_sum = loss if self.loss_sum is None else self.loss_sum + loss
         self.num_losses += 1
-        is_sound = self.loss_sum.isfinite()
+        is_sound = self.loss_sum.isfinite()  # once it is not, it never is again, so the other two stop growing
         self.sound_sum = torch.where(is_sound, self.loss_sum, self.sound_sum)
         self.num_sound = is_sound + self.num_sound
 
@@ -137,11 +156,11 @@ class CellState:
             return None
         value = float(self.loss_sum) / self.num_losses
         if not np.isfinite(value):
-            raise CellFailure(self._breakdown(value))
+            raise CellFailure(self._divergence(value))
         return value
 
-    def _breakdown(self, value: float) -> str:
-        """What is known of a loss that is not finite: when it came, what stood before it, whom that rules out."""
+    def _divergence(self, value: float) -> str:
+        """Say at which step the loss was not finite any more, what it was before, and what may have caused it."""
         num_sound = int(self.num_sound)
         step = self.outcome.num_steps - self.num_losses + num_sound + 1
         if step == 1:
@@ -157,13 +176,17 @@ class CellState:
         return f"the training loss became {value} at step {step}; {before}; a lower learning rate may help"
 
     def forget_losses(self) -> None:
-        """Begin a new mean."""
+        """Begin a new mean, after an evaluation."""
         self.loss_sum, self.num_losses = None, 0
         self.sound_sum, self.num_sound = 0.0, 0
 
 
 def lr_factor(recipe: Recipe, step: int) -> float:
-    """Linear warm-up from 0, then linear decay to 0 at `steps`; the first update has factor 0 / warm-up."""
+    """Factor of the learning rate for the update of `step` (0 for the first).
+
+    Linear warm-up from 0, then constant or linear decay to 0 at `steps`, as transformers'
+    `get_linear_schedule_with_warmup` has it: with a warm-up, the first update has factor 0 and moves nothing.
+    """
     warmup = recipe.effective_warmup
     if step < warmup:
         return step / warmup

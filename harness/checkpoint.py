@@ -1,7 +1,7 @@
-"""The state of a bundle in training, kept so that a killed run goes on where it was, not from the start.
+"""Checkpoints: the state of a bundle in training, so that a killed run goes on where it was and not from the start.
 
-One safetensors file holds all of it: tensors, and JSON in the header. A state is taken between steps, so that going on
-from it repeats an uninterrupted run bit for bit on a CPU, in the same bundle and with the same versions.
+One safetensors file holds all of it: tensors, and JSON in its header. A state is written between two steps. A run that
+goes on from it repeats an uninterrupted one bit for bit, on a CPU, in the same bundle and with the same versions.
 """
 
 from __future__ import annotations
@@ -34,88 +34,98 @@ from harness.optimizer import JointAdamW, is_sharded, own_part, placed, whole
 from harness.schema import Cell, DevScore, Failure, Key, SplitScore, digest
 
 FORMAT = 3
+"""Number of the file's format; a file with another number is ignored, and its cells start anew."""
 MOST_OVERHEAD = 0.05
-"""Share of the time that writing may take; a state that takes long to write is written less often than asked."""
+"""Largest share of the time that writing may take. A state that takes 6 s to write is written every 2 minutes at most,
+even if the suite asks for more: a checkpoint saves at most what was trained since the last one."""
 
 MARKER = ".driver"
+"""Ending of the files by which processes see whether they share a folder."""
 COPIES = 4
-"""Of every weight in a state: itself, two moments, the best step's."""
+"""Tensors of a weight's size in a state: the weight, its two moments, and the copy from the best step."""
 
 PLAIN = ("selected_step", "answers", "failed_at", "raced_out_at", "num_steps", "train_s", "eval_s",
          "micro_batch_tokens", "num_out_of_memory")  # fmt: skip
+"""Fields of an outcome that JSON holds as they are."""
 _history = TypeAdapter(list[DevScore])
 _scores = TypeAdapter(dict[str, SplitScore])
 
 
 @dataclass(frozen=True)
 class CheckpointPlan:
-    """Where a bundle's state is kept, how often, and what it must have in common with a run that goes on from it."""
+    """Where a bundle's checkpoint lies, how often it is written, and which runs may go on from it."""
 
     path: Path
     key: str
-    """Digest of rows, weights, budget, versions and device."""
+    """Digest of rows, weights, budget, versions and device; it must be the same in the run that goes on."""
     every_s: float | None = None
+    """Seconds between two checkpoints."""
     every_steps: int | None = None
+    """Steps between two checkpoints, where the suite counts in steps."""
     sources: Mapping[Key, str] = field(default_factory=dict)
-    """By key, hashes of what made the cell: its method's file, the tensors that it started from. They are kept for
-    each cell, since others may have left when a run goes on."""
+    """By cell key, hashes of the method's file and of the tensors that the cell started from. They are not part of
+    `key`: when a run goes on, some cells may be finished, and a change of their methods does not matter."""
 
     def of_cells(self, cells: Sequence[Cell]) -> CheckpointPlan:
-        """The same for some of the cells, which go on apart from the others."""
+        """The plan, with a file of its own, for some of the cells that go on without the others."""
         part = digest([cell.key for cell in cells])
         return replace(self, path=self.path.with_name(f"{self.path.stem}-{part}{self.path.suffix}"))
 
 
 @dataclass
 class Training:
-    """What of a bundle changes while it is trained; `states` and `optimizer` are changed in place."""
+    """All of a bundle that changes in training; `restore` changes `states`, `optimizer` and `budgets` in place."""
 
     states: Sequence[CellState]
     optimizer: JointAdamW
     budgets: Sequence[TokenBudget]
+    """Of training and of evaluation."""
     active: Sequence[int]
     """Cells still in training."""
     open: Sequence[int]
-    """Cells whose outcome has not been handed over, those in training included."""
+    """Cells whose outcome has not been passed on, those in training included."""
     step: int
+    """Steps done."""
     team: Team = ALONE
 
 
 @dataclass
 class Header:
-    """What a checkpoint says of itself."""
+    """The JSON part of a checkpoint."""
 
     key: str
     step: int
     cells: list[dict[str, Any]]
+    """The values of each cell, in the order of the bundle."""
     budgets: list[tuple[int, int]]
+    """(tokens, number of halvings) of each token budget."""
     random: list[dict[str, Any]]
-    """Of each process."""
+    """By process, what of the random streams' states is no tensor."""
     format: int = FORMAT
 
     @property
     def keys(self) -> list[Key]:
-        """Of its cells, in the order of the bundle."""
+        """Keys of its cells, in the order of the bundle."""
         return [(cell["suite"], cell["label"], cell["cell_id"]) for cell in self.cells]
 
 
 def read_header(path: Path) -> Header | None:
-    """The header of a checkpoint; None where the file is gone or not of this format."""
+    """Read the header of a checkpoint; None if the file is gone, damaged, or of another format."""
     try:
         with safe_open(path, "numpy") as file:
             content = json.loads((file.metadata() or {})["checkpoint"])
         return Header(**content) if content.get("format") == FORMAT else None
-    except Exception:  # a checkpoint only saves time: one that cannot be read is not there
+    except Exception:  # a checkpoint only saves time, so one that cannot be read counts as missing
         return None
 
 
 def new_marker(folder: Path) -> Path:
-    """Name of a file beside checkpoints, by which other processes see whether they have the same folder."""
+    """Name for a file beside the checkpoints. A worker that sees this file has the same folder as this process."""
     return folder / f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(8)}{MARKER}"
 
 
 def drop_markers(folder: Path) -> None:
-    """Remove the markers of processes of this machine that are gone."""
+    """Remove the markers that dead processes of this machine have left."""
     here = f"{socket.gethostname()}-"
     for marker in folder.glob(f"{here}*{MARKER}"):
         pid = marker.name.removeprefix(here).split("-")[0]
@@ -126,7 +136,7 @@ def drop_markers(folder: Path) -> None:
 
 @dataclass
 class Keeper:
-    """Writes a bundle's state now and then; a state that cannot be written is a warning, not the end."""
+    """Writes a bundle's checkpoint when it is due. If it cannot be written, it warns once, and training goes on."""
 
     plan: CheckpointPlan | None
     warn: Callable[[str], None] = field(default=lambda text: None)
@@ -136,7 +146,10 @@ class Keeper:
     _warned: bool = False
 
     def is_due(self, training: Training) -> bool:
-        """Whether the steps or seconds since the last time ask for the state. All processes of a team must call it."""
+        """Whether enough steps or seconds have passed since the last checkpoint. All processes of a team must call it.
+
+        The first one decides, since their clocks differ.
+        """
         return self.plan is not None and bool(training.team.agree(self._is_due(self.plan, training.step)))
 
     def _is_due(self, plan: CheckpointPlan, step: int) -> bool:
@@ -145,7 +158,7 @@ class Keeper:
         return due or (plan.every_s is not None and waited >= max(plan.every_s, self._cost_s / MOST_OVERHEAD))
 
     def save(self, training: Training) -> bool:
-        """Write the state now; return whether that went well. All processes of a team must call it."""
+        """Write the checkpoint now; return whether that worked. All processes of a team must call it."""
         if self.plan is None or not training.open:
             return False
         started = time.monotonic()
@@ -162,7 +175,7 @@ class Keeper:
         return True
 
     def clear(self) -> None:
-        """Drop the state: every cell of the bundle is stored."""
+        """Delete the checkpoint; call it when every cell of the bundle is stored."""
         if self.plan is not None:
             with contextlib.suppress(OSError):
                 self.plan.path.unlink(missing_ok=True)
@@ -170,20 +183,21 @@ class Keeper:
 
 
 def write(plan: CheckpointPlan, training: Training) -> None:
-    """Write the state of a bundle between two steps; in a team the first process does.
+    """Write the state of a bundle between two steps. All processes of a team call it, and the first one writes.
 
-    Raises OSError and SafetensorError, and MemoryError where shards would not fit this machine's memory together.
+    Raises OSError and SafetensorError, and MemoryError if the shards of all processes would not fit into this machine's
+    memory together.
     """
     _require_memory(training)
     tensors: dict[str, Tensor] = {}
     cells = []
     for number, i in enumerate(training.open):
-        cell, found = _describe(training, i)
-        cells.append({**cell, "source": plan.sources.get(training.states[i].outcome.cell.key, "")})
-        for name, (tensor, like) in found.items():
-            made = whole(tensor, like)
+        values, own = _cell_state(training, i)
+        cells.append({**values, "source": plan.sources.get(training.states[i].outcome.cell.key, "")})
+        for name, (tensor, like) in own.items():
+            joined = whole(tensor, like)
             if training.team.rank == 0:
-                tensors[f"{number}.{name}"] = made.detach().cpu().contiguous()
+                tensors[f"{number}.{name}"] = joined.detach().cpu().contiguous()
     numbers, states = zip(*training.team.gather(_random_state(training.team)), strict=True)
     if training.team.rank > 0:
         return
@@ -197,10 +211,11 @@ def write(plan: CheckpointPlan, training: Training) -> None:
 
 
 def restore(plan: CheckpointPlan, training: Training) -> tuple[int, list[int]] | None:
-    """Put a bundle where its checkpoint says; return the step and the cells still in training.
+    """Load a bundle's checkpoint into `training`; return the step, and the cells still in training.
 
-    None, with nothing changed, where there is no checkpoint of the same key that holds all cells of the bundle.
-    Raises whatever a state that does not fit raises; the bundle is then of no use any more.
+    Returns None, with nothing changed, unless there is a checkpoint with the same key that holds all cells of the
+    bundle, made from the same method files and starting tensors. A state that does not fit raises whatever its tensors
+    raise; the bundle is half changed then, and must be built anew.
     """
     header = read_header(plan.path)
     if header is None or header.key != plan.key:
@@ -216,14 +231,14 @@ def restore(plan: CheckpointPlan, training: Training) -> tuple[int, list[int]] |
     with safe_open(plan.path, "pt") as file:
         names = list(file.keys())
         for i, number in enumerate(numbers[key] for key in wanted):
-            front = f"{number}."
-            tensors = {name.removeprefix(front): file.get_tensor(name) for name in names if name.startswith(front)}
-            _take_back(training, i, header.cells[number], tensors)
+            prefix = f"{number}."
+            tensors = {name.removeprefix(prefix): file.get_tensor(name) for name in names if name.startswith(prefix)}
+            _restore_cell(training, i, header.cells[number], tensors)
             if header.cells[number]["active"]:
                 active.append(i)
         rank = training.team.rank
-        front = f"random.{rank}."
-        own = {key.removeprefix(front): file.get_tensor(key) for key in names if key.startswith(front)}
+        prefix = f"random.{rank}."
+        own = {name.removeprefix(prefix): file.get_tensor(name) for name in names if name.startswith(prefix)}
         _restore_random(header.random[rank], own)
     for budget, (tokens, halvings) in zip(training.budgets, header.budgets, strict=True):
         budget.tokens, budget.num_halvings = tokens, halvings
@@ -231,7 +246,11 @@ def restore(plan: CheckpointPlan, training: Training) -> tuple[int, list[int]] |
 
 
 def _require_memory(training: Training) -> None:
-    """Raise MemoryError where a state that is divided among processes would fill this machine's memory."""
+    """Raise MemoryError if a state that is divided among processes would take more than half of the free memory.
+
+    The first process puts the whole state together on the CPU before it is written. Half is left to the copy that
+    safetensors makes and to everything else; running out here would kill the process, and with it the training.
+    """
     parameters = [slot.parameter for i in training.open for slot in training.optimizer.slots_of(i)]
     if not any(is_sharded(parameter) for parameter in parameters):
         return
@@ -243,8 +262,12 @@ def _require_memory(training: Training) -> None:
         )
 
 
-def _describe(training: Training, i: int) -> tuple[dict[str, Any], dict[str, tuple[Tensor, Tensor]]]:
-    """A cell's values, and its tensors, each with one that is divided among processes as it is."""
+def _cell_state(training: Training, i: int) -> tuple[dict[str, Any], dict[str, tuple[Tensor, Tensor]]]:
+    """The values of cell `i`, and its tensors by name.
+
+    With each tensor comes one that is divided among the processes in the same way: the moments of a sharded tensor are
+    plain tensors, which do not know that they are parts.
+    """
     state = training.states[i]
     outcome = state.outcome
     slots = training.optimizer.slots_of(i)
@@ -268,13 +291,14 @@ def _describe(training: Training, i: int) -> tuple[dict[str, Any], dict[str, tup
         tensors["loss.sound_sum"] = torch.as_tensor(state.sound_sum).clone()
         tensors["loss.num_sound"] = torch.as_tensor(state.num_sound).clone()
     tensors |= {f"order.{name}": tensor for name, tensor in state.order.state().items()}
-    found = {name: (tensor, tensor) for name, tensor in tensors.items()}
+    pairs = {name: (tensor, tensor) for name, tensor in tensors.items()}
     for number, slot in enumerate(slots):
-        found |= {f"first.{number}": (slot.first, slot.parameter), f"second.{number}": (slot.second, slot.parameter)}
-    return values, found
+        pairs |= {f"first.{number}": (slot.first, slot.parameter), f"second.{number}": (slot.second, slot.parameter)}
+    return values, pairs
 
 
-def _take_back(training: Training, i: int, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def _restore_cell(training: Training, i: int, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Undo `_cell_state`: give cell `i` its tensors, moments, order of rows, losses and outcome back."""
     state = training.states[i]
     outcome = state.outcome
 
@@ -307,7 +331,10 @@ def _take_back(training: Training, i: int, values: Mapping[str, Any], tensors: M
 
 
 def _random_state(team: Team) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The streams that a method may draw from: PyTorch's on each device of this process, NumPy's, Python's."""
+    """States of the random streams that a method may draw from: PyTorch's on each device, NumPy's and Python's.
+
+    The first value holds what is no tensor, the second the tensors by name.
+    """
     kind, keys, *rest = np.random.get_state(legacy=True)
     version, internal, gauss = random.getstate()
     numbers = {"numpy": [kind, *rest], "python": [version, gauss]}
@@ -323,6 +350,7 @@ def _random_state(team: Team) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _restore_random(numbers: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Put every random stream where `_random_state` found it."""
     torch.set_rng_state(tensors["torch"])
     kind, *rest = numbers["numpy"]
     np.random.set_state((kind, tensors["numpy"].numpy().astype(np.uint32), *rest))

@@ -1,7 +1,8 @@
-"""Who trains what, where several processes and machines share a results folder.
+"""Claims: which process trains which cell, when several processes and machines share a results folder.
 
-A claim is a file below `.claims/` that only one process can create. It needs no locks of the file system: creating by
-a hard link and renaming are atomic on NFS too. A claim holds while its owner shows signs of life.
+A claim is a file below `.claims/` that only one process can create. No lock of the file system is needed: making a hard
+link and renaming a file are atomic on NFS too. A claim holds as long as its owner shows signs of life: on the same
+machine its process exists, on another one it touches a file of its own every RENEW_S seconds.
 """
 
 from __future__ import annotations
@@ -22,28 +23,33 @@ from harness.errors import UserError
 from harness.schema import Cell
 
 RENEW_S = 20.0
+"""Seconds between two signs of life. They are one small request to the file server each."""
 EXPIRE_S = 600.0
-"""An owner on another machine that gave no sign for so long is dead. NFS clients may see one a minute late."""
+"""Seconds without a sign after which an owner on another machine counts as dead: 30 signs missed in a row. NFS clients
+may see a sign a minute late, and a machine may stall for minutes; too short a time would train a cell twice."""
 
 
 @dataclass(frozen=True)
 class Owner:
-    """A process, told apart from later ones of the same number."""
+    """A process, in a form that no later process with the same number can have."""
 
     token: str
+    """Random; names the file of its signs of life."""
     host: str
     place: str
-    """Host, boot and process namespace: where process numbers mean the same."""
+    """Host, boot and process namespace. Two processes with the same value see each other's process numbers."""
     pid: int
     started: str
+    """When it began; see `_started`."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What a claim file says; `nonce` is never used twice."""
+    """The content of a claim file."""
 
     owner: Owner
     nonce: str
+    """Random; never used twice, so that a claim which was replaced by another of the same owner is noticed."""
 
 
 class Claims:
@@ -53,9 +59,9 @@ class Claims:
         self.folder = root / ".claims"
         self.expire_s = expire_s
         self.renew_s = renew_s
-        self.me = Owner(secrets.token_hex(8), socket.gethostname(), _place(), os.getpid(), _started(os.getpid()))
+        self.me = Owner(secrets.token_hex(8), socket.gethostname(), _machine(), os.getpid(), _started(os.getpid()))
         self.held: dict[str, str] = {}
-        """Name -> nonce."""
+        """Claims of this process: name -> nonce."""
         self._stop = threading.Event()
         self._heart = threading.Thread(target=self._beat, daemon=True, name="claims")
 
@@ -83,11 +89,11 @@ class Claims:
             self.folder.rmdir()  # only where it is empty
 
     def take(self, cell: Cell) -> bool:
-        """Claim a cell, from a dead owner if need be; False where somebody else has it. Raises OSError."""
+        """Claim a cell, also from a dead owner; return False if a living process has it. Raises OSError."""
         return _name(cell) in self.held or self._take(_name(cell))
 
     def holds(self, cell: Cell) -> bool:
-        """Whether the claim on a cell is still this process's: it is lost if the process slept for too long."""
+        """Whether the claim on a cell is still this process's. Another takes it over when this one sleeps too long."""
         name = _name(cell)
         found = self._read(name)
         if found is None or found.nonce != self.held.get(name):
@@ -96,11 +102,12 @@ class Claims:
         return True
 
     def release(self, cell: Cell) -> None:
-        """Give a claim back. Raises OSError."""
+        """Give a claim back; does nothing without one. Raises OSError."""
         if _name(cell) in self.held:
             self._release(_name(cell))
 
     def _take(self, name: str) -> bool:
+        """Claim a name; return False if a living process has it, or is faster."""
         if self._create(name):
             return True
         other = self._read(name)
@@ -109,6 +116,7 @@ class Claims:
         return not self._is_alive(other.owner) and self._replace(name, other)
 
     def _release(self, name: str) -> None:
+        """Remove a claim of this process, unless another has taken it over meanwhile."""
         nonce = self.held.pop(name)
         with self._right_to_end(nonce) as granted:
             found = self._read(name) if granted else None
@@ -116,7 +124,7 @@ class Claims:
                 self._path(name).unlink(missing_ok=True)
 
     def _replace(self, name: str, dead: Claim) -> bool:
-        """Put an own claim in the place of a dead one; of several that try, one does."""
+        """Put a claim of this process in the place of a dead one; of several processes that try, one succeeds."""
         with self._right_to_end(dead.nonce) as granted:
             found = self._read(name) if granted else None
             if found is None or found.nonce != dead.nonce:
@@ -143,12 +151,15 @@ class Claims:
                 self._path(name).unlink(missing_ok=True)
 
     def _create(self, name: str) -> bool:
-        """Create a claim whole, if there is none."""
+        """Create a claim unless there is one; return whether it was created.
+
+        The file is written aside and then linked to its name, so nobody reads half a claim.
+        """
         nonce, aside = self._write_aside()
         try:
             os.link(aside, self._path(name))
         except FileExistsError:
-            # an NFS client may repeat a request whose answer was lost, and then meets its own link
+            # when the answer to a request is lost, an NFS client repeats it and finds the link that it made itself
             if os.stat(aside).st_nlink != 2:
                 return False
         except OSError:  # a file system without hard links
@@ -163,13 +174,14 @@ class Claims:
         return True
 
     def _write_aside(self) -> tuple[str, Path]:
+        """Write a new claim under a name that nobody looks at; return its nonce and path."""
         nonce = secrets.token_hex(8)
         aside = self.folder / f"{self.me.token}.{nonce}.tmp"
         aside.write_text(json.dumps(asdict(Claim(self.me, nonce))))
         return nonce, aside
 
     def _read(self, name: str) -> Claim | None:
-        """A claim; None where there is none. One that makes no sense belongs to nobody alive."""
+        """Read a claim; None if there is none. A damaged one belongs to nobody, so that it can be taken over."""
         try:
             text = self._path(name).read_text()
         except FileNotFoundError:
@@ -181,6 +193,7 @@ class Claims:
             return Claim(Owner("nobody", "", "", 0, ""), hashlib.sha256(text.encode()).hexdigest()[:16])
 
     def _is_alive(self, owner: Owner) -> bool:
+        """Whether an owner still runs: on this machine by its process, elsewhere by its last sign of life."""
         if owner.place == self.me.place:
             return _started(owner.pid) == owner.started
         try:
@@ -188,11 +201,11 @@ class Claims:
                 last = os.fstat(file.fileno()).st_mtime
         except OSError:
             return False
-        # both times are the file server's, so it does not matter how the machines' clocks are set
+        # both times come from the file server, so the clocks of the machines may differ
         return self._show_life() - last < self.expire_s
 
     def _show_life(self) -> float:
-        """Renew the sign of life; return the time that the file server gave it."""
+        """Touch this process's sign of life; return the time that the file server gave it."""
         path = self._sign(self.me.token)
         try:
             os.utime(path)
@@ -201,12 +214,13 @@ class Claims:
         return path.stat().st_mtime
 
     def _beat(self) -> None:
+        """Show life every `renew_s` seconds until the context ends; runs in a thread, so training cannot delay it."""
         while not self._stop.wait(self.renew_s):
             with contextlib.suppress(OSError):
                 self._show_life()
 
     def _sweep(self) -> None:
-        """Drop what dead processes left behind."""
+        """Remove the files that dead processes have left."""
         for path in self.folder.glob("*.claim"):
             found = self._read(path.stem)
             if found is not None and not self._is_alive(found.owner) and self._replace(path.stem, found):
@@ -216,7 +230,7 @@ class Claims:
                 path.unlink(missing_ok=True)
 
     def _signed(self, path: Path) -> Owner:
-        """Who wrote a sign of life or a claim aside."""
+        """The process that wrote a sign of life, or a claim that was being written."""
         content = json.loads(path.read_text())
         return Owner(**content.get("owner", content))
 
@@ -231,16 +245,21 @@ def _name(cell: Cell) -> str:
     return "--".join(cell.key)
 
 
-def _place() -> str:
-    parts = [socket.gethostname()]
+def _machine() -> str:
+    """Host, boot and process namespace; the latter two only on Linux. Containers of one host differ in the last."""
+    names = [socket.gethostname()]
     with contextlib.suppress(OSError):
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-        parts.append(os.readlink("/proc/self/ns/pid"))
-    return " ".join(parts)
+        names.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        names.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(names)
 
 
 def _started(pid: int) -> str:
-    """When a process of this machine began, in ticks since the start of the machine; empty where it is gone."""
+    """When a process of this machine began, in clock ticks since the machine started; empty if it is gone.
+
+    Process numbers are used again, and the time tells the old process from the new one. Without /proc, the answer is
+    only "running" or empty.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return "" if fields[0] in "ZX" else fields[19]

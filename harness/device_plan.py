@@ -1,4 +1,4 @@
-"""Which backbones fit a device, and how they must be stored: arithmetic over shapes, without weights or download."""
+"""Which backbones fit a device, and in how many bits: computed from shapes, without weights or downloads."""
 
 from __future__ import annotations
 
@@ -24,33 +24,38 @@ LENGTH = 356
 TARGETS = 3
 """Tokens of a label with its end."""
 TOKENS = 16 * LENGTH
-"""A batch of the papers."""
+"""A batch of the papers, 16 rows: 5,696 positions."""
 USABLE_SHARE = 0.9
-"""The rest goes to the driver, libraries' workspaces and fragments."""
+"""Share of a device's memory that is planned with. The rest goes to the driver, libraries' workspaces and fragments: on
+80 GB, 8 GB. A larger share fits more and runs out of memory more often."""
 GIB = 2**30
 SHARDS = (2, 4, 8)
-"""Numbers of devices among which full fine-tuning is shown divided."""
+"""Numbers of devices for which sharded full fine-tuning is shown: those of common machines."""
 
 
 @dataclass(frozen=True)
 class FullTuning:
-    """What training all weights takes, in float32."""
+    """Memory of full fine-tuning, in float32 (4 bytes a number)."""
 
     num_params: int
     layer_params: int
-    """Of the largest layer."""
+    """Weights of the largest layer."""
     other_params: int
-    """Of no layer: embedding, head, norms."""
+    """Weights outside the layers: embedding, head, norms."""
     activations: int
+    """Bytes of a step's activations."""
     evaluation: int
+    """Bytes of an evaluation beside the weights."""
 
     def peak(self, processes: int = 1) -> int:
-        """Bytes on each device; with several processes, the weights are divided among them (`execution.sharding`).
+        """Peak bytes on each device; several processes divide the weights among them (`execution.sharding`).
 
-        Trained weights, two moments and the copy of the best step; on top of it the larger of the backward pass with
-        its gradients, and the optimiser's gradients and scales. One process also keeps the frozen weights. Shards need
-        during a pass what stands in no layer, whole and with its gradient, and twice so the layer at work and the next;
-        in an evaluation all weights, whole.
+        Throughout there are four copies: trained weights, two moments, and the best step's weights. One process also
+        keeps the frozen weights, a fifth. On top comes the larger of two: gradients and activations in the backward
+        pass, or gradients and one scratch copy in the optimizer.
+
+        Shards need whole weights for a while. In a pass these are the weights outside the layers with their gradients,
+        and two layers (the one at work and the next) with theirs; in an evaluation, all weights.
         """
         own = 4 * self.num_params / processes
         if processes == 1:
@@ -62,24 +67,25 @@ class FullTuning:
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes that one backbone takes in one form of storage."""
+    """Memory that one backbone takes in one form of storage, in bytes."""
 
     backbone: str
     storage: Scheme
     weights: int
+    """Bytes of the stored weights."""
     per_token: float
-    """Peak of a step beside the weights for each position of a micro-batch."""
+    """Peak bytes of a step beside the weights, for each position of a micro-batch."""
     evaluation: int
-    """Peak of an evaluation of twice the tokens beside the weights."""
+    """Peak bytes of an evaluation beside the weights; its micro-batches hold twice the tokens."""
     full: FullTuning | None
-    """Full fine-tuning; None for other storage than float32."""
+    """Full fine-tuning; None unless weights are stored in float32."""
 
     def step(self, tokens: int) -> int:
-        """Peak of training a prompt or a table, weights included."""
+        """Peak bytes of training a prompt or an added table, weights included."""
         return round(self.weights + self.per_token * tokens)
 
     def most_tokens(self, capacity: float) -> int:
-        """Positions of the largest micro-batch that fits; 0 where not even a row does."""
+        """Positions of the largest micro-batch that fits into `capacity` bytes; 0 if not even one row does."""
         tokens = int((capacity - self.weights) / self.per_token)
         return tokens if tokens >= LENGTH else 0
 
@@ -94,7 +100,7 @@ def find_device(name: str) -> tuple[str, Device]:
 
 
 def need(source: str, storage: Scheme, tokens: int = TOKENS, length: int = LENGTH) -> Need:
-    """What training and evaluation through a backbone take.
+    """The memory of training and evaluation with micro-batches of `tokens` positions in rows of `length`.
 
     Raises UserError for a backbone whose configuration is not on this machine.
     """
@@ -111,14 +117,14 @@ def weights_of(source: str, storage: Scheme) -> int:
 
 @functools.cache
 def token_bytes(source: str, storage: Scheme, tokens: int, length: int) -> float:
-    """Peak of a step for each position of a micro-batch of `tokens` in rows of `length`, beside the weights."""
+    """Peak bytes of a step beside the weights, for each position of a micro-batch of `tokens` in rows of `length`."""
     rows = max(1, tokens // length)
     return _step(source, storage, rows, length, trains_weights=False) / (rows * length)
 
 
 @functools.cache
 def full_tuning(source: str, tokens: int = TOKENS, length: int = LENGTH) -> FullTuning:
-    """What training all weights of a backbone takes; float32."""
+    """The memory of full fine-tuning of a backbone in float32."""
     model = meta_backbone(source).model
     num_params = _num_weights(model)
     layers = [_num_weights(m) for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
@@ -134,7 +140,7 @@ def _num_weights(module: Any) -> int:
 
 @functools.cache
 def _step(source: str, storage: Scheme, rows: int, length: int, trains_weights: bool) -> int:
-    """Peak of a step beside the weights."""
+    """Peak bytes of a step beside the weights, from operators run on shapes."""
     with _shape(source, storage) as backbone:
         return training_bytes(backbone, rows, length, TARGETS, trains_weights)
 
@@ -147,14 +153,14 @@ def _evaluation(source: str, storage: Scheme, tokens: int, length: int) -> int:
 
 @contextmanager
 def _shape(source: str, storage: Scheme) -> Iterator[Backbone]:
-    """The network with all its layers, to be run on shapes: which operators make its peak depends on their number."""
+    """The network with all its layers, on shapes. One layer would not do: the peak depends on how many there are."""
     config, precision = source_config(source), "float32" if storage == "none" else "bfloat16"
     with weightless(lambda: Backbone("shape", model_of(config), None, None, precision), storage) as backbone:
         yield backbone
 
 
 def describe_device(device: str, sources: Sequence[str] | None, tokens: int = TOKENS) -> dict[str, Any]:
-    """What fits a device: one row per backbone and storage, as data and as text."""
+    """What fits a device, one row for each backbone and form of storage: as data, with a table under "text"."""
     name, found = find_device(device)
     capacity = found.memory_gb * 1e9 * USABLE_SHARE
     names = sources or sorted((path.stem for path in CONFIGS.glob("*.json")), key=_size)

@@ -1,8 +1,8 @@
-"""Several processes that train one bundle together, each with its own device: data parallel.
+"""Data parallel: several processes train one bundle together, each on its own device.
 
-Every process holds all tensors and draws the same batches. Each computes its share of the rows; gradients and losses
-are added up, so that all take the same step, and it is the step that one process alone would take. The process that
-started them hears signals for all, and they end with it.
+Every process holds all tensors and draws the same batches, and computes its share of the rows. Gradients and losses are
+added up over the processes, so all of them take the same step, which is the step of a single process. The process that
+started them receives signals for all of them, and they end when it ends.
 """
 
 from __future__ import annotations
@@ -31,40 +31,46 @@ from harness.fused import Index
 from harness.optimizer import is_sharded
 
 POLL_S = 0.5
+"""Seconds between two looks at whether a process has died or a stop was requested: soon enough for a user's Ctrl-C."""
 Send = Callable[[Any], None]
+"""Passes a picklable message to the process that started the team."""
 
 
 class TeamError(RuntimeError):
-    """The work failed in a process of a team; the cause holds what that process said."""
+    """The work failed in a process of a team; the cause holds that process's traceback."""
 
 
 class MemberDied(TeamError):
-    """A process of a team was killed, for which its work need not be to blame."""
+    """A signal killed a process of a team, perhaps for no fault of its work; it may be tried again."""
 
 
 @dataclass(frozen=True)
 class Team:
-    """This process among those that share a bundle."""
+    """This process, and how it works together with the others that train the same bundle."""
 
     rank: int = 0
+    """Number of this process; 0 is the one that reports and writes."""
     size: int = 1
+    """Number of processes."""
     control: Any = field(default=None, compare=False, repr=False)
-    """The group for what is not on a device, so that no process waits for its GPU to tell others something."""
+    """A process group on the CPU (gloo) for messages; through the GPU's group, a process would first wait for its GPU
+    to finish."""
     requested: Callable[[], int] = field(default=stop.requested, compare=False, repr=False)
-    """The signal by which a stop was requested, or 0; ask it where all processes can stop together."""
+    """Returns the signal by which a stop was requested, or 0. Ask it only where all processes can stop together."""
 
     def share(self, count: int) -> Index:
-        """Numbers of the rows, out of `count`, that are this process's."""
+        """Which of `count` rows this process computes."""
         return self.shares(count)[self.rank]
 
     def shares(self, count: int) -> list[Index]:
-        """Numbers of the rows, out of `count`, of every process."""
+        """Which of `count` rows each process computes: every `size`-th, so that long and short ones are spread."""
         return [np.arange(rank, count, self.size) for rank in range(self.size)]
 
     def add_up(self, losses: Tensor, parameters: Sequence[Tensor]) -> None:
-        """Replace losses and gradients by their sums over all processes.
+        """Replace losses, [C], and gradients by their sums over all processes.
 
-        A tensor that no process has a gradient for keeps none; a sharded one has its sum already.
+        A tensor without a gradient in every process keeps none, so that the optimizer skips it as it would in one
+        process. The gradient of a sharded tensor is a sum already.
         """
         if self.size == 1:
             return
@@ -79,25 +85,24 @@ class Team:
                 dist.all_reduce(parameter.grad)
 
     def merge(self, answers: dict[int, list[str]]) -> dict[int, list[str]]:
-        """Put together the answers of all processes, each of which has filled in its share of the rows."""
+        """Put together the answers by cell of all processes; each has filled in its `share` of the rows."""
         if self.size == 1:
             return answers
-        parts = self.gather(answers)
         merged = {cell: list(rows) for cell, rows in answers.items()}
-        for rank, part in enumerate(parts):
-            for cell, rows in part.items():
+        for rank, others in enumerate(self.gather(answers)):
+            for cell, rows in others.items():
                 merged[cell][rank :: self.size] = rows[rank :: self.size]
         return merged
 
     def gather(self, own: Any) -> list[Any]:
-        """What each process has, by rank; it must be picklable."""
-        parts: list[Any] = [own] * self.size
+        """The value of each process, by rank; it must be picklable."""
+        values: list[Any] = [own] * self.size
         if self.size > 1:
-            dist.all_gather_object(parts, own, group=self.control)
-        return parts
+            dist.all_gather_object(values, own, group=self.control)
+        return values
 
     def agree(self, value: int) -> int:
-        """What the first process says, for all."""
+        """The value of the first process, in all of them, so that they decide alike."""
         if self.size == 1:
             return value
         word = torch.tensor([value])
@@ -106,14 +111,15 @@ class Team:
 
 
 ALONE = Team()
+"""One process that trains by itself."""
 
 
 def run_team(size: int, work: Callable[..., None], arguments: Sequence[Any], take: Callable[[Any], None]) -> None:
-    """Call `work(team, send, *arguments)` in `size` new processes; hand what the first one sends to `take`.
+    """Call `work(team, send, *arguments)` in `size` new processes; call `take` with each message of the first one.
 
-    `work` and its arguments must be picklable. When one process fails, ends the others and raises TeamError, MemberDied
-    where a signal ended it. Raises UserError for a mistake of the user's, and Stopped after a request to stop, which
-    `work` hears of by its team.
+    `work` and its arguments must be picklable. When one process fails, the others are ended. Raises TeamError then, and
+    MemberDied if a signal killed it. Raises UserError for a user's mistake, and Stopped after a request to stop, which
+    `work` learns of from `team.requested`.
     """
     context = mp.get_context("spawn")
     messages: Any = context.Queue()
@@ -132,7 +138,10 @@ def run_team(size: int, work: Callable[..., None], arguments: Sequence[Any], tak
 
 
 def _listen(members: Sequence[Any], messages: Any, asked: Any, take: Callable[[Any], None]) -> None:
-    """Until every process has said that it is done, or that it has stopped because this one was asked to."""
+    """Take in messages until every process is done, or has stopped after a request to stop.
+
+    Processes that do not stop within the grace period of `stop` are not waited for.
+    """
     done = num_stopped = 0
     deadline = float("inf")
     while done < len(members):
@@ -159,7 +168,7 @@ def _listen(members: Sequence[Any], messages: Any, asked: Any, take: Callable[[A
 
 
 def _check_alive(members: Sequence[Any]) -> None:
-    """Raise MemberDied where a signal has ended a process, TeamError where one has ended in another way."""
+    """Raise MemberDied if a signal has killed a process, TeamError if one has ended with an error."""
     for rank, member in enumerate(members):
         if member.exitcode:
             how = f"was killed by signal {-member.exitcode}" if member.exitcode < 0 else f"ended with {member.exitcode}"
@@ -174,11 +183,11 @@ def _first_line(error: Exception) -> str:
 def _member(
     rank: int, size: int, meeting: str, messages: Any, asked: Any, work: Callable[..., None], arguments: tuple[Any, ...]
 ) -> None:
-    """One process: meet the others, work, say how it ended."""
+    """What one process does: join the others, call `work`, and tell the starting process how it ended."""
     for number in (signal.SIGINT, signal.SIGTERM):  # a terminal or a scheduler sends them to all processes alike
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(max(1, torch.get_num_threads() // size))
+    torch.set_num_threads(max(1, torch.get_num_threads() // size))  # they share this machine's processors
     on_gpus = torch.cuda.device_count() >= size
     if on_gpus:
         torch.cuda.set_device(rank)
@@ -206,7 +215,7 @@ def _member(
     finally:
         messages.close()
         messages.join_thread()
-        os._exit(0)  # without waiting for others that this process may have left hanging
+        os._exit(0)  # a usual exit would wait for operations that the other processes may never answer
 
 
 def _end_with_parent() -> None:

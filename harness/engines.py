@@ -1,4 +1,4 @@
-"""Where bundles run: one after another in this process, or on the workers of a Ray cluster."""
+"""Engines: where bundles run, either one after another in this process or on the workers of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ EngineName = Literal["local", "ray"]
 
 
 class Engine(AbstractContextManager["Engine"], Protocol):
-    """Runs bundles and hands over every product as soon as it exists; open as a context while it does.
+    """Trains bundles; enter it as a context first.
 
-    `bundles` claims each bundle as it gives it out: take one only when there is room to run it.
+    Taking a bundle from `bundles` claims its cells, so an engine takes one only when it has room to train it: a claimed
+    cell is closed to other processes.
     """
 
     in_process: ClassVar[bool]
     """Whether backbones are loaded in this process."""
 
-    def run(self, bundles: Iterable[Bundle], progress: Progress, on_product: OnProduct) -> None: ...
+    def run(self, bundles: Iterable[Bundle], progress: Progress, on_product: OnProduct) -> None:
+        """Train every bundle; call `on_product` with what is stored of each cell, as soon as the cell ends."""
 
 
 class LocalEngine(AbstractContextManager["LocalEngine"]):
-    """Bundles in order, on the best device of this machine."""
+    """Trains bundles in this process, one after another, on the best device of this machine."""
 
     in_process: ClassVar[bool] = True
 
     def __exit__(self, *raised: object) -> None:
-        """There is nothing to close."""
+        """Nothing has to be closed."""
 
     def run(self, bundles: Iterable[Bundle], progress: Progress, on_product: OnProduct) -> None:
-        """Compute every bundle."""
         for bundle in bundles:
             shown = progress.start_bundle(bundle.cells)
             execute(bundle, Listener(progress.step, on_product, progress.say))
@@ -45,9 +46,10 @@ class LocalEngine(AbstractContextManager["LocalEngine"]):
 def make_engine(
     name: EngineName = "local", address: str | None = None, cpus: int | None = None, gpus: int | None = None
 ) -> Engine:
-    """The engine of a name; `address` (HOST:PORT or auto), `cpus` and `gpus`, those of a worker, are Ray's.
+    """Return the engine of this name.
 
-    Raises UserError where Ray is asked for and missing, where nothing answers, and for Ray's options without Ray.
+    The other options are for Ray: `address` of a cluster (HOST:PORT or auto), `cpus` and `gpus` of each worker. Raises
+    UserError if Ray is not installed, if nothing answers at the address, and for an option of Ray without Ray.
     """
     if name == "ray":
         from harness.ray_engine import RayEngine  # ray is an extra

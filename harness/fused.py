@@ -1,8 +1,13 @@
-"""One forward pass for the rows of many cells: how prompts and added tables reach the rows.
+"""The input of one forward pass: token embeddings, and the prompts of many cells in front of their rows.
 
-Cells whose prompt and added table do not depend on the text share one table of vectors [N, H]; every
-position of every row gathers its vector from it (row 0 is zero, for "nothing here"). The cost of a micro-batch
-then does not grow with the number of cells, and the backward pass goes through each method only once a step.
+Most prompts do not depend on the text. `refresh` computes those once a step and lays them into one table of vectors,
+and `build` looks up a vector of that table for every position of every row. So a micro-batch costs the same for one
+cell as for thirty, and the backward pass goes through each method once a step, not once a micro-batch. A method whose
+prompt depends on the text (`forward`) is called for its own rows in each micro-batch.
+
+Shapes: N rows of a micro-batch, T tokens of the longest text, P prompt tokens, L = max(P + T) positions of the padded
+rows, H width of the backbone, S positions of an added table (`source_length`), K tasks of a mixture, V vectors in the
+shared table.
 """
 
 from __future__ import annotations
@@ -30,12 +35,15 @@ Index = np.ndarray[Any, np.dtype[np.int64]]
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows drawn for several cells: which cell (position in the bundle), which row of the split."""
+    """Rows of one split, each with the cell that it is for."""
 
     cells: Index
+    """[N] positions in the bundle."""
     rows: Index
+    """[N] row numbers in the split."""
 
     def take(self, order: Index) -> Rows:
+        """The rows at these positions, in this order."""
         return Rows(self.cells[order], self.rows[order])
 
     def __len__(self) -> int:
@@ -43,11 +51,11 @@ class Rows:
 
 
 class FusedInput:
-    """Builds the backbone's input for rows of any of the given methods.
+    """Builds the backbone's input for the rows of several cells; `methods` holds one method for each cell.
 
-    `source_length` is the padded length that position-indexed tables refer to: with a decoder-only
-    backbone texts are padded on the left, so the last token takes the table's last row. With a `seal`, a method whose
-    code writes to the backbone is named at once.
+    `source_length` is S, the longest text that an added table has rows for. In an encoder-decoder, token t takes row t
+    of the table. A decoder-only network pads on the left, so there the last token takes the last row. With a `seal`,
+    every call of a method is followed by a look whether it wrote to the backbone.
     """
 
     def __init__(
@@ -58,20 +66,28 @@ class FusedInput:
         self.backbone = backbone
         self.source_length = source_length
         self.static = [not method.depends_on_text() for method in methods]
+        """By cell, whether its prompt and added table come from the shared table."""
         self.prompt_lengths = np.array([self._prompt_length(index) for index in range(len(methods))], np.int64)
         self.heads = [method.linear_head for method in methods if method.linear_head is not None]
-        """One per cell, or none at all."""
+        """One for each cell, or none at all: `head` is the same for a whole bundle."""
         self._layers = self._shared_layers() if len(methods) > 1 else None
         self._is_attached = False
-        self._outputs: list[Tensor] = []
         self._table = torch.empty(0)
+        """[V, H]; row 0 is zero, for positions that take no vector."""
+        self._pieces: list[Tensor] = []
+        """The parts of the table as the methods made them, with their graphs; none where nothing takes a gradient."""
         self._prompt_starts = np.zeros(len(methods), np.int64)
+        """By cell, the row of the table at which its prompt begins; task k of a mixture begins k strides later."""
         self._task_strides = np.zeros(len(methods), np.int64)
         self._added_starts = np.full(len(methods), -1, np.int64)
+        """By cell, the row at which its added table begins; -1 for a cell without one."""
 
     @property
     def calls_per_module(self) -> float:
-        """Mean number of calls of a module in a forward pass: its own, and one for each cell that changes it."""
+        """How often a module of the backbone is called in one forward pass, on average.
+
+        Once for itself, and once more for each cell that changes it. Only modules without children count.
+        """
         if self._layers is None:
             return 1.0
         return 1.0 + self._layers.num_changes / sum(1 for m in self.backbone.model.modules() if not any(m.children()))
@@ -81,6 +97,7 @@ class FusedInput:
             return self.methods[index].num_prompt_tokens
 
     def _shared_layers(self) -> SharedLayers | None:
+        """What the cells change in layers, to be put in together; None if no cell changes any."""
         changes = []
         for index, method in enumerate(self.methods):
             with blaming(index, self.seal):
@@ -89,33 +106,33 @@ class FusedInput:
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Layer-side methods in the backbone; behind it the backbone is as it was."""
+        """Inside, the layer-side methods are in the backbone; afterwards it is as it was."""
         try:
-            self._put_in()
+            self._attach()
             yield
         finally:
-            self._take_out()
+            self._detach()
 
     @contextmanager
     def detached(self) -> Iterator[None]:
-        """Within `attached`, the backbone as it is without the methods; they are put in again behind it."""
+        """Take the methods out of the backbone for a while; within `attached` they are put back afterwards."""
         was_attached = self._is_attached
         if was_attached:
-            self._take_out()
+            self._detach()
         try:
             yield
         finally:
             if was_attached:
-                self._put_in()
+                self._attach()
 
-    def _put_in(self) -> None:
+    def _attach(self) -> None:
         self._is_attached = True
         if self._layers is not None:
             self._layers.attach()
-        else:
+        else:  # one cell, or only input-side cells, whose `attach` does nothing
             self.methods[0].attach(self.backbone)
 
-    def _take_out(self) -> None:
+    def _detach(self) -> None:
         self._is_attached = False
         if self._layers is not None:
             self._layers.detach()
@@ -123,10 +140,14 @@ class FusedInput:
             self.methods[0].detach(self.backbone)
 
     def refresh(self, grad: bool, cells: Sequence[int]) -> None:
-        """Compute anew the prompts and tables of the given static methods; call once per optimiser step."""
+        """Compute the prompts and added tables of these cells anew, and lay them into the shared table [V, H].
+
+        Call it once a step, after the tensors moved. The table is a leaf of the graph: every micro-batch adds to its
+        gradient, and `backward` carries the sum into the methods.
+        """
         weight = self.backbone.embedding.weight
         zero = torch.zeros(1, self.backbone.hidden, dtype=weight.dtype, device=weight.device)
-        pieces, position = [zero], 1
+        pieces, end = [zero], 1
         with torch.set_grad_enabled(grad):
             for index in cells:
                 if not self.static[index]:
@@ -135,20 +156,23 @@ class FusedInput:
                     prompt, added = self.methods[index].prompt(), self.methods[index].added()
                     self._check_shapes(index, prompt, added)
                 if prompt is not None:
-                    self._prompt_starts[index] = position
-                    self._task_strides[index] = prompt.shape[1] if prompt.dim() == 3 else 0  # one for each task
-                    pieces.append(prompt.flatten(0, -2))
-                    position += len(pieces[-1])
+                    self._prompt_starts[index] = end
+                    self._task_strides[index] = prompt.shape[1] if prompt.dim() == 3 else 0
+                    pieces.append(prompt.flatten(0, -2))  # [P, H] as it is, [K, P, H] task after task
+                    end += len(pieces[-1])
                 if added is not None:
-                    self._added_starts[index] = position
+                    self._added_starts[index] = end
                     pieces.append(added)
-                    position += len(added)
-        self._outputs = [piece for piece in pieces if piece.requires_grad]
-        self._table = torch.cat([piece.detach() for piece in pieces]).requires_grad_(grad and bool(self._outputs))
-        self._spans = _spans(pieces)
+                    end += len(added)
+        needs_grad = grad and any(piece.requires_grad for piece in pieces)
+        self._pieces = pieces if needs_grad else []
+        self._table = torch.cat([piece.detach() for piece in pieces]).requires_grad_(needs_grad)
 
     def _check_shapes(self, index: int, prompt: Tensor | None, added: Tensor | None) -> None:
-        """Refuse what would read another cell's vectors. Raises ValueError."""
+        """Raise ValueError unless `prompt` is [P, H] or [K, P, H] and `added` is [S, H] or longer.
+
+        With another shape, a row would look up vectors that belong to another cell.
+        """
         name, width = type(self.methods[index]).__name__, self.backbone.hidden
         for what, made in (("prompt", prompt), ("added", added)):
             if made is not None and not isinstance(made, Tensor):
@@ -161,55 +185,63 @@ class FusedInput:
             raise ValueError(f"{name}.added() must return {wanted}, not {list(added.shape)}")
 
     def backward(self) -> None:
-        """Carry the gradient that all micro-batches left on the table into the methods' tensors."""
-        gradient = self._table.grad
-        if not self._outputs or gradient is None:
+        """Carry the gradient of the table, the sum over all micro-batches, into the methods' tensors."""
+        if self._table.grad is None:
             return
-        parts = [gradient[start:stop] for start, stop, grad in self._spans if grad]
-        torch.autograd.backward(self._outputs, parts)
+        gradients = torch.split(self._table.grad, [len(piece) for piece in self._pieces])
+        trained = [(piece, own) for piece, own in zip(self._pieces, gradients, strict=True) if piece.requires_grad]
+        torch.autograd.backward([piece for piece, _ in trained], [own for _, own in trained])
 
     def lengths(self, encoded: Encoded, rows: Rows) -> Index:
-        """Positions that each row takes in the backbone, prompt included."""
+        """[N] positions that each row takes in the backbone: P + T of the row, without padding."""
         lengths: Index = encoded.source_lengths(rows.rows) + self.prompt_lengths[rows.cells]
         return lengths
 
     def build(self, encoded: Encoded, rows: Rows) -> tuple[Tensor, Tensor, Rows]:
-        """Return embeddings [N, L, H], mask [N, L] and the rows in the order of N."""
+        """Return embeddings [N, L, H], mask [N, L] (1 where a position counts), and the rows in the order of N.
+
+        The order may differ from that of `rows`: rows whose prompt depends on the text come first, cell by cell. Where
+        cells change layers, all rows are sorted by cell, since a changed module splits them there.
+        """
         if self._layers is not None:
             rows = rows.take(self._layers.order(rows.cells))
             for cell in np.unique(rows.cells):
-                self._tell_tasks(encoded, rows.take(np.flatnonzero(rows.cells == cell)), int(cell))
-        static = np.array([self.static[cell] for cell in rows.cells], bool)
+                self._set_row_tasks(encoded, rows.take(np.flatnonzero(rows.cells == cell)), int(cell))
         if len(self.methods) == 1:
-            self._tell_tasks(encoded, rows, 0)
+            self._set_row_tasks(encoded, rows, 0)
+        static = np.array([self.static[cell] for cell in rows.cells], bool)
         if static.all():
             return (*self._build_static(encoded, rows), rows)
-        pieces = [
-            self._build_text_dependent(encoded, rows.take(np.flatnonzero(rows.cells == cell)), int(cell))
-            for cell in np.unique(rows.cells[~static])
-        ]
-        order = [np.flatnonzero(rows.cells == cell) for cell in np.unique(rows.cells[~static])]
+        order, pieces = [], []
+        for cell in np.unique(rows.cells[~static]):
+            order.append(np.flatnonzero(rows.cells == cell))
+            pieces.append(self._build_text_dependent(encoded, rows.take(order[-1]), int(cell)))
         if static.any():
             order.append(np.flatnonzero(static))
             pieces.append(self._build_static(encoded, rows.take(order[-1])))
         longest = max(mask.shape[1] for _, mask in pieces)
         embeds = torch.cat([F.pad(e, (0, 0, 0, longest - e.shape[1])) for e, _ in pieces])
         mask = torch.cat([F.pad(m, (0, longest - m.shape[1])) for _, m in pieces])
-        placed = rows.take(np.concatenate(order))
+        rows = rows.take(np.concatenate(order))
         if self._layers is None:
-            return embeds, mask, placed
-        by_cell = np.argsort(placed.cells, kind="stable")  # as changes inside the layers expect them
+            return embeds, mask, rows
+        by_cell = np.argsort(rows.cells, kind="stable")
         index = on_device(by_cell, embeds.device)
-        return embeds[index], mask[index], placed.take(by_cell)
+        return embeds[index], mask[index], rows.take(by_cell)
 
     def _build_static(self, encoded: Encoded, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Gather token embeddings and table rows position by position."""
-        prompts = self.prompt_lengths[rows.cells][:, None]
-        lengths = encoded.source_lengths(rows.rows)[:, None]
-        sources = encoded.sources(rows.rows, self.backbone.pad_id)
-        position = np.arange(int((prompts + lengths).max()))[None]
-        token = position - prompts
+        """Embeddings [N, L, H] and mask [N, L] of rows whose vectors all lie in the shared table.
+
+        The indices are computed in NumPy on the host, so the device runs two look-ups and one addition, whatever the
+        number of cells.
+        """
+        prompts = self.prompt_lengths[rows.cells][:, None]  # [N, 1]
+        lengths = encoded.source_lengths(rows.rows)[:, None]  # [N, 1]
+        sources = encoded.sources(rows.rows, self.backbone.pad_id)  # [N, T]
+        position = np.arange(int((prompts + lengths).max()))[None]  # [1, L]
+        token = position - prompts  # [N, L]: which token of the text stands here; negative inside the prompt
         is_token = (token >= 0) & (token < lengths)
+        # row of the table that each position takes: 0 (the zero vector), or one of its added table, or of its prompt
         added = self._added_starts[rows.cells][:, None]
         shift = 0 if self.backbone.is_encoder_decoder else self.source_length - lengths
         vectors = np.where(is_token & (added >= 0), added + token + shift, 0)
@@ -225,28 +257,36 @@ class FusedInput:
         embeds = torch.where(keep, tokens, torch.zeros((), dtype=tokens.dtype, device=device)) + table
         return embeds, on_device(position < prompts + lengths, device).long()
 
-    def _tell_tasks(self, encoded: Encoded, rows: Rows, cell: int) -> None:
-        """Let a method know which task of a mixture each row belongs to."""
+    def _set_row_tasks(self, encoded: Encoded, rows: Rows, cell: int) -> None:
+        """Give a method the task number of each of its rows, [N]; without a mixture there are none."""
         if encoded.tasks is not None:
             self.methods[cell].row_tasks = on_device(encoded.tasks[rows.rows], self.backbone.device)
 
     def _build_text_dependent(self, encoded: Encoded, rows: Rows, cell: int) -> tuple[Tensor, Tensor]:
+        """Embeddings [N, L, H] and mask [N, L] from the method's own `forward`; all rows belong to this one cell.
+
+        The method gets token embeddings [N, T, H] and their mask [N, T]. Its graph is built anew in each micro-batch,
+        so this path costs more than the shared table.
+        """
         device = self.backbone.device
         sources = on_device(encoded.sources(rows.rows, self.backbone.pad_id), device)
         lengths = on_device(encoded.source_lengths(rows.rows), device)
         mask = (torch.arange(sources.shape[1], device=device)[None] < lengths[:, None]).long()
-        self._tell_tasks(encoded, rows, cell)
+        self._set_row_tasks(encoded, rows, cell)
         with blaming(cell, self.seal):
-            found = self.methods[cell](self.backbone.embedding(sources), mask)
-            return self._checked_output(cell, found, len(rows))
+            output = self.methods[cell](self.backbone.embedding(sources), mask)
+            return self._checked_output(cell, output, len(rows))
 
-    def _checked_output(self, cell: int, found: Any, num_rows: int) -> tuple[Tensor, Tensor]:
-        """Refuse what padding would cut or fill unseen. Raises ValueError."""
+    def _checked_output(self, cell: int, output: Any, num_rows: int) -> tuple[Tensor, Tensor]:
+        """Return what `forward` gave. Raises ValueError unless it is [N, L, H] and [N, L].
+
+        Rows of several cells are padded to one length afterwards, which would hide a wrong shape.
+        """
         name = type(self.methods[cell]).__name__
         wanted = f"[{num_rows}, T, {self.backbone.hidden}] and a mask of [{num_rows}, T]"
-        if not (isinstance(found, tuple) and len(found) == 2 and all(isinstance(item, Tensor) for item in found)):
+        if not (isinstance(output, tuple) and len(output) == 2 and all(isinstance(item, Tensor) for item in output)):
             raise ValueError(f"{name}.forward() must return {wanted}")
-        embeds, mask = found
+        embeds, mask = output
         if embeds.shape != (num_rows, *mask.shape[1:], self.backbone.hidden) or mask.shape != embeds.shape[:2]:
             got = f"{list(embeds.shape)} and {list(mask.shape)}"
             raise ValueError(f"{name}.forward() must return {wanted}, not {got}")
@@ -254,24 +294,21 @@ class FusedInput:
 
 
 def micro_batches(lengths: Index, max_tokens: int, overhead: int | None = None) -> list[Index]:
-    """Cut rows, sorted by length, so that rows x longest stays within `max_tokens` (one row at least).
+    """Cut rows of these lengths, [N], into micro-batches; return the positions of the rows of each.
 
-    `overhead` is what one more micro-batch costs, in positions: where a cut saves more padding than that, it is made.
+    Rows are sorted by length, longest first. A micro-batch takes as many as keep rows x longest within `max_tokens`,
+    and one row at least. `overhead` is what one more micro-batch costs, in positions: a micro-batch is cut earlier
+    where that saves more padding. Without it, 16 rows of SST-2's lengths were padded on 59 % of their positions.
     """
     order = np.argsort(-lengths, kind="stable")
     batches, start = [], 0
     while start < len(order):
         batch = order[start : start + max(1, max_tokens // int(lengths[order[start]]))]
         if overhead is not None:
+            # cutting before row i lets the rows from i on be padded to lengths[i] instead of to the longest
             saved = (lengths[batch[0]] - lengths[batch]) * np.arange(len(batch), 0, -1)
             best = int(saved.argmax())
             batch = batch[:best] if saved[best] > overhead else batch
         batches.append(batch)
         start += len(batch)
     return batches
-
-
-def _spans(pieces: Sequence[Tensor]) -> list[tuple[int, int, bool]]:
-    """(start, stop, takes gradient) of each piece in the table."""
-    stops = np.cumsum([len(piece) for piece in pieces]).tolist()
-    return [(stop - len(p), stop, p.requires_grad) for stop, p in zip(stops, pieces, strict=True)]

@@ -1,4 +1,4 @@
-"""Where the groups of a suite hold a cell, and which of them is a source: by name, without a search."""
+"""An index of a suite's groups: which group holds a cell, and which group is a named source (`init_from`)."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ Source = tuple[str, str, str, int]
 
 
 class GroupIndex:
-    """Built once, so that work on all cells grows with their number and not with its square."""
+    """Finds the group of a cell in one step. Without it, work on N cells would search N groups each time."""
 
     def __init__(self, groups: Sequence[Group]) -> None:
         self._sources: dict[Source, int] = {}
         self._cells: dict[Key, list[tuple[int, Point]]] = {}
         for index, group in enumerate(groups):
-            for seed in group.seeds:  # of two groups, that of the table stands first
+            for seed in group.seeds:  # setdefault: a group of the table comes before a source of the same name
                 self._sources.setdefault((group.label, group.task, group.backbone, seed), index)
             for point, cell in group.cells.items():
                 self._cells.setdefault(cell.key, []).append((index, point))
 
     def of_cell(self, key: Key) -> Sequence[tuple[int, Point]]:
-        """Number of the group and point there, for every place that holds the cell of that key."""
+        """(number of the group, grid point and seed) for every group that holds the cell with this key."""
         return self._cells.get(key, ())
 
     def of_source(self, source: Source) -> int | None:
@@ -35,5 +35,5 @@ class GroupIndex:
 
 
 def source_of(start: Start) -> Source:
-    """Which cells a start names."""
+    """The group and seed that an `init_from` names."""
     return start.label, start.task, start.backbone, start.seed

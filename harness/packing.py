@@ -1,4 +1,4 @@
-"""Which cells share a forward pass: the cells of a plan as bundles."""
+"""Pack the cells of a plan into bundles: which of them share forward passes."""
 
 from __future__ import annotations
 
@@ -16,37 +16,46 @@ from harness.schema import Cell
 
 
 def pack(plan: Plan, cells: Sequence[Cell]) -> list[Bundle]:
-    """Put cells that can share a forward pass into bundles; the points of a race stay together."""
-    bundles: dict[str, list[Cell]] = {}
+    """Put cells that can share forward passes into bundles of at most `execution.bundle_cells`.
+
+    The grid points of a race stay together, since they are compared at the same steps. Raises UserError for a race with
+    more points than a bundle may hold.
+    """
+    sharing: dict[str, list[Cell]] = {}
     for cell in cells:
-        bundles.setdefault(_bundle_key(plan, cell), []).append(cell)
+        sharing.setdefault(_bundle_key(plan, cell), []).append(cell)
     races = _races(plan)
-    parts = [part for bundle in bundles.values() for part in _parts(plan, bundle, races)]
-    return [
-        Bundle(
-            tuple(part),
-            {cell.method: plan.methods[cell.method].path for cell in part},
-            plan.suite.backbone_sources[part[0].backbone],
-            plan.data_dir,
-            plan.suite.folder,
-            plan.suite.file.execution.micro_batch_tokens,
-            tuple(dict.fromkeys(race for cell in part if (race := races.get(_place(cell))))),
-            compile=plan.suite.file.execution.compile,
-            placement=placement(plan),
-            processes=plan.suite.file.execution.processes,
-            sharding=plan.suite.file.execution.sharding,
-            starts={cell.key: plan.start_files(cell) for cell in part if cell.init_from},
-        )
-        for part in parts
-    ]
+    return [_bundle(plan, part, races) for together in sharing.values() for part in _even_parts(plan, together, races)]
 
 
-def _parts(plan: Plan, bundle: Sequence[Cell], races: Mapping[tuple[str, ...], Race]) -> Iterator[list[Cell]]:
-    """Cut a bundle into even parts of at most `bundle_cells`. Raises UserError for a race that is larger."""
+def _bundle(plan: Plan, cells: Sequence[Cell], races: Mapping[tuple[str, ...], Race]) -> Bundle:
+    """These cells as a bundle, with all that the process which trains them has to know of the plan."""
+    execution = plan.suite.file.execution
+    return Bundle(
+        cells=tuple(cells),
+        method_files={cell.method: plan.methods[cell.method].path for cell in cells},
+        backbone=plan.suite.backbone_sources[cells[0].backbone],
+        data_dir=plan.data_dir,
+        suite_folder=plan.suite.folder,
+        micro_batch_tokens=execution.micro_batch_tokens,
+        races=tuple(dict.fromkeys(race for cell in cells if (race := races.get(_search_key(cell))))),
+        compile=execution.compile,
+        placement=placement(plan),
+        processes=execution.processes,
+        sharding=execution.sharding,
+        starts={cell.key: plan.start_files(cell) for cell in cells if cell.init_from},
+    )
+
+
+def _even_parts(plan: Plan, together: Sequence[Cell], races: Mapping[tuple[str, ...], Race]) -> Iterator[list[Cell]]:
+    """Cut cells into parts of about equal size, at most `bundle_cells`; a race is never cut.
+
+    Equal parts, because a last part of one cell would run the whole backbone for its few rows.
+    """
     limit, part = plan.suite.file.execution.bundle_cells, list[Cell]()
-    even = math.ceil(len(bundle) / math.ceil(len(bundle) / limit))
-    for _, cells in itertools.groupby(bundle, lambda cell: races.get(_place(cell)) or cell.key):
-        unit = list(cells)
+    even = math.ceil(len(together) / math.ceil(len(together) / limit))
+    for _, cells in itertools.groupby(together, lambda cell: races.get(_search_key(cell)) or cell.key):
+        unit = list(cells)  # the points of a race, or one cell
         if len(unit) > limit:
             raise UserError(
                 f"'{unit[0].label}' races {len(unit)} grid points in one bundle, execution.bundle_cells is {limit}",
@@ -62,7 +71,7 @@ def _parts(plan: Plan, bundle: Sequence[Cell], races: Mapping[tuple[str, ...], R
 
 
 def _races(plan: Plan) -> dict[tuple[str, ...], Race]:
-    """The grids that can race, by the place of their cells: their points share a bundle and its evaluations."""
+    """The grids that can race, by `_search_key`: those whose points share a bundle, its steps and its evaluations."""
     tuning, races = plan.suite.file.tuning, dict[tuple[str, ...], Race]()
     if tuning.strategy == "grid":
         return races
@@ -72,18 +81,23 @@ def _races(plan: Plan) -> dict[tuple[str, ...], Race]:
         shared = {(_bundle_key(plan, cell), cell.recipe.steps, cell.recipe.eval_every) for cell in cells}
         if len(cells) > 1 and len(shared) == 1:
             for seed in group.seeds if plan.per_seed else group.seeds[:1]:
-                races[_place(group.cells[(0, seed)])] = Race(group.label, seed, len(cells), at_once)
+                races[_search_key(group.cells[(0, seed)])] = Race(group.label, seed, len(cells), at_once)
     return races
 
 
-def _place(cell: Cell) -> tuple[str, ...]:
-    """Label, task, backbone, seed and shots: what the grid points of one search have in common."""
+def _search_key(cell: Cell) -> tuple[str, ...]:
+    """What the grid points of one search have in common: label, task, backbone, seed and number of shots."""
     shots = "" if cell.few_shot is None else str(cell.few_shot.k)
     return cell.label, cell.task, cell.backbone, str(cell.seed), shots
 
 
 def _bundle_key(plan: Plan, cell: Cell) -> str:
-    """Cells with equal keys may share a bundle; input-side and layer-side cells are not mixed."""
+    """A key that is equal for cells which may share a bundle.
+
+    They must have the same backbone, rows and precision, the same dropout in the backbone, and the same kind of method:
+    the changes of layer-side cells would also change the rows of input-side cells. A method that runs alone gets its
+    cell's own key.
+    """
     cls = plan.methods[cell.method].cls
     alone = cls is None or issubclass(cls, Rule) or cls.runs_alone()
     recipe = cell.recipe

@@ -1,7 +1,7 @@
-"""How much of a GPU a bundle needs: the arithmetic by which several small bundles share one.
+"""How much of a GPU a bundle needs, so that several small bundles can share one.
 
-An estimate errs to the large side; where it is too small all the same, a step that runs out of memory is repeated
-with smaller micro-batches.
+The estimate is rather too large. Where it is too small, a step runs out of memory and is repeated with smaller
+micro-batches, so no result is lost.
 """
 
 from __future__ import annotations
@@ -21,33 +21,34 @@ from harness.schema import Cell
 from harness.sharding import trains_backbone
 
 CONTEXT_BYTES = 600 * 2**20
-"""What CUDA and its libraries take in every process."""
+"""Memory that CUDA and its libraries take in every process."""
 USABLE = 0.9
-"""Share of a GPU's memory that is given out; the rest is for fragmentation."""
+"""Share of a GPU's memory that is given out; the rest is for fragmentation. The same share as in `device_plan`."""
 MOST_PER_GPU = 4
-"""Processes on one GPU; with more of them the GPU's time is short, not its memory."""
+"""Most processes on one GPU. With more, they would wait for the GPU's time and not for its memory."""
 SHARED_TOKENS = 8_192
-"""Token budget of a micro-batch on part of a GPU, where the suite sets none: a probe would see the whole GPU."""
+"""Token budget of a micro-batch on part of a GPU, if the suite sets none. A probe would see the memory of the whole
+GPU, and 8,192 positions of T5-base are what one more micro-batch costs (`step.OVERHEAD_NUMBERS`)."""
 LONGEST_TEXT = 512
-"""Positions of a row, where the recipe does not say."""
+"""Positions of a row if the recipe does not say: the longest texts of the papers' tasks are cut there."""
 
 
 def gpu_share(need: int, gpu_bytes: int | None) -> float:
-    """Part of a GPU for a bundle that needs `need` bytes: 1, 1/2, 1/3 or 1/4; 1 where its memory is not known."""
+    """Part of a GPU for a bundle of `need` bytes: 1, 1/2, 1/3 or 1/4; 1 if the GPU's memory is not known."""
     if gpu_bytes is None or need <= 0:
         return 1.0 if gpu_bytes is None else 1 / MOST_PER_GPU
     return 1 / max(1, min(MOST_PER_GPU, math.floor(USABLE * gpu_bytes / need)))
 
 
 def on_a_share(bundle: Bundle) -> Bundle:
-    """The bundle as it runs on part of a GPU: with the token budget that `memory_need` counts on."""
+    """The bundle with the token budget that `memory_need` assumes, to run on part of a GPU."""
     return replace(bundle, micro_batch_tokens=bundle.micro_batch_tokens or SHARED_TOKENS)
 
 
 def memory_need(bundle: Bundle) -> int:
-    """Bytes that training a bundle takes on a GPU, by the arithmetic of `harness plan --device`; 0 for a rule.
+    """Bytes that training a bundle takes on a GPU, computed as in `harness plan --device`; 0 for a rule.
 
-    A number that a cell trains has a gradient, two moments and the copy of the best step.
+    A number that a cell trains takes 20 bytes in float32: itself, a gradient, two moments, and a copy of the best step.
     """
     if is_rule(bundle):
         return 0
@@ -70,7 +71,7 @@ def is_rule(bundle: Bundle) -> bool:
 
 
 def _method(bundle: Bundle, cell: Cell) -> Method | None:
-    """A cell's method without weights; None where it cannot be built, as the cell will say."""
+    """A cell's method without weights; None if it cannot be built, which training the cell will record."""
     cls = load_file(bundle.method_files[cell.method]).cls
     if cls is None or not issubclass(cls, Method):
         return None

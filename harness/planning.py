@@ -1,4 +1,4 @@
-"""A suite resolved against methods, tasks and a results folder: which cells there are, which are done or stale."""
+"""The plan of a suite: which cells it has, which are done, missing or stale, and which can be trained now."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from harness.tasks.own import suite_tasks
 
 @dataclass
 class Plan:
-    """A suite resolved: its groups, the registry they refer to, and what the results folder holds of them."""
+    """A suite with its groups of cells, the methods and tasks that they name, and their stored results."""
 
     suite: Suite
     groups: list[Group]
@@ -36,25 +36,29 @@ class Plan:
     store: ResultStore
     data_dir: str | None
     results: list[dict[Point, Result]]
-    """Per group, the stored results."""
+    """For each group its stored results, by (grid point, seed)."""
     superseded: dict[Key, Result] = field(default_factory=dict)
-    """By key, results of earlier versions of task or protocol; their cells wait until asked for."""
+    """By cell key, results of earlier versions of a task or protocol. Their cells are trained only with
+    `--rerun stale`."""
     refused: dict[Key, Result] = field(default_factory=dict)
-    """By key, stored results that say that a cell does not fit: every run judges that anew."""
+    """By cell key, stored results which say that a cell does not fit its backbone. Each run judges that anew."""
     _fingerprints: dict[tuple[str, str], str] = field(default_factory=dict)
 
     @functools.cached_property
     def index(self) -> GroupIndex:
+        """Where a cell or a source stands in `groups`."""
         return GroupIndex(self.groups)
 
     @property
     def per_seed(self) -> bool:
+        """Whether each seed searches the whole grid (`tuning.seeds: each`), not only the first."""
         return self.suite.file.tuning.seeds == "each"
 
     def pending(self) -> list[Cell]:
-        """Cells to train now; a winner's further seeds follow once its grid is complete, others once their sources are.
+        """Cells that can be trained now.
 
-        The cells of an entry wait for each other's sources, since they may race.
+        The further seeds of a group wait until its grid is complete, and cells that start from others (`init_from`)
+        wait until those are done. The cells of a table entry wait for the sources of all of them, since they may race.
         """
         ready = []
         is_there = functools.cache(lambda source: self._result_of(source) is not None)
@@ -66,26 +70,31 @@ class Plan:
         return ready
 
     def asked(self) -> list[Cell]:
-        """Missing cells of the table, and those that they start from; of a winner's further seeds, those known."""
-        rows = [cell for i, group in enumerate(self.groups) if not group.is_source for cell in self._next(i)]
+        """Missing cells of the table, and the missing cells that those start from.
+
+        The further seeds of a group are among them once it is known which grid point won. A source that no missing cell
+        needs is not trained.
+        """
+        table = [cell for i, group in enumerate(self.groups) if not group.is_source for cell in self._next(i)]
         sources: dict[int, list[Cell]] = {}
-        waiting = list(rows)
+        waiting = list(table)
         while waiting:
             for start in waiting.pop().init_from:
                 index = self.index.of_source(source_of(start))
                 if index is not None and self.groups[index].is_source and index not in sources:
                     sources[index] = self._next(index)
                     waiting += sources[index]
-        # a source may share cells with the table, and such a cell is trained once
-        return list({cell.key: cell for cell in [*itertools.chain.from_iterable(sources.values()), *rows]}.values())
+        # a source may share cells with the table; by key, each is trained once
+        return list({cell.key: cell for cell in [*itertools.chain.from_iterable(sources.values()), *table]}.values())
 
     def _next(self, index: int) -> list[Cell]:
+        """The missing cells of a group that selection asks for at this moment."""
         group = self.groups[index]
         cells = [group.cells[key] for key in next_cells(group, self.results[index], self.per_seed)]
         return [cell for cell in cells if cell.key not in self.superseded]
 
     def source(self, start: Start) -> Result | None:
-        """The result that a cell starts from, a failure where its source failed; None while there is none."""
+        """The result that a cell starts from, perhaps a failure; None if there is none yet."""
         return self._result_of(source_of(start))
 
     def _result_of(self, source: Source) -> Result | None:
@@ -93,7 +102,7 @@ class Plan:
         return None if index is None else chosen(self.groups[index], self.results[index], source[-1])
 
     def start_files(self, cell: Cell) -> tuple[StartFile, ...]:
-        """Where the tensors lie that a cell starts from."""
+        """The files of tensors that a cell starts from; empty for most cells."""
         return tuple(self._start_file(start) for start in cell.init_from)
 
     def _start_file(self, start: Start) -> StartFile:
@@ -102,14 +111,14 @@ class Plan:
             return StartFile(start.title, path, sha256_file(path))
         result = self.source(start)
         assert result is not None, "a cell is trained after its sources"
-        cell, problem = result.cell, result.failure.message if result.failure else ""
-        path = tensors_path(self.store.path(cell))
-        source = self.suite.backbone_sources[cell.backbone]
-        method_file = self.methods[cell.method].path
-        return StartFile(start.title, path, result.files.tensors, cell, method_file, source, problem)
+        source, problem = result.cell, result.failure.message if result.failure else ""
+        path = tensors_path(self.store.path(source))
+        backbone = self.suite.backbone_sources[source.backbone]
+        method_file = self.methods[source.method].path
+        return StartFile(start.title, path, result.files.tensors, source, method_file, backbone, problem)
 
     def stages(self) -> tuple[list[Cell], list[Cell]]:
-        """Pending cells apart: those of the searches and of entries without one, and winners' further seeds."""
+        """Pending cells in two lists: grids and entries without a grid, and the further seeds of grids' winners."""
         further = {
             group.cells[(point, seed)].key
             for group in self.groups
@@ -124,31 +133,37 @@ class Plan:
         )
 
     def load(self, cell: Cell) -> Result | None:
-        """The stored result of a cell, if it counts: a full search has to train anew what left a race."""
+        """The stored result of a cell, or None.
+
+        A cell that lost a race was not trained to its end. It counts only in a suite that races too.
+        """
         result = self.store.load(cell)
-        left_race = result is not None and result.raced_out_at is not None
-        return None if left_race and self.suite.file.tuning.strategy != "halving" else result
+        lost_race = result is not None and result.raced_out_at is not None
+        return None if lost_race and self.suite.file.tuning.strategy != "halving" else result
 
     def num_cells(self, group: Group) -> int:
-        """Cells that selection will ask for in all."""
+        """Number of a group's cells that are trained in all: its grid on the first seed, its winner on the others."""
         return group.num_cells(self.per_seed)
 
     def num_missing(self, index: int) -> int:
-        """Of the cells that `num_cells` counts, those without a result."""
+        """Number of the cells in `num_cells` that have no result."""
         own = self.groups[index].own_cells()
         return max(0, self.num_cells(self.groups[index]) - sum(point in own for point in self.results[index]))
 
     def record(self, result: Result) -> None:
-        """Take in a new result, in two groups where a source shares its cell with the table."""
+        """Add a new result to the groups that hold its cell: two if a source shares it with the table."""
         for index, point in self.index.of_cell(result.key):
             self.results[index][point] = result
 
     def has_result(self, cell: Cell) -> bool:
-        """Whether a cell of this plan has its result."""
+        """Whether a cell of this plan has a result."""
         return any(point in self.results[index] for index, point in self.index.of_cell(cell.key))
 
     def is_stale(self, result: Result) -> bool:
-        """Whether the method's source, the weights or the rows have changed since `result` was made."""
+        """Whether the method's file, the weights, the rows or the source cells have changed since `result` was made.
+
+        For a failure only the file and the sources count: it may have no record of weights and rows.
+        """
         cell = result.cell
         if result.status == "unfit":
             return False
@@ -161,7 +176,7 @@ class Plan:
         return self._weights_moved(result) or self._data_moved(result)
 
     def _starts_moved(self, result: Result) -> bool:
-        """Whether a source has been made anew, or would be."""
+        """Whether a source was trained again since, or is stale itself."""
         for start, record in zip(result.cell.init_from, result.starts, strict=False):
             found = None if start.file is not None else self.source(start)
             if found is not None and (found.files.tensors != record.tensors or self.is_stale(found)):
@@ -169,16 +184,18 @@ class Plan:
         return False
 
     def _weights_moved(self, result: Result) -> bool:
+        """Whether the backbone's weights are others now; not for a rule, and not while they are not on this machine."""
         assert result.backbone is not None
         if result.backbone.source == "none":
             return False
-        source = self.suite.backbone_sources[result.cell.backbone]
+        backbone = self.suite.backbone_sources[result.cell.backbone]
         quantization = result.cell.recipe.quantization
-        if (source, quantization) not in self._fingerprints:
-            self._fingerprints[source, quantization] = fingerprint(source, quantization)
-        return self._fingerprints[source, quantization] not in (result.backbone.fingerprint, "unresolved")
+        if (backbone, quantization) not in self._fingerprints:
+            self._fingerprints[backbone, quantization] = fingerprint(backbone, quantization)
+        return self._fingerprints[backbone, quantization] not in (result.backbone.fingerprint, "unresolved")
 
     def _data_moved(self, result: Result) -> bool:
+        """Whether the task's rows are others now, as far as they are on this machine."""
         task = self.tasks[result.cell.task]
         if not (task.is_here or self.data_dir):
             return False  # a plan downloads nothing; a report still flags results made with different rows
@@ -193,7 +210,10 @@ class Plan:
 def make_plan(
     path: str | Path, overrides: Overrides, results: str | Path, data_dir: str | None, method_dirs: Sequence[str] = ()
 ) -> Plan:
-    """Resolve a suite file. Raises UserError for anything the user can mend; writes nothing."""
+    """Load a suite file, make its cells, and look up their results. Writes nothing.
+
+    Raises UserError for every mistake of the user's that shows without rows and weights.
+    """
     require_folder(data_dir)
     methods = discover(*method_dirs)
     suite = load_suite(path, overrides)
@@ -219,6 +239,6 @@ def make_plan(
 
 
 def placement(plan: Plan) -> Placement:
-    """Where the suite wants backbones, and what a forward pass keeps."""
+    """The suite's settings of how backbones are loaded: over which devices, and whether activations are recomputed."""
     execution = plan.suite.file.execution
     return Placement(execution.device_map, execution.gradient_checkpointing)

@@ -1,4 +1,7 @@
-"""Answers of every cell of a bundle on one split, and their scores."""
+"""Evaluate: the answers of a bundle's cells to the rows of one split, and the scores of answers.
+
+Shapes: N rows of a micro-batch, L positions of its padded rows, H width of the backbone, T tokens of an answer.
+"""
 
 from __future__ import annotations
 
@@ -33,9 +36,12 @@ def answer_split(
     only: Index | None = None,
     label_tokens: LabelTokens = "longest_label",
 ) -> dict[int, list[str]]:
-    """Answers of each of `cells` (positions in `fused`) to every row, in row order: greedy, or of the linear heads.
+    """Answers of each of `cells` (positions in `fused`) to every row, by cell, in the order of rows.
 
-    With `only` these rows alone are answered, the others stay empty. `label_tokens` is that of the cells' recipes.
+    Answers are decoded greedily, or are the likeliest class where cells have a linear head. `max_tokens` is the token
+    budget of a micro-batch. With `only`, these rows alone are answered, and the answers to others are empty. Raises
+    CellError where a method's code raises, and Stopped after a request to stop. `label_tokens`
+    is that of the cells' recipes.
     """
     backbone = fused.backbone
     fused.refresh(grad=False, cells=cells)
@@ -46,19 +52,23 @@ def answer_split(
     answers: dict[int, list[str]] = {cell: [""] * count for cell in cells}
     for batch in micro_batches(fused.lengths(encoded, rows), max_tokens):
         stop.check()  # an evaluation may take minutes, and nothing is half done in it
-        embeds, mask, placed = fused.build(encoded, rows.take(batch))
+        embeds, mask, built = fused.build(encoded, rows.take(batch))  # [N, L, H], [N, L], and the rows in that order
         if fused.heads:
-            classifier = Classifier(backbone, fused.heads, torch.as_tensor(placed.cells, device=embeds.device))
+            classifier = Classifier(backbone, fused.heads, torch.as_tensor(built.cells, device=embeds.device))
             texts = [task.targets[index] for index in classifier.class_logits(embeds, mask).argmax(-1).tolist()]
         else:
             texts = to_text(backbone, backbone.decode(embeds, mask, limit))
-        for cell, row, text in zip(placed.cells, placed.rows, texts, strict=True):
+        for cell, row, text in zip(built.cells, built.rows, texts, strict=True):
             answers[int(cell)][int(row)] = text
     return answers
 
 
 def to_text(backbone: Backbone, ids: torch.Tensor) -> list[str]:
-    """Decode [N, T] ids, each cut behind its first end token; special tokens dropped, blanks stripped."""
+    """Decode token ids, [N, T], to N texts, each cut at its first end token.
+
+    Special tokens and outer blanks are dropped. Equal rows are decoded once: the answers of a classification task are a
+    few labels, thousands of times.
+    """
     cut = [row[: row.index(backbone.eos_id)] if backbone.eos_id in row else row for row in ids.tolist()]
     unique = {tuple(row) for row in cut}
     texts = {row: str(backbone.tokenizer.decode(list(row), skip_special_tokens=True)).strip() for row in unique}
@@ -66,7 +76,7 @@ def to_text(backbone: Backbone, ids: torch.Tensor) -> list[str]:
 
 
 def score_data(data: TaskData, split: str, answers: Sequence[str]) -> SplitScore:
-    """Score one split. A mixture is scored on each task, and itself has the mean of the tasks' scores."""
+    """Score the answers to one split. A mixture is scored task by task; its own score is the mean of theirs."""
     if not data.parts:
         return score_split(data.task, data.split(split), answers)
     scores, start = {}, 0
@@ -85,14 +95,15 @@ def score_data(data: TaskData, split: str, answers: Sequence[str]) -> SplitScore
 
 
 def chance_of(data: TaskData) -> Chance:
-    """Selection metric on dev of the best constant answer: a label, or else the most frequent training target.
+    """What a constant answer scores on dev, in the task's selection metric.
 
-    Of a mixture the mean over its tasks.
+    The answer is the best of the labels, or the most frequent training target of a task without labels. A mixture has
+    the mean over its tasks, with the standard error of a mean of independent scores.
     """
     if data.parts:
-        parts = [chance_of(part) for part in data.parts]
-        error = math.hypot(*(part.standard_error for part in parts)) / len(parts)
-        return Chance(mean_score(part.score for part in parts), error)
+        chances = [chance_of(part) for part in data.parts]
+        error = math.hypot(*(chance.standard_error for chance in chances)) / len(chances)
+        return Chance(mean_score(chance.score for chance in chances), error)
     metric = data.task.selection
     ((most_frequent, _),) = Counter(example.target for example in data.train).most_common(1)
     answers = data.task.targets or (most_frequent,)
@@ -101,7 +112,7 @@ def chance_of(data: TaskData) -> Chance:
 
 
 def score_split(task: Task, examples: Sequence[Example], answers: Sequence[str]) -> SplitScore:
-    """Every metric of the task on one split; the score is the mean of the reported ones."""
+    """Compute every metric of a task on one split; the score is the mean of the metrics that the task reports."""
     references = [list(example.references) for example in examples]
     metrics = compute(task.metrics, answers, references, task.targets)
     return SplitScore(

@@ -1,4 +1,4 @@
-"""Before anything is trained: which cells fit their backbones, and whether rows and weights are there."""
+"""Checks before anything is trained: which cells fit their backbones, and whether rows and weights can be loaded."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from harness.sources import MissingData
 from harness.starting import handed_over, prompt_file
 
 Misfits = dict[Key, UserError]
-"""What does not fit, and why."""
+"""By cell key, why a cell does not fit its backbone."""
 
 
 def check_cells(plan: Plan, cells: Iterable[Cell], weights: bool = True) -> Misfits:
-    """Say which cells of a run do not fit their backbones; read the rows and weights of those that do.
+    """Return the cells that do not fit their backbones; load the rows and weights of all others once.
 
-    Without `weights`, those are left to other processes, so that this one takes no memory for them.
-    Raises UserError, before anything is written, for what concerns more than a row, and where nothing fits.
+    With `weights=False` no weights are loaded, since other processes train and this one needs no memory for them.
+    Raises UserError if rows or weights are missing, or if no cell fits. Nothing has been written then.
     """
     cells = list(cells)
     misfits = find_misfits(plan, cells)
@@ -45,29 +45,29 @@ def check_cells(plan: Plan, cells: Iterable[Cell], weights: bool = True) -> Misf
     _read_rows(plan, cells)
     trained = [cell for cell in cells if _class(plan, cell) is not None]
     for name, recipe in {cell.backbone: cell.recipe for cell in trained}.items():
-        # where other processes train, they load it
+        # several processes load their own
         if weights and plan.suite.file.execution.processes == 1:
             source = plan.suite.backbone_sources[name]
             cached_backbone(source, recipe.precision, recipe.quantization, placement(plan))
-    refuse_namesakes(plan)  # a hub id may have been fetched just now
+    refuse_namesakes(plan)  # again: weights of a hub id may have been downloaded only now
     return misfits
 
 
 def find_misfits(plan: Plan, cells: Iterable[Cell]) -> Misfits:
-    """Judge each method with its settings, sources, task and backbone, on shapes alone.
+    """Find the cells whose method does not fit the backbone, from shapes alone: no weights are loaded.
 
-    A suite goes on without the rows that do not fit. Raises UserError if there are no others that train.
+    A suite goes on without them. Raises UserError if none of the cells to train fits, and nothing is stored yet.
     """
-    found: dict[str, UserError | None] = {}
+    judged: dict[str, UserError | None] = {}
     misfits: Misfits = {}
     cells = list(cells)
     for cell in cells:
         if _class(plan, cell) is None:
             continue
-        key = _identity(cell)
-        if key not in found:
-            found[key] = _misfit(plan, cell)
-        error = found[key]
+        key = _fit_key(cell)
+        if key not in judged:
+            judged[key] = _misfit(plan, cell)
+        error = judged[key]
         if error is not None:
             misfits[cell.key] = error
     # sources are trained for the rows that start from them, so they alone are nothing to go on for
@@ -84,34 +84,37 @@ def find_misfits(plan: Plan, cells: Iterable[Cell]) -> Misfits:
 
 
 def lines_of(misfits: Mapping[Key, UserError]) -> list[str]:
-    """Each row that does not fit with its reason, once."""
+    """One line for each table row that does not fit, with its reason."""
     return list(dict.fromkeys(f"{label} {error.problem}" for (_, label, _), error in misfits.items()))
 
 
 def refusal(plan: Plan, cell: Cell, error: UserError) -> Result:
-    """What is stored for a cell that does not fit: a row of the table, without a score and with the reason."""
-    sources = {cell.method: plan.methods[cell.method].spec.source_sha256}
-    common = Circumstances(provenance.now(), plan.suite.folder, sources, 1, {}, 1)
+    """The result that is stored of a cell which does not fit, so that the report shows a dash and the reason."""
+    hashes = {cell.method: plan.methods[cell.method].spec.source_sha256}
+    common = Circumstances(provenance.now(), plan.suite.folder, hashes, 1, {}, 1)
     failure = Failure(type="Misfit", message=error.problem, traceback="")
     return failed_product(cell, failure, common).result.model_copy(update={"status": "unfit"})
 
 
 def _misfit(plan: Plan, cell: Cell) -> UserError | None:
-    """Why a cell cannot be trained on its backbone; None where it can, or where its method's own code is broken."""
-    source, quantization = plan.suite.backbone_sources[cell.backbone], cell.recipe.quantization
-    backbone = meta_backbone(source, quantization, True)
+    """Why a cell cannot be trained on its backbone; None if it can, or if its method's code is broken.
+
+    A broken method is no question of fit: its cells fail when they are trained, with a traceback.
+    """
+    name_or_path, quantization = plan.suite.backbone_sources[cell.backbone], cell.recipe.quantization
+    backbone = meta_backbone(name_or_path, quantization, True)
     where = plan.suite.document.where(*block_of(plan.suite, cell.label))
     try:
         check_head(cell.recipe.head, plan.tasks[cell.task], backbone, plan.suite.document.where("recipe"))
         sources = [_shapes_of(plan, start) for start in cell.init_from]
         cls = _class(plan, cell)
         assert cls is not None
-        reason = misfit(cls, cell.hp, source, quantization, cell.recipe.lr)
+        reason = misfit(cls, cell.hp, name_or_path, quantization, cell.recipe.lr)
         if reason is None:
             method = build_method(cell, cls, backbone, where)
             _check_starts(plan, cell, method, sources)
             _check_positions(plan, cell, method.num_prompt_tokens, backbone)
-            reason = misfit(cls, cell.hp, source, quantization, cell.recipe.lr, sources) if sources else None
+            reason = misfit(cls, cell.hp, name_or_path, quantization, cell.recipe.lr, sources) if sources else None
     except UserError as error:
         return error
     except Exception:  # a mistake in a method's code is recorded as the failure of its cells
@@ -122,7 +125,7 @@ def _misfit(plan: Plan, cell: Cell) -> UserError | None:
 
 
 def _check_starts(plan: Plan, cell: Cell, method: Method, sources: Sequence[Mapping[str, Tensor]]) -> None:
-    """Let a method without weights start from sources without weights. Raises UserError where shapes do not fit."""
+    """Try `start_from` on tensors that have shapes and no values. Raises UserError if the shapes do not fit."""
     if not cell.init_from:
         return
     where = plan.suite.document.where(*block_of(plan.suite, cell.label), INIT_FROM)
@@ -134,9 +137,9 @@ def _check_starts(plan: Plan, cell: Cell, method: Method, sources: Sequence[Mapp
 
 
 def _shapes_of(plan: Plan, start: Start) -> dict[str, Tensor]:
-    """What a source will hand over, as tensors without values."""
+    """The tensors that a source cell or file will give, by name, without values. Raises UserError."""
     if start.file is not None:
-        found = prompt_file(Path(plan.suite.folder) / start.file)
+        tensors = prompt_file(Path(plan.suite.folder) / start.file)
     else:
         index = plan.index.of_source(source_of(start))
         assert index is not None, "a source has a group of its own"
@@ -144,12 +147,16 @@ def _shapes_of(plan: Plan, start: Start) -> dict[str, Tensor]:
         error = _misfit(plan, source)
         if error is not None:
             raise UserError(f"starts from {start.title}, which {error.problem}", where=error.where, field=error.field)
-        found = handed_over(_build(plan, source, meta_backbone(plan.suite.backbone_sources[source.backbone])))
-    return {name: tensor.to("meta") for name, tensor in found.items()}
+        tensors = handed_over(_build(plan, source, meta_backbone(plan.suite.backbone_sources[source.backbone])))
+    return {name: tensor.to("meta") for name, tensor in tensors.items()}
 
 
 def _read_rows(plan: Plan, cells: Sequence[Cell]) -> None:
-    """Load every task's rows and metrics. Raises UserError; where rows are missing, it says which tasks have theirs."""
+    """Load the rows and metrics of every task. Raises UserError; if rows are missing, it names the tasks that have
+    them.
+
+    All tasks are tried first, so that one message tells of everything that can be trained.
+    """
     there, missing = [], []
     for (name, _), cell in {(cell.task, cell.few_shot): cell for cell in cells}.items():
         for task in plan.tasks[name].parts or (plan.tasks[name],):
@@ -172,8 +179,9 @@ def _read_rows(plan: Plan, cells: Sequence[Cell]) -> None:
         raise UserError(missing[0].problem, where=missing[0].where, field=missing[0].field, hint=hint)
 
 
-def _identity(cell: Cell) -> str:
-    """The same for cells that fit or do not fit for the same reason."""
+def _fit_key(cell: Cell) -> str:
+    """A key that is equal for cells that fit, or do not fit, for the same reason; seed and learning rate do not
+    count."""
     recipe, starts = cell.recipe, [start.identity for start in cell.init_from]
     network = [cell.backbone, cell.task, recipe.max_source_length, recipe.quantization, recipe.head]
     parts = [cell.label, cell.method, cell.hp, *network, recipe.label_tokens, starts]
@@ -181,7 +189,7 @@ def _identity(cell: Cell) -> str:
 
 
 def _class(plan: Plan, cell: Cell) -> type[Method] | None:
-    """The method of a cell; None for a rule, which needs no backbone, and for a broken file."""
+    """The class of a cell's method; None for a rule, which needs no backbone, and for a broken file."""
     cls = plan.methods[cell.method].cls
     return cls if cls is not None and issubclass(cls, Method) else None
 
@@ -193,7 +201,7 @@ def _build(plan: Plan, cell: Cell, backbone: Backbone) -> Method:
 
 
 def _check_positions(plan: Plan, cell: Cell, prompt_tokens: int, backbone: Backbone) -> None:
-    """Raise UserError unless prompt, text and target fit the backbone's positions."""
+    """Raise UserError if prompt, text and answer together need more positions than the backbone has."""
     task = plan.tasks[cell.task]
     source = cell.recipe.max_source_length or task.max_source_length
     target = 0 if cell.recipe.head == "linear" else target_tokens(task, backbone, cell.recipe.label_tokens)

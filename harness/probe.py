@@ -1,4 +1,7 @@
-"""How fast this device gets through a backbone, measured in seconds where no stored result tells."""
+"""Measure how fast this device computes a backbone, within seconds; used when no stored result tells.
+
+Shapes: N rows, L = LENGTH positions, H width of the backbone, D = TARGETS target tokens.
+"""
 
 from __future__ import annotations
 
@@ -17,20 +20,25 @@ from harness.loading import best_device
 from harness.quantization import Scheme
 
 LENGTH = 128
+"""Positions of a row. Real rows differ; an estimate scales by positions, as if speed did not depend on the length."""
 TARGETS = 3
+"""Tokens of a label with its end token."""
 TOKENS = {"cpu": 2_048, "cuda": 32_768}
+"""Tokens of the micro-batch: the default budget of a bundle on a CPU, and on a GPU enough to keep it busy."""
 REPETITIONS = 3
+"""Timed calls after one that warms up; their median ignores a single disturbance."""
 
 
 @dataclass(frozen=True)
 class Rate:
-    """What a device achieves with a backbone."""
+    """The speed of a device with one backbone."""
 
     train_flops: float
     """FLOP/s of `flops.MatmulParams.step_flops` in training."""
     eval_positions: float
     """Positions of prompt and text per second in evaluation, decoding included."""
     origin: str
+    """Where the numbers come from, in words."""
 
 
 def device_name() -> str:
@@ -40,17 +48,18 @@ def device_name() -> str:
 
 
 @functools.lru_cache(maxsize=8)
-def probed_rate(source: str, precision: str, dropout: bool, quantization: Scheme = "none") -> Rate:
-    """Time forward, backward and decoding of one micro-batch of random embeddings.
+def probed_rate(name_or_path: str, precision: str, dropout: bool, quantization: Scheme = "none") -> Rate:
+    """Time the forward pass, backward pass and decoding of one micro-batch of random embeddings.
 
-    Optimisers, sorting and padding are not in it, so that a run is somewhat slower.
+    A run is somewhat slower: the optimizer, sorting and padding are not measured.
     """
-    backbone = cached_backbone(source, precision, quantization)
+    backbone = cached_backbone(name_or_path, precision, quantization)
     with torch.random.fork_rng():
         return _measure(backbone, dropout)
 
 
 def _measure(backbone: Backbone, dropout: bool) -> Rate:
+    """Time the backbone on embeddings [N, L, H], mask [N, L] and labels [N, D]; `dropout` as in training."""
     device = backbone.device
     rows = TOKENS.get(device.type, TOKENS["cpu"]) // LENGTH
     embeds = torch.randn(rows, LENGTH, backbone.hidden, device=device, dtype=backbone.embedding.weight.dtype)
@@ -70,7 +79,7 @@ def _measure(backbone: Backbone, dropout: bool) -> Rate:
 
 
 def _median_seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Median over repetitions, the first of which is dropped for what it warms up."""
+    """Median seconds of `work` over REPETITIONS calls, after one call that warms up caches and kernels."""
     seconds = []
     for _ in range(REPETITIONS + 1):
         started = time.perf_counter()

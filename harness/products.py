@@ -1,4 +1,4 @@
-"""What a cell leaves behind, done or failed: its result with the contents of the files beside it."""
+"""Make what is stored of a cell, done or failed: its result (the JSON), its predictions and its tensors."""
 
 from __future__ import annotations
 
@@ -19,9 +19,19 @@ from harness.flops import MatmulParams, peak_flops
 from harness.method import Rule
 from harness.predict import score_data
 from harness.protocol import Place, resolve
-from harness.records import metric_record, prediction_rows
-from harness.results import PredictionRow
-from harness.schema import BackboneRecord, Cell, DevScore, Failure, Key, ParamCounts, Result, StartRecord, Usage
+from harness.results import PredictionRow, split_name
+from harness.schema import (
+    BackboneRecord,
+    Cell,
+    DevScore,
+    Failure,
+    Key,
+    MetricRecord,
+    ParamCounts,
+    Result,
+    StartRecord,
+    Usage,
+)
 from harness.starting import StartFile
 from harness.tasks.own import cell_task
 from harness.usage import rule_usage, usage_of
@@ -29,11 +39,13 @@ from harness.usage import rule_usage, usage_of
 
 @dataclass(frozen=True)
 class Product:
-    """A cell's result with the contents of the files beside it."""
+    """The contents of the files that a cell leaves in the results folder."""
 
     result: Result
     predictions: list[PredictionRow]
+    """Answers and references of dev and test; empty for a failure."""
     tensors: bytes | None
+    """The selected tensors as a safetensors file; None for a failure, a rule, and a cell that lost a race."""
 
 
 OnProduct = Callable[[Product], None]
@@ -41,19 +53,22 @@ OnProduct = Callable[[Product], None]
 
 @dataclass(frozen=True)
 class Circumstances:
-    """What the results of a bundle have in common."""
+    """What the results of one bundle have in common."""
 
     started_at: str
     suite_folder: str
+    """Where the suite file lies; paths in it are relative to this folder."""
     method_sha256: dict[str, str]
-    """By method name."""
+    """By method, the hash of its file."""
     bundle_cells: int
+    """Number of cells that shared the forward passes."""
     starts: Mapping[Key, Sequence[StartFile]]
-    """By key, what its tensors started from."""
+    """By cell key, the files that its tensors start from (`init_from`)."""
     num_processes: int
+    """Processes that trained the bundle together."""
 
     def start_records(self, cell: Cell) -> list[StartRecord]:
-        """What a result says of the tensors that its cell started from."""
+        """The part of a result that names the files which the cell's tensors started from."""
         return [start.record for start in self.starts.get(cell.key, ())]
 
 
@@ -65,7 +80,11 @@ def trained_product(
     matmul: MatmulParams,
     common: Circumstances,
 ) -> Product:
-    """The product of a cell whose training has ended, well or not; `tensors` are its method's, whole, on the CPU."""
+    """What is stored of a cell whose training has ended, well or not.
+
+    `tensors` are the method's selected tensors by name, whole and on the CPU; `matmul` counts the backbone's weights,
+    for the FLOPs.
+    """
     cell, method = outcome.cell, outcome.method
     peak = peak_flops(device_name(backbone), cell.recipe.precision)
     usage = usage_of(outcome, common.bundle_cells, matmul, peak, common.num_processes)
@@ -78,7 +97,7 @@ def trained_product(
         status="done",
         cell=cell,
         protocol=_protocol_values(cell, data.task.benchmark),
-        metrics=metric_record(data),
+        metrics=_metric_record(data),
         dev_history=outcome.history,
         selected_step=outcome.selected_step,
         raced_out_at=outcome.raced_out_at,
@@ -99,13 +118,13 @@ def trained_product(
         started_at=common.started_at,
         finished_at=provenance.now(),
     )
-    if outcome.raced_out_at is not None:
-        return Product(result, prediction_rows(data, outcome.answers), None)
-    return Product(result, prediction_rows(data, outcome.answers), safetensors_bytes(dict(tensors)))
+    # a cell that lost a race can never win its grid, so nothing ever reads its tensors
+    content = None if outcome.raced_out_at is not None else safetensors_bytes(dict(tensors))
+    return Product(result, _prediction_rows(data, outcome.answers), content)
 
 
 def rule_product(cell: Cell, rule: Rule, data: TaskData, common: Circumstances) -> Product:
-    """Score a rule; there is nothing to select, so its history has the one step 0."""
+    """Score a rule, and return what is stored of it. It is not trained, so step 0 is its whole history."""
     begin = time.perf_counter()
     targets = [example.target for example in data.train]
     answers = {name: rule.answers(targets, len(data.split(name)), cell.seed) for name in ("dev", "test")}
@@ -118,7 +137,7 @@ def rule_product(cell: Cell, rule: Rule, data: TaskData, common: Circumstances) 
         status="done",
         cell=cell,
         protocol=_protocol_values(cell, data.task.benchmark),
-        metrics=metric_record(data),
+        metrics=_metric_record(data),
         dev_history=[DevScore(step=0, selection=selection, metrics=scores["dev"].metrics)],
         selected_step=0,
         selection_rule="nothing is selected",
@@ -133,11 +152,14 @@ def rule_product(cell: Cell, rule: Rule, data: TaskData, common: Circumstances) 
         started_at=common.started_at,
         finished_at=provenance.now(),
     )
-    return Product(result, prediction_rows(data, answers), None)
+    return Product(result, _prediction_rows(data, answers), None)
 
 
 def failed_product(cell: Cell, failure: Failure, common: Circumstances, usage: Usage | None = None) -> Product:
-    """A failure is a result too; it needs no rows, which may be what failed. `usage` is what training has cost."""
+    """What is stored of a cell that failed; `usage` is what its training cost until then.
+
+    It needs neither rows nor weights, since loading those may be what failed.
+    """
     task = cell_task(cell.task, cell.protocol, cell.definition, common.suite_folder)
     result = Result(
         cell_id=cell.cell_id,
@@ -157,8 +179,8 @@ def failed_product(cell: Cell, failure: Failure, common: Circumstances, usage: U
 
 
 def failed_to_store(made: Result, failure: Failure) -> Result:
-    """The record of a cell whose result found no room."""
-    common = (
+    """The result of a cell that was trained and could not be stored, for example because the disk is full."""
+    kept = (
         "cell_id",
         "group_id",
         "cell",
@@ -170,15 +192,50 @@ def failed_to_store(made: Result, failure: Failure) -> Result:
         "started_at",
         "finished_at",
     )
-    return Result(status="failed", failure=failure, **{name: getattr(made, name) for name in common})
+    return Result(status="failed", failure=failure, **{name: getattr(made, name) for name in kept})
 
 
 def device_name(backbone: Backbone) -> str:
-    """The model of a GPU, or the kind of device."""
+    """The name of the GPU's model, or "cpu" and the like for other devices."""
     return torch.cuda.get_device_name() if backbone.device.type == "cuda" else backbone.device.type
 
 
 def _protocol_values(cell: Cell, benchmark: str) -> dict[str, Any]:
+    """The protocol's values that act on this cell, by key."""
     return resolve(cell.protocol).acting(
         Place(cell.task, benchmark, cell.method, cell.backbone, cell.few_shot is not None)
     )
+
+
+def _metric_record(data: TaskData) -> MetricRecord:
+    """What `harness score` needs to recompute the metrics of a task, and of each task of a mixture."""
+    task = data.task
+    return MetricRecord(
+        reported=list(task.reported),
+        extra=[name for name in task.metrics if name not in task.reported],
+        selection=task.selection,
+        labels=task.targets,
+        parts={part.task.name: _metric_record(part) for part in data.parts},
+    )
+
+
+def _prediction_rows(data: TaskData, answers: Mapping[str, Sequence[str]], task: str = "") -> list[PredictionRow]:
+    """Answers to dev and test with their references, row by row; those of a mixture task by task.
+
+    The rows of a mixture's tasks stand one behind the other, so each task takes the next piece of each split's answers.
+    """
+    if data.parts:
+        rows: list[PredictionRow] = []
+        starts = dict.fromkeys(answers, 0)
+        for part in data.parts:
+            ends = {split: starts[split] + len(part.split(split)) for split in answers}
+            own = {split: answers[split][starts[split] : ends[split]] for split in answers}
+            rows += _prediction_rows(part, own, part.task.name)
+            starts = ends
+        return rows
+    return [
+        (split_name(split, task), index, list(example.references), answer)
+        for split in ("dev", "test")
+        if split in answers
+        for index, (example, answer) in enumerate(zip(data.split(split), answers[split], strict=True))
+    ]

@@ -1,4 +1,4 @@
-"""What a run shows while it works: a live display on a terminal, plain lines elsewhere; one bundle or many at once."""
+"""The display of a run: bars on a terminal, plain lines elsewhere; one bundle or many at once."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from harness.data_notes import data_notes
 from harness.schema import Cell, DevScore, Key, Result
 
 PLAIN_EVERY_S = 10.0
+"""Seconds between two lines about a bundle where there is no terminal: 360 lines an hour in a log file."""
 
 
 @dataclass(eq=False)
@@ -27,9 +28,9 @@ class Running:
     """The worker that trains it; empty for this process."""
     bar: TaskID | None = None
     work: float = 0.0
-    """Row-steps done since it began, on cells that are not stored yet."""
+    """Rows that its cells without a result have been trained on since the display began."""
     first_step: int | None = None
-    """More than 0 where a checkpoint was continued from."""
+    """The step at which it began: more than 0 after a checkpoint."""
     left: list[Cell] = field(init=False)
     """Cells that are not stored yet."""
     started: float = field(default_factory=time.monotonic)
@@ -42,12 +43,15 @@ class Running:
     def title(self) -> str:
         first = self.cells[0]
         labels = ", ".join(dict.fromkeys(cell.label for cell in self.cells))
-        place = f" [{self.where}]" if self.where else ""
-        return f"{first.task} on {first.backbone}: {len(self.cells)} x {labels}{place}"
+        worker = f" [{self.where}]" if self.where else ""
+        return f"{first.task} on {first.backbone}: {len(self.cells)} x {labels}{worker}"
 
 
 class Progress:
-    """Counts cells and steps, measures speed, estimates the time left. Writes nothing when `quiet`."""
+    """Shows cells done, steps, speed and time left; prints nothing if `quiet`.
+
+    The time left is that of the rows still to train (`work`) at the mean speed since the start.
+    """
 
     def __init__(self, quiet: bool = False, console: Console | None = None) -> None:
         self.console = console or Console(file=sys.stderr, quiet=quiet, soft_wrap=True)
@@ -59,7 +63,7 @@ class Progress:
         self.running: list[Running] = []
         self._last_wait = ""
         self._noted: set[str] = set()
-        """What was said of rows, which holds for many cells."""
+        """Notes on rows that were printed; they are the same for many cells."""
         self._started = time.monotonic()
         self._bars: RichProgress | None = None
         self._run_bar = TaskID(0)
@@ -102,7 +106,10 @@ class Progress:
         return bundle
 
     def step(self, step: int, steps: int, scores: dict[Key, DevScore], bundle: Running | None = None) -> None:
-        """A step of a bundle is done, of the last that began unless named; `scores` are dev scores by key."""
+        """Show that a bundle has done a step. `scores` are its newest dev scores by cell key.
+
+        Without `bundle`, it is the one that began last.
+        """
         bundle = bundle or self.running[-1]
         if bundle.first_step is None:
             bundle.first_step = step - 1
@@ -121,14 +128,17 @@ class Progress:
                        f"  step {step:,}/{steps:,}, {note}")  # fmt: skip
 
     def end_bundle(self, bundle: Running) -> None:
-        """A bundle is finished, or its worker gone."""
+        """Remove a bundle that is finished, or whose worker is gone."""
         if bundle in self.running:
             self.running.remove(bundle)
         if self._bars and bundle.bar is not None:
             self._bars.remove_task(bundle.bar)
 
     def cell_done(self, result: Result) -> None:
-        """A cell is stored."""
+        """Show that this process has stored a cell.
+
+        A cell that lost a race counts as work for the steps that it took; the rest of its work is no longer left.
+        """
         self.num_done += 1
         spent = work(result.cell) if result.usage is None or result.usage.num_steps else 0.0
         steps = result.cell.recipe.steps
@@ -147,7 +157,7 @@ class Progress:
             self._bars.update(self._run_bar, completed=self.num_done, note=self._time_left())
 
     def found(self, result: Result) -> None:
-        """Another process has stored a cell."""
+        """Show that another process has stored a cell."""
         self.num_done += 1
         self.work_left -= work(result.cell) if result.usage is None or result.usage.num_steps else 0.0
         self._line(f"[{self.num_done}/{self.num_cells}] {_name(result.cell)}: by another process, {_outcome(result)}")
@@ -155,7 +165,7 @@ class Progress:
             self._bars.update(self._run_bar, completed=self.num_done, note=self._time_left())
 
     def waiting(self, num_cells: int) -> None:
-        """Nothing is left for this process at the moment."""
+        """Show that other processes train all cells that are left."""
         text = f"waiting for {num_cells} cells that other processes train"
         if self._bars:
             self._bars.update(self._run_bar, note=text)
@@ -181,7 +191,7 @@ class Progress:
 
 
 def work(cell: Cell) -> float:
-    """Rows that training a cell goes through, the unit of the time left."""
+    """Rows that a cell is trained on in all; the display counts work in them."""
     return float(cell.recipe.steps * cell.recipe.batch_size)
 
 
@@ -200,7 +210,7 @@ def _outcome(result: Result) -> str:
 
 
 def _speed(steps_per_s: float) -> str:
-    """With two digits that say something, also where a step takes minutes."""
+    """Steps a second, or seconds a step where that is more than one, so that the number never reads 0.0."""
     return f"{steps_per_s:.1f} steps/s" if steps_per_s >= 1 else f"{1 / max(1e-9, steps_per_s):.1f} s/step"
 
 

@@ -1,7 +1,7 @@
-"""The Ray cluster as the engine sees it: a connection, and places in which workers run.
+"""The Ray cluster as the engine sees it: a connection, and slots in which workers run.
 
-A place is one GPU or several, or on machines without any the processors of one worker. Ray reserves it as a placement
-group, so that the engine decides which bundles share a GPU.
+A slot is one GPU or several; on machines without GPUs, it is the processors of one worker. Ray reserves each slot as a
+placement group of its own. Otherwise Ray, and not the engine, would decide which bundles share a GPU.
 """
 
 from __future__ import annotations
@@ -24,15 +24,18 @@ from harness.errors import UserError
 from harness.ray_worker import Worker
 
 OBJECT_STORE_BYTES = 200 * 2**20
-"""Results on their way to the driver; what is larger goes through the disk."""
+"""Memory for results on their way to the driver. Ray takes 30 % of a machine by default; results are a few megabytes,
+and what does not fit goes through the disk."""
 REFRESH_S = 1.0
+"""Seconds between two looks at the cluster: often enough for machines that join, without a request in each round."""
 CONNECT_S = 5.0
+"""Seconds to wait for an answer at an address, so that a wrong one is told before Ray's own, much longer, attempts."""
 PASSED_ON = ("HARNESS_CACHE", "HF_HUB_OFFLINE")
 """Variables of the driver's environment that workers get too."""
 
 
 def import_ray() -> Any:
-    """The ray module. Raises UserError where it is not installed."""
+    """Import Ray. Raises UserError if it is not installed."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # the driver's workers are few and known; Ray need not start some in advance
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
@@ -44,7 +47,7 @@ def import_ray() -> Any:
 
 
 def check_address(address: str) -> None:
-    """Raise UserError for an address of a wrong form, or where nothing answers."""
+    """Raise UserError for an address of a wrong form, and if nothing answers there."""
     if address == "auto":
         return
     host, colon, port = address.rpartition(":")
@@ -66,7 +69,7 @@ _HOW = (
 
 @dataclass(frozen=True)
 class Spec:
-    """What a place takes of a machine."""
+    """The numbers of GPUs and processors of a slot."""
 
     gpus: int
     cpus: int
@@ -74,16 +77,17 @@ class Spec:
 
 @dataclass(eq=False)
 class Place:
-    """The GPUs of one worker, or of several that share one; or the processors of one worker."""
+    """Part of a machine that is reserved for workers: GPUs, which several workers may share, or one's processors."""
 
     spec: Spec
     group: Any
     """Ray's placement group."""
     node: str | None = None
-    """Ray's id of its machine; None while there is none."""
+    """Ray's id of its machine; None while it has none."""
     gpu_bytes: int | None = None
+    """Memory of its GPU; None until it is measured, 0 if PyTorch does not see a GPU."""
     asked: Any = None
-    """Ray's answer to how large the GPU is, while it is on its way."""
+    """Ray's reference to the answer to that, while it is awaited."""
 
     @property
     def is_gpu(self) -> bool:
@@ -96,21 +100,22 @@ class Place:
 
 @dataclass(eq=False)
 class Hand:
-    """A worker process as the driver holds it."""
+    """The driver's handle of a worker process."""
 
     actor: Any
-    place: Place
+    """Ray's actor of `Worker`."""
+    slot: Place
     share: float
-    """Part of its place."""
+    """Part of the slot that is the worker's."""
     backbone: tuple[str, str, str] | None = None
-    """What it has loaded: (source, precision)."""
+    """The backbone that it has loaded: (name or path, precision, quantization)."""
     name: str = ""
     """Its machine and process number; empty until it has answered."""
 
 
 @dataclass
 class Cluster:
-    """A connection to Ray; `connect` before anything else, `disconnect` at the end."""
+    """A connection to Ray, its slots and its workers. Call `connect` first and `disconnect` at the end."""
 
     ray: Any
     address: str | None
@@ -118,8 +123,8 @@ class Cluster:
     """Processors of a worker."""
     gpus: int
     """GPUs of a worker, on machines that have any."""
-    places: list[Place] = field(default_factory=list)
-    hands: list[Hand] = field(default_factory=list)
+    slots: list[Place] = field(default_factory=list)
+    handles: list[Hand] = field(default_factory=list)
     _looked: float = 0.0
 
     def connect(self) -> None:
@@ -138,7 +143,7 @@ class Cluster:
             where = "on this machine" if self.address is None else f"at {self.address}"
             raise UserError(f"Ray {where} cannot be used: {lines[0]}", field="--address", hint=_HOW) from None
         self.refresh()
-        if not self.places:
+        if not self.slots:
             kind = "GPU" if self._has_gpus() else "CPU"
             most = max((int(node.get(kind, 0)) for node in self._nodes()), default=0)
             self.disconnect()
@@ -149,75 +154,78 @@ class Cluster:
             raise UserError(f"got {self.gpus}, and no machine of the cluster has a GPU", field="--gpus-per-bundle")
 
     def disconnect(self) -> None:
-        """End all workers, give the places back."""
-        for hand in list(self.hands):
-            self.end(hand)
+        """End all workers and give all slots back."""
+        for handle in list(self.handles):
+            self.end(handle)
         with contextlib.suppress(Exception):  # a cluster that is gone holds nothing any more
-            for place in self.places:
-                self.ray.util.remove_placement_group(place.group)
-        self.places.clear()
+            for slot in self.slots:
+                self.ray.util.remove_placement_group(slot.group)
+        self.slots.clear()
         with _own_handlers():
             self.ray.shutdown()
 
     def refresh(self) -> None:
-        """Reserve what machines have joined, and see which places are there; now and then."""
+        """Reserve slots on machines that have joined, and see which slots exist; at most once in REFRESH_S seconds."""
         if time.monotonic() - self._looked < REFRESH_S:
             return
         self._looked = time.monotonic()
-        for spec in (self._wanted() - Counter(place.spec for place in self.places)).elements():
+        for spec in (self._wanted() - Counter(slot.spec for slot in self.slots)).elements():
             resources = {name: amount for name, amount in (("GPU", spec.gpus), ("CPU", spec.cpus)) if amount}
-            self.places.append(Place(spec, self.ray.util.placement_group([resources])))
+            self.slots.append(Place(spec, self.ray.util.placement_group([resources])))
         table = self.ray.util.placement_group_table()
-        for place in self.places:
-            entry = table.get(place.key, {})
+        for slot in self.slots:
+            entry = table.get(slot.key, {})
             created = entry.get("state") == "CREATED"
             node = entry["bundles_to_node_id"][0] if created else None
-            if node != place.node:
-                place.node, place.gpu_bytes, place.asked = node, None, None
-            if created and place.is_gpu and place.gpu_bytes is None:
-                self._measure(place)
+            if node != slot.node:
+                slot.node, slot.gpu_bytes, slot.asked = node, None, None
+            if created and slot.is_gpu and slot.gpu_bytes is None:
+                self._measure(slot)
 
     def ready(self) -> list[Place]:
-        """Places in which a worker can start at once; none while GPUs are measured, or the first would get all work."""
-        if any(place.asked is not None for place in self.places):
-            return []
-        return [place for place in self.places if place.node and (not place.is_gpu or place.gpu_bytes is not None)]
+        """Slots in which a worker can start at once.
 
-    def start(self, place: Place, share: float) -> Hand:
-        """Start a worker on a part of a place."""
+        There are none while a GPU is being measured: else the first one measured would get all the work.
+        """
+        if any(slot.asked is not None for slot in self.slots):
+            return []
+        return [slot for slot in self.slots if slot.node and (not slot.is_gpu or slot.gpu_bytes is not None)]
+
+    def start(self, slot: Place, share: float) -> Hand:
+        """Start a worker on a share of a slot."""
         env = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         env |= {"OMP_NUM_THREADS": str(self.cpus), "TOKENIZERS_PARALLELISM": "false"}
         needs = (
-            {"num_cpus": 0, "num_gpus": _rounded(share * place.spec.gpus)} if place.is_gpu else {"num_cpus": self.cpus}
+            {"num_cpus": 0, "num_gpus": _rounded(share * slot.spec.gpus)} if slot.is_gpu else {"num_cpus": self.cpus}
         )
-        actor = self._remote(Worker, place, runtime_env={"env_vars": env}, **needs).remote(self.cpus, share)
-        hand = Hand(actor, place, share)
-        self.hands.append(hand)
-        return hand
+        actor = self._remote(Worker, slot, runtime_env={"env_vars": env}, **needs).remote(self.cpus, share)
+        handle = Hand(actor, slot, share)
+        self.handles.append(handle)
+        return handle
 
-    def end(self, hand: Hand) -> None:
+    def end(self, handle: Hand) -> None:
         """End a worker at once."""
-        self.hands.remove(hand)
+        self.handles.remove(handle)
         with contextlib.suppress(Exception):  # it may be dead already
-            self.ray.kill(hand.actor)
+            self.ray.kill(handle.actor)
 
-    def _remote(self, what: Any, place: Place, **options: Any) -> Any:
+    def _remote(self, what: Any, slot: Place, **options: Any) -> Any:
         strategies = importlib.import_module("ray.util.scheduling_strategies")
-        strategy = strategies.PlacementGroupSchedulingStrategy(place.group, 0)
+        strategy = strategies.PlacementGroupSchedulingStrategy(slot.group, 0)
         return self.ray.remote(what).options(scheduling_strategy=strategy, **options)
 
-    def _measure(self, place: Place) -> None:
-        """Ask how large a place's GPU is; 0 where PyTorch does not see it."""
-        if place.asked is None:
-            place.asked = self._remote(gpu_bytes, place, num_cpus=0, num_gpus=0.01).remote()
-        done, _ = self.ray.wait([place.asked], timeout=0)
+    def _measure(self, slot: Place) -> None:
+        """Ask how large a slot's GPU is; 0 where PyTorch does not see it."""
+        if slot.asked is None:
+            slot.asked = self._remote(gpu_bytes, slot, num_cpus=0, num_gpus=0.01).remote()
+        done, _ = self.ray.wait([slot.asked], timeout=0)
         if done:
             with contextlib.suppress(self.ray.exceptions.RayError):  # asked again at the next look
-                place.gpu_bytes = self.ray.get(place.asked)
-            place.asked = None
+                slot.gpu_bytes = self.ray.get(slot.asked)
+            slot.asked = None
 
     def _wanted(self) -> Counter[Spec]:
-        """What to reserve on the machines there are: the GPUs, or without any the processors."""
+        """How many slots of each kind the machines have room for: GPU slots, or on a cluster without GPUs CPU slots."""
         wanted: Counter[Spec] = Counter()
         if self._has_gpus():
             for node in self._nodes():
@@ -228,7 +236,7 @@ class Cluster:
         return +wanted
 
     def _nodes(self) -> list[dict[str, float]]:
-        """What each machine that is alive has."""
+        """The resources of each machine that is alive."""
         return [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
 
     def _has_gpus(self) -> bool:
@@ -236,20 +244,20 @@ class Cluster:
 
 
 def gpu_bytes() -> int:
-    """Memory of the GPU that this process sees; 0 where it sees none."""
+    """Bytes of memory of the GPU that this process sees; 0 if it sees none."""
     import torch
 
     return int(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else 0
 
 
 def _rounded(share: float) -> float:
-    """Down to four places, as Ray counts."""
+    """Rounded down to four decimal places, the finest share that Ray counts; up, the shares could exceed 1."""
     return math.floor(share * 10_000) / 10_000
 
 
 @contextlib.contextmanager
 def _own_handlers() -> Iterator[None]:
-    """Keep this process's handlers of signals, which Ray replaces by its own."""
+    """Put this process's signal handlers back afterwards; Ray replaces them by its own."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

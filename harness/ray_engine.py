@@ -1,7 +1,7 @@
-"""Bundles on the processes of a Ray cluster: on the GPUs of this machine, or on many machines.
+"""The Ray engine: trains bundles on the GPUs of this machine, or on many machines.
 
-This process, the driver, holds the claims and writes every result; workers train and send what comes of it. What a
-worker had not sent when it died is trained again elsewhere, from its checkpoint where the folder is shared.
+This process, the driver, holds the claims and writes every result. Workers train and send results. If a worker dies,
+the cells of which it had sent no result go to another one, from their checkpoint if the results folder is shared.
 """
 
 from __future__ import annotations
@@ -28,22 +28,25 @@ from harness.ray_worker import News
 from harness.schema import Failure
 
 WAIT_S = 0.5
+"""Seconds to wait for news of any worker before the driver looks after the cluster and signals again."""
 FULL = 1 + 1e-9
+"""Sum of shares that fills a slot; a little more than 1, so that rounding does not keep the last share out."""
 
 
 @dataclass(eq=False)
 class Job:
-    """A bundle on its way through the cluster; `bundle.cells` are those without a result."""
+    """A bundle to be trained by some worker; `bundle.cells` are those that have no result yet."""
 
     bundle: Bundle
     num_cells: int
     """Cells of the bundle as it was packed."""
     is_rule: bool
     need: int
-    """Bytes on a GPU."""
+    """Bytes that it takes on a GPU; 0 without GPUs."""
     best_step: int = 0
+    """The latest step that a worker has reported."""
     deaths: int = 0
-    """Workers lost since it last got further."""
+    """Workers that died of it since it last got further."""
 
     @property
     def backbone(self) -> tuple[str, str, str]:
@@ -52,23 +55,23 @@ class Job:
 
 
 @dataclass(eq=False)
-class Shift:
-    """A worker at a job."""
+class Assignment:
+    """A job that a worker is training."""
 
-    hand: Hand
+    handle: Hand
     job: Job
     answer: Any
-    """Ray's reference to the next news."""
+    """Ray's reference to the worker's next news."""
     shown: Running | None = None
     """Its line in the display, once the worker has answered."""
 
 
 class RayEngine:
-    """Runs bundles on a Ray cluster: one of its own on this machine, or the one at `address` (HOST:PORT or auto).
+    """Trains bundles on a Ray cluster: a new one on this machine, or the one at `address` (HOST:PORT or auto).
 
-    `cpus` is the number of processors, and threads, of a worker, `gpus` that of its GPUs. Use as a context to keep
-    workers from one run to the next; a run opens and closes it otherwise. Raises UserError where Ray is missing or
-    nothing answers.
+    A worker has `cpus` processors, and as many threads, and `gpus` GPUs. Used as a context, it keeps its workers from
+    one run to the next; otherwise each run starts and ends them. Raises UserError if Ray is not installed or nothing
+    answers.
     """
 
     in_process: ClassVar[bool] = False
@@ -82,7 +85,7 @@ class RayEngine:
             check_address(address)
         self._depth = 0
         self._markers: set[Path] = set()
-        self._shifts: list[Shift] = []
+        self._assignments: list[Assignment] = []
         self._bad_starts = 0
         self._signum: int | None = None
         """The signal by which this run is being stopped."""
@@ -101,7 +104,7 @@ class RayEngine:
             self.cluster.disconnect()
 
     def run(self, bundles: Iterable[Bundle], progress: Progress, on_product: OnProduct) -> None:
-        """Compute every bundle. Raises UserError for what a machine lacks, Stopped after a request to stop."""
+        """Train every bundle. Raises UserError if a machine lacks rows or weights, Stopped after a request to stop."""
         with self, self._cleared():
             self.progress, self.on_product = progress, on_product
             self._parcels = Parcels(self.cluster.ray)
@@ -112,9 +115,11 @@ class RayEngine:
                 raise
 
     def _run(self, bundles: Iterator[Bundle]) -> None:
+        """Give out jobs and take in news until all is done. A bundle is taken, and so claimed, only if there is
+        room."""
         waiting: list[Job] = []
         is_all = False
-        while not (is_all and not waiting and not self._shifts):
+        while not (is_all and not waiting and not self._assignments):
             stop.check()
             self.cluster.refresh()
             while not is_all and not waiting and self._has_room():
@@ -126,112 +131,124 @@ class RayEngine:
             waiting += self._hear()
 
     def _job(self, bundle: Bundle) -> Job:
-        if bundle.processes > self.cluster.gpus and any(place.is_gpu for place in self.cluster.places):
+        """The job of a bundle. Raises UserError if a worker has too few GPUs for the bundle's processes."""
+        if bundle.processes > self.cluster.gpus and any(slot.is_gpu for slot in self.cluster.slots):
             problem = f"execution.processes is {bundle.processes}, and a worker has {self.cluster.gpus} GPUs"
             raise UserError(problem, field="--gpus-per-bundle", hint="Every process needs a GPU of its own.")
-        need = memory_need(bundle) if any(place.is_gpu for place in self.cluster.places) else 0
+        need = memory_need(bundle) if any(slot.is_gpu for slot in self.cluster.slots) else 0
         return Job(bundle, len(bundle.cells), is_rule(bundle), need)
 
     def _has_room(self) -> bool:
-        """Whether some place could take a small bundle at once."""
-        return any(self._load(place) + _share(0, place) <= FULL for place in self.cluster.ready())
+        """Whether some slot could take a small bundle at once."""
+        return any(self._load(slot) + _share(0, slot) <= FULL for slot in self.cluster.ready())
 
-    def _load(self, place: Place) -> float:
-        """The part of a place that is at work."""
-        return sum(shift.hand.share for shift in self._shifts if shift.hand.place is place)
+    def _load(self, slot: Place) -> float:
+        """Sum of the shares of a slot that are at work."""
+        return sum(assignment.handle.share for assignment in self._assignments if assignment.handle.slot is slot)
 
     def _begin(self, job: Job) -> bool:
-        """Send a job to the place with most room, if one has enough; return whether one had."""
-        shares = {place: _share(job.need, place) for place in self.cluster.ready()}
-        fit = [place for place, share in shares.items() if self._load(place) + share <= FULL]
+        """Send a job to a slot that has room for it; return whether there was one.
+
+        The emptiest slot is chosen, then one with an idle worker that has the backbone loaded, then the machine with
+        the fewest jobs.
+        """
+        shares = {slot: _share(job.need, slot) for slot in self.cluster.ready()}
+        fit = [slot for slot, share in shares.items() if self._load(slot) + share <= FULL]
         if not fit:
             return False
-        place = min(fit, key=lambda place: (self._load(place), self._is_cold(place, job), self._busy_there(place)))
-        hand = self._hand(place, shares[place], job)
-        hand.backbone = hand.backbone if job.is_rule else job.backbone
-        self._send(hand, job)
+        slot = min(fit, key=lambda slot: (self._load(slot), self._is_cold(slot, job), self._busy_there(slot)))
+        handle = self._handle(slot, shares[slot], job)
+        handle.backbone = handle.backbone if job.is_rule else job.backbone
+        self._send(handle, job)
         return True
 
-    def _busy_there(self, place: Place) -> int:
-        return sum(shift.hand.place.node == place.node for shift in self._shifts)
+    def _busy_there(self, slot: Place) -> int:
+        """Number of jobs on the slot's machine."""
+        return sum(assignment.handle.slot.node == slot.node for assignment in self._assignments)
 
-    def _is_cold(self, place: Place, job: Job) -> bool:
-        return not any(hand.place is place and _suits(hand, job) for hand in self._idle())
+    def _is_cold(self, slot: Place, job: Job) -> bool:
+        """Whether the slot has no idle worker for the job, so that a new one must load the backbone."""
+        return not any(handle.slot is slot and _suits(handle, job) for handle in self._idle())
 
     def _idle(self) -> list[Hand]:
-        busy = {id(shift.hand) for shift in self._shifts}
-        return [hand for hand in self.cluster.hands if id(hand) not in busy]
+        busy = {id(assignment.handle) for assignment in self._assignments}
+        return [handle for handle in self.cluster.handles if id(handle) not in busy]
 
-    def _hand(self, place: Place, share: float, job: Job) -> Hand:
-        """An idle worker that has the backbone, or a new one in the room of those that are idle for nothing."""
-        idle = [hand for hand in self._idle() if hand.place is place]
-        for hand in idle:
-            if hand.share == share and _suits(hand, job):
-                return hand
-        for hand in idle:
-            if sum(other.share for other in self.cluster.hands if other.place is place) + share > FULL:
-                self.cluster.end(hand)
-        return self.cluster.start(place, share)
+    def _handle(self, slot: Place, share: float, job: Job) -> Hand:
+        """An idle worker that has the job's backbone, or a new one; idle workers that take its room are ended."""
+        idle = [handle for handle in self._idle() if handle.slot is slot]
+        for handle in idle:
+            if handle.share == share and _suits(handle, job):
+                return handle
+        for handle in idle:
+            if sum(other.share for other in self.cluster.handles if other.slot is slot) + share > FULL:
+                self.cluster.end(handle)
+        return self.cluster.start(slot, share)
 
-    def _send(self, hand: Hand, job: Job) -> None:
-        bundle = on_a_share(job.bundle) if hand.share < 1 else job.bundle
-        hand.actor.start.remote(self._parcels.parcel(bundle, job.is_rule, self._marker(bundle)))
-        self._shifts.append(Shift(hand, job, hand.actor.poll.remote()))
+    def _send(self, handle: Hand, job: Job) -> None:
+        bundle = on_a_share(job.bundle) if handle.share < 1 else job.bundle
+        handle.actor.start.remote(self._parcels.parcel(bundle, job.is_rule, self._marker(bundle)))
+        self._assignments.append(Assignment(handle, job, handle.actor.poll.remote()))
 
     def _hear(self) -> list[Job]:
-        """Take in what workers tell; return the jobs of those that died."""
-        if not self._shifts:
-            time.sleep(WAIT_S / 5)  # until there is a place
+        """Take in the news of workers; return the jobs of those that died, for other workers."""
+        if not self._assignments:
+            time.sleep(WAIT_S / 5)  # no worker can be asked, so this is the wait for a slot
             return []
-        ray, answers = self.cluster.ray, {shift.answer: shift for shift in self._shifts}
+        ray, answers = self.cluster.ray, {assignment.answer: assignment for assignment in self._assignments}
         ray.wait(list(answers), timeout=WAIT_S)
         done, _ = ray.wait(list(answers), num_returns=len(answers), timeout=0)
         lost = []
-        for shift in [answers[answer] for answer in done]:
+        for assignment in [answers[answer] for answer in done]:
             try:
-                news = ray.get(shift.answer)
+                news = ray.get(assignment.answer)
             except ray.exceptions.RayError as error:
-                lost += self._lost(shift, _reason(error))
+                lost += self._lost(assignment, _reason(error))
             else:
-                lost += self._take_in(shift, news)
-        for shift in list(self._shifts):
-            if not shift.hand.name and shift.hand.place.node is None:
-                lost += self._lost(shift, "its machine is gone")
+                lost += self._take_in(assignment, news)
+        for assignment in list(self._assignments):
+            if not assignment.handle.name and assignment.handle.slot.node is None:
+                lost += self._lost(assignment, "its machine is gone")
         return lost
 
-    def _take_in(self, shift: Shift, news: News) -> list[Job]:
-        job, hand = shift.job, shift.hand
-        hand.name, self._bad_starts = news.worker, 0
-        if shift.shown is None:
-            shift.shown = self.progress.start_bundle(job.bundle.cells, hand.name)
+    def _take_in(self, assignment: Assignment, news: News) -> list[Job]:
+        """Store results, show steps and lines, and ask for the next news; return the job if its worker crashed."""
+        job, handle = assignment.job, assignment.handle
+        handle.name, self._bad_starts = news.worker, 0
+        if assignment.shown is None:
+            assignment.shown = self.progress.start_bundle(job.bundle.cells, handle.name)
         for line in news.lines:
-            self.progress.say(f"{hand.name}: {line}")
+            self.progress.say(f"{handle.name}: {line}")
         for product in news.products:
             self.on_product(_of_this_commit(product))
             left = tuple(cell for cell in job.bundle.cells if cell != product.result.cell)
             job.bundle, job.deaths = replace(job.bundle, cells=left), 0
         if news.step is not None:
-            self.progress.step(*news.step, shift.shown)
+            self.progress.step(*news.step, assignment.shown)
             job.deaths = 0 if news.step[0] > job.best_step else job.deaths
             job.best_step = max(job.best_step, news.step[0])
         if news.refused is not None:
             raise news.refused
         if news.crash is not None:
-            return self._lost(shift, f"{news.crash.type}: {news.crash.message}")
+            return self._lost(assignment, f"{news.crash.type}: {news.crash.message}")
         if news.ended:
-            self._leave(shift)
+            self._leave(assignment)
         else:
-            shift.answer = hand.actor.poll.remote(self._signum)
+            assignment.answer = handle.actor.poll.remote(self._signum)
         return []
 
-    def _lost(self, shift: Shift, reason: str) -> list[Job]:
-        """A worker is gone: its job for another one, unless too many have died of it."""
-        job, hand = shift.job, shift.hand
-        self.cluster.end(hand)
-        self._leave(shift)
+    def _lost(self, assignment: Assignment, reason: str) -> list[Job]:
+        """Handle the death of a worker; return its job for another one, unless too many workers have died of it.
+
+        A job of which MOST_DEATHS workers died in a row fails. A worker that died before it answered did not die of its
+        job; after as many of those, no worker can start, which is a mistake of the user's. Raises UserError then.
+        """
+        job, handle = assignment.job, assignment.handle
+        self.cluster.end(handle)
+        self._leave(assignment)
         if not job.bundle.cells or self._signum is not None:
             return []
-        if not hand.name:
+        if not handle.name:
             self._bad_starts += 1
             if self._bad_starts >= MOST_DEATHS:
                 raise UserError(f"workers do not start: {reason}", field="--engine ray")
@@ -239,7 +256,7 @@ class RayEngine:
         job.deaths += 1
         count = len(job.bundle.cells)
         if job.deaths < MOST_DEATHS:
-            self.progress.say(f"worker {hand.name} died ({reason}); {count} cells of its bundle go to another")
+            self.progress.say(f"worker {handle.name} died ({reason}); {count} cells of its bundle go to another")
             return [job]
         failure = Failure(type="WorkerDied", message=f"{job.deaths} workers died at its bundle: {reason}", traceback="")
         sources = {name: load_file(path).spec.source_sha256 for name, path in job.bundle.method_files.items()}
@@ -251,27 +268,28 @@ class RayEngine:
             self.on_product(failed_product(cell, failure, common))
         return []
 
-    def _leave(self, shift: Shift) -> None:
-        self._shifts.remove(shift)
-        if shift.shown is not None:
-            self.progress.end_bundle(shift.shown)
+    def _leave(self, assignment: Assignment) -> None:
+        """End an assignment; its worker is idle, or gone."""
+        self._assignments.remove(assignment)
+        if assignment.shown is not None:
+            self.progress.end_bundle(assignment.shown)
 
     def _wind_down(self, signum: int) -> None:
-        """Ask every worker to stop after its step and to keep its state; wait for that, but not for ever."""
+        """Ask every worker to stop after its step and write a checkpoint; wait for that within a grace period."""
         self._signum = signum
         end = time.monotonic() + stop.GRACE_S + stop.CLOSING_S
         try:
-            for shift in [shift for shift in self._shifts if not shift.hand.name]:
-                self._lost(shift, "stopped")  # it has not begun to train
-            while self._shifts and time.monotonic() < end:
+            for assignment in [assignment for assignment in self._assignments if not assignment.handle.name]:
+                self._lost(assignment, "stopped")  # it has not begun to train
+            while self._assignments and time.monotonic() < end:
                 self._hear()
         finally:
             self._signum = None
-            for hand in list(self.cluster.hands):
-                self.cluster.end(hand)  # they have been asked to stop, and would stop again
+            for handle in list(self.cluster.handles):
+                self.cluster.end(handle)  # they have been asked to stop, and would stop again
 
     def _marker(self, bundle: Bundle) -> Path | None:
-        """A file beside the checkpoints, by which a worker sees whether it has the same folder."""
+        """A file beside the checkpoints; a worker that sees it has the same folder."""
         if bundle.checkpoint is None:
             return None
         folder = bundle.checkpoint.path.parent
@@ -287,13 +305,13 @@ class RayEngine:
 
     @contextlib.contextmanager
     def _cleared(self) -> Iterator[None]:
-        """Leave no worker at work and no marker behind, however the run ends."""
+        """However the run ends, end workers that are still training and remove the markers."""
         try:
             yield
         finally:
-            for shift in list(self._shifts):
-                self.cluster.end(shift.hand)
-                self._leave(shift)
+            for assignment in list(self._assignments):
+                self.cluster.end(assignment.handle)
+                self._leave(assignment)
             for marker in self._markers:
                 with contextlib.suppress(OSError):
                     marker.unlink(missing_ok=True)
@@ -301,18 +319,18 @@ class RayEngine:
             self._markers.clear()
 
 
-def _share(need: int, place: Place) -> float:
-    """Part of a place for a bundle that needs `need` bytes; several GPUs are never shared."""
-    return 1.0 if place.spec.gpus > 1 else gpu_share(need, place.gpu_bytes or None)
+def _share(need: int, slot: Place) -> float:
+    """Part of a slot for a bundle that needs `need` bytes; a slot of several GPUs is never shared."""
+    return 1.0 if slot.spec.gpus > 1 else gpu_share(need, slot.gpu_bytes or None)
 
 
-def _suits(hand: Hand, job: Job) -> bool:
-    """Whether a worker can do a job without loading another backbone beside the one that it has."""
-    return job.is_rule or hand.backbone in (None, job.backbone)
+def _suits(handle: Hand, job: Job) -> bool:
+    """Whether a worker can train a job without loading another backbone than the one it has."""
+    return job.is_rule or handle.backbone in (None, job.backbone)
 
 
 def _of_this_commit(product: Product) -> Product:
-    """A worker that was sent the code does not know which commit it is; the driver does."""
+    """Add the driver's commit to a result: a worker that was sent the code has no repository to read it from."""
     made = product.result.provenance
     if made.get("commit") is not None:
         return product
@@ -322,7 +340,7 @@ def _of_this_commit(product: Product) -> Product:
 
 
 def _reason(error: BaseException) -> str:
-    """The line of Ray's account that says most."""
+    """The most telling line of an error of Ray's, whose message may have dozens of lines."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "Error" in line or "exit" in line.lower()]
     return (telling or lines or [type(error).__name__])[-1][:300]

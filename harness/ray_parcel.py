@@ -1,4 +1,4 @@
-"""A bundle made ready for a worker whose machine may lack what lies on the driver's."""
+"""Pack a bundle for a worker on another machine, with the files that may exist only on the driver's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.starting import StartFile
 
 @dataclass(frozen=True)
 class Sent:
-    """The content of a file in Ray's object store, fetched only by a worker that needs it."""
+    """A file's content in Ray's object store; a worker calls it to fetch the content if it needs it."""
 
     reference: Any
 
@@ -27,14 +27,17 @@ class Sent:
 
 
 class Parcels:
-    """Makes the parcels of a run; each file of tensors is put into the object store once."""
+    """Makes the parcels of a run. A file of tensors that many cells start from is put into the object store once."""
 
     def __init__(self, ray: Any) -> None:
         self._ray = ray
         self._sent: dict[str, Sent] = {}
 
     def parcel(self, bundle: Bundle, is_rule: bool, marker: Path | None) -> Parcel:
-        """A bundle with the content of its method files, the tensors that cells start from, the folders it reads."""
+        """A bundle with the content of its method files, the tensors that its cells start from, and its folders' paths.
+
+        Rows and weights are not sent: they may be many gigabytes, so every machine must have them.
+        """
         starts = list(_starts(bundle))
         methods = {start.method_file: start.method_file.read_bytes() for start in starts if start.method_file}
         return Parcel(
@@ -55,7 +58,7 @@ class Parcels:
 
 
 def _starts(bundle: Bundle) -> Iterator[StartFile]:
-    """What cells start from, where it is there; what is not, the cell says."""
+    """The files that cells start from and that exist; a cell whose file is missing fails when it is trained."""
     for files in bundle.starts.values():
         yield from (start for start in files if not start.problem and start.path.exists())
 

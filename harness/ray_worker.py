@@ -1,7 +1,7 @@
-"""One worker process of the Ray engine: trains the bundles that the driver sends and tells what happens.
+"""A worker of the Ray engine: a process that trains the bundles which the driver sends, and reports what happens.
 
-It needs nothing of Ray itself: Ray makes an actor of `Worker`. Training runs in a thread, so that the driver can ask
-for news, and for a stop, at any time.
+Nothing here imports Ray, which makes an actor of `Worker`. Training runs in a thread, so that the driver can ask for
+news or a stop at any time.
 """
 
 from __future__ import annotations
@@ -31,48 +31,53 @@ from harness.schema import DevScore, Failure, Key
 from harness.starting import StartFile
 
 POLL_S = 0.5
-"""How long a question for news waits for some."""
+"""Seconds that `poll` waits for news. A shorter time sends more messages; the driver shows a step at most so late."""
 
 
 @dataclass(frozen=True)
 class Parcel:
-    """A bundle on its way to a worker, with what the worker's machine may not have."""
+    """A bundle as it is sent to a worker, with files that the worker's machine may not have."""
 
     bundle: Bundle
     sources: dict[str, bytes]
-    """Content of the method files, by method."""
+    """Content of the method files, by method name."""
     is_rule: bool
+    """Whether the bundle needs no backbone."""
     cwd: Path
-    """The driver's working directory, to which the paths of a bundle may be relative."""
+    """The driver's working directory; paths in the bundle may be relative to it."""
     folders: dict[str, Path]
-    """What the bundle reads, by kind: absolute paths that every machine needs."""
+    """Folders that every machine must have, by kind (data, backbone, suite): absolute paths."""
     marker: Path | None
-    """A file in the driver's results folder: where it is not seen, the folder is not shared."""
+    """A file in the driver's results folder. A machine that does not see it has another folder, and keeps no
+    checkpoints."""
     start_methods: Mapping[Path, bytes] = field(default_factory=dict)
     """Content of the method files of cells that others start from."""
     tensors: Mapping[str, Callable[[], bytes]] = field(default_factory=dict)
-    """By SHA-256, how to get the files of tensors that cells start from."""
+    """By SHA-256, functions that return the files of tensors which cells start from."""
 
 
 @dataclass
 class News:
-    """What happened on a worker since the last time it was asked."""
+    """What happened on a worker since the last `poll`."""
 
     worker: str = field(default_factory=lambda: f"{socket.gethostname()} {os.getpid()}")
     """Its machine and process number."""
     products: list[Product] = field(default_factory=list)
+    """What is stored of the cells that ended."""
     lines: list[str] = field(default_factory=list)
+    """Lines for the user."""
     step: tuple[int, int, dict[Key, DevScore]] | None = None
     """The newest (step, steps of the bundle, dev scores by key)."""
     ended: bool = False
     """Whether the bundle has no more to tell: finished, stopped, refused or crashed."""
     refused: UserError | None = None
-    """What this machine lacks."""
+    """The message for the user about rows or weights that this machine does not have."""
     crash: Failure | None = None
+    """An error of the worker itself; errors of cells are in their results."""
 
 
 class Worker:
-    """Trains one bundle at a time; keeps backbone and rows for the next."""
+    """Trains one bundle at a time, and keeps the backbone and the rows for the next one."""
 
     def __init__(self, threads: int, gpu_share: float = 1.0) -> None:
         torch.set_num_threads(threads)
@@ -83,12 +88,12 @@ class Worker:
         self._end = News()
 
     def start(self, parcel: Parcel) -> None:
-        """Begin a bundle; `poll` tells of it."""
+        """Begin to train a bundle in a thread; `poll` reports on it."""
         self._step, self._end = None, News(ended=True)
         threading.Thread(target=self._work, args=(parcel,), daemon=True, name="bundle").start()
 
     def poll(self, signum: int | None = None) -> News:
-        """What is new, after a short wait for anything; a signal's number asks to stop after the step at hand."""
+        """Return what is new, after at most POLL_S seconds; `signum` asks training to stop after the current step."""
         if signum is not None:
             stop.request(signum)
         news, end = News(), time.monotonic() + POLL_S
@@ -99,7 +104,7 @@ class Worker:
                 break
             if isinstance(event, Product):
                 news.products.append(event)
-                end = 0.0  # whatever else is there, without waiting for more
+                end = 0.0  # take what else is there, and wait no longer: a result should be stored soon
             elif isinstance(event, str):
                 news.lines.append(event)
             else:
@@ -108,6 +113,7 @@ class Worker:
         return news
 
     def _work(self, parcel: Parcel) -> None:
+        """Unpack and train a bundle. Whatever happens, an end (None) is put into the queue of events."""
         try:
             with tempfile.TemporaryDirectory(prefix="harness-methods-") as folder:
                 if parcel.cwd.is_dir():
@@ -119,7 +125,7 @@ class Worker:
             pass
         except UserError as error:
             self._end.refused = error
-        except BaseException as error:  # a thread would end without a word
+        except BaseException as error:  # an exception in a thread would reach nobody
             self._end.crash = describe_failure(error)
         finally:
             self._events.put(None)
@@ -128,7 +134,7 @@ class Worker:
         self._step = (step, steps, scores)
 
     def _unpacked(self, parcel: Parcel, folder: Path) -> Bundle:
-        """The bundle with method files of this machine, and without a checkpoint where the folder is not shared."""
+        """The bundle with paths of this machine, and without a checkpoint if the results folder is not shared."""
         bundle = parcel.bundle
         files = {name: _method_file(path, parcel.sources[name], folder) for name, path in bundle.method_files.items()}
         starts = {
@@ -142,22 +148,22 @@ class Worker:
         return bundle
 
 
-def _method_file(path: Path, source: bytes, folder: Path) -> Path:
-    """The file as the driver has it: the one at the same place, or a copy."""
+def _method_file(path: Path, code: bytes, folder: Path) -> Path:
+    """A method file with the driver's `code`: the one at the same path if it is equal, else a copy in `folder`."""
     with contextlib.suppress(OSError):
-        if path.read_bytes() == source:
+        if path.read_bytes() == code:
             return path
-    copy = folder / hashlib.sha256(source).hexdigest()[:16] / path.name
+    copy = folder / hashlib.sha256(code).hexdigest()[:16] / path.name
     copy.parent.mkdir(exist_ok=True)
-    copy.write_bytes(source)
+    copy.write_bytes(code)
     return copy
 
 
 def _start_file(start: StartFile, parcel: Parcel, folder: Path) -> StartFile:
-    """What a cell starts from as the driver has it: the files at the same places, or copies."""
+    """The files that a cell starts from, equal to the driver's: those at the same paths, or else copies."""
     if start.method_file is not None and start.method_file in parcel.start_methods:
-        source = parcel.start_methods[start.method_file]
-        start = replace(start, method_file=_method_file(start.method_file, source, folder))
+        code = parcel.start_methods[start.method_file]
+        start = replace(start, method_file=_method_file(start.method_file, code, folder))
     if (
         start.sha256 is None
         or start.sha256 not in parcel.tensors
@@ -171,7 +177,7 @@ def _start_file(start: StartFile, parcel: Parcel, folder: Path) -> StartFile:
 
 
 def _require_inputs(parcel: Parcel) -> None:
-    """Raise UserError for rows or weights that this machine does not have; other mistakes become failed cells."""
+    """Raise UserError if this machine lacks rows or weights; other errors are left to the cells, which will fail."""
     bundle, cell, here = parcel.bundle, parcel.bundle.cells[0], f"machine {socket.gethostname()}"
     for what, folder in parcel.folders.items():
         if not folder.is_dir():
@@ -184,5 +190,5 @@ def _require_inputs(parcel: Parcel) -> None:
             cached_backbone(bundle.backbone, recipe.precision, recipe.quantization, bundle.placement)
     except UserError as error:
         raise UserError(str(error), where=here) from None
-    except Exception:  # met again when the bundle is trained, and recorded there
+    except Exception:  # training the bundle will raise it again, and record it
         return

@@ -1,4 +1,4 @@
-"""Run a suite: what is missing is packed into bundles, trained, stored; then the grids' winners follow."""
+"""Run a suite: pack its missing cells into bundles, train them, store each result; then train the grids' winners."""
 
 from __future__ import annotations
 
@@ -27,26 +27,31 @@ from harness.worklist import Worklist
 Rerun = Literal["none", "failed", "stale"]
 Track = Literal["tensorboard", "wandb", "mlflow"]
 
-# between looks at what other processes have finished
 SHORTEST_WAIT_S, LONGEST_WAIT_S = 0.2, 10.0
+"""Pauses between two looks at what other processes have finished. Each pause is twice the one before: a cell that is
+nearly done costs little waiting, and a run of hours reads the folder six times a minute."""
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a run did. `results` is the folder that `load_results` and `report` read."""
+    """What a run did, in numbers of cells."""
 
     results: Path
+    """The results folder, for `load_results` and `report`."""
     num_trained: int
+    """Trained by this process, failed ones included."""
     num_failed: int
+    """Those that failed."""
     num_kept: int
+    """Stored before the run and kept."""
     num_kept_failed: int
-    """Failures among the stored results; `rerun="failed"` trains them again."""
+    """Failures among those; `rerun="failed"` trains them again."""
     num_stale: int
-    """Stored results of other method sources, weights, rows or versions, which were left as they are."""
+    """Stored results of another method file, other weights, rows or versions; `rerun="stale"` trains them again."""
     num_elsewhere: int = 0
-    """Cells that other processes on the same folder finished meanwhile."""
+    """Finished by other processes on the same folder during the run."""
     unfit: tuple[str, ...] = ()
-    """Rows that do not fit a backbone, each with the reason; they stand in the table without a score."""
+    """Table rows that do not fit a backbone, each with the reason; the table shows them without a score."""
 
 
 def run(
@@ -68,12 +73,13 @@ def run(
 ) -> RunSummary:
     """Train every missing cell of a suite file and store the results.
 
-    `settings` are overrides such as {"recipe.steps": 300}; `protocol` is the name of one. `data` falls back to
-    the environment variable HARNESS_DATA. `engine` says where bundles run: in this process, unless it is one of
-    `harness.engines.make_engine`. `track` shows live curves in a tool; files of it stand in a folder beside `results`,
-    named as that one with "-tracking" behind.
-    Raises UserError for anything the user can mend, before anything is written; NotStored if the results folder takes
-    no more; Stopped, a KeyboardInterrupt, on SIGINT or SIGTERM.
+    `settings` overrides the suite, as in {"recipe.steps": 300}. `protocol` is the name of a protocol. `data` is the
+    folder of rows, by default that of the environment variable HARNESS_DATA. `engine` says where bundles run, by
+    default in this process (`harness.engines.make_engine` makes others). `track` shows live curves in a tool, whose
+    files go to a folder beside `results` with the same name and "-tracking" at the end.
+
+    Raises UserError for a user's mistake, before anything is written; NotStored if the results folder cannot be written
+    any more; Stopped, which is a KeyboardInterrupt, on SIGINT or SIGTERM.
     """
     progress = Progress(quiet=quiet) if track is None else tracked(track, Path(f"{Path(results)}-tracking"), quiet)
     overrides = Overrides(methods, tasks, backbones, seeds, settings or {}, protocol)
@@ -84,14 +90,14 @@ def run(
 
 
 def tracked(tool: Track, folder: Path, quiet: bool) -> Progress:
-    """A display that also feeds a tool. Raises UserError where the tool's package is missing."""
+    """A display that also feeds a tracking tool. Raises UserError if the tool's package is not installed."""
     from harness.tracking import TrackedProgress
 
     return TrackedProgress(tool, folder, quiet)
 
 
 class _Run:
-    """One run of a plan by this process."""
+    """One run of a plan by this process; others may work on the same results folder."""
 
     def __init__(self, plan: Plan, rerun: Rerun, engine: Engine, progress: Progress) -> None:
         self.plan = plan
@@ -104,7 +110,7 @@ class _Run:
         self.unfit: list[str] = []
 
     def run(self) -> RunSummary:
-        """Train until every cell has a result, of this process or of another."""
+        """Check, claim and train until every cell has a result, from this process or another."""
         plan = self.plan
         pending = plan.pending()
         refuse_namesakes(plan)
@@ -117,14 +123,14 @@ class _Run:
         self._explain()
         if pending:
             with Claims(plan.store.root) as self.claims, self.progress, self.engine:
-                self.work = Worklist(plan, self.claims, {**plan.refused, **self.replaced}, self._found)
+                self.bundles = Worklist(plan, self.claims, {**plan.refused, **self.replaced}, self._found)
                 try:
                     self._refuse(misfits)
                     _expect_all(plan, self.progress)
                     self._train()
-                except OSError as error:  # of claims and checkpoints; what bundles raise is recorded with their cells
+                except OSError as error:  # from claims and checkpoints; an error of a bundle is recorded with its cells
                     raise self._unusable(error) from None
-                self.work.tidy()
+                self.bundles.tidy()
         old_failures = sum(result.status == "failed" for result in self.stored)
         return RunSummary(
             results=plan.store.root,
@@ -138,7 +144,7 @@ class _Run:
         )
 
     def _refuse(self, misfits: Misfits) -> None:
-        """Store which cells do not fit and why, for the report; what is stored and says the same is left alone."""
+        """Store for the report which cells do not fit, and why. A stored result that says the same is left alone."""
         for cell in [cell for cell in self.plan.asked() if cell.key in misfits]:
             result, old = refusal(self.plan, cell, misfits[cell.key]), self.plan.refused.get(cell.key)
             if old is not None and (old.failure, old.method_sha256) == (result.failure, result.method_sha256):
@@ -151,12 +157,16 @@ class _Run:
             self.progress.say(f"left out: {line}")
 
     def _train(self) -> None:
+        """Train round after round until nothing is pending; wait while other processes have all that is left.
+
+        A round ends when its bundles do: only then is it known which grid points won, and what can start from what.
+        """
         wait = SHORTEST_WAIT_S
         while self.plan.pending():
             before = self.num_found + sum(self.counts.values())
-            self.engine.run(self.work.round(), self.progress, self._store)
+            self.engine.run(self.bundles.round(), self.progress, self._store)
             left = {cell.key for cell in self.plan.pending()}
-            assert not left & self.work.given, "a cell was run and left no result"
+            assert not left & self.bundles.given, "a cell was run and left no result"
             if left and before == self.num_found + sum(self.counts.values()):
                 self.progress.waiting(len(left))
                 stop.sleep(wait)
@@ -165,12 +175,13 @@ class _Run:
                 wait = SHORTEST_WAIT_S
 
     def _unusable(self, error: OSError) -> NotStored:
+        """The message for a results folder in which claims or checkpoints cannot be written."""
         hint = "What is stored stays; once the folder can be written, the same command continues."
         reason = f"the results folder cannot be used: {error.strerror or error}"
         return NotStored(reason, where=str(self.plan.store.root), hint=hint)
 
     def _store(self, product: Product) -> None:
-        """Store a product and give its claim back."""
+        """Store what a cell has left, unless another process has taken the cell over; give its claim back."""
         cell = product.result.cell
         try:
             is_ours = self.claims.holds(cell)
@@ -178,7 +189,7 @@ class _Run:
             raise self._unusable(error) from None
         if not is_ours:
             self.progress.say(f"{cell.label} {cell.task}: slept too long, another process has taken this cell over")
-            self.work.given.discard(cell.key)
+            self.bundles.given.discard(cell.key)
             return
         result = self._written(product)
         with contextlib.suppress(OSError):  # the result is there, so nobody will ask for its claim
@@ -188,25 +199,30 @@ class _Run:
         self.progress.cell_done(result)
 
     def _written(self, product: Product) -> Result:
-        """The result as it is stored: as a failure, where there is room for no more. Raises NotStored."""
-        store, made = self.plan.store, product.result
+        """Store the files of a cell and return its result.
+
+        If there is no room for them, a failure is stored instead, which takes little. Raises NotStored if even that
+        cannot be written.
+        """
+        store, result = self.plan.store, product.result
         try:
-            return store.write(made, product.predictions, product.tensors)
+            return store.write(result, product.predictions, product.tensors)
         except OSError as error:
             failure = describe_failure(error)
         try:
-            return store.write(failed_to_store(made, failure), [], None)
+            return store.write(failed_to_store(result, failure), [], None)
         except OSError as error:
             hint = "What is stored stays; make room, and the same command continues."
             reason = f"the result could not be stored: {error.strerror or error}"
-            raise NotStored(reason, where=str(store.path(made.cell)), hint=hint) from None
+            raise NotStored(reason, where=str(store.path(result.cell)), hint=hint) from None
 
     def _found(self, result: Result) -> None:
+        """Count and show a result that another process has stored."""
         self.num_found += 1
         self.progress.found(result)
 
     def _explain(self) -> None:
-        """Say what of the stored results is kept although it is not what a run would make today."""
+        """Tell the user which stored results are kept although a run would make them differently today."""
         others = {result.cell.protocol.title for result in self.stored}
         others -= {self.plan.suite.protocol.reference.title}
         if others:
@@ -220,23 +236,26 @@ class _Run:
 
 
 def _forget(plan: Plan, rerun: Rerun) -> tuple[dict[Key, Result], int]:
-    """Drop the stored results that shall be made again; return them, and the number of stale ones left."""
+    """Take the results that shall be made again out of the plan; return them, and how many stale ones are left in it.
+
+    Their files stay until a new result takes their place.
+    """
     replaced: dict[Key, Result] = {}
     if rerun == "stale":
         plan.superseded.clear()
     num_stale = len(plan.superseded)
-    # all are judged before any is dropped: whether a cell is stale depends on the cells that it starts from
-    for results, judged in [(found, [plan.is_stale(r) for r in found.values()]) for found in plan.results]:
-        for (place, result), is_stale in zip(list(results.items()), judged, strict=True):
+    # all are judged before any is taken out: whether a cell is stale depends on the cells that it starts from
+    for results, judged in [(stored, [plan.is_stale(r) for r in stored.values()]) for stored in plan.results]:
+        for (point, result), is_stale in zip(list(results.items()), judged, strict=True):
             if (rerun == "failed" and result.status == "failed") or (rerun == "stale" and is_stale):
-                replaced[result.key] = results.pop(place)
+                replaced[result.key] = results.pop(point)
             else:
                 num_stale += is_stale
     return replaced, num_stale
 
 
 def _warn_of_duplicates(plan: Plan, cells: Iterable[Cell], progress: Progress) -> None:
-    """Say which tasks have dev or test rows that also stand in train: such rows reward memory."""
+    """Name the tasks of which dev or test rows are also in train: a method could answer those from memory."""
     for name, cell in sorted({cell.task: cell for cell in cells}.items()):
         try:
             record = cached_task(cell, plan.data_dir, plan.suite.folder).record
@@ -248,7 +267,8 @@ def _warn_of_duplicates(plan: Plan, cells: Iterable[Cell], progress: Progress) -
 
 
 def _expect_all(plan: Plan, progress: Progress) -> None:
-    """Announce the whole run, the winners' further seeds included, so that the time left is honest."""
+    """Tell the display how much the whole run is, the winners' further seeds included, so that its time left is
+    true."""
     for index, group in enumerate(plan.groups):
         old = sum(cell.key in plan.superseded for cell in group.own_cells().values())
         count = max(0, plan.num_missing(index) - old)

@@ -1,8 +1,11 @@
 """One training step of a bundle: many cells, one frozen backbone.
 
-Each step draws every cell's own batch (own order, own seed), sorts all rows by length, cuts them into
-micro-batches under a token budget, and runs the backbone once per micro-batch. The loss is the sum of the cells'
-mean losses; since a row's loss reaches only its own cell's tensors, gradients equal those of separate training.
+A step draws each cell's own batch (own order, own seed), sorts all rows by length, cuts them into micro-batches under a
+token budget, and runs the backbone once per micro-batch. The loss is the sum of the cells' mean losses. A row's loss
+depends on no tensor but those of its own cell, so the gradients are those of separate training.
+
+Shapes: C cells of the bundle, N rows of a micro-batch, L positions of its padded rows, D target tokens of the longest
+answer, H width of the backbone.
 """
 
 from __future__ import annotations
@@ -32,22 +35,40 @@ from harness.schema import Cell
 from harness.seal import BackboneChanged, Seal
 from harness.sharding import UNSHARDED, Unsharded
 
-# without a graph to keep, a forward pass may hold more tokens for the same memory
 EVALUATION_FACTOR = 2
+"""Tokens of a micro-batch in evaluation, in times of one in training: without a graph to keep, a pass needs less room.
+
+A wrong guess costs little: when memory runs out, the budget is halved and the pass repeated.
+"""
 MOST_PROBED_TOKENS = 131_072
-# numbers of hidden states (positions x H) that a device gets through in the time that one more micro-batch costs: calls
-# on a CPU, launches on a GPU
+"""Upper bound of a probed budget: 16 times the larger probe (8,192 tokens), since a line through two small probes
+should not be followed without end. It is also 16 times what one more micro-batch costs on a GPU (8,192 positions at
+T5-base's width), so a larger one would save less than 6 % of the time."""
 OVERHEAD_NUMBERS = {"cpu": 65_536, "cuda": 6_291_456}
+"""What one more micro-batch costs, in numbers of hidden states (positions x H) that the device computes in that time.
+
+The cost is that of calling every module (CPU) or launching every kernel (GPU) once more. It stands for 128 positions on
+a CPU at width 512 (T5-small), and for 8,192 on a GPU at width 768 (T5-base). It is counted in numbers, not in
+positions, because a narrow backbone gets through more positions in the same time: with a fixed count, a bundle of
+layer-side cells on a small backbone was cut so often that it was slower than its cells alone.
+"""
 
 
 def overhead_tokens(backbone: Backbone, calls_per_module: float = 1.0) -> int:
-    """Positions that a backbone gets through in the time that one more micro-batch costs."""
+    """What one more micro-batch costs, in positions of this backbone; see OVERHEAD_NUMBERS.
+
+    `calls_per_module` is more than 1 where cells change layers, since each change is one more call.
+    """
     numbers = OVERHEAD_NUMBERS.get(backbone.device.type, OVERHEAD_NUMBERS["cuda"])
     return round(numbers / backbone.hidden * calls_per_module)
 
 
 class BundleStep:
-    """The cells of one bundle in training; all share backbone, task, source length, precision and dropout setting."""
+    """The cells of one bundle in training, and the step that all of them take together.
+
+    They share backbone, task, source length, precision and the backbone's dropout. `max_tokens` is the token budget of
+    a micro-batch. A cell is named by its position in `cells` throughout.
+    """
 
     def __init__(
         self,
@@ -70,28 +91,39 @@ class BundleStep:
         length = recipe.max_source_length or data.task.max_source_length
         self.dropout = recipe.backbone_dropout
         self.training: bool | None = None
+        """The mode that the modules are in; None before the first step or evaluation has set one."""
         self.encoded = encoded
         orders = [row_order(data, cell.mixture, cell.seed) for cell in cells]
         self.states = [CellState(c, m, o) for c, m, o in zip(cells, methods, orders, strict=True)]
         self.optimizer = JointAdamW([s.groups for s in self.states], [s.recipe for s in self.states])
         self.seal = None if sharding.is_sharded else seal or Seal(backbone)
-        """What the backbone was when the bundle began; shards are of a backbone that ends with its processes."""
+        """Proof of what the backbone was when the bundle began. A sharded backbone has none: its tensors are divided,
+        and it ends with its processes."""
         attaches_itself = len(methods) == 1 and methods[0].runs_alone()
         self.watched = None if attaches_itself else self.seal
-        """The same, where no method may have anything of its own in the backbone, not even for a while."""
+        """The seal to hold against the backbone during a step. None for a method that attaches itself: its changes are
+        in the backbone for the whole training, so only `prove`, which takes them out, can tell."""
         self.fused = FusedInput(methods, backbone, length, self.watched)
         self.active = list(range(len(cells)))
+        """Cells still in training; a cell leaves when it ends, fails or loses a race."""
         self.handed_over: set[int] = set()
+        """Cells whose outcome has been passed on."""
         self.races = races
         self.team = team
         self.sharding = sharding
         self.step = 0
+        """Steps done so far."""
         self.is_settled = True
-        """Whether no step is half done."""
+        """Whether the state is that between two steps, so that a checkpoint may hold it."""
 
     def _train_step(self, step: int) -> None:
+        """Step number `step` (0 for the first) of every active cell: draw, gradients, update, accounts.
+
+        A cell whose own code raises is recorded as failed and leaves; the others take the step without it. Raises
+        BackboneChanged where the code of a method has written to the backbone.
+        """
         started = time.perf_counter()
-        self.is_settled = False
+        self.is_settled = False  # until the caller has counted the step
         self._set_training(True)
         for i in list(self.active):
             try:
@@ -113,42 +145,53 @@ class BundleStep:
         self._share_time("train_s", started, {i: float(positions[i]) for i in self.active})
 
     def _require_untouched(self) -> None:
-        """Raise BackboneChanged where the backbone was written to, or takes gradients, or has left its mode.
+        """Raise BackboneChanged where the backbone was written to, takes gradients, or is in the wrong mode.
 
-        Reads no numbers, so the host does not wait for the device; what leaves no such mark is found by `prove`.
+        This is the cheap look after each step. It reads versions of tensors and no numbers, so the host does not wait
+        for the device. A write that raises no version is found by `prove`.
         """
-        what = None if self.watched is None else self.watched.glance(bool(self.training) and self.dropout)
-        if what is not None:
-            raise BackboneChanged(what, self._only_suspect())
+        difference = None if self.watched is None else self.watched.glance(bool(self.training) and self.dropout)
+        if difference is not None:
+            raise BackboneChanged(difference, self._only_suspect())
 
     def _only_suspect(self) -> int | None:
-        """The cell whose code it must have been: it is alone, or it alone trains a tensor of the backbone."""
-        seal = self.seal
-        suspects = [i for i, state in enumerate(self.states) if seal is not None and seal.holds(state.parameters)]
-        suspects = [0] if len(self.states) == 1 else suspects
+        """The cell whose code must have changed the backbone, or None where several may have.
+
+        It is the only cell of the bundle, or the only one that trains a tensor of the backbone.
+        """
+        if len(self.states) == 1:
+            return 0
+        if self.seal is None:
+            return None
+        suspects = [i for i, state in enumerate(self.states) if self.seal.holds(state.parameters)]
         return suspects[0] if len(suspects) == 1 else None
 
     def prove(self) -> None:
-        """Raise BackboneChanged unless the backbone, without the methods in it, is the one that the bundle began with.
+        """Raise BackboneChanged unless the backbone is, to the last bit, the one that the bundle began with.
 
-        All processes of a team must call it.
+        Methods are taken out for it. Every weight is read, so it is called around evaluations, before checkpoints and
+        before a result is handed over, not in each step. All processes of a team must call it.
         """
         if self.seal is None:
             return
         with self.fused.detached():
-            found = self.team.gather(self.seal.difference())
-        for what in found:
-            if what is not None:
-                raise BackboneChanged(what, self._only_suspect())
+            differences = self.team.gather(self.seal.difference())
+        for difference in differences:
+            if difference is not None:
+                raise BackboneChanged(difference, self._only_suspect())
 
     def _draw(self) -> Rows:
-        """Each active cell's next batch, together."""
-        drawn = {i: self.states[i].order.draw(self.states[i].recipe.batch_size) for i in self.active}
-        cells = np.concatenate([np.full(len(rows), i, np.int64) for i, rows in drawn.items()])
-        return Rows(cells, np.concatenate(list(drawn.values())))
+        """The next batch of each active cell, one behind the other: [sum of batch sizes] rows."""
+        batches = {i: self.states[i].order.draw(self.states[i].recipe.batch_size) for i in self.active}
+        cells = np.concatenate([np.full(len(rows), i, np.int64) for i, rows in batches.items()])
+        return Rows(cells, np.concatenate(list(batches.values())))
 
     def _losses(self, rows: Rows) -> tuple[Rows, Tensor]:
-        """Gradients and losses of a step; a cell whose own code raises leaves, and the step is done without it."""
+        """Leave gradients on the tensors of all cells; return the rows that counted, and mean losses [C].
+
+        When the code of one cell raises, the cell leaves, all gradients are dropped, and the others are computed again
+        from the same random numbers: they get what they would have got without it.
+        """
         before = random_state()
         while len(rows):
             try:
@@ -161,9 +204,10 @@ class BundleStep:
         return rows, torch.zeros(len(self.states))
 
     def _accumulate(self, rows: Rows) -> Tensor:
-        """Leave the gradient of every cell's mean loss (or sum) on its tensors; return the mean losses, [cells].
+        """Leave the gradient of each cell's mean loss (or sum) on its tensors; return the mean losses [C].
 
-        Where memory runs out, all is done again in smaller micro-batches.
+        When memory runs out, gradients are dropped, the token budget is halved, and all rows are computed again.
+        Several processes each compute their share; losses and gradients are then added up over them.
         """
         shortest = int(self.fused.lengths(self.encoded["train"], rows).min())
         losses = self.sharding.within_memory(partial(self._accumulate_within, rows), self.budget, shortest, self._undo)
@@ -171,27 +215,37 @@ class BundleStep:
         return losses
 
     def _accumulate_within(self, rows: Rows, max_tokens: int) -> Tensor:
+        """Forward and backward pass of this process's share of `rows`, in micro-batches of at most `max_tokens`.
+
+        Leaves gradients on the cells' tensors and returns this process's part of the mean losses, [C]. A cell's loss is
+        the mean over all target tokens of its whole batch, so a token's weight, 1 / tokens of its cell, is known before
+        the first micro-batch, and the cut into micro-batches changes no gradient. A method with `sums_losses` gets the
+        gradient of the sum instead; its reported loss is the mean all the same.
+        """
         train, fused = self.encoded["train"], self.fused
-        per_cell = np.bincount(rows.cells, train.target_lengths(rows.rows), minlength=len(self.states))
+        num_targets = np.bincount(rows.cells, train.target_lengths(rows.rows), minlength=len(self.states))  # [C]
+        num_targets = np.maximum(num_targets, 1)  # 0 for a cell that has left; its weight meets no row
+        sums = [state.outcome.method.sums_losses for state in self.states]
         device = self.backbone.device
         dtype = self.backbone.embedding.weight.dtype
-        weights = on_device(1 / np.maximum(per_cell, 1), device).to(dtype)
-        factors = on_device(np.where(self._sums_losses(), np.maximum(per_cell, 1), 1), device).to(dtype)
+        weights = on_device(1 / num_targets, device).to(dtype)  # [C]
+        factors = on_device(np.where(sums, num_targets, 1), device).to(dtype)  # [C]
         losses = torch.zeros(len(self.states), device=device, dtype=dtype)
         fused.refresh(grad=True, cells=self.active)
-        for batch, counts in self._dealt(rows, max_tokens):
+        for batch, counts in self._own_micro_batches(rows, max_tokens):
             stop.check(stop.GRACE_S)
             row_losses, cells = self.sharding.forward(partial(self._row_losses, batch, weights * counts))
             (row_losses * factors[cells]).sum().backward()  # type: ignore[no-untyped-call]
-            losses.index_add_(0, cells, row_losses.detach())
+            losses.index_add_(0, cells, row_losses.detach())  # stays on the device, so no step waits for it
         fused.backward()
         return losses
 
-    def _sums_losses(self) -> list[bool]:
-        return [state.outcome.method.sums_losses for state in self.states]
+    def _own_micro_batches(self, rows: Rows, max_tokens: int) -> list[tuple[Rows, bool]]:
+        """This process's micro-batches, and whether each counts.
 
-    def _dealt(self, rows: Rows, max_tokens: int) -> list[tuple[Rows, bool]]:
-        """This process's micro-batches, and whether they count: where all must compute equally often, some do not."""
+        Processes with sharded weights must compute equally often, or one would wait for ever for the others' shards.
+        One with fewer micro-batches adds a single row that counts nothing.
+        """
         mine = rows.take(self.team.share(len(rows)))
         batches = self._micro_batches(self.fused.lengths(self.encoded["train"], mine), max_tokens)
         num_fillers = self.sharding.most(len(batches)) - len(batches)
@@ -199,18 +253,25 @@ class BundleStep:
         return [(mine.take(batch), True) for batch in batches] + [(filler, False)] * num_fillers
 
     def _row_losses(self, batch: Rows, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Weighted loss of each row of a micro-batch, and the cell that it belongs to, both [N]."""
+        """Loss of each row of a micro-batch times its cell's weight, and the cell of each row, both [N].
+
+        `weights` is [C]. A row's loss is the sum over its target tokens.
+        """
         train, device = self.encoded["train"], self.backbone.device
-        embeds, mask, placed = self.fused.build(train, batch)
-        labels = on_device(train.targets(placed.rows), device)
-        cells = on_device(placed.cells, device)
+        embeds, mask, batch = self.fused.build(train, batch)  # [N, L, H], [N, L], and the rows in that order
+        labels = on_device(train.targets(batch.rows), device)  # [N, D]
+        cells = on_device(batch.cells, device)  # [N]
         return self._token_losses(embeds, mask, labels, cells).sum(1).to(weights.dtype) * weights[cells], cells
 
     def _micro_batches(self, lengths: Index, max_tokens: int) -> list[Index]:
+        """Positions of the rows of each micro-batch, by the lengths of all rows, [N]."""
         return micro_batches(lengths, max_tokens, overhead_tokens(self.backbone, self.fused.calls_per_module))
 
     def _token_losses(self, embeds: Tensor, mask: Tensor, labels: Tensor, cells: Tensor) -> Tensor:
-        """[N, T]; a method that is alone in its bundle may have a say in its loss."""
+        """Cross-entropy of each target token, [N, D], from [N, L, H], [N, L], [N, D] and [N].
+
+        A method that runs alone may compute its own loss. Raises ValueError unless that is [N, D] too.
+        """
         method, heads = self.states[0].outcome.method, self.fused.heads
         backbone = Classifier(self.backbone, heads, cells) if heads else self.backbone
         if method.runs_alone():
@@ -223,11 +284,16 @@ class BundleStep:
         return backbone.token_losses(embeds, mask, labels)
 
     def _undo(self) -> None:
+        """Drop all gradients of a step that is not finished."""
         for state in self.states:
             state.drop_gradients()
 
     def _account(self, rows: Rows) -> Index:
-        """Add the finished step to the work of every cell; return the positions each took, padding included."""
+        """Add the finished step to the work of each active cell; return the positions that each took, [C].
+
+        Padding counts, and is that of the micro-batches of all processes: the cut is repeated here from the lengths
+        alone, so no process has to tell the others.
+        """
         train, count = self.encoded["train"], len(self.states)
         lengths = self.fused.lengths(train, rows)
         padding = np.zeros(count, np.int64)
@@ -246,6 +312,7 @@ class BundleStep:
         return positions
 
     def _count_halvings(self, cells: Sequence[int]) -> None:
+        """Note in these cells' outcomes how often the bundle has run out of memory so far."""
         for i in cells:
             self.states[i].outcome.num_out_of_memory = self.budget.num_halvings + self.eval_budget.num_halvings
 
@@ -259,9 +326,9 @@ class BundleStep:
         self.eval_budget.tokens = self.budget.tokens * EVALUATION_FACTOR
 
     def _peak_bytes(self, tokens: int) -> int:
-        """Device memory that a step with one micro-batch of the longest rows takes on top of what is in use.
+        """Bytes of device memory that a step with one micro-batch of the longest rows adds to what is in use.
 
-        Of several processes each computes its share of the rows, and needs as many times as many for one micro-batch.
+        Several processes share the rows, so the rows of one full micro-batch for each are drawn.
         """
         with torch.random.fork_rng():
             torch.cuda.reset_peak_memory_stats()
@@ -274,7 +341,7 @@ class BundleStep:
                 self._undo()
 
     def longest_rows(self, tokens: int) -> Rows:
-        """As many of the longest row, dealt out to the active cells, as fill one micro-batch."""
+        """The longest training row as many times as fills one micro-batch, for the active cells in turn."""
         train = self.encoded["train"]
         longest = int(np.argmax(train.source_lengths(np.arange(len(train)))))
         row = Rows(np.array(self.active), np.full(len(self.active), longest))
@@ -282,30 +349,31 @@ class BundleStep:
         return Rows(np.resize(np.array(self.active, np.int64), count), np.full(count, longest, np.int64))
 
     def _fail(self, error: CellError) -> None:
-        """Record why a cell ends here, and let it leave."""
+        """Record why a cell failed, and take it out of the bundle."""
         outcome = self.states[error.cell].outcome
         outcome.failure = describe_failure(error.__cause__ or error)
         outcome.failed_at = self.step + (not self.is_settled)
         self._leave(error.cell)
 
     def _leave(self, i: int) -> None:
-        """Take a cell out of the bundle with all that only training needs."""
+        """Take a cell out of the bundle, and free its best tensors and its optimizer's moments."""
         self.states[i].best = {}
         self.active.remove(i)
         self.optimizer.release([i])
 
     def _set_training(self, training: bool) -> None:
+        """Put backbone and methods into training or evaluation mode; the backbone trains only if it has dropout."""
         if self.training == training:
             return
         self.training = training
         self.backbone.model.train(training and self.dropout)
         for i in self.active:
             self.states[i].outcome.method.train(training)
-        if self.seal is not None:  # a method that holds modules of the backbone has switched those too
+        if self.seal is not None:  # method.train() also switched the backbone's modules that a method holds
             self.seal.set_mode(training and self.dropout)
 
     def _share_time(self, kind: str, started: float, shares: Mapping[int, float]) -> None:
-        """Divide the seconds since `started` among cells in proportion to their shares."""
+        """Add the seconds since `started` to the field `kind` of cells' outcomes, in proportion to their shares."""
         elapsed = time.perf_counter() - started
         for i, share in shares.items():
             outcome = self.states[i].outcome

@@ -1,7 +1,8 @@
 """Live curves of a run in TensorBoard, Weights & Biases or MLflow, through accelerate's trackers.
 
-One run for each cell: its settings, dev scores, training loss and learning rate by step, and the final test scores.
-A tracker only looks on: what it is told comes from what the run does anyway, and when it fails it is left out.
+Each cell is a run of its own in the tool: its settings, dev scores, training loss and learning rate by step, and its
+test scores at the end. Tracking changes nothing of training: the tool gets only what the display gets too, and if it
+fails, it is left out and training goes on.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from harness.schema import Cell, DevScore, Key, Result
 
 Tool = Literal["tensorboard", "wandb", "mlflow"]
 LR_POINTS = 200
-"""At most about so many points of the learning rate of a cell are logged."""
+"""About so many points of a cell's learning rate are logged: enough for a smooth curve, without a request each step."""
 
 
 @dataclass
@@ -33,14 +34,15 @@ class _Run:
     cell: Cell
     tracker: GeneralTracker
     extra: dict[str, Any]
-    """What each call of the tool needs to reach this run, where several are open."""
+    """Arguments by which each call of the tool reaches this run and not another one that is open."""
     last_dev: int = 0
+    """Step of the newest dev score that was logged."""
 
 
 class TrackedProgress(Progress):
-    """Shows progress as ever and passes on what it learns; `folder` takes the files of tools that write some.
+    """The usual display, which also passes on what it is told to a tool; the tool's files go to `folder`.
 
-    Raises UserError where the tool's package is missing.
+    Raises UserError if the tool's package is not installed.
     """
 
     def __init__(self, tool: Tool, folder: Path, quiet: bool = False) -> None:
@@ -74,7 +76,7 @@ class TrackedProgress(Progress):
         self._try(lambda: [run.tracker.finish() for run in self.runs.values()])
 
     def _try(self, action: Callable[[], object]) -> None:
-        """A tracker that fails says so once and is left out; training goes on."""
+        """Call the tool; if that fails, print one line and never call it again."""
         if self.is_broken:
             return
         try:
@@ -116,7 +118,8 @@ class TrackedProgress(Progress):
 
 
 def start_tracker(tool: Tool, cell: Cell, folder: Path) -> tuple[GeneralTracker, dict[str, Any]]:
-    """Open a run that holds a cell's settings; return the tracker, and what its `log` needs beside the values."""
+    """Open a run with a cell's settings; return the tracker, and the arguments that its `log` needs beside the
+    values."""
     name = f"{cell.task}/{cell.label}/{cell.backbone}/{cell.cell_id}"
     if tool == "tensorboard":
         tracker: GeneralTracker = TensorBoardTracker(f"{cell.suite}/{name}", str(folder / tool))
@@ -147,7 +150,7 @@ def start_tracker(tool: Tool, cell: Cell, folder: Path) -> tuple[GeneralTracker,
 
 
 def settings_of(cell: Cell) -> dict[str, bool | int | float | str]:
-    """What is to be seen of a cell: names, seed, recipe and hp, each a plain value."""
+    """What a tool shows of a cell: names, seed, recipe and hp, each as a number or a text."""
     flat: dict[str, Any] = {key: getattr(cell, key) for key in ("suite", "task", "label", "method", "backbone", "seed")}
     flat |= {f"recipe.{key}": value for key, value in cell.recipe.model_dump(mode="json").items()}
     flat |= {f"hp.{key}": value for key, value in cell.hp.items()}

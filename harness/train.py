@@ -1,4 +1,8 @@
-"""Train one bundle: step after step, dev scores, best checkpoint, races, the test split once at a cell's end."""
+"""Train one bundle: step after step, dev scores, the best tensors by dev score, races, and the test split once.
+
+The dev score alone decides which tensors of a cell are kept (`selection.best_step`). The test split is scored once,
+with those, when the cell has done its last step.
+"""
 
 from __future__ import annotations
 
@@ -28,15 +32,16 @@ class BundleTrainer(BundleStep):
     """Trains the cells of one bundle from the first step, or from a checkpoint, to the end of each."""
 
     def run(self, on_step: OnStep, on_outcome: Callable[[Outcome], None], keeper: Keeper | None = None) -> None:
-        """Train to the end of every cell; hand over each outcome, failed ones included, as soon as it is final.
+        """Train every cell to its end; pass each outcome, failed ones included, to `on_outcome` as soon as it is final.
 
-        A `keeper` writes checkpoints on the way; after `restore` this goes on where the last one was written.
-        Raises Stopped after a request to stop, once the state is kept.
+        A `keeper` writes checkpoints on the way. After `restore`, training goes on from the step of the checkpoint.
+        Raises Stopped after a request to stop, once a checkpoint is written, and BackboneChanged where a method has
+        changed the backbone.
         """
         keeper = keeper or Keeper(None)
         steps = max(state.recipe.steps for state in self.states)
         try:
-            self._conclude()  # what the checkpoint was written in the middle of
+            self._conclude()  # a checkpoint may have been written between a step and its evaluation
             self._hand_over(on_outcome, keeper)
             while self.active and self.step < steps:
                 self._train_step(self.step)
@@ -55,12 +60,12 @@ class BundleTrainer(BundleStep):
             raise
 
     def _save(self, keeper: Keeper) -> None:
-        """Keep the state, which others will go on from: only one that was trained on the true backbone."""
+        """Write a checkpoint. The backbone is proven first: a run that goes on from it cannot tell any more."""
         self.prove()
         keeper.save(self.training_state())
 
     def training_state(self) -> Training:
-        """All that a checkpoint has to hold."""
+        """What a checkpoint holds: all of the bundle that changes in training."""
         waiting = [i for i in range(len(self.states)) if i not in self.handed_over]
         return Training(
             self.states,
@@ -73,17 +78,20 @@ class BundleTrainer(BundleStep):
         )
 
     def restore(self, plan: CheckpointPlan) -> bool:
-        """Go on from a checkpoint, if there is one of this bundle; return whether there was."""
-        found = restore(plan, self.training_state())
-        if found is None:
+        """Load the bundle's checkpoint if there is one that fits; return whether there was."""
+        restored = restore(plan, self.training_state())
+        if restored is None:
             return False
-        self.step, active = found
+        self.step, active = restored
         for i in set(self.active) - set(active):
             self._leave(i)
         return True
 
     def _conclude(self) -> None:
-        """Whatever is due after a step: evaluation, races, the end of cells; what is done already is left alone."""
+        """Do what is due after a step: evaluate, race, end the cells that have no more steps.
+
+        A second call after the same step does nothing, so that it is safe after a restore.
+        """
         due = [i for i in self.active if self._is_due(i, self.step)]
         if due:
             self._evaluate(due, self.step)
@@ -91,9 +99,10 @@ class BundleTrainer(BundleStep):
         self._finish([i for i in self.active if self.states[i].recipe.steps == self.step])
 
     def _hand_over(self, on_outcome: Callable[[Outcome], None], keeper: Keeper) -> None:
-        """Pass on what has become final; all of it is kept first, so that a kill in between repeats nothing.
+        """Pass on the outcomes that have become final.
 
-        Nothing is passed on that may have been trained or scored on another backbone than the true one.
+        The backbone is proven first, so that no result of a changed one gets out. Then a checkpoint is written: a
+        process that is killed while it passes on several outcomes trains none of them again.
         """
         final = [i for i in range(len(self.states)) if i not in self.active and i not in self.handed_over]
         if final:
@@ -110,16 +119,17 @@ class BundleTrainer(BundleStep):
         return {outcome.cell.key: outcome.history[-1] for outcome in outcomes if outcome.history}
 
     def _is_due(self, i: int, step: int) -> bool:
+        """Whether a cell is to be evaluated after this step and has not been yet; the last step always is."""
         recipe, history = self.states[i].recipe, self.states[i].outcome.history
         is_done = step == 0 or (history and history[-1].step == step)
         return not is_done and (step % recipe.eval_every == 0 or step == recipe.steps)
 
     def _evaluate(self, cells: list[int], step: int) -> None:
-        """Score the dev split; keep the tensors of a new best."""
+        """Score the dev split for these cells; copy the tensors of a cell whose score is its best so far."""
         self._wait_for_device()
         started = time.perf_counter()
         if self.watched is not None:
-            self.prove()  # the rows of a dev split cost many times as much
+            self.prove()  # reads each weight once: a small part of what the forward passes over a dev split cost
         self._set_training(False)
         losses = self._healthy_losses(cells, step)
         alive = [i for i in cells if i in losses]
@@ -142,13 +152,16 @@ class BundleTrainer(BundleStep):
         self._share_time("eval_s", started, self._eval_positions("dev", cells))
 
     def _answers(self, split: str, cells: list[int]) -> dict[int, list[str]]:
-        """Greedy answers of each cell to every row; a cell whose own code raises leaves, and has none."""
+        """Answers of each cell to every row of a split; a cell whose own code raises leaves, and is not in the result.
+
+        The split is then answered again for the others.
+        """
         while cells:
             try:
                 answers = self._greedy_answers(split, cells)
                 if self.watched is not None:
                     self._require_untouched()
-                    self.prove()  # again: what is undone at every other call is not to be seen before
+                    self.prove()  # again, as a change that every second call undoes shows only on one side
                 return answers
             except CellError as error:
                 self._fail(error)
@@ -156,7 +169,10 @@ class BundleTrainer(BundleStep):
         return {}
 
     def _greedy_answers(self, split: str, cells: list[int]) -> dict[int, list[str]]:
-        """Answers of each cell to every row, in smaller batches where memory runs out."""
+        """Answers of each cell to every row, in smaller micro-batches when memory runs out.
+
+        Several processes each answer their share of the rows, and have all answers afterwards.
+        """
         encoded, task = self.encoded[split], self.data.task
         rows = np.arange(len(encoded))
         shortest = int(encoded.source_lengths(rows).min() + self.fused.prompt_lengths[cells].min())
@@ -172,13 +188,13 @@ class BundleTrainer(BundleStep):
         return self.team.merge(answers)
 
     def _eval_positions(self, split: str, cells: Sequence[int]) -> dict[int, float]:
-        """Positions that each cell's rows of a split take, by which the time of an evaluation is shared."""
+        """Positions that a whole split takes for each cell; the time of an evaluation is divided by them."""
         encoded = self.encoded[split]
         text = int(encoded.source_lengths(np.arange(len(encoded))).sum())
         return {i: float(text + len(encoded) * self.fused.prompt_lengths[i]) for i in cells}
 
     def _race(self, step: int) -> None:
-        """At a mark of a race, let its weaker points leave the bundle."""
+        """At a rung of a race, let the grid points with the lower dev scores leave the bundle."""
         for race in self.races:
             racing = [i for i in self.active if race.holds(self.states[i].outcome.cell)]
             if not racing:
@@ -195,10 +211,14 @@ class BundleTrainer(BundleStep):
 
     @functools.cached_property
     def _chance(self) -> Chance:
+        """The dev score of a constant answer; scored once, at the first rung."""
         return chance_of(self.data)
 
     def _healthy_losses(self, cells: list[int], step: int) -> dict[int, float | None]:
-        """Mean loss of each cell since its last evaluation; a cell whose loss is not finite leaves the bundle."""
+        """Mean loss of each cell since its last evaluation; a cell whose loss is not finite fails and leaves.
+
+        This is where a step's losses are read: until then they stay on the device, and no step waits for them.
+        """
         losses: dict[int, float | None] = {}
         for i in cells:
             try:
@@ -209,7 +229,7 @@ class BundleTrainer(BundleStep):
         return losses
 
     def _finish(self, cells: list[int]) -> None:
-        """Put back the selected tensors, score the test split once, let the cells leave."""
+        """Load the selected tensors of these cells, score the test split once, and let the cells leave."""
         if not cells:
             return
         self._wait_for_device()
@@ -226,7 +246,10 @@ class BundleTrainer(BundleStep):
         self._share_time("eval_s", started, self._eval_positions("test", cells))
 
     def _wait_for_device(self) -> None:
-        """Let the steps that the device still works on end, and count the time as training."""
+        """Wait until a GPU has finished the steps that were launched, and count that time as training.
+
+        Without it, an evaluation would be charged for it. It is divided by the positions that cells have taken so far.
+        """
         if self.backbone.device.type == "cuda":
             started = time.perf_counter()
             torch.cuda.synchronize(self.backbone.device)

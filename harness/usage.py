@@ -1,4 +1,4 @@
-"""What a cell cost, from what its training counted."""
+"""What a cell cost: rows, tokens, FLOPs, seconds and memory, from what its training counted."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from harness.schema import Usage
 def usage_of(
     outcome: Outcome, bundle_cells: int, matmul: MatmulParams, peak: float | None, num_processes: int = 1
 ) -> Usage:
-    """The accounts of one cell; `peak` is one device's FLOP/s at the cell's precision, None where unknown.
+    """The cost of one trained cell; `peak` is one device's FLOP/s at the cell's precision, None where it is not known.
 
-    A cell's seconds are its share of the bundle's, by positions: its rates are those of the whole bundle where its
-    prompts and texts are as long as the others'.
+    The seconds of a bundle are divided among its cells by positions. So a cell's rates (rows and tokens a second) are
+    those of its share of the bundle, not of the cell trained alone. Peak memory is that of the whole process.
     """
     work, seconds = outcome.work, outcome.train_s
     flops = matmul.step_flops(
@@ -44,7 +44,7 @@ def usage_of(
 
 
 def rule_usage(seconds: float) -> Usage:
-    """The accounts of a rule, which trains nothing and answered in `seconds`."""
+    """The cost of a rule, which trains nothing and answered in `seconds`."""
     return Usage(
         num_steps=0,
         num_samples=0,

@@ -1,4 +1,4 @@
-"""What is left of a plan, given out bundle by bundle as this process can claim it."""
+"""Claimed bundles: the missing cells of a plan, bundle by bundle, as far as this process can claim them."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ SECONDS = {"s": 1, "m": 60, "h": 3_600}
 
 
 class Worklist:
-    """Claims cells for this process, and takes in what other processes finish."""
+    """Gives out bundles whose cells it has claimed, and adds to the plan what other processes finish."""
 
     def __init__(
         self, plan: Plan, claims: Claims, replaced: Mapping[Key, Result], on_found: Callable[[Result], None]
     ) -> None:
-        """`replaced` are stored results that are to be made again."""
+        """`replaced` holds stored results that shall be made again; `on_found` gets those of other processes."""
         self.plan = plan
         self.claims = claims
         self.replaced = replaced
         self.on_found = on_found
         self.given: set[Key] = set()
-        """Cells handed to the engine."""
+        """Cells that an engine has got, by key."""
 
     def round(self) -> Iterator[Bundle]:
-        """Claimed bundles: what a checkpoint has begun, else the grids, else the winners' further seeds.
+        """Claimed bundles of one kind: those with a checkpoint, else the grids, else the winners' further seeds.
 
-        One kind a round, so that a run that was interrupted packs the same bundles as one that was not.
+        One kind a round: a run that was interrupted then packs the same bundles as one that was not.
         """
         self.refresh()
         search, further = self.plan.stages()
@@ -54,27 +54,32 @@ class Worklist:
                 yield from self._claimed(pack(self.plan, rest))
 
     def refresh(self) -> bool:
-        """Take in results that other processes have stored; return whether there were any."""
+        """Add results that other processes have stored to the plan; return whether there were any."""
         found = [result for cell in self.plan.pending() if (result := self._stored(cell)) is not None]
         for result in found:
             self._take_in(result)
         return bool(found)
 
     def tidy(self) -> None:
-        """Drop the checkpoints of cells that are all finished."""
+        """Delete the checkpoints of which all cells are finished."""
         self._begun([])
 
     def _stored(self, cell: Cell) -> Result | None:
-        """A result that came since this process made its plan."""
+        """The result that another process has stored since this one made its plan, or None."""
         result = self.plan.load(cell)
         return None if result == self.replaced.get(cell.key) else result
 
     def _take_in(self, result: Result) -> None:
+        """Add a result of another process to the plan."""
         self.plan.record(result)
         self.on_found(result)
 
     def _claimed(self, bundles: Sequence[Bundle]) -> Iterator[Bundle]:
-        """Bundles of what could be claimed; first those that nobody has begun to claim, then single cells of others."""
+        """The bundles, each with the cells of it that could be claimed.
+
+        First those that no other process has begun to claim, then what is left of the others. So several processes
+        share out whole bundles before they divide one.
+        """
         for whole in (True, False):
             for bundle in bundles:
                 stop.check()
@@ -84,7 +89,11 @@ class Worklist:
                     yield self._with_checkpoint(replace(bundle, cells=tuple(cells)))
 
     def _claim(self, bundle: Bundle, whole: bool) -> list[Cell]:
-        """Claim the cells of a bundle that are still missing; those of a race all together or not at all."""
+        """Claim the cells of a bundle that are still missing, and return them.
+
+        The cells of a race are claimed all together or not at all. With `whole`, a bundle is also left alone if another
+        process holds its first missing cell.
+        """
         mine: list[Cell] = []
         for cell in bundle.cells:
             if self.plan.has_result(cell) or cell.key in self.given:
@@ -103,7 +112,7 @@ class Worklist:
         return mine
 
     def _with_checkpoint(self, bundle: Bundle) -> Bundle:
-        """Say where the bundle's checkpoint goes; one that it continues from stays where it is."""
+        """The bundle with a checkpoint file; one that goes on from a checkpoint keeps its file."""
         if bundle.checkpoint is not None:
             return bundle
         key, every = self._key(bundle), self.plan.suite.file.execution.checkpoint_every
@@ -113,7 +122,11 @@ class Worklist:
         return replace(bundle, checkpoint=self._checkpoint(self._folder / f"{name}.safetensors", key, bundle.cells))
 
     def _begun(self, pending: Sequence[Cell]) -> list[Bundle]:
-        """Bundles as their checkpoints name them, less what is finished by now; the newest first."""
+        """The bundles that have a checkpoint, without the cells that are finished by now; the newest first.
+
+        A checkpoint is passed over unless its cells still make one bundle with the same key and the same method files.
+        Without `pending` cells, checkpoints of which all cells are finished are deleted.
+        """
         drop_markers(self._folder)
         if self.plan.suite.file.execution.checkpoint_every == "off":
             return []
@@ -126,7 +139,7 @@ class Worklist:
                 continue
             sources = {key: cell["source"] for key, cell in zip(header.keys, header.cells, strict=True)}
             cells = [left[key] for key in header.keys if key in left]
-            if any(sources[cell.key] != self._source(cell) for cell in cells):
+            if any(sources[cell.key] != self._origin(cell) for cell in cells):
                 continue
             if not cells and set(header.keys) <= known and not pending:
                 path.unlink(missing_ok=True)
@@ -138,21 +151,26 @@ class Worklist:
         return begun
 
     def _checkpoint(self, path: Path, key: str, cells: Iterable[Cell]) -> CheckpointPlan:
+        """Where and how often the checkpoint of these cells is written."""
         seconds, steps = interval(self.plan.suite.file.execution.checkpoint_every)
-        return CheckpointPlan(path, key, seconds, steps, {cell.key: self._source(cell) for cell in cells})
+        return CheckpointPlan(path, key, seconds, steps, {cell.key: self._origin(cell) for cell in cells})
 
-    def _source(self, cell: Cell) -> str:
+    def _origin(self, cell: Cell) -> str:
+        """Hashes of the method's file and of the tensors that a cell starts from."""
         starts = [start.sha256 or "" for start in self.plan.start_files(cell)]
         return " ".join([self.plan.methods[cell.method].spec.source_sha256, *starts])
 
     def _key(self, bundle: Bundle) -> str | None:
-        """Digest of all that a state must have in common with who goes on from it; None for what has no state."""
+        """Digest of all that a checkpoint must share with a run that goes on from it; None for a rule or a broken file.
+
+        Device and versions are in it: on another device, or with another PyTorch, the numbers would differ.
+        """
         methods = [self.plan.methods[cell.method] for cell in bundle.cells]
         if any(method.spec.is_rule or method.cls is None for method in methods):
             return None
         try:
             rows = cached_task(bundle.cells[0], bundle.data_dir, bundle.suite_folder).record.fingerprint
-        except Exception:  # the bundle will say so
+        except Exception:  # training the bundle will raise it again, and record it
             return None
         made = collect(best_device())
         versions = [made["harness"], made["commit"], made["versions"].get("torch")]

@@ -132,8 +132,8 @@ def test_two_machines_train_what_one_process_trains_though_a_worker_dies(
     engine, nodes = make_engine("ray", address), set()
 
     def kill_one() -> bool:
-        nodes.update(hand.place.node for hand in engine.cluster.hands)
-        training = [shift.hand.name for shift in engine._shifts if shift.job.best_step > 1]
+        nodes.update(handle.slot.node for handle in engine.cluster.handles)
+        training = [assignment.handle.name for assignment in engine._assignments if assignment.job.best_step > 1]
         if training:
             os.kill(int(training[0].split()[-1]), signal.SIGKILL)
         return bool(training)
@@ -164,7 +164,7 @@ def test_a_stopped_run_keeps_what_its_workers_did_and_goes_on(
     engine = make_engine("ray", address)
     with meanwhile(interrupt), pytest.raises(stop.Stopped):
         run(folder, engine=engine)
-    assert not engine.cluster.hands
+    assert not engine.cluster.handles
     assert num_begun(folder) >= 1
     assert run(folder, quiet=False).num_failed == 0
     assert "continued from a checkpoint at step" in capsys.readouterr().err
@@ -253,15 +253,15 @@ def test_a_bundle_of_two_processes_gets_two_gpus_of_a_machine(machine_with_gpus:
     options = {"methods": ["shift"], "tasks": ["first"], "settings": {"execution.processes": 2}}
     with pytest.raises(UserError, match=r"--gpus-per-bundle.*execution.processes is 2, and a worker has 1 GPUs"):
         run(folder, engine=make_engine("ray", machine_with_gpus), **options)
-    engine, places = make_engine("ray", machine_with_gpus, gpus=2), []
+    engine, slots = make_engine("ray", machine_with_gpus, gpus=2), []
 
     def look() -> bool:
-        places.extend(shift.hand.place for shift in engine._shifts)
-        return bool(places)
+        slots.extend(assignment.handle.slot for assignment in engine._assignments)
+        return bool(slots)
 
     with meanwhile(look):
         assert run(folder, engine=engine, **options).num_failed == 0
-    assert (places[0].spec.gpus, engine._shifts) == (2, [])
+    assert (slots[0].spec.gpus, engine._assignments) == (2, [])
     assert [made.status for _, made in ResultStore(folder / "results").scan()] == ["done"]
 
 
