@@ -38,7 +38,7 @@ class Line(Strict):
     values: dict[str, str] | list[Value] = []
     """Value -> title; in a list each value is its own title."""
     average: str | None = None
-    """Title of one more line with the mean over the values; it is empty unless every value has a score. Needs `over: task`."""
+    """Title of one more line: the mean over the values, empty unless all have a score. Needs `over: task`."""
     mean_over: list[str] = []
     """Makes the line the mean over these tasks; it is empty unless every task has a score."""
     published: str | None = None

@@ -41,13 +41,19 @@ def figure_names() -> list[str]:
 
 
 def find_table(name: str, block: ReportBlock | None = None, where: str = "--table") -> TableLayout:
-    """The table layout `name`: that of a suite's `report` block, else the shipped one. Raises UserError naming the choices."""
+    """The table layout `name`: the one in a suite's `report` block, else the shipped one.
+
+    Raises UserError naming the choices if there is neither.
+    """
     own = block.define_tables if block else {}
     return own[name] if name in own else _load(TableLayout, "tables", name, own, where)
 
 
 def find_figure(name: str, block: ReportBlock | None = None, where: str = "--figure") -> FigureLayout:
-    """The figure layout `name`: that of a suite's `report` block, else the shipped one. Raises UserError naming the choices."""
+    """The figure layout `name`: the one in a suite's `report` block, else the shipped one.
+
+    Raises UserError naming the choices if there is neither.
+    """
     own = block.define_figures if block else {}
     return own[name] if name in own else _load(FigureLayout, "figures", name, own, where)
 

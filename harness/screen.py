@@ -1,7 +1,7 @@
 """Printing to a screen that may lack characters: a text that cannot be shown is replaced, and no command fails on it.
 
-Python raises UnicodeEncodeError when it prints "≈" to an ASCII or Latin-1 terminal. That would end a training run because
-of one line of its progress.
+Python raises UnicodeEncodeError when it prints "≈" to an ASCII or Latin-1 terminal. That would end a training run
+because of one line of its progress.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PLAIN = {
     **{"–": "-", "—": "-", "−": "-", "±": "+-", "≈": "~", "≤": "<=", "≥": ">=", "×": "x", "✓": "v", "…": "..."},
     **{"→": "->", "←": "<-", "·": ".", "•": "*", "‘": "'", "’": "'", "“": '"', "”": '"', "\N{NO-BREAK SPACE}": " "},
 }
-"""Characters that the program itself prints -> ASCII for them. Any other missing character becomes an escape (\\u65e5)."""
+"""Characters that the program prints -> ASCII for them. Any other missing character becomes an escape (\\u65e5)."""
 HANDLER = "harness.plain"
 """Name of the error handler, as the `errors` argument of `str.encode` takes it."""
 
@@ -58,7 +58,7 @@ def say(text: object = "", *, end: str = "\n", is_error: bool = False) -> None:
 
 
 def make_bearable() -> None:
-    """Make both streams replace missing characters too when libraries print to them, such as the help of the commands."""
+    """Make both streams replace missing characters for libraries too, which print the help of the commands."""
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:  # a stream that a test or a notebook put there may not have it

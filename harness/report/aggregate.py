@@ -1,4 +1,4 @@
-"""Groups results into leaderboards: one board per suite and backbone, one row per method, one entry per row and task."""
+"""Groups results into leaderboards: a board per suite and backbone, a row per method, an entry per row and task."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Entry:
 
     @property
     def scores(self) -> list[float]:
-        """Test score of each run. Rounded here too, since older results were stored with the noise of float arithmetic."""
+        """Test score of each run. Rounded here too, since older results hold the noise of float arithmetic."""
         return [settled(run.test.score) for run in self.runs if run.test]
 
     @property
@@ -130,7 +130,7 @@ class BoardRow:
         return sorted({run.params.per_task(kind) for run in runs if run.params})
 
     def mixture_params(self) -> list[tuple[int, int]]:
-        """(trained parameters, number of tasks) of each mixture in the row: the whole of which `params` gives a share."""
+        """(trained parameters, number of tasks) of each mixture in the row; `params` gives the share of a task."""
         runs = [run for entry in self.entries.values() for run in entry.runs]
         return sorted({(p.num_trained, p.num_tasks) for run in runs if (p := run.params) and p.num_tasks > 1})
 
@@ -274,7 +274,7 @@ def _rows(results: list[Result]) -> list[BoardRow]:
 
 
 def _display_order(row: BoardRow) -> tuple[float, float, list[tuple[float, str]], str]:
-    """Sort key: few training rows first, then few trained parameters, then the name with numbers by value (4, 16, 32)."""
+    """Sort key: few training rows, then few parameters, then the name, its numbers by value (4, 16, 32)."""
     pieces = re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", row.name)
     # re.split with a group returns text and number in turn, so every other piece is a number
     natural = [(float(piece), "") if i % 2 else (-1.0, piece) for i, piece in enumerate(pieces)]

@@ -54,7 +54,10 @@ class Filler:
     """Conditions that replace the layout's own, from the command line."""
 
     def score(self, row: Slot, column: Slot) -> Score:
-        """Find what stands in one cell. Where conditions meet: the command line, then the column, the row, the layout."""
+        """Find what stands in one cell.
+
+        Of conditions on the same setting the command line's counts, else the column's, the row's, the layout's.
+        """
         where = {**self.layout.where, **row.where, **column.where, **self.where}
         show = row.show or column.show or "score"
         tasks = row.mean_over or column.mean_over

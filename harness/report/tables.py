@@ -21,7 +21,7 @@ WRITERS: dict[str, Callable[[Sequence[Table]], str]] = {
     "latex": latex,
     "html": html,
 }
-"""Formats that show a table as it is laid out. CSV and JSON hold the numbers behind it, and are written in `records`."""
+"""Formats that show a table as it is laid out. CSV and JSON hold the numbers behind it; see `records`."""
 
 
 def render(
