@@ -1,4 +1,7 @@
-"""Layouts of tables and figures, as files of `report/layouts/` and the `report:` block of a suite file declare them."""
+"""What the YAML of a table or figure layout may hold, as strict pydantic models.
+
+Layouts are files in `report/layouts/`, or stand in the `report:` block of a suite file.
+"""
 
 from __future__ import annotations
 
@@ -11,35 +14,37 @@ from harness.declarations import Strict
 Value = str | int | float | bool | None
 Condition = Value | list[Value]
 Where = dict[str, Condition]
-"""Setting -> its value or one of several: suite, backbone, label, method, task, benchmark, protocol, hp.KEY,
-recipe.KEY, few_shot.k and whatever else a result's cell holds. None asks that the cell does not have it."""
+"""Setting -> the value that a result must have, or a list of accepted values.
+
+Settings are suite, backbone, label, method, task, benchmark, protocol, hp.KEY, recipe.KEY, few_shot.k and the other
+fields of a cell. The value None asks for cells that do not have the setting."""
 Show = Literal["score", "params", "kept", "ms/step", "relative time", "peak MiB"]
 LayoutName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,79}$")]
 
 
 class Line(Strict):
-    """A row or a column of a table; with `over`, one for each of the `values`."""
+    """A row or a column of a table. With `over` it stands for several: one for each of the `values`."""
 
     title: str | list[str] = ""
-    """Several texts where the table has several heads; {value} is the title of the value of `over`."""
+    """One text per head column of the table; {value} is replaced by the title of the value of `over`."""
     group: str = ""
-    """What stands over neighbouring columns, or between rows."""
+    """Title over neighbouring columns, or above a section of rows."""
     where: Where = {}
     show: Show | None = None
-    """None takes what the other axis shows, or the score."""
+    """None takes what the other axis shows; the score if that is None too."""
     metric: str | None = None
-    """One metric of the test split instead of the reported score."""
+    """Name of one metric to show instead of the reported score, from the test split."""
     over: str | None = None
     values: dict[str, str] | list[Value] = []
-    """Value -> its title, or values that are their own titles."""
+    """Value -> title; in a list each value is its own title."""
     average: str | None = None
-    """Title of one more line: the mean over the values, missing unless each is there. `over: task` only."""
+    """Title of one more line: the mean over the values, empty unless all have a score. Needs `over: task`."""
     mean_over: list[str] = []
-    """Tasks whose mean this line is; it is missing unless each has a score."""
+    """Makes the line the mean over these tasks; it is empty unless every task has a score."""
     published: str | None = None
-    """What the published record calls the method of this line."""
+    """Name of this line's method in the published record."""
     only_published: bool = False
-    """Nothing here measures this line: it stands among the published ones only."""
+    """The line has published numbers only; no result is looked for."""
 
     @model_validator(mode="after")
     def _of_one_kind(self) -> Line:
@@ -55,72 +60,75 @@ class Line(Strict):
 
 
 class TableLayout(Strict):
-    """The shape of one table."""
+    """The rows, columns and captions of one table."""
 
     title: str
     caption: str = ""
     where: Where = {}
-    """What every entry has in common."""
+    """Conditions on every entry of the table."""
     heads: list[str] = Field(["method"], min_length=1)
-    """Titles of the columns that name a row."""
+    """Titles of the first columns, which name the row."""
     rows: list[Line] = Field(min_length=1)
     columns: list[Line] = Field(min_length=1)
     best: Literal["column", "row", "none"] = "column"
-    """Along which axis the best and the second best score are marked."""
+    """Where the best and the second best score are marked: in each column, in each row, or nowhere."""
     published: str | None = None
-    """Record, or RECORD:TABLE, whose numbers stand below the measured rows."""
+    """RECORD or RECORD:TABLE: published numbers to show below the measured rows."""
 
 
 class Axis(Strict):
-    """The swept setting of a figure."""
+    """The x axis of a figure: a setting with several values."""
 
     setting: str
-    """A key as in `where`, or `size`, the parameters of the backbone."""
+    """A key as in `where`, or `size`: the number of parameters of the backbone."""
     title: str
     log: bool = False
 
 
 class Curve(Strict):
-    """One line of a figure; without any, each method is one."""
+    """One line of a figure. A figure without curves has one line per method."""
 
     title: str
     where: Where = {}
 
 
 class Panel(Strict):
-    """One panel: the mean over `tasks`."""
+    """One panel of a figure; it shows the mean over `tasks`."""
 
     title: str
     tasks: list[str] = Field(min_length=1)
 
 
 class TimeRow(Strict):
-    """Where the training times of a figure come from; without conditions, from the runs that were scored."""
+    """Which runs give the training times of a figure; without conditions the runs that give the scores."""
 
     where: Where = {}
     tasks: list[str] = []
-    """Empty takes those of the panel."""
+    """Empty takes the tasks of the panel."""
 
 
 class Gates(Strict):
-    """Names of stored tensors; {i} counts the spaces from 0."""
+    """Names of the stored tensors that make gate weights; {i} is the index of a space, from 0.
+
+    Shapes: P prompt tokens, H hidden size.
+    """
 
     prompt: str
-    """[P, H]"""
+    """[P, H]: the prompt."""
     weight: str
-    """[1, H] of one space."""
+    """[1, H]: the gate of space i."""
     bias: str
-    """[1] of one space."""
+    """[1]: the bias of space i."""
 
 
 class Categories(Strict):
-    """The values of a setting that have no order stand side by side; a panel for each part of the results."""
+    """An x axis of values without an order, such as tasks: they stand side by side, in one or several panels."""
 
     setting: str
     """A key as in `where`."""
     title: str
     panels: list[Curve] = []
-    """Without any: all results in one."""
+    """One panel per entry; without entries, one panel with all results."""
 
 
 class FigureLayout(Strict):
@@ -132,10 +140,10 @@ class FigureLayout(Strict):
     gates: Gates | None = None
     categories: Categories | None = None
     panels: list[Panel] = []
-    """Of a swept setting; without any: one for each task."""
+    """For a figure with `x`; without entries, one panel per task."""
     curves: list[Curve] = []
     time: TimeRow | None = None
-    """A second row of panels: training time per step, relative to the largest x of the first curve."""
+    """Adds a second row of panels: training time per step, divided by that at the largest x of the first curve."""
 
     @model_validator(mode="after")
     def _of_one_kind(self) -> FigureLayout:
@@ -150,7 +158,7 @@ class ReportBlock(Strict):
     """The `report` block of a suite file: which layouts show its results."""
 
     tables: list[LayoutName] = []
-    """Names of shipped layouts, or of those below."""
+    """Names of shipped layouts, or of those in `define_tables`."""
     figures: list[LayoutName] = []
     define_tables: dict[LayoutName, TableLayout] = {}
     define_figures: dict[LayoutName, FigureLayout] = {}
@@ -165,7 +173,7 @@ class ReportBlock(Strict):
 
 
 def spelled(value: Any) -> str:
-    """A value as its title: 0.5 -> "0.5", True -> "yes", None -> "none"."""
+    """A value as text for titles and comparisons: 0.5 -> "0.5", True -> "yes", None -> "none"."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,7 @@
-"""Layouts by name: those that ship with the program, in `report/layouts/`, and those that a suite file declares."""
+"""Finds the layout of a table or figure by its name.
+
+A layout is declared in the `report:` block of a suite file, or ships with the program in `report/layouts/`.
+"""
 
 from __future__ import annotations
 
@@ -17,37 +20,49 @@ FOLDER = Path(__file__).parent / "report" / "layouts"
 SETTINGS = sorted(
     {*Cell.model_fields, "benchmark", "few_shot"} - {"grid", "grid_index", "search_seed", "seed", "definition"}
 )
-"""First parts of the settings by which a layout can find its entries."""
+"""What a layout may ask for: names of settings, or what stands before their first dot (`hp` of `hp.rank`).
+
+Left out are the fields in which the runs of one table entry differ (seed, grid point), and the text of a declared task.
+"""
 DERIVED = "size"
-"""What a figure can have on its x axis although no cell sets it."""
+"""The number of parameters of the backbone: a figure may have it on its x axis although no cell sets it."""
 
 Layout = TypeVar("Layout", bound=Strict)
 
 
 def table_names() -> list[str]:
-    """Names of the shipped layouts of tables."""
+    """Names of the table layouts that ship with the program."""
     return _names("tables")
 
 
 def figure_names() -> list[str]:
-    """Names of the shipped layouts of figures."""
+    """Names of the figure layouts that ship with the program."""
     return _names("figures")
 
 
 def find_table(name: str, block: ReportBlock | None = None, where: str = "--table") -> TableLayout:
-    """The layout of a table, a suite's own before a shipped one. Raises UserError naming the choices."""
+    """The table layout `name`: the one in a suite's `report` block, else the shipped one.
+
+    Raises UserError naming the choices if there is neither.
+    """
     own = block.define_tables if block else {}
     return own[name] if name in own else _load(TableLayout, "tables", name, own, where)
 
 
 def find_figure(name: str, block: ReportBlock | None = None, where: str = "--figure") -> FigureLayout:
-    """The layout of a figure, a suite's own before a shipped one. Raises UserError naming the choices."""
+    """The figure layout `name`: the one in a suite's `report` block, else the shipped one.
+
+    Raises UserError naming the choices if there is neither.
+    """
     own = block.define_figures if block else {}
     return own[name] if name in own else _load(FigureLayout, "figures", name, own, where)
 
 
 def check_block(block: ReportBlock, document: Document) -> None:
-    """Raise UserError if a suite names a layout that does not exist, or one of its own asks for an unknown setting."""
+    """Check the `report` block of a suite file before anything is trained.
+
+    Raises UserError if it names a layout that does not exist, or declares one that asks for an unknown setting.
+    """
     kinds = (("tables", block.define_tables, table_names()), ("figures", block.define_figures, figure_names()))
     for kind, own, shipped in kinds:
         for index, name in enumerate(getattr(block, kind)):
@@ -58,11 +73,11 @@ def check_block(block: ReportBlock, document: Document) -> None:
 
 
 def _names(kind: str) -> list[str]:
-    return sorted((path.stem for path in (FOLDER / kind).glob("*.yaml")), key=_in_order)
+    return sorted((path.stem for path in (FOLDER / kind).glob("*.yaml")), key=_natural_order)
 
 
-def _in_order(name: str) -> list[str | int]:
-    """accept-2 before accept-10."""
+def _natural_order(name: str) -> list[str | int]:
+    """Sort key that puts accept-2 before accept-10."""
     head, _, last = name.rpartition("-")
     return [head, int(last), ""] if last.isdigit() else [name, -1, ""]
 
@@ -76,22 +91,23 @@ def _load(model: type[Layout], kind: str, name: str, own: Mapping[str, object], 
 
 
 def _check_settings(layout: Strict, locate: Locate) -> None:
-    for key, name in _asked(layout):
+    # a misspelt setting would match no result, and the table would be empty without a word
+    for key, name in _settings_asked(layout):
         if name != DERIVED and name.split(".")[0] not in SETTINGS:
             part = name.split(".")[0]
             raise UserError("no setting of a cell", where=locate(*key), field=name, value=part, choices=SETTINGS)
 
 
-def _asked(layout: Strict) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """Each setting that a layout names, with the place where it does."""
+def _settings_asked(layout: Strict) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """(keys that lead to it in the YAML file, name) of each setting that a layout asks for."""
     lists = {part: getattr(layout, part) for part in ("rows", "columns", "curves") if hasattr(layout, part)}
     wheres: list[tuple[tuple[str | int, ...], Where]] = [(("where",), getattr(layout, "where", {}))]
     wheres += [((part, i, "where"), line.where) for part, lines in lists.items() for i, line in enumerate(lines)]
     if isinstance(layout, FigureLayout) and layout.categories:
         panels = enumerate(layout.categories.panels)
         wheres += [(("categories", "panels", i, "where"), panel.where) for i, panel in panels]
-    for place, where in wheres:
-        yield from (((*place, name), name) for name in where)
+    for path, where in wheres:
+        yield from (((*path, name), name) for name in where)
     for part, lines in lists.items():
         yield from (((part, i, "over"), line.over) for i, line in enumerate(lines) if getattr(line, "over", None))
     if isinstance(layout, FigureLayout) and layout.x:

@@ -1,4 +1,8 @@
-"""Whether a row of ours was made with the method and the settings that stand behind a published number."""
+"""Decides whether one of our rows has the method and settings of a published number, so that both may be compared.
+
+A record gives method names and notes in words. What they state is read here and held against the cells; what they
+do not state cannot be checked.
+"""
 
 from __future__ import annotations
 
@@ -15,35 +19,38 @@ from harness.report.published import FOLDER, Number, Record
 from harness.schema import Cell
 
 TOLERANCE = 0.1
-"""Share by which a count of parameters may differ: printed ones are rounded, and some count more, such as LoRA's biases
-(7 %)."""
+"""Share by which numbers of parameters may differ. Printed ones are rounded, and some count more than we do, such as
+LoRA's biases (7 %). Another prompt length or rank, mostly half or twice as large, differs by far more than 10 %."""
 STATED = {
     "hp.prompt_length": re.compile(r"\b(?:prompt|params fit) (\d+)\b"),
     "hp.rank": re.compile(r"\brank (\d+)\b"),
     "recipe.max_source_length": re.compile(r"\b(\d+) tokens\b"),
 }
-"""Settings that notes of a record name, and how."""
+"""Setting -> the words by which notes of records state it."""
 BY_PROTOCOL = "prompt_length"
-"""The setting that a record's protocol gives where its notes are silent."""
+"""A setting that the protocol of the same name gives if the note does not."""
 MULTI_TASK = "multi-task training"
-"""What notes say of numbers from a training on several tasks at once."""
+"""What notes say of numbers from training on several tasks at once."""
 UNITS = {"K": 1e3, "M": 1e6, "B": 1e9}
+"""Letter after a printed number of parameters -> factor."""
 
 
 def is_same_method(row: BoardRow, published: str) -> bool:
-    """Whether a source's name of a method means the file that a row was made with."""
+    """Whether a source's name of a method means the method file of a row."""
     file = _file_of(published)
     return any(file in (name, _stem(name)) for name in _methods(row))
 
 
 def is_unaltered(row: BoardRow) -> bool:
-    """Whether the row bears its method's own name, as a suite gives it to the settings that it means by default."""
+    """Whether the row is labelled with its method's plain name. Suites give other labels to variants of a method."""
     return {row.label} == _methods(row)
 
 
 def disagreements(entry: Entry, number: Number, record: Record | None) -> list[str]:
-    """In which settings an entry and a number differ, as far as the record states them; backbone and metric are the
-    board's."""
+    """Sentences on the settings in which an entry and a published number differ; empty if none is known to.
+
+    Backbone and metric are not looked at: `Record.rows` has chosen numbers that agree in both.
+    """
     ours = {record.shots_of(run) if record else None for run in entry.runs}
     found = []
     if ours != {number.k_shot}:
@@ -56,14 +63,15 @@ def disagreements(entry: Entry, number: Number, record: Record | None) -> list[s
             found.append(f"{name} is {' and '.join(sorted(map(str, values)))}, published with {wanted}")
     if any((run.cell.mixture is not None) != (MULTI_TASK in number.note) for run in entry.runs):
         found.append("one of the two was trained on several tasks at once")
-    return [*found, *_params(entry, number)]
+    return [*found, *_params_disagreement(entry, number)]
 
 
 def _shots_text(k: int | None) -> str:
     return "all rows" if k is None else f"k={k}"
 
 
-def _params(entry: Entry, number: Number) -> list[str]:
+def _params_disagreement(entry: Entry, number: Number) -> list[str]:
+    """A sentence if the printed number of parameters is neither that of training nor that kept for inference."""
     printed = parse_count(number.params)
     counts = [run.params for run in entry.runs if run.params]
     kinds: tuple[Literal["num_trained", "num_kept"], ...] = ("num_trained", "num_kept")
@@ -74,25 +82,29 @@ def _params(entry: Entry, number: Number) -> list[str]:
 
 
 def parse_count(text: str) -> float | None:
-    """76,800 of "76.8K"; None where a source prints no count."""
+    """A printed number of parameters: "76.8K" -> 76,800. None if the source prints none."""
     match = re.fullmatch(r"([\d.,]+)([KMB]?)", text)
     return float(match[1].replace(",", "")) * UNITS.get(match[2], 1) if match else None
 
 
 def _stated(number: Number, record: Record | None, method: str) -> dict[str, int]:
-    """Settings behind a number: what its note says, else the record's protocol, if the number is its own."""
+    """Setting -> value that the record states for a number: in its note, else by its protocol.
+
+    The protocol counts only for numbers that the paper measured itself: others were made with settings of their own.
+    """
     stated = {name: int(found[1]) for name, pattern in STATED.items() if (found := pattern.search(number.note))}
     if record is not None and not number.cited:
-        place = Place(number.task, number.benchmark, method, number.backbone)
-        given = _protocol_hp(record.name.partition(":")[0], place).get(BY_PROTOCOL)
+        scope = Place(number.task, number.benchmark, method, number.backbone)
+        given = _protocol_hp(record.name.partition(":")[0], scope).get(BY_PROTOCOL)
         if isinstance(given, int):
             stated.setdefault(f"hp.{BY_PROTOCOL}", given)
     return stated
 
 
 @functools.cache
-def _protocol_hp(name: str, place: Place) -> Mapping[str, Any]:
-    return resolve(ProtocolReference(name=name)).hp(place) if name in protocol_names() else {}
+def _protocol_hp(name: str, scope: Place) -> Mapping[str, Any]:
+    """The hp that the protocol `name` sets; empty if the record has no protocol of its name."""
+    return resolve(ProtocolReference(name=name)).hp(scope) if name in protocol_names() else {}
 
 
 def _value(cell: Cell, name: str) -> Any:
@@ -106,10 +118,11 @@ def _methods(row: BoardRow) -> set[str]:
 
 @functools.cache
 def _file_of(published: str) -> str:
+    """The method file that a source's name means; `published/methods.json` lists those that differ in spelling."""
     known = json.loads((FOLDER / "methods.json").read_text(encoding="utf-8"))
     return str(known.get(published, _stem(published)))
 
 
 def _stem(name: str) -> str:
-    """`Fine-tuning` and `finetune` -> `finetun`."""
+    """A method's name without what spellings differ in: `Fine-tuning` and `finetune` -> `finetun`."""
     return re.sub("(ing|e)$", "", re.sub("[^a-z0-9]", "", name.lower()))

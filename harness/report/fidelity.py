@@ -1,4 +1,4 @@
-"""How near our numbers come to published ones, in every cell that both have."""
+"""The table of `report --fidelity`: our scores beside published ones, cell by cell."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from harness.scores import mean_score, settled
 
 @dataclass(frozen=True)
 class Comparison:
-    """One cell of a published table and ours; scores in percent points."""
+    """A published score and ours on the same task, 0-100."""
 
     suite: str
     backbone: str
     method: str
-    """Our row."""
+    """Name of our row."""
     published_method: str
     task: str
     metric: str
@@ -28,36 +28,36 @@ class Comparison:
     ours: float
     ours_std: float | None
     difference: float
-    """Ours less theirs."""
+    """Ours minus theirs."""
     num_runs: int
     source: str
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """What of a board stands beside a record, and what does not."""
+    """The comparisons of a board with a published record, and what could not be compared."""
 
     comparisons: list[Comparison]
     left_out: list[str]
-    """Per row of ours and of theirs with the same method: why some of their cells are not compared."""
+    """One line per pair of rows with the same method that differ in their settings: why they are not compared."""
 
 
 def fidelity_of(board: Board) -> Fidelity:
-    """Every cell of the record beside the one row of ours that was made with its method and settings.
+    """Compare each published score with our one row that has the same method and settings; in the order of the board.
 
-    Of several such rows the one counts that bears the method's name alone; without one, none does, for a record does
-    not say which of them it means. The comparisons are in the order of the board.
+    If several of our rows fit, the one with the method's plain name counts. If none or several have that name, none
+    counts: the record does not say which it means, and choosing the nearest would flatter us.
     """
     found: dict[tuple[int, int, int], Comparison] = {}
     left_out: dict[str, None] = {}
-    for place, published in enumerate(board.published):
+    for rank, published in enumerate(board.published):
         named = [(i, row) for i, row in enumerate(board.rows) if is_same_method(row, published.method)]
         for column, task in enumerate(board.tasks):
             number = published.numbers.get(task)
             if number is None or number.value is None:
                 continue
             scored = [(i, row, entry) for i, row in named if (entry := row.entries.get(task)) and entry.scores]
-            fitting = []
+            fitting = []  # our rows with the same method and settings
             for i, row, entry in scored:
                 if reasons := disagreements(entry, number, board.record):
                     left_out[f"{row.name} beside {published.name}: {', '.join(reasons)}"] = None
@@ -66,7 +66,7 @@ def fidelity_of(board: Board) -> Fidelity:
             plain = [item for item in fitting if is_unaltered(item[1])]
             chosen = fitting if len(fitting) == 1 else plain if len(plain) == 1 else []
             for i, row, entry in chosen:
-                found[i, place, column] = _comparison(board, row, entry, published, number)
+                found[i, rank, column] = _comparison(board, row, entry, published, number)
             for _, row, _ in (item for item in fitting if item not in chosen):
                 reason = "several rows of this method fit, and the record does not say which one it means"
                 left_out[f"{row.name} beside {published.name}: {reason}"] = None
@@ -74,12 +74,12 @@ def fidelity_of(board: Board) -> Fidelity:
 
 
 def compare_with_published(board: Board) -> list[Comparison]:
-    """Every cell of the record beside ours with the same method and settings, in the order of the board."""
+    """The comparisons of `fidelity_of`."""
     return fidelity_of(board).comparisons
 
 
 def lay_out_fidelity(board: Board) -> Table:
-    """The comparisons as a table; a sentence where there are none."""
+    """The comparisons as a table, or a sentence that says why there are none."""
     names = ("method", "published as", "task", "published", "ours", "difference", "runs")
     caption = "Test scores beside published ones: ours is the mean ± standard deviation over seeds, difference is ours "
     caption += "less theirs."
@@ -116,7 +116,7 @@ def lay_out_fidelity(board: Board) -> Table:
 
 
 def records(boards: Sequence[Board]) -> list[dict[str, object]]:
-    """The comparisons of all boards, for programs."""
+    """The comparisons of all boards, for CSV and JSON."""
     return [asdict(item) for board in boards for item in compare_with_published(board)]
 
 

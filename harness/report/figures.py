@@ -1,4 +1,4 @@
-"""Figures of boards as SVG, PDF and PNG: score against cost, ranks, curves of training, score by model size."""
+"""Draws the figures of leaderboards: score against cost, average ranks, training curves, score by backbone size."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from harness.report.stats import Ranking
 from harness.report.styles import Look, lines_of, looks
 
 MOST_TICKS = 8
-"""On an axis of steps."""
+"""Ticks on an axis of steps. A panel is about 3.5 inches wide, and "30,000" at 9 points takes 0.4."""
 
 
 def draw_all(boards: Sequence[Board], verdicts: Sequence[Significance | None], folder: Path) -> list[Path]:
@@ -44,16 +44,17 @@ def draw_all(boards: Sequence[Board], verdicts: Sequence[Significance | None], f
 def _figures(
     boards: Sequence[Board], verdicts: Sequence[Significance | None], styles: Mapping[str, Look]
 ) -> Iterator[tuple[str, Figure]]:
+    """(file name without ending, figure) of every figure that the boards have numbers for."""
     for board, verdict in zip(boards, verdicts, strict=True):
-        place = slug(f"{board.suite}-{board.backbone}")
+        name = slug(f"{board.suite}-{board.backbone}")
         for cost in COSTS:
             if any(row.average(board.tasks) is not None and cost.of(row) for row in board.rows):
-                yield f"{cost.name}-{place}", draw_cost(board, cost, verdict, styles)
+                yield f"{cost.name}-{name}", draw_cost(board, cost, verdict, styles)
         for title, ranking in verdict.rankings.items() if verdict else ():
-            yield slug(f"ranks-{place}-{title}"), draw_ranks(board, ranking, styles, title)
+            yield slug(f"ranks-{name}-{title}"), draw_ranks(board, ranking, styles, title)
         for task in board.tasks:
             if any(run.dev_history for row in board.rows for run in _runs(row, task)):
-                yield f"curves-{place}-{slug(task)}", draw_curves(board, task, styles)
+                yield f"curves-{name}-{slug(task)}", draw_curves(board, task, styles)
     by_suite: dict[str, list[Board]] = defaultdict(list)
     for board in boards:
         by_suite[board.suite].append(board)
@@ -63,9 +64,9 @@ def _figures(
 
 
 def draw_ranks(board: Board, ranking: Ranking, styles: Mapping[str, Look], among: str = "") -> Figure:
-    """Average ranks, the best at the top, with the band of what Nemenyi's test cannot tell from the best.
+    """Average ranks, the best at the top. A band shows the ranks that Nemenyi's test cannot tell from the best.
 
-    `among` names the rows that are ranked where they are not all, e.g. "k=4".
+    `among` names the rows that are ranked if they are not all of the board, e.g. "k=4".
     """
     figure, axes = new_figure(f"{board.suite} on {board.backbone}{f', {among}' if among else ''}")
     figure.set_figheight(1.5 + 0.22 * len(ranking.ranks))
@@ -84,7 +85,7 @@ def draw_ranks(board: Board, ranking: Ranking, styles: Mapping[str, Look], among
 
 
 def draw_curves(board: Board, task: str, styles: Mapping[str, Look]) -> Figure:
-    """Training loss and dev score by step: the mean over seeds, and from the lowest to the highest."""
+    """Training loss and dev score by step: the mean over runs as a line, from lowest to highest as a band."""
     figure, (left, right) = new_figure(f"{board.suite} on {board.backbone}: {task}", columns=2)
     selection = ""
     steps_seen: set[int] = set()
@@ -115,7 +116,7 @@ def draw_curves(board: Board, task: str, styles: Mapping[str, Look]) -> Figure:
 
 
 def draw_sizes(boards: Sequence[Board], styles: Mapping[str, Look]) -> Figure:
-    """Average score by the size of the backbone, over the tasks that all backbones have."""
+    """Average score by the number of parameters of the backbone, over the tasks that all backbones have."""
     figure, axes = new_figure(boards[0].suite)
     tasks = sorted(set.intersection(*(set(board.tasks) for board in boards)))
     lines: dict[str, list[tuple[int, float]]] = defaultdict(list)
@@ -142,17 +143,18 @@ def draw_sizes(boards: Sequence[Board], styles: Mapping[str, Look]) -> Figure:
 
 
 def thinned(steps: Sequence[int]) -> list[int]:
-    """Of the steps of evaluations those that get a tick: each at its place, round ones where there are many."""
+    """The steps of evaluations that get a tick: all if they are few, else every 2nd, 5th, 10th, 20th, ..."""
     most = MOST_TICKS
     for scale in (10**power for power in range(9)):
         for stride in (scale, 2 * scale, 5 * scale):
             if len(steps) // stride <= most:
+                # evaluations may be uneven, such as a last one just after another: 1.5 leaves room for a number
                 return _apart(steps[stride - 1 :: stride], (steps[-1] - steps[0]) / (1.5 * most))
     return []
 
 
 def _apart(steps: Sequence[int], room: float) -> list[int]:
-    """Steps that are further apart than `room`, so that their numbers are; of two that are not, the later."""
+    """Drop steps whose numbers would cover each other: of two that are no more than `room` apart the later stays."""
     kept: list[int] = []
     for step in reversed(steps):
         if not kept or kept[-1] - step > room:
@@ -161,7 +163,7 @@ def _apart(steps: Sequence[int], room: float) -> list[int]:
 
 
 def _mean_curve(runs: Sequence[Mapping[int, float | None]]) -> list[tuple[int, float, float, float]]:
-    """(step, lowest, mean, highest) over the runs that have a value at a step."""
+    """(step, lowest, mean, highest) over the runs that have a value at that step; `runs` are step -> value."""
     values: dict[int, list[float]] = defaultdict(list)
     for run in runs:
         for step, value in run.items():

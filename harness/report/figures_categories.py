@@ -1,4 +1,4 @@
-"""Score by the values of a setting that have no order, such as the task: a point per method beside each other."""
+"""Figure of scores by category, such as the task: the values of a setting side by side, a point per method at each."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from harness.report.figure_base import blank_figure, label_axes
-from harness.report.pool import Found, Pool
+from harness.report.pool import Found, Pool, by_method
 from harness.report.styles import Look
 from harness.report_declarations import Categories, Curve, FigureLayout, Where
 
 SPREAD = 0.6
-"""Share of the distance between two values that the points of one value take."""
+"""Share of the distance between two values that the points of one value take up; the rest keeps values apart."""
 
 
 def draw_categories(layout: FigureLayout, pool: Pool, where: Where, styles: Mapping[str, Look]) -> Figure | None:
-    """Return the figure, panels without any score left out; None where none is left.
+    """Return the figure without the panels that have no score; None if no panel is left.
 
-    `where` wins over the layout's own conditions. A method with several entries for a value has one by row label.
+    `where` replaces conditions of the layout. A method with several entries at one value has a point per row label.
     """
     assert layout.categories is not None
-    parts = layout.categories.panels or [Curve(title="")]
-    asked = [(part, {**layout.where, **part.where, **where}) for part in parts]
-    panels = [(part.title, _scored(pool.find(conditions))) for part, conditions in asked]
+    declared = layout.categories.panels or [Curve(title="")]
+    asked = [(panel.title, {**layout.where, **panel.where, **where}) for panel in declared]
+    panels = [(title, _scored(pool.find(conditions))) for title, conditions in asked]
     panels = [(title, found) for title, found in panels if found]
     return _draw(layout.title, layout.categories, panels, styles) if panels else None
 
@@ -37,6 +37,7 @@ def _scored(found: Sequence[Found]) -> list[Found]:
 def _draw(
     title: str, axis: Categories, panels: Sequence[tuple[str, list[Found]]], styles: Mapping[str, Look]
 ) -> Figure:
+    # 0.9 inches a value hold its title at 9 points; 3.6 inches is the height of a panel with titles
     widths = [1.0 + 0.9 * len(_values(axis, found)) for _, found in panels]
     figure = blank_figure(title, (max(6.4, 2.4 + sum(widths)), 3.6))
     grid: Any = figure.subplots(1, len(panels), squeeze=False, width_ratios=widths)
@@ -54,13 +55,14 @@ def _draw(
 
 def _draw_panel(axes: Axes, axis: Categories, found: Sequence[Found], styles: Mapping[str, Look]) -> None:
     values = _values(axis, found)
-    lines = _lines(axis, found)
+    placed = [item for item in found if axis.setting in item.settings]
+    lines = by_method(placed, at=lambda item: str(item.settings[axis.setting]))
     for i, (name, items) in enumerate(lines.items()):
         look = styles[str(items[0].settings["method"])]
         offset = SPREAD * ((i + 0.5) / len(lines) - 0.5)
-        places = [values.index(str(item.settings[axis.setting])) + offset for item in items]
+        positions = [values.index(str(item.settings[axis.setting])) + offset for item in items]
         axes.errorbar(
-            places, [item.entry.mean or 0.0 for item in items], [item.entry.std or 0.0 for item in items],
+            positions, [item.entry.mean or 0.0 for item in items], [item.entry.std or 0.0 for item in items],
             color=look.colour, marker=look.marker, markersize=6, linestyle="none", capsize=2, elinewidth=0.8,
             label=name,
         )  # fmt: skip
@@ -72,19 +74,3 @@ def _draw_panel(axes: Axes, axis: Categories, found: Sequence[Found], styles: Ma
 
 def _values(axis: Categories, found: Sequence[Found]) -> list[str]:
     return sorted({str(item.settings[axis.setting]) for item in found if axis.setting in item.settings})
-
-
-def _lines(axis: Categories, found: Sequence[Found]) -> dict[str, list[Found]]:
-    """Entries by method, or by row label where one method has several for a value."""
-    met: set[tuple[str, str]] = set()
-    crowded: set[str] = set()
-    placed = [item for item in found if axis.setting in item.settings]
-    for item in placed:
-        method, value = str(item.settings["method"]), str(item.settings[axis.setting])
-        crowded |= {method} if (method, value) in met else set()
-        met.add((method, value))
-    lines: dict[str, list[Found]] = {}
-    for item in placed:
-        method = str(item.settings["method"])
-        lines.setdefault(str(item.settings["label"]) if method in crowded else method, []).append(item)
-    return dict(sorted(lines.items()))

@@ -1,4 +1,4 @@
-"""Average score against what a method costs: trained parameters, time of training, memory."""
+"""Draws average score against what a method costs: trained parameters, training time or memory."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from harness.report.significance import AVERAGE, Significance
 from harness.report.styles import DASHES, Look
 
 WIDE_SPAN = 5
-"""Costs that lie further apart than by this factor take a logarithmic axis."""
+"""A logarithmic axis is used if the largest cost is more than this many times the smallest. Below, a linear
+axis keeps points apart too, and is easier to read."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """An axis of costs; `of` gives None where the results do not say, 0 where nothing is trained."""
+    """A kind of cost. `of` returns it for a row: None if the results do not say, 0 if nothing is trained."""
 
     name: str
     title: str
@@ -35,6 +36,7 @@ def _trained(row: BoardRow) -> float:
 
 
 def _memory(row: BoardRow) -> float | None:
+    """Peak memory in MiB. A rule trains nothing, so it counts as 0 and not as what its process happened to hold."""
     usages = [run.usage for entry in row.entries.values() for run in entry.runs if run.usage]
     if not usages:
         return None
@@ -49,7 +51,7 @@ COSTS = (
 
 
 def draw_cost(board: Board, cost: Cost, verdict: Significance | None, styles: Mapping[str, Look]) -> Figure:
-    """Average score against a cost, with the Pareto front; rows that train nothing are lines."""
+    """Average score against a cost, with the Pareto front. Rows that train nothing are dotted lines across."""
     figure, axes = new_figure(f"{board.suite} on {board.backbone}")
     scored = [(row, score) for row in board.rows if (score := row.average(board.tasks)) is not None]
     points = {row.name: (value, score) for row, score in scored if (value := cost.of(row)) is not None}
@@ -75,19 +77,21 @@ def draw_cost(board: Board, cost: Cost, verdict: Significance | None, styles: Ma
     _scale(axes, [value for value, _ in trained.values()])
     label_axes(axes, cost.title, average_over(board.tasks))
     lines = {name: (axes.get_xlim()[0], point[1]) for name, point in points.items() if name not in trained}
-    places = trained | lines
-    place_labels(axes, list(places.values()), list(places), [colours[name] for name in places])
+    # a line has no point to stand beside, so its label starts at the left edge
+    labelled = trained | lines
+    place_labels(axes, list(labelled.values()), list(labelled), [colours[name] for name in labelled])
     return figure
 
 
 def _scale(axes: Axes, costs: Sequence[float]) -> None:
+    """Set the scale, and margins in which labels of points at the edge have room."""
     if costs and max(costs) > WIDE_SPAN * min(costs):
         axes.set_xscale("log")
     axes.margins(x=0.18, y=0.14)
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Points (cost, score) that no other beats with a lower or equal cost, cheapest first."""
+    """Points (cost, score) for which no cheaper or equally cheap one scores as much, cheapest first."""
     front: list[tuple[float, float]] = []
     for cost, score in sorted(points, key=lambda point: (point[0], -point[1])):
         if not front or score > front[-1][1]:

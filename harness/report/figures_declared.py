@@ -1,4 +1,4 @@
-"""Every declared figure for which there are results."""
+"""Draws the figures that layouts declare, as far as there are results for them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from harness.schema import Result
 def draw_declared(
     layouts: Mapping[str, FigureLayout], scanned: Sequence[tuple[Path, Result]], folder: Path, where: Where
 ) -> list[Path]:
-    """Draw the figures; return the files. `where` wins over what a layout asks for.
+    """Draw the figures of `layouts` into `folder`; return the files. `where` replaces conditions of the layouts.
 
     Raises UserError if a file cannot be written, or tensors cannot be read.
     """
@@ -34,6 +34,7 @@ def draw_declared(
 def _figures(
     name: str, layout: FigureLayout, scanned: Sequence[tuple[Path, Result]], where: Where
 ) -> Iterator[tuple[str, Figure]]:
+    """(file name without ending, figure) of one layout: one figure, or one per suite and backbone."""
     results = [result for _, result in scanned]
     pool = Pool(results, {layout.x.setting} if layout.x else ())
     files = {result.key: path for path, result in scanned}
@@ -46,13 +47,14 @@ def _figures(
         if figure := draw_sweep(layout, pool, where, styles):
             yield name, figure
         return
+    # scores of two backbones, or of two suites unless the layout names its own, do not belong in one figure
     has_suite = "suite" in layout.where or "suite" in where
     for suite, backbone in sorted({("" if has_suite else r.cell.suite, r.cell.backbone) for r in results}):
         here: Where = {"backbone": backbone, **({} if has_suite else {"suite": suite}), **where}
-        place = "-".join(filter(None, (name, slug(suite), slug(backbone))))
+        file_name = "-".join(filter(None, (name, slug(suite), slug(backbone))))
         # with another suite than the layout's own, the times are its own too
         if layout.x and (figure := draw_sweep(layout, pool, here, styles, timing=where)):
-            yield place, figure
+            yield file_name, figure
         if layout.gates:
             for label, figure in draw_gates(layout, pool, here, files).items():
-                yield f"{place}-{slug(label)}", figure
+                yield f"{file_name}-{slug(label)}", figure

@@ -1,4 +1,7 @@
-"""Gate weights per prompt token, computed from the tensors that runs have stored."""
+"""Draws gate weights per prompt token, from the tensors that runs have stored.
+
+Shapes: P prompt tokens, H hidden size.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +26,10 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def gate_weights(tensors: Mapping[str, Array], gates: Gates) -> Array | None:
-    """Share of each space in each prompt vector, [spaces, P]; None where the tensors hold no gates.
+    """Weight of each space in each prompt vector [spaces, P]; None if the tensors hold no gates.
 
-    softmax over spaces i of P_s w_i + b_i (Lan et al. 2025, eq. 6).
+    The softmax over spaces i of P_s w_i + b_i (Lan et al. 2025, eq. 6), with the prompt P_s [P, H], the gate w_i [H, 1]
+    and the bias b_i.
     """
     if gates.prompt not in tensors:
         return None
@@ -35,13 +39,14 @@ def gate_weights(tensors: Mapping[str, Array], gates: Gates) -> Array | None:
         logits.append((tensors[gates.prompt] @ tensors[name].T + bias)[:, 0])
     if not logits:
         return None
+    # the largest logit is subtracted so that exp does not overflow; the softmax stays the same
     exponents = np.exp(np.stack(logits) - np.max(logits, axis=0))
     weights: Array = exponents / exponents.sum(0)
     return weights
 
 
 def read_tensors(path: Path, sha256: str | None) -> dict[str, Array]:
-    """Tensors beside a result as float64 arrays. Raises UserError if they are missing or not those of the run."""
+    """Name -> array (float64) of the tensors beside a result. Raises UserError if they are missing or were changed."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -55,9 +60,9 @@ def read_tensors(path: Path, sha256: str | None) -> dict[str, Array]:
 
 
 def draw_gates(layout: FigureLayout, pool: Pool, where: Where, files: Mapping[Key, Path]) -> dict[str, Figure]:
-    """Row label -> a figure with one panel for each task: space by prompt token, for the run of the first seed.
+    """Row label -> figure with a panel per task, space by prompt token, of the first run that stored tensors.
 
-    Spaces of different seeds have no common order, so nothing is averaged. `files` holds the JSON of each result.
+    Spaces of different seeds have no common order, so runs are not averaged. `files` is result -> path of its JSON.
     """
     assert layout.gates is not None
     by_label: dict[str, list[tuple[str, int, Array]]] = defaultdict(list)

@@ -1,10 +1,10 @@
-"""Score against a swept setting, as a declared layout says: a line per method, a panel per task or mean of tasks."""
+"""Figure of scores against a setting with several values: a line per method, a panel per task or mean of tasks."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,27 +12,30 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from harness.report.aggregate import median_step_seconds
 from harness.report.figure_base import blank_figure, face, label_axes, legend_beside
-from harness.report.pool import Found, Pool
+from harness.report.pool import Found, Pool, by_method
 from harness.report.styles import Line, Look, lines_of
 from harness.report_declarations import Axis, FigureLayout, Panel, Where
 from harness.report_layouts import DERIVED
 from harness.scores import mean_score
 
 MOST_COLUMNS = 4
+"""Panels side by side. At 2.7 inches each that is 13 inches, which fits a screen."""
 MOST_TICKS = 9
+"""Values that each get a tick; with more, matplotlib chooses, since their numbers would run into each other."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One value of the swept setting."""
+    """A line at one value of the setting."""
 
     x: float
     score: float
     std: float | None
-    """Over seeds; None for a mean of tasks or a single run."""
+    """Standard deviation over seeds; None for a mean of tasks or a single run."""
     seconds: float | None
-    """Of training, per step; the mean over tasks."""
+    """Seconds of training per step, the mean over tasks."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Content:
-    """What a panel shows: lines of scores, and below them lines of times."""
+    """One panel: lines of scores, and the lines of times in the panel below."""
 
     panel: Panel
     scores: list[Drawn]
@@ -56,9 +59,9 @@ class Content:
 def draw_sweep(
     layout: FigureLayout, pool: Pool, where: Where, styles: Mapping[str, Look], timing: Where | None = None
 ) -> Figure | None:
-    """Return the figure; None where no line has two points.
+    """Return the figure; None if no line has two points.
 
-    `where` wins over the layout's own conditions, `timing` over those of its times.
+    `where` replaces conditions of the layout, `timing` those of its row of training times.
     """
     assert layout.x is not None
     asked = {**layout.where, **where}
@@ -68,20 +71,20 @@ def draw_sweep(
     for panel in panels:
         scores, times = _lines(layout, layout.x, pool, asked, panel.tasks, skipped), []
         if layout.time is not None:
-            source = {**asked, **layout.time.where, **(timing or {})}
-            times = _lines(layout, layout.x, pool, source, layout.time.tasks or panel.tasks, skipped)
+            timed = {**asked, **layout.time.where, **(timing or {})}
+            times = _lines(layout, layout.x, pool, timed, layout.time.tasks or panel.tasks, skipped)
         made.append(Content(panel, scores, times))
     kept = [item for item in made if any(len(line.points) > 1 for line in item.scores)]
     if not kept:
         return None
-    place = " and ".join(sorted({str(item.settings["backbone"]) for item in pool.find(asked)}))
-    title = layout.title if layout.x.setting == DERIVED else f"{layout.title}, {place}"
+    backbones = " and ".join(sorted({str(item.settings["backbone"]) for item in pool.find(asked)}))
+    title = layout.title if layout.x.setting == DERIVED else f"{layout.title}, {backbones}"
     note = f"\nleft out where several results fit: {', '.join(dict.fromkeys(skipped))}" if skipped else ""
     return _draw(title + note, layout.x, kept, styles)
 
 
 def _panels(found: Sequence[Found], x: Axis) -> list[Panel]:
-    """One for each task."""
+    """One panel per task, for a layout that declares none."""
     tasks = sorted({str(item.settings["task"]) for item in found if _position(item, x) is not None})
     return [Panel(title=task, tasks=[task]) for task in tasks]
 
@@ -89,10 +92,12 @@ def _panels(found: Sequence[Found], x: Axis) -> list[Panel]:
 def _lines(
     layout: FigureLayout, x: Axis, pool: Pool, where: Where, tasks: Sequence[str], skipped: list[str]
 ) -> list[Drawn]:
+    """The lines of one panel. Titles of lines that lack a point since several entries fit it go to `skipped`."""
     if layout.curves:
         groups = {c.title: pool.find({**where, **c.where, "task": list(tasks)}) for c in layout.curves}
     else:
-        groups = _by_method(pool.find({**where, "task": list(tasks)}), x)
+        found = pool.find({**where, "task": list(tasks)})
+        groups = by_method(found, at=lambda item: (item.settings["task"], _position(item, x)))
     return [
         Drawn(title, str(items[0].settings["method"]), points)
         for title, items in groups.items()
@@ -100,18 +105,8 @@ def _lines(
     ]
 
 
-def _by_method(found: Sequence[Found], x: Axis) -> dict[str, list[Found]]:
-    """One line for each method, or for each row label where a method has several entries at one place."""
-    places = Counter((item.settings["method"], item.settings["task"], _position(item, x)) for item in found)
-    crowded = {method for (method, _, _), count in places.items() if count > 1}
-    groups: dict[str, list[Found]] = defaultdict(list)
-    for item in found:
-        groups[str(item.settings["label" if item.settings["method"] in crowded else "method"])].append(item)
-    return dict(sorted(groups.items()))
-
-
 def _points(items: Sequence[Found], x: Axis, tasks: Sequence[str], title: str, skipped: list[str]) -> list[Point]:
-    """In the order of the setting; only where every task of the panel has a score."""
+    """Points in the order of the setting. A value is left out unless every task of the panel has one score there."""
     by_x: dict[float, dict[str, list[Found]]] = defaultdict(lambda: defaultdict(list))
     for item in items:
         position = _position(item, x)
@@ -127,7 +122,7 @@ def _points(items: Sequence[Found], x: Axis, tasks: Sequence[str], title: str, s
 
 
 def _point(position: float, items: Sequence[Found]) -> Point:
-    seconds = [cost for item in items if (cost := _step_seconds(item)) is not None]
+    seconds = [cost for item in items if (cost := median_step_seconds(item.entry.runs)) is not None]
     return Point(
         position,
         mean_score(item.entry.mean for item in items if item.entry.mean is not None),
@@ -136,13 +131,8 @@ def _point(position: float, items: Sequence[Found]) -> Point:
     )
 
 
-def _step_seconds(item: Found) -> float | None:
-    costs = [run.usage.train_s / run.usage.num_steps for run in item.entry.runs if run.usage and run.usage.num_steps]
-    return statistics.median(costs) if costs else None
-
-
 def _position(item: Found, x: Axis) -> float | None:
-    """Value of the swept setting; None where an entry has none, or no number."""
+    """The x of an entry; None if its cells do not have the setting, or no number there."""
     if x.setting == DERIVED:
         sizes = {run.backbone.num_params for run in item.entry.runs if run.backbone and run.backbone.num_params}
         return float(sizes.pop()) if len(sizes) == 1 else None
@@ -154,6 +144,7 @@ def _draw(title: str, x: Axis, contents: Sequence[Content], styles: Mapping[str,
     columns = min(len(contents), MOST_COLUMNS)
     height = 2 if any(point.seconds for item in contents for line in item.times for point in line.points) else 1
     rows = math.ceil(len(contents) / MOST_COLUMNS) * height
+    # 2.7 by 2.4 inches a panel; 2.2 inches for the legend at the right, 1.2 for titles
     figure = blank_figure(title, (2.2 + 2.7 * columns, 1.2 + 2.4 * rows))
     grid: Any = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
@@ -187,7 +178,7 @@ def _draw_scores(axes: Axes, panel: Panel, lines: Sequence[Drawn], x: Axis, styl
 
 
 def _draw_times(axes: Axes, lines: Sequence[Drawn], x: Axis, styles: Mapping[str, Look]) -> None:
-    """Seconds per step relative to those at the largest value of the first line that has any."""
+    """Seconds per step, divided by those at the largest value of the first line that has any."""
     axes.set_visible(True)
     timed = [[point for point in line.points if point.seconds] for line in lines]
     first = next(((line, points[-1]) for line, points in zip(lines, timed, strict=True) if points), None)
@@ -207,7 +198,7 @@ def _draw_times(axes: Axes, lines: Sequence[Drawn], x: Axis, styles: Mapping[str
 
 
 def _styled(lines: Sequence[Drawn]) -> list[tuple[Drawn, Line]]:
-    """Each line with what tells it from others of its method."""
+    """Each line with the dash pattern and marker that tell it from other lines of its method."""
     return list(zip(lines, lines_of([line.method for line in lines]), strict=True))
 
 
@@ -221,11 +212,12 @@ def _ticks(axes: Axes, lines: Sequence[Drawn], x: Axis) -> None:
 
 
 def _size(count: float) -> str:
+    """Parameters of a backbone on an axis: "223M", "2.85B"."""
     return f"{count / 1e9:,.3g}B" if count >= 1e9 else f"{count / 1e6:,.3g}M"
 
 
 def average_label(panel: Panel) -> str:
-    """What the axis of scores of a panel is called."""
+    """Title of the score axis of a panel."""
     return "test score" if len(panel.tasks) == 1 else f"mean of {len(panel.tasks)} test scores"
 
 

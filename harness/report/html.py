@@ -1,4 +1,4 @@
-"""Tables as one HTML page: nothing is loaded from elsewhere, and every text from a file is escaped."""
+"""Writes tables as one HTML page. It loads nothing from elsewhere, and every text from a file is escaped."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def html(tables: Sequence[Table]) -> str:
 
 
 def fragment(table: Table, name: str) -> str:
-    """One table with heading and notes; `name` makes the targets of its footnotes unique on a page."""
+    """One table with heading and footnotes. `name` is its id, which makes the targets of its footnotes unique."""
     rows = []
     for i, row in enumerate(table.rows):
         if table.sections.get(i):
@@ -79,6 +79,7 @@ def fragment(table: Table, name: str) -> str:
 
 
 def _spanners(columns: Sequence[Column]) -> list[str]:
+    """A row of benchmarks over their columns; nothing if no column has one."""
     if not any(column.benchmark for column in columns):
         return []
     cells = []
@@ -113,5 +114,6 @@ def _cell(cell: Cell, name: str) -> str:
 
 
 def _notes(numbers: Sequence[int], name: str) -> str:
+    """Superscript links to footnotes."""
     links = ", ".join(f'<a href="#{name}-{number}">{number}</a>' for number in numbers)
     return f"<sup>{links}</sup>" if links else ""

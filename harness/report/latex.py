@@ -1,4 +1,4 @@
-"""Tables as LaTeX with booktabs: a file that compiles by itself and may be read with `\\input` into a paper."""
+"""Writes tables as LaTeX with booktabs: a file that compiles by itself, and that a paper can read with `\\input`."""
 
 from __future__ import annotations
 
@@ -43,11 +43,12 @@ def latex(tables: Sequence[Table]) -> str:
 
 
 def escape(text: str) -> str:
-    """Text that prints as it is; what no font of a plain document has becomes a question mark."""
+    """Escape a text so that it prints as it is. A letter that pdflatex has no font for becomes a question mark."""
     return _CHARACTERS.sub(_printed, text.replace("\n", " "))
 
 
 def _printed(found: re.Match[str]) -> str:
+    """LaTeX for one match of `_CHARACTERS`."""
     if found.lastgroup:
         return {"double": "-{}", "minus": "$-$"}[found.lastgroup]
     part = _ESCAPES.get(found[0], found[0])
@@ -55,7 +56,7 @@ def _printed(found: re.Match[str]) -> str:
 
 
 _CHARACTERS = re.compile(r"(?P<double>-(?=-))|(?P<minus>(?<![\w.)-])-(?=[\d.]))|.", re.DOTALL)
-"""One at a time; two hyphens in a row would print as one dash, and the sign of a number is no hyphen."""
+"""Any one character. Two hyphens in a row would print as one dash, and the sign of a number has to be a minus."""
 _LATIN = {bytes([code]).decode("latin-1") for code in range(0xC0, 0x100)}
 """Letters with accents that pdflatex prints with its own fonts."""
 
@@ -92,7 +93,7 @@ def _table(table: Table) -> str:
 
 
 def _spanners(columns: Sequence[Column]) -> list[str]:
-    """A line of benchmarks over their columns, and rules under them; nothing where no column has one."""
+    """A line of benchmarks over their columns, and rules under them; nothing if no column has one."""
     if not any(column.benchmark for column in columns):
         return []
     cells, rules, start = [], [], 1

@@ -1,4 +1,4 @@
-"""A board as a table of cells, before it is written in any format."""
+"""Lays a leaderboard out as a table of cells, texts and footnotes, which the writers then put into a format."""
 
 from __future__ import annotations
 
@@ -13,68 +13,75 @@ from harness.report.stats import LEVEL
 from harness.schema import Result
 
 DASH = "–"
+"""Stands where a score should be and none is; a cell that nothing was run for is empty."""
 TIED = "≈"
+"""Marks an entry that the tests cannot tell from the best of its column."""
 COST_COLUMNS = ("ms/step", "peak MiB")
 """A run's share of its bundle's training time, and the bundle's peak memory (on a CPU, the whole process's)."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One entry; all texts are plain, whatever the format."""
+    """One cell. All texts are plain: each writer escapes them for its format."""
 
     text: str = ""
     rank: str = ""
-    """best, second or nothing."""
+    """"best", "second" or empty."""
     spread: str = ""
-    """Standard deviation over runs."""
+    """Standard deviation over runs, as printed."""
     runs: str = ""
-    """Number of runs."""
+    """Number of runs, as printed."""
     interval: str = ""
+    """Confidence interval, as printed: "[70.1, 74.3]"."""
     tied: bool = False
+    """Whether the tests cannot tell the entry from the best of its column."""
     notes: tuple[int, ...] = ()
-    """Numbers of footnotes."""
+    """Numbers of its footnotes, from 1."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column's head."""
+    """The head of a column."""
 
     title: str
     benchmark: str = ""
-    """Columns with the same one stand under it."""
+    """Title over neighbouring columns that have the same one."""
     notes: tuple[int, ...] = ()
     task: str = ""
-    """The task that the column shows, if it shows one."""
+    """The task of a column of scores; empty for other columns."""
 
 
 @dataclass
 class Table:
-    """A table with what stands above and below it."""
+    """A table, with the texts above and below it."""
 
     title: str
     caption: str
     columns: list[Column]
     rows: list[list[Cell]] = field(default_factory=list)
     apart: int | None = None
-    """Index of the first row that is not measured."""
+    """Index of the first published row, which a rule sets apart; None without any."""
     notes: list[str] = field(default_factory=list)
-    """Footnotes, numbered from 1 in the order in which they are met."""
+    """Footnotes; number 1 is the first."""
     remarks: list[str] = field(default_factory=list)
     """Sentences below the footnotes."""
     num_heads: int = 1
-    """How many columns name a row."""
+    """How many of the first columns name a row."""
     sections: dict[int, str] = field(default_factory=dict)
-    """Index of a row -> what stands above it."""
+    """Index of a row -> title of the section that begins there."""
 
     def note(self, text: str) -> int:
-        """The number of a footnote."""
+        """The number of the footnote `text`, which is added if the table does not have it yet."""
         if text not in self.notes:
             self.notes.append(text)
         return self.notes.index(text) + 1
 
 
 def lay_out(board: Board, costs: bool = False, significance: Significance | None = None) -> Table:
-    """Return the table of a board: rows methods, columns tasks by benchmark; published rows last."""
+    """Return the table of a board: a row per method, a column per task, published rows last.
+
+    `costs` adds columns of time and memory, `significance` intervals and ties.
+    """
     table = Table(f"{board.suite} on {board.backbone}", _caption(board, significance, costs), [])
     tasks = [_column(board, task, table, significance) for task in board.tasks]
     heads = [Column("method"), Column("params"), Column("grid runs")]
@@ -100,22 +107,22 @@ def lay_out(board: Board, costs: bool = False, significance: Significance | None
 
 
 def mark_rows(board: Board, values: Sequence[float | None]) -> list[str]:
-    """Mark the best and second best of a board's rows, of few-shot rows within one k."""
+    """Marks ("best", "second", "") for one value per row of a board; few-shot rows are ranked within one k."""
     return mark_within(values, [row.k for row in board.rows])
 
 
 def mark_within(values: Sequence[float | None], groups: Sequence[object]) -> list[str]:
-    """Mark the best and second best of each group; `groups` names that of each value."""
+    """Marks for the values of each group by themselves. `groups` holds the group of each value."""
     marks = [""] * len(values)
     for group in dict.fromkeys(groups):
-        places = [i for i, item in enumerate(groups) if item == group]
-        for place, mark in zip(places, mark_best([values[i] for i in places]), strict=True):
-            marks[place] = mark
+        members = [i for i, item in enumerate(groups) if item == group]
+        for i, mark in zip(members, mark_best([values[i] for i in members]), strict=True):
+            marks[i] = mark
     return marks
 
 
 def mark_best(values: Sequence[float | None]) -> list[str]:
-    """Mark the best and second best of what is printed, so that equal prints get equal marks."""
+    """Marks for values. They are compared as printed, with one digit, so that equal texts get equal marks."""
     printed = [None if value is None else round(value, 1) for value in values]
     order = sorted({value for value in printed if value is not None}, reverse=True)
     names = dict(zip(order, ("best", "second"), strict=False))
@@ -142,6 +149,7 @@ def _caption(board: Board, significance: Significance | None, costs: bool) -> st
 
 
 def _column(board: Board, task: str, table: Table, significance: Significance | None) -> Column:
+    """The head of a task's column, with footnotes on what makes its scores hard to compare."""
     notes = []
     if kinds := board.differences.get(task):
         notes.append(table.note(f"rows of this column were made with different {' and '.join(kinds)}: not comparable"))
@@ -155,6 +163,7 @@ def _column(board: Board, task: str, table: Table, significance: Significance | 
 
 
 def _cell(row: BoardRow, task: str, rank: str, table: Table, significance: Significance | None) -> Cell:
+    """The score of a row on a task; empty if nothing was run."""
     entry = row.entries.get(task)
     if entry is None:
         return Cell()
@@ -164,21 +173,21 @@ def _cell(row: BoardRow, task: str, rank: str, table: Table, significance: Signi
     notes = cell.notes
     if (row.name, task) in significance.untested:
         notes += (table.note("not tested: predictions are missing, were changed, or differ in rows between runs"),)
-    interval, tied = _verdict(row, task, significance)
+    interval, tied = _interval_and_tie(row, task, significance)
     return replace(cell, interval=interval, tied=tied, notes=notes)
 
 
 def entry_cell(entry: Entry, table: Table, rank: str = "") -> Cell:
-    """An entry's score with what is to be said of its runs; a dash where none has a score."""
-    notes = tuple(table.note(text) for text in _flags(entry))
+    """An entry's score with footnotes on its runs; a dash if no run has a score."""
+    notes = tuple(table.note(text) for text in _entry_notes(entry))
     if entry.mean is None:
         return Cell(DASH, notes=notes)
     spread = f"{entry.std:.1f}" if entry.std is not None else ""
     return Cell(f"{entry.mean:.1f}", rank, spread, str(len(entry.runs)), notes=notes)
 
 
-def _verdict(row: BoardRow, column: str, significance: Significance | None) -> tuple[str, bool]:
-    """The interval as text, and whether the entry is tied with the best."""
+def _interval_and_tie(row: BoardRow, column: str, significance: Significance | None) -> tuple[str, bool]:
+    """The interval as text, and whether the tests cannot tell the entry from the best of its column."""
     if significance is None:
         return "", False
     span = significance.intervals.get((row.name, column))
@@ -186,7 +195,8 @@ def _verdict(row: BoardRow, column: str, significance: Significance | None) -> t
     return text, (row.name, column) in significance.ties
 
 
-def _flags(entry: Entry) -> list[str]:
+def _entry_notes(entry: Entry) -> list[str]:
+    """Footnotes on everything that a reader has to know about the runs of an entry."""
     flags = _failure_notes(entry)
     if entry.num_grid_unfit and not entry.failed:
         flags.append(f"{entry.num_grid_unfit} of {entry.num_grid_runs} grid points do not fit the backbone")
@@ -204,7 +214,7 @@ def _flags(entry: Entry) -> list[str]:
 
 
 def _failure_notes(entry: Entry) -> list[str]:
-    """Why runs have no score: what does not fit is said once, what failed with its number."""
+    """Footnotes on runs without a score: why the method does not fit; how many runs failed, and one error."""
     notes = list(dict.fromkeys(_reason(run) for run in entry.failed if run.status == "unfit"))
     failed = [run for run in entry.failed if run.status == "failed"]
     if failed:
@@ -213,6 +223,7 @@ def _failure_notes(entry: Entry) -> list[str]:
 
 
 def _reason(run: Result) -> str:
+    """The last line of an error, under the name of its type unless it begins with one, as a Python traceback does."""
     failure = run.failure
     lines = (failure.message.strip().splitlines() if failure else []) or [""]
     named = run.status == "unfit" or lines[-1].partition(":")[0].endswith("Error")
@@ -223,11 +234,12 @@ def _average(row: BoardRow, board: Board, rank: str, significance: Significance 
     average = row.average(board.tasks)
     if average is None:
         return Cell(DASH)
-    interval, tied = _verdict(row, AVERAGE, significance)
+    interval, tied = _interval_and_tie(row, AVERAGE, significance)
     return Cell(f"{average:.1f}", rank, interval=interval, tied=tied)
 
 
 def _name(row: BoardRow, table: Table) -> Cell:
+    """The name of a row; with a footnote if its tasks were run under different protocols."""
     if len(row.protocols) < 2:
         return Cell(row.name)
     text = f"tasks of this row were run under different protocols: {'; '.join(row.protocols)}"
@@ -235,6 +247,7 @@ def _name(row: BoardRow, table: Table) -> Cell:
 
 
 def _costs(row: BoardRow) -> tuple[Cell, Cell]:
+    """Milliseconds per step and peak MiB, as COST_COLUMNS."""
     seconds, memory = row.step_seconds(), row.peak_memory()
     return (
         Cell(DASH if seconds is None else f"{1000 * seconds:.3g}"),
@@ -243,6 +256,7 @@ def _costs(row: BoardRow) -> tuple[Cell, Cell]:
 
 
 def _params(row: BoardRow) -> str:
+    """Trained parameters; those kept for inference too, where they are fewer or more; the whole of a mixture."""
     trained, kept = row.params("num_trained"), row.params("num_kept")
     text = span_of(trained)
     text = text if kept == trained else f"{text} (kept {span_of(kept)})"
@@ -250,13 +264,14 @@ def _params(row: BoardRow) -> str:
 
 
 def span_of(counts: Sequence[int]) -> str:
-    """Distinct counts in order as one text: "76,800" or "400–9,000"."""
+    """Numbers in ascending order as one text: "76,800", or "400–9,000" from the first to the last."""
     if not counts:
         return DASH
     return f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,}{DASH}{counts[-1]:,}"
 
 
 def _grid_runs(row: BoardRow, table: Table) -> Cell:
+    """Grid points that were run per entry: how much tuning stands behind a row."""
     text = span_of(sorted({entry.num_grid_runs for entry in row.entries.values()}))
     raced_out = sum(entry.num_raced_out for entry in row.entries.values())
     if not raced_out:
@@ -287,7 +302,7 @@ def _published_cell(number: Number | None, common_note: str, table: Table) -> Ce
 
 
 def _statements(significance: Significance | None) -> list[str]:
-    """What the statistics say about the whole table."""
+    """Sentences below the table: on entries with one run, and average ranks."""
     if significance is None:
         return []
     texts = []

@@ -1,4 +1,4 @@
-"""The rows and columns of a declared layout, written out one by one."""
+"""Expands the lines of a declared layout: a line with `over` becomes one row or column per value."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from harness.report_declarations import Line, Show, TableLayout, Value, Where, s
 
 @dataclass(frozen=True)
 class Slot:
-    """One row or one column."""
+    """One row or one column of the table; see `report_declarations.Line` for the fields."""
 
     titles: tuple[str, ...]
     group: str
@@ -23,7 +23,7 @@ class Slot:
 
 
 def slots(lines: Sequence[Line], num_titles: int = 1) -> list[Slot]:
-    """Return every row or column of a layout, in order; each has `num_titles` titles."""
+    """Return all rows, or all columns, that `lines` stand for, in order; each with `num_titles` titles."""
     return [slot for line in lines for slot in _of_line(line, num_titles)]
 
 
@@ -51,13 +51,13 @@ def _slot(line: Line, title: str | list[str], where: Where, num_titles: int, mea
 
 
 def _insert(title: str | list[str], value: str) -> str | list[str]:
-    """Put the title of a value in place; a title without a place for it is the value's own."""
+    """Put the title of a value where a line's title says {value}; an empty title becomes the value's."""
     if isinstance(title, str):
         return title.replace("{value}", value) if title else value
     return [part.replace("{value}", value) for part in title]
 
 
 def keys_of(layout: TableLayout) -> set[str]:
-    """Every setting that a layout asks for."""
+    """Names of all settings that a layout asks for."""
     lines = [*layout.rows, *layout.columns]
     return {*layout.where, *(key for line in lines for key in line.where), *(line.over for line in lines if line.over)}

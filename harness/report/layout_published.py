@@ -1,4 +1,4 @@
-"""Published numbers in the shape of a declared layout, below its measured rows."""
+"""The published rows of a declared layout, which stand below its measured rows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from harness.metrics import METRICS
 from harness.report.layout import DASH, Cell, Table
 from harness.report.layout_lines import Slot
-from harness.report.published import Number, Record, bare
+from harness.report.published import Number, Record, bare, common_note, origin_of_numbers
 from harness.report_declarations import Condition, Value, Where, spelled
 from harness.tasks import all_tasks
 
@@ -16,9 +16,10 @@ def published_rows(
     name: str, where: Where, rows: Sequence[Slot], columns: Sequence[Slot], record: Record,
     labels: Mapping[str, str], table: Table,
 ) -> tuple[list[list[Cell]], list[dict[str, object]]]:  # fmt: skip
-    """Return a row for each row of the layout of which the record has a number, and the numbers for programs.
+    """Return a table row for each row of the layout that has a number in the record, and the numbers for CSV and JSON.
 
-    `labels` holds the metrics of our own scores by task; a number in another one says so.
+    `where` holds the conditions of the whole layout. `labels` is task -> metric of our own scores: a number in another
+    metric gets a footnote.
     """
     below: list[list[Cell]] = []
     records: list[dict[str, object]] = []
@@ -30,24 +31,18 @@ def published_rows(
             continue
         if row.group != section:
             table.sections[start + len(below)] = section = row.group
-        common = _common_note([number for _, number in shown])
-        origin = "; ".join(filter(None, (_origin([number for _, number in shown]), common)))
+        numbers_shown = [number for _, number in shown]
+        common, origin = common_note(numbers_shown), origin_of_numbers(numbers_shown)
         title = ", ".join(filter(None, (row.titles[0], "published")))
         heads = [Cell(title, notes=(table.note(f"published: {origin}"),)), *map(Cell, row.titles[1:])]
         cells = zip(columns, by_column, strict=True)
         below.append([*heads, *(_cell(row, column, numbers, common, labels, table) for column, numbers in cells)])
-        records += [_record(name, row, column, number) for column, number in shown]
+        records += [_as_record(name, row, column, number) for column, number in shown]
     return below, records
 
 
-def _common_note(numbers: Sequence[Number]) -> str:
-    """The note that all numbers of a row share; empty if they differ."""
-    notes = {number.note for number in numbers}
-    return notes.pop() if len(notes) == 1 else ""
-
-
 def _numbers(where: Where, row: Slot, column: Slot, record: Record) -> list[Number]:
-    """The record's numbers for one cell: the one that it shows first, or all of a line's where it shows parameters."""
+    """The record's numbers for one cell. A score cell shows the first, a cell of parameters the counts of all."""
     asked = {**where, **row.where, **column.where}
     method, tasks = row.published or column.published, row.mean_over or column.mean_over
     if method is None:
@@ -63,7 +58,7 @@ def _numbers(where: Where, row: Slot, column: Slot, record: Record) -> list[Numb
     if (row.show or column.show or "score") != "score":
         return found
     metric = row.metric or column.metric
-    if tasks:
+    if tasks:  # the printed average stands for the mean over tasks only if these are the tasks of one benchmark
         known = all_tasks()
         benchmarks = {known[task].benchmark for task in tasks if task in known}
         return [number for number in found if number.task == "average" and {number.benchmark} == benchmarks]
@@ -75,6 +70,7 @@ def _numbers(where: Where, row: Slot, column: Slot, record: Record) -> list[Numb
 
 
 def _fits(k_shot: int | None, condition: Condition) -> bool:
+    """Whether a number has the k asked for; without a condition (None) that is the whole training split."""
     return spelled(k_shot) in map(spelled, _listed(condition))
 
 
@@ -99,14 +95,7 @@ def _cell(
     return Cell(DASH if number.value is None else f"{number.value:.1f}", spread=spread, notes=tuple(notes))
 
 
-def _origin(numbers: Sequence[Number]) -> str:
-    """Where the numbers stand, and from where their source took them."""
-    places = dict.fromkeys(f"{number.source}, {number.table}" for number in numbers)
-    cited = list(dict.fromkeys(number.cited for number in numbers if number.cited))
-    return "; ".join([*places, *([f"cited there from {' and '.join(cited)}"] if cited else [])])
-
-
-def _record(name: str, row: Slot, column: Slot, number: Number) -> dict[str, object]:
+def _as_record(name: str, row: Slot, column: Slot, number: Number) -> dict[str, object]:
     is_score = (row.show or column.show or "score") == "score"
     return {
         "table": name,

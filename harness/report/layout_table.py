@@ -1,20 +1,21 @@
-"""Results in the shape of a declared layout: every cell found by its settings, and missing where there is none."""
+"""Fills a declared layout: each cell of the table is looked up among the results by the settings that it asks for.
+
+A cell without a result is empty. A cell for which several results fit shows a dash and says in what they differ.
+"""
 
 from __future__ import annotations
 
-import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from harness.data_notes import data_notes
-from harness.report.aggregate import metric_label
+from harness.data_notes import data_notes, overlaps
+from harness.report.aggregate import median_step_seconds, metric_labels
 from harness.report.layout import DASH, Cell, Column, Table, entry_cell, mark_within, span_of
 from harness.report.layout_lines import Slot, slots
 from harness.report.layout_published import published_rows
 from harness.report.origin import COMMON_TO_A_COLUMN, find_differences, origin_of
-from harness.report.overlap import overlaps
 from harness.report.pool import Found, Pool
 from harness.report.published import Record
 from harness.report_declarations import TableLayout, Where
@@ -22,6 +23,7 @@ from harness.schema import Result
 from harness.scores import mean_score, spread_of
 
 Records = list[dict[str, object]]
+"""What CSV and JSON hold of a table: one mapping per cell."""
 READING = (
     "Test score of the checkpoint and grid point chosen by dev score: mean ± standard deviation over seeds (number of "
     "runs). Best in bold, second underlined."
@@ -31,13 +33,14 @@ READING_PUBLISHED = "Rows marked published are figures of the named source: not 
 
 @dataclass(frozen=True)
 class Score:
-    """What a cell shows, before it is ranked."""
+    """One cell of the table, with what is needed to rank it and to write footnotes."""
 
     cell: Cell
     value: float | None = None
-    """The score; None where there is none, or where something else is shown."""
+    """The score, 0-100; None if there is none, or if the cell shows something else."""
     results: tuple[Result, ...] = ()
     is_score: bool = True
+    """False where the cell shows parameters, time or memory."""
 
 
 @dataclass
@@ -48,10 +51,13 @@ class Filler:
     pool: Pool
     table: Table
     where: Where = field(default_factory=dict)
-    """What wins over the layout's own conditions."""
+    """Conditions that replace the layout's own, from the command line."""
 
     def score(self, row: Slot, column: Slot) -> Score:
-        """The content of one cell."""
+        """Find what stands in one cell.
+
+        Of conditions on the same setting the command line's counts, else the column's, the row's, the layout's.
+        """
         where = {**self.layout.where, **row.where, **column.where, **self.where}
         show = row.show or column.show or "score"
         tasks = row.mean_over or column.mean_over
@@ -61,6 +67,7 @@ class Filler:
         return self._mean(where, tasks, metric) if tasks else self._single(where, metric)
 
     def _single(self, where: Where, metric: str | None) -> Score:
+        """The score of the one entry that meets the conditions; a dash with a footnote where several do."""
         found = self.pool.find(where)
         if len(found) != 1:
             return Score(Cell(DASH, notes=(self.table.note(_ambiguity(found)),)) if found else Cell())
@@ -69,16 +76,17 @@ class Filler:
         if metric is None or entry.mean is None:
             return Score(cell, entry.mean, results)
         values = [run.test.metrics[metric] for run in entry.runs if run.test and metric in run.test.metrics]
-        if len(values) < len(entry.scores):
+        if len(values) < len(entry.scores):  # a mean over some of the runs would pass for one over all
             return Score(Cell(DASH, notes=(self.table.note(f"{metric} was not computed"),)), None, results)
         spread, mean = spread_of(values), mean_score(values)
         text = "" if spread is None else f"{spread:.1f}"
         return Score(replace(cell, text=f"{mean:.1f}", spread=text), mean, results)
 
     def _mean(self, where: Where, tasks: Sequence[str], metric: str | None) -> Score:
-        parts = [self._single({**where, "task": task}, metric) for task in tasks]
-        results = tuple(result for part in parts for result in part.results)
-        values = [part.value for part in parts if part.value is not None]
+        """The mean score over tasks; a dash with a footnote where some of them have none."""
+        scores = [self._single({**where, "task": task}, metric) for task in tasks]
+        results = tuple(result for score in scores for result in score.results)
+        values = [score.value for score in scores if score.value is not None]
         if len(values) == len(tasks):
             mean = mean_score(values)
             return Score(Cell(f"{mean:.1f}"), mean, results)
@@ -88,44 +96,46 @@ class Filler:
         return Score(Cell(DASH, notes=(note,)), None, results)
 
     def _fact(self, show: str, where: Where, tasks: Sequence[str]) -> Score:
-        """Parameters, time or memory of all entries that meet the conditions."""
+        """Parameters, time or memory over all entries that meet the conditions; empty where nothing is known."""
         found = self.pool.find({**where, "task": list(tasks)} if tasks else where)
         runs = [run for item in found for run in item.entry.runs]
-        usages = [run.usage for run in runs if run.usage and run.usage.num_steps]
+        peaks = [run.usage.peak_memory_bytes for run in runs if run.usage and run.usage.num_steps]
+        seconds = median_step_seconds(runs)
         text = ""
         if show in ("params", "kept") and runs:
             kind: Literal["num_trained", "num_kept"] = "num_trained" if show == "params" else "num_kept"
             text = span_of(sorted({run.params.per_task(kind) for run in runs if run.params}))
-        elif show == "ms/step" and usages:
-            text = f"{1000 * statistics.median(usage.train_s / usage.num_steps for usage in usages):.3g}"
-        elif show == "peak MiB" and usages:
-            text = f"{max(usage.peak_memory_bytes for usage in usages) / 2**20:,.0f}"
+        elif show == "ms/step" and seconds is not None:
+            text = f"{1000 * seconds:.3g}"
+        elif show == "peak MiB" and peaks:
+            text = f"{max(peaks) / 2**20:,.0f}"
         return Score(Cell(text), None, tuple(runs), is_score=False)
 
 
 def fill(
     name: str, layout: TableLayout, pool: Pool, record: Record | None = None, where: Where | None = None
 ) -> tuple[Table, Records]:
-    """Return a layout's table, and one record for each of its cells, measured and published.
+    """Return a layout's table, and what CSV and JSON hold of it: a mapping for each cell, measured and published.
 
-    `where` wins over the layout's own conditions, e.g. {"backbone": "t5-small"}.
+    `where` replaces conditions of the layout, e.g. {"backbone": "t5-small"}.
     """
     rows, columns = slots(layout.rows, len(layout.heads)), slots(layout.columns)
     caption = " ".join(filter(None, (layout.caption, READING, READING_PUBLISHED if record else "")))
     table = Table(layout.title, caption, [], num_heads=len(layout.heads))
     filler = Filler(layout, pool, table, where or {})
     measured = [row for row in rows if not row.only_published]
-    grid = [[filler.score(row, column) for column in columns] for row in measured]
-    grid = _ranked(grid, layout.best)
-    _write_heads(table, layout, columns, _notes(grid, table) if layout.best != "row" else [()] * len(columns))
-    row_notes = _notes(list(zip(*grid, strict=True)), table) if layout.best == "row" else [()] * len(measured)
+    grid = _ranked([[filler.score(row, column) for column in columns] for row in measured], layout.best)
+    # footnotes on what is not comparable stand at the line along which scores are compared: a column, or a row
+    by_row = layout.best == "row"
+    _write_heads(table, layout, columns, [()] * len(columns) if by_row else _notes(grid, table))
+    row_notes = _notes(list(zip(*grid, strict=True)), table) if by_row else [()] * len(measured)
     for row, scores, notes in zip(measured, grid, row_notes, strict=True):
         _write_row(table, row, [score.cell for score in scores], notes)
-    records = [_record(name, row, column, score) for row, scores in zip(measured, grid, strict=True)
+    records = [_as_record(name, row, column, score) for row, scores in zip(measured, grid, strict=True)
                for column, score in zip(columns, scores, strict=True)]  # fmt: skip
     if record is not None:
-        asked = {**layout.where, **filler.where}
-        below, extra = published_rows(name, asked, rows, columns, record, _labels(grid), table)
+        asked, labels = {**layout.where, **filler.where}, metric_labels(_shown_results(grid))
+        below, extra = published_rows(name, asked, rows, columns, record, labels, table)
         table.apart = len(table.rows) if below else None
         table.rows += below
         records += extra
@@ -134,7 +144,7 @@ def fill(
 
 
 def _ranked(grid: list[list[Score]], along: str) -> list[list[Score]]:
-    """Mark the best and second best score along columns or rows, among those of one k."""
+    """Mark the best and second best score of each column or row; few-shot scores are ranked within one k."""
     if along == "none" or not grid:
         return grid
     lines = grid if along == "row" else [list(line) for line in zip(*grid, strict=True)]
@@ -146,12 +156,12 @@ def _ranked(grid: list[list[Score]], along: str) -> list[list[Score]]:
 
 
 def _shots(score: Score) -> tuple[int, ...]:
-    """The k of a score's runs; empty where they saw all rows."""
+    """The k of each of a score's runs; empty for the whole training split."""
     return tuple(sorted({run.cell.few_shot.k for run in score.results if run.cell.few_shot}))
 
 
 def _notes(grid: Sequence[Sequence[Score]], table: Table) -> list[tuple[int, ...]]:
-    """For each column of scores that are compared: what they were not made with in common, and leaked rows."""
+    """For each column of `grid`, footnotes: in what its runs differ, and test rows that also stand in train."""
     notes: list[tuple[int, ...]] = []
     for line in zip(*grid, strict=True):
         by_task: dict[str, list[Result]] = defaultdict(list)
@@ -172,9 +182,9 @@ def _write_heads(table: Table, layout: TableLayout, columns: Sequence[Slot], not
 
 
 def _write_row(table: Table, row: Slot, cells: Sequence[Cell], notes: tuple[int, ...]) -> None:
-    """Add a row; a section's title stands above the first of its rows."""
-    last = list(table.sections.values())[-1:] or [""]
-    if row.group != last[0]:
+    """Add a row, and the title of its section if the row above is of another."""
+    last = next(reversed(table.sections.values()), "")
+    if row.group != last:
         table.sections[len(table.rows)] = row.group
     heads = [Cell(text) for text in row.titles]
     heads[0] = replace(heads[0], notes=notes)
@@ -183,24 +193,22 @@ def _write_row(table: Table, row: Slot, cells: Sequence[Cell], notes: tuple[int,
 
 def _write_remarks(table: Table, grid: Sequence[Sequence[Score]]) -> None:
     scores = [score for line in grid for score in line if score.is_score]
-    results = list({id(result): result for score in scores for result in score.results}.values())
+    results = _shown_results(grid)
     num_there = sum(score.value is not None for score in scores)
     table.remarks.append(f"{num_there} of {len(scores)} scores are there; an empty cell has no result.")
-    table.remarks += [f"Metrics: {_metrics(_labels(grid))}."] if num_there else []
+    table.remarks += [f"Metrics: {_metrics(metric_labels(results))}."] if num_there else []
     table.remarks += [f"{text}." for text in data_notes(results)]
     table.remarks += [f"{origin_of(results)}."] if results else []
 
 
-def _labels(grid: Sequence[Sequence[Score]]) -> dict[str, str]:
-    """Task -> label of its reported metrics, of all of them where runs differ."""
-    found: dict[str, set[str]] = defaultdict(set)
-    for result in (result for line in grid for score in line if score.is_score for result in score.results):
-        if result.metrics:
-            found[result.cell.task].add(metric_label(result))
-    return {task: " or ".join(sorted(labels)) for task, labels in found.items()}
+def _shown_results(grid: Sequence[Sequence[Score]]) -> list[Result]:
+    """The results behind all scores, each once: an average shows those of its tasks again."""
+    results = [result for line in grid for score in line if score.is_score for result in score.results]
+    return list({id(result): result for result in results}.values())
 
 
 def _metrics(labels: dict[str, str]) -> str:
+    """`labels` is task -> metric: "accuracy of boolq, rte; F1 of cb"."""
     by_label: dict[str, list[str]] = defaultdict(list)
     for task, label in labels.items():
         by_label[label].append(task)
@@ -208,14 +216,15 @@ def _metrics(labels: dict[str, str]) -> str:
 
 
 def _ambiguity(found: Sequence[Found]) -> str:
-    """Why no single entry can be shown: where the entries that fit differ."""
+    """Footnote of a cell for which several entries fit: the first three settings in which they differ."""
+    # a protocol has dozens of keys; its title, the setting `protocol`, says as much
     keys = sorted({key for item in found for key in item.texts if not key.startswith("protocol.")})
     values = {key: list(dict.fromkeys(item.texts.get(key) or "none" for item in found)) for key in keys}
     differing = [f"{key} {' or '.join(texts)}" for key, texts in values.items() if len(texts) > 1][:3]
     return f"{len(found)} results fit this cell ({'; '.join(differing)}): choose with --suite or --backbone"
 
 
-def _record(name: str, row: Slot, column: Slot, score: Score) -> dict[str, object]:
+def _as_record(name: str, row: Slot, column: Slot, score: Score) -> dict[str, object]:
     return {
         "table": name,
         "section": row.group,

@@ -1,9 +1,13 @@
-"""Entries of all boards in one place, found by the settings of their cells."""
+"""Finds entries by the settings of their cells, for declared tables and figures.
+
+A leaderboard takes all results of one suite and backbone. A declared layout asks for some, of any suite: "lora on boolq
+with rank 8". `Pool` holds the entries of all results and answers such questions.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,16 +20,16 @@ from harness.tasks import all_tasks
 from harness.tasks.own import BENCHMARK as OWN
 
 NOT_COMMON = {"grid", "grid_index", "search_seed", "seed", "definition"}
-"""Fields of a cell by which no entry is found."""
+"""Fields of a cell that differ between the runs of one entry, or hold a whole task: no entry is found by them."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """An entry and what is the same in all its cells, as {"hp.rank": 4, "task": "cb", ...}."""
+    """An entry with the settings that all its cells share, as {"hp.rank": 4, "task": "cb", ...}."""
 
     settings: Mapping[str, Any]
     texts: Mapping[str, str | None]
-    """The settings as conditions spell them."""
+    """The settings as texts, spelled as conditions are: a suite file may say 8 or "8"."""
     entry: Entry
 
     @property
@@ -34,7 +38,11 @@ class Found:
 
 
 class Pool:
-    """All entries of some results. A setting among `keys` that a grid sweeps makes an entry of each of its values."""
+    """All entries of some results.
+
+    A grid is one entry, that of its winning point. But where a layout asks for a swept setting (`keys`), each value of
+    it is an entry with a winner of its own.
+    """
 
     def __init__(self, results: Iterable[Result], keys: Collection[str] = ()) -> None:
         groups: dict[tuple[object, ...], list[Result]] = defaultdict(list)
@@ -48,12 +56,12 @@ class Pool:
             self._by_task[members[0].cell.task].append(_found(members, keys, benchmarks))
 
     def find(self, where: Where) -> list[Found]:
-        """Entries that meet all conditions; what two suites share counts once."""
+        """Entries that meet all conditions. The same runs stored under two suites count once."""
         accepted = {key: _accepted(key, condition) for key, condition in where.items()}
         tasks = accepted.get("task", self._by_task.keys())
         candidates = [item for task in tasks for item in self._by_task.get(str(task), ())]
         met = [item for item in candidates if all(item.texts.get(key) in texts for key, texts in accepted.items())]
-        # the task belongs to the name, since all parts of a mixture have its cell_id
+        # a mixture has one cell_id and an entry for each of its tasks, so the task is part of the key
         cells = [(item.texts["task"], frozenset(run.cell_id for run in item.results)) for item in met]
         return list(dict(zip(cells, met, strict=True)).values())
 
@@ -63,7 +71,7 @@ def _found(members: list[Result], keys: Collection[str], benchmarks: Mapping[str
     settings = flatten(cell.model_dump(mode="json", exclude=NOT_COMMON))
     for key in cell.grid:
         if key not in keys:
-            settings[key] = "swept"
+            settings[key] = "swept"  # the winner's value differs from task to task: no condition should meet it
     settings["benchmark"] = OWN if cell.definition else benchmarks.get(cell.task, "")
     settings["protocol"] = cell.protocol.title
     texts = {key: _text(key, value) for key, value in settings.items()}
@@ -71,7 +79,7 @@ def _found(members: list[Result], keys: Collection[str], benchmarks: Mapping[str
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"hp": {"rank": 4}, "list": [7]} -> {"hp.rank": 4, "list.0": 7}."""
+    """Nested values under dotted names: {"hp": {"rank": 4}, "list": [7]} -> {"hp.rank": 4, "list.0": 7}."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         inner = {str(i): item for i, item in enumerate(value)} if isinstance(value, list) else value
@@ -80,6 +88,20 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + name] = value
     return flat
+
+
+def by_method(found: Iterable[Found], at: Callable[[Found], object]) -> dict[str, list[Found]]:
+    """The lines of a figure: title -> entries, one line per method.
+
+    Where a method has several entries at one point of the figure (`at`), it has a line per row label instead.
+    """
+    items = list(found)
+    counts = Counter((item.settings["method"], at(item)) for item in items)
+    crowded = {method for (method, _), count in counts.items() if count > 1}
+    lines: dict[str, list[Found]] = defaultdict(list)
+    for item in items:
+        lines[str(item.settings["label" if item.settings["method"] in crowded else "method"])].append(item)
+    return dict(sorted(lines.items()))
 
 
 def _accepted(key: str, condition: Condition) -> set[str | None]:

@@ -1,7 +1,7 @@
-"""Numbers that papers and their code repositories print, to stand beside measured ones.
+"""Published numbers: what papers and their code repositories print, to show beside measured scores.
 
-`harness/published/NAME.csv` holds one number per line. Its columns are the fields of `Number`. The files are a
-record of facts with their sources: no run of the harness ever changes them.
+`harness/published/NAME.csv` is one record, with a number per line; its columns are the fields of `Number`. The files
+state facts with their sources: no run of the harness changes them.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ FOLDER = Path(__file__).parent.parent / "published"
 
 @dataclass(frozen=True, kw_only=True)
 class Number:
-    """One printed number and where it stands; an empty text or None is what the source does not say."""
+    """One printed number and where it is printed. Empty texts and None stand for what the source does not say."""
 
     source: str
     """Paper or repository, with its version."""
     table: str
+    """Table, figure or section, as the source calls it."""
     role: str
     """main (methods compared), ablation (parts or settings of one method), claim (running text), size (counts)."""
     method: str
@@ -39,24 +40,24 @@ class Number:
     split: str
     """dev or test for a score, otherwise empty."""
     k_shot: int | None
-    """Training rows in a few-shot setting; None is the whole training split."""
+    """Training rows in a few-shot setting; None for the whole training split."""
     value: float | None
     """Percent points for scores; None where the source has a dash."""
     std: float | None
     cited: str
-    """From where the source itself took the number."""
+    """Where the source itself took the number from; empty if it measured it."""
     note: str
 
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """What one method of a record scores on the tasks of a board; never ranked with measured rows."""
+    """The numbers of one method on the tasks of a board. Such rows are never ranked with measured ones."""
 
     record: str
     method: str
     k_shot: int | None
     numbers: dict[str, Number]
-    """Per task."""
+    """Task -> number."""
 
     @property
     def name(self) -> str:
@@ -70,30 +71,22 @@ class PublishedRow:
     @property
     def common_note(self) -> str:
         """The note that all numbers of the row share; empty if they differ."""
-        notes = {number.note for number in self.numbers.values()}
-        return notes.pop() if len(notes) == 1 else ""
+        return common_note(self.numbers.values())
 
     @property
     def origin(self) -> str:
-        """One line: sources, tables, and from where the sources took the numbers."""
-        numbers = self.numbers.values()
-        places = []
-        for source in _distinct(number.source for number in numbers):
-            tables = _distinct(number.table for number in numbers if number.source == source)
-            places.append(f"{source}, {' and '.join(tables)}")
-        cited = _distinct(number.cited for number in numbers)
-        parts = [*places, f"cited there from {' and '.join(cited)}" if cited else "", self.common_note]
-        return "; ".join(part for part in parts if part)
+        """See `origin_of_numbers`."""
+        return origin_of_numbers(list(self.numbers.values()))
 
     def average(self, tasks: Sequence[str]) -> float | None:
-        """Unweighted mean over `tasks`; None unless each has a value."""
+        """Unweighted mean over `tasks`; None unless every task has a value."""
         values = [number.value for task, number in self.numbers.items() if task in tasks and number.value is not None]
         return mean_score(values) if values and len(values) == len(tasks) else None
 
 
 @dataclass(frozen=True)
 class Record:
-    """All numbers of one source, or of one table of it."""
+    """The published numbers of one source, or of one of its tables."""
 
     name: str
     numbers: list[Number]
@@ -101,10 +94,10 @@ class Record:
     def rows(
         self, backbone: str, metrics: Mapping[str, str], runs: Mapping[str, Sequence[Result]]
     ) -> list[PublishedRow]:
-        """Return the test scores on a backbone that are comparable with a board's, in the order of the record.
+        """Return the test scores that are comparable with those of a board on `backbone`, in the order of the record.
 
-        `metrics` holds the label of what is reported per task of the board, `runs` its runs: numbers in another
-        metric are left out, and few-shot numbers stand beside few-shot runs only. Where two tables print a number
+        `metrics` is task -> label of the board's metric, and numbers in another metric are left out. `runs` is task ->
+        runs, and few-shot numbers are left out unless there are runs with the same k. If two tables print a number
         for the same method and task, the first counts.
         """
         shots_of_task = {task: {self.shots_of(run) for run in found} for task, found in runs.items()}
@@ -120,32 +113,33 @@ class Record:
         return list(found.values())
 
     def shots_of(self, run: Result) -> int | None:
-        """How many training rows a run was given, as the record's k; None for the whole training split.
+        """The k of a run, as the record counts it; None for the whole training split.
 
-        A run that says of no draw may have been given a small file: its number of rows counts then.
+        A run without a few-shot draw may still have been trained on a small file: then its number of rows decides.
         """
         if run.cell.few_shot is not None:
             return run.cell.few_shot.k
         known = {number.k_shot for number in self.numbers if number.k_shot is not None}
-        return _shots(run.data.num_train, known) if run.data else None
+        return _nearest_k(run.data.num_train, known) if run.data else None
 
 
 def names() -> list[str]:
-    """Names of all records."""
+    """Names of all records, sorted."""
     return sorted(path.stem for path in FOLDER.glob("*.csv"))
 
 
 def load(name: str) -> list[Number]:
-    """Return every number of a record. Raises UserError if there is none of that name."""
+    """Return every number of the record `name`. Raises UserError if there is no such record."""
     path = FOLDER / f"{require_choice(name, names(), kind='published record', where='--published')}.csv"
     with path.open(encoding="utf-8", newline="") as file:
         return [_number(line) for line in csv.DictReader(file)]
 
 
 def find(spelling: str) -> Record:
-    """Return the record `NAME`, its comparisons of methods, or `NAME:TABLE`, one table as the source calls it.
+    """Return the record that `spelling` names: `NAME`, or `NAME:TABLE` for one table as the source calls it.
 
-    Raises UserError if there is no such record or table.
+    `NAME` alone leaves out ablations, claims in the running text and sizes, which are no comparisons of methods. Raises
+    UserError if there is no such record or table.
     """
     name, colon, table = spelling.partition(":")
     numbers = load(name)
@@ -158,6 +152,23 @@ def find(spelling: str) -> Record:
     return Record(spelling, [number for number in numbers if number.table == table])
 
 
+def common_note(numbers: Iterable[Number]) -> str:
+    """The note that all numbers share; empty if they differ."""
+    notes = {number.note for number in numbers}
+    return notes.pop() if len(notes) == 1 else ""
+
+
+def origin_of_numbers(numbers: Sequence[Number]) -> str:
+    """One line: the sources with their tables, where these took the numbers from, and the note that all share."""
+    printed = []
+    for source in _distinct(number.source for number in numbers):
+        tables = _distinct(number.table for number in numbers if number.source == source)
+        printed.append(f"{source}, {' and '.join(tables)}")
+    cited = _distinct(number.cited for number in numbers)
+    texts = [*printed, f"cited there from {' and '.join(cited)}" if cited else "", common_note(numbers)]
+    return "; ".join(text for text in texts if text)
+
+
 def _number(line: dict[str, str]) -> Number:
     texts = {key: text for key, text in line.items() if key not in ("k_shot", "value", "std")}
     return Number(
@@ -168,13 +179,17 @@ def _number(line: dict[str, str]) -> Number:
     )
 
 
-def _shots(size: int, known: Iterable[int]) -> int | None:
-    """The k that a training split of `size` rows stands for: classes share k evenly, so up to two may be missing."""
+def _nearest_k(size: int, known: Iterable[int]) -> int | None:
+    """The k that a training split of `size` rows stands for.
+
+    Papers draw the same number of rows of each class. In a task of three classes, such as CB, up to two of the k rows
+    are then missing: 15 of 16, 30 of 32.
+    """
     return next((k for k in known if k - 2 <= size <= k), None)
 
 
 def bare(backbone: str) -> str:
-    """`Llama-2-7b-hf` -> `llama-2-7b`, as the records say it."""
+    """The name of a backbone as the records spell it: `Llama-2-7b-hf` -> `llama-2-7b`."""
     return backbone.lower().removesuffix("-hf")
 
 

@@ -1,10 +1,10 @@
-"""Boards as comma-separated values and as JSON, with every number that stands behind a table."""
+"""Tables as CSV and JSON, for programs: the numbers behind the entries instead of what is printed."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -19,20 +19,20 @@ CSV_COLUMNS = (
 
 
 def as_csv(boards: Sequence[Board]) -> str:
-    """One line per row and task, and one for the average."""
+    """Boards as CSV: one line per row and task, and one per row for the average."""
     out = io.StringIO()
     writer = csv.DictWriter(out, CSV_COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
     for board in boards:
-        place = {"suite": board.suite, "backbone": board.backbone}
+        board_columns = {"suite": board.suite, "backbone": board.backbone}
         for row in board.rows:
-            head = {**place, "method": row.name, "origin": "measured"}
+            head = {**board_columns, "method": row.name, "origin": "measured"}
             for task, entry in sorted(row.entries.items()):
                 metric = {"task": task, "metric": board.metrics.get(task, "")}
                 writer.writerow({**head, **metric, **_entry_csv(entry)})
             writer.writerow({**head, "task": "average", "mean": _number(row.average(board.tasks))})
         for published in board.published:
-            head = {**place, "method": published.name, "origin": f"published: {published.record}"}
+            head = {**board_columns, "method": published.name, "origin": f"published: {published.record}"}
             for task, number in sorted(published.numbers.items()):
                 scores = {"mean": _number(number.value), "std": _number(number.std)}
                 writer.writerow({**head, "task": task, "metric": board.metrics[task], **scores})
@@ -40,10 +40,24 @@ def as_csv(boards: Sequence[Board]) -> str:
     return out.getvalue()
 
 
+def rows_csv(rows: Sequence[Mapping[str, object]]) -> str:
+    """Rows of one kind as CSV, under the keys of the first; empty but for a line end where there are none."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _field(value) for name, value in row.items()} for row in rows)
+    return out.getvalue()
+
+
+def _field(value: object) -> object:
+    """Several numbers share one field, with spaces between them."""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else value
+
+
 def _entry_csv(entry: Entry) -> dict[str, object]:
     return {
-        "num_trained": _one(entry, "num_trained"),
-        "num_kept": _one(entry, "num_kept"),
+        "num_trained": _params_of_first(entry, "num_trained"),
+        "num_kept": _params_of_first(entry, "num_kept"),
         "mean": _number(entry.mean),
         "std": _number(entry.std),
         "num_runs": len(entry.runs),
@@ -57,17 +71,19 @@ def _entry_csv(entry: Entry) -> dict[str, object]:
     }
 
 
-def _one(entry: Entry, kind: Literal["num_trained", "num_kept"]) -> object:
+def _params_of_first(entry: Entry, kind: Literal["num_trained", "num_kept"]) -> object:
+    """Per task, of the first run: all runs of an entry share method and settings."""
     params = entry.runs[0].params if entry.runs else None
     return params.per_task(kind) if params else ""
 
 
 def _number(value: float | None) -> object:
+    # four digits after the point tell one row in a million apart
     return "" if value is None else round(value, 4)
 
 
 def as_json(board: Board, significance: Significance | None = None) -> dict[str, Any]:
-    """Everything that a table shows, unrounded; with statistics where there are some."""
+    """A board as one JSON object: everything that its table shows, unrounded, and the statistics if given."""
     rows = [
         {
             "method": row.name,

@@ -1,4 +1,4 @@
-"""Every metric anew from stored predictions, held against what the results say."""
+"""Computes every metric again from the stored predictions and compares it with what the results say."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ from harness.schema import MetricRecord, Result, SplitScore
 from harness.scores import mean_score
 
 TOLERANCE = 1e-6
-"""Percent points by which another machine's last digits may differ."""
+"""Percent points by which a score may differ. Scores are rounded to 1e-9, and another machine may sum in another order;
+one row in a million moves an accuracy by 1e-4."""
 
 
 @dataclass
 class Rescored:
-    """What a recomputation found."""
+    """What was recomputed, and what differs."""
 
     num_runs: int = 0
     num_scores: int = 0
     moved: list[str] = field(default_factory=list)
-    """One line per number that is not what the result says, and per file that cannot be trusted."""
+    """One line per number that differs from the result, and per file that cannot be read."""
     refused: list[str] = field(default_factory=list)
-    """One line per run with a metric that is code and that nobody has asked for by name."""
+    """One line per run with a metric that would run code and that the user has not allowed by name."""
 
 
 def rescore(scanned: Iterable[tuple[Path, Result]]) -> Rescored:
     """Recompute the dev and test metrics of every finished run.
 
-    A result may come from anybody: a metric that is code is not loaded unless it was asked for by name.
+    A result may come from anybody, so a metric that would run code is loaded only if the user has allowed it by name.
     """
     made = Rescored()
     for path, result in ((path, part) for path, whole in scanned for part in by_task(whole)):
@@ -53,32 +54,33 @@ def rescore(scanned: Iterable[tuple[Path, Result]]) -> Rescored:
             continue
         for split, stored in splits:
             made.num_scores += 1 + len(stored.metrics)
-            place = f"{path}: {split}"
+            where = f"{path}: {split}"
             try:
                 found = answers.get(split_of(result, split), Answers([], []))
-                made.moved += _differences(place, stored, found, result.metrics)
+                made.moved += _differences(where, stored, found, result.metrics)
             except (UserError, ValueError, KeyError, ArithmeticError) as error:  # answers that do not suit the metric
-                made.moved.append(f"{place}: cannot be recomputed: {error}")
+                made.moved.append(f"{where}: cannot be recomputed: {error}")
     return made
 
 
-def _differences(place: str, stored: SplitScore, answers: Answers, record: MetricRecord) -> Iterator[str]:
+def _differences(where: str, stored: SplitScore, answers: Answers, record: MetricRecord) -> Iterator[str]:
+    """One line, beginning with `where`, per number of a split that comes out differently."""
     if len(answers.predictions) != stored.num_rows:
-        yield f"{place}: {stored.num_rows} rows scored, {len(answers.predictions)} predictions stored"
+        yield f"{where}: {stored.num_rows} rows scored, {len(answers.predictions)} predictions stored"
         return
     anew = compute(list(stored.metrics), answers.predictions, answers.references, record.labels)
     pairs = [(name, stored.metrics[name], value) for name, value in anew.items()]
     if set(record.reported) <= set(anew):
         pairs.append(("score", stored.score, mean_score(anew[name] for name in record.reported)))
     else:
-        yield f"{place} score: its metrics {', '.join(record.reported)} are not all stored"
+        yield f"{where} score: its metrics {', '.join(record.reported)} are not all stored"
     for name, old, new in pairs:
         # written this way round so that a stored nan differs too
         if not abs(old - new) <= TOLERANCE:
             label = METRICS[name].label if name in METRICS else name
-            yield f"{place} {label}: stored {old:.4f}, recomputed {new:.4f} ({new - old:+.4f})"
+            yield f"{where} {label}: stored {old:.4f}, recomputed {new:.4f} ({new - old:+.4f})"
     # a result does not say whether a task without labels asks for numbers: either count may be the right one
     kinds = (False,) if record.labels else (False, True)
     counts = [count_unreadable(answers.predictions, record.labels, numeric, answers.references) for numeric in kinds]
     if stored.num_unreadable not in counts:
-        yield f"{place} unreadable answers: stored {stored.num_unreadable}, recomputed {counts[-1]}"
+        yield f"{where} unreadable answers: stored {stored.num_unreadable}, recomputed {counts[-1]}"

@@ -1,4 +1,4 @@
-"""Which differences in a table are real: every pair of rows in every column, tested on the stored predictions."""
+"""Tests which differences of a leaderboard are real: each pair of rows in each column, on the stored predictions."""
 
 from __future__ import annotations
 
@@ -25,42 +25,46 @@ from harness.report.stats import (
 from harness.schema import Result
 
 AVERAGE = "average"
+"""Name of the column with the average over tasks."""
 Reader = Callable[[Result], Answers | None]
+"""Reads the test answers of a run; None where they are missing or were changed."""
 Key = tuple[str, str]
 """(name of the row, task or AVERAGE)"""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two rows in one column: how far `one` is ahead of `other`."""
+    """The test of two rows in one column."""
 
     column: str
     one: str
     other: str
     gap: Estimate
+    """Score of `one` minus that of `other`."""
     p_value: float
     adjusted: float
-    """Holm's correction over all pairs of the table."""
+    """The p-value after Holm's correction over all pairs of the table."""
 
 
 @dataclass
 class Significance:
-    """What the statistics say about one board."""
+    """The statistics of one board."""
 
     intervals: dict[Key, tuple[float, float]] = field(default_factory=dict)
     ties: set[Key] = field(default_factory=set)
-    """Entries that are not separable from the best of their column."""
+    """Entries that the tests cannot tell from the best of their column, and that best itself if there are any."""
     pairs: list[Pair] = field(default_factory=list)
     rankings: dict[str, Ranking] = field(default_factory=dict)
-    """Of all rows under "", or of the rows of each k under its title."""
+    """Title of a group of rows, as `peers` gives it -> its ranks; "" for all rows of a board with one k."""
     warnings: dict[str, str] = field(default_factory=dict)
-    """Per column: its test split cannot tell its rows apart."""
+    """Task -> sentence, if the test split is too small to tell the best score from the second."""
     untested: list[Key] = field(default_factory=list)
-    """Entries with a score whose predictions are missing, were changed, or are on other rows from run to run."""
+    """Entries with a score that could not be tested: predictions are missing, were changed, or differ in their rows."""
     has_single_runs: bool = False
+    """Whether any tested entry has one run, whose interval then says nothing about other seeds."""
 
     def as_json(self) -> dict[str, Any]:
-        """Every interval, tie, pair and rank."""
+        """Every interval, tie, pair and rank, for the JSON of a board."""
         pairs = [
             {
                 "column": pair.column,
@@ -86,7 +90,10 @@ class Significance:
 
 
 def assess(board: Board, read: Reader) -> Significance:
-    """Compare all rows of a board, few-shot rows within one k, in each task and in the average over all tasks."""
+    """Compare all rows of a board in each task and in the average over all tasks; few-shot rows only within one k.
+
+    `read` gives the test answers of a run.
+    """
     made = Significance()
     k = {row.name: row.k for row in board.rows}
     gaps: dict[tuple[str, str], list[Estimate]] = {}
@@ -111,24 +118,28 @@ def assess(board: Board, read: Reader) -> Significance:
             if len(items) == len(board.tasks):
                 gap = mean_of(items)
                 found.append((AVERAGE, one, other, gap, gap.p_value))
+    # one correction over the whole table: a reader looks for the smallest p in all of it
     corrected = holm([p_value for *_, p_value in found])
     made.pairs = [Pair(*item, adjusted) for item, adjusted in zip(found, corrected, strict=True)]
     if len(board.tasks) == 1:
         _repeat_as_average(made)
-    _mark(board, made)
+    _find_ties(board, made)
     rankings = {title: _ranking(rows, board.tasks) for title, rows in peers(board.rows).items()}
     made.rankings = {title: ranking for title, ranking in rankings.items() if ranking}
     return made
 
 
 def _repeat_as_average(made: Significance) -> None:
-    """The average over one task is that task's score: the same number, so the same verdict, and no further test."""
+    """Give the average column of a board with one task that task's intervals and tests: it is the same number.
+
+    It counts as no further test, so it is added after Holm's correction.
+    """
     made.intervals |= {(name, AVERAGE): span for (name, _), span in made.intervals.items()}
     made.pairs += [replace(pair, column=AVERAGE) for pair in made.pairs]
 
 
 def _samples(board: Board, task: str, read: Reader, made: Significance) -> dict[str, Sample]:
-    """The drawn runs of each row that has answers to a task."""
+    """Row name -> its runs scored on all draws, for rows whose answers can be read; the others become `untested`."""
     samples = {}
     for row in board.rows:
         entry = row.entries.get(task)
@@ -150,8 +161,8 @@ def _sample(entry: Entry, answers: Sequence[tuple[Seeds, Answers]]) -> Sample:
     return Sample.of(answers, record.reported, record.labels)
 
 
-def _mark(board: Board, made: Significance) -> None:
-    """Ties with the best of each column, and a warning where the test split is too small for its gaps."""
+def _find_ties(board: Board, made: Significance) -> None:
+    """Fill in the ties with the best of each column, and warnings about test splits that are too small."""
     groups = peers(board.rows).items()
     for column, (title, rows) in itertools.product((*board.tasks, AVERAGE), groups):
         means = {row.name: _value(row, column, board.tasks) for row in rows}
@@ -172,6 +183,7 @@ def _mark(board: Board, made: Significance) -> None:
 def _warn(
     rows: Sequence[BoardRow], made: Significance, task: str, best: str, means: dict[str, float], title: str
 ) -> None:
+    """Warn if the interval of the best score reaches further than the gap to the second. `means` is row -> score."""
     if (best, task) not in made.intervals or len(means) < 2:
         return
     low, high = made.intervals[best, task]
@@ -186,6 +198,7 @@ def _warn(
 
 
 def _value(row: BoardRow, column: str, tasks: Sequence[str]) -> float | None:
+    """The score of a row in a column."""
     if column == AVERAGE:
         return row.average(tasks)
     return row.entries[column].mean if column in row.entries else None

@@ -1,4 +1,4 @@
-"""The predictions beside the results of a report, read without torch."""
+"""Reads the files of predictions beside results. They may come from anybody, so they are read up to a limit."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ from harness.schema import Result
 
 SPLITS = ("dev", "test")
 MAX_BYTES = 2**31
+"""Limit of a file of predictions, both as it is and unpacked. A Parquet file of some kilobytes can unfold to many
+gigabytes; 2 GiB is also what the 32-bit offsets of an Arrow column of texts can address."""
 MAX_ROWS = 50_000_000
-"""Of one file of predictions, packed and unpacked; the largest known set of dev and test rows has 40,000."""
+"""Limit of its rows. The largest known set of dev and test rows has 40,000, so no real file comes near."""
 
 
 def split_of(result: Result, split: str) -> str:
-    """The name of a split among the predictions of a result; a task of a mixture has splits of its own."""
+    """The name of a split in a file of predictions: `test`, or `test:cb` for the task cb of a mixture."""
     return split_name(split, result.cell.task if result.cell.mixture else "")
 
 
 def read_answers(path: Path, sha256: str | None = None) -> dict[str, Answers]:
-    """Answers per split in a Parquet file of predictions.
+    """Split -> answers, from a Parquet file of predictions.
 
-    Raises UserError if the file is missing, no such table, or not the one whose SHA-256 is given.
+    Raises UserError if the file is missing, is not such a table, or has another SHA-256 than the given one.
     """
     table = read_table(path, sha256)
     splits, predictions = texts(table["split"]), texts(table["prediction"])
@@ -43,7 +45,7 @@ def read_answers(path: Path, sha256: str | None = None) -> dict[str, Answers]:
 
 
 def read_table(path: Path, sha256: str | None = None) -> Any:
-    """The Parquet file of predictions as a table whose texts are texts; raises UserError as `read_answers` does."""
+    """A Parquet file of predictions as a checked pyarrow table. Raises UserError as `read_answers` does."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -73,20 +75,20 @@ def read_table(path: Path, sha256: str | None = None) -> Any:
 
 
 def texts(column: Any) -> list[str]:
-    """A column as Python texts; by way of numpy, which is many times faster than `to_pylist`."""
+    """A column of texts as a list; by way of numpy, which is many times faster than `to_pylist`."""
     whole = column.combine_chunks() if hasattr(column, "combine_chunks") else column
     texts: list[str] = whole.to_numpy(zero_copy_only=False).tolist()
     return texts
 
 
 class PredictionFiles:
-    """Finds the test answers of results that a scan of a folder has met."""
+    """Finds the predictions of results by the paths at which a scan of the folder found them."""
 
     def __init__(self, scanned: Iterable[tuple[Path, Result]]) -> None:
         self._paths = {result.key: path for path, result in scanned}
 
     def test_answers(self, result: Result) -> Answers | None:
-        """Answers of a run on the test split; None where they are missing or not what the run stored."""
+        """Answers of a run on the test split; None if they are missing or not what the run stored."""
         try:
             path = predictions_path(self._paths[result.key])
             return read_answers(path, result.files.predictions).get(split_of(result, "test"))

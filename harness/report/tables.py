@@ -1,9 +1,7 @@
-"""Boards in every format, in the shape of the papers' tables."""
+"""Chooses the writer: boards and other tables in each of the six formats."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
@@ -12,7 +10,7 @@ from harness.report.aggregate import Board
 from harness.report.html import html
 from harness.report.latex import latex
 from harness.report.layout import Table, lay_out
-from harness.report.records import as_csv, as_json
+from harness.report.records import as_csv, as_json, rows_csv
 from harness.report.significance import Significance
 from harness.report.text import markdown, terminal
 
@@ -23,15 +21,16 @@ WRITERS: dict[str, Callable[[Sequence[Table]], str]] = {
     "latex": latex,
     "html": html,
 }
-"""Formats that show a table as it is laid out."""
+"""Formats that show a table as it is laid out. CSV and JSON hold the numbers behind it; see `records`."""
 
 
 def render(
     boards: Sequence[Board], style: str, costs: bool = False, significance: Sequence[Significance | None] = ()
 ) -> str:
-    """Return all boards in one `Format`; with `costs`, also time and memory.
+    """Return all boards in the format `style`, one of `Format`; `costs` adds columns of time and memory.
 
-    `significance` holds what the statistics say about each board; CSV has no room for it.
+    `significance` holds the statistics of each board, in their order; empty without any. CSV leaves them out: it has
+    a line per entry, and a test is about two.
     """
     verdicts = significance or [None] * len(boards)
     if style == "csv":
@@ -42,18 +41,9 @@ def render(
 
 
 def render_records(tables: Sequence[Table], records: Sequence[Mapping[str, object]], style: str) -> str:
-    """Return other tables in one `Format`; JSON and CSV hold their `records` unrounded instead."""
+    """Return tables other than boards in the format `style`. JSON and CSV hold the `records`, which are not rounded."""
     if style == "json":
         return json.dumps(records, indent=1) + "\n"
     if style == "csv":
-        out = io.StringIO()
-        writer = csv.DictWriter(out, list(records[0]) if records else [], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({name: _in_csv(value) for name, value in row.items()} for row in records)
-        return out.getvalue()
+        return rows_csv(records)
     return WRITERS[style](tables)
-
-
-def _in_csv(value: object) -> object:
-    """Several numbers of one field with blanks between them."""
-    return " ".join(map(str, value)) if isinstance(value, tuple) else value

@@ -1,4 +1,4 @@
-"""Tables as markdown and as terminal text."""
+"""Writes tables as markdown and as text for a terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.report.layout import TIED, Cell, Column, Table
 from harness.screen import on_screen
 
 Mark = Callable[[str, str], str]
-"""(text, "best" | "second" | "") -> marked text"""
+"""(text, "best" | "second" | "") -> text with the marks of a format"""
 
 
 def markdown(table: Table) -> str:
@@ -23,17 +23,18 @@ def markdown(table: Table) -> str:
 
 
 def terminal(table: Table) -> str:
-    """The same with drawn lines; marks are escape codes where someone sees them."""
+    """The same for a terminal, with drawn lines. Marks are escape codes on a screen, and * and _ in a file or pipe."""
     return _text(table, f"{table.title}\n{table.caption}", "simple_outline", _in_terminal, line_end="", show=on_screen)
 
 
 def _text(table: Table, head: str, layout: str, mark: Mark, line_end: str, show: Callable[[str], str] = str) -> str:
-    """`show` gives entries the width that they will have on a screen without their characters."""
+    """`show` replaces what the screen lacks before columns are measured: "±" may become "+-", one character wider."""
     body = []
     for i, row in enumerate(table.rows):
         if table.sections.get(i):
             body.append([show(table.sections[i]), *[""] * (len(row) - 1)])
         body.append([show(_cell(cell, mark)) for cell in row])
+    # two columns called "average", of two benchmarks, need their benchmark: text has no line of titles over columns
     repeated = {title for title, count in Counter(column.title for column in table.columns).items() if count > 1}
     titles = [show(_column(column, with_group=column.title in repeated)) for column in table.columns]
     align = ["left"] * table.num_heads + ["right"] * (len(titles) - table.num_heads)
@@ -45,7 +46,7 @@ def _text(table: Table, head: str, layout: str, mark: Mark, line_end: str, show:
 
 
 def _escaped(table: Table) -> Table:
-    """The table with texts that neither become markup nor end a cell."""
+    """The table with texts escaped: none becomes markup or ends a cell."""
     return replace(
         table,
         title=_plain(table.title),
@@ -67,12 +68,13 @@ def _plain(text: str) -> str:
 
 
 def _column(column: Column, with_group: bool) -> str:
-    """A title, with its group where the title alone would not tell it from another: there is no line of groups."""
+    """The title of a column with its footnotes; `with_group` puts its benchmark in front."""
     group = [column.benchmark] if with_group and column.benchmark else []
     return " ".join([*group, column.title, *(f"[{number}]" for number in column.notes)])
 
 
 def _cell(cell: Cell, mark: Mark) -> str:
+    """ "**71.2** ±0.4 (3) [70.1, 72.3] ≈ [1]"."""
     parts = [
         mark(cell.text, cell.rank),
         f"±{cell.spread}" if cell.spread else "",

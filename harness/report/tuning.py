@@ -1,4 +1,4 @@
-"""What tuning gave and cost: expected best dev scores by number of grid runs, and the optimism of choosing by test."""
+"""The table of grid searches: what each further grid run gains, and how much choosing by test would flatter."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.selection import best_point, dev_selection
 
 @dataclass(frozen=True)
 class TuningRecord:
-    """The grid search of a method on a task; where several seeds were searched, the mean over them."""
+    """The grid search of a method on a task; the mean over searches if several seeds were searched."""
 
     suite: str
     backbone: str
@@ -25,19 +25,19 @@ class TuningRecord:
     num_searches: int
     num_failed: int
     num_raced_out: int
-    """Grid points that left a search by halving; what follows from all points' ends is then not known."""
+    """Grid points that successive halving stopped early. They have no test score, so `by_test` is then not known."""
     by_dev: float
-    """Test score of the point that dev chooses."""
+    """Test score of the point with the best dev score: what the leaderboard shows."""
     by_test: float | None
-    """Test score of the point that test would choose: a forbidden choice."""
+    """The best test score of any point. Choosing by it is forbidden; it is here to show what that would gain."""
     optimism: float | None
-    """by_test - by_dev: what a table gains that is chosen by test."""
+    """by_test - by_dev: by how much a table chosen by test is too high."""
     expected_best_dev: tuple[float, ...]
-    """Expected best dev score after 1, 2, ... of the grid runs; empty where points left early."""
+    """Expected best dev score after 1, 2, ... of the grid runs; empty if points stopped early."""
 
 
 def expected_best(scores: Sequence[float]) -> list[float]:
-    """Expected maximum of n = 1 ... B of the B scores, drawn with replacement (Dodge et al. 2019, section 3).
+    """Expected maximum of n of the B scores, drawn with replacement, for n = 1 ... B (Dodge et al. 2019, section 3).
 
     E[V*_n] = sum over observed v of v (P(V <= v)^n - P(V < v)^n), with P the empirical distribution of the scores.
     """
@@ -50,18 +50,18 @@ def expected_best(scores: Sequence[float]) -> list[float]:
 
 
 def tuning_records(board: Board) -> list[TuningRecord]:
-    """One record per row and task whose grid has several points, at least one of which did not fail."""
+    """One record per row and task with a grid, if at least one grid run did not fail."""
     found = []
     for row in board.rows:
         for task in board.tasks:
             entry = row.entries.get(task)
             if entry is not None and any(_done(search) for search in entry.searches):
-                found.append(_record(board, row.name, task, entry))
+                found.append(_tuning_record(board, row.name, task, entry))
     return found
 
 
 def lay_out_tuning(board: Board) -> Table:
-    """The records as a table."""
+    """The records of a board as a table."""
     found = tuning_records(board)
     longest = max((len(item.expected_best_dev) for item in found), default=0)
     counts = _shown_counts(longest)
@@ -95,11 +95,11 @@ def lay_out_tuning(board: Board) -> Table:
 
 
 def records(boards: Sequence[Board]) -> list[dict[str, object]]:
-    """The records of all boards, for programs."""
+    """The records of all boards, for CSV and JSON."""
     return [asdict(item) for board in boards for item in tuning_records(board)]
 
 
-def _record(board: Board, name: str, task: str, entry: Entry) -> TuningRecord:
+def _tuning_record(board: Board, name: str, task: str, entry: Entry) -> TuningRecord:
     searches = [search for search in entry.searches if _done(search)]
     by_dev = mean_score(_score(search[best_point(search) or 0]) for search in searches)
     num_failed = sum(result.status == "failed" for search in searches for result in search)
@@ -110,12 +110,13 @@ def _record(board: Board, name: str, task: str, entry: Entry) -> TuningRecord:
         return TuningRecord(*head, by_test=None, optimism=None, expected_best_dev=())
     by_test = mean_score(max(map(_score, _done(search))) for search in searches)
     curves = [expected_best([dev_selection(result) for result in _done(search)]) for search in searches]
+    # searches may have lost different numbers of runs: the mean goes as far as the shortest
     curve = tuple(mean_score(values) for values in zip(*curves, strict=False))
     return TuningRecord(*head, by_test, settled(by_test - by_dev), curve)
 
 
 def _remarks(item: TuningRecord) -> list[str]:
-    """What happened to runs that count for nothing."""
+    """Footnotes on grid runs that failed or stopped early."""
     remarks = [f"{item.num_failed} grid runs failed and count for nothing"] if item.num_failed else []
     if item.num_raced_out:
         total = item.num_points * item.num_searches
@@ -135,10 +136,11 @@ def _score(result: Result) -> float:
 
 
 def _runs(item: TuningRecord) -> str:
+    """The column of grid runs: "6", or "6 × 3 searches"."""
     return f"{item.num_points}" if item.num_searches == 1 else f"{item.num_points} × {item.num_searches} searches"
 
 
 def _shown_counts(longest: int) -> list[int]:
-    """1, 2, 4, ... and the last."""
+    """The numbers of runs that get a column: 1, 2, 4, ... and the last, for early runs gain most."""
     powers = [2**i for i in range(longest.bit_length()) if 2**i < longest]
     return [*powers, longest] if longest else []

@@ -1,4 +1,4 @@
-"""What the page of one cell says: everything that its result holds, and a sample of its answers."""
+"""Content of the page of one cell: everything that its result holds, and its first answers."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from harness.results import predictions_path, tensors_path
 from harness.schema import Result, SplitScore
 
 SAMPLE = 20
-"""Test rows whose answers a page shows."""
+"""Test rows whose answers a page shows: enough to see what a method writes. All of them are in the file beside it."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """A heading and what is known under it, as (name, text) pairs."""
+    """A heading and (name, text) pairs below it."""
 
     title: str
     items: list[tuple[str, str]]
@@ -34,18 +34,17 @@ class Facts:
 
 @dataclass(frozen=True)
 class Sample:
-    """The first answers on test, as (row, references, prediction); a problem where they cannot be shown.
-
-    A row of a mixture is named by its task too.
-    """
+    """The first answers on test, as (name of the row, references, prediction); or why they cannot be shown."""
 
     rows: list[tuple[str, list[str], str]]
     total: int = 0
+    """Test rows in the file."""
     problem: str = ""
+    """Why there are no rows; empty if there are."""
 
 
 def facts_of(path: Path, result: Result) -> list[Facts]:
-    """Everything about a result that is no score and no curve."""
+    """Everything in a result but scores and curves, under headings; empty headings are left out."""
     cell = result.cell
     swept = {"swept": ", ".join(cell.grid), "grid point": cell.grid_index} if cell.grid else {}
     settings = {"hp": cell.hp, "recipe": cell.recipe, "task": cell.task_rules, "few_shot": cell.few_shot, **swept}
@@ -78,14 +77,14 @@ def facts_of(path: Path, result: Result) -> list[Facts]:
 
 
 def scores_of(result: Result) -> list[tuple[str, str, str]]:
-    """(metric, dev, test) of the selected checkpoint, the reported score first; those of a mixture's tasks behind."""
+    """(metric, dev, test) of the selected checkpoint as texts: the reported score first, tasks of a mixture last."""
     splits = (result.dev, result.test)
     if not any(splits):
         return []
     rows = _split_scores(*splits)
-    for part in result.cell.mixture.parts if result.cell.mixture else ():
-        of_part = [split.parts.get(part.task) if split else None for split in splits]
-        rows += [(f"{part.task}: {name}", dev, test) for name, dev, test in _split_scores(*of_part)]
+    for member in result.cell.mixture.parts if result.cell.mixture else ():
+        of_task = [split.parts.get(member.task) if split else None for split in splits]
+        rows += [(f"{member.task}: {name}", dev, test) for name, dev, test in _split_scores(*of_task)]
     return rows
 
 
@@ -99,7 +98,7 @@ def _split_scores(*splits: SplitScore | None) -> list[tuple[str, str, str]]:
 
 
 def sample_of(path: Path, result: Result) -> Sample:
-    """The first answers on test, if the file beside the result is the one that the run stored."""
+    """The first answers on test. They are shown only if the SHA-256 of the file is the one that the run stored."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -122,12 +121,12 @@ def sample_of(path: Path, result: Result) -> Sample:
 
 
 def _row_name(item: Mapping[str, Any]) -> str:
-    """`12`, or of a mixture `cb 12`, since each of its tasks has a row 12."""
+    """`12`; in a mixture `cb 12`, since each of its tasks has a row 12."""
     return f"{item['split'].partition(':')[2]} {item['row']}".strip()
 
 
 def history_of(result: Result) -> Markup:
-    """The rows of the table of dev scores; numbers alone, so nothing to escape."""
+    """The rows of the table of dev scores as HTML; they hold numbers alone, so nothing is escaped."""
     rows = [
         f'<tr><th scope="row">{show(item.step)}{" (selected)" if item.step == result.selected_step else ""}</th>'
         f"<td>{item.selection:.2f}</td>"
@@ -138,12 +137,15 @@ def history_of(result: Result) -> Markup:
 
 
 def listed(items: Iterable[tuple[str, str]]) -> Markup:
-    """Names and texts as entries of a list; in one piece, for there may be ten thousand pages of a hundred each."""
+    """Names and texts as HTML list entries.
+
+    Made here and not in the template: ten thousand pages have a hundred each, and a loop in a template is slower.
+    """
     return Markup("".join(f"<div><dt>{escape(n)}</dt><dd>{escape(text)}</dd></div>\n" for n, text in items))
 
 
 def show(value: Any) -> str:
-    """A value as text: numbers as they are written in files, anything nested as JSON."""
+    """A value as text; nested values as JSON, no value as a dash."""
     if value is None or value == "":
         return DASH
     if isinstance(value, str):
@@ -158,12 +160,12 @@ def show(value: Any) -> str:
 
 
 def leaves(value: Any, name: str = "") -> dict[str, Any]:
-    """What a model, a mapping or a list of such holds, at any depth: {"few_shot.k": 16, "parts.1.task": "cb"}.
+    """All values in a model, mapping or list of these under dotted names: {"few_shot.k": 16, "parts.1.task": "cb"}.
 
-    A list of plain values is one value.
+    A list of plain values is one value. Lists count from 1.
     """
     if isinstance(value, BaseModel):
-        value = value.__dict__  # no copy of a whole result, for there may be ten thousand
+        value = value.__dict__  # `model_dump` would copy the whole result, for each of ten thousand pages
     if isinstance(value, list | tuple) and any(isinstance(item, BaseModel | Mapping) for item in value):
         value = {str(i): item for i, item in enumerate(value, 1)}
     if not isinstance(value, Mapping):
@@ -191,5 +193,5 @@ def _score(split: SplitScore | None, metric: str | None) -> str:
 
 
 def distinct(texts: Iterable[str]) -> list[str]:
-    """Each text once, in the order of the first."""
+    """Each text once, in the order in which they come."""
     return list(dict.fromkeys(texts))

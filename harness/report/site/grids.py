@@ -1,4 +1,4 @@
-"""Tables of the pages: what `layout` lays out, with links, sort keys and the look of each method."""
+"""Tables of the pages: a laid-out table with links, sort keys, and the colour and marker of each method."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from harness.report.styles import Look
 
 @dataclass(frozen=True)
 class Item:
-    """One entry of a table and where it leads; `links` are (text, address) pairs behind the entry."""
+    """One cell of a table and the address it leads to. `links` are (text, address) pairs that follow its text."""
 
     cell: Cell
     href: str = ""
@@ -25,14 +25,14 @@ class Item:
 
     @property
     def order(self) -> float | None:
-        """The first number as it is printed, so that what looks equal sorts as equal; None without one."""
+        """Sort key: the number that the cell begins with, as printed, so that equal texts sort as equal; or None."""
         found = re.match(r"[+-]?\d[\d,]*(\.\d+)?(e[+-]?\d+)?", self.cell.text)
         return float(found[0].replace(",", "")) if found else None
 
 
 @dataclass
 class Grid:
-    """A table of a page. `row_ids` are targets of links, empty where nothing leads to a row."""
+    """A table of a page."""
 
     id: str
     title: str
@@ -40,14 +40,15 @@ class Grid:
     columns: list[Column]
     rows: list[list[Item]]
     row_ids: list[str]
+    """Id of each row as a target of links; empty if nothing leads to it."""
     apart: int
-    """Index of the first row that is not measured."""
+    """Index of the first published row; the number of rows if there is none."""
     notes: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
 
     @property
     def numbers(self) -> set[int]:
-        """Indices of the columns that sort by number: every entry is one or missing."""
+        """Indices of the columns that sort by number: each of their cells begins with one, is empty or a dash."""
         found = set()
         for index in range(1, len(self.columns)):
             items = [row[index] for row in self.rows if row[index].cell.text not in ("", DASH)]
@@ -56,45 +57,45 @@ class Grid:
         return found
 
     def insert(self, index: int, column: Column, items: Sequence[Item]) -> None:
-        """Put a column in front of the one at `index`."""
+        """Insert a column in front of the one at `index`."""
         self.columns.insert(index, column)
         for row, item in zip(self.rows, items, strict=True):
             row.insert(index, item)
 
-    def move(self, index: int, place: int) -> None:
-        """Put the column at `index` in front of the one at `place`, which stands before it."""
-        self.columns.insert(place, self.columns.pop(index))
+    def move(self, index: int, to: int) -> None:
+        """Move the column at `index` in front of the one at `to`, which must be further left."""
+        self.columns.insert(to, self.columns.pop(index))
         for row in self.rows:
-            row.insert(place, row.pop(index))
+            row.insert(to, row.pop(index))
 
     def select(self, indices: Sequence[int]) -> Grid:
-        """The columns at `indices` alone, with the footnotes that they need, numbered anew."""
+        """A grid of the columns at `indices` alone. It keeps the footnotes that they use, numbered from 1 again."""
         columns = [self.columns[i] for i in indices]
         rows = [[row[i] for i in indices] for row in self.rows]
         used = [number for column in columns for number in column.notes]
         used += [number for row in rows for item in row for number in item.cell.notes]
-        anew = {number: i for i, number in enumerate(dict.fromkeys(used), 1)}
+        new_number = {number: i for i, number in enumerate(dict.fromkeys(used), 1)}
 
         def renumber(numbers: tuple[int, ...]) -> tuple[int, ...]:
-            return tuple(anew[number] for number in numbers)
+            return tuple(new_number[number] for number in numbers)
 
         return replace(
             self,
             columns=[replace(column, notes=renumber(column.notes)) for column in columns],
             rows=[[replace(i, cell=replace(i.cell, notes=renumber(i.cell.notes))) for i in row] for row in rows],
-            notes=[self.notes[number - 1] for number in anew],
+            notes=[self.notes[number - 1] for number in new_number],
         )
 
 
 def plain_grid(table: Table, name: str) -> Grid:
-    """A table without links."""
+    """A laid-out table as a grid without links."""
     rows = [[Item(cell) for cell in row] for row in table.rows]
     return Grid(name, table.title, table.caption, table.columns, rows, [""] * len(rows), len(rows), table.notes,
                 table.remarks)  # fmt: skip
 
 
 def board_grid(board: Board, verdict: Significance | None, styles: Mapping[str, Look]) -> Grid:
-    """The leaderboard of a board with time and memory, and an average per benchmark where there are several."""
+    """The leaderboard of a board with time and memory, and an average per benchmark if there are several."""
     grid = plain_grid(lay_out(board, costs=True, significance=verdict), names.board_id(board))
     grid.apart = len(board.rows)
     for row, items in zip(board.rows, grid.rows, strict=False):
@@ -104,7 +105,7 @@ def board_grid(board: Board, verdict: Significance | None, styles: Mapping[str, 
                 items[i] = replace(items[i], href=page)
         method = row.method
         items[0] = replace(items[0], href=names.method_page(method), look=styles[method])
-    # in front of all tasks, where a phone shows it
+    # a phone shows the first columns only, so the average comes right behind the method
     grid.move(next(i for i, column in enumerate(grid.columns) if column.title == "average"), 1)
     if len(set(board.benchmarks.values())) > 1:
         for benchmark in dict.fromkeys(board.benchmarks.values()):
@@ -113,7 +114,7 @@ def board_grid(board: Board, verdict: Significance | None, styles: Mapping[str, 
 
 
 def groups(columns: Sequence[Column]) -> list[list[Column]]:
-    """Neighbours that stand under one benchmark."""
+    """Neighbouring columns with the same benchmark, as lists."""
     return [list(group) for _, group in itertools.groupby(columns, key=lambda column: column.benchmark)]
 
 
@@ -123,6 +124,7 @@ def tasks_of(board: Board, benchmark: str) -> list[str]:
 
 
 def _add_average(grid: Grid, board: Board, benchmark: str) -> None:
+    """Insert the average over a benchmark's tasks in front of them, unless it has one task or none."""
     tasks = tasks_of(board, benchmark)
     first = next((i for i, column in enumerate(grid.columns) if column.task in tasks), None)
     if not benchmark or len(tasks) < 2 or first is None:

@@ -1,4 +1,4 @@
-"""What a method's file says about the method, read from its source: importing it would need torch."""
+"""Reads name, paper and settings of a method from the text of its file, since importing the file would need torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Setting:
-    """One hp as declared."""
+    """One hp of a method, as its file declares it."""
 
     name: str
     type: str
@@ -30,19 +30,20 @@ class MethodFile:
     paper_key: str = ""
     paper_url: str = ""
     paper_params: Mapping[str, int] = field(default_factory=dict)
-    """Backbone -> trainable parameters that the paper claims."""
+    """Backbone -> number of trainable parameters that the paper states."""
     paper_note: str = ""
     settings: tuple[Setting, ...] = ()
     defaults: Mapping[str, str] = field(default_factory=dict)
-    """Setting -> the method's default for it, as written, e.g. "recipe.lr" -> "sweep(0.3, 0.4)"."""
+    """Setting -> the method's default as its file writes it, e.g. "recipe.lr" -> "sweep(0.3, 0.4)"."""
 
     @property
     def summary(self) -> str:
+        """The first line of the docstring."""
         return self.docstring.partition("\n")[0]
 
     @property
     def definition(self) -> str:
-        """The docstring after its first line: equations and stands taken."""
+        """The docstring after its first line: equations, and decisions where the paper leaves something open."""
         return self.docstring.partition("\n")[2].strip()
 
 
@@ -53,7 +54,7 @@ def shipped_folder() -> Path:
 
 
 def read_method_files(folders: Iterable[Path] = ()) -> dict[str, MethodFile]:
-    """Methods by name: the shipped ones and those of `folders`. A file that is no Python or no method is left out."""
+    """Name -> method: the shipped ones and those in `folders`. A file that is no Python or no method is left out."""
     found = {}
     for folder in (shipped_folder(), *folders):
         for path in sorted(folder.glob("*.py")):
@@ -64,7 +65,7 @@ def read_method_files(folders: Iterable[Path] = ()) -> dict[str, MethodFile]:
 
 
 def read_method_file(path: Path) -> MethodFile | None:
-    """Return what a file declares; None if it cannot be parsed or declares no method of its name."""
+    """Return what a file declares; None if it cannot be parsed, or declares no method with the name of the file."""
     try:
         source = path.read_bytes()
         tree = ast.parse(source)
@@ -92,6 +93,7 @@ def _assigned(node: ast.ClassDef) -> dict[str, ast.expr]:
 
 
 def _paper(values: Mapping[str, ast.expr]) -> dict[str, Any]:
+    """The fields of MethodFile that `paper = Paper(...)` gives; empty without it."""
     call = values.get("paper")
     if not isinstance(call, ast.Call):
         return {}
@@ -107,6 +109,7 @@ def _paper(values: Mapping[str, ast.expr]) -> dict[str, Any]:
 
 
 def _settings(node: ast.ClassDef, values: Mapping[str, ast.expr]) -> dict[str, Any]:
+    """The fields of MethodFile that the class `HP` and `defaults = Defaults(...)` give."""
     declared = next((item for item in node.body if isinstance(item, ast.ClassDef) and item.name == "HP"), None)
     fields = [item for item in declared.body if isinstance(item, ast.AnnAssign)] if declared else []
     settings = tuple(
@@ -123,7 +126,7 @@ def _settings(node: ast.ClassDef, values: Mapping[str, ast.expr]) -> dict[str, A
 
 
 def _literal(node: ast.expr | None) -> Any:
-    """The value of a literal; None for anything that would have to be computed."""
+    """The value of a literal; None for an expression that would have to be run."""
     try:
         return None if node is None else ast.literal_eval(node)
     except ValueError:

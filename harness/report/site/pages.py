@@ -1,4 +1,4 @@
-"""What stands on each page: the contexts of the templates."""
+"""Content of each page, as the variables that its template is filled with."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from harness.tasks import Task, all_tasks
 from harness.tasks.record import SPLIT_RULES
 
 Page = tuple[str, str, dict[str, Any]]
-"""(address from the root of the site, template, context)"""
+"""(address from the root of the site, name of the template, its variables)"""
 
 
 @dataclass(frozen=True)
 class Material:
-    """All that the pages are made of."""
+    """Everything that the pages are made of."""
 
     scanned: Sequence[tuple[Path, Result]]
     boards: Sequence[Board]
     verdicts: Sequence[Significance | None]
     runs: Sequence[Run]
-    """In the order of `scanned`."""
+    """One per result, in the order of `scanned`."""
     methods: Mapping[str, MethodFile]
 
 
 def pages(material: Material) -> Iterator[Page]:
-    """Every page but those of the cells."""
+    """The pages of leaderboards, methods and tasks. Those of cells are made one by one, see `cell_context`."""
     styles = looks(run.method for run in material.runs)
     grids = [board_grid(b, v, styles) for b, v in zip(material.boards, material.verdicts, strict=True)]
     by_method, tasks = _by_method(material.runs), by_part(material.scanned, material.runs)
@@ -68,7 +68,7 @@ def pages(material: Material) -> Iterator[Page]:
 
 
 def cell_context(path: Path, result: Result, run: Run) -> dict[str, Any]:
-    """What the page of a cell shows."""
+    """The variables of the page of a cell. `path` is the JSON of its result."""
     return {
         "run": run,
         "result": result,
@@ -83,6 +83,7 @@ def cell_context(path: Path, result: Result, run: Run) -> dict[str, Any]:
 
 
 def _method_context(material: Material, name: str, results: Sequence[Result]) -> dict[str, Any]:
+    """The variables of the page of a method; `results` are all of its own."""
     file = material.methods.get(name)
     used: dict[str, list[str]] = defaultdict(list)
     for result in results:
@@ -90,6 +91,7 @@ def _method_context(material: Material, name: str, results: Sequence[Result]) ->
             used[key] = distinct([*used[key], show(value)])
     declared = {item.name: item for item in file.settings} if file else {}
     settings = [(key, declared.get(key), used.get(key, [])) for key in distinct([*declared, *used])]
+    # runs of another version of the file: the page then says that the settings it shows may not be theirs
     others = {result.method_sha256 for result in results} - ({file.sha256} if file else set())
     rows = [
         (board, row, [(task, names.task_page(task), row.entries.get(task, Entry())) for task in board.tasks])
@@ -107,6 +109,7 @@ def _method_context(material: Material, name: str, results: Sequence[Result]) ->
 
 
 def _task_context(name: str, results: Sequence[Result]) -> dict[str, Any]:
+    """The variables of the page of a task or a mixture; `results` are all on it."""
     own = next((result.cell.definition for result in results if result.cell.definition), None)
     wholes = [result.cell.mixture for result in results if result.cell.mixture and result.cell.task == name]
     mixed = distinct(part.task for mixture in wholes for part in mixture.parts if part.task != name)
@@ -145,6 +148,7 @@ def _record_facts(task: Task) -> Facts:
 
 
 def _sentence(result: Result) -> str:
+    """The rows that a run saw: where they come from, how many, fingerprint, and what to know about them."""
     data = result.data
     assert data is not None
     text = f"{data.source}{f' at {data.revision}' if data.revision else ''}: {data.num_train:,} training, "
@@ -154,7 +158,7 @@ def _sentence(result: Result) -> str:
 
 
 def _task_grid(board: Board, grid: Grid, task: str) -> Grid:
-    """The column of one task, with a link to each run behind its entries."""
+    """A leaderboard's column of one task, with a link to each run behind its entries."""
     wanted = [i for i, c in enumerate(grid.columns) if i == 0 or c.task == task or c.title in ("params", "grid runs")]
     made = grid.select(wanted)
     for row in made.rows:
@@ -177,6 +181,7 @@ def _links(entry: Entry) -> tuple[tuple[str, str], ...]:
 
 
 def _seed(result: Result) -> str:
+    """The text of a link to a run: "seed 42: 71.2"."""
     failed = result.status in ("failed", "unfit")
     score = f"{result.test.score:.1f}" if result.test else result.status if failed else "no test score"
     draw = f", draw {result.cell.few_shot.seed}" if result.cell.few_shot else ""

@@ -1,4 +1,4 @@
-"""The numbers behind the interactive plots, as plain data for the page's script."""
+"""The numbers of the interactive plots, as plain data for the script of the page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from harness.schema import Result
 
 
 def scatter(board: Board, verdict: Significance | None, styles: Mapping[str, Look]) -> dict[str, Any]:
-    """Rows of a board, what they cost (`x`) and what they score (`y`); each axis has one value per row or None."""
+    """The plot of a board: its rows, their costs (`x`) and scores (`y`). An axis has a value or None for each row."""
     rows = board.rows
     looks = [styles[row.method] for row in rows]
     spans = verdict.intervals if verdict else {}
@@ -52,7 +52,7 @@ def scatter(board: Board, verdict: Significance | None, styles: Mapping[str, Loo
 
 
 def curve(result: Result) -> dict[str, Any] | None:
-    """Dev score and training loss by step of one run; None where it has no dev score."""
+    """Dev score and training loss of one run by step; None if it has no dev score."""
     if not result.dev_history:
         return None
     selection = result.metrics.selection if result.metrics else "score"
@@ -66,7 +66,7 @@ def curve(result: Result) -> dict[str, Any] | None:
 
 
 def _scores(board: Board) -> list[tuple[str, str, str, list[str]]]:
-    """(label, benchmark, column of the statistics, tasks) of everything that a plot can show."""
+    """(label, benchmark, column of the statistics, tasks) of each score that the y axis can show."""
     found = []
     if len(board.tasks) > 1:
         found.append((f"average over {len(board.tasks)} tasks", "", AVERAGE, board.tasks))
@@ -81,7 +81,7 @@ def _scores(board: Board) -> list[tuple[str, str, str, list[str]]]:
 
 
 def _params(row: BoardRow, kind: Literal["num_trained", "num_kept"]) -> float | None:
-    """The median over tasks where they differ."""
+    """Parameters of a row; the median over tasks if they differ."""
     counts = row.params(kind)
     return float(statistics.median(counts)) if counts else None
 

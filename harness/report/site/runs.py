@@ -1,4 +1,4 @@
-"""Every result as one line: for the lists of runs on the pages, and for download."""
+"""Every result as one line: for the lists of runs on the pages, and as CSV and JSON for download."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from harness.schema import Result
 from harness.selection import dev_selection
 
 SHOWN = "in the table"
+"""Status of a run that counts in a leaderboard."""
 
 
 @dataclass(frozen=True)
@@ -26,45 +27,48 @@ class Run:
     suite: str
     backbone: str
     row: str
+    """Label of the leaderboard's row."""
     method: str
     task: str
     seed: int
     grid: str
+    """Its grid point: "lr=0.3, rank=4"."""
     status: str
-    """Whether it stands behind a number of a table, and if not, why."""
+    """SHOWN, or why the run does not count in a leaderboard."""
     dev: float | None
-    """Selection metric on dev of the selected checkpoint."""
+    """Selection metric on dev of the selected checkpoint; None if there is none or the run stopped early."""
     test: float | None
-    """Score on test."""
+    """Test score."""
     num_trained: int | None
     train_s: float | None
     cell_id: str
     file: str
-    """Relative to the results folder."""
+    """Its JSON, relative to the results folder."""
     page: str
+    """Address of its page, from the root of the site."""
 
 
 def list_runs(scanned: Sequence[tuple[Path, Result]], boards: Iterable[Board], root: Path) -> list[Run]:
-    """One line per result, in the order of the scan."""
+    """One `Run` per result, in the order of the scan. `root` is the results folder."""
     rows = [row for board in boards for row in board.rows]
-    # not by identity: a mixture stands in tables as one copy per task
+    # compared by key and not as objects: boards hold a copy of a mixture's result for each of its tasks
     shown = {run.key for row in rows for entry in row.entries.values() for run in entry.runs}
     return [_run(result, path.relative_to(root), result.key in shown) for path, result in scanned]
 
 
 def by_part(scanned: Sequence[tuple[Path, Result]], runs: Sequence[Run]) -> dict[str, list[tuple[Result, Run]]]:
-    """Task -> what the results say of it: a mixture's result stands under its own name and under each of its tasks."""
+    """Task -> its results and runs. The result of a mixture stands under the mixture and under each of its tasks."""
     found: dict[str, list[tuple[Result, Run]]] = defaultdict(list)
     for (_, result), run in zip(scanned, runs, strict=True):
         found[run.task].append((result, run))
-        for part in by_task(result) if result.cell.mixture else ():
-            test = part.test.score if part.test else None
-            found[part.cell.task].append((part, replace(run, task=part.cell.task, test=test)))
+        for on_task in by_task(result) if result.cell.mixture else ():
+            test = on_task.test.score if on_task.test else None
+            found[on_task.cell.task].append((on_task, replace(run, task=on_task.cell.task, test=test)))
     return dict(sorted(found.items()))
 
 
 def as_csv(runs: Iterable[Run]) -> str:
-    """A line per run under a line of names."""
+    """Runs as CSV, with a line of column names first."""
     out = io.StringIO()
     writer = csv.DictWriter(out, list(Run.__dataclass_fields__), lineterminator="\n")
     writer.writeheader()
@@ -73,7 +77,7 @@ def as_csv(runs: Iterable[Run]) -> str:
 
 
 def as_json(runs: Iterable[Run]) -> str:
-    """A list with an object per run."""
+    """Runs as a JSON list of objects."""
     return json.dumps([asdict(run) for run in runs], indent=1) + "\n"
 
 
@@ -99,6 +103,7 @@ def _run(result: Result, file: Path, is_shown: bool) -> Run:
 
 
 def _why_not(result: Result) -> str:
+    """Why a run does not count in a leaderboard."""
     if result.status == "unfit":
         return "does not fit the backbone"
     if result.status == "failed":

@@ -1,4 +1,4 @@
-"""The marker of a method as a small drawing, in the colour and shape that it has in every figure."""
+"""The marker of a method as a small SVG drawing, in the colour and shape that it has in figures."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ SHAPES = {
     "P": '<path d="M4 1h4v3h3v4h-3v3h-4v-3h-3v-4h3z"/>',
     "X": '<path d="M3.2.8l2.8 2.8 2.8-2.8 2.4 2.4-2.8 2.8 2.8 2.8-2.4 2.4-2.8-2.8-2.8 2.8-2.4-2.4 2.8-2.8-2.8-2.8z"/>',
 }
-"""Marker, as matplotlib calls it -> drawing in a square of 12 by 12."""
+"""Matplotlib's name of a marker -> SVG shape in a square of 12 by 12."""
 
 
 def swatch(look: Look) -> Markup:
-    """An inline drawing that screen readers pass over, since the name of the method stands beside it."""
+    """The drawing as inline SVG. Screen readers skip it, since the name of the method stands beside it."""
     text = '<svg class="swatch" viewBox="0 0 12 12" aria-hidden="true" fill="{}">{}</svg>'
     return Markup(text).format(look.colour, Markup(SHAPES[look.marker]))

@@ -1,4 +1,4 @@
-"""Renders the pages and puts them in place, whole or not at all."""
+"""Writes all pages into a new folder, which replaces the old one only if everything went well."""
 
 from __future__ import annotations
 
@@ -32,12 +32,15 @@ from harness.schema import Result
 
 HERE = Path(__file__).parent
 MARK = "assets/harness-site.css"
-"""A folder that holds this file was written here, and may be replaced."""
+"""A folder that holds this file is an earlier site and may be replaced; any other folder is left alone."""
 MANY = 1_000
-"""From so many cells on, starting processes for them pays."""
+"""Number of cells from which on their pages are written by other processes. Starting up to four takes time
+too, and 1,000 cells are one CHUNK for each."""
 CHUNK = 250
+"""Cells that a process takes at a time. Small enough that all end at about the same time, large enough that handing out
+work costs little."""
 _held: dict[Path, Result] = {}
-"""Results in memory, while pages are written."""
+"""Path -> result while pages are written. Forked processes share it, so they need not read the files again."""
 
 
 def write_site(
@@ -48,11 +51,12 @@ def write_site(
     out: Path,
     method_folders: Sequence[Path] = (),
 ) -> str:
-    """Write all pages below `out`, in place of an earlier site there; return one line about them.
+    """Write all pages into the folder `out`, in place of an earlier site; return one line about them.
 
-    `boards` must be made from the very results in `scanned`, which lie below `results`; `judge` works out what the
-    statistics say about each board. `method_folders` hold the files of methods that are not shipped. Raises UserError
-    if `out` is a file, or a folder of other things, or cannot be written.
+    `boards` must be made from the results in `scanned`, which lie below the folder `results`. `judge` computes the
+    statistics of each board: it is called here because it takes long, and pages of cells are written meanwhile.
+    `method_folders` hold the files of methods that are not shipped. Raises UserError if `out` is a file or a folder of
+    other things, or cannot be written.
     """
     runs = list_runs(scanned, boards, results)
     methods = read_method_files(method_folders)
@@ -70,7 +74,7 @@ def write_site(
 
 @functools.cache
 def environment() -> Environment:
-    """The templates, every text escaped unless a template says otherwise."""
+    """The templates. Every text is escaped unless a template says otherwise, since names may come from anybody."""
     made = Environment(
         loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, auto_reload=False,
@@ -81,7 +85,7 @@ def environment() -> Environment:
 
 
 def write_cells(folder: Path, items: Iterable[tuple[Path, Run]]) -> None:
-    """Write the page of each result, read anew in a process that does not hold it: handing it over would cost more."""
+    """Write the page of each result. A process that does not hold a result reads it: sending it would cost more."""
 
     def context(path: Path, run: Run) -> dict[str, Any]:
         return cell_context(path, _held[path] if path in _held else read_result(path), run)
@@ -101,7 +105,7 @@ def _write_pages(folder: Path, found: Iterable[Page]) -> int:
 
 def _write(path: Path, text: str) -> None:
     content = text.encode("utf-8", errors="replace")
-    try:
+    try:  # most folders exist already: to ask each time would be one more system call a file
         _put(path, content)
     except FileNotFoundError:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,13 +113,13 @@ def _write(path: Path, text: str) -> None:
 
 
 def _put(path: Path, content: bytes) -> None:
-    with open(path, "wb", buffering=0) as file:  # of thousands of small files each call of the system counts
+    with open(path, "wb", buffering=0) as file:  # one system call a file less, which counts with thousands of files
         file.write(content)
 
 
 @contextmanager
 def _writing_cells(folder: Path, scanned: Sequence[tuple[Path, Result]], runs: Sequence[Run]) -> Iterator[None]:
-    """Write the pages of cells; where there are many, in other processes while this one does something else."""
+    """Write the pages of cells; from MANY on in other processes, while this one runs the body of the `with` block."""
     items = [(path, run) for (path, _), run in zip(scanned, runs, strict=True)]
     with _holding(scanned):
         if len(items) < MANY:
@@ -128,7 +132,7 @@ def _writing_cells(folder: Path, scanned: Sequence[tuple[Path, Result]], runs: S
 
 @contextmanager
 def _holding(scanned: Sequence[tuple[Path, Result]]) -> Iterator[None]:
-    """Results that this process and those forked from it need not read again."""
+    """Keep results in `_held` while the body of the `with` block runs."""
     _held.update(scanned)
     try:
         yield
@@ -138,7 +142,7 @@ def _holding(scanned: Sequence[tuple[Path, Result]]) -> Iterator[None]:
 
 @contextmanager
 def _in_processes(folder: Path, items: Sequence[tuple[Path, Run]]) -> Iterator[None]:
-    # forked ones share what is in memory; elsewhere than on Linux the system's libraries do not bear that
+    # forked processes share the results in memory; on macOS libraries may crash after a fork, and Windows has none
     start = "fork" if sys.platform == "linux" else "spawn"
     with ProcessPoolExecutor(min(4, os.cpu_count() or 1), get_context(start), gc.disable) as pool:
         jobs = [pool.submit(write_cells, folder, items[i : i + CHUNK]) for i in range(0, len(items), CHUNK)]
@@ -153,22 +157,23 @@ def _in_processes(folder: Path, items: Sequence[tuple[Path, Run]]) -> Iterator[N
 
 @contextmanager
 def _replacing(out: Path) -> Iterator[Path]:
-    """A fresh folder beside `out` that takes its place if all goes well, and leaves no trace otherwise."""
+    """Give a new folder beside `out`. It replaces `out` if the `with` block succeeds, and is deleted if not."""
     if out.exists() and not (out / MARK).is_file() and (not out.is_dir() or any(out.iterdir())):
         kind = "holds other things than a page" if out.is_dir() else "is a file, not a folder"
         raise UserError(kind, where=str(out), field="--out", hint="Name a new folder.")
-    place = out.resolve()
-    fresh, old = (place.with_name(f".{place.name}.{kind}-{os.getpid()}") for kind in ("new", "old"))
+    target = out.resolve()
+    # beside it, since a rename works only within one file system
+    fresh, old = (target.with_name(f".{target.name}.{kind}-{os.getpid()}") for kind in ("new", "old"))
     try:
         fresh.mkdir(parents=True)
         yield fresh
-        if place.exists():
-            place.rename(old)
-        fresh.rename(place)
+        if target.exists():
+            target.rename(old)
+        fresh.rename(target)
     except OSError as error:
         raise UserError(f"cannot be written: {error.strerror}", where=str(out), field="--out") from None
     finally:
-        if old.exists() and not place.exists():
-            old.rename(place)
+        if old.exists() and not target.exists():
+            old.rename(target)
         for folder in (fresh, old):
             shutil.rmtree(folder, ignore_errors=True)
