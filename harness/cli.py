@@ -195,7 +195,6 @@ def plan(
 app.command()(cli_report.report)
 app.command()(cli_report.score)
 app.command()(cli_store.verify)
-app.command()(cli_store.migrate)
 
 
 app.command()(cli_list.suites)

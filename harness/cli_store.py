@@ -1,4 +1,4 @@
-"""The commands that look after a results folder: `harness verify` and `harness migrate`. Nothing here needs torch."""
+"""The command that looks after a results folder, `harness verify`. Nothing here needs torch."""
 
 from __future__ import annotations
 
@@ -40,17 +40,3 @@ def _table(checked: Verified) -> str:
     num_wrong = len({item.path for item in checked.findings})
     number = "nothing is wrong" if not lines else f"{len(checked.findings):,} findings about {num_wrong:,} files"
     return "\n".join([*lines, f"{checked.num_results:,} results in {checked.num_files:,} files: {number}"])
-
-
-def migrate(results: Annotated[Path, typer.Argument(help="Folder of the results.")]) -> None:
-    """Bring results of an earlier format to today's; the files as they were are kept in a dated folder beside.
-
-    Example: harness migrate results
-    """
-    from harness.migrate import migrate as migrate_folder
-
-    done = migrate_folder(results)
-    for step in done.steps:
-        say(step)
-    kept = f"; as they were: {done.backup}" if done.backup else ""
-    say(f"{done.num_changed:,} of {done.num_results:,} results migrated{kept}")

@@ -54,7 +54,7 @@ LAYERS = [
     ["backbone", "claims", "lineage", "listings_protocols", "parts", "progress", "racing", "report_layouts"],
     ["flops", "footprint", "initialization", "prefix_layers", "results", "settings", "suite_loading"],
     ["cell_limit"],
-    ["families", "migrate"],
+    ["families"],
     ["suite", "tokenizer_files"],
     ["group_index", "suite"],
     ["loading", "selection", "tasks"],
