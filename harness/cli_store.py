@@ -1,4 +1,4 @@
-"""The command that looks after a results folder, `harness verify`. Nothing here needs torch."""
+"""The commands that hold a results folder against itself: `verify` and `score`. Nothing here needs torch."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from harness.cli_boards import Results, scan
 from harness.errors import printable
+from harness.report.uncollected import uncollected
 from harness.screen import say
 
 if TYPE_CHECKING:
     from harness.verify import Verified
-
-Results = Annotated[Path, typer.Argument(help="Folder of the results.")]
 
 
 def verify(
@@ -40,3 +40,19 @@ def _table(checked: Verified) -> str:
     num_wrong = len({item.path for item in checked.findings})
     number = "nothing is wrong" if not lines else f"{len(checked.findings):,} findings about {num_wrong:,} files"
     return "\n".join([*lines, f"{checked.num_results:,} results in {checked.num_files:,} files: {number}"])
+
+
+@uncollected
+def score(results: Results = Path("results")) -> None:
+    """Recompute every metric from the stored predictions and show what moved; exit code 1 if anything did.
+
+    Example: harness score results
+    """
+    from harness.report.rescore import rescore
+
+    checked = rescore(scan(results, None))
+    for line in [*checked.moved, *checked.refused]:
+        say(line)
+    say(f"{checked.num_scores:,} scores of {checked.num_runs:,} runs recomputed, {len(checked.moved)} differ")
+    if checked.moved:
+        raise typer.Exit(1)

@@ -15,7 +15,6 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     [
         "attention",
-        "cli_options",
         "declarations",
         "dropout",
         "durable",
@@ -38,6 +37,8 @@ LAYERS = [
         "blame",
         "bounded",
         "class_names",
+        "cli_moved",
+        "cli_options",
         "draws",
         "hub",
         "low_rank",
@@ -59,8 +60,9 @@ LAYERS = [
     ["group_index", "suite"],
     ["loading", "selection", "tasks"],
     ["examples", "report", "sources", "staleness"],
-    ["cli_layouts", "data", "stored_files"],
+    ["cli_boards", "cli_layouts", "data", "stored_files"],
     [
+        "cli_publish",
         "cli_report",
         "few_shot",
         "heads",
@@ -85,6 +87,7 @@ LAYERS = [
     ["listings_time", "ray_engine", "worklist"],
     ["engines", "listings"],
     ["cli_list", "runner"],
+    ["cli_check", "cli_run"],
     ["cli"],
     ["__main__"],
 ]

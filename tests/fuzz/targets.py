@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from ruamel.yaml import YAML
 from stored_runs import answers, store
 
-from harness.cli_report import judge
+from harness.cli_boards import judge
 from harness.data import load_task
 from harness.method import discover
 from harness.report.aggregate import collect
