@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from harness.bounded import read_bounded
-from harness.durable import discard, put_in_place, sync_folder, write_aside
+from harness.durable import discard, put_in_place, read_bounded, sync_folder, write_aside
 from harness.errors import UserError
 from harness.parts import by_task
 from harness.schema import RESULT_FORMAT, Cell, Files, Key, Result
