@@ -8,9 +8,11 @@ from typing import Annotated
 import typer
 
 from harness.cli_list import show
-from harness.cli_options import ListFormat, MethodDirs
+from harness.cli_options import ListFormat, MethodDirs, require_file
+from harness.resolved_suite import judge
 from harness.screen import say
 from harness.shipped_suites import find_suite
+from harness.suite import Overrides
 
 
 def check(
@@ -22,12 +24,18 @@ def check(
 
     Example: harness check methods/dept.py
     """
-    from harness.contract import check_method_file
-    from harness.listings import describe_contract, describe_suite
-
+    folders = [str(folder) for folder in methods_dir or ()]
     if path.suffix != ".py":
-        show(describe_suite(find_suite(str(path)), [str(folder) for folder in methods_dir or ()]), format)
+        suite = find_suite(str(path))
+        judge(suite, Overrides(), folders)
+        from harness.listings import describe_suite
+
+        show(describe_suite(suite, folders), format)
         return
+    require_file(path)
+    from harness.contract import check_method_file
+    from harness.listings import describe_contract
+
     findings = check_method_file(path)
     show(describe_contract(path, findings), format)
     if not all(finding.ok for finding in findings):
@@ -44,6 +52,7 @@ def export(
 
     Example: harness export results/quickstart/micro_sentiment/ept/micro-t5/CELL.json ept.safetensors
     """
+    require_file(result)
     from harness.export import export_result
 
     done = export_result(result, out, backbone, tuple(str(folder) for folder in methods_dir or ()))

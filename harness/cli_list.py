@@ -8,9 +8,13 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from harness.backbone_names import resolve
 from harness.cli_options import DataDir, ListFormat, MethodDirs, Methods, ProtocolName, Settings, parse_settings, split
+from harness.method_source import method_paths, read_specs
+from harness.resolved_suite import check_method_options, find_task
 from harness.screen import say
 from harness.shipped_suites import find_suite
+from harness.sources import require_folder
 
 
 def suites(
@@ -31,6 +35,7 @@ def methods(methods_dir: MethodDirs = None, format: ListFormat = "terminal") -> 
 
     Example: harness methods --methods-dir my_methods
     """
+    method_paths(methods_dir or ())
     from harness.listings import describe_methods
     from harness.method import discover
 
@@ -42,6 +47,7 @@ def tasks(data: DataDir = None, format: ListFormat = "terminal") -> None:
 
     Example: harness tasks --data DIR
     """
+    require_folder(data)
     from harness.listings_data import describe_tasks
 
     show(describe_tasks(data), format)
@@ -58,11 +64,13 @@ def params(
 
     Example: harness params --backbone t5-base --methods dept --set dept.source_length=348
     """
+    names, changed = split(methods), parse_settings(settings)
+    resolve(backbone, "--backbone")
+    check_method_options(read_specs(methods_dir or ()), names, changed)
     from harness.listings_params import describe_params
     from harness.method import discover
 
-    found = discover(*(methods_dir or ()))
-    show(describe_params(found, split(methods), backbone, parse_settings(settings)), format)
+    show(describe_params(discover(*(methods_dir or ())), names, backbone, changed), format)
 
 
 def preview(
@@ -79,9 +87,12 @@ def preview(
 
     Example: harness preview cb --data DIR --backbone t5-base --rows 2
     """
+    file = find_suite(suite) if suite else None
+    require_folder(data)
+    find_task(task, file, protocol)
+    resolve(backbone, "--backbone")
     from harness.listings_data import describe_rows
 
-    file = find_suite(suite) if suite else None
     show(describe_rows(task, backbone, split_name, rows, data, file, protocol), format)
 
 

@@ -81,3 +81,9 @@ def parse_settings(pairs: list[str] | None) -> dict[str, Any]:
             raise UserError(f"expected KEY=VALUE, got '{pair}'", field="--set")
         settings[key] = parse_value(value, f"--set {key}")
     return settings
+
+
+def require_file(path: Path) -> None:
+    """Raise UserError unless there is such a file, before what reads it is imported."""
+    if not path.is_file():
+        raise UserError("no such file", where=str(path))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from harness.backbone_names import resolve
 from harness.cli_list import show
 from harness.cli_options import (
     Address,
@@ -32,8 +34,11 @@ from harness.cli_options import (
     split_ints,
 )
 from harness.errors import UserError
+from harness.resolved_suite import judge
 from harness.screen import say
 from harness.shipped_suites import find_suite
+from harness.sources import require_folder
+from harness.suite import Overrides, load_suite
 
 if TYPE_CHECKING:
     from harness.runner import RunSummary
@@ -65,21 +70,24 @@ def run(
 
     Example: harness run suites/superglue.yaml --methods accept,ept,dept --tasks cb,wic --set recipe.steps=300
     """
+    overrides = read_overrides(methods, tasks, backbones, seeds, settings, protocol)
+    if checkpoint_every is not None:
+        overrides = replace(overrides, settings={**overrides.settings, "execution.checkpoint_every": checkpoint_every})
+    path = find_suite(suite)
+    require_folder(data)
+    judge(path, overrides, methods_dir or ())
     from harness.engines import make_engine
     from harness.runner import run as run_suite
     from harness.stop import Stopped
 
-    changed = parse_settings(settings)
-    if checkpoint_every is not None:
-        changed["execution.checkpoint_every"] = checkpoint_every
     try:
         summary = run_suite(
-            find_suite(suite),
-            methods=split(methods),
-            tasks=split(tasks),
-            backbones=split(backbones),
-            seeds=split_ints(seeds),
-            settings=changed,
+            path,
+            methods=overrides.methods,
+            tasks=overrides.tasks,
+            backbones=overrides.backbones,
+            seeds=overrides.seeds,
+            settings=dict(overrides.settings),
             protocol=protocol,
             results=results,
             data=data,
@@ -146,14 +154,14 @@ def plan(
 
     Example: harness plan suites/quickstart.yaml
     """
+    overrides = read_overrides(methods, tasks, backbones, seeds, settings, protocol)
+    path = find_suite(suite)
+    require_folder(data)
+    judge(path, overrides, methods_dir or ())
     from harness.listings import describe_plan
     from harness.planning import make_plan
-    from harness.suite import Overrides
 
-    overrides = Overrides(
-        split(methods), split(tasks), split(backbones), split_ints(seeds), parse_settings(settings), protocol
-    )
-    made = make_plan(find_suite(suite), overrides, results, data, [str(folder) for folder in methods_dir or ()])
+    made = make_plan(path, overrides, results, data, [str(folder) for folder in methods_dir or ()])
     show(describe_plan(made, probe, rules), format)
 
 
@@ -172,13 +180,22 @@ def devices(
     if backbones is not None and suite is not None:
         raise UserError("both say which backbones; give one of them", field="--backbones and --suite")
     asked = split(backbones) if suite is None else _suite_backbones(suite)
+    for name in asked or ():
+        resolve(name, "--backbones" if suite is None else suite)
     from harness.device_plan import describe_device
 
     show(describe_device(device, asked), format)
 
 
+def read_overrides(
+    methods: str | None, tasks: str | None, backbones: str | None, seeds: str | None, settings: list[str] | None,
+    protocol: str | None,
+) -> Overrides:  # fmt: skip
+    """What the options change in a suite. Raises UserError for a text that cannot be read."""
+    lists = split(methods), split(tasks), split(backbones)
+    return Overrides(*lists, split_ints(seeds), parse_settings(settings), protocol)
+
+
 def _suite_backbones(suite: str) -> list[str]:
     """What a suite names as its backbones: known names, folders or hub ids."""
-    from harness.suite import Overrides, load_suite
-
     return list(load_suite(find_suite(suite), Overrides()).backbone_sources.values())

@@ -120,12 +120,13 @@ class Cell(Strict):
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Cell:
         """A copy with other values, whose identity is made anew."""
         copied = super().model_copy(update=update, deep=deep)
-        vars(copied).pop("cell_id", None)
+        for cached in ("cell_id", "group_id"):
+            vars(copied).pop(cached, None)
         return copied
 
-    @property
+    @functools.cached_property
     def group_id(self) -> str:
-        """Hash of what all grid points and seeds of one table cell have in common."""
+        """Hash of what all grid points and seeds of one table entry have in common; made once."""
         identity = self._identity()
         identity.pop("seed")
         if self.init_from:

@@ -9,9 +9,9 @@ import pytest
 from conftest import SMALL_SUITE
 
 import harness
+from harness.backbone_names import SHIPPED
 from harness.contract import check_method_file
 from harness.errors import UserError
-from harness.loading import SHIPPED
 from harness.method import discover
 from harness.planning import make_plan
 from harness.results import ResultStore
