@@ -16,9 +16,9 @@ import torch
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 from harness.backbone import Backbone
+from harness.backbone_names import CONFIGS
 from harness.data import Encoded, TaskData
 from harness.examples import Example
-from harness.loading import CONFIGS
 from harness.schema import DataRecord
 from harness.tasks import all_tasks
 from harness.tiny import TinyTokenizer

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from harness.backbone import Backbone
+from harness.backbone_names import known_backbones
 from harness.contract_checks import TOLERANCE, Bench, build
 from harness.export import serve
-from harness.loading import known_backbones, meta_backbone
+from harness.loading import meta_backbone
 from harness.method import Method, explain_figure
 from harness.tiny import tiny_backbone
 

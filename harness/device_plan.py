@@ -11,13 +11,14 @@ from typing import Any, get_args
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from harness.backbone import Backbone
+from harness.backbone_names import CONFIGS
 from harness.errors import require_choice
 from harness.flops import DEVICES, Device
 from harness.footprint import evaluation_bytes, training_bytes, weightless
-from harness.listings_data import table
-from harness.loading import CONFIGS, meta_backbone, model_of, source_config
+from harness.loading import meta_backbone, model_of, source_config
 from harness.quantization import Scheme, weight_bytes
 from harness.suite import short_name
+from harness.text_tables import table
 
 LENGTH = 356
 """Positions of a row: a prompt of 100 and a text of 256, the papers' setting."""
@@ -95,7 +96,7 @@ def find_device(name: str) -> tuple[str, Device]:
     known = {key.lower().replace(" ", "-"): key for key in DEVICES}
     plain = {slug.replace("-", ""): slug for slug in known}
     given = name.lower().replace(" ", "-")
-    key = known[require_choice(plain.get(given.replace("-", ""), given), known, kind="device", where="--device")]
+    key = known[require_choice(plain.get(given.replace("-", ""), given), known, kind="device", where="harness devices")]
     return key, DEVICES[key]
 
 

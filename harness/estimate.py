@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 
 from harness import provenance
+from harness.backbone_names import CONFIGS, resolve
 from harness.building import build_method
 from harness.caches import cached_task
 from harness.data import TaskData
 from harness.errors import UserError
 from harness.flops import MatmulParams, matmul_params, peak_flops
-from harness.loading import CONFIGS, is_here, local_tokenizer, meta_backbone, resolve
+from harness.loading import is_here, local_tokenizer, meta_backbone
 from harness.method import Method
 from harness.planning import Plan
 from harness.probe import Rate, device_name, probed_rate

@@ -187,7 +187,9 @@ class Family:
         kept: list[dict[str, Any]] = []
         ids: set[str] = set()
         """Of the first seed's cells: of two that are the same, every seed's are."""
-        starts = {choice: self._starts(choice, place, seeds) for point in points for choice in point.init_from}
+        # each choice once: a grid of hundreds of points names the same few
+        choices = dict.fromkeys(choice for point in points for choice in point.init_from)
+        starts = {choice: self._starts(choice, place, seeds) for choice in choices}
         for point in points:
             made = {
                 seed: Cell(

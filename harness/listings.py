@@ -11,7 +11,6 @@ from harness.declarations import Draw
 from harness.estimate import estimate
 from harness.few_shot import describe_draws
 from harness.lineage import GRID_KEY, RANDOM
-from harness.listings_data import table
 from harness.listings_protocols import protocol_table
 from harness.listings_time import describe_time
 from harness.loading import has_config
@@ -22,6 +21,7 @@ from harness.preflight import Misfits, find_misfits, lines_of
 from harness.protocol import describe
 from harness.schema import Start
 from harness.suite import Group, Overrides
+from harness.text_tables import table
 
 RACING = (
     "Grids are searched by halving: the weaker half of the points leaves at each mark, by dev score, from the first at "

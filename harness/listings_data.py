@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tabulate import tabulate
 
 from harness.backbone import Backbone
 from harness.data import TaskData, encode, load_task
 from harness.data_notes import notes_on
-from harness.declarations import ProtocolReference
-from harness.errors import UserError, require_choice
+from harness.errors import UserError
 from harness.loading import load_backbone
-from harness.protocol import DEFAULT, resolve
-from harness.screen import on_screen
+from harness.resolved_suite import find_task
 from harness.sources import MissingData, require_folder
-from harness.suite import Overrides, load_suite
 from harness.tasks import Task, all_tasks
-from harness.tasks.own import suite_tasks, under_protocol
+from harness.text_tables import table
 
 COUNTED_ROWS = 10_000
 """Rows of a split that a preview tokenises to count what is cut; more would take it half a minute."""
@@ -92,15 +87,7 @@ def describe_rows(
 ) -> dict[str, Any]:
     """Rows of a task after tokenisation and truncation, decoded again; with a suite, its own tasks and protocol."""
     require_folder(data_dir)
-    if suite:
-        tasks = suite_tasks(load_suite(suite, Overrides(protocol=protocol)))
-    else:
-        rules = resolve(ProtocolReference(name=protocol or DEFAULT), "--protocol")
-        tasks = {key: under_protocol(task, rules) for key, task in all_tasks().items()}
-    task = tasks[require_choice(name, tasks, kind="task")]
-    if task.parts:
-        raise UserError("is a mixture; preview one of its tasks", value=name, field=name,
-                        choices=[part.name for part in task.parts])  # fmt: skip
+    task = find_task(name, suite, protocol)
     data = load_task(task, data_dir)
     built = load_backbone(backbone, device="cpu")
     rows = _tokenised(data, built, split, count)
@@ -153,15 +140,3 @@ def _tokenised(data: TaskData, backbone: Backbone, split: str, count: int) -> li
             }
         )
     return rows
-
-
-def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    """Rows as a plain table; lists joined by commas, integers with thousands separators."""
-    body = [[on_screen(_show(row.get(column, ""))) for column in columns] for row in rows]
-    return tabulate(body, [column.replace("_", " ") for column in columns], tablefmt="simple", disable_numparse=True)
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, list):
-        return ",".join(str(item) for item in value)
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

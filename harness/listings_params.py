@@ -6,18 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.backbone import Backbone
-from harness.errors import UserError, require_choice
+from harness.errors import UserError
 from harness.fit import misfit
-from harness.listings_data import table
 from harness.loading import meta_backbone
 from harness.method import Method, Registered, Rule, explain_figure, get_class
-from harness.validation import validate_settings
+from harness.resolved_suite import check_method_options, method_settings
+from harness.text_tables import table
 
 
 def describe_params(
     methods: dict[str, Registered], names: Sequence[str] | None, backbone: str, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Trainable parameters of each method with its defaults and `settings` such as {"dept.rank": 10}."""
+    check_method_options({name: registered.spec for name, registered in methods.items()}, names, settings)
     built = meta_backbone(backbone)
     rows: list[dict[str, Any]] = []
     left_out: dict[str, str] = {}
@@ -25,14 +26,14 @@ def describe_params(
         cls = get_class(methods, name) if names else methods[name].cls
         if cls is None or issubclass(cls, Rule):
             continue
-        own = {key.split(".", 1)[1]: value for key, value in settings.items() if key.split(".", 1)[0] == name}
+        is_changed = any(key.split(".", 1)[0] == name for key in settings)
+        values = method_settings(methods[name].spec, settings)
         try:
-            rows.append(_count(cls, own, built, backbone))
+            rows.append(_count(cls, values, is_changed, built, backbone))
         except UserError as error:
-            if names or own:
+            if names or is_changed:
                 raise
             left_out[name] = error.problem
-    _check_setting_names(settings, [row["method"] for row in rows])
     columns = ["method", "trained", "kept", "per task", "% of backbone", "published"]
     title = f"{built.name}: {built.num_params:,} parameters, width {built.hidden}"
     notes = [f"{row['method']}, published figure: {row['difference']}" for row in rows if row["difference"]]
@@ -41,8 +42,10 @@ def describe_params(
     return {"backbone": built.name, "num_params": built.num_params, "methods": rows, "left_out": left_out, "text": text}
 
 
-def _count(cls: type[Method], settings: dict[str, Any], backbone: Backbone, source: str) -> dict[str, Any]:
-    method, kept = _build(cls, settings, backbone, source)
+def _count(
+    cls: type[Method], values: dict[str, Any], is_changed: bool, backbone: Backbone, source: str
+) -> dict[str, Any]:
+    method, kept = _build(cls, values, backbone, source)
     published = cls.paper.params.get(backbone.name)
     return {
         "method": cls.name,
@@ -51,7 +54,7 @@ def _count(cls: type[Method], settings: dict[str, Any], backbone: Backbone, sour
         "num_tasks": method.num_tasks,
         "percent_of_backbone": 100 * method.num_trained / backbone.num_params,
         "published": published,
-        "difference": _difference(cls, method, published, bool(settings)),
+        "difference": _difference(cls, method, published, is_changed),
     }
 
 
@@ -77,9 +80,8 @@ def _shown(row: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _build(cls: type[Method], settings: dict[str, Any], backbone: Backbone, source: str) -> tuple[Method, int]:
+def _build(cls: type[Method], values: dict[str, Any], backbone: Backbone, source: str) -> tuple[Method, int]:
     """The method on a backbone without weights, and what it keeps. Raises UserError where its own code raises."""
-    values = validate_settings(cls.HP, settings, lambda *key: f"--set {cls.name}.{key[-1]}", (cls.name,))
     reason = misfit(cls, values, source)
     if reason is not None:
         raise UserError(reason, field=cls.name)
@@ -88,11 +90,3 @@ def _build(cls: type[Method], settings: dict[str, Any], backbone: Backbone, sour
         return method, method.num_kept
     except Exception as error:  # whatever someone's file raises
         raise UserError(f"its code raises {type(error).__name__}: {error}", field=cls.name) from None
-
-
-def _check_setting_names(settings: Mapping[str, Any], known: Sequence[str]) -> None:
-    for key in settings:
-        name, _, setting = key.partition(".")
-        require_choice(name, known, kind="method", where=f"--set {key}")
-        if not setting:
-            raise UserError("expected METHOD.SETTING=VALUE", where=f"--set {key}")

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
-from harness.listings_data import table
-from harness.method import discover
+from harness.method_source import read_specs
 from harness.shipped_suites import suites_folder
 from harness.suite import Overrides, expand, load_suite
 from harness.suite_file import MethodSpec
 from harness.tasks.own import suite_tasks
+from harness.text_tables import table
 from harness.yaml12 import read_document
 
 
@@ -21,7 +21,7 @@ def describe_suites(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise UserError("no such folder", where=str(folder))
     shipped = suites_folder()
-    methods = {name: registered.spec for name, registered in discover().items()}
+    methods = read_specs()
     rows = [_describe(path, path.stem, methods) for path in sorted(shipped.glob("*.yaml"))]
     if folder.resolve() != shipped.resolve():
         own = [path for path in sorted(folder.glob("*.y*ml")) if _is_suite(path)]

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from harness.estimate import Estimate
-from harness.listings_data import table
+from harness.text_tables import table
 
 UNKNOWN = "?"
 

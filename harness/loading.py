@@ -1,4 +1,4 @@
-"""Loads backbones: from a known name, a folder or a hub id, with weights or with shapes alone. Fingerprints weights.
+"""Loads backbones: with weights or with shapes alone. Fingerprints weights.
 
 `name_or_path` is always what the user wrote; `location` is the folder or hub id behind it.
 """
@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 
 from harness.backbone import DTYPES, Backbone
+from harness.backbone_names import CONFIGS, SHIPPED, resolve
 from harness.errors import UserError
 from harness.hub import why_unreachable
 from harness.provenance import sha256_file
@@ -27,13 +28,11 @@ from harness.tokenizer_files import check_vocabulary, load_tokenizer, vocabulary
 
 Loaded = TypeVar("Loaded")
 
-CONFIGS = Path(__file__).parent / "configs"
 OTHER_WEIGHTS = ("pytorch_model*.bin", "tf_model*.h5", "flax_model*.msgpack", "*.gguf")
 """Files of weights that are recognised, to say what is wrong: pickles may run code, the others are not read."""
 FINGERPRINT_BYTES = 1 << 20
 """How much of each end of a weights file goes into its fingerprint. The front of a safetensors file holds all names and
 shapes; to hash all 44 GB of an 11B network would take a minute or more for each process."""
-SHIPPED = {"micro-t5": Path(__file__).parent / "micro" / "t5"}
 
 
 @dataclass(frozen=True)
@@ -162,35 +161,6 @@ def model_of(config: dict[str, Any]) -> Any:
     return (AutoModelForSeq2SeqLM if built.is_encoder_decoder else AutoModelForCausalLM).from_config(
         built, trust_remote_code=False
     )
-
-
-def known_backbones() -> list[str]:
-    """Return the names that stand for a backbone without a path or hub id."""
-    return sorted([*SHIPPED, *(path.stem for path in CONFIGS.glob("*.json"))])
-
-
-def resolve(name_or_path: str, where: str | None = None) -> str:
-    """Return the folder or hub id behind what the user wrote. Raises UserError, at `where`, if there is none."""
-    if name_or_path in SHIPPED:
-        return str(SHIPPED[name_or_path])
-    if Path(name_or_path).is_dir():
-        if not (Path(name_or_path) / "config.json").exists():
-            raise UserError("holds no config.json, so it is no checkpoint", where=where, field=name_or_path)
-        return name_or_path
-    known = CONFIGS / f"{name_or_path}.json"
-    if known.exists():
-        return str(json.loads(known.read_text())["hub"])
-    # a hub id has one slash between owner and name, so this was meant as a path
-    if name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1:
-        parent = Path(name_or_path).parent
-        folders = sorted(str(p) for p in parent.iterdir() if p.is_dir()) if parent.is_dir() else []
-        raise UserError(f"no such folder '{name_or_path}'", where=where, value=name_or_path, choices=folders[:20])
-    # hub ids without an owner, such as gpt2, are refused: a misspelt name could fetch somebody else's network
-    if "/" not in name_or_path:
-        hint = "A folder or a hub id such as google-t5/t5-base is accepted too."
-        problem = f"unknown backbone '{name_or_path}'"
-        raise UserError(problem, where=where, value=name_or_path, choices=known_backbones(), hint=hint)
-    return name_or_path
 
 
 def is_here(name_or_path: str) -> bool:

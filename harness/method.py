@@ -11,9 +11,8 @@ import importlib.util
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -27,6 +26,7 @@ from harness.initialization import vocabulary_rows
 from harness.layer_change import LayerChange
 from harness.low_rank import LowRank
 from harness.method_facts import Paper, explain_figure, require_positive, sweep
+from harness.method_source import method_paths
 from harness.shared_layers import SharedLayers
 from harness.suite_file import SLUG, Defaults, MethodSpec
 
@@ -294,15 +294,7 @@ def discover(*extra_folders: str | Path) -> dict[str, Registered]:
     A file that fails to import becomes an entry that holds the traceback: one broken file of a folder must not stop a
     suite that does not use it. Raises UserError when two files have one name, or a folder does not exist.
     """
-    found: dict[str, Registered] = {}
-    for path in _method_files(extra_folders):
-        registered = load_file(path)
-        name = registered.spec.name
-        # one file may be found twice, by --methods-dir and by an entry point
-        if name in found and found[name].path.resolve() != path.resolve():
-            raise UserError(f"the name '{name}' is taken by {found[name].path}", where=str(path))
-        found[name] = registered
-    return dict(sorted(found.items()))
+    return {name: load_file(path) for name, path in method_paths(extra_folders).items()}
 
 
 def get_class(methods: dict[str, Registered], name: str) -> type[Method] | type[Rule]:
@@ -311,29 +303,6 @@ def get_class(methods: dict[str, Registered], name: str) -> type[Method] | type[
     if registered.cls is None:
         raise UserError(f"could not be imported: {registered.problem}", where=str(registered.path))
     return registered.cls
-
-
-def shipped_folder() -> Path:
-    """The folder of the method files that come with the program."""
-    package = Path(__file__).resolve().parent
-    beside = package.parent / "methods"
-    return beside if beside.is_dir() else package / "_methods"
-
-
-def _method_files(extra_folders: Sequence[str | Path]) -> Iterator[Path]:
-    folders = [shipped_folder()]
-    for folder in extra_folders:
-        if not Path(folder).is_dir():
-            raise UserError("no such folder", where=str(folder), field="--methods-dir")
-        folders.append(Path(folder))
-    # names that begin with _ or . are helpers, and files that editors leave behind
-    for folder in folders:
-        yield from (p for p in sorted(folder.glob("*.py")) if p.is_file() and not p.name.startswith(("_", ".")))
-    for entry in entry_points(group="harness.methods"):
-        # found without being imported: `load_file` imports it, and stores what it raises
-        module = importlib.util.find_spec(entry.module)
-        if module and module.origin:
-            yield Path(module.origin)
 
 
 def load_file(path: Path) -> Registered:

@@ -14,15 +14,15 @@ from harness.group_index import GroupIndex, Point, Source, source_of
 from harness.loading import Placement, check_weights, fingerprint
 from harness.method import Registered, discover
 from harness.provenance import sha256_file
+from harness.resolved_suite import resolve_suite
 from harness.results import ResultStore, tensors_path
 from harness.schema import Cell, Key, Result, Start
 from harness.selection import chosen, next_cells
 from harness.sources import require_folder
 from harness.staleness import superseded
 from harness.starting import StartFile
-from harness.suite import Group, Overrides, Suite, expand, load_suite
+from harness.suite import Group, Overrides, Suite
 from harness.tasks import Task
-from harness.tasks.own import suite_tasks
 
 
 @dataclass
@@ -216,14 +216,12 @@ def make_plan(
     """
     require_folder(data_dir)
     methods = discover(*method_dirs)
-    suite = load_suite(path, overrides)
-    tasks = suite_tasks(suite)
-    groups = expand(suite, {n: m.spec for n, m in methods.items()}, {n: t.spec for n, t in tasks.items()})
-    where = "--backbones" if overrides.backbones else suite.document.where("backbones")
+    resolved = resolve_suite(path, overrides, {name: registered.spec for name, registered in methods.items()})
+    suite, groups = resolved.suite, resolved.groups
     for name in suite.backbones:
-        check_weights(suite.backbone_sources[name], where)
+        check_weights(suite.backbone_sources[name], resolved.backbones_where)
     store = ResultStore(results)
-    plan = Plan(suite, groups, methods, tasks, store, data_dir, [])
+    plan = Plan(suite, groups, methods, resolved.tasks, store, data_dir, [])
     for group in groups:
         loaded = {key: result for key, cell in group.cells.items() if (result := plan.load(cell)) is not None}
         plan.refused |= {result.key: result for result in loaded.values() if result.status == "unfit"}

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.backbone_names import SHIPPED
 from harness.bundle import Bundle
-from harness.loading import SHIPPED
 from harness.ray_worker import Parcel
 from harness.starting import StartFile
 

@@ -40,7 +40,7 @@ def figure_names() -> list[str]:
     return _names("figures")
 
 
-def find_table(name: str, block: ReportBlock | None = None, where: str = "--table") -> TableLayout:
+def find_table(name: str, block: ReportBlock | None = None, where: str = "harness table") -> TableLayout:
     """The table layout `name`: the one in a suite's `report` block, else the shipped one.
 
     Raises UserError naming the choices if there is neither.

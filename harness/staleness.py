@@ -9,6 +9,7 @@ from pathlib import Path
 
 from harness.declarations import ProtocolReference
 from harness.errors import UserError
+from harness.method_source import shipped_folder
 from harness.protocol import resolve
 from harness.results import ResultStore, read_result
 from harness.schema import Cell, Key, Result
@@ -70,7 +71,7 @@ def _versions(cell: Cell) -> tuple[int, int | None]:
 @functools.cache
 def _source(method: str) -> str | None:
     """SHA-256 of a shipped method's file; None for a method from elsewhere."""
-    file = _methods_folder() / f"{method}.py"
+    file = shipped_folder() / f"{method}.py"
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
 
 
@@ -87,10 +88,3 @@ def _protocol_version(name: str) -> int | None:
         return resolve(ProtocolReference(name=name)).reference.version
     except UserError:
         return None
-
-
-def _methods_folder() -> Path:
-    """The shipped method files; `harness.method`, which knows them too, needs torch."""
-    package = Path(__file__).resolve().parent
-    beside = package.parent / "methods"
-    return beside if beside.is_dir() else package / "_methods"

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from harness.loading import resolve
+from harness.backbone_names import resolve
 from harness.tasks import Task
 from harness.tasks.record import NEEDED_SPLITS
 

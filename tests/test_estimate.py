@@ -12,12 +12,13 @@ import pytest
 from conftest import SMALL_SUITE
 
 import harness.estimate as estimate_module
+from harness.backbone_names import SHIPPED
 from harness.caches import cached_task
 from harness.data import encode
 from harness.estimate import estimate, stored_rate, stored_results
 from harness.flops import matmul_params
 from harness.listings import describe_plan
-from harness.loading import SHIPPED, is_here, load_backbone, meta_backbone
+from harness.loading import is_here, load_backbone, meta_backbone
 from harness.planning import Plan, make_plan
 from harness.results import read_result
 from harness.suite import Overrides

@@ -12,10 +12,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from harness.backbone import Backbone
+from harness.backbone_names import SHIPPED
 from harness.cli import app
 from harness.errors import UserError
 from harness.fit import _compute, _OnShapes, misfit
-from harness.loading import SHIPPED
 from harness.method import Rule, discover
 from harness.results import ResultStore
 from harness.runner import run

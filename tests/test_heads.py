@@ -14,6 +14,7 @@ from test_fused import LENGTH, SPECS, make_cell, make_method
 from torch import Tensor
 
 from harness.backbone import Backbone
+from harness.backbone_names import SHIPPED
 from harness.cell_state import checked_groups
 from harness.data import TaskData
 from harness.declarations import ProtocolReference
@@ -22,7 +23,7 @@ from harness.examples import Example
 from harness.export import export_result, load_export
 from harness.fused import FusedInput, Rows
 from harness.heads import Classifier, LinearHead, class_targets
-from harness.loading import SHIPPED, load_backbone
+from harness.loading import load_backbone
 from harness.method import Method, discover
 from harness.planning import make_plan
 from harness.predict import answer_split

@@ -79,22 +79,52 @@ def test_such_a_cell_is_trained_once_and_found_by_both(
     assert (again.num_trained, again.num_kept) == (0, len(found))
 
 
-def test_a_plan_hashes_each_cell_once(write_suite: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hashed = 0
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The title of a cell for each time that one is hashed."""
+    made: list[str] = []
     original = Cell._identity
 
     def counted(cell: Cell) -> dict[str, object]:
-        nonlocal hashed
-        hashed += 1
+        made.append(f"{cell.label} {cell.task} {cell.seed} {cell.grid}")
         return original(cell)
 
     monkeypatch.setattr(schema.Cell, "_identity", counted)
+    return made
+
+
+def test_a_plan_hashes_each_cell_once(write_suite: Write, tmp_path: Path, hashed: list[str]) -> None:
     methods = SUITE.split("  spot:")[0]  # sources ask for the identity of groups too
     plan = planned(write_suite(methods.replace("BUNDLE", "8").replace("[0.1, 0.3]", "[0.1, 0.2, 0.3]")), tmp_path)
     for _ in range(3):
         plan.pending()
         plan.stages()
-    assert hashed == len(cells_of(plan))
+    assert len(hashed) == len(cells_of(plan))
+
+
+def test_a_plan_of_cells_that_start_from_others_hashes_each_twice_at_most(
+    write_suite: Write, tmp_path: Path, hashed: list[str]
+) -> None:
+    swept = SUITE.replace("BUNDLE", "8").replace(
+        "spot: {prompt_length: 2,", "spot: {prompt_length: 2, recipe: {lr: {sweep: [0.1, 0.2, 0.3, 0.4, 0.5]}},"
+    )
+    plan = planned(write_suite(swept), tmp_path)
+    for _ in range(3):
+        plan.pending()
+        plan.stages()
+    # a cell of the table and its namesake among the sources are made apart, and become one afterwards
+    made = len(cells_of(plan)) + sum(len(group.shared_seeds) * len(group.points) for group in plan.groups)
+    assert len(hashed) <= 2 * made
+
+
+def test_steps_and_evaluations_hash_nothing(write_suite: Write, tmp_path: Path, hashed: list[str]) -> None:
+    path = write_suite(SUITE.replace("BUNDLE", "8").replace("[micro_sentiment, newsqa]", "[micro_sentiment]"))
+    counts = []
+    for steps in (1, 3):
+        run(path, methods=["row"], results=tmp_path / str(steps), settings={"recipe.steps": steps}, quiet=True)
+        counts.append(len(hashed))
+        hashed.clear()
+    assert counts[0] == counts[1]
 
 
 def test_a_copy_with_another_value_is_another_cell(write_suite: Write, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from transformers import T5Config, T5ForConditionalGeneration
 from harness.backbone import Backbone
 from harness.contract import check_method_file
 from harness.initialization import DEPT_SENTENCE, vocabulary_rows
-from harness.method import Method, discover, shipped_folder
+from harness.method import Method, discover
+from harness.method_source import shipped_folder
 from harness.tiny import tiny_backbone
 
 REGISTRY = discover()

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from harness.backbone import Backbone
+from harness.backbone_names import SHIPPED
 from harness.errors import UserError
 from harness.fused import FusedInput, Rows
-from harness.loading import SHIPPED, Placement, fingerprint, load_backbone, meta_backbone
+from harness.loading import Placement, fingerprint, load_backbone, meta_backbone
 from harness.method import Method, discover
 from harness.planning import make_plan
 from harness.quantization import NF4_BITS, num_weights

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
 
 from harness.report.aggregate import Board
 from harness.report.html import html
@@ -14,7 +13,6 @@ from harness.report.records import as_csv, as_json, rows_csv
 from harness.report.significance import Significance
 from harness.report.text import markdown, terminal
 
-Format = Literal["terminal", "markdown", "latex", "html", "csv", "json"]
 WRITERS: dict[str, Callable[[Sequence[Table]], str]] = {
     "markdown": lambda tables: "\n\n".join(map(markdown, tables)) + "\n",
     "terminal": lambda tables: "\n\n".join(map(terminal, tables)) + "\n",

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.method_source import assigned, hp_class, literal, method_class, shipped_folder
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -47,12 +49,6 @@ class MethodFile:
         return self.docstring.partition("\n")[2].strip()
 
 
-def shipped_folder() -> Path:
-    """The folder of the method files that come with the program."""
-    package = Path(__file__).resolve().parents[2]
-    return next(path for path in (package.parent / "methods", package / "_methods") if path.is_dir())
-
-
 def read_method_files(folders: Iterable[Path] = ()) -> dict[str, MethodFile]:
     """Name -> method: the shipped ones and those in `folders`. A file that is no Python or no method is left out."""
     found = {}
@@ -71,25 +67,13 @@ def read_method_file(path: Path) -> MethodFile | None:
         tree = ast.parse(source)
     except (OSError, SyntaxError, ValueError):
         return None
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef):
-            values = _assigned(node)
-            if _literal(values.get("name")) == path.stem:
-                sha256 = hashlib.sha256(source).hexdigest()
-                docstring = ast.get_docstring(tree) or ""
-                return MethodFile(path.stem, path, sha256, docstring, **_paper(values), **_settings(node, values))
-    return None
-
-
-def _assigned(node: ast.ClassDef) -> dict[str, ast.expr]:
-    """Name -> expression of every plain assignment in a class."""
-    return {
-        target.id: item.value
-        for item in node.body
-        if isinstance(item, ast.Assign)
-        for target in item.targets
-        if isinstance(target, ast.Name)
-    }
+    node = method_class(tree, path.stem)
+    if node is None:
+        return None
+    values = assigned(node)
+    sha256 = hashlib.sha256(source).hexdigest()
+    docstring = ast.get_docstring(tree) or ""
+    return MethodFile(path.stem, path, sha256, docstring, **_paper(values), **_settings(node, values))
 
 
 def _paper(values: Mapping[str, ast.expr]) -> dict[str, Any]:
@@ -99,18 +83,18 @@ def _paper(values: Mapping[str, ast.expr]) -> dict[str, Any]:
         return {}
     named = {item.arg: item.value for item in call.keywords if item.arg}
     named |= dict(zip(("key", "url", "params", "params_note"), call.args, strict=False))
-    params = _literal(named.get("params"))
+    params = literal(named.get("params"))
     return {
-        "paper_key": str(_literal(named.get("key")) or ""),
-        "paper_url": str(_literal(named.get("url")) or ""),
+        "paper_key": str(literal(named.get("key")) or ""),
+        "paper_url": str(literal(named.get("url")) or ""),
         "paper_params": params if isinstance(params, dict) else {},
-        "paper_note": str(_literal(named.get("params_note")) or ""),
+        "paper_note": str(literal(named.get("params_note")) or ""),
     }
 
 
 def _settings(node: ast.ClassDef, values: Mapping[str, ast.expr]) -> dict[str, Any]:
     """The fields of MethodFile that the class `HP` and `defaults = Defaults(...)` give."""
-    declared = next((item for item in node.body if isinstance(item, ast.ClassDef) and item.name == "HP"), None)
+    declared = hp_class(node)
     fields = [item for item in declared.body if isinstance(item, ast.AnnAssign)] if declared else []
     settings = tuple(
         Setting(ast.unparse(item.target), ast.unparse(item.annotation), ast.unparse(item.value) if item.value else "")
@@ -121,13 +105,5 @@ def _settings(node: ast.ClassDef, values: Mapping[str, ast.expr]) -> dict[str, A
     for block in call.keywords if isinstance(call, ast.Call) else []:
         if isinstance(block.value, ast.Dict):
             for key, value in zip(block.value.keys, block.value.values, strict=True):
-                defaults[f"{block.arg}.{_literal(key)}"] = ast.unparse(value)
+                defaults[f"{block.arg}.{literal(key)}"] = ast.unparse(value)
     return {"settings": settings, "defaults": defaults}
-
-
-def _literal(node: ast.expr | None) -> Any:
-    """The value of a literal; None for an expression that would have to be run."""
-    try:
-        return None if node is None else ast.literal_eval(node)
-    except ValueError:
-        return None
