@@ -24,7 +24,7 @@ from harness.backbone import Backbone
 from harness.quantization import PACKED, Scheme, packed_matrices
 
 
-class Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Tally(TorchDispatchMode):
     """Adds up the storages that operators make while they live; those of `model` are there already."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -167,7 +167,7 @@ def training_bytes(backbone: Backbone, rows: int, length: int, targets: int, tra
     tally = Tally(backbone.model)
     with tally, _GpuKernels():
         embeds, mask, labels = _batch(backbone, rows, length, targets)
-        backbone.token_losses(embeds, mask, labels).sum().backward()  # type: ignore[no-untyped-call]
+        backbone.token_losses(embeds, mask, labels).sum().backward()
     return tally.peak
 
 

@@ -182,7 +182,7 @@ class BundleStep:
         for batch, counts in self._dealt(rows, max_tokens):
             stop.check(stop.GRACE_S)
             row_losses, cells = self.sharding.forward(partial(self._row_losses, batch, weights * counts))
-            (row_losses * factors[cells]).sum().backward()  # type: ignore[no-untyped-call]
+            (row_losses * factors[cells]).sum().backward()
             losses.index_add_(0, cells, row_losses.detach())
         fused.backward()
         return losses
