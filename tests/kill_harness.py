@@ -114,7 +114,7 @@ def forked(work: Callable[[], None]) -> int:
         os._exit(code)
 
 
-def train(folder: Path, rerun: str = "none") -> None:
+def train(folder: Path, rerun: Rerun = "none") -> None:
     """One run of the folder's suite; bundles and their products are logged."""
     original = engines.execute
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import SMALL_SUITE
+from typing_help import present
 
 import harness.estimate as estimate_module
 from harness.caches import cached_task
@@ -39,11 +40,11 @@ def test_stored_results_give_the_rate_and_the_lengths(plan_of: Callable[..., Pla
     dept = made["dept"]
     stored = [r for r in stored_results(small_results) if r.cell.label == "dept"]
     assert dept.cells == 1
-    rate = sum(r.usage.model_flops for r in stored) / sum(r.usage.train_s for r in stored)
+    rate = sum(present(r.usage).model_flops for r in stored) / sum(present(r.usage).train_s for r in stored)
     assert dept.train_s == pytest.approx(dept.flops / rate)
     # cells of one kind: the new one will take about what the old ones took on average
-    assert dept.flops == pytest.approx(np.mean([r.usage.model_flops for r in stored]), rel=0.1)
-    assert dept.eval_s == pytest.approx(np.mean([r.usage.eval_s for r in stored]), rel=0.1)
+    assert dept.flops == pytest.approx(np.mean([present(r.usage).model_flops for r in stored]), rel=0.1)
+    assert dept.eval_s == pytest.approx(np.mean([present(r.usage).eval_s for r in stored]), rel=0.1)
     assert dept.origin == "2 stored cells of micro-t5"
 
 

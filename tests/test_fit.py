@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
+from typing_help import present
 
 from harness.backbone import Backbone
 from harness.cli import app
@@ -160,7 +161,7 @@ def test_one_row_that_does_not_fit_is_left_out_and_said(ran: tuple[Path, Any]) -
     reason = "does not fit backbone 'micro-t5': a subvector width of 7 does not divide the backbone's width 96"
     assert summary.unfit == (f"wide {reason}",)
     stored = {r.cell.label: r for _, r in ResultStore(folder / "out").scan()}
-    assert (stored["wide"].status, stored["wide"].failure.message) == ("unfit", reason)
+    assert (stored["wide"].status, present(stored["wide"].failure).message) == ("unfit", reason)
     call = CliRunner()
     for style in ("terminal", "markdown", "latex", "html", "csv", "json"):
         told = call.invoke(app, ["report", str(folder / "out"), "--format", style])

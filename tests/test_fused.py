@@ -25,7 +25,9 @@ from harness.train import BundleTrainer
 
 LENGTH = 24
 REGISTRY = discover()
-SPECS = [
+Spec = tuple[str, dict[str, object], float, int, int]
+"""Method, hp, learning rate, seed, batch size."""
+SPECS: list[Spec] = [
     ("prompt_tuning", {"prompt_length": 7}, 0.3, 1, 4),
     ("dept", {"prompt_length": 5, "budget_length": 9, "source_length": LENGTH, "added_lr": 0.01}, 0.1, 2, 5),
     ("accept", {"prompt_length": 6, "budget_length": 12, "source_length": LENGTH, "added_lr": 0.02}, 0.2, 3, 3),
@@ -95,7 +97,7 @@ def cells(steps: int) -> list[Cell]:
 
 
 def layer_cells(steps: int) -> list[Cell]:
-    specs = [("lora", {"rank": 2}), ("ia3", {}), ("adapter", {"reduction": 8})]
+    specs: list[tuple[str, dict[str, object]]] = [("lora", {"rank": 2}), ("ia3", {}), ("adapter", {"reduction": 8})]
     return [make_cell(name, hp, 0.01, seed, 4, steps) for seed, (name, hp) in enumerate(specs)]
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_fused import LENGTH, SPECS, make_cell, make_method
+from test_fused import LENGTH, SPECS, Spec, make_cell, make_method
 from torch import Tensor
 
 from harness.backbone import Backbone
@@ -47,7 +46,7 @@ def headed(cell: Cell, backbone: Backbone) -> Method:
     return method
 
 
-def trainer(specs: list[Any], backbone: Backbone, steps: int = 6) -> BundleTrainer:
+def trainer(specs: list[Spec], backbone: Backbone, steps: int = 6) -> BundleTrainer:
     cells = [make_cell(*spec, steps=steps) for spec in specs]
     cells = [
         c.model_copy(update={"recipe": c.recipe.model_copy(update={"head": "linear", "head_lr": 0.05})}) for c in cells

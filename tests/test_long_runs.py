@@ -7,10 +7,12 @@ import os
 import signal
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kill_harness import lay_out, outcomes, suite_text
 from typer.testing import CliRunner
+from typing_help import present
 
 import harness
 from harness import bundle as bundle_module
@@ -54,7 +56,7 @@ class Shift(Method):
 '''
 
 
-def run(folder: Path, **options: object) -> runner.RunSummary:
+def run(folder: Path, **options: Any) -> runner.RunSummary:
     return harness.run(folder / "suite.yaml", results=folder / "results", quiet=True, **options)
 
 
@@ -123,7 +125,7 @@ def test_a_second_signal_stops_at_once(folder: Path) -> None:
 
 
 def test_the_command_says_how_to_go_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stopped(*args: object, **options: object) -> None:
+    def stopped(*args: object, **options: Any) -> None:
         raise stop.Stopped(signal.SIGTERM)
 
     monkeypatch.setattr(runner, "run", stopped)
@@ -187,8 +189,8 @@ def test_an_exception_in_a_method_drops_its_cell_and_the_bundle_goes_on(
     assert len(built) == 3, "nobody else began anew"
     failed = next(result for result in results_of(folder) if result.status == "failed")
     assert failed.cell.label == "shift"
-    assert "on purpose" in failed.failure.traceback
-    assert failed.failure.step
+    assert "on purpose" in present(failed.failure).traceback
+    assert present(failed.failure).step
     expected = outcomes(untouched, exact=False)
     ours = {name: item for name, item in outcomes(folder, exact=False).items() if name[0] == "dept"}
     assert ours == {name: expected[name] for name in ours}
@@ -206,7 +208,9 @@ def test_a_mistake_in_the_rows_of_one_task_fails_its_cells_only(folder: Path, mo
     summary = run(folder, methods=["majority", "dept"], seeds=[1])
     assert summary.num_failed == 3
     assert {(r.cell.task, r.status) for r in results_of(folder)} == {("one", "done"), ("two", "failed")}
-    assert "UnicodeDecodeError" in next(r.failure.traceback for r in results_of(folder) if r.status == "failed")
+    assert "UnicodeDecodeError" in next(
+        present(r.failure).traceback for r in results_of(folder) if r.status == "failed"
+    )
     monkeypatch.undo()
     assert run(folder, methods=["majority", "dept"], seeds=[1], rerun="failed").num_trained == 3
 
@@ -225,7 +229,7 @@ def test_a_result_without_room_is_a_failure_and_the_others_go_on(folder: Path, m
     assert (summary.num_trained, summary.num_failed) == (3, 2)
     failed = [result for result in results_of(folder) if result.status == "failed"]
     assert {result.cell.label for result in failed} == {"lora"}
-    assert "No space left on device" in failed[0].failure.traceback
+    assert "No space left on device" in present(failed[0].failure).traceback
     assert not list((folder / "results").rglob("*.tmp"))
     monkeypatch.setattr(Path, "write_bytes", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(NotStored, match="could not be stored: No space left"):

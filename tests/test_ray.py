@@ -13,11 +13,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from test_run import NEW_METHOD
 from typer.testing import CliRunner
+from typing_help import present
 from watching import meanwhile
 
 import harness
@@ -81,7 +83,7 @@ def folder(tmp_path: Path) -> Path:
     return lay_out(tmp_path / "run")
 
 
-def run(folder: Path, **options: object) -> harness.runner.RunSummary:
+def run(folder: Path, **options: Any) -> harness.runner.RunSummary:
     return harness.run(
         folder / "suite.yaml", results=folder / "results", method_dirs=[folder / "mine"],
         **{"quiet": True, **options},
@@ -326,7 +328,7 @@ def test_a_worker_that_is_asked_to_stop_keeps_its_state(bundle: Bundle, tmp_path
         with stop.on_signals():
             pass  # forgets the request
     assert not news.products
-    assert read_header(plan.path).step == 1
+    assert present(read_header(plan.path)).step == 1
 
 
 @pytest.mark.parametrize(
@@ -366,7 +368,7 @@ def test_small_bundles_share_a_gpu_and_large_ones_have_it_alone() -> None:
 
 
 def test_a_larger_backbone_budget_or_bundle_needs_more_memory(folder: Path) -> None:
-    def need(method: str, backbone: str, **settings: object) -> int:
+    def need(method: str, backbone: str, **settings: Any) -> int:
         changed = {"recipe.lr": 0.1, **{f"execution.{key}": value for key, value in settings.items()}}
         overrides = Overrides([method], ["micro_sentiment"], [backbone], [1], changed)
         plan = make_plan(folder / "suite.yaml", overrides, folder / "results", None)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_fused import make_cell, tensors, trainer
+from test_fused import Spec, make_cell, tensors, trainer
 from torch import Tensor, nn
 
 from harness.backbone import Backbone
@@ -62,11 +62,11 @@ def run(made: BundleTrainer) -> BundleTrainer:
     return made
 
 
-LORA = [("lora", {"rank": 4, "dropout": 0.0}, 0.003, seed, rows) for seed, rows in ((1, 4), (2, 3), (3, 5))]
+LORA: list[Spec] = [("lora", {"rank": 4, "dropout": 0.0}, 0.003, seed, rows) for seed, rows in ((1, 4), (2, 3), (3, 5))]
 
 
 @pytest.mark.parametrize("specs", [SPECS, LORA, [*LORA, SPECS[-1]]], ids=["all", "one shape", "one shape and another"])
-def test_a_trajectory_is_the_same_alone_and_together(specs: list[Any]) -> None:
+def test_a_trajectory_is_the_same_alone_and_together(specs: list[Spec]) -> None:
     made = [make_cell(*spec, steps=20) for spec in specs]
     together = run(trainer(made, max_tokens=100))
     for index, cell in enumerate(made):
@@ -329,7 +329,8 @@ class Stopping(Method):
 def test_changes_that_cannot_be_had_leave_the_other_cells_alone_and_are_said(tmp_path: Path) -> None:
     (tmp_path / "stopping.py").write_text(STOPPING)
     (tmp_path / "suite.yaml").write_text(SUITE)
-    said, made = [], []
+    said: list[str] = []
+    made: list[Any] = []
     overrides = Overrides(settings={"recipe.steps": 2, "recipe.eval_every": 2})
     plan = make_plan(tmp_path / "suite.yaml", overrides, tmp_path / "results", None, [str(tmp_path)])
     (bundle,) = pack(plan, plan.pending())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ def plan_of(path: Path, results: Path, **overrides: object) -> Plan:
     return make_plan(path, Overrides(**overrides), results, None)
 
 
-def train(path: Path, results: Path, **options: object) -> RunSummary:
+def train(path: Path, results: Path, **options: Any) -> RunSummary:
     return run(path, results=results, quiet=True, **options)  # type: ignore[arg-type]
 
 
