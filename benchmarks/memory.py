@@ -69,7 +69,8 @@ def _filled(module: nn.Module, weight: nn.Parameter, storage: Scheme, device: st
     if "bitsandbytes" not in type(module).__module__:
         return nn.Parameter(value, requires_grad=False)
     start = value.cpu() if storage == "int8" else value
-    made: nn.Parameter = type(weight)(start, requires_grad=False, **vars(weight)).to(device)
+    made = type(weight)(start, requires_grad=False, **vars(weight)).to(device)
+    assert isinstance(made, nn.Parameter), "bitsandbytes moves a parameter to a parameter"
     return made
 
 

@@ -116,17 +116,25 @@ def forked(work: Callable[[], None]) -> int:
 
 def train(folder: Path, rerun: Rerun = "none") -> None:
     """One run of the folder's suite; bundles and their products are logged."""
-    original = engines.execute
+    original = bundle_module.execute
 
     def logged(bundle: Bundle, listener: Listener) -> None:
         for cell in bundle.cells:
             log(folder, "begin", cell.key)
         say, on_product = listener.say, listener.on_product
-        listener.on_product = lambda product: (on_product(product), log(folder, "end", product.result.key))[0]
-        listener.say = lambda text: (log(folder, "said", ("", "", text)), say(text))[1]
+
+        def store(product: Product) -> None:
+            on_product(product)
+            log(folder, "end", product.result.key)
+
+        def tell(text: str) -> None:
+            log(folder, "said", ("", "", text))
+            say(text)
+
+        listener.on_product, listener.say = store, tell
         original(bundle, listener)
 
-    engines.execute = logged
+    vars(engines)["execute"] = logged
     harness.run(folder / "suite.yaml", results=folder / "results", quiet=True, rerun=rerun)
 
 
@@ -159,7 +167,7 @@ def make_trouble(trouble: Trouble, folder: Path) -> None:
 
         return operation
 
-    Path.write_bytes = wrapped(Path.write_bytes, True)
+    setattr(Path, "write_bytes", wrapped(Path.write_bytes, True))  # noqa: B010
     for name in ("fsync", "replace", "link"):
         setattr(os, name, wrapped(getattr(os, name), False))
 

@@ -16,8 +16,12 @@ class Document(HTMLParser):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self.path, self.tags, self.ids, self.addresses = path, set(), set(), []
-        self.text, self.scripts, self.cells = "", [], []
+        self.path, self.text = path, ""
+        self.tags: set[str] = set()
+        self.ids: set[str] = set()
+        self.addresses: list[str] = []
+        self.scripts: list[str] = []
+        self.cells: list[str] = []
         self._inside: list[str] = []
         self.feed(path.read_text(encoding="utf-8"))
 

@@ -41,7 +41,7 @@ def made(cells: list[Cell]) -> BundleTrainer:
 def finish(made: BundleTrainer, plan: CheckpointPlan | None = None, kill_at: int | None = None) -> dict[str, Outcome]:
     ended: dict[str, Outcome] = {}
 
-    def on_step(step: int, steps: int, scores: dict[str, float]) -> None:
+    def on_step(step: int, steps: int, scores: DevScores) -> None:
         if step == kill_at:
             raise Killed
 
@@ -91,7 +91,7 @@ def test_a_stop_within_an_evaluation_loses_nothing(untouched: dict[str, Outcome]
         original(split, cells)
         raise stop.Stopped(15)
 
-    first._greedy_answers = stopped
+    monkeypatch.setattr(first, "_greedy_answers", stopped)
     with pytest.raises(stop.Stopped):
         finish(first, plan)
     header = read_header(plan.path)

@@ -30,7 +30,7 @@ from harness.errors import UserError
 from harness.examples import Example
 from harness.runner import run
 from harness.tasks import all_tasks
-from harness.tasks.record import NEEDED_SPLITS, SPLIT_RULES
+from harness.tasks.record import NEEDED_SPLITS, SPLIT_RULES, SplitRule
 from harness.tiny import tiny_backbone
 
 TASKS = all_tasks()
@@ -151,8 +151,7 @@ def test_dev_and_test_rows_that_stand_in_train_are_counted_and_told(
 @given(st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=9), min_size=1, max_size=9), st.randoms())
 def test_ragged_rows_come_back_padded(rows: list[list[int]], random: Random) -> None:
     flat, offsets = _ragged(rows)
-    picked = np.arange(len(rows))
-    random.shuffle(picked)
+    picked = np.array(random.sample(range(len(rows)), len(rows)))
     padded = _padded(flat, offsets, picked, -100)
     assert [[int(i) for i in row if i != -100] for row in padded] == [rows[i] for i in picked]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 from unittest.mock import patch
 
@@ -62,7 +63,7 @@ def test_what_the_levels_cannot_tell_from_all_or_nothing_is_left_to_torch(p: flo
 
 @pytest.mark.parametrize("p", [-0.1, 1.1])
 def test_an_impossible_probability_is_what_torch_says_it_is(p: float) -> None:
-    outcomes = []
+    outcomes: list[type | str] = []
     for function in (dropout, F.dropout):
         try:
             outcomes.append(type(function(torch.ones(3), p)))
@@ -125,7 +126,7 @@ def test_attention_equals_that_of_torch_where_all_weights_are_kept(call: dict[st
     (theirs, their_grads), (ours, our_grads) = results
     torch.testing.assert_close(ours, theirs)
     for name, grad in their_grads.items():
-        torch.testing.assert_close(our_grads[name], grad, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(our_grads[name], grad, msg=functools.partial("{}: {}".format, name))
 
 
 def test_the_context_replaces_attention_and_its_arguments_reach_it() -> None:

@@ -197,7 +197,7 @@ def test_a_suite_in_which_nothing_fits_is_an_error_and_writes_nothing(ran: tuple
 
 
 def test_a_mistake_in_a_methods_code_is_no_question_of_fit() -> None:
-    class Broken(METHODS["bitfit"]):  # type: ignore[misc, name-defined]
+    class Broken(METHODS["bitfit"]):  # type: ignore[misc, name-defined, valid-type]
         def layer_changes(self) -> Any:
             return self.nothing_of_this_name
 

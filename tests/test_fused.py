@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -25,6 +25,7 @@ from harness.train import BundleTrainer
 
 LENGTH = 24
 REGISTRY = discover()
+Kind = Literal["encoder-decoder", "decoder"]
 Spec = tuple[str, dict[str, object], float, int, int]
 """Method, hp, learning rate, seed, batch size."""
 SPECS: list[Spec] = [
@@ -192,7 +193,7 @@ def test_a_loss_that_breaks_down_says_when_and_what_it_was(breaks_at: int, known
 
 
 @pytest.mark.parametrize("kind", ["encoder-decoder", "decoder"])
-def test_cutting_the_padding_equals_padding_to_the_full_length(kind: str) -> None:
+def test_cutting_the_padding_equals_padding_to_the_full_length(kind: Kind) -> None:
     backbone = tiny_backbone(kind, precision="float64")
     method = make_method(make_cell(*SPECS[1], steps=1), backbone)
     with torch.no_grad():
@@ -234,7 +235,7 @@ def test_the_methods_own_forward_equals_the_gather() -> None:
 
 
 @pytest.mark.parametrize("kind", ["encoder-decoder", "decoder"])
-def test_decoding_equals_generate(kind: str) -> None:
+def test_decoding_equals_generate(kind: Kind) -> None:
     backbone = tiny_backbone(kind)
     torch.manual_seed(0)
     embeds, lengths = torch.randn(5, 9, backbone.hidden) * 3, torch.tensor([9, 2, 5, 7, 1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def trainer(specs: list[Spec], backbone: Backbone, steps: int = 6) -> BundleTrai
         c.model_copy(update={"recipe": c.recipe.model_copy(update={"head": "linear", "head_lr": 0.05})}) for c in cells
     ]
     rows = [Example("x", TASK.targets[i % 2], (TASK.targets[i % 2],)) for i in range(NUM_ROWS)]
-    count = dict.fromkeys(("num_train", "num_dev", "num_test"), NUM_ROWS)
+    count: dict[str, Any] = dict.fromkeys(("num_train", "num_dev", "num_test"), NUM_ROWS)
     data = TaskData(TASK, rows, rows, rows, DataRecord(source="", revision="", split_rule="", fingerprint="", **count))
     lengths = np.random.default_rng(1).integers(2, LENGTH, NUM_ROWS).tolist()
     encoded = class_targets(tiny_rows(lengths, backbone), rows, TASK)

@@ -212,8 +212,9 @@ def merged_weight(name: str, weight: Tensor, own: dict[str, Tensor], rank: int) 
         generator = torch.Generator().manual_seed(0)
         a = (torch.rand(rank, weight.shape[1], generator=generator) * 2 - 1) * (6 / weight.shape[1]) ** 0.5
         b = (torch.rand(weight.shape[0], rank, generator=generator) * 2 - 1) * (6 / rank) ** 0.5
-        return weight + own["vera_lambda_b"].diag() @ b.to(weight) @ own["vera_lambda_d"].diag() @ a.to(weight)
-    changed = weight + 32 / rank * own["lora_B"] @ own["lora_A"]
+        added: Tensor = own["vera_lambda_b"].diag() @ b.to(weight) @ own["vera_lambda_d"].diag() @ a.to(weight)
+        return weight + added
+    changed: Tensor = weight + 32 / rank * own["lora_B"] @ own["lora_A"]
     if name == "lora":
         return changed
     return own["lora_magnitude_vector"][:, None] * changed / changed.norm(dim=1, keepdim=True)

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from kill_harness import lay_out, outcomes, suite_text
@@ -29,6 +30,7 @@ from harness.results import NotStored, ResultStore
 from harness.schema import Result
 from harness.staleness import changed_since
 from harness.suite import Overrides
+from harness.tasks import Task
 
 ONE = suite_text(steps=4, every=2)
 METHOD = '''\
@@ -82,20 +84,21 @@ class SignallingEngine(LocalEngine):
     """Sends itself a signal after a step."""
 
     def __init__(self, at: int, *signals: int) -> None:
-        self.at, self.signals, self.seen = at, signals, []
+        self.at, self.signals = at, signals
+        self.seen: list[int] = []
 
     def run(self, bundles: Iterable[Bundle], progress: Progress, on_product: OnProduct) -> None:
         original = progress.step
 
-        def step(number: int, steps: int, scores: dict[str, float]) -> None:
+        def step(number: int, steps: int, scores: DevScores) -> None:
             original(number, steps, scores)
             self.seen.append(number)
             if number == self.at:
                 for number in self.signals:
                     signal.raise_signal(number)
 
-        progress.step = step
-        super().run(bundles, progress, on_product)
+        with patch.object(progress, "step", step):
+            super().run(bundles, progress, on_product)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -197,7 +200,7 @@ def test_an_exception_in_a_method_drops_its_cell_and_the_bundle_goes_on(
 
 
 def test_a_mistake_in_the_rows_of_one_task_fails_its_cells_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(task: object, data_dir: str | None) -> TaskData:
+    def failing(task: Task, data_dir: str | None) -> TaskData:
         if task.name == "two":
             raise UnicodeDecodeError("utf-8", b"x", 0, 1, "made up")
         return load_task(task, data_dir)

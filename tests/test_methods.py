@@ -75,7 +75,8 @@ def test_accept_starts_within_the_kaiming_bounds_of_its_code() -> None:
     backbone = Backbone("x", T5ForConditionalGeneration(config), None, None, "float32")
     cls = REGISTRY["accept"].cls
     assert cls is not None
-    method = cls(cls.HP(source_length=256), backbone)
+    assert issubclass(cls, Method)
+    method: Any = cls(cls.HP(source_length=256), backbone)
     tensors = (method.front.weights, method.front.codebooks, method.offset.weights, method.offset.codebooks)
     for tensor, bound in zip(tensors, (0.0456, 0.0395, 0.1443, 0.0255), strict=True):
         assert float(tensor.detach().abs().max()) == pytest.approx(bound, rel=0.02)
@@ -126,8 +127,9 @@ def test_lora_equals_peft_with_the_same_tensors() -> None:
     backbone = tiny_backbone(precision="float64")
     own = REGISTRY["lora"].cls
     assert own is not None
+    assert issubclass(own, Method)
     torch.manual_seed(0)
-    method = own(own.HP(rank=4, dropout=0.0), backbone)
+    method: Any = own(own.HP(rank=4, dropout=0.0), backbone)
     for parameter in method.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     embeds, labels = torch.randn(2, 7, 64, dtype=torch.float64), torch.tensor([[5, 1], [6, 1]])
@@ -154,7 +156,8 @@ def test_prompt_tuning_equals_a_prompt_put_in_front_by_hand() -> None:
     backbone = tiny_backbone()
     cls = REGISTRY["prompt_tuning"].cls
     assert cls is not None
-    method = cls(cls.HP(prompt_length=3, init="first_m"), backbone)
+    assert issubclass(cls, Method)
+    method: Any = cls(cls.HP(prompt_length=3, init="first_m"), backbone)
     assert torch.equal(method.prompt(), backbone.embedding.weight[:3])
 
 
@@ -173,7 +176,8 @@ def test_fine_tuning_keeps_tied_weights_tied() -> None:
     backbone = tiny_backbone()
     cls = REGISTRY["finetune"].cls
     assert cls is not None
-    method = cls(cls.HP(), backbone)
+    assert issubclass(cls, Method)
+    method: Any = cls(cls.HP(), backbone)
     assert method.num_trained == backbone.num_params
     method.attach(backbone)
     assert backbone.model.lm_head.weight is backbone.model.shared.weight

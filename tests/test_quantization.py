@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -29,7 +29,8 @@ Write = Callable[[str], Path]
 REGISTRY = discover()
 LENGTHS = [5, 9, 13, 7]
 SOURCE_LENGTH = 24
-KINDS = ("encoder-decoder", "decoder")
+Kind = Literal["encoder-decoder", "decoder"]
+KINDS: tuple[Kind, ...] = ("encoder-decoder", "decoder")
 # Dettmers et al. 2023 (QLoRA), appendix E
 NF4 = np.array([-1.0, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004, 0.0,
                 0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0])  # fmt: skip
@@ -101,7 +102,8 @@ def rounded(weight: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     blocks = weight.reshape(-1, 64)
     scale = np.abs(blocks).max(1, keepdims=True)
     nearest = np.abs((blocks / scale)[..., None] - NF4).argmin(-1)
-    return (NF4[nearest] * scale).reshape(weight.shape)
+    levels: np.ndarray[Any, Any] = NF4[nearest]
+    return (levels * scale).reshape(weight.shape)
 
 
 def packed_names(backbone: Backbone) -> list[str]:
@@ -233,8 +235,8 @@ def test_8_and_16_bits_lose_less(scheme: Any, limit: float, checkpoints: dict[st
     backbone = load_tiny("decoder", checkpoints, scheme)
     assert relative_error(logits(backbone), logits(tiny_backbone("decoder"))) < limit
     prompt = build("prompt_tuning", backbone)
-    embeds = prompt(torch.zeros(1, 3, backbone.hidden), torch.ones(1, 3, dtype=torch.long))
-    backbone.token_losses(*embeds, torch.tensor([[5, 1]])).sum().backward()
+    given = prompt(torch.zeros(1, 3, backbone.hidden), torch.ones(1, 3, dtype=torch.long))
+    backbone.token_losses(*given, torch.tensor([[5, 1]])).sum().backward()
     assert prompt.vectors.grad is not None
     assert prompt.vectors.grad.abs().sum() > 0
     assert backbone.embedding.weight.dtype == prompt.vectors.dtype == torch.float32
@@ -252,7 +254,7 @@ def test_recomputed_layers_give_the_same_gradients_and_keep_less(kind: Any) -> N
             torch.manual_seed(5)
             embeds = torch.randn(3, 20, backbone.hidden).requires_grad_()
             kept: list[int] = []
-            with torch.autograd.graph.saved_tensors_hooks(lambda t, k=kept: k.append(t.nbytes) or t, lambda t: t):
+            with torch.autograd.graph.saved_tensors_hooks(functools.partial(_weighed, kept), lambda t: t):
                 losses = backbone.token_losses(embeds, torch.ones(3, 20, dtype=torch.long), torch.tensor([[5, 1]] * 3))
             losses.sum().backward()
             found.append((embeds.grad, losses.detach(), sum(kept)))

@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from typing_help import present
 
 import harness
+from harness.bundle import Bundle
 from harness.data import load_task
 from harness.engines import LocalEngine
 from harness.errors import UserError
@@ -25,6 +26,7 @@ from harness.packing import pack
 from harness.planning import make_plan
 from harness.predict import chance_of
 from harness.products import Product
+from harness.progress import Progress
 from harness.racing import Chance, losers, marks, standard_error
 from harness.report.aggregate import collect
 from harness.report.tables import render
@@ -176,7 +178,7 @@ def test_who_left_is_done_untested_and_never_wins(raced: Path) -> None:
             assert result.files.tensors is None
             assert present(result.usage).num_steps == result.raced_out_at
             assert result.dev is not None
-    winner = best_point(search)
+    winner = present(best_point(search))
     assert search[winner].raced_out_at is None
     (other,) = [r for r in stored(raced) if r.cell.seed == 2]
     assert other.cell.grid == search[winner].cell.grid
@@ -196,7 +198,7 @@ class StoppedEngine(LocalEngine):
     def __init__(self, after: int) -> None:
         self.left = after
 
-    def run(self, bundles: object, progress: object, on_product: Callable[[Product], None]) -> None:
+    def run(self, bundles: Iterable[Bundle], progress: Progress, on_product: Callable[[Product], None]) -> None:
         def hand_over(product: Product) -> None:
             if self.left == 0:
                 raise KeyboardInterrupt
@@ -214,9 +216,7 @@ def test_a_race_that_was_broken_off_goes_on_to_the_same_end(tmp_path: Path, race
     assert len(stored(tmp_path)) == after
     ended = run(tmp_path)
     key = [(r.cell_id, r.raced_out_at, r.test and r.test.score, present(r.dev).score) for r in ended]
-    assert key == [
-        (r.cell_id, r.raced_out_at, r.test and r.test.score, present(r.dev).score) for r in stored(raced)
-    ]
+    assert key == [(r.cell_id, r.raced_out_at, r.test and r.test.score, present(r.dev).score) for r in stored(raced)]
 
 
 def test_a_full_search_trains_anew_what_left_a_race(raced: Path, full: list[Result], tmp_path: Path) -> None:

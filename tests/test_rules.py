@@ -61,7 +61,7 @@ def test_a_rule_meets_the_contract(name: str) -> None:
 
 
 @pytest.mark.parametrize("task", KINDS)
-def test_majority_scores_the_share_of_the_most_frequent_target(floor: dict, task: str) -> None:
+def test_majority_scores_the_share_of_the_most_frequent_target(floor: Floor, task: str) -> None:
     data = load_task(all_tasks()[task], None)
     target = Counter(example.target for example in data.train).most_common(1)[0][0]
     for seed in (1, 2):
@@ -78,7 +78,7 @@ def test_majority_scores_the_share_of_the_most_frequent_target(floor: dict, task
 
 
 @pytest.mark.parametrize("task", KINDS)
-def test_random_guess_draws_readable_answers_anew_for_each_seed(floor: dict, task: str) -> None:
+def test_random_guess_draws_readable_answers_anew_for_each_seed(floor: Floor, task: str) -> None:
     data = load_task(all_tasks()[task], None)
     choices = set(data.task.targets) or {example.target for example in data.train}
     first, second = (floor[(task, "random_guess", seed)][1]["prediction"].tolist() for seed in (1, 2))

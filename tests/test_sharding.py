@@ -13,7 +13,8 @@ from safetensors.torch import load_file as load_tensors
 from test_fused import make_cell, make_method, trainer
 from typer.testing import CliRunner
 
-from benchmarks.memory import LENGTH, _padded, evaluation, peak_bytes, random_backbone
+from benchmarks.memory import _padded, evaluation, peak_bytes, random_backbone
+from benchmarks.workload import LENGTH
 from harness.backbone import Backbone
 from harness.cli import app
 from harness.device_plan import full_tuning
@@ -102,7 +103,7 @@ def gradient_error(team: Team) -> float:
     """In float32, where gloo reduces otherwise than in float64: largest difference to the gradients of one process."""
     torch.manual_seed(0)
     ids, labels = torch.randint(5, 40, (4, 6)), torch.randint(5, 40, (4, 2))
-    found = []
+    found: list[dict[str, Any]] = []
     for rows in (slice(None), team.share(4)):
         backbone = tiny_backbone()
         method = make_method(make_cell("finetune", {}, 1e-3, 1, 4, 5), backbone)

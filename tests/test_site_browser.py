@@ -6,14 +6,14 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 from site_runs import HOSTILE, STRANGE, write_runs
 from typer.testing import CliRunner
 
 from harness.cli import app
-from harness.report.aggregate import collect
+from harness.report.aggregate import Row, collect
 from harness.results import ResultStore
 
 if TYPE_CHECKING:
@@ -141,11 +141,12 @@ def test_a_column_can_be_left_out(index: Page) -> None:
 def test_the_plot_shows_the_numbers_of_the_table_and_its_front(index: Page, results: Path) -> None:
     board = collect(result for _, result in ResultStore(results).scan())[1]
     index.locator(TINY).locator("select.y").select_option("rte (Acc.)")
-    for label, cost in (
+    axes: tuple[tuple[str, Callable[[Row], Any]], ...] = (
         ("trainable parameters", lambda row: row.params("num_trained")[0]),
         ("milliseconds per step", lambda row: row.step_seconds() * 1_000),
         ("peak memory in MiB", lambda row: row.peak_memory() / 2**20),
-    ):
+    )
+    for label, cost in axes:
         index.locator(TINY).locator("select.x").select_option(label)
         axis = "return c.options.scales.x.title.text.startsWith(" + repr(label) + ")"
         becomes(index, lambda script=axis: chart(index, script), True)
@@ -206,7 +207,7 @@ def test_dark_follows_the_system_and_the_switch_and_is_remembered(page: Page, si
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out_from_its_background(page: Page, site: Path, scheme: str) -> None:
+def test_text_stands_out_from_its_background(page: Page, site: Path, scheme: Literal["light", "dark"]) -> None:
     """Contrast of at least 4.5 (WCAG 2.2, 1.4.3) for every text of the pages."""
     page.emulate_media(color_scheme=scheme)
     for address in ("index.html", "methods/lora.html", "tasks/cb.html"):
