@@ -31,8 +31,10 @@ import torch
 
 import harness
 from harness import engines
-from harness.bundle import Bundle, Listener
+from harness.bundle import Bundle, Listener, execute
+from harness.products import Product
 from harness.results import NotStored, ResultStore, predictions_path, tensors_path
+from harness.runner import Rerun
 from harness.schema import Key, Result
 
 SUITE = """\
@@ -116,7 +118,6 @@ def forked(work: Callable[[], None]) -> int:
 
 def train(folder: Path, rerun: Rerun = "none") -> None:
     """One run of the folder's suite; bundles and their products are logged."""
-    original = bundle_module.execute
 
     def logged(bundle: Bundle, listener: Listener) -> None:
         for cell in bundle.cells:
@@ -132,7 +133,7 @@ def train(folder: Path, rerun: Rerun = "none") -> None:
             say(text)
 
         listener.on_product, listener.say = store, tell
-        original(bundle, listener)
+        execute(bundle, listener)
 
     vars(engines)["execute"] = logged
     harness.run(folder / "suite.yaml", results=folder / "results", quiet=True, rerun=rerun)

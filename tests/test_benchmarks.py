@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from benchmarks import bench, ours, theirs
+from benchmarks.ours import Measured
 from benchmarks.workload import LENGTHS, MINI, backbone, workload
 from harness.flops import matmul_params
 
@@ -101,7 +102,11 @@ def test_a_slow_job_has_one_round_and_all_warm_up_but_bundles() -> None:
     calls: list[tuple[str, int]] = []
 
     def recorded(name: str, cells: int) -> Any:
-        return bench.Contender(name, lambda amount, _: calls.append((name, amount)) or NOTHING, 5, cells)
+        def measure(amount: int, _: object) -> Measured:
+            calls.append((name, amount))
+            return NOTHING
+
+        return bench.Contender(name, measure, 5, cells)
 
     both = [recorded("c", 1), recorded("d", 6)]
     bench.measure("lora", both, argparse.Namespace(device="cpu", rounds=3, seconds=0.0))

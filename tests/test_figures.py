@@ -70,7 +70,7 @@ def assert_labels_keep_apart(figure: Figure) -> None:
 
 def test_every_method_is_labelled_and_no_label_covers_another() -> None:
     board = crowded()
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
         figure = draw_cost(board, COSTS[0], None, styles(board))
         assert {text.get_text() for text in figure.axes[0].texts} == {row.name for row in board.rows}
         assert_labels_keep_apart(figure)
@@ -78,7 +78,7 @@ def test_every_method_is_labelled_and_no_label_covers_another() -> None:
 
 def test_labels_keep_apart_at_the_resolution_of_a_vector_file() -> None:
     board = crowded()
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
         figure = draw_cost(board, COSTS[0], None, styles(board))
         figure.set_dpi(72)
         assert_labels_keep_apart(figure)
@@ -193,7 +193,7 @@ def test_a_figure_without_room_for_its_labels_grows() -> None:
 
 def test_labels_of_equal_points_keep_apart() -> None:
     board = collect([run(name, 80, 76_800) for name in METHODS])[0]
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
         figure = draw_cost(board, COSTS[0], None, styles(board))
         assert len(figure.axes[0].texts) == len(METHODS)
         assert_labels_keep_apart(figure)

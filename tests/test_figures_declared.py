@@ -156,7 +156,7 @@ def test_scores_stand_against_each_cost_and_labels_keep_apart(cost: Any) -> None
     results = [made(f"m{i}", "cb", 80 + i % 4 / 3, num_trained=1_000 * (1 + i % 5), seconds=10 + i % 6,
                     peak=(100 + 10 * (i % 3)) * 2**20) for i in range(14)]  # fmt: skip
     (board,) = collect(results)
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
         figure = draw_cost(board, cost, None, looks(row.label for row in board.rows))
         assert {text.get_text() for text in figure.axes[0].texts} == {row.name for row in board.rows}
         assert_labels_keep_apart(figure)

@@ -195,7 +195,7 @@ def test_a_loss_that_breaks_down_says_when_and_what_it_was(breaks_at: int, known
 @pytest.mark.parametrize("kind", ["encoder-decoder", "decoder"])
 def test_cutting_the_padding_equals_padding_to_the_full_length(kind: Kind) -> None:
     backbone = tiny_backbone(kind, precision="float64")
-    method = make_method(make_cell(*SPECS[1], steps=1), backbone)
+    method: Any = make_method(make_cell(*SPECS[1], steps=1), backbone)
     with torch.no_grad():
         method.b.normal_()
     encoded = tiny_rows([3, 11, LENGTH], backbone)
@@ -206,7 +206,7 @@ def test_cutting_the_padding_equals_padding_to_the_full_length(kind: Kind) -> No
 
 def test_a_decoder_counts_table_rows_from_the_padded_start() -> None:
     backbone = tiny_backbone("decoder", precision="float64")
-    method = make_method(make_cell(*SPECS[1], steps=1), backbone)
+    method: Any = make_method(make_cell(*SPECS[1], steps=1), backbone)
     fused = FusedInput([method], backbone, LENGTH)
     with torch.no_grad():
         method.b.normal_()
@@ -269,7 +269,7 @@ class HostReads(TorchDispatchMode):
     READS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -23,11 +23,12 @@ from harness.cli import app
 from harness.data import TaskData, load_task
 from harness.engines import LocalEngine
 from harness.listings import describe_plan
+from harness.method import Method
 from harness.planning import make_plan
 from harness.products import OnProduct
 from harness.progress import Progress
 from harness.results import NotStored, ResultStore
-from harness.schema import Result
+from harness.schema import DevScore, Key, Result
 from harness.staleness import changed_since
 from harness.suite import Overrides
 from harness.tasks import Task
@@ -90,7 +91,7 @@ class SignallingEngine(LocalEngine):
     def run(self, bundles: Iterable[Bundle], progress: Progress, on_product: OnProduct) -> None:
         original = progress.step
 
-        def step(number: int, steps: int, scores: DevScores) -> None:
+        def step(number: int, steps: int, scores: dict[Key, DevScore]) -> None:
             original(number, steps, scores)
             self.seen.append(number)
             if number == self.at:
@@ -184,9 +185,14 @@ def test_an_exception_in_a_method_drops_its_cell_and_the_bundle_goes_on(
     body: str, on_step: str, folder: Path, untouched: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = with_method(folder, body, on_step)
-    built = []
-    original = bundle_module._build
-    monkeypatch.setattr(bundle_module, "_build", lambda *args: (built.append(args), original(*args))[1])
+    built: list[tuple[Any, ...]] = []
+    original = bundle_module.build_to_train
+
+    def counted(*args: Any) -> Method:
+        built.append(args)
+        return original(*args)
+
+    monkeypatch.setattr(bundle_module, "build_to_train", counted)
     summary = run(folder, **options)
     assert (summary.num_trained, summary.num_failed) == (3, 1)
     assert len(built) == 3, "nobody else began anew"

@@ -76,7 +76,7 @@ def test_accept_starts_within_the_kaiming_bounds_of_its_code() -> None:
     cls = REGISTRY["accept"].cls
     assert cls is not None
     assert issubclass(cls, Method)
-    method: Any = cls(cls.HP(source_length=256), backbone)
+    method: Any = cls(cls.HP(**{"source_length": 256}), backbone)
     tensors = (method.front.weights, method.front.codebooks, method.offset.weights, method.offset.codebooks)
     for tensor, bound in zip(tensors, (0.0456, 0.0395, 0.1443, 0.0255), strict=True):
         assert float(tensor.detach().abs().max()) == pytest.approx(bound, rel=0.02)
@@ -129,7 +129,7 @@ def test_lora_equals_peft_with_the_same_tensors() -> None:
     assert own is not None
     assert issubclass(own, Method)
     torch.manual_seed(0)
-    method: Any = own(own.HP(rank=4, dropout=0.0), backbone)
+    method: Any = own(own.HP(**{"rank": 4, "dropout": 0.0}), backbone)
     for parameter in method.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     embeds, labels = torch.randn(2, 7, 64, dtype=torch.float64), torch.tensor([[5, 1], [6, 1]])
@@ -157,7 +157,7 @@ def test_prompt_tuning_equals_a_prompt_put_in_front_by_hand() -> None:
     cls = REGISTRY["prompt_tuning"].cls
     assert cls is not None
     assert issubclass(cls, Method)
-    method: Any = cls(cls.HP(prompt_length=3, init="first_m"), backbone)
+    method: Any = cls(cls.HP(**{"prompt_length": 3, "init": "first_m"}), backbone)
     assert torch.equal(method.prompt(), backbone.embedding.weight[:3])
 
 

@@ -12,7 +12,7 @@ from typing_help import present
 from harness.optimizer import JointAdamW
 from harness.suite_file import Recipe
 
-SHAPES = [[(5, 4)], [(3, 4), (2,)], [(7,)], [(4, 2), (2, 4), (3,)]]
+SHAPES: list[list[tuple[int, ...]]] = [[(5, 4)], [(3, 4), (2,)], [(7,)], [(4, 2), (2, 4), (3,)]]
 RECIPES = [
     Recipe(),
     Recipe(weight_decay=0.1, beta1=0.8, clip_norm=0.5),

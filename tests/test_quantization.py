@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -47,7 +48,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Folders with a tiny random T5 and a tiny random Llama, by kind."""
     from transformers import AutoTokenizer
 
-    folders = {}
+    folders: dict[str, str] = {}
     for kind in KINDS:
         folders[kind] = str(tmp_path_factory.mktemp(kind))
         tiny_backbone(kind).model.save_pretrained(folders[kind])
@@ -102,8 +103,8 @@ def rounded(weight: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     blocks = weight.reshape(-1, 64)
     scale = np.abs(blocks).max(1, keepdims=True)
     nearest = np.abs((blocks / scale)[..., None] - NF4).argmin(-1)
-    levels: np.ndarray[Any, Any] = NF4[nearest]
-    return (levels * scale).reshape(weight.shape)
+    values: np.ndarray[Any, Any] = (NF4[nearest] * scale).reshape(weight.shape)
+    return values
 
 
 def packed_names(backbone: Backbone) -> list[str]:
@@ -234,12 +235,17 @@ def test_sizes_count_weights_and_not_the_bytes_they_share(nf4: dict[str, Backbon
 def test_8_and_16_bits_lose_less(scheme: Any, limit: float, checkpoints: dict[str, str]) -> None:
     backbone = load_tiny("decoder", checkpoints, scheme)
     assert relative_error(logits(backbone), logits(tiny_backbone("decoder"))) < limit
-    prompt = build("prompt_tuning", backbone)
+    prompt: Any = build("prompt_tuning", backbone)
     given = prompt(torch.zeros(1, 3, backbone.hidden), torch.ones(1, 3, dtype=torch.long))
-    backbone.token_losses(*given, torch.tensor([[5, 1]])).sum().backward()
+    backbone.token_losses(given[0], given[1], torch.tensor([[5, 1]])).sum().backward()
     assert prompt.vectors.grad is not None
     assert prompt.vectors.grad.abs().sum() > 0
     assert backbone.embedding.weight.dtype == prompt.vectors.dtype == torch.float32
+
+
+def noted(kept: list[int], tensor: Tensor) -> Tensor:
+    kept.append(tensor.nbytes)
+    return tensor
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -254,7 +260,7 @@ def test_recomputed_layers_give_the_same_gradients_and_keep_less(kind: Any) -> N
             torch.manual_seed(5)
             embeds = torch.randn(3, 20, backbone.hidden).requires_grad_()
             kept: list[int] = []
-            with torch.autograd.graph.saved_tensors_hooks(functools.partial(_weighed, kept), lambda t: t):
+            with torch.autograd.graph.saved_tensors_hooks(functools.partial(noted, kept), lambda t: t):
                 losses = backbone.token_losses(embeds, torch.ones(3, 20, dtype=torch.long), torch.tensor([[5, 1]] * 3))
             losses.sum().backward()
             found.append((embeds.grad, losses.detach(), sum(kept)))

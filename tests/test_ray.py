@@ -139,7 +139,7 @@ def test_two_machines_train_what_one_process_trains_though_a_worker_dies(
     address: str, folder: Path, untouched: dict[str, object], capsys: pytest.CaptureFixture[str]
 ) -> None:
     engine = ray_engine(address)
-    nodes: set[str] = set()
+    nodes: set[str | None] = set()
 
     def kill_one() -> bool:
         nodes.update(hand.place.node for hand in engine.cluster.hands)

@@ -23,6 +23,7 @@ from harness.tasks import all_tasks
 
 RULES = ["majority", "random_guess"]
 KINDS = {"micro_sentiment": "classification", "micro_similarity": "regression", "micro_qa": "text"}
+Floor = dict[tuple[str, str, int], tuple[Result, pd.DataFrame]]
 SUITE = """\
 suite: floor
 backbones: [micro-t5]
@@ -39,7 +40,7 @@ def rule(name: str, labels: list[str]) -> Rule:
 
 
 @pytest.fixture(scope="module")
-def floor(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str, int], tuple[Result, pd.DataFrame]]:
+def floor(tmp_path_factory: pytest.TempPathFactory) -> Floor:
     """Result and test predictions per task, rule and seed, of a suite run from its file."""
     folder = tmp_path_factory.mktemp("floor")
     (folder / "floor.yaml").write_text(SUITE)

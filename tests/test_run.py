@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -310,7 +311,7 @@ def test_an_unsound_method_file_is_a_broken_row(tmp_path: Path, old: str, new: s
     (tmp_path / "shift.py").write_text(NEW_METHOD.replace(old, new))
     broken = discover(tmp_path)["shift"]
     assert broken.cls is None
-    assert expected in broken.spec.error
+    assert expected in present(broken.spec.error)
 
 
 @pytest.mark.parametrize(
@@ -348,7 +349,8 @@ def test_a_table_shorter_than_the_texts_is_a_failure_not_a_neighbours_vector(fol
 
 
 def test_a_full_disk_stops_the_run_and_keeps_what_is_stored(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original, calls = ResultStore.write, []
+    original: Callable[..., Result] = ResultStore.write
+    calls: list[tuple[object, ...]] = []
 
     def write(self: ResultStore, *args: object) -> Result:
         calls.append(args)

@@ -29,7 +29,7 @@ from harness.suite import Overrides
 from harness.tiny import tiny_backbone, tiny_rows
 from harness.train import BundleTrainer
 
-SPECS = [
+SPECS: list[Spec] = [
     ("lora", {"rank": 4, "dropout": 0.0}, 0.003, 1, 4),
     ("lora", {"rank": 2, "dropout": 0.0, "biases": True}, 0.01, 2, 3),
     ("dora", {"rank": 3, "dropout": 0.0}, 0.003, 3, 5),
@@ -248,7 +248,7 @@ def test_rows_that_belong_to_nobody_are_refused() -> None:
 def test_a_forward_that_somebody_put_on_a_module_is_used_and_stays() -> None:
     linear = nn.Linear(2, 2)
     plain = linear.forward
-    linear.forward = lambda states: plain(states) + 1  # type: ignore[method-assign]
+    linear.forward = lambda states: plain(states) + 1  # type: ignore[method-assign, assignment]
     put = linear.forward
     shared = SharedLayers([[LayerChange(linear, after=lambda states: 2 * states)], []])
     rows = torch.ones(2, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -11,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytest
 from site_runs import HOSTILE, STRANGE, write_runs
 from typer.testing import CliRunner
+from typing_help import present
 
 from harness.cli import app
-from harness.report.aggregate import Row, collect
+from harness.report.aggregate import BoardRow, collect
 from harness.results import ResultStore
 
 if TYPE_CHECKING:
@@ -86,7 +88,7 @@ def heads(page: Page) -> list[str]:
     return [text.split("\n")[0] for text in page.locator(f"{TINY} thead tr:last-child th").all_inner_texts()]
 
 
-def chart(page: Page, script: str) -> object:
+def chart(page: Page, script: str) -> Any:
     """What the scatter plot of the second board shows."""
     return page.evaluate(f"(() => {{ const c = Chart.getChart(document.querySelector('{TINY} canvas')); {script} }})()")
 
@@ -141,7 +143,7 @@ def test_a_column_can_be_left_out(index: Page) -> None:
 def test_the_plot_shows_the_numbers_of_the_table_and_its_front(index: Page, results: Path) -> None:
     board = collect(result for _, result in ResultStore(results).scan())[1]
     index.locator(TINY).locator("select.y").select_option("rte (Acc.)")
-    axes: tuple[tuple[str, Callable[[Row], Any]], ...] = (
+    axes: tuple[tuple[str, Callable[[BoardRow], Any]], ...] = (
         ("trainable parameters", lambda row: row.params("num_trained")[0]),
         ("milliseconds per step", lambda row: row.step_seconds() * 1_000),
         ("peak memory in MiB", lambda row: row.peak_memory() / 2**20),
@@ -149,12 +151,12 @@ def test_the_plot_shows_the_numbers_of_the_table_and_its_front(index: Page, resu
     for label, cost in axes:
         index.locator(TINY).locator("select.x").select_option(label)
         axis = "return c.options.scales.x.title.text.startsWith(" + repr(label) + ")"
-        becomes(index, lambda script=axis: chart(index, script), True)
+        becomes(index, functools.partial(chart, index, axis), True)
         scored = [row for row in board.rows if row.entries.get("rte") and row.label != "majority"]
         points = {row.name: (cost(row), row.entries["rte"].mean) for row in scored}
         shown = chart(index, "return c.data.datasets[0].data.map((p) => [p.name, p.x, p.y])")
         assert {name: (x, y) for name, x, y in shown} == {name: pytest.approx(place) for name, place in points.items()}
-        points = {name: (cost(row), row.entries["rte"].mean) for row in scored for name in [row.name]}
+        points = {name: (cost(row), present(row.entries["rte"].mean)) for row in scored for name in [row.name]}
         best = {
             name
             for name, (x, y) in points.items()

@@ -108,7 +108,7 @@ def test_the_swap_test_of_one_run_is_the_exact_sign_test(seed: int) -> None:
 def test_the_swap_test_of_several_runs_is_scipys_permutation_test() -> None:
     generator = np.random.default_rng(3)
     one, other = generator.random((3, 12)) < 0.85, generator.random((3, 12)) < 0.5
-    exact = scipy.stats.permutation_test(
+    exact = scipy.stats.permutation_test(  # type: ignore[call-overload]  # its stubs want whole numbers: inf is exact
         (one.mean(axis=0), other.mean(axis=0)), lambda a, b, axis: (a - b).mean(axis), vectorized=True,
         permutation_type="samples", n_resamples=np.inf,
     )  # fmt: skip
