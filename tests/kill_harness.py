@@ -244,7 +244,7 @@ def untouched(folder: Path, text: str) -> float:
 
 def trial(folder: Path, plans: list[Trouble], chance: random.Random, ended: dict[int, float]) -> list[int]:
     """Run as many processes as there are plans, each with its trouble; return their exit codes."""
-    rerun = "failed" if chance.random() < 0.9 else "none"
+    rerun: Rerun = "failed" if chance.random() < 0.9 else "none"
 
     def start(plan: Trouble) -> int:
         def work() -> None:

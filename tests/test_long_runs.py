@@ -18,6 +18,7 @@ from typing_help import present
 import harness
 from harness import bundle as bundle_module
 from harness import caches, runner, stop
+from harness.building import build_to_train
 from harness.bundle import Bundle
 from harness.cli import app
 from harness.data import TaskData, load_task
@@ -186,11 +187,10 @@ def test_an_exception_in_a_method_drops_its_cell_and_the_bundle_goes_on(
 ) -> None:
     options = with_method(folder, body, on_step)
     built: list[tuple[Any, ...]] = []
-    original = bundle_module.build_to_train
 
     def counted(*args: Any) -> Method:
         built.append(args)
-        return original(*args)
+        return build_to_train(*args)
 
     monkeypatch.setattr(bundle_module, "build_to_train", counted)
     summary = run(folder, **options)

@@ -145,15 +145,15 @@ def test_the_plot_shows_the_numbers_of_the_table_and_its_front(index: Page, resu
     index.locator(TINY).locator("select.y").select_option("rte (Acc.)")
     axes: tuple[tuple[str, Callable[[BoardRow], Any]], ...] = (
         ("trainable parameters", lambda row: row.params("num_trained")[0]),
-        ("milliseconds per step", lambda row: row.step_seconds() * 1_000),
-        ("peak memory in MiB", lambda row: row.peak_memory() / 2**20),
+        ("milliseconds per step", lambda row: present(row.step_seconds()) * 1_000),
+        ("peak memory in MiB", lambda row: present(row.peak_memory()) / 2**20),
     )
     for label, cost in axes:
         index.locator(TINY).locator("select.x").select_option(label)
         axis = "return c.options.scales.x.title.text.startsWith(" + repr(label) + ")"
         becomes(index, functools.partial(chart, index, axis), True)
         scored = [row for row in board.rows if row.entries.get("rte") and row.label != "majority"]
-        points = {row.name: (cost(row), row.entries["rte"].mean) for row in scored}
+        points = {row.name: (cost(row), present(row.entries["rte"].mean)) for row in scored}
         shown = chart(index, "return c.data.datasets[0].data.map((p) => [p.name, p.x, p.y])")
         assert {name: (x, y) for name, x, y in shown} == {name: pytest.approx(place) for name, place in points.items()}
         points = {name: (cost(row), present(row.entries["rte"].mean)) for row in scored for name in [row.name]}
