@@ -69,7 +69,8 @@ def _filled(module: nn.Module, weight: nn.Parameter, storage: Scheme, device: st
     if "bitsandbytes" not in type(module).__module__:
         return nn.Parameter(value, requires_grad=False)
     start = value.cpu() if storage == "int8" else value
-    made: nn.Parameter = type(weight)(start, requires_grad=False, **vars(weight)).to(device)
+    made = type(weight)(start, requires_grad=False, **vars(weight)).to(device)
+    assert isinstance(made, nn.Parameter), "bitsandbytes moves a parameter to a parameter"
     return made
 
 
@@ -81,7 +82,7 @@ def training_step(backbone: Backbone, tokens: int) -> None:
     table = torch.zeros(100, backbone.hidden, device=device, requires_grad=True)
     embeds = backbone.embedding(ids) + nn.functional.embedding(ids, table)
     labels = torch.full((rows, TARGETS), 5, device=device)
-    backbone.token_losses(embeds, _padded(ids), labels).sum().backward()  # type: ignore[no-untyped-call]
+    backbone.token_losses(embeds, _padded(ids), labels).sum().backward()
 
 
 def evaluation(backbone: Backbone, tokens: int) -> None:

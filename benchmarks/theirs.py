@@ -29,7 +29,7 @@ CONFIGS = {
 }
 
 
-class _Clock(TrainerCallback):
+class _Clock(TrainerCallback):  # type: ignore[misc]
     """Times the steps behind the warm-up, waiting for the device at both ends."""
 
     def __init__(self, device: str) -> None:
@@ -44,7 +44,7 @@ class _Clock(TrainerCallback):
         self.seconds, self.started = time.perf_counter() - self.started, time.perf_counter()
 
 
-class _SampledTrainer(Trainer):
+class _SampledTrainer(Trainer):  # type: ignore[misc]
     """Grouped by length, batches come longest first; a few steps from there on would be the slowest of all.
 
     So that few stand for all, it takes batches from evenly spaced places of the groups; the longest and the shortest

@@ -92,7 +92,7 @@ class Bench:
         fused, embeds, mask, labels = self.inputs(lengths, only)
         losses = self.backbone.token_losses(embeds, mask, labels).sum(1)
         if losses.requires_grad:
-            losses.mean().backward()  # type: ignore[no-untyped-call]
+            losses.mean().backward()
             fused.backward()
         return losses.detach()
 
@@ -274,7 +274,7 @@ def _bundle_losses(methods: list[Method], backbone: Backbone) -> list[Tensor]:
     embeds, mask, placed = fused.build(encoded, Rows(cells, np.tile(np.arange(len(LENGTHS)), len(methods))))
     with fused.attached():
         losses = backbone.token_losses(embeds, mask, torch.as_tensor(encoded.targets(placed.rows))).sum(1)
-        losses.sum().backward()  # type: ignore[no-untyped-call]
+        losses.sum().backward()
     fused.backward()
     order = [np.flatnonzero(placed.cells == cell) for cell in range(len(methods))]
     return [losses.detach()[where[np.argsort(placed.rows[where])]] for where in order]

@@ -27,7 +27,7 @@ from harness.backbone import Backbone
 from harness.quantization import PACKED, Scheme, packed_matrices
 
 
-class Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Tally(TorchDispatchMode):
     """Counts the bytes of storages that operators create, while they are alive. Those of `model` do not count."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -178,7 +178,7 @@ def training_bytes(backbone: Backbone, rows: int, length: int, targets: int, tra
     tally = Tally(backbone.model)
     with tally, _GpuKernels():
         embeds, mask, labels = _batch(backbone, rows, length, targets)
-        backbone.token_losses(embeds, mask, labels).sum().backward()  # type: ignore[no-untyped-call]
+        backbone.token_losses(embeds, mask, labels).sum().backward()
     return tally.peak
 
 

@@ -68,7 +68,7 @@ def _measure(backbone: Backbone, dropout: bool) -> Rate:
     embeds.requires_grad_()
 
     def train() -> None:
-        backbone.token_losses(embeds, mask, labels).sum().backward()  # type: ignore[no-untyped-call]
+        backbone.token_losses(embeds, mask, labels).sum().backward()
 
     backbone.model.train(dropout)
     train_s = _median_seconds(train, device)

@@ -235,7 +235,7 @@ class BundleStep:
         for batch, counts in self._own_micro_batches(rows, max_tokens):
             stop.check(stop.GRACE_S)
             row_losses, cells = self.sharding.forward(partial(self._row_losses, batch, weights * counts))
-            (row_losses * factors[cells]).sum().backward()  # type: ignore[no-untyped-call]
+            (row_losses * factors[cells]).sum().backward()
             losses.index_add_(0, cells, row_losses.detach())  # stays on the device, so no step waits for it
         fused.backward()
         return losses

@@ -31,8 +31,10 @@ import torch
 
 import harness
 from harness import engines
-from harness.bundle import Bundle, Listener
+from harness.bundle import Bundle, Listener, execute
+from harness.products import Product
 from harness.results import NotStored, ResultStore, predictions_path, tensors_path
+from harness.runner import Rerun
 from harness.schema import Key, Result
 
 SUITE = """\
@@ -114,19 +116,26 @@ def forked(work: Callable[[], None]) -> int:
         os._exit(code)
 
 
-def train(folder: Path, rerun: str = "none") -> None:
+def train(folder: Path, rerun: Rerun = "none") -> None:
     """One run of the folder's suite; bundles and their products are logged."""
-    original = engines.execute
 
     def logged(bundle: Bundle, listener: Listener) -> None:
         for cell in bundle.cells:
             log(folder, "begin", cell.key)
         say, on_product = listener.say, listener.on_product
-        listener.on_product = lambda product: (on_product(product), log(folder, "end", product.result.key))[0]
-        listener.say = lambda text: (log(folder, "said", ("", "", text)), say(text))[1]
-        original(bundle, listener)
 
-    engines.execute = logged
+        def store(product: Product) -> None:
+            on_product(product)
+            log(folder, "end", product.result.key)
+
+        def tell(text: str) -> None:
+            log(folder, "said", ("", "", text))
+            say(text)
+
+        listener.on_product, listener.say = store, tell
+        execute(bundle, listener)
+
+    vars(engines)["execute"] = logged
     harness.run(folder / "suite.yaml", results=folder / "results", quiet=True, rerun=rerun)
 
 
@@ -159,7 +168,7 @@ def make_trouble(trouble: Trouble, folder: Path) -> None:
 
         return operation
 
-    Path.write_bytes = wrapped(Path.write_bytes, True)
+    setattr(Path, "write_bytes", wrapped(Path.write_bytes, True))  # noqa: B010
     for name in ("fsync", "replace", "link"):
         setattr(os, name, wrapped(getattr(os, name), False))
 
@@ -235,7 +244,7 @@ def untouched(folder: Path, text: str) -> float:
 
 def trial(folder: Path, plans: list[Trouble], chance: random.Random, ended: dict[int, float]) -> list[int]:
     """Run as many processes as there are plans, each with its trouble; return their exit codes."""
-    rerun = "failed" if chance.random() < 0.9 else "none"
+    rerun: Rerun = "failed" if chance.random() < 0.9 else "none"
 
     def start(plan: Trouble) -> int:
         def work() -> None:

@@ -7,6 +7,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
+from typing_help import present
+
 from harness.report.site.cells import leaves, show
 from harness.schema import Result
 
@@ -16,8 +18,12 @@ class Document(HTMLParser):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self.path, self.tags, self.ids, self.addresses = path, set(), set(), []
-        self.text, self.scripts, self.cells = "", [], []
+        self.path, self.text = path, ""
+        self.tags: set[str] = set()
+        self.ids: set[str] = set()
+        self.addresses: list[str] = []
+        self.scripts: list[str] = []
+        self.cells: list[str] = []
         self._inside: list[str] = []
         self.feed(path.read_text(encoding="utf-8"))
 
@@ -28,8 +34,8 @@ class Document(HTMLParser):
         assert not any(name.startswith("on") for name in values), f"{self.path}: a handler in {tag}"
         if "id" in values:
             assert values["id"] not in self.ids, f"{self.path}: the id {values['id']} stands twice"
-            self.ids.add(values["id"])
-        self.addresses += [values[name] for name in ("href", "src") if values.get(name)]
+            self.ids.add(present(values["id"]))
+        self.addresses += [value for name in ("href", "src") if (value := values.get(name))]
         if tag in ("td", "th"):
             self.cells.append("")
         if tag == "script":

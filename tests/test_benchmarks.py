@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from benchmarks import bench, ours, theirs
+from benchmarks.ours import Measured
 from benchmarks.workload import LENGTHS, MINI, backbone, workload
 from harness.flops import matmul_params
 
@@ -77,15 +78,15 @@ def test_the_mini_shape_is_the_shape_it_says() -> None:
 def test_ratios_are_medians_of_rounds_and_compare_with_the_fastest_careful_user() -> None:
     padded = contender("(a) x", [10.0, 20.0, 10.0])
     slow, fast = (contender(f"(b) {i}", [5.0 * i] * 3) for i in (2, 4))
-    mine = contender("(c)", [30.0, 40.0, 50.0], bench.Measured(50.0, padding=0.125, peak_bytes=3 * 2**20))
+    mine = contender("(c)", [30.0, 40.0, 50.0], Measured(50.0, padding=0.125, peak_bytes=3 * 2**20))
     rows = bench.table_rows("sst2", "lora", [padded, slow, fast, mine])
     assert rows[3] == ["sst2", "lora", "(c)", "40.0", "3.00", "2.00", "12.5 %", "", "3", "3"]
 
 
-NOTHING = bench.Measured(0.0)
+NOTHING = Measured(0.0)
 
 
-def contender(name: str, rates: list[float], last: bench.Measured = NOTHING, cells: int = 0) -> Any:
+def contender(name: str, rates: list[float], last: Measured = NOTHING, cells: int = 0) -> Any:
     return bench.Contender(name, lambda *_: NOTHING, 1, cells, rates, last)
 
 
@@ -101,7 +102,11 @@ def test_a_slow_job_has_one_round_and_all_warm_up_but_bundles() -> None:
     calls: list[tuple[str, int]] = []
 
     def recorded(name: str, cells: int) -> Any:
-        return bench.Contender(name, lambda amount, _: calls.append((name, amount)) or NOTHING, 5, cells)
+        def measure(amount: int, _: object) -> Measured:
+            calls.append((name, amount))
+            return NOTHING
+
+        return bench.Contender(name, measure, 5, cells)
 
     both = [recorded("c", 1), recorded("d", 6)]
     bench.measure("lora", both, argparse.Namespace(device="cpu", rounds=3, seconds=0.0))

@@ -17,7 +17,7 @@ from harness import checkpoint
 from harness.cell_state import Outcome
 from harness.checkpoint import CheckpointPlan, Keeper, read_header
 from harness.racing import Race
-from harness.schema import Cell, Key
+from harness.schema import Cell, DevScore, Key
 from harness.train import BundleTrainer
 from harness.worklist import interval
 
@@ -41,7 +41,7 @@ def made(cells: list[Cell]) -> BundleTrainer:
 def finish(made: BundleTrainer, plan: CheckpointPlan | None = None, kill_at: int | None = None) -> dict[str, Outcome]:
     ended: dict[str, Outcome] = {}
 
-    def on_step(step: int, steps: int, scores: dict[str, float]) -> None:
+    def on_step(step: int, steps: int, scores: dict[Key, DevScore]) -> None:
         if step == kill_at:
             raise Killed
 
@@ -80,7 +80,9 @@ def test_a_continued_bundle_ends_with_the_same_bits(
     assert ours.keys() | handed_over == untouched.keys()
 
 
-def test_a_stop_within_an_evaluation_loses_nothing(untouched: dict[str, Outcome], tmp_path: Path) -> None:
+def test_a_stop_within_an_evaluation_loses_nothing(
+    untouched: dict[str, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from harness import stop
 
     plan = CheckpointPlan(tmp_path / "state.safetensors", "key")
@@ -91,7 +93,7 @@ def test_a_stop_within_an_evaluation_loses_nothing(untouched: dict[str, Outcome]
         original(split, cells)
         raise stop.Stopped(15)
 
-    first._greedy_answers = stopped
+    monkeypatch.setattr(first, "_greedy_answers", stopped)
     with pytest.raises(stop.Stopped):
         finish(first, plan)
     header = read_header(plan.path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from kill_harness import lay_out, outcomes, suite_text
@@ -45,8 +46,8 @@ class ListeningEngine(LocalEngine):
         self.said: list[str] = []
 
     def run(self, bundles: Iterable[Bundle], progress: Progress, on_product: OnProduct) -> None:
-        progress.say = self.said.append  # type: ignore[method-assign]
-        super().run(bundles, progress, on_product)
+        with patch.object(progress, "say", self.said.append):
+            super().run(bundles, progress, on_product)
 
 
 @pytest.mark.parametrize("most", [1, 2, 3])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def trained(kind: Kind, compiler: str | None = None) -> BundleTrainer:
         backbone._forward = torch.compile(backbone.model, dynamic=True, backend="aot_eager")
     cells = [make_cell(*spec, steps=STEPS) for spec in SPECS[:3]]
     rows = [Example("x", "0", ("0",))] * NUM_ROWS
-    count = dict.fromkeys(("num_train", "num_dev", "num_test"), NUM_ROWS)
+    count: dict[str, Any] = dict.fromkeys(("num_train", "num_dev", "num_test"), NUM_ROWS)
     record = DataRecord(source="", revision="", split_rule="", fingerprint="", **count)
     data = TaskData(all_tasks()["micro_sentiment"], rows, rows, rows, record)
     encoded = tiny_rows(np.random.default_rng(1).integers(2, LENGTH, NUM_ROWS).tolist(), backbone)

@@ -9,7 +9,7 @@ import pytest
 from harness import contract
 from harness.contract import Finding, check_method_file
 from harness.listings import describe_contract
-from harness.method import load_file
+from harness.method import Method, load_file
 
 HEAD = """
 from dataclasses import dataclass
@@ -363,6 +363,7 @@ def test_a_method_of_layer_changes_alone_meets_the_contract_and_shares(tmp_path:
     path = write(tmp_path, "from harness.method import LayerChange\n" + body)
     cls = load_file(path).cls
     assert cls is not None
+    assert issubclass(cls, Method)
     assert cls.is_layer_side()
     assert not cls.runs_alone()
     found = findings(tmp_path, "from harness.method import LayerChange\n" + body)

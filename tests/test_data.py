@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ from harness.errors import UserError
 from harness.examples import Example
 from harness.runner import run
 from harness.tasks import all_tasks
-from harness.tasks.record import NEEDED_SPLITS, SPLIT_RULES
+from harness.tasks.record import NEEDED_SPLITS, SPLIT_RULES, SplitRule
 from harness.tiny import tiny_backbone
 
 TASKS = all_tasks()
@@ -54,7 +55,7 @@ def cb_row(index: int, label: object = "neutral") -> dict[str, object]:
     return {"premise": f"premise {index}", "hypothesis": f"hypothesis {index}", "label": label, "idx": index}
 
 
-def write_cb(folder: Path, train: list[object], validation: list[object]) -> Path:
+def write_cb(folder: Path, train: Sequence[object], validation: Sequence[object]) -> Path:
     (folder / "CB").mkdir(parents=True)
     for name, rows in (("train", train), ("val", validation)):
         (folder / "CB" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -94,7 +95,7 @@ def numbered(count: int, start: int = 0) -> list[list[Example]]:
 
 
 @given(st.sampled_from(sorted(SPLIT_RULES)), st.integers(3, 40), st.integers(2, 40))
-def test_a_split_rule_hands_out_every_row_once(rule: str, num_train: int, num_other: int) -> None:
+def test_a_split_rule_hands_out_every_row_once(rule: SplitRule, num_train: int, num_other: int) -> None:
     sizes = [num_train, num_other, num_other][: len(NEEDED_SPLITS[rule])]
     starts = [0, 1_000, 2_000]
     read = [numbered(size, start) for size, start in zip(sizes, starts, strict=False)]
@@ -148,10 +149,9 @@ def test_dev_and_test_rows_that_stand_in_train_are_counted_and_told(
 
 
 @given(st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=9), min_size=1, max_size=9), st.randoms())
-def test_ragged_rows_come_back_padded(rows: list[list[int]], random: object) -> None:
+def test_ragged_rows_come_back_padded(rows: list[list[int]], random: Random) -> None:
     flat, offsets = _ragged(rows)
-    picked = np.arange(len(rows))
-    random.shuffle(picked)
+    picked = np.array(random.sample(range(len(rows)), len(rows)))
     padded = _padded(flat, offsets, picked, -100)
     assert [[int(i) for i in row if i != -100] for row in padded] == [rows[i] for i in picked]
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from benchmarks.memory import LENGTH, evaluation, peak_bytes, random_backbone, training_step
+from benchmarks.memory import evaluation, peak_bytes, random_backbone, training_step
 from harness.cli import app
-from harness.device_plan import describe_device, find_device, full_tuning, need
+from harness.device_plan import LENGTH, describe_device, find_device, full_tuning, need
 from harness.errors import UserError
 from harness.flops import DEVICES, peak_flops
 from harness.footprint import evaluation_bytes, training_bytes, weightless

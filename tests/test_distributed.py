@@ -72,7 +72,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     for processes in (1, 2):
         folder = tmp_path_factory.mktemp(f"by{processes}")
         (folder / "team.yaml").write_text(SUITE)
-        settings = {"execution.processes": processes}
+        settings: dict[str, object] = {"execution.processes": processes}
         summary = run(folder / "team.yaml", results=folder / "out", settings=settings, quiet=True)
         assert (summary.num_trained, summary.num_failed) == (1, 0)
         found[processes] = folder / "out"
@@ -159,7 +159,12 @@ def test_a_team_ends_with_the_command_that_started_it_and_the_next_goes_on(
     command = [sys.executable, "-m", "harness", "run", "team.yaml", "--results", "out", *options]
     started = psutil.Popen(command, cwd=broken, env={**os.environ, "PYTHONPATH": str(ROOT)})
     team: list[psutil.Process] = []
-    with once_begun(broken, lambda: (team.extend(members(started)), started.kill())):
+
+    def kill() -> None:
+        team.extend(members(started))
+        started.kill()
+
+    with once_begun(broken, kill):
         started.wait()
     assert len(team) == 2
     _, alive = psutil.wait_procs(team, timeout=60)

@@ -53,7 +53,7 @@ def test_the_suite_for_own_data_of_the_docs_runs_on_a_csv(tmp_path: Path) -> Non
     rows = re.findall(r"```csv\n(.*?)```", text, re.DOTALL)[0].splitlines()
     more = [f"Number {i} was {'fine' if i % 2 else 'no use'}.,{'good' if i % 2 else 'bad'}" for i in range(40)]
     (tmp_path / "reviews.csv").write_text("\n".join([*rows, *more]) + "\n")
-    settings = {"recipe.steps": 2, "recipe.eval_every": 1}
+    settings: dict[str, object] = {"recipe.steps": 2, "recipe.eval_every": 1}
     summary = harness.run(tmp_path / "mine.yaml", results=tmp_path / "out", settings=settings, seeds=[1], quiet=True)
     assert summary.num_failed == 0
     frame = harness.load_results(tmp_path / "out")
@@ -68,7 +68,7 @@ def test_the_example_method_of_the_docs_meets_the_contract_and_trains(tmp_path: 
     file = tmp_path / "mine" / "scaled_prompt.py"
     file.write_text(code)
     assert all(finding.ok for finding in check_method_file(file))
-    settings = {"recipe.steps": 2, "recipe.eval_every": 1, "methods.scaled_prompt.prompt_length": 4}
+    settings: dict[str, object] = {"recipe.steps": 2, "recipe.eval_every": 1, "methods.scaled_prompt.prompt_length": 4}
     summary = harness.run(
         ROOT / "suites" / "quickstart.yaml", methods=["scaled_prompt"], tasks=["micro_sentiment"], seeds=[1],
         method_dirs=[tmp_path / "mine"], results=tmp_path / "out", settings=settings, quiet=True,

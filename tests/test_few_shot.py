@@ -293,6 +293,6 @@ def test_each_k_and_draw_is_superseded_by_its_own_kind(tmp_path: Path) -> None:
         store.write(old, [], None)
         cells.append(old.cell.model_copy(update={"task_version": 2}))
     found = superseded(store, cells)
-    assert set(found) == {("plain", cell.cell_id) for cell in cells}
+    assert set(found) == {cell.key for cell in cells}
     for cell in cells:
-        assert found["plain", cell.cell_id].cell.few_shot == cell.few_shot
+        assert found[cell.key].cell.few_shot == cell.few_shot

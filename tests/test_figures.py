@@ -6,6 +6,7 @@ import itertools
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,7 +25,7 @@ from harness.report.figures_cost import COSTS, draw_cost, pareto_front
 from harness.report.labels import place_labels
 from harness.report.site.plots import scatter
 from harness.report.stats import rank_methods
-from harness.report.styles import looks
+from harness.report.styles import Look, looks
 from harness.schema import BackboneRecord, DevScore, ParamCounts, Result, Usage
 
 METHODS = sorted(path.stem for path in (Path(__file__).resolve().parent.parent / "methods").glob("*.py"))
@@ -51,7 +52,7 @@ def crowded() -> Board:
     return collect(runs)[0]
 
 
-def styles(board: Board) -> dict[str, object]:
+def styles(board: Board) -> dict[str, Look]:
     return dict(looks(row.label for row in board.rows))
 
 
@@ -69,7 +70,7 @@ def assert_labels_keep_apart(figure: Figure) -> None:
 
 def test_every_method_is_labelled_and_no_label_covers_another() -> None:
     board = crowded()
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
         figure = draw_cost(board, COSTS[0], None, styles(board))
         assert {text.get_text() for text in figure.axes[0].texts} == {row.name for row in board.rows}
         assert_labels_keep_apart(figure)
@@ -77,7 +78,7 @@ def test_every_method_is_labelled_and_no_label_covers_another() -> None:
 
 def test_labels_keep_apart_at_the_resolution_of_a_vector_file() -> None:
     board = crowded()
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
         figure = draw_cost(board, COSTS[0], None, styles(board))
         figure.set_dpi(72)
         assert_labels_keep_apart(figure)
@@ -93,7 +94,7 @@ def test_the_pareto_front_is_what_nothing_beats(points: list[tuple[float, float]
 
 def lines(axes: Axes) -> dict[str, list[float]]:
     """Label -> x, y, x, y, ... of each line."""
-    return {str(line.get_label()): line.get_xydata().ravel().tolist() for line in axes.lines}
+    return {str(line.get_label()): np.asarray(line.get_xydata()).ravel().tolist() for line in axes.lines}
 
 
 def test_curves_are_means_over_seeds() -> None:
@@ -133,7 +134,7 @@ def few_shot(name: str, k: int, test: float, trained: int = 1_000, seed: int = 1
 def test_rows_that_differ_only_in_k_have_lines_of_their_own() -> None:
     board = collect([few_shot(name, k, 60 + k) for name in ("lora", "ept") for k in range(1, 17)])[0]
     for axes in draw_curves(board, "cb", styles(board)).axes:
-        drawn = {(d.get_color(), d.get_marker(), str(d._unscaled_dash_pattern), d.get_markerfacecolor())
+        drawn = {(d.get_color(), d.get_marker(), str(vars(d)["_unscaled_dash_pattern"]), d.get_markerfacecolor())
                  for d in axes.lines}  # fmt: skip
         assert len(drawn) == len(axes.lines) == 32
     sized = [few_shot("lora", k, 60 + k) for k in (4, 16)] + [
@@ -162,7 +163,7 @@ def test_ranks_stand_in_order_beside_the_band_of_the_best() -> None:
     (board,) = collect([run(name, 60, 10) for name in ranking.ranks])
     (axes,) = draw_ranks(board, ranking, styles(board)).axes
     assert [text.get_text() for text in axes.get_yticklabels()] == ["lora", "ept", "dept"]
-    assert [line.get_xdata()[0] for line in axes.lines] == [1, 2, 3]
+    assert [np.asarray(line.get_xdata())[0] for line in axes.lines] == [1, 2, 3]
     band = axes.patches[0].get_extents().transformed(axes.transData.inverted())
     assert (band.x0, band.x1) == pytest.approx((1, 1 + ranking.critical_difference))
 
@@ -192,7 +193,7 @@ def test_a_figure_without_room_for_its_labels_grows() -> None:
 
 def test_labels_of_equal_points_keep_apart() -> None:
     board = collect([run(name, 80, 76_800) for name in METHODS])[0]
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
         figure = draw_cost(board, COSTS[0], None, styles(board))
         assert len(figure.axes[0].texts) == len(METHODS)
         assert_labels_keep_apart(figure)

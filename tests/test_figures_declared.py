@@ -14,10 +14,12 @@ from layout_runs import SIZES, made
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from safetensors.numpy import save
 from test_figures import assert_labels_keep_apart
 from test_input_methods import make
 from typer.testing import CliRunner
+from typing_help import present
 
 from harness.cli import app
 from harness.errors import UserError
@@ -63,7 +65,8 @@ def lines(axes: Axes) -> dict[str, list[float]]:
     found = {}
     for handle, label in zip(handles, labels, strict=True):
         line = handle[0] if isinstance(handle, tuple) else handle
-        found[label] = line.get_xydata().ravel().tolist()
+        assert isinstance(line, Line2D)
+        found[str(label)] = np.asarray(line.get_xydata()).ravel().tolist()
     return found
 
 
@@ -153,7 +156,7 @@ def test_scores_stand_against_each_cost_and_labels_keep_apart(cost: Any) -> None
     results = [made(f"m{i}", "cb", 80 + i % 4 / 3, num_trained=1_000 * (1 + i % 5), seconds=10 + i % 6,
                     peak=(100 + 10 * (i % 3)) * 2**20) for i in range(14)]  # fmt: skip
     (board,) = collect(results)
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
         figure = draw_cost(board, cost, None, looks(row.label for row in board.rows))
         assert {text.get_text() for text in figure.axes[0].texts} == {row.name for row in board.rows}
         assert_labels_keep_apart(figure)
@@ -184,6 +187,7 @@ def test_gate_weights_equal_those_of_the_method_under_the_names_that_it_stores()
     assert layout.gates is not None
     stored = {name: tensor.detach().numpy() for name, tensor in method.state_dict().items()}
     weights = gate_weights(stored, layout.gates)
+    assert weights is not None
     np.testing.assert_allclose(weights, method.gate_weights().detach().numpy()[..., 0])
 
 
@@ -209,7 +213,7 @@ def test_gates_are_drawn_for_each_task(gated: ResultStore) -> None:
     panels = [axes for axes in figure.axes if axes.images and axes.get_visible()]
     assert [axes.get_title() for axes in panels[:3]] == ["cb, seed 1", "cola, seed 1", "rte, seed 1"]
     stored = {name: values.astype(np.float64) for name, values in tensors(seed=0).items()}
-    np.testing.assert_allclose(np.asarray(panels[0].images[0].get_array()), gate_weights(stored, GATES))
+    np.testing.assert_allclose(np.asarray(panels[0].images[0].get_array()), present(gate_weights(stored, GATES)))
 
 
 def test_tensors_that_were_changed_are_not_drawn(gated: ResultStore) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
+from typing_help import present
 
 from harness.backbone import Backbone
 from harness.backbone_names import SHIPPED
@@ -160,7 +161,7 @@ def test_one_row_that_does_not_fit_is_left_out_and_said(ran: tuple[Path, Any]) -
     reason = "does not fit backbone 'micro-t5': a subvector width of 7 does not divide the backbone's width 96"
     assert summary.unfit == (f"wide {reason}",)
     stored = {r.cell.label: r for _, r in ResultStore(folder / "out").scan()}
-    assert (stored["wide"].status, stored["wide"].failure.message) == ("unfit", reason)
+    assert (stored["wide"].status, present(stored["wide"].failure).message) == ("unfit", reason)
     call = CliRunner()
     for style in ("terminal", "markdown", "latex", "html", "csv", "json"):
         told = call.invoke(app, ["report", str(folder / "out"), "--format", style])
@@ -196,7 +197,7 @@ def test_a_suite_in_which_nothing_fits_is_an_error_and_writes_nothing(ran: tuple
 
 
 def test_a_mistake_in_a_methods_code_is_no_question_of_fit() -> None:
-    class Broken(METHODS["bitfit"]):  # type: ignore[misc, name-defined]
+    class Broken(METHODS["bitfit"]):  # type: ignore[misc, name-defined, valid-type]
         def layer_changes(self) -> Any:
             return self.nothing_of_this_name
 

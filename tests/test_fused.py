@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -25,7 +25,10 @@ from harness.train import BundleTrainer
 
 LENGTH = 24
 REGISTRY = discover()
-SPECS = [
+Kind = Literal["encoder-decoder", "decoder"]
+Spec = tuple[str, dict[str, object], float, int, int]
+"""Method, hp, learning rate, seed, batch size."""
+SPECS: list[Spec] = [
     ("prompt_tuning", {"prompt_length": 7}, 0.3, 1, 4),
     ("dept", {"prompt_length": 5, "budget_length": 9, "source_length": LENGTH, "added_lr": 0.01}, 0.1, 2, 5),
     ("accept", {"prompt_length": 6, "budget_length": 12, "source_length": LENGTH, "added_lr": 0.02}, 0.2, 3, 3),
@@ -95,7 +98,7 @@ def cells(steps: int) -> list[Cell]:
 
 
 def layer_cells(steps: int) -> list[Cell]:
-    specs = [("lora", {"rank": 2}), ("ia3", {}), ("adapter", {"reduction": 8})]
+    specs: list[tuple[str, dict[str, object]]] = [("lora", {"rank": 2}), ("ia3", {}), ("adapter", {"reduction": 8})]
     return [make_cell(name, hp, 0.01, seed, 4, steps) for seed, (name, hp) in enumerate(specs)]
 
 
@@ -190,9 +193,9 @@ def test_a_loss_that_breaks_down_says_when_and_what_it_was(breaks_at: int, known
 
 
 @pytest.mark.parametrize("kind", ["encoder-decoder", "decoder"])
-def test_cutting_the_padding_equals_padding_to_the_full_length(kind: str) -> None:
+def test_cutting_the_padding_equals_padding_to_the_full_length(kind: Kind) -> None:
     backbone = tiny_backbone(kind, precision="float64")
-    method = make_method(make_cell(*SPECS[1], steps=1), backbone)
+    method: Any = make_method(make_cell(*SPECS[1], steps=1), backbone)
     with torch.no_grad():
         method.b.normal_()
     encoded = tiny_rows([3, 11, LENGTH], backbone)
@@ -203,7 +206,7 @@ def test_cutting_the_padding_equals_padding_to_the_full_length(kind: str) -> Non
 
 def test_a_decoder_counts_table_rows_from_the_padded_start() -> None:
     backbone = tiny_backbone("decoder", precision="float64")
-    method = make_method(make_cell(*SPECS[1], steps=1), backbone)
+    method: Any = make_method(make_cell(*SPECS[1], steps=1), backbone)
     fused = FusedInput([method], backbone, LENGTH)
     with torch.no_grad():
         method.b.normal_()
@@ -232,7 +235,7 @@ def test_the_methods_own_forward_equals_the_gather() -> None:
 
 
 @pytest.mark.parametrize("kind", ["encoder-decoder", "decoder"])
-def test_decoding_equals_generate(kind: str) -> None:
+def test_decoding_equals_generate(kind: Kind) -> None:
     backbone = tiny_backbone(kind)
     torch.manual_seed(0)
     embeds, lengths = torch.randn(5, 9, backbone.hidden) * 3, torch.tensor([9, 2, 5, 7, 1])
@@ -266,7 +269,7 @@ class HostReads(TorchDispatchMode):
     READS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

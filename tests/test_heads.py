@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_fused import LENGTH, SPECS, make_cell, make_method
+from test_fused import LENGTH, SPECS, Spec, make_cell, make_method
 from torch import Tensor
 
 from harness.backbone import Backbone
@@ -48,13 +48,13 @@ def headed(cell: Cell, backbone: Backbone) -> Method:
     return method
 
 
-def trainer(specs: list[Any], backbone: Backbone, steps: int = 6) -> BundleTrainer:
+def trainer(specs: list[Spec], backbone: Backbone, steps: int = 6) -> BundleTrainer:
     cells = [make_cell(*spec, steps=steps) for spec in specs]
     cells = [
         c.model_copy(update={"recipe": c.recipe.model_copy(update={"head": "linear", "head_lr": 0.05})}) for c in cells
     ]
     rows = [Example("x", TASK.targets[i % 2], (TASK.targets[i % 2],)) for i in range(NUM_ROWS)]
-    count = dict.fromkeys(("num_train", "num_dev", "num_test"), NUM_ROWS)
+    count: dict[str, Any] = dict.fromkeys(("num_train", "num_dev", "num_test"), NUM_ROWS)
     data = TaskData(TASK, rows, rows, rows, DataRecord(source="", revision="", split_rule="", fingerprint="", **count))
     lengths = np.random.default_rng(1).integers(2, LENGTH, NUM_ROWS).tolist()
     encoded = class_targets(tiny_rows(lengths, backbone), rows, TASK)

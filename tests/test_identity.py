@@ -53,7 +53,7 @@ def test_a_source_that_is_a_cell_of_the_table_too_is_one_cell(write_suite: Write
     plan = planned(write_suite(SUITE.replace("BUNDLE", "8")), tmp_path)
     row, source = (next(g for g in plan.groups if (g.label, g.task, g.is_source) == ("row", "micro_sentiment", kind))
                    for kind in (False, True))  # fmt: skip
-    assert (row.seeds, source.seeds, source.shared_seeds) == ((42,), (42, 43, 44), {42})
+    assert (row.seeds, source.seeds, source.shared_seeds) == ((42,), (42, 43, 44), frozenset({42}))
     for point in row.cells:
         assert source.cells[point].key == row.cells[point].key
     assert {cell.suite for cell in source.own_cells().values()} == {SOURCES}

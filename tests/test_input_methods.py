@@ -234,7 +234,9 @@ def test_the_network_of_a_residual_prompt_may_learn_at_its_own_rate() -> None:
 
 
 def test_ept_without_low_rank_pair_has_no_fusion() -> None:
-    for hp in ({"prompt_length": 9, "budget_length": 9}, {"prompt_length": 5, "budget_length": 9, "rank": 0}):
+    alone: dict[str, Any] = {"prompt_length": 9, "budget_length": 9}
+    without_rank: dict[str, Any] = {"prompt_length": 5, "budget_length": 9, "rank": 0}
+    for hp in (alone, without_rank):
         method = make("ept", source_length=24, **hp)
         assert method.added() is None
         torch.testing.assert_close(method.fused(), method.short)

@@ -40,7 +40,8 @@ def test_an_adapter_stands_behind_attention_and_feed_forward_before_the_residual
             x, own = self.linear(x), self.inserted
             z = x @ own.down.weight.T + own.down.bias
             gelu = 0.5 * z * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (z + 0.044715 * z**3)))
-            return x + gelu @ own.up.weight.T + own.up.bias
+            added: Tensor = gelu @ own.up.weight.T + own.up.bias
+            return x + added
 
     for index in range(2):
         for stack in ("encoder", "decoder"):
@@ -162,7 +163,7 @@ def test_adamix_adds_the_symmetric_divergence_of_two_passes_in_training() -> Non
         rows = made._draw()
         torch.manual_seed(4)
         with_divergence = made._accumulate(rows)
-        method.consistency = 0.0
+        setattr(method, "consistency", 0.0)  # noqa: B010
         torch.manual_seed(4)
         assert with_divergence > made._accumulate(rows), "the trainer asks the method for its loss"
 
@@ -273,7 +274,7 @@ def test_lora_with_biases_trains_the_tables_of_relative_positions() -> None:
             backbone.token_losses(embeds, mask, labels).sum().backward()
         assert all(bool(table.grad.any()) for table in method.positions.tables.values())
     assert len(methods[0].positions.tables) == 2
-    assert not torch.allclose(*expected)
+    assert not torch.allclose(expected[0], expected[1])
     together = SharedLayers([method.layer_changes() for method in methods])
     together.order(np.array([0, 0, 1]))
     with together.attached():
@@ -299,7 +300,8 @@ def test_lst_gates_weigh_the_side_against_the_backbone() -> None:
     first, second = (torch.randn(3, 7, 64, dtype=torch.float64) for _ in range(2))
 
     def state(hidden: Tensor) -> Tensor:
-        return ladder(embeds, [hidden], attention_mask=mask)
+        ended: Tensor = ladder(embeds, [hidden], attention_mask=mask)
+        return ended
 
     assert torch.sigmoid(ladder.gates).tolist() == [0.5, 0.5]
     assert not torch.allclose(state(first), state(second))

@@ -181,7 +181,7 @@ def test_a_fresh_method_changes_nothing(name: str, kind: Any) -> None:
         torch.testing.assert_close(backbone.target_logits(*batch(backbone)), plain, rtol=1e-9, atol=1e-9)
 
 
-PEFT: dict[str, tuple[dict[str, object], Any]] = {
+PEFT: dict[str, tuple[dict[str, Any], Any]] = {
     "lora": ({"rank": 4, "dropout": 0.0}, LoraConfig(r=4, lora_alpha=32, target_modules=["q", "v"])),
     "dora": ({"rank": 4, "dropout": 0.0}, LoraConfig(r=4, lora_alpha=32, target_modules=["q", "v"], use_dora=True)),
     "ia3": ({}, IA3Config(target_modules=["k", "v", "wo"], feedforward_modules=["wo"])),
@@ -212,11 +212,13 @@ def merged_weight(name: str, weight: Tensor, own: dict[str, Tensor], rank: int) 
         generator = torch.Generator().manual_seed(0)
         a = (torch.rand(rank, weight.shape[1], generator=generator) * 2 - 1) * (6 / weight.shape[1]) ** 0.5
         b = (torch.rand(weight.shape[0], rank, generator=generator) * 2 - 1) * (6 / rank) ** 0.5
-        return weight + own["vera_lambda_b"].diag() @ b.to(weight) @ own["vera_lambda_d"].diag() @ a.to(weight)
-    changed = weight + 32 / rank * own["lora_B"] @ own["lora_A"]
+        added: Tensor = own["vera_lambda_b"].diag() @ b.to(weight) @ own["vera_lambda_d"].diag() @ a.to(weight)
+        return weight + added
+    changed: Tensor = weight + 32 / rank * own["lora_B"] @ own["lora_A"]
     if name == "lora":
         return changed
-    return own["lora_magnitude_vector"][:, None] * changed / changed.norm(dim=1, keepdim=True)
+    directions: Tensor = changed / changed.norm(dim=1, keepdim=True)
+    return own["lora_magnitude_vector"][:, None] * directions
 
 
 @pytest.mark.parametrize("name", PEFT)

@@ -7,26 +7,32 @@ import os
 import signal
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 from kill_harness import lay_out, outcomes, suite_text
 from typer.testing import CliRunner
+from typing_help import present
 
 import harness
 from harness import bundle as bundle_module
 from harness import caches, runner, stop
+from harness.building import build_to_train
 from harness.bundle import Bundle
 from harness.cli import app
 from harness.data import TaskData, load_task
 from harness.engines import LocalEngine
 from harness.listings import describe_plan
+from harness.method import Method
 from harness.planning import make_plan
 from harness.products import OnProduct
 from harness.progress import Progress
 from harness.results import NotStored, ResultStore
-from harness.schema import Result
+from harness.schema import DevScore, Key, Result
 from harness.staleness import changed_since
 from harness.suite import Overrides
+from harness.tasks import Task
 
 ONE = suite_text(steps=4, every=2)
 METHOD = '''\
@@ -54,7 +60,7 @@ class Shift(Method):
 '''
 
 
-def run(folder: Path, **options: object) -> runner.RunSummary:
+def run(folder: Path, **options: Any) -> runner.RunSummary:
     return harness.run(folder / "suite.yaml", results=folder / "results", quiet=True, **options)
 
 
@@ -80,20 +86,21 @@ class SignallingEngine(LocalEngine):
     """Sends itself a signal after a step."""
 
     def __init__(self, at: int, *signals: int) -> None:
-        self.at, self.signals, self.seen = at, signals, []
+        self.at, self.signals = at, signals
+        self.seen: list[int] = []
 
     def run(self, bundles: Iterable[Bundle], progress: Progress, on_product: OnProduct) -> None:
         original = progress.step
 
-        def step(number: int, steps: int, scores: dict[str, float]) -> None:
+        def step(number: int, steps: int, scores: dict[Key, DevScore]) -> None:
             original(number, steps, scores)
             self.seen.append(number)
             if number == self.at:
                 for number in self.signals:
                     signal.raise_signal(number)
 
-        progress.step = step
-        super().run(bundles, progress, on_product)
+        with patch.object(progress, "step", step):
+            super().run(bundles, progress, on_product)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -123,7 +130,7 @@ def test_a_second_signal_stops_at_once(folder: Path) -> None:
 
 
 def test_the_command_says_how_to_go_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stopped(*args: object, **options: object) -> None:
+    def stopped(*args: object, **options: Any) -> None:
         raise stop.Stopped(signal.SIGTERM)
 
     monkeypatch.setattr(runner, "run", stopped)
@@ -179,23 +186,27 @@ def test_an_exception_in_a_method_drops_its_cell_and_the_bundle_goes_on(
     body: str, on_step: str, folder: Path, untouched: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = with_method(folder, body, on_step)
-    built = []
-    original = bundle_module._build
-    monkeypatch.setattr(bundle_module, "_build", lambda *args: (built.append(args), original(*args))[1])
+    built: list[tuple[Any, ...]] = []
+
+    def counted(*args: Any) -> Method:
+        built.append(args)
+        return build_to_train(*args)
+
+    monkeypatch.setattr(bundle_module, "build_to_train", counted)
     summary = run(folder, **options)
     assert (summary.num_trained, summary.num_failed) == (3, 1)
     assert len(built) == 3, "nobody else began anew"
     failed = next(result for result in results_of(folder) if result.status == "failed")
     assert failed.cell.label == "shift"
-    assert "on purpose" in failed.failure.traceback
-    assert failed.failure.step
+    assert "on purpose" in present(failed.failure).traceback
+    assert present(failed.failure).step
     expected = outcomes(untouched, exact=False)
     ours = {name: item for name, item in outcomes(folder, exact=False).items() if name[0] == "dept"}
     assert ours == {name: expected[name] for name in ours}
 
 
 def test_a_mistake_in_the_rows_of_one_task_fails_its_cells_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(task: object, data_dir: str | None) -> TaskData:
+    def failing(task: Task, data_dir: str | None) -> TaskData:
         if task.name == "two":
             raise UnicodeDecodeError("utf-8", b"x", 0, 1, "made up")
         return load_task(task, data_dir)
@@ -206,7 +217,9 @@ def test_a_mistake_in_the_rows_of_one_task_fails_its_cells_only(folder: Path, mo
     summary = run(folder, methods=["majority", "dept"], seeds=[1])
     assert summary.num_failed == 3
     assert {(r.cell.task, r.status) for r in results_of(folder)} == {("one", "done"), ("two", "failed")}
-    assert "UnicodeDecodeError" in next(r.failure.traceback for r in results_of(folder) if r.status == "failed")
+    assert "UnicodeDecodeError" in next(
+        present(r.failure).traceback for r in results_of(folder) if r.status == "failed"
+    )
     monkeypatch.undo()
     assert run(folder, methods=["majority", "dept"], seeds=[1], rerun="failed").num_trained == 3
 
@@ -225,7 +238,7 @@ def test_a_result_without_room_is_a_failure_and_the_others_go_on(folder: Path, m
     assert (summary.num_trained, summary.num_failed) == (3, 2)
     failed = [result for result in results_of(folder) if result.status == "failed"]
     assert {result.cell.label for result in failed} == {"lora"}
-    assert "No space left on device" in failed[0].failure.traceback
+    assert "No space left on device" in present(failed[0].failure).traceback
     assert not list((folder / "results").rglob("*.tmp"))
     monkeypatch.setattr(Path, "write_bytes", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(NotStored, match="could not be stored: No space left"):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from typing_help import present
 
 from harness.optimizer import JointAdamW
 from harness.suite_file import Recipe
 
-SHAPES = [[(5, 4)], [(3, 4), (2,)], [(7,)], [(4, 2), (2, 4), (3,)]]
+SHAPES: list[list[tuple[int, ...]]] = [[(5, 4)], [(3, 4), (2,)], [(7,)], [(4, 2), (2, 4), (3,)]]
 RECIPES = [
     Recipe(),
     Recipe(weight_decay=0.1, beta1=0.8, clip_norm=0.5),
@@ -19,7 +22,7 @@ RECIPES = [
 RATES = [[0.3], [0.1, 0.001], [5.0], [0.01, 0.02, 0.03]]
 
 
-def build() -> list[list[dict[str, object]]]:
+def build() -> list[list[dict[str, Any]]]:
     generator = torch.Generator().manual_seed(0)
 
     def new(shape: tuple[int, ...]) -> torch.nn.Parameter:
@@ -29,7 +32,7 @@ def build() -> list[list[dict[str, object]]]:
     return [[{"params": [new(shape)], "lr": lr} for shape, lr in own] for own in pairs]
 
 
-def tensors(groups: list[dict[str, object]]) -> list[Tensor]:
+def tensors(groups: list[dict[str, Any]]) -> list[Tensor]:
     return [p for group in groups for p in group["params"]]
 
 
@@ -52,7 +55,8 @@ def test_all_cells_at_once_equal_one_after_the_other_to_1e_12(skip: bool) -> Non
     ]
     for step in range(40):
         active = [cell for cell in range(4) if not (cell == 2 and step >= 20)]
-        set_gradients(ours, step, skip), set_gradients(theirs, step, skip)
+        set_gradients(ours, step, skip)
+        set_gradients(theirs, step, skip)
         joint.step(dict.fromkeys(active, 1 / (1 + step)))
         if step == 20:
             joint.release([2])
@@ -71,7 +75,7 @@ def test_a_gradient_that_is_not_finite_harms_no_other_cell() -> None:
     cells = build()
     joint = JointAdamW(cells, RECIPES)
     set_gradients(cells, 0, skip=False)
-    tensors(cells[1])[0].grad[0, 0] = float("inf")
+    present(tensors(cells[1])[0].grad)[0, 0] = float("inf")
     joint.step(dict.fromkeys(range(4), 1.0))
     assert not all(p.isfinite().all() for p in tensors(cells[1]))
     assert all(p.isfinite().all() for cell in (0, 2, 3) for p in tensors(cells[cell]))
@@ -98,7 +102,8 @@ class TransformersAdamW:
         m = (1 - r.beta1) * (history * r.beta1**powers).sum(-1)
         v = (1 - r.beta2) * (history.square() * r.beta2**powers).sum(-1)
         step = lr * (1 - r.beta2**t) ** 0.5 / (1 - r.beta1**t) * m / (v.sqrt() + r.eps)
-        return (p - step) * (1 - lr * r.weight_decay)
+        moved: Tensor = (p - step) * (1 - lr * r.weight_decay)
+        return moved
 
 
 FORMS = ["transformers", "torch", "transformers", "torch"]
@@ -118,11 +123,12 @@ def test_cells_of_one_bundle_may_differ_in_whose_adamw_moves_them(skip: bool) ->
         for groups, r in zip(theirs, recipes, strict=True)
     ]
     for step in range(30):
-        set_gradients(ours, step, skip), set_gradients(theirs, step, skip)
+        set_gradients(ours, step, skip)
+        set_gradients(theirs, step, skip)
         for cell in range(4):
             for p, q in zip(tensors(ours[cell]), tensors(theirs[cell]), strict=True):
                 if p.grad is not None:
-                    p.grad, q.grad = p.grad * 1e-6, q.grad * 1e-6
+                    p.grad, q.grad = p.grad * 1e-6, present(q.grad) * 1e-6
         joint.step(dict.fromkeys(range(4), 1 / (1 + step)))
         for cell, recipe in enumerate(recipes):
             rates = [rate / (1 + step) for rate in RATES[cell]]

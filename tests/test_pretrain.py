@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from transformers import T5ForConditionalGeneration
 
 from harness.micro import mixture, pretrain
 from harness.micro.stages import STAGES
@@ -26,8 +28,8 @@ def test_the_shipped_record_is_of_the_stages_in_the_source() -> None:
 
 
 def test_the_shipped_model_knows_its_tasks_behind_their_prefixes() -> None:
-    model = pretrain.T5ForConditionalGeneration.from_pretrained(SHIPPED)
-    tokenizer = pretrain.Tokenizer.from_file(str(SHIPPED / "tokenizer.json"))
+    model = T5ForConditionalGeneration.from_pretrained(SHIPPED)
+    tokenizer = Tokenizer.from_file(str(SHIPPED / "tokenizer.json"))
     record = json.loads((SHIPPED / "pretraining.json").read_text())
     for task, target in TARGETS.items():
         assert record["validation"][task] >= target

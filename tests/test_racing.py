@@ -6,16 +6,19 @@ import itertools
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typing_help import present
 
 import harness
+from harness.bundle import Bundle
 from harness.data import load_task
 from harness.engines import LocalEngine
 from harness.errors import UserError
@@ -23,6 +26,7 @@ from harness.packing import pack
 from harness.planning import make_plan
 from harness.predict import chance_of
 from harness.products import Product
+from harness.progress import Progress
 from harness.racing import Chance, losers, marks, standard_error
 from harness.report.aggregate import collect
 from harness.report.tables import render
@@ -45,7 +49,7 @@ methods:
 """
 
 
-def run(folder: Path, text: str = SUITE, **options: object) -> list[Result]:
+def run(folder: Path, text: str = SUITE, **options: Any) -> list[Result]:
     (folder / "suite.yaml").write_text(text)
     summary = harness.run(folder / "suite.yaml", results=folder / "results", quiet=True, **options)
     assert summary.num_failed == 0
@@ -117,7 +121,7 @@ def test_a_race_begins_when_a_point_has_learnt(tmp_path: Path) -> None:
     text += "methods:\n  lora: {rank: 8, dropout: 0.0, alpha: 16, recipe: {lr: {sweep: [0.000001, 0.01]}}}\n"
     slow, fast = run(tmp_path, text, seeds=[1])
     assert (slow.raced_out_at, fast.raced_out_at) == (40, None)
-    assert fast.test.score > 90
+    assert present(fast.test).score > 90
 
 
 def test_learnt_means_clearly_above_the_best_constant_answer_on_dev() -> None:
@@ -172,9 +176,9 @@ def test_who_left_is_done_untested_and_never_wins(raced: Path) -> None:
         if result.raced_out_at:
             assert result.test is None
             assert result.files.tensors is None
-            assert result.usage.num_steps == result.raced_out_at
+            assert present(result.usage).num_steps == result.raced_out_at
             assert result.dev is not None
-    winner = best_point(search)
+    winner = present(best_point(search))
     assert search[winner].raced_out_at is None
     (other,) = [r for r in stored(raced) if r.cell.seed == 2]
     assert other.cell.grid == search[winner].cell.grid
@@ -194,7 +198,7 @@ class StoppedEngine(LocalEngine):
     def __init__(self, after: int) -> None:
         self.left = after
 
-    def run(self, bundles: object, progress: object, on_product: Callable[[Product], None]) -> None:
+    def run(self, bundles: Iterable[Bundle], progress: Progress, on_product: Callable[[Product], None]) -> None:
         def hand_over(product: Product) -> None:
             if self.left == 0:
                 raise KeyboardInterrupt
@@ -211,8 +215,8 @@ def test_a_race_that_was_broken_off_goes_on_to_the_same_end(tmp_path: Path, race
         harness.run(tmp_path / "suite.yaml", results=tmp_path / "results", quiet=True, engine=StoppedEngine(after))
     assert len(stored(tmp_path)) == after
     ended = run(tmp_path)
-    key = [(r.cell_id, r.raced_out_at, r.test and r.test.score, r.dev.score) for r in ended]
-    assert key == [(r.cell_id, r.raced_out_at, r.test and r.test.score, r.dev.score) for r in stored(raced)]
+    key = [(r.cell_id, r.raced_out_at, r.test and r.test.score, present(r.dev).score) for r in ended]
+    assert key == [(r.cell_id, r.raced_out_at, r.test and r.test.score, present(r.dev).score) for r in stored(raced)]
 
 
 def test_a_full_search_trains_anew_what_left_a_race(raced: Path, full: list[Result], tmp_path: Path) -> None:

@@ -13,11 +13,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from test_run import NEW_METHOD
 from typer.testing import CliRunner
+from typing_help import present
 from watching import meanwhile
 
 import harness
@@ -30,6 +32,7 @@ from harness.errors import UserError
 from harness.packing import pack
 from harness.placement import gpu_share, memory_need
 from harness.planning import make_plan
+from harness.ray_engine import RayEngine
 from harness.ray_worker import News, Parcel, Worker
 from harness.results import ResultStore
 from harness.suite import Overrides
@@ -81,16 +84,22 @@ def folder(tmp_path: Path) -> Path:
     return lay_out(tmp_path / "run")
 
 
-def run(folder: Path, **options: object) -> harness.runner.RunSummary:
+def run(folder: Path, **options: Any) -> harness.runner.RunSummary:
     return harness.run(
         folder / "suite.yaml", results=folder / "results", method_dirs=[folder / "mine"],
         **{"quiet": True, **options},
     )  # fmt: skip
 
 
+def ray_engine(address: str, gpus: int | None = None) -> RayEngine:
+    made = make_engine("ray", address, gpus=gpus)
+    assert isinstance(made, RayEngine)
+    return made
+
+
 def outcomes(folder: Path) -> dict[str, object]:
     """All that training gave, bit for bit, by cell."""
-    found = {}
+    found: dict[str, object] = {}
     for path, made in ResultStore(folder / "results").scan():
         kept = {"dev", "test", "dev_history", "selected_step", "status", "backbone", "method_sha256"}
         tensors = path.with_suffix(".safetensors").read_bytes()
@@ -129,7 +138,8 @@ def num_begun(folder: Path) -> int:
 def test_two_machines_train_what_one_process_trains_though_a_worker_dies(
     address: str, folder: Path, untouched: dict[str, object], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    engine, nodes = make_engine("ray", address), set()
+    engine = ray_engine(address)
+    nodes: set[str | None] = set()
 
     def kill_one() -> bool:
         nodes.update(handle.slot.node for handle in engine.cluster.handles)
@@ -161,7 +171,7 @@ def test_a_stopped_run_keeps_what_its_workers_did_and_goes_on(
             os.kill(os.getpid(), signal.SIGINT)
         return begun
 
-    engine = make_engine("ray", address)
+    engine = ray_engine(address)
     with meanwhile(interrupt), pytest.raises(stop.Stopped):
         run(folder, engine=engine)
     assert not engine.cluster.handles
@@ -227,7 +237,7 @@ def test_cells_start_from_others_where_workers_do_not_see_the_results(address: s
 def test_the_quickstart_on_two_machines_equals_the_quickstart_in_one_process(address: str, tmp_path: Path) -> None:
     suite, found = ROOT / "suites" / "quickstart.yaml", []
     for name in ("local", "ray"):
-        options = {"engine": make_engine("ray", address)} if name == "ray" else {}
+        options: dict[str, Any] = {"engine": make_engine("ray", address)} if name == "ray" else {}
         assert harness.run(suite, results=tmp_path / name / "results", quiet=True, **options).num_failed == 0
         columns = ["cell_id", "split", "metric", "value", "selected_step"]
         frame = harness.load_results(tmp_path / name / "results")[columns]
@@ -253,7 +263,8 @@ def test_a_bundle_of_two_processes_gets_two_gpus_of_a_machine(machine_with_gpus:
     options = {"methods": ["shift"], "tasks": ["first"], "settings": {"execution.processes": 2}}
     with pytest.raises(UserError, match=r"--gpus-per-bundle.*execution.processes is 2, and a worker has 1 GPUs"):
         run(folder, engine=make_engine("ray", machine_with_gpus), **options)
-    engine, slots = make_engine("ray", machine_with_gpus, gpus=2), []
+    engine = ray_engine(machine_with_gpus, gpus=2)
+    slots: list[Any] = []
 
     def look() -> bool:
         slots.extend(assignment.handle.slot for assignment in engine._assignments)
@@ -326,7 +337,7 @@ def test_a_worker_that_is_asked_to_stop_keeps_its_state(bundle: Bundle, tmp_path
         with stop.on_signals():
             pass  # forgets the request
     assert not news.products
-    assert read_header(plan.path).step == 1
+    assert present(read_header(plan.path)).step == 1
 
 
 @pytest.mark.parametrize(
@@ -366,7 +377,7 @@ def test_small_bundles_share_a_gpu_and_large_ones_have_it_alone() -> None:
 
 
 def test_a_larger_backbone_budget_or_bundle_needs_more_memory(folder: Path) -> None:
-    def need(method: str, backbone: str, **settings: object) -> int:
+    def need(method: str, backbone: str, **settings: Any) -> int:
         changed = {"recipe.lr": 0.1, **{f"execution.{key}": value for key, value in settings.items()}}
         overrides = Overrides([method], ["micro_sentiment"], [backbone], [1], changed)
         plan = make_plan(folder / "suite.yaml", overrides, folder / "results", None)

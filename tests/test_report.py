@@ -8,6 +8,7 @@ import io
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -48,7 +49,7 @@ def result(
         seed=seed, recipe=Recipe(steps=steps, lr=lr or 0.3), grid={} if lr is None else {"recipe.lr": lr},
         grid_index=index, search_seed=1, protocol=protocol,
     )  # fmt: skip
-    base = {"cell_id": cell.cell_id, "group_id": cell.group_id, "cell": cell, "method_sha256": source,
+    base: dict[str, Any] = {"cell_id": cell.cell_id, "group_id": cell.group_id, "cell": cell, "method_sha256": source,
             "provenance": {}, "started_at": "", "finished_at": ""}  # fmt: skip
     if test is None:
         trace = Failure(type="RuntimeError", message="the training loss became nan", traceback="...")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import SMALL_SUITE
+from typing_help import present
 
 import harness
 from harness.backbone_names import SHIPPED
@@ -59,7 +62,7 @@ def results_of(folder: Path) -> list[Result]:
     return [result for _, result in ResultStore(folder / "results").scan()]
 
 
-def run(folder: Path, **options: object) -> harness.runner.RunSummary:
+def run(folder: Path, **options: Any) -> harness.runner.RunSummary:
     return harness.run(folder / "suite.yaml", results=folder / "results", quiet=True, **options)
 
 
@@ -107,7 +110,7 @@ def test_a_broken_method_file_is_a_failed_row_and_the_others_run(folder: Path) -
     assert (summary.num_trained, summary.num_failed) == (4, 2)
     failed = [result for result in results_of(folder) if result.status == "failed"]
     assert {result.cell.label for result in failed} == {"broken"}
-    assert "nothing_of_this_name" in failed[0].failure.message
+    assert "nothing_of_this_name" in present(failed[0].failure).message
 
 
 @pytest.mark.parametrize(
@@ -142,8 +145,8 @@ def test_a_cell_that_raises_does_not_take_its_bundle_along(folder: Path) -> None
     by_label = {result.cell.label: result for result in results_of(folder)}
     assert summary.num_failed == 2
     assert by_label["dept"].status == "done"
-    assert by_label["raises"].failure.type == "RuntimeError"
-    assert "on purpose" in by_label["raises"].failure.traceback
+    assert present(by_label["raises"].failure).type == "RuntimeError"
+    assert "on purpose" in present(by_label["raises"].failure).traceback
     assert run(folder, methods=["raises", "dept"], method_dirs=[folder / "mine"], seeds=[1]).num_trained == 0
     again = run(folder, methods=["raises", "dept"], method_dirs=[folder / "mine"], seeds=[1], rerun="failed")
     assert again.num_trained == 2
@@ -156,10 +159,10 @@ def test_an_exploding_cell_is_recorded_as_failed(folder: Path) -> None:
     summary = run(folder, methods=["explodes", "dept"], method_dirs=[folder / "mine"], seeds=[1])
     assert summary.num_failed == 2
     failed = next(r for r in results_of(folder) if r.status == "failed")
-    assert "loss was nan at step 1, before any update" in failed.failure.message
-    assert failed.failure.step == 2
-    assert failed.usage.num_steps == 2
-    assert failed.usage.total_s > 0
+    assert "loss was nan at step 1, before any update" in present(failed.failure).message
+    assert present(failed.failure).step == 2
+    assert present(failed.usage).num_steps == 2
+    assert present(failed.usage).total_s > 0
 
 
 def test_a_changed_method_makes_its_results_stale_until_asked(folder: Path) -> None:
@@ -192,9 +195,9 @@ def test_every_kind_of_task_is_trained_and_scored(folder: Path) -> None:
     run(folder, methods=["dept", "majority"], tasks=kinds, seeds=[1])
     done = {(result.cell.task, result.cell.label): result for result in results_of(folder)}
     assert len(done) == 6
-    assert done[("micro_similarity", "majority")].test.metrics["pearson"] == 0.0
-    assert done[("micro_acceptability", "majority")].test.metrics["matthews"] == 0.0
-    assert {"token_f1", "exact_match"} <= set(done[("micro_qa", "dept")].test.metrics)
+    assert present(done[("micro_similarity", "majority")].test).metrics["pearson"] == 0.0
+    assert present(done[("micro_acceptability", "majority")].test).metrics["matthews"] == 0.0
+    assert {"token_f1", "exact_match"} <= set(present(done[("micro_qa", "dept")].test).metrics)
 
 
 def test_the_seed_alone_decides_a_result(folder: Path, tmp_path: Path) -> None:
@@ -278,7 +281,11 @@ def test_real_superglue_runs_on_a_real_backbone(folder: Path, real_data: Path, r
     summary = run(folder, **options, data=real_data, seeds=[1], settings={"recipe.lr": 0.3})
     assert (summary.num_trained, summary.num_failed) == (2, 0)
     result = results_of(folder)[0]
-    assert (result.data.num_train, result.data.num_dev, result.data.num_test) == (250, 28, 28)
+    assert (present(result.data).num_train, present(result.data).num_dev, present(result.data).num_test) == (
+        250,
+        28,
+        28,
+    )
 
 
 def test_a_plan_knows_what_is_done_and_what_is_missing(small_results: Path, tmp_path: Path) -> None:
@@ -304,7 +311,7 @@ def test_an_unsound_method_file_is_a_broken_row(tmp_path: Path, old: str, new: s
     (tmp_path / "shift.py").write_text(NEW_METHOD.replace(old, new))
     broken = discover(tmp_path)["shift"]
     assert broken.cls is None
-    assert expected in broken.spec.error
+    assert expected in present(broken.spec.error)
 
 
 @pytest.mark.parametrize(
@@ -337,12 +344,13 @@ def test_a_table_shorter_than_the_texts_is_a_failure_not_a_neighbours_vector(fol
     (folder / "mine" / "short.py").write_text(short)
     run(folder, methods=["short", "dept"], method_dirs=[folder / "mine"], seeds=[1])
     by_label = {result.cell.label: result for result in results_of(folder)}
-    assert "texts have 64 tokens" in by_label["short"].failure.message
+    assert "texts have 64 tokens" in present(by_label["short"].failure).message
     assert by_label["dept"].status == "done"
 
 
 def test_a_full_disk_stops_the_run_and_keeps_what_is_stored(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original, calls = ResultStore.write, []
+    original: Callable[..., Result] = ResultStore.write
+    calls: list[tuple[object, ...]] = []
 
     def write(self: ResultStore, *args: object) -> Result:
         calls.append(args)

@@ -13,10 +13,10 @@ from safetensors.torch import load_file as load_tensors
 from test_fused import make_cell, make_method, trainer
 from typer.testing import CliRunner
 
-from benchmarks.memory import LENGTH, _padded, evaluation, peak_bytes, random_backbone
+from benchmarks.memory import _padded, evaluation, peak_bytes, random_backbone
 from harness.backbone import Backbone
 from harness.cli import app
-from harness.device_plan import full_tuning
+from harness.device_plan import LENGTH, full_tuning
 from harness.distributed import Send, Team, run_team
 from harness.errors import UserError
 from harness.loading import source_config
@@ -102,7 +102,7 @@ def gradient_error(team: Team) -> float:
     """In float32, where gloo reduces otherwise than in float64: largest difference to the gradients of one process."""
     torch.manual_seed(0)
     ids, labels = torch.randint(5, 40, (4, 6)), torch.randint(5, 40, (4, 2))
-    found = []
+    found: list[dict[str, Any]] = []
     for rows in (slice(None), team.share(4)):
         backbone = tiny_backbone()
         method = make_method(make_cell("finetune", {}, 1e-3, 1, 4, 5), backbone)
@@ -114,7 +114,7 @@ def gradient_error(team: Team) -> float:
             return network.token_losses(network.embedding(ids[rows]), mask, labels[rows]).sum()
 
         sharding.forward(loss).backward()
-        gradients = {name: p.grad for name, p in method.named_parameters() if p.grad is not None}
+        gradients: dict[str, Any] = {name: p.grad for name, p in method.named_parameters() if p.grad is not None}
         found.append({name: g.full_tensor() if is_sharded(g) else g for name, g in gradients.items()})
     assert found[0].keys() == found[1].keys()
     return max(float((found[0][name] - found[1][name]).abs().max()) for name in found[0])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_fused import make_cell, tensors, trainer
+from test_fused import Spec, make_cell, tensors, trainer
 from torch import Tensor, nn
 
 from harness.backbone import Backbone
@@ -29,7 +29,7 @@ from harness.suite import Overrides
 from harness.tiny import tiny_backbone, tiny_rows
 from harness.train import BundleTrainer
 
-SPECS = [
+SPECS: list[Spec] = [
     ("lora", {"rank": 4, "dropout": 0.0}, 0.003, 1, 4),
     ("lora", {"rank": 2, "dropout": 0.0, "biases": True}, 0.01, 2, 3),
     ("dora", {"rank": 3, "dropout": 0.0}, 0.003, 3, 5),
@@ -62,11 +62,11 @@ def run(made: BundleTrainer) -> BundleTrainer:
     return made
 
 
-LORA = [("lora", {"rank": 4, "dropout": 0.0}, 0.003, seed, rows) for seed, rows in ((1, 4), (2, 3), (3, 5))]
+LORA: list[Spec] = [("lora", {"rank": 4, "dropout": 0.0}, 0.003, seed, rows) for seed, rows in ((1, 4), (2, 3), (3, 5))]
 
 
 @pytest.mark.parametrize("specs", [SPECS, LORA, [*LORA, SPECS[-1]]], ids=["all", "one shape", "one shape and another"])
-def test_a_trajectory_is_the_same_alone_and_together(specs: list[Any]) -> None:
+def test_a_trajectory_is_the_same_alone_and_together(specs: list[Spec]) -> None:
     made = [make_cell(*spec, steps=20) for spec in specs]
     together = run(trainer(made, max_tokens=100))
     for index, cell in enumerate(made):
@@ -248,7 +248,7 @@ def test_rows_that_belong_to_nobody_are_refused() -> None:
 def test_a_forward_that_somebody_put_on_a_module_is_used_and_stays() -> None:
     linear = nn.Linear(2, 2)
     plain = linear.forward
-    linear.forward = lambda states: plain(states) + 1  # type: ignore[method-assign]
+    linear.forward = lambda states: plain(states) + 1  # type: ignore[method-assign, assignment]
     put = linear.forward
     shared = SharedLayers([[LayerChange(linear, after=lambda states: 2 * states)], []])
     rows = torch.ones(2, 2)
@@ -329,7 +329,8 @@ class Stopping(Method):
 def test_changes_that_cannot_be_had_leave_the_other_cells_alone_and_are_said(tmp_path: Path) -> None:
     (tmp_path / "stopping.py").write_text(STOPPING)
     (tmp_path / "suite.yaml").write_text(SUITE)
-    said, made = [], []
+    said: list[str] = []
+    made: list[Any] = []
     overrides = Overrides(settings={"recipe.steps": 2, "recipe.eval_every": 2})
     plan = make_plan(tmp_path / "suite.yaml", overrides, tmp_path / "results", None, [str(tmp_path)])
     (bundle,) = pack(plan, plan.pending())

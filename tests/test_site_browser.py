@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 from site_runs import HOSTILE, STRANGE, write_runs
 from typer.testing import CliRunner
+from typing_help import present
 
 from harness.cli import app
-from harness.report.aggregate import collect
+from harness.report.aggregate import BoardRow, collect
 from harness.results import ResultStore
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -43,7 +49,7 @@ def site(results: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[sync_api.Browser]:
+def browser() -> Iterator[Browser]:
     with sync_api.sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=PROGRAM, args=list(FLAGS))
         yield started
@@ -51,7 +57,7 @@ def browser() -> Iterator[sync_api.Browser]:
 
 
 @pytest.fixture
-def page(browser: sync_api.Browser) -> Iterator[sync_api.Page]:
+def page(browser: Browser) -> Iterator[Page]:
     """A page of its own; at the end nothing may have been complained of, nor asked of a server."""
     with browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light") as context:
         opened = context.new_page()
@@ -68,26 +74,26 @@ def page(browser: sync_api.Browser) -> Iterator[sync_api.Page]:
 
 
 @pytest.fixture
-def index(page: sync_api.Page, site: Path) -> sync_api.Page:
+def index(page: Page, site: Path) -> Page:
     page.goto((site / "index.html").as_uri())
     return page
 
 
-def rows(page: sync_api.Page) -> list[str]:
+def rows(page: Page) -> list[str]:
     """Names of the rows that the table of the second board shows, from the top."""
     return [text.strip() for text in page.locator(f"{TINY} tbody tr th > a").all_inner_texts()]
 
 
-def heads(page: sync_api.Page) -> list[str]:
+def heads(page: Page) -> list[str]:
     return [text.split("\n")[0] for text in page.locator(f"{TINY} thead tr:last-child th").all_inner_texts()]
 
 
-def chart(page: sync_api.Page, script: str) -> object:
+def chart(page: Page, script: str) -> Any:
     """What the scatter plot of the second board shows."""
     return page.evaluate(f"(() => {{ const c = Chart.getChart(document.querySelector('{TINY} canvas')); {script} }})()")
 
 
-def becomes(page: sync_api.Page, look: Callable[[], object], expected: object) -> None:
+def becomes(page: Page, look: Callable[[], object], expected: object) -> None:
     """The page shows `expected` after a moment: a click is answered behind it, on a busy machine long behind it."""
     end = time.monotonic() + 60
     while look() != expected and time.monotonic() < end:
@@ -95,7 +101,7 @@ def becomes(page: sync_api.Page, look: Callable[[], object], expected: object) -
     assert look() == expected
 
 
-def test_a_column_sorts_by_number_by_click_and_by_key(index: sync_api.Page) -> None:
+def test_a_column_sorts_by_number_by_click_and_by_key(index: Page) -> None:
     head = index.locator(f"{TINY} thead tr:last-child th", has_text="params")
     head.click()
     sync_api.expect(head).to_have_attribute("aria-sort", "descending")
@@ -109,7 +115,7 @@ def test_a_column_sorts_by_number_by_click_and_by_key(index: sync_api.Page) -> N
     becomes(index, lambda: rows(index)[:3], ["finetune", "lora", "accept"])
 
 
-def test_typing_leaves_the_rows_that_match(index: sync_api.Page) -> None:
+def test_typing_leaves_the_rows_that_match(index: Page) -> None:
     index.locator(TINY).get_by_label("Filter rows").fill("a")
     index.locator(TINY).get_by_label("Filter rows").fill("lora")
     becomes(index, lambda: rows(index), ["lora"])
@@ -117,7 +123,7 @@ def test_typing_leaves_the_rows_that_match(index: sync_api.Page) -> None:
     becomes(index, lambda: len(rows(index)), 8)
 
 
-def test_a_benchmark_leaves_its_columns_and_moves_the_plot(index: sync_api.Page) -> None:
+def test_a_benchmark_leaves_its_columns_and_moves_the_plot(index: Page) -> None:
     index.locator(TINY).get_by_label("Benchmark").select_option("GLUE")
     left = ["method", "params", "grid runs", "average12", "cola (Acc.)1, 2", "rte (Acc.)3", "ms/step", "peak MiB"]
     becomes(index, lambda: heads(index), left)
@@ -126,7 +132,7 @@ def test_a_benchmark_leaves_its_columns_and_moves_the_plot(index: sync_api.Page)
     becomes(index, lambda: len(heads(index)), 13)
 
 
-def test_a_column_can_be_left_out(index: sync_api.Page) -> None:
+def test_a_column_can_be_left_out(index: Page) -> None:
     index.locator(f"{TINY} summary").click()
     index.locator(TINY).get_by_role("checkbox", name="peak MiB").uncheck()
     becomes(index, lambda: "peak MiB" in heads(index), False)
@@ -134,22 +140,23 @@ def test_a_column_can_be_left_out(index: sync_api.Page) -> None:
     becomes(index, lambda: "peak MiB" in heads(index), True)
 
 
-def test_the_plot_shows_the_numbers_of_the_table_and_its_front(index: sync_api.Page, results: Path) -> None:
+def test_the_plot_shows_the_numbers_of_the_table_and_its_front(index: Page, results: Path) -> None:
     board = collect(result for _, result in ResultStore(results).scan())[1]
     index.locator(TINY).locator("select.y").select_option("rte (Acc.)")
-    for label, cost in (
+    axes: tuple[tuple[str, Callable[[BoardRow], Any]], ...] = (
         ("trainable parameters", lambda row: row.params("num_trained")[0]),
-        ("milliseconds per step", lambda row: row.step_seconds() * 1_000),
-        ("peak memory in MiB", lambda row: row.peak_memory() / 2**20),
-    ):
+        ("milliseconds per step", lambda row: present(row.step_seconds()) * 1_000),
+        ("peak memory in MiB", lambda row: present(row.peak_memory()) / 2**20),
+    )
+    for label, cost in axes:
         index.locator(TINY).locator("select.x").select_option(label)
         axis = "return c.options.scales.x.title.text.startsWith(" + repr(label) + ")"
-        becomes(index, lambda script=axis: chart(index, script), True)
+        becomes(index, functools.partial(chart, index, axis), True)
         scored = [row for row in board.rows if row.entries.get("rte") and row.label != "majority"]
-        points = {row.name: (cost(row), row.entries["rte"].mean) for row in scored}
+        points = {row.name: (cost(row), present(row.entries["rte"].mean)) for row in scored}
         shown = chart(index, "return c.data.datasets[0].data.map((p) => [p.name, p.x, p.y])")
         assert {name: (x, y) for name, x, y in shown} == {name: pytest.approx(place) for name, place in points.items()}
-        points = {name: (cost(row), row.entries["rte"].mean) for row in scored for name in [row.name]}
+        points = {name: (cost(row), present(row.entries["rte"].mean)) for row in scored for name in [row.name]}
         best = {
             name
             for name, (x, y) in points.items()
@@ -160,7 +167,7 @@ def test_the_plot_shows_the_numbers_of_the_table_and_its_front(index: sync_api.P
         assert f": {', '.join(front)}." in index.locator(f"{TINY} .front").inner_text()
 
 
-def test_arrow_keys_go_through_the_points_and_enter_opens_the_method(index: sync_api.Page) -> None:
+def test_arrow_keys_go_through_the_points_and_enter_opens_the_method(index: Page) -> None:
     index.locator(TINY).locator("select.y").select_option("rte (Acc.)")
     canvas = index.locator(f"{TINY} canvas")
     canvas.press("ArrowRight")
@@ -172,7 +179,7 @@ def test_arrow_keys_go_through_the_points_and_enter_opens_the_method(index: sync
     index.wait_for_url("**/methods/accept.html")
 
 
-def test_a_score_leads_to_its_runs_and_a_run_to_its_curve(index: sync_api.Page) -> None:
+def test_a_score_leads_to_its_runs_and_a_run_to_its_curve(index: Page) -> None:
     index.locator(f"{TINY} tbody tr", has_text="finetune").get_by_role("link", name="91.5").click()
     index.wait_for_url("**/tasks/cb.html#board.demo.tiny.row.finetune")
     index.locator("tr:target").get_by_role("link", name="seed 2: 91.0").click()
@@ -186,7 +193,7 @@ def test_a_score_leads_to_its_runs_and_a_run_to_its_curve(index: sync_api.Page) 
     assert index.get_by_role("heading", level=1).inner_text() == "Leaderboards"
 
 
-def test_dark_follows_the_system_and_the_switch_and_is_remembered(page: sync_api.Page, site: Path) -> None:
+def test_dark_follows_the_system_and_the_switch_and_is_remembered(page: Page, site: Path) -> None:
     def back() -> object:
         return page.evaluate("getComputedStyle(document.body).backgroundColor")
 
@@ -202,7 +209,7 @@ def test_dark_follows_the_system_and_the_switch_and_is_remembered(page: sync_api
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out_from_its_background(page: sync_api.Page, site: Path, scheme: str) -> None:
+def test_text_stands_out_from_its_background(page: Page, site: Path, scheme: Literal["light", "dark"]) -> None:
     """Contrast of at least 4.5 (WCAG 2.2, 1.4.3) for every text of the pages."""
     page.emulate_media(color_scheme=scheme)
     for address in ("index.html", "methods/lora.html", "tasks/cb.html"):
@@ -229,7 +236,7 @@ CONTRAST = """() => {
 }"""
 
 
-def test_a_phone_never_scrolls_the_page_sideways(page: sync_api.Page, site: Path) -> None:
+def test_a_phone_never_scrolls_the_page_sideways(page: Page, site: Path) -> None:
     page.set_viewport_size({"width": 360, "height": 740})
     some_cell = next(site.glob("cells/**/*.html"))
     for path in [site / "index.html", some_cell, *site.glob("methods/*.html"), *site.glob("tasks/*.html")]:
@@ -237,7 +244,7 @@ def test_a_phone_never_scrolls_the_page_sideways(page: sync_api.Page, site: Path
         assert page.evaluate("document.documentElement.scrollWidth") <= 360, path
 
 
-def test_a_phone_shows_the_average_first_and_says_that_there_is_more(page: sync_api.Page, site: Path) -> None:
+def test_a_phone_shows_the_average_first_and_says_that_there_is_more(page: Page, site: Path) -> None:
     page.set_viewport_size({"width": 360, "height": 740})
     page.goto((site / "index.html").as_uri())
     board = page.locator(TINY)
@@ -253,7 +260,7 @@ def test_a_phone_shows_the_average_first_and_says_that_there_is_more(page: sync_
     assert not page.locator(".hint").first.is_visible(), "the scores of a cell fit"
 
 
-def test_every_page_opens_without_complaint_and_says_what_it_is(page: sync_api.Page, site: Path) -> None:
+def test_every_page_opens_without_complaint_and_says_what_it_is(page: Page, site: Path) -> None:
     for path in [*site.glob("*.html"), *site.glob("methods/*.html"), *site.glob("tasks/*.html")]:
         page.goto(path.as_uri())
         assert page.get_by_role("main").count() == 1
@@ -268,7 +275,7 @@ def test_every_page_opens_without_complaint_and_says_what_it_is(page: sync_api.P
         assert unnamed == 0
 
 
-def test_texts_of_others_are_shown_as_text(index: sync_api.Page) -> None:
+def test_texts_of_others_are_shown_as_text(index: Page) -> None:
     index.get_by_role("link", name=STRANGE, exact=True).first.click()
     index.wait_for_url("**/methods/**")
     index.locator("a[href*='cell']").first.click()

@@ -26,7 +26,9 @@ from harness.backbone import Backbone
 from harness.method import Method, discover
 from harness.tiny import TinyTokenizer, tiny_backbone
 
-REGISTRY = {name: found.cls for name, found in discover().items() if issubclass(found.cls or object, Method)}
+REGISTRY: dict[str, type[Method]] = {
+    name: found.cls for name, found in discover().items() if found.cls and issubclass(found.cls, Method)
+}
 WIDTH, VOCABULARY = 128, 1_200
 HP: dict[str, dict[str, Any]] = {"adapter": {"reduction": 4}, "adapter_drop": {"reduction": 4, "dropped_layers": 1}}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -33,7 +34,7 @@ methods:
 """
 
 
-def groups(path: Path, **overrides: object) -> list[Group]:
+def groups(path: Path, **overrides: Any) -> list[Group]:
     suite = load_suite(path, Overrides(**overrides))
     return expand(suite, METHODS, TASKS)
 
@@ -43,7 +44,7 @@ def cell(found: list[Group], label: str, task: str = "cb") -> Cell:
     return group.cells[(0, group.seeds[0])]
 
 
-def message(path: Path, **overrides: object) -> str:
+def message(path: Path, **overrides: Any) -> str:
     with pytest.raises(UserError) as caught:
         groups(path, **overrides)
     return str(caught.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ SOURCES = [
 ]
 
 
-def jsonl(rows: list[dict[str, object]]) -> str:
+def jsonl(rows: Sequence[Mapping[str, object]]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
@@ -78,7 +79,7 @@ def test_files_of_another_set_beside_it_are_not_taken_for_a_task(tmp_path: Path)
 
 
 def test_official_and_hub_rows_of_squad_agree(tmp_path: Path) -> None:
-    def answer_field(row: dict[str, object]) -> dict[str, object]:
+    def answer_field(row: Mapping[str, Sequence[str]]) -> dict[str, object]:
         return {"text": row["answers"], "answer_start": [0 for _ in row["answers"]]}
 
     paragraphs = [
@@ -89,8 +90,8 @@ def test_official_and_hub_rows_of_squad_agree(tmp_path: Path) -> None:
     document = {"version": "1.1", "data": [{"title": "T", "paragraphs": paragraphs}]}
     (tmp_path / "a" / "squad").mkdir(parents=True)
     (tmp_path / "b" / "rajpurkar" / "squad" / "plain_text").mkdir(parents=True)
-    for split, official in (("train", "train"), ("validation", "dev")):
-        (tmp_path / "a" / "squad" / f"{official}-v1.1.json").write_text(json.dumps(document))
+    for split, name in (("train", "train"), ("validation", "dev")):
+        (tmp_path / "a" / "squad" / f"{name}-v1.1.json").write_text(json.dumps(document))
         rows = [{**row, "answers": answer_field(row)} for row in QUESTIONS]
         (tmp_path / "b" / "rajpurkar" / "squad" / "plain_text" / f"{split}.jsonl").write_text(jsonl(rows))
     official, hub = load_task(TASKS["squad"], tmp_path / "a"), load_task(TASKS["squad"], tmp_path / "b")

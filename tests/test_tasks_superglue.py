@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from harness.tasks.superglue import mark_wsc_spans
 TASKS = all_tasks()
 
 
-def write_both(folder: Path, train: list[object], validation: list[object] | None = None) -> None:
+def write_both(folder: Path, train: Sequence[object], validation: Sequence[object] | None = None) -> None:
     folder.mkdir(parents=True)
     for name, rows in (("train", train), ("val", validation or train)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

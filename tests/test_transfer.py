@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -41,12 +42,12 @@ methods:
 """
 
 
-def plan_of(path: Path, results: Path, **overrides: object) -> Plan:
+def plan_of(path: Path, results: Path, **overrides: Any) -> Plan:
     return make_plan(path, Overrides(**overrides), results, None)
 
 
-def train(path: Path, results: Path, **options: object) -> RunSummary:
-    return run(path, results=results, quiet=True, **options)  # type: ignore[arg-type]
+def train(path: Path, results: Path, **options: Any) -> RunSummary:
+    return run(path, results=results, quiet=True, **options)
 
 
 def found(results: Path, label: str) -> list[Result]:

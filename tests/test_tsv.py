@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -20,7 +21,7 @@ cells = words.map(" ".join)
 lines_of_text = st.lists(cells, min_size=1, max_size=2).map("\n".join)
 
 
-def written(rows: Sequence[Sequence[str]], quoting: int) -> str:
+def written(rows: Sequence[Sequence[str]], quoting: Literal[0, 1, 2, 3]) -> str:
     file = io.StringIO()
     csv.writer(file, "excel-tab", quoting=quoting, lineterminator="\n").writerows([HEADER, *rows])
     return file.getvalue()
@@ -36,7 +37,7 @@ def read(folder: Path, text: str) -> list[list[str]]:
     st.lists(st.tuples(lines_of_text, cells), min_size=1, max_size=6),
     st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
 )
-def test_what_a_writer_of_tables_quotes_comes_back(rows: list[tuple[str, str]], quoting: int) -> None:
+def test_what_a_writer_of_tables_quotes_comes_back(rows: list[tuple[str, str]], quoting: Literal[0, 1, 2, 3]) -> None:
     text = written(rows, quoting)
     lines = text.splitlines(keepends=True)
     if '"' not in text:
