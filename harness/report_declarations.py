@@ -25,11 +25,13 @@ class Line(Strict):
     group: str = ""
     """What stands over neighbouring columns, or between rows."""
     where: Where = {}
+    """Settings of the cells that this line shows."""
     show: Show | None = None
     """None takes what the other axis shows, or the score."""
     metric: str | None = None
     """One metric of the test split instead of the reported score."""
     over: str | None = None
+    """Setting that makes one line for each of the `values`."""
     values: dict[str, str] | list[Value] = []
     """Value -> its title, or values that are their own titles."""
     average: str | None = None
@@ -58,13 +60,17 @@ class TableLayout(Strict):
     """The shape of one table."""
 
     title: str
+    """Title of the table."""
     caption: str = ""
+    """Text below the title."""
     where: Where = {}
     """What every entry has in common."""
     heads: list[str] = Field(["method"], min_length=1)
     """Titles of the columns that name a row."""
     rows: list[Line] = Field(min_length=1)
+    """The rows, from top to bottom."""
     columns: list[Line] = Field(min_length=1)
+    """The columns, from left to right."""
     best: Literal["column", "row", "none"] = "column"
     """Along which axis the best and the second best score are marked."""
     published: str | None = None
@@ -77,27 +83,34 @@ class Axis(Strict):
     setting: str
     """A key as in `where`, or `size`, the parameters of the backbone."""
     title: str
+    """Label of the axis."""
     log: bool = False
+    """Whether the axis is logarithmic."""
 
 
 class Curve(Strict):
     """One line of a figure; without any, each method is one."""
 
     title: str
+    """Name in the legend."""
     where: Where = {}
+    """Settings of the cells that it shows."""
 
 
 class Panel(Strict):
     """One panel: the mean over `tasks`."""
 
     title: str
+    """Title of the panel."""
     tasks: list[str] = Field(min_length=1)
+    """Tasks whose mean it shows."""
 
 
 class TimeRow(Strict):
     """Where the training times of a figure come from; without conditions, from the runs that were scored."""
 
     where: Where = {}
+    """Settings of the cells whose times are shown."""
     tasks: list[str] = []
     """Empty takes those of the panel."""
 
@@ -119,6 +132,7 @@ class Categories(Strict):
     setting: str
     """A key as in `where`."""
     title: str
+    """Label of the axis."""
     panels: list[Curve] = []
     """Without any: all results in one."""
 
@@ -127,13 +141,19 @@ class FigureLayout(Strict):
     """A figure: score against a swept setting or by category, or gate weights per prompt token."""
 
     title: str
+    """Title of the figure."""
     where: Where = {}
+    """What all its results have in common."""
     x: Axis | None = None
+    """The setting along the x axis."""
     gates: Gates | None = None
+    """Stored tensors from which gate weights per prompt token are drawn."""
     categories: Categories | None = None
+    """A setting whose values stand side by side."""
     panels: list[Panel] = []
     """Of a swept setting; without any: one for each task."""
     curves: list[Curve] = []
+    """The lines; without any, each method is one."""
     time: TimeRow | None = None
     """A second row of panels: training time per step, relative to the largest x of the first curve."""
 
@@ -152,8 +172,11 @@ class ReportBlock(Strict):
     tables: list[LayoutName] = []
     """Names of shipped layouts, or of those below."""
     figures: list[LayoutName] = []
+    """Names of shipped figure layouts, or of those below."""
     define_tables: dict[LayoutName, TableLayout] = {}
+    """Tables of your own, by name."""
     define_figures: dict[LayoutName, FigureLayout] = {}
+    """Figures of your own, by name."""
 
     @field_validator("tables", "figures")
     @classmethod

@@ -10,8 +10,12 @@ import pytest
 
 import harness
 from harness.contract import check_method_file
+from harness.declarations import Strict
 from harness.listings_protocols import describe_protocols
+from harness.suite_file import SuiteFile
 from harness.tasks import all_tasks
+from harness.yaml12 import parse_value
+from tests.suite_reference import EXAMPLES, SECTIONS, inline_yaml, models_below, reference
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "results").glob("*.md")])
@@ -34,6 +38,21 @@ def test_a_page_shows_the_rendered_report(page: str, mark: str, report: str) -> 
 def test_the_docs_show_the_protocols_as_they_are() -> None:
     table = f"{describe_protocols('markdown')['text']}\n"
     assert_shown(ROOT / "docs" / "protocol.md", "protocols", table, "UPDATE_GOLDEN=1 pytest tests/test_docs.py")
+
+
+def test_the_docs_show_every_key_of_a_suite_file() -> None:
+    """Each with type, default, meaning and an example; a new key without them raises ValueError here."""
+    assert set(models_below(SuiteFile)) <= set(SECTIONS)
+    page = ROOT / "docs" / "suite-reference.md"
+    assert_shown(page, "reference", reference(), "UPDATE_GOLDEN=1 pytest tests/test_docs.py")
+
+
+@pytest.mark.parametrize("model", EXAMPLES, ids=lambda model: model.__name__)
+def test_the_examples_of_the_suite_reference_are_valid(model: type[Strict]) -> None:
+    for example in EXAMPLES[model]:
+        written = parse_value(inline_yaml(example))
+        assert written == example
+        model.model_validate(written)
 
 
 def assert_shown(page: Path, mark: str, text: str, hint: str) -> None:
