@@ -20,7 +20,7 @@ leaderboard: quickstart
 	UPDATE_GOLDEN=1 $(BIN)/python -m pytest tests/test_docs.py
 
 site: quickstart
-	$(BIN)/harness report --format site --out reports/site
+	$(BIN)/harness site --out reports/site
 
 methods-table: $(VENV)/.installed-dev
 	$(BIN)/harness run suites/methods.yaml

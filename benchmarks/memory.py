@@ -1,4 +1,4 @@
-"""Peak memory of a training step and an evaluation through large backbones, beside what `harness plan --device` says.
+"""Peak memory of a training step and an evaluation through large backbones, beside what `harness devices` says.
 
 Weights are random: memory depends on shapes alone, so that no checkpoint is needed.
 """

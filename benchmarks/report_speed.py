@@ -37,7 +37,13 @@ TASKS = ("mnli", "qqp", "qnli", "sst2", "mrpc", "rte", "cola", "boolq", "cb", "m
 BACKBONES = {"t5-small": 60_506_624, "t5-base": 222_903_552, "t5-large": 737_668_096}
 RATES = (0.03, 0.1, 0.3, 0.5)
 SEEDS = (41, 42, 43)
-COMMANDS = (["--format", "terminal"], ["--format", "html"], ["--format", "csv"], ["--tuning"], ["--format", "json"])
+COMMANDS = (
+    ["report", "--format", "terminal"],
+    ["report", "--format", "html"],
+    ["report", "--format", "csv"],
+    ["tuning"],
+    ["report", "--format", "json"],
+)
 
 
 def main() -> None:
@@ -50,11 +56,11 @@ def main() -> None:
     if not options.out.exists():
         write_results(options.out, options.results, options.rows)
     site = options.out.with_name(f"{options.out.name}-site")
-    for command in (*COMMANDS, ["--format", "site", "--out", str(site)]):
+    for command in (*COMMANDS, ["site", "--out", str(site)]):
         start = time.perf_counter()
-        arguments = [sys.executable, "-m", "harness", "report", str(options.out), *command]
+        arguments = [sys.executable, "-m", "harness", command[0], str(options.out), *command[1:]]
         subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL)
-        print(f"{time.perf_counter() - start:6.1f} s  harness report {' '.join(command)}")
+        print(f"{time.perf_counter() - start:6.1f} s  harness {' '.join(command)}")
 
 
 def write_results(root: Path, count: int, num_rows: int) -> None:

@@ -1,4 +1,4 @@
-"""Attention as transformers computes it with PyTorch's SDPA, without reading masks on the host."""
+"""The SDPA attention of transformers, changed in one thing: no mask is read on the host."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NAME = "sdpa_no_host_sync"
 
 
 def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    """As `sdpa_mask`; where nothing is padded a mask is made all the same."""
+    """Do as `sdpa_mask` does, but make a mask even where nothing is padded: [N, 1, queries, keys]."""
     made: Tensor | None = sdpa_mask(*args, **{**kwargs, "allow_is_bidirectional_skip": False})
     return made
 
@@ -23,12 +23,12 @@ AttentionMaskInterface.register(NAME, _mask)
 
 
 def avoid_host_sync(model: Any) -> None:
-    """Let an encoder-decoder that uses SDPA go on with it, but never ask whether anything is padded.
+    """Keep an encoder-decoder that uses SDPA from asking, on the host, whether anything is padded.
 
-    transformers asks once a stack, on the host, to do without a mask where nothing is. The host then waits for the
-    encoder before it launches the decoder, and the device idles meanwhile. T5's attention has a bias for every pair of
-    positions anyway, so that a mask more costs nothing. A decoder-only network, where the question comes before the
-    first layer and a mask is more than a bias, is left as it is.
+    transformers asks that once per stack, to leave the mask out where nothing is padded. The host then waits for the
+    encoder before it launches the decoder, and a GPU stands idle meanwhile. T5's attention adds a bias for every pair
+    of positions in any case, so a mask costs nothing more. Decoder-only networks stay as they are: there the question
+    comes before the first layer, and without a mask SDPA can choose a faster causal kernel.
     """
     if model.config.is_encoder_decoder and model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(NAME)

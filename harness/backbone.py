@@ -1,7 +1,10 @@
-"""The frozen pretrained network: encoder-decoder and decoder-only behind one face.
+"""The frozen pretrained network. Encoder-decoders and decoder-only networks have the same interface here.
 
-Shapes: N rows, L positions, H hidden width, T target tokens, V vocabulary.
-Inputs are right-padded embeddings; where a decoder needs left padding, it is made here.
+Shapes: N rows, L positions of prompt and text, H hidden width, T target tokens, V vocabulary. A mask is 1 where a
+position counts, 0 where it is padding.
+
+Inputs are embeddings with the padding behind the text. A decoder-only network needs it in front, so that the answer
+follows the text at once; this file moves it there.
 """
 
 from __future__ import annotations
@@ -25,11 +28,12 @@ from harness.quantization import Scheme, num_weights
 from harness.schema import BackboneRecord
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
-"""Weights are held in float32 under bfloat16, which is autocast around the forward pass."""
+"""Type of the weights by precision. Under `bfloat16` they stay in float32, and autocast computes products in bfloat16.
+What a method trains takes the embedding's type, and 8 bits would lose most steps of size 1e-4 on values near 1."""
 
 
 class Backbone:
-    """A pretrained network whose own weights never change while a method is trained."""
+    """A pretrained network whose own weights never change while methods train on it."""
 
     def __init__(
         self,
@@ -47,8 +51,9 @@ class Backbone:
         self.precision = precision
         self.quantization = quantization
         self.recomputes = False
-        """Whether layers are computed anew in the backward pass; may be switched off for a while."""
+        """Whether layers are computed a second time in the backward pass. A method may switch this off for a while."""
         self._layers: list[Any] = []
+        """The layers that can be recomputed."""
         self.model.requires_grad_(False)
         avoid_host_sync(self.model)
         self._forward = model
@@ -72,35 +77,39 @@ class Backbone:
 
     @property
     def is_encoder_decoder(self) -> bool:
+        """Whether the network has an encoder; else it is decoder-only."""
         return bool(self.config.is_encoder_decoder)
 
     @property
     def cache_keyword(self) -> str:
-        """Under which a network takes and returns the keys and values that it has computed."""
+        """Name under which the network takes, and returns, the keys and values that it has computed."""
         return _cache_keyword()
 
     @property
     def device(self) -> torch.device:
+        """Where inputs belong: the device of the embedding. Layers may be spread over several."""
         return self.embedding.weight.device
 
     @torch.no_grad()
     def token_vectors(self, ids: Tensor) -> Tensor:
-        """Token ids of any shape [...] -> what the network reads for them, [..., H], detached and of its own memory.
+        """Return what the network reads for token ids: [...] -> [..., H], a copy without gradient.
 
-        Not rows of the embedding's weight: some networks scale those (Gemma by sqrt(H), BART by its configuration).
+        These are not always rows of the embedding's weight: Gemma multiplies those by sqrt(H), BART by a factor of its
+        configuration.
         """
         vectors: Tensor = self.embedding(ids.to(self.device))
         return vectors.detach().clone()
 
     @property
     def num_params(self) -> int:
+        """Number of weights, also where several share a byte."""
         return sum(num_weights(p) for p in self.model.parameters())
 
     @property
     def pad_id(self) -> int:
-        """Id that fills unused positions; any id with an embedding serves, since they are masked.
+        """Id that fills unused positions. These are masked, so any id that has an embedding will do.
 
-        A padding token that was added to the tokenizer alone has none.
+        The end token's id is taken where there is no padding token, or one that was added to the tokenizer only.
         """
         pad = getattr(self.tokenizer, "pad_token_id", None)
         return int(pad) if pad is not None and pad < self.embedding.num_embeddings else self.eos_id
@@ -116,12 +125,19 @@ class Backbone:
         return int(eos)
 
     def token_losses(self, embeds: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
-        """[N, L, H], [N, L], [N, T] with -100 behind the end -> cross-entropy per target token, [N, T]."""
+        """Return the cross-entropy per target token: embeddings [N, L, H], mask [N, L], target ids [N, T] -> [N, T].
+
+        Labels are -100 behind the end of a target; the loss there is 0.
+        """
         return self.cross_entropy(self.target_logits(embeds, mask, labels), labels)
 
     @staticmethod
     def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-        """[N, T, V], [N, T] -> [N, T], 0 where the label is -100; smoothing spreads its share evenly over all V."""
+        """Return cross-entropy per token: logits [N, T, V], labels [N, T] -> [N, T], 0 where a label is -100.
+
+        `label_smoothing` is the share of a target's weight that is spread evenly over all V tokens.
+        """
+        # at least in float32: in bfloat16, with 8 bits, a loss between 1 and 2 would move in steps of 1/128
         flat = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
         losses = F.cross_entropy(
             flat, labels.flatten(), ignore_index=-100, reduction="none", label_smoothing=label_smoothing
@@ -130,13 +146,17 @@ class Backbone:
 
     @torch.no_grad()
     def decode(self, embeds: Tensor, mask: Tensor, max_new_tokens: int) -> Tensor:
-        """Greedy decoding, [N, L, H], [N, L] -> [N, <=max_new_tokens]; stops when every row has ended."""
+        """Write answers greedily: [N, L, H], [N, L] -> ids [N, at most max_new_tokens].
+
+        It stops when every row has written its end token; behind that a row holds padding.
+        """
         with self._autocast():
-            steps = self._decode_with_encoder if self.is_encoder_decoder else self._decode_alone
-            return steps(embeds, mask, max_new_tokens)
+            decode = self._decode_with_encoder if self.is_encoder_decoder else self._decode_alone
+            return decode(embeds, mask, max_new_tokens)
 
     @contextlib.contextmanager
     def _autocast(self) -> Iterator[None]:
+        """Compute products in bfloat16 where that is the precision."""
         if self.precision != "bfloat16":
             yield
             return
@@ -145,30 +165,35 @@ class Backbone:
 
     @property
     def is_compiled(self) -> bool:
+        """Whether training goes through a compiled forward pass."""
         return self._forward is not self.model
 
     def compile(self, wanted: bool) -> None:
-        """Train through a compiled forward pass from now on, or not; what stands inside the layers is not seen by it.
+        """Switch compilation of the forward pass in training on or off. Decoding is never compiled.
 
-        Lengths stay symbolic: micro-batches of all sizes share one graph. Decoding is left as it is.
+        A compiled pass does not see what methods put inside the layers. Lengths stay symbolic, so that micro-batches of
+        all sizes share one graph; each new size would else be compiled anew.
         """
         if wanted != self.is_compiled:
             self._forward = torch.compile(self.model, dynamic=True) if wanted else self.model
 
     def _dropout(self) -> AbstractContextManager[Any]:
-        """On a CPU in training, the context in which dropout is cheap."""
+        """Return the context in which dropout is cheap, for training on a CPU; else one that does nothing."""
         on_cpu = self.device.type == "cpu" and self.model.training and not self.is_compiled
         return fast_dropout() if on_cpu else contextlib.nullcontext()
 
     def target_logits(self, embeds: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
-        """Logits [N, T, V] that predict each target token; arguments as for `token_losses`."""
+        """Return the logits that predict each target token, [N, T, V]; arguments as for `token_losses`."""
         tokens = labels.masked_fill(labels == -100, self.pad_id)
         teach = self._teach_with_encoder if self.is_encoder_decoder else self._teach_alone
         with self._autocast(), self._dropout(), self._recomputation():
             return teach(embeds, mask, tokens, labels != -100)
 
     def last_states(self, embeds: Tensor, mask: Tensor) -> Tensor:
-        """Hidden state of each text's last token behind the last norm, [N, L, H], [N, L] -> [N, H]; decoders only."""
+        """Return each text's hidden state at its last token, behind the last norm: [N, L, H], [N, L] -> [N, H].
+
+        For decoder-only networks.
+        """
         embeds, mask = _pad_left(embeds, mask)
         with self._autocast(), self._dropout(), self._recomputation():
             out = self.model.get_decoder()(
@@ -177,7 +202,11 @@ class Backbone:
         return out.last_hidden_state[:, -1].to(embeds.device)  # type: ignore[no-any-return]
 
     def recompute_layers(self) -> None:
-        """From now on keep only each layer's input for the backward pass; no number changes, dropout included."""
+        """From now on keep only each layer's input for the backward pass, and compute the rest of it again there.
+
+        No number changes: PyTorch repeats the random numbers of dropout too. It costs one more forward pass, which is
+        half of a step more under frozen weights, and saves the memory of the activations inside the layers.
+        """
         from transformers.modeling_layers import GradientCheckpointingLayer
 
         self._layers = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
@@ -187,12 +216,19 @@ class Backbone:
         self.recomputes = True
 
     def _recomputed_within(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-        """What a layer runs in at first, beside what is around it, and when it is recomputed."""
+        """Return the contexts for a layer's first run and for its second.
+
+        The second run comes in the backward pass, outside of the `_dropout()` around the forward pass.
+        """
         return contextlib.nullcontext(), self._dropout()
 
     @contextlib.contextmanager
     def _recomputation(self) -> Iterator[None]:
-        """Recompute the layers, with or without dropout: they ask their own `training` for nothing else."""
+        """Let the layers recompute, whether or not dropout is on.
+
+        transformers recomputes a layer only in training mode. A layer's own `training` flag decides nothing else, since
+        dropout asks that of its own module, so it can be set here and put back.
+        """
         if not (self.recomputes and torch.is_grad_enabled()):
             yield
             return
@@ -206,6 +242,11 @@ class Backbone:
                 layer.training, layer.gradient_checkpointing = training, False
 
     def _teach_with_encoder(self, embeds: Tensor, mask: Tensor, tokens: Tensor, is_target: Tensor) -> Tensor:
+        """Teacher forcing in an encoder-decoder: [N, L, H], [N, L], ids [N, T], [N, T] -> logits [N, T, V].
+
+        The decoder reads a start token and all targets but the last. Padding stands behind what each position sees, so
+        its own mask is not needed.
+        """
         start = tokens.new_full((len(tokens), 1), self.config.decoder_start_token_id)
         out = self._forward(
             inputs_embeds=embeds,
@@ -216,6 +257,7 @@ class Backbone:
         return out.logits  # type: ignore[no-any-return]
 
     def _teach_alone(self, embeds: Tensor, mask: Tensor, tokens: Tensor, is_target: Tensor) -> Tensor:
+        """Teacher forcing in a decoder-only network, which reads text and target as one: shapes as with an encoder."""
         embeds, mask = _pad_left(embeds, mask)
         target = self.embedding(tokens[:, :-1]).to(embeds.dtype)
         full_mask = torch.cat([mask, is_target[:, :-1].to(mask.dtype)], 1)
@@ -224,11 +266,12 @@ class Backbone:
             attention_mask=full_mask,
             position_ids=_positions(full_mask),
             use_cache=False,
-            logits_to_keep=tokens.shape[1],
+            logits_to_keep=tokens.shape[1],  # the last token of the text predicts the first target
         )
         return out.logits  # type: ignore[no-any-return]
 
     def _decode_with_encoder(self, embeds: Tensor, mask: Tensor, max_new_tokens: int) -> Tensor:
+        """Decode with an encoder-decoder: [N, L, H], [N, L] -> [N, at most max_new_tokens]."""
         encoded = self.model.get_encoder()(inputs_embeds=embeds, attention_mask=mask)
         last = torch.full((len(embeds), 1), self.config.decoder_start_token_id, device=embeds.device)
         cache = None
@@ -248,6 +291,7 @@ class Backbone:
         return self._greedy(step, step(last), max_new_tokens)
 
     def _decode_alone(self, embeds: Tensor, mask: Tensor, max_new_tokens: int) -> Tensor:
+        """Decode with a decoder-only network: [N, L, H], [N, L] -> [N, at most max_new_tokens]."""
         embeds, mask = _pad_left(embeds, mask)
         out = self.model(
             inputs_embeds=embeds, attention_mask=mask, position_ids=_positions(mask), use_cache=True, logits_to_keep=1
@@ -270,7 +314,10 @@ class Backbone:
         return self._greedy(step, out.logits[:, -1], max_new_tokens)
 
     def _greedy(self, step: Any, logits: Tensor, max_new_tokens: int) -> Tensor:
-        """Extend by the most likely token until each row has written its end or the limit is reached."""
+        """Take the most likely token until each row has written its end or the limit is reached.
+
+        `logits` [N, V] predict the first token; `step` reads the last tokens [N, 1] and returns the next logits [N, V].
+        """
         finished = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
         written: list[Tensor] = []
         while True:
@@ -284,14 +331,17 @@ class Backbone:
 
 @functools.cache
 def _cache_keyword() -> str:
-    """`cache` since transformers 5.24, which removes the earlier name in 5.40: whichever outputs are declared with."""
+    """Return `cache` or `past_key_values`, whichever this transformers uses in its outputs.
+
+    The name is `cache` since 5.24, and 5.40 is to remove the other one.
+    """
     from transformers.modeling_outputs import BaseModelOutputWithPast
 
     return "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
 
 
 def _pad_left(embeds: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Move the padding of right-padded rows to the front."""
+    """Move the padding of rows from behind the text to the front: [N, L, H], [N, L] -> [N, L, H], [N, L]."""
     length = mask.shape[1]
     shift = length - mask.sum(1, keepdim=True)
     index = (torch.arange(length, device=mask.device)[None] - shift) % length
@@ -299,5 +349,5 @@ def _pad_left(embeds: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _positions(mask: Tensor) -> Tensor:
-    """Position of each token counted without padding, [N, L]."""
+    """Return each token's position, counted without padding in front: mask [N, L] -> [N, L]."""
     return (mask.cumsum(1) - 1).clamp(min=0)

@@ -1,4 +1,4 @@
-"""Whose code it was that raised, where the code of many cells runs side by side."""
+"""Says which cell's code raised an exception, or wrote to the backbone, where code of many cells runs side by side."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from harness.seal import BackboneChanged, Seal
 
 
 class CellError(Exception):
-    """The code of one cell's method raised; the exception is the cause of this one."""
+    """The code of one cell's method raised an exception, which is this one's `__cause__`.
+
+    `cell` is the cell's position in the bundle. The bundle drops that cell as failed and trains the others.
+    """
 
     def __init__(self, cell: int) -> None:
         self.cell = cell
@@ -19,13 +22,14 @@ class CellError(Exception):
 
 @contextmanager
 def blaming(cell: int, seal: Seal | None = None) -> Iterator[None]:
-    """Say whose code it was that raised; running out of memory is nobody's fault alone.
+    """Turn what is raised within this context into a CellError of `cell`.
 
-    With the `seal` of the backbone, also whose code it was that wrote to it: raises BackboneChanged.
+    An error for lack of memory passes as it is: all cells together filled the device, and the micro-batch is halved.
+    With the `seal` of the backbone, raises BackboneChanged, with the cell, where its code has written to the backbone.
     """
     try:
         yield
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # a method file that calls sys.exit() must not end the run
         if is_out_of_memory(error) or isinstance(error, (CellError, BackboneChanged)):
             raise
         _require_unwritten(cell, seal)
@@ -34,6 +38,7 @@ def blaming(cell: int, seal: Seal | None = None) -> Iterator[None]:
 
 
 def _require_unwritten(cell: int, seal: Seal | None) -> None:
+    """Raise BackboneChanged where the seal says that a tensor of the backbone has other numbers."""
     what = None if seal is None else seal.written()
     if what is not None:
         raise BackboneChanged(what, cell)

@@ -1,4 +1,4 @@
-"""A cell's method on its backbone: built with the cell's seed, and tried, before there is anything to lose."""
+"""Creates the method of a cell on its backbone, and tries it, before any training that could be lost."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from harness.tasks.record import Task
 
 
 def build_method(cell: Cell, cls: type[Method], backbone: Backbone, where: str | None = None) -> Method:
-    """Create a cell's tensors. Raises UserError, at `where`, if settings do not fit the backbone."""
+    """Create a cell's method, to see whether it can be. Raises UserError, at `where`, if settings do not fit."""
     try:
         method = cls(cls.HP(**cell.hp), backbone)
         checked_groups(method, cell.recipe.lr)
@@ -31,10 +31,11 @@ def build_method(cell: Cell, cls: type[Method], backbone: Backbone, where: str |
 def build_to_train(
     cell: Cell, cls: type[Method], backbone: Backbone, task: Task, starts: Sequence[StartFile], seal: Seal | None
 ) -> Method:
-    """Create a cell's tensors on the backbone's device; the same seed gives the same, whatever else is in the bundle.
+    """Create a cell's method, ready to train, on the backbone's device.
 
-    Raises BackboneChanged where `__init__` or `start_from` has left something on the backbone, whether or not it raised
-    something else; a write through `.data` shows later.
+    The cell's seed is set first, so its tensors do not depend on what else is in the bundle. Raises BackboneChanged
+    where `__init__` or `start_from` has changed the backbone, even if it also raised something else. A write through
+    `.data` is found later, by `Seal.difference`.
     """
     try:
         torch.manual_seed(cell.seed)
@@ -52,7 +53,10 @@ def build_to_train(
 
 
 def try_detaching(method: Method, backbone: Backbone, seal: Seal) -> None:
-    """Attach and detach a method that does so in its own way. Raises BackboneChanged if that leaves anything behind."""
+    """Attach and detach a method that overrides `attach`. Raises BackboneChanged where something stays behind.
+
+    Methods that only list `layer_changes` are attached by the harness itself, and need no trial.
+    """
     if type(method).attach is Method.attach:
         return
     try:

@@ -1,11 +1,11 @@
-"""What `harness report --table` and `--figures` do with declared layouts."""
+"""What `harness table` and `harness figures` do with declared layouts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from harness.errors import UserError
-from harness.report.tables import Format
+from harness.report.formats import Format
 from harness.report_declarations import FigureLayout, ReportBlock, Where
 from harness.report_layouts import SETTINGS, figure_names, find_figure, find_table, table_names
 from harness.schema import Result
@@ -73,7 +73,7 @@ def _asked_names(names: str, block: ReportBlock | None) -> list[str]:
     if names != "all":
         return [name.strip() for name in names.split(",") if name.strip()]
     if block is None or not block.tables:
-        raise UserError("no suite file names tables", field="--table", hint="Give one with --layouts SUITE.")
+        raise UserError("no suite file names tables", field="all", hint="Give one with --layouts SUITE.")
     return list(block.tables)
 
 

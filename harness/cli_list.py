@@ -1,4 +1,4 @@
-"""The commands that list what there is: suites, methods, tasks, protocols."""
+"""The commands that show what there is: suites, methods, parameters, tasks, rows, protocols."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from harness.cli_options import DataDir, ListFormat, MethodDirs
+from harness.cli_options import DataDir, ListFormat, MethodDirs, Methods, ProtocolName, Settings, parse_settings, split
 from harness.screen import say
+from harness.shipped_suites import find_suite
 
 
 def suites(
@@ -44,6 +45,44 @@ def tasks(data: DataDir = None, format: ListFormat = "terminal") -> None:
     from harness.listings_data import describe_tasks
 
     show(describe_tasks(data), format)
+
+
+def params(
+    backbone: Annotated[str, typer.Option(help="Known name, folder or hub id.")] = "t5-base",
+    methods: Methods = None,
+    settings: Settings = None,
+    methods_dir: MethodDirs = None,
+    format: ListFormat = "terminal",
+) -> None:
+    """Count trainable parameters, in training and kept for inference, without any download.
+
+    Example: harness params --backbone t5-base --methods dept --set dept.source_length=348
+    """
+    from harness.listings_params import describe_params
+    from harness.method import discover
+
+    found = discover(*(methods_dir or ()))
+    show(describe_params(found, split(methods), backbone, parse_settings(settings)), format)
+
+
+def preview(
+    task: Annotated[str, typer.Argument(help="Name of a task.")],
+    backbone: Annotated[str, typer.Option(help="Backbone whose tokenizer is used.")] = "micro-t5",
+    split_name: Annotated[Literal["train", "dev", "test"], typer.Option("--split", help="Which split.")] = "train",
+    rows: Annotated[int, typer.Option(min=1, help="How many rows.")] = 3,
+    suite: Annotated[str | None, typer.Option(help="Suite file: its own tasks, its protocol.")] = None,
+    protocol: ProtocolName = None,
+    data: DataDir = None,
+    format: ListFormat = "terminal",
+) -> None:
+    """Show rows of a task exactly as the model sees them, with token counts.
+
+    Example: harness preview cb --data DIR --backbone t5-base --rows 2
+    """
+    from harness.listings_data import describe_rows
+
+    file = find_suite(suite) if suite else None
+    show(describe_rows(task, backbone, split_name, rows, data, file, protocol), format)
 
 
 def protocols(

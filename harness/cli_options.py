@@ -1,11 +1,13 @@
-"""Options that several commands have, or that would hide what a command does."""
+"""Options that several commands have, and how their values are read."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+
+from harness.errors import UserError
 
 Methods = Annotated[
     str | None,
@@ -53,3 +55,29 @@ TrackOption = Annotated[
     Literal["tensorboard", "wandb", "mlflow"] | None, typer.Option(help="Show live curves of every cell there.")
 ]
 ListFormat = Annotated[Literal["terminal", "json"], typer.Option("--format", help="terminal or json.")]
+
+
+def split(names: str | None) -> list[str] | None:
+    """`a,b` -> ["a", "b"]."""
+    return None if names is None else [name.strip() for name in names.split(",") if name.strip()]
+
+
+def split_ints(names: str | None) -> list[int] | None:
+    """`1,2` -> [1, 2]. Raises UserError on anything else."""
+    try:
+        return None if names is None else [int(name) for name in split(names) or []]
+    except ValueError:
+        raise UserError(f"expected whole numbers, got '{names}'", field="--seeds") from None
+
+
+def parse_settings(pairs: list[str] | None) -> dict[str, Any]:
+    """`["recipe.steps=300"]` -> {"recipe.steps": 300}, values read as YAML."""
+    from harness.yaml12 import parse_value
+
+    settings = {}
+    for pair in pairs or []:
+        key, sign, value = pair.partition("=")
+        if not sign or not key:
+            raise UserError(f"expected KEY=VALUE, got '{pair}'", field="--set")
+        settings[key] = parse_value(value, f"--set {key}")
+    return settings

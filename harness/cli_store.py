@@ -1,4 +1,4 @@
-"""The commands that look after a results folder: `harness verify` and `harness migrate`. Nothing here needs torch."""
+"""The commands that hold a results folder against itself: `verify` and `score`. Nothing here needs torch."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from harness.cli_boards import Results, scan
 from harness.errors import printable
+from harness.report.uncollected import uncollected
 from harness.screen import say
 
 if TYPE_CHECKING:
     from harness.verify import Verified
-
-Results = Annotated[Path, typer.Argument(help="Folder of the results.")]
 
 
 def verify(
@@ -42,15 +42,17 @@ def _table(checked: Verified) -> str:
     return "\n".join([*lines, f"{checked.num_results:,} results in {checked.num_files:,} files: {number}"])
 
 
-def migrate(results: Annotated[Path, typer.Argument(help="Folder of the results.")]) -> None:
-    """Bring results of an earlier format to today's; the files as they were are kept in a dated folder beside.
+@uncollected
+def score(results: Results = Path("results")) -> None:
+    """Recompute every metric from the stored predictions and show what moved; exit code 1 if anything did.
 
-    Example: harness migrate results
+    Example: harness score results
     """
-    from harness.migrate import migrate as migrate_folder
+    from harness.report.rescore import rescore
 
-    done = migrate_folder(results)
-    for step in done.steps:
-        say(step)
-    kept = f"; as they were: {done.backup}" if done.backup else ""
-    say(f"{done.num_changed:,} of {done.num_results:,} results migrated{kept}")
+    checked = rescore(scan(results, None))
+    for line in [*checked.moved, *checked.refused]:
+        say(line)
+    say(f"{checked.num_scores:,} scores of {checked.num_runs:,} runs recomputed, {len(checked.moved)} differ")
+    if checked.moved:
+        raise typer.Exit(1)

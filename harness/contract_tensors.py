@@ -1,4 +1,8 @@
-"""Checks of the contract on a method's own tensors: all are seen, kept() suffices, counts are those that it states."""
+"""Checks of the method contract on a method's own tensors.
+
+PyTorch sees all of them, evaluation is not random, kept() is enough to answer, and counts agree with what is stated.
+Each check takes the class, raises AssertionError with what to do, and returns details for the report, maybe empty.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +23,12 @@ from harness.tiny import tiny_backbone
 
 FULL_SIZE = "t5-base"
 NEAR = 1e-9
-"""How far apart two numbers of float64 may be that are the same."""
+"""How far apart two float64 numbers may be that count as the same: far above rounding, which is 1e-16 of a number near
+1, and far below what a step of training changes."""
 
 
 def registered(cls: type[Method]) -> str:
-    """No trained tensor stands where PyTorch does not look: such a one is neither moved, nor trained, nor stored."""
+    """No trained tensor is where PyTorch does not find it. It would not be moved, trained or stored."""
     backbone = tiny_backbone()
     method = build(cls, backbone)
     found = dict(unregistered(method, backbone))
@@ -35,36 +40,43 @@ def registered(cls: type[Method]) -> str:
 
 
 def unregistered(method: Method, backbone: Backbone, trained: bool = True) -> Iterator[tuple[str, Tensor]]:
-    """Tensors that a method holds beside its parameters and buffers, with the place of each; `trained` ones only."""
+    """Yield tensors that a method holds beside its parameters and buffers, each with the path that leads to it.
+
+    With `trained` only those that take gradients. Tensors of the backbone do not count.
+    """
     known = {id(tensor) for tensor in (*method.parameters(), *method.buffers(), *backbone.model.parameters())}
     known |= {id(tensor) for tensor in backbone.model.buffers()}
     seen = {id(backbone), *map(id, backbone.model.modules())}
-    for place, tensor in _tensors_in(method, "", seen):
+    for path, tensor in _tensors_in(method, "", seen):
         takes_gradients = isinstance(tensor, nn.Parameter) or (tensor.requires_grad and tensor.is_leaf)
         if id(tensor) not in known and tensor.numel() and (takes_gradients or not trained):
-            yield place, tensor
+            yield path, tensor
 
 
-def _tensors_in(value: Any, place: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor that can be reached from a value: through containers, objects, partial and inner functions."""
+def _tensors_in(value: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
+    """Yield every tensor that can be reached from a value, with its path.
+
+    The search goes through containers, objects, partial functions and what inner functions close over.
+    """
     if id(value) in seen:
         return
     seen.add(id(value))
     if isinstance(value, Tensor):
-        yield place, value
+        yield path, value
         return
-    for name, part in _parts(value):
-        inner = name if name.startswith("[") or not place else f".{name}"
-        yield from _tensors_in(part, f"{place}{inner}", seen)
+    for name, member in _members(value):
+        step = name if name.startswith("[") or not path else f".{name}"
+        yield from _tensors_in(member, f"{path}{step}", seen)
 
 
-def _parts(value: Any) -> list[tuple[str, Any]]:
+def _members(value: Any) -> list[tuple[str, Any]]:
+    """Return what a value holds, by name: `[key]` in containers, attributes of objects, variables of functions."""
     if isinstance(value, Mapping):
-        return [(f"[{key!r}]", part) for key, part in value.items()]
+        return [(f"[{key!r}]", member) for key, member in value.items()]
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [(f"[{index}]", part) for index, part in enumerate(value)]
+        return [(f"[{index}]", member) for index, member in enumerate(value)]
     if isinstance(value, functools.partial):
-        return [("function", value.func), *_parts(value.args), *_parts(value.keywords)]
+        return [("function", value.func), *_members(value.args), *_members(value.keywords)]
     if isinstance(value, MethodType):
         return [("owner", value.__self__)]
     if isinstance(value, FunctionType):
@@ -72,13 +84,15 @@ def _parts(value: Any) -> list[tuple[str, Any]]:
         return [(name, cell.cell_contents) for name, cell in names if _is_filled(cell)]
     if isinstance(value, nn.Module):
         own = {**vars(value), **value._parameters, **value._buffers, **value._modules}
-        return [(name, part) for name, part in own.items() if name not in ("_parameters", "_buffers", "_modules")]
+        return [(name, member) for name, member in own.items() if name not in ("_parameters", "_buffers", "_modules")]
+    # classes and configurations hold no trained tensors, and lead to all of transformers
     if isinstance(value, type) or not hasattr(value, "__dict__") or hasattr(value, "to_dict"):
         return []
     return list(vars(value).items())
 
 
 def _is_filled(cell: Any) -> bool:
+    """Whether a closure's variable has a value yet; Python tells only by raising."""
     try:
         cell.cell_contents  # noqa: B018
     except ValueError:
@@ -88,6 +102,7 @@ def _is_filled(cell: Any) -> bool:
 
 def repeats(cls: type[Method]) -> str:
     """Evaluation draws no random numbers: the same rows give the same logits twice."""
+    # Two steps of training first: many methods start at zero, and noise times zero would not show.
     bench = Bench(cls)
     bench.train(steps=2)
     with bench.attached():
@@ -101,9 +116,10 @@ def repeats(cls: type[Method]) -> str:
 
 
 def kept_suffices(cls: type[Method]) -> str:
-    """What inference stores is enough: the numbers of kept(), put into a fresh method of the same seed.
+    """What inference stores is enough: a new method of the same seed answers alike when it gets the numbers of kept().
 
-    What kept() leaves out has the value that the seed gives it. What it computes counts where export() gives it too.
+    Tensors that kept() leaves out have the value that the seed gives them. Tensors that kept() computes, such as
+    products, count where export() gives them too.
     """
     trained = Bench(cls)
     trained.train(steps=2)
@@ -112,6 +128,7 @@ def kept_suffices(cls: type[Method]) -> str:
     kept, exported = trained.method.kept(), trained.method.export()
     fresh = Bench(cls)
     with torch.no_grad():
+        # tensors of kept() that are the method's own, not computed, are filled in place
         own = {tensor.untyped_storage().data_ptr() for tensor in fresh.method.state_dict().values()}
         for name, tensor in fresh.method.kept().items():
             if tensor.untyped_storage().data_ptr() in own:
@@ -136,6 +153,7 @@ def _is_same(tensor: Tensor, other: Tensor) -> bool:
 
 
 def count(cls: type[Method]) -> str:
+    """Counts do not depend on whether there are weights, and kept() counts no more numbers than export() writes."""
     method, with_weights = build(cls, tiny_backbone(meta=True)), build(cls, tiny_backbone())
     assert method.num_trained == with_weights.num_trained, (
         f"{method.num_trained} without weights, {with_weights.num_trained} with"
@@ -150,7 +168,7 @@ def count(cls: type[Method]) -> str:
 
 
 def published(cls: type[Method]) -> str:
-    """Every published figure is the count with the default settings, or a note says why not."""
+    """Every published figure is the count with the default settings, or `params_note` says why it is not."""
     details = []
     for name, figure in cls.paper.params.items():
         if name not in known_backbones():

@@ -89,7 +89,7 @@ def find_device(name: str) -> tuple[str, Device]:
     known = {key.lower().replace(" ", "-"): key for key in DEVICES}
     plain = {slug.replace("-", ""): slug for slug in known}
     given = name.lower().replace(" ", "-")
-    key = known[require_choice(plain.get(given.replace("-", ""), given), known, kind="device", where="--device")]
+    key = known[require_choice(plain.get(given.replace("-", ""), given), known, kind="device", where="harness devices")]
     return key, DEVICES[key]
 
 

@@ -1,7 +1,9 @@
-"""Dropout at a third of its usual cost on a CPU, for whatever network runs inside `fast_dropout()`.
+"""Dropout at a third of its usual cost on a CPU, for any network that runs inside `fast_dropout()`.
 
-PyTorch draws one Bernoulli variable after another on a CPU, which is about half of the cost of a training step through
-a frozen backbone. Here one 64-bit draw decides four elements, by 16 bits each.
+On a CPU, PyTorch draws one Bernoulli variable after another, which is about half of the cost of a training step through
+a frozen backbone. Here one 64-bit draw decides four elements, with 16 bits for each. That takes a fifth off a step.
+
+Shapes: N rows, A heads, Q query and K key positions, D size of a head.
 """
 
 from __future__ import annotations
@@ -15,12 +17,13 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 LEVELS = 1 << 16
+"""Steps in which a probability is rounded: 16 bits per element. 8 bits would turn a p of 0.1 into 0.102."""
 
 
 def keep_mask(like: Tensor, p: float) -> Tensor:
-    """Random factors of `like`'s shape and type: 0 with probability p, else 1 / (1 - p).
+    """Return random factors with `like`'s shape [...] and type: 0 with probability p, else 1 / (1 - p).
 
-    p is rounded to a multiple of 2**-16, in both uses, so the factors' expectation is exactly 1.
+    p is rounded to a multiple of 2**-16 in both places, so the mean of the factors is exactly 1.
     """
     dropped = round(p * LEVELS)
     count = like.numel()
@@ -30,7 +33,7 @@ def keep_mask(like: Tensor, p: float) -> Tensor:
 
 
 def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    """`torch.nn.functional.dropout`, from `keep_mask` where that is faster: on a CPU, for a p between 0 and 1."""
+    """Do as `torch.nn.functional.dropout` does, [...] -> [...], with `keep_mask` on a CPU for a p between 0 and 1."""
     if not training or not _is_faster(input, p):
         return F.dropout(input, p, training, inplace)
     factors = keep_mask(input, p)
@@ -47,10 +50,11 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """`torch.nn.functional.scaled_dot_product_attention`, with `dropout` on the weights.
+    """Do as `torch.nn.functional.scaled_dot_product_attention` does, with `dropout` of this file on the weights.
 
-    A query that may attend to nothing, as padding in front of a text may not, gets zeros and gives no gradient.
-    Without dropout, or where a head layout or causal flag is left to PyTorch, PyTorch's own.
+    [N, A, Q, D], [N, A, K, D], [N, A, K, D], mask [N, 1 or A, Q, K] -> [N, A, Q, D]. A query that may attend to
+    nothing, as padding in front of a text may not, gets zeros and gives no gradient. PyTorch's own function runs where
+    there is no dropout, and where `is_causal` or `enable_gqa` leaves the mask or the heads to it.
     """
     if not _is_faster(query, dropout_p) or is_causal or enable_gqa:
         options: dict[str, Any] = {"scale": scale, "enable_gqa": enable_gqa}
@@ -59,7 +63,8 @@ def attention(
     scores = scores * (query.shape[-1] ** -0.5 if scale is None else scale)
     if attn_mask is None:
         return dropout(scores.softmax(-1), dropout_p) @ value
-    # such a query attends to all and its output is dropped: the softmax of nothing, and its gradient, would be NaN
+    # a query that sees nothing attends to all keys, and its output is set to zero at the end: the softmax over nothing
+    # would be NaN, and so would its gradient, which a later multiplication by zero does not mend
     if attn_mask.dtype == torch.bool:
         is_idle = ~attn_mask.any(-1, keepdim=True)
         scores = scores.masked_fill(~(attn_mask | is_idle), float("-inf"))
@@ -70,7 +75,7 @@ def attention(
 
 
 class fast_dropout(TorchFunctionMode):
-    """Within this context, dropout and attention of any network are those of this file."""
+    """Within this context, the dropout and attention of any network are those of this file."""
 
     replaced: Mapping[Any, Callable[..., Tensor]] = {
         F.dropout: dropout,
@@ -80,11 +85,11 @@ class fast_dropout(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Sequence[Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Call what stands for `func`; the mode is off meanwhile."""
+        """Call what is in place of `func`. PyTorch switches the mode off meanwhile, so there is no recursion."""
         return self.replaced.get(func, func)(*args, **(kwargs or {}))
 
 
 def _is_faster(tensor: Tensor, p: float) -> bool:
-    """A p that `keep_mask` would round to 0 or 1 is PyTorch's to handle, as one outside of them is."""
+    """Whether `keep_mask` applies: on a CPU, for a p that it rounds neither to 0 nor to 1. PyTorch handles the rest."""
     is_between = 0.0 < p < 1.0 and 0 < round(p * LEVELS) < LEVELS
     return is_between and tensor.device.type == "cpu" and tensor.is_floating_point()

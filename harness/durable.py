@@ -1,28 +1,37 @@
-"""Files that are whole or not there: written aside, flushed to the disk, renamed into place."""
+"""Reading and writing files safely: a written file is complete or absent, a read file has a limit on its size.
+
+A write goes to a hidden file in the same folder, is flushed to the disk and then renamed. Renaming within one folder
+is atomic, so a process that is killed at any moment leaves the old file or the new one, never half of one.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import secrets
+import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from harness.errors import UserError
+
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write one file. Raises OSError, and leaves what was there before."""
+    """Write one file. Raises OSError; the file that was there before is then unchanged."""
     put_in_place([write_aside(path, lambda aside: aside.write_bytes(content))])
     sync_folder(path.parent)
 
 
 def write_aside(path: Path, write: Callable[[Path], object]) -> tuple[Path, Path]:
-    """Let `write` fill a hidden file beside `path` and flush it; return (that file, path) for `put_in_place`.
+    """Let `write` fill a hidden file beside `path`, and flush it; return (hidden file, path) for `put_in_place`.
 
-    Raises whatever `write` does, with nothing left behind.
+    Raises whatever `write` raises; the hidden file is then deleted.
     """
+    # 32 random bits: two processes that write the same path never share a hidden file
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         write(aside)
+        # without the flush, a power cut after the rename could leave a file with the right name and no content
         with open(aside, "rb+") as file:
             os.fsync(file.fileno())
     except BaseException:
@@ -32,7 +41,7 @@ def write_aside(path: Path, write: Callable[[Path], object]) -> tuple[Path, Path
 
 
 def put_in_place(written: Sequence[tuple[Path, Path]]) -> None:
-    """Rename files written aside, in order. Raises OSError; then those that are left are dropped."""
+    """Rename the hidden files to their paths, in order. Raises OSError; the files not renamed yet are then deleted."""
     try:
         for aside, path in written:
             os.replace(aside, path)
@@ -41,17 +50,33 @@ def put_in_place(written: Sequence[tuple[Path, Path]]) -> None:
 
 
 def discard(written: Sequence[tuple[Path, Path]]) -> None:
-    """Drop files written aside that were not put in place."""
+    """Delete the hidden files that were not renamed; a file that cannot be deleted is left."""
     for aside, _ in written:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in a folder last through a power cut, where the system can."""
-    with contextlib.suppress(OSError):  # the files are whole without it; some file systems refuse
+    """Flush a folder, so that renames in it outlast a power cut, where the system can do that."""
+    with contextlib.suppress(OSError):  # the files are complete without it, and some file systems refuse
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def read_bounded(path: Path, limit: int, kind: str) -> bytes:
+    """Return the bytes of a regular file, at most `limit`; `kind` names the file in the message, as "a result".
+
+    For files that may come from anybody. Raises OSError, and UserError for a larger file or for anything that is not a
+    regular file.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would wait for a writer, perhaps for ever
+        raise UserError("is not a regular file", where=str(path))
+    with open(path, "rb") as file:
+        # count what is read: the size that a file system states may differ (0 for files in /proc)
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise UserError(f"is larger than {limit:,} bytes, the limit for {kind}", where=str(path))
+    return content

@@ -1,4 +1,4 @@
-"""From one flat row to what a model reads, writes and is judged by."""
+"""From one flat row to an example: the source text that a model reads, its target, and the accepted answers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from harness.readers import LocatedRow
 from harness.tasks.record import EDITS, Row, Task
 
 NO_ANSWER = "<unk>"
-"""Target of a copy of a row without answers (T5's ReCoRD)."""
+"""Target of a row without answers that is copied once per answer, as T5's code does for ReCoRD."""
 
 
 @dataclass(frozen=True)
@@ -27,37 +27,44 @@ class Example:
     """One row as the model sees it."""
 
     source: str
+    """The text that the model reads."""
     target: str
+    """The text that it is trained to write."""
     references: tuple[str, ...]
+    """The texts that count as right when an answer is scored; the target is the first of them."""
 
 
 class Converter:
-    """Turns the rows of one task into examples, with everything that is the same for all rows worked out once."""
+    """Turns the rows of one task into examples. What is the same for all rows is worked out once, here."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
         self.edits: Counter[str] = Counter()
-        """In how many rows the task's `prepare` repaired what."""
+        """Kind of repair by the task's `prepare` -> number of rows with it."""
         self._pieces = _template_pieces(task) if task.template else _field_pieces(task)
         self._targets = task.targets
         self._matcher = LabelMatcher(task.name, task.label, task.labels, task.label_words)
 
     def read(self, rows: Iterable[LocatedRow]) -> list[list[Example]]:
-        """Convert rows of any layout. Each inner list is one row of the published data, to be split as a whole."""
+        """Convert rows of any layout. Each inner list holds the examples of one flat row, which are split together.
+
+        Raises UserError at the first row that does not fit the task.
+        """
         converted: list[list[Example]] = []
         for where, row in rows:
             try:
                 flat = list(self.task.prepare(row)) if self.task.prepare else [row]
             except ValueError as error:
                 raise UserError(str(error), where=where) from None
-            except Exception as error:  # a task's `prepare` takes the shape of official rows for granted
+            # `prepare` is written for official rows; on any other it may fail with a KeyError, a TypeError and so on
+            except Exception as error:
                 raise UserError(f"has not the fields of task '{self.task.name}': {error!r}", where=where) from None
             self.edits.update(edit for item in flat for edit in item.get(EDITS, ()))
             converted.extend(self.examples(where, item) for item in flat)
         return converted
 
     def examples(self, where: str, row: Row) -> list[Example]:
-        """Convert one flat row. Raises UserError naming its place when a field is missing or a label unknown."""
+        """Convert one flat row. Raises UserError, at `where`, if a field is missing or a label unknown."""
         source = self._source(where, row)
         label = self._value(where, row, self.task.label)
         if self.task.kind == "text":
@@ -69,7 +76,7 @@ class Converter:
         return [Example(source, target, (target,))]
 
     def check(self) -> None:
-        """After all splits were read: raise UserError where their labels are suspicious as a whole."""
+        """Call after all splits were read. Raises UserError if the labels of all rows together look wrong."""
         self._matcher.check()
 
     def _source(self, where: str, row: Row) -> str:
@@ -83,6 +90,7 @@ class Converter:
         return "".join(parts)
 
     def _value(self, where: str, row: Row, column: str) -> object:
+        """Return what a row holds in `column`, or in the first of its other names that the row has."""
         value: object = row.get(column)
         if not _is_missing(value):
             return value
@@ -96,7 +104,7 @@ class Converter:
         return value
 
     def _number(self, label: object, where: str) -> str:
-        """Gold value as the text that is trained on and scored against."""
+        """Return the number that a row is labelled with, as the text that is trained on and scored against."""
         try:
             value = float(str(label))
         except ValueError:
@@ -106,6 +114,7 @@ class Converter:
         return round_number(value, self.task.number_step)
 
     def _answered(self, source: str, label: object, where: str) -> list[Example]:
+        """Return the examples of a text task's row: one, or one per answer where the task says so."""
         spaced = space_punctuation if self.task.space_punctuation else str
         if self.task.stringify_answers:
             target = spaced(str(label))
@@ -120,27 +129,27 @@ class Converter:
 
 
 def _is_missing(value: object) -> bool:
-    """None, or the NaN that pandas writes in its place."""
+    """Return whether a value is None, or the NaN that pandas writes instead."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def round_number(value: float, step: float) -> str:
-    """Nearest multiple of `step`, with one decimal; labels are 32-bit floats in the hub copy.
+    """Return the nearest multiple of `step`, with one decimal.
 
-    The papers' code cancels its rounding to fifths, so one decimal of the label is what is left (step 0.1). Coarser
-    steps count in 32-bit floats with ties to the even count, as T5's code does for 0.2 (Raffel et al. 2020).
+    With step 0.1 it is the label with one decimal: the papers' code rounds to fifths and then undoes that. Coarser
+    steps are counted in 32-bit floats, ties to the even count, as T5's code does for 0.2 (Raffel et al. 2020).
     """
-    label = np.float32(value)
+    label = np.float32(value)  # labels are 32-bit floats on the hub, so a file of decimals has to round alike
     if step == 0.1:
         return f"{float(label):.1f}"
     return f"{float(np.rint(label * np.float32(1 / step))) * step:.1f}"
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=256)  # the questions on one context follow each other, so a few contexts are enough
 def space_punctuation(text: str) -> str:
-    """Blanks around every character but letters, marks, digits, `_` and white space; runs of white space collapse.
+    """Put blanks around every character but letters, marks, digits, `_` and white space; join runs of white space.
 
-    Leading and trailing blanks go too: T5's tokenizer drops them in any case.
+    Leading and trailing blanks are dropped; T5's tokenizer would drop them too.
     """
     replacement = r" \g<0> " if text.isascii() else _spaced_unless_mark
     return " ".join(re.sub(r"[^\w\s]", replacement, text).split())
@@ -152,6 +161,7 @@ def _spaced_unless_mark(match: re.Match[str]) -> str:
 
 
 def _field_pieces(task: Task) -> list[tuple[str, str | None]]:
+    """Return (text before, column) for each field of the task. Raises UserError for a task without any."""
     if not task.fields:
         raise UserError("has neither fields nor a template", where=f"task '{task.name}'")
     pieces: list[tuple[str, str | None]] = [(f" {tag}: ", column) for tag, column in task.fields]
@@ -160,7 +170,7 @@ def _field_pieces(task: Task) -> list[tuple[str, str | None]]:
 
 
 def _template_pieces(task: Task) -> list[tuple[str, str | None]]:
-    """(text before, column) of each place in the template. Raises UserError where braces do not match."""
+    """Return (text before, column) for each column in the template. Raises UserError for a template that is broken."""
     try:
         parsed = list(string.Formatter().parse(task.template))
     except ValueError as error:
@@ -176,7 +186,7 @@ def _prefix(task: Task) -> str:
 
 
 def _answers(value: object, where: str, column: str) -> list[str]:
-    """Accepted answers, from a text, a list of texts, or SQuAD's {"text": [...]}."""
+    """Return the accepted answers in a text, a list of texts, or SQuAD's {"text": [...]}."""
     texts = value.get("text") if isinstance(value, dict) else [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise UserError(f"'{column}' holds no answer text", where=where)

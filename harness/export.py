@@ -1,7 +1,9 @@
-"""What inference needs of a trained method, as a file of plain tensors, and answering from it.
+"""Writes what inference needs of a trained method to a file of plain tensors, and answers from such a file.
 
-An input-side method collapses to a prompt [P, H] and/or a table [S, H] added to the token embeddings; whatever
-computed them is gone. Other methods export tensors that their own class takes back.
+Shapes: P prompt vectors, S source length, H hidden width, C classes.
+
+A method whose vectors do not depend on the text collapses to a prompt [P, H], a table [S, H] that is added to the token
+embeddings, or both; its networks and factors are not stored. Other methods export tensors that their class reads back.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ HEAD = "linear_head.weight"
 
 
 class Exported(Method):
-    """A collapsed input-side method: answers from its prompt and added table alone."""
+    """A method that has collapsed: it answers from a prompt [P, H] and an added table [S, H] alone."""
 
     def __init__(self, tensors: Mapping[str, Tensor], backbone: Backbone) -> None:
         super().__init__(None, backbone)
@@ -51,12 +53,15 @@ class Exported(Method):
 
 
 def is_collapsible(method: Method | type[Method]) -> bool:
-    """Whether prompt and added table are all that the method does."""
+    """Whether a prompt and an added table are all that the method does."""
     return not method.is_layer_side() and not method.depends_on_text()
 
 
 def serve(method: Method, tensors: Mapping[str, Tensor], backbone: Backbone) -> Method:
-    """Return a method that answers from exported tensors; `method` is any instance of the class that made them."""
+    """Return a method that answers from exported tensors.
+
+    `method` is any instance of the class that made them. It is filled and returned unless it collapses.
+    """
     own = {name: tensor for name, tensor in tensors.items() if name != HEAD}
     served = Exported(own, backbone) if is_collapsible(method) else method
     if served is method:
@@ -66,13 +71,13 @@ def serve(method: Method, tensors: Mapping[str, Tensor], backbone: Backbone) -> 
 
 
 def exported_tensors(method: Method) -> dict[str, Tensor]:
-    """What `method.export` gives, and its linear head where it has one."""
+    """Return what `method.export` gives, and the weights of the linear head, [C, H], where there is one."""
     tensors = {name: tensor for name, tensor in method.export().items() if name != HEAD}
     return tensors if method.linear_head is None else {**tensors, HEAD: method.linear_head.weight.detach().clone()}
 
 
 def _put_on_head(method: Method, tensors: Mapping[str, Tensor], backbone: Backbone) -> None:
-    """Give a method the linear head that stands among the tensors, if one does."""
+    """Give a method the linear head that is among the tensors, if there is one."""
     if HEAD in tensors:
         method.linear_head = LinearHead(len(tensors[HEAD]), backbone.embedding.weight)
         method.linear_head.weight = nn.Parameter(tensors[HEAD].to(backbone.embedding.weight.dtype))
@@ -80,20 +85,22 @@ def _put_on_head(method: Method, tensors: Mapping[str, Tensor], backbone: Backbo
 
 @dataclass(frozen=True)
 class Export:
-    """What `export_result` wrote."""
+    """A report on the file that `export_result` wrote."""
 
     path: Path
     shapes: dict[str, list[int]]
+    """Of each tensor, by name."""
     num_kept: int
+    """Parameters that inference needs; factors may be fewer numbers than the exported product."""
     source_changed: bool
-    """Whether the method's file is another than the one that trained the result."""
+    """Whether the method's file is no longer the one that trained the result."""
 
 
 def export_result(path: Path, out: Path, backbone: str | None, method_dirs: tuple[str, ...] = ()) -> Export:
-    """Write the collapsed tensors of the result JSON at `path` to `out`, a safetensors file.
+    """Write the exported tensors of the result whose JSON is at `path` to `out`, a safetensors file.
 
-    `backbone` names the weights if the result's own name for them is not enough (a folder).
-    Raises UserError for a result without tensors, a file that changed, or one that no longer fits its method.
+    `backbone` is a name or path of the weights; needed where the result has a folder's name only. Raises UserError for
+    a result without tensors, for tensors that changed after they were stored, or that no longer fit their method.
     """
     if not path.exists():
         raise UserError("no such file", where=str(path))
@@ -121,9 +128,9 @@ def export_result(path: Path, out: Path, backbone: str | None, method_dirs: tupl
 
 
 def load_export(path: Path, backbone: Backbone, method_dirs: tuple[str, ...] = ()) -> Method:
-    """Return a method that answers from an exported file on `backbone`; attach it if it is layer-side.
+    """Return a method that answers from an exported file on `backbone`. The caller attaches it if it is layer-side.
 
-    Raises UserError if the file is no export or does not fit the backbone, or if its method changes that.
+    Raises UserError if the file is no export, if it does not fit the backbone, or if its method changes the backbone.
     """
     try:
         tensors = load_tensors(path)
@@ -157,7 +164,7 @@ def load_export(path: Path, backbone: Backbone, method_dirs: tuple[str, ...] = (
 
 
 def _stored_tensors(path: Path, result: Result) -> dict[str, Tensor]:
-    """The selected tensors beside a result. Raises UserError where there are none, or others than were stored."""
+    """Read the selected tensors beside a result. Raises UserError where there are none, or not those that were stored."""
     if result.status != "done" or result.files.tensors is None:
         reason = "failed" if result.status != "done" else "has no trained tensors"
         raise UserError(f"{reason}, so there is nothing to export", where=str(path))
@@ -170,13 +177,16 @@ def _stored_tensors(path: Path, result: Result) -> dict[str, Tensor]:
 
 
 def _rebuild(
-    path: Path, result: Result, registered: dict[str, Registered], source: str, tensors: dict[str, Tensor]
+    path: Path, result: Result, registered: dict[str, Registered], name_or_path: str, tensors: dict[str, Tensor]
 ) -> Method:
-    """The trained method. Where it only changes the input, the backbone's own weights are not needed."""
+    """Build the method of a result and fill it with its trained tensors. Raises UserError where they do not fit.
+
+    A method that collapses never reads the backbone's weights after training, so those are not loaded for it.
+    """
     cls = get_class(registered, result.cell.method)
     assert issubclass(cls, Method)
     collapsible = is_collapsible(cls)
-    backbone = meta_backbone(source) if collapsible else load_backbone(source, device="cpu")
+    backbone = meta_backbone(name_or_path) if collapsible else load_backbone(name_or_path, device="cpu")
     with torch.random.fork_rng():
         method = cls(cls.HP(**result.cell.hp), backbone)
     if HEAD in tensors:
@@ -191,5 +201,6 @@ def _rebuild(
 
 
 def _first_line(error: BaseException) -> str:
+    """Return the first line that says something: PyTorch's errors on loading have a heading above it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[min(1, len(lines) - 1)] if lines else type(error).__name__

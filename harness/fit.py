@@ -1,9 +1,11 @@
-"""Whether a method fits a network, judged on shapes alone: before weights, rows or a device are asked for.
+"""Finds out whether a method fits a network, from shapes alone, before weights, rows or a device are needed.
 
-One judgement for the plan, the run, `harness check`, `harness params` and whoever else asks. A method fits where its
-tensors can be created and where one step of training and two written tokens can be computed with it, on tensors that
-have shapes and no values. What raises on a tiny network of the same kind too is no question of fit: that is a mistake
-in the method's code, and the failure of its cells.
+The plan, the run, `harness check` and `harness params` all ask here. A method fits where its tensors can be created,
+and where one step of training and two written tokens can be computed with it on tensors that have shapes and no values.
+What raises on a tiny network of the same kind too is a mistake in the method's code: then its cells fail, and this file
+says nothing.
+
+Shapes: N rows, L positions, H hidden width, T target tokens.
 """
 
 from __future__ import annotations
@@ -31,56 +33,59 @@ from harness.quantization import Scheme
 from harness.tiny import TinyTokenizer, tiny_backbone
 
 ROWS, LENGTH, TARGETS = 2, 5, 3
+"""N, L and T of the trial. They differ, so that a method which mixes up two dimensions fails here."""
 MOST_SHOWN = 300
-"""Characters of a reason."""
+"""Characters of a reason that are shown, about three lines; some exceptions print whole tensors."""
 
 UNDECIDED = (fake_tensor.DataDependentOutputException, fake_tensor.DynamicOutputShapeException,
              fake_tensor.UnsupportedOperatorException, fake_tensor.UnsupportedFakeTensorException)  # fmt: skip
-"""What says that shapes alone do not tell."""
+"""Exceptions which say that shapes alone cannot decide; the method then counts as fitting."""
 
 Sources = Sequence[Mapping[str, Tensor]]
+"""Tensors by name, of each cell that a method starts from."""
 
 
 def misfit(
     cls: type[Method],
     hp: Mapping[str, Any],
-    source: str,
+    name_or_path: str,
     quantization: Scheme = "none",
     lr: float = 1e-3,
     sources: Sources = (),
 ) -> str | None:
-    """Why a method with these settings does not fit the backbone of that name, in one sentence; None where it does.
+    """Return in one sentence why a method with these settings does not fit a backbone; None where it fits.
 
-    `sources` are tensors, with or without values, that it starts from. Raises UserError where the backbone has no
-    configuration.
+    `name_or_path` names the backbone; `sources` are the tensors, with or without values, that the method starts from.
+    Raises UserError where the backbone has no configuration.
     """
     if sources:
-        return _judged(cls, hp, lambda: meta_backbone(source, quantization), lr, sources)
-    # a suite asks the same for every seed, learning rate and task
-    network = json.dumps(source_config(source), sort_keys=True, default=str)
+        return _judged(cls, hp, lambda: meta_backbone(name_or_path, quantization), lr, sources)
+    network = json.dumps(source_config(name_or_path), sort_keys=True, default=str)
     key: Any = cls
-    return _remembered(key, json.dumps(dict(hp), sort_keys=True), source, network, quantization, lr)
+    return _remembered(key, json.dumps(dict(hp), sort_keys=True), name_or_path, network, quantization, lr)
 
 
-@functools.lru_cache(maxsize=4096)
-def _remembered(cls: type[Method], hp: str, source: str, network: str, quantization: Scheme, lr: float) -> str | None:
-    """`network` is the configuration, which a folder may change meanwhile."""
-    return _judged(cls, json.loads(hp), lambda: meta_backbone(source, quantization), lr, ())
+@functools.lru_cache(maxsize=4096)  # a suite asks the same for every seed and task; an answer is a short text
+def _remembered(
+    cls: type[Method], hp: str, name_or_path: str, network: str, quantization: Scheme, lr: float
+) -> str | None:
+    """Do as `misfit`, once for each set of arguments. `network` is the configuration: that of a folder may change."""
+    return _judged(cls, json.loads(hp), lambda: meta_backbone(name_or_path, quantization), lr, ())
 
 
 def _judged(
     cls: type[Method], hp: Mapping[str, Any], build: Callable[[], Backbone], lr: float, sources: Sources
 ) -> str | None:
-    """Try the method on the network of `build`, and where that raises, on a tiny one of the same kind."""
+    """Try the method on the network that `build` returns; where that raises, try it on a tiny one of the same kind."""
     error, kind = _tried(cls, hp, build, lr, sources)
     if error is None:
         return None
     if isinstance(error, UNDECIDED):
         return None
-    if isinstance(error, ValueError):  # what methods raise of settings that do not fit
+    if isinstance(error, ValueError):  # a method's own way to say that settings do not fit
         return _sentence(str(error))
-    usual, _ = _tried(cls, hp, lambda: tiny_backbone(kind, meta=True), lr, ())
-    if usual is not None and not isinstance(usual, ValueError):
+    on_tiny, _ = _tried(cls, hp, lambda: tiny_backbone(kind, meta=True), lr, ())
+    if on_tiny is not None and not isinstance(on_tiny, ValueError):
         return None
     return _sentence(f"it asks for what this network does not have ({_told(error)})")
 
@@ -88,38 +93,38 @@ def _judged(
 def _tried(
     cls: type[Method], hp: Mapping[str, Any], build: Callable[[], Backbone], lr: float, sources: Sources
 ) -> tuple[Exception | None, Any]:
-    """What a method raises on a network, if anything, and the kind of the network."""
+    """Return what a method raises on a network, or None, and the kind of the network."""
     backbone = _OnShapes(build())
     kind: Any = "encoder-decoder" if backbone.is_encoder_decoder else "decoder"
     try:
         _try(cls(cls.HP(**hp), backbone), backbone, lr, sources)
-    except Exception as error:  # whatever someone's file, PEFT or transformers raises
+    except Exception as error:  # a method file, PEFT and transformers may raise anything
         return error, kind
     return None, kind
 
 
 def _try(method: Method, backbone: Backbone, lr: float, sources: Sources) -> None:
-    """Create the tensors' groups, then compute a step and an answer, if the method meets the network in either."""
+    """Form the parameter groups, then compute a step and an answer where the method has to do with the network."""
     checked_groups(method, lr)
     if sources:
         method.start_from(sources)
     elif type(method).takes_sources[0]:
-        return  # what it starts from is not known, and nothing can be computed without
+        return  # its sources are not known here, and without them nothing can be computed
     if not (type(method).is_layer_side() or type(method).runs_alone()):
-        return  # the network sees embeddings, as always; `fused` looks at their shapes
+        return  # the network reads embeddings as it always does; `harness.fused` checks their shapes
     try:
         _compute(method, backbone)
     except (RuntimeError, NotImplementedError) as error:
         if "meta tensors" not in str(error):
             raise
-        # some networks ask for values unless they are being traced, which is ten times as slow
+        # some networks read values unless they are traced by FakeTensorMode, which is ten times as slow
         with _quiet(), FakeTensorMode(allow_non_fake_inputs=True):
             _compute(method, backbone)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the log of operators that were refused: the exception says it."""
+    """Keep PyTorch from logging the operators that it refused; the exception names them."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     before, logger.disabled = logger.disabled, True
     try:
@@ -129,6 +134,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _compute(method: Method, backbone: Backbone) -> None:
+    """Compute the losses of [N, L, H] embeddings, and two tokens of an answer, on the meta device."""
     embeds = torch.zeros(ROWS, LENGTH, backbone.hidden, device="meta")
     mask = torch.ones(ROWS, LENGTH, dtype=torch.long, device="meta")
     labels = torch.zeros(ROWS, TARGETS, dtype=torch.long, device="meta")
@@ -143,12 +149,12 @@ def _compute(method: Method, backbone: Backbone) -> None:
 
 
 class _OnShapes(Backbone):
-    """A backbone that writes two tokens, since without values nothing says where an answer ends."""
+    """A backbone that always writes two tokens: without values nothing says where an answer ends."""
 
     def __init__(self, backbone: Backbone) -> None:
         vars(self).update(vars(backbone))
         if not self.is_encoder_decoder and self.model._can_set_attn_implementation():
-            # others ask whether a mask masks anything, to do without it; no values can tell (see harness.attention)
+            # other kinds of attention ask whether a mask hides anything, which needs values (see harness.attention)
             self.model.set_attn_implementation("eager")
         self.tokenizer = TinyTokenizer()
 
@@ -158,14 +164,14 @@ class _OnShapes(Backbone):
 
 
 def _told(error: Exception) -> str:
-    """Type and first line of an exception, and the line of a method's or the program's own file that met it."""
+    """Return type and first line of an exception, and the innermost line outside of libraries that it came from."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if "site-packages" not in Path(frame.filename).parts]  # not those of a library
+    own = [frame for frame in frames if "site-packages" not in Path(frame.filename).parts]
     frame = (own or frames)[-1]
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}, {Path(frame.filename).name}:{frame.lineno}"
 
 
 def _sentence(text: str) -> str:
-    """One line without a full stop."""
+    """Return a text as one line of at most MOST_SHOWN characters, without a full stop."""
     return shortened(" ".join(text.split()), MOST_SHOWN).removesuffix(".")

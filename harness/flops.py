@@ -1,4 +1,4 @@
-"""Arithmetic that training through a frozen backbone asks for, and what a device could do at best."""
+"""Counts the arithmetic of training through a frozen backbone, and knows what devices could do at best."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from harness.backbone import Backbone
 
 @dataclass(frozen=True)
 class Device:
-    """What NVIDIA's data sheet says of a device."""
+    """Figures of a GPU from NVIDIA's data sheet."""
 
     memory_gb: int
     bfloat16: float | None
-    """Dense peak of the tensor cores in FLOP/s; None where they know no bfloat16."""
+    """Peak of the tensor cores in FLOP/s without sparsity; None where they do not know bfloat16."""
     float32: float
     """Peak in FLOP/s without TF32."""
 
 
-# by the words that the driver's name for a device must hold; the longest name counts
+# Key: words that all stand in the driver's name of the device, such as "NVIDIA A100-SXM4-80GB". Where several keys fit,
+# the longest is taken: "H100 PCIe" before "H100".
 DEVICES = {
     "H200": Device(141, 989e12, 67e12),
     "H100": Device(80, 989e12, 67e12),
@@ -43,27 +44,28 @@ DEVICES = {
 
 @dataclass(frozen=True)
 class MatmulParams:
-    """Weights that take part in a matrix product, by how often they do."""
+    """Numbers of weights that take part in matrix products, by the tokens that they are multiplied with."""
 
     per_source: int
-    """For every position of prompt and text."""
+    """Weights used for every position of prompt and text."""
     per_target: int
-    """For every token of the target that the network reads."""
+    """Weights used for every target token that the network reads."""
     head: int
-    """For every token of the target that it predicts."""
+    """Weights used for every target token that the network predicts."""
     reads_start: bool
-    """Whether a start token stands before the target; else the last token of the text does, and counts there."""
+    """Whether the network reads a start token before the target. Else it reads one target token less than it predicts,
+    since the last token of the text predicts the first."""
 
     def step_flops(
         self, rows: int, source_positions: int, target_positions: int, *, weights_train: bool = False
     ) -> float:
-        """FLOPs of training on these rows and positions, padding left out: 4 or 6 for each weight and position.
+        """Return the FLOPs of training on these rows and positions, padding left out: 4 or 6 per weight and position.
 
-        A forward pass takes 2 FLOPs a weight and token, the gradient towards activations another 2 (Kaplan et al.
+        A forward pass takes 2 FLOPs per weight and token, the gradient of the activations another 2 (Kaplan et al.
         2020, "Scaling Laws for Neural Language Models", section 2.1). The third 2 of their 6·N, the gradient of the
-        weights, arises only where the weights train themselves. Scores of attention, norms and what a method itself
-        computes are left out, and all layers are taken to pass a gradient on, which under frozen weights the first
-        of a T5's decoder does not need.
+        weights, is needed only where the weights train themselves. Not counted are the scores of attention, norms, and
+        what a method itself computes. Every layer counts as passing on a gradient, although the first layer of a frozen
+        T5's decoder need not.
         """
         read = target_positions if self.reads_start else target_positions - rows
         weights = self.per_source * source_positions + self.per_target * read + self.head * target_positions
@@ -71,10 +73,10 @@ class MatmulParams:
 
 
 def matmul_params(backbone: Backbone) -> MatmulParams:
-    """Count a backbone's matrices; count before a method changes its layers.
+    """Count the weights of a backbone's matrices. Call it before a method is attached, whose layers would count too.
 
-    Embedding tables are looked up, not multiplied; the output head is multiplied at the target's positions only,
-    tied or not. In an encoder-decoder the keys and values of cross-attention are computed from the source.
+    Embedding tables are looked up and not multiplied. The output head, tied or not, is multiplied at the target's
+    positions only. In an encoder-decoder the keys and values of cross-attention are computed from the source.
     """
     model = backbone.model
     head = model.get_output_embeddings()
@@ -92,7 +94,7 @@ def matmul_params(backbone: Backbone) -> MatmulParams:
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:
-    """Peak of a device in FLOP/s at a precision; None where it is not known (any CPU)."""
+    """Return the peak of a device in FLOP/s at a precision; None where it is not known, as for every CPU."""
     known = [name for name in DEVICES if all(word in device_name.replace("-", " ").split() for word in name.split())]
     if not known or precision == "float64":
         return None
@@ -103,10 +105,10 @@ def peak_flops(device_name: str, precision: str) -> float | None:
 
 
 def _matrices(module: nn.Module) -> int:
-    """Weights of all linear modules."""
+    """Return the number of weights of all linear modules inside."""
     return sum(_size(item) for item in module.modules() if isinstance(item, nn.Linear))
 
 
 def _size(linear: nn.Linear) -> int:
-    """Weights of a matrix, however many of them share a byte."""
+    """Return the number of weights of a matrix; the shape of packed weights would not tell it."""
     return linear.in_features * linear.out_features

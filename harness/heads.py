@@ -1,7 +1,7 @@
-"""A linear head: the class is read off the last token's hidden state instead of being written as text.
+"""The linear head: a class is read off the last token's hidden state instead of being written as text.
 
-Shapes: N rows, L positions, H hidden width, C classes, G cells of a bundle. All cells of a bundle share the task,
-so their heads are one stack of weights, and each row takes the slice of its own cell.
+Shapes: N rows, L positions, H hidden width, C classes, G cells of a bundle. All cells of a bundle have the same task,
+so their heads have the same shape and are stacked, [G, C, H]; each row uses the head of its own cell.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from harness.examples import Example
 from harness.tasks.record import Task
 
 STARTING_STD = 0.02
-"""Of the weights, as transformers starts the head of a classifier."""
+"""Standard deviation of the weights at the start: `initializer_range` of transformers' classifiers."""
 
 
 class LinearHead(nn.Module):
-    """Weights [C, H] without a bias, as in transformers' `LlamaForSequenceClassification`."""
+    """Trained weights [C, H] without a bias, as in transformers' `LlamaForSequenceClassification`."""
 
     def __init__(self, num_classes: int, like: Tensor) -> None:
         super().__init__()
@@ -33,38 +33,38 @@ class LinearHead(nn.Module):
 
 
 class Classifier(Backbone):
-    """A backbone whose one target "token" is the class: logits [N, 1, C] where there were [N, T, V].
+    """A backbone that predicts one target "token", the class: it gives logits [N, 1, C] in place of [N, T, V].
 
-    A method that makes its own loss of `target_logits` and `cross_entropy` works as before.
+    Losses are computed from `target_logits` and `cross_entropy` as before, also by methods with a loss of their own.
     """
 
     def __init__(self, backbone: Backbone, heads: Sequence[LinearHead], cells: Tensor) -> None:
-        """`cells` [N] says which head is each row's."""
-        # shares everything; the usual way would freeze the weights that a layer-side method has put in
+        """`heads` holds one head per cell; `cells` [N] says which of them each row uses."""
+        # Backbone.__init__ would freeze all weights of the model, among them those that a method has just put in
         vars(self).update(vars(backbone))
         self.heads = heads
         self.cells = cells
 
     def target_logits(self, embeds: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
-        """[N, 1, C]."""
+        """[N, L, H], [N, L], labels [N, 1] -> [N, 1, C]."""
         return self.class_logits(embeds, mask)[:, None]
 
     def class_logits(self, embeds: Tensor, mask: Tensor) -> Tensor:
         """[N, L, H], [N, L] -> [N, C]."""
-        weights = torch.stack([head.weight for head in self.heads])[self.cells]
+        weights = torch.stack([head.weight for head in self.heads])[self.cells]  # [N, C, H]
         states = self.last_states(embeds, mask).to(weights.dtype)
         return torch.einsum("nh,nch->nc", states, weights)
 
 
 def class_targets(encoded: Encoded, examples: Sequence[Example], task: Task) -> Encoded:
-    """The same rows with the number of their class as the one target."""
+    """Return the same rows with the number of their class, 0 to C - 1, as the only target id."""
     number = {target: index for index, target in enumerate(task.targets)}
     classes = np.array([number[example.target] for example in examples], np.int64)
     return replace(encoded, target_ids=classes, target_offsets=np.arange(len(classes) + 1, dtype=np.int64))
 
 
 def check_head(head: str, task: Task, backbone: Backbone, where: str) -> None:
-    """Raise UserError where a linear head has no last token or no classes."""
+    """Raise UserError for a linear head on a network with an encoder, or for a task without classes."""
     if head == "linear" and backbone.is_encoder_decoder:
         problem = f"linear needs a decoder-only backbone; '{backbone.name}' has an encoder"
         raise UserError(

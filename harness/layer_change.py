@@ -1,4 +1,7 @@
-"""What a layer-side method makes of one module of the backbone."""
+"""The unit in which a layer-side method says what it changes: one module of the backbone, and how.
+
+Shapes: N rows, `...` the positions, in and out the widths that the module reads and gives.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +17,18 @@ Change = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class LayerChange:
-    """A function of a module's input or of its output, row by row: no row may depend on another, nor on how many.
+    """A change of one module: something in its place, a low-rank update, something behind it, or several of these.
 
-    The module takes one tensor [N, ..., in], by position, and gives one tensor [N, ..., out], N being the rows.
+    The module takes one tensor [N, ..., in], by position, and gives one tensor [N, ..., out]. A change treats each row
+    by itself, whatever the other rows are and however many: rows of many cells pass through the backbone together.
     """
 
     module: nn.Module
     instead: Change | None = None
-    """Input -> output, in place of the module, which it may call."""
+    """[n, ..., in] -> [n, ..., out], called in place of the module; it may call the module itself."""
     low_rank: LowRank | None = None
-    """Added to the output; those of several cells are computed together where they have the same shape."""
+    """Added to the output. Updates of one shape are computed for all cells at once."""
     after: Change | None = None
-    """Output -> output, behind the others."""
+    """[n, ..., out] -> [n, ..., out], called last."""
     position_bias: Tensor | None = None
-    """[buckets, heads], in place of the table of relative positions that the module, an attention of T5, has."""
+    """[buckets, heads], used in place of the table of relative positions of the module, which is a T5 attention."""

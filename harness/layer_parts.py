@@ -1,7 +1,10 @@
-"""Modules behind parts of the backbone, as changes of layers: never edits of the network.
+"""Where the layers of a backbone are, and trained modules that methods insert behind them or in their place.
 
-The layers of any network are found whose stack lists them; the parts inside a layer have T5's or Llama's names. Widths
-are those of the modules themselves: a norm may be as wide as a head. H is the hidden width, V the vocabulary.
+Shapes: N rows, L positions, H hidden width, V vocabulary, R width of a bottleneck.
+
+Layers are found in any network whose stacks list them. Sub-layers inside a layer are known by the names that T5 and
+Llama give them; Mistral, Qwen, Gemma and others use Llama's. Widths are read off the modules themselves and not off
+the configuration, since a norm may be as wide as one head. Nothing here edits the network: all is a LayerChange.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ from harness.method import Method
 Kind = Literal["attention", "cross_attention", "ffn"]
 Head = Literal["tokenizer", "all", "none"]
 
-# the linear module that ends a sub-layer; what it gives goes, after dropout, into the residual stream
+# The linear module that ends a sub-layer. Its output goes, after dropout, into the residual stream, so a module that
+# is inserted right behind it stands where Houlsby's adapters do.
 OUTPUTS: dict[str, Kind] = {
     "SelfAttention.o": "attention",
     "EncDecAttention.o": "cross_attention",
@@ -32,35 +36,38 @@ OUTPUTS: dict[str, Kind] = {
     "mlp.down_proj": "ffn",
 }
 LAYER_LISTS = ("block", "layers", "h")
-"""What stacks call the list of their layers: T5; Llama, BART and most others; GPT-2 and its kin."""
-# T5's tokenizer has this many ids; the embedding is filled up to 32,128 rows with ones that stand for nothing
+"""Attribute of a stack that lists its layers: in T5; in Llama, BART and most others; in GPT-2 and its relatives."""
 T5_TOKENS = 32_100
+"""Ids of T5's tokenizer. The embedding has 32,128 rows, a multiple of 128; the last 28 stand for no token."""
 
 
 @dataclass(frozen=True)
 class Sublayer:
-    """An attention or feed-forward part of one layer, and the linear module that ends it."""
+    """One attention or feed-forward sub-layer, and the linear module that ends it."""
 
     stack: str
+    """`encoder` or `decoder`."""
     layer: int
+    """Counted from 0 in its stack."""
     kind: Kind
     output: nn.Module
+    """[N, L, in] -> [N, L, H]."""
 
     @property
     def key(self) -> str:
-        """Its name among a method's tensors."""
+        """The sub-layer's name among a method's tensors; no dots, which nn.ModuleDict forbids."""
         return f"{self.stack}/{self.layer}/{self.kind}"
 
 
 def stacks(backbone: Backbone) -> dict[str, Any]:
-    """The backbone's stacks of layers: `encoder` and `decoder`, or `decoder` alone."""
+    """Return the backbone's stacks of layers by name: `encoder` and `decoder`, or `decoder` alone."""
     model = backbone.model
     decoder = {"decoder": model.get_decoder()}
     return {"encoder": model.get_encoder(), **decoder} if backbone.is_encoder_decoder else decoder
 
 
 def layers(stack: Any) -> nn.ModuleList:
-    """The layers of a stack, first to last. Raises ValueError where it does not list them under a known name."""
+    """Return the layers of a stack, first to last. Raises ValueError where no known attribute lists them."""
     found = next((getattr(stack, name) for name in LAYER_LISTS if hasattr(stack, name)), None)
     if not isinstance(found, nn.ModuleList):
         raise ValueError(f"the layers of {type(stack).__name__} are not known: none of {', '.join(LAYER_LISTS)}")
@@ -68,7 +75,7 @@ def layers(stack: Any) -> nn.ModuleList:
 
 
 def sublayers(backbone: Backbone) -> list[Sublayer]:
-    """Every sub-layer in order of computation. Raises ValueError where their names are not known."""
+    """Return every sub-layer in order of computation. Raises ValueError for a network whose names are not known."""
     found = [
         Sublayer(name, index, OUTPUTS[ending], module)
         for name, stack in stacks(backbone).items()
@@ -76,18 +83,20 @@ def sublayers(backbone: Backbone) -> list[Sublayer]:
         for path, module in layer.named_modules()
         if (ending := ".".join(path.split(".")[-2:])) in OUTPUTS
     ]
+    # a network may match in one name by chance; half of the sub-layers would then silently stay without a module
     if not {"attention", "ffn"} <= {sublayer.kind for sublayer in found}:
         raise ValueError(f"the sub-layers of {type(backbone.model).__name__} are not known; T5's and Llama's are")
     return found
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a module normalises: LayerNorm, RMSNorm and their kin."""
+    """Whether a module is a LayerNorm, an RMSNorm or a relative of these."""
+    # by the name of its class: nearly every network of transformers defines an RMSNorm of its own
     return "Norm" in type(module).__name__
 
 
 def norm_width(name: str, norm: nn.Module) -> int:
-    """Width of what a norm works on: H, or that of one head. Raises ValueError for a norm without a weight."""
+    """Return the width that a norm works on: H, or that of one head. Raises ValueError for a norm without a weight."""
     weight = next(norm.parameters(recurse=False), None)
     if weight is None:
         raise ValueError(f"the width of the norm {name} is not known: it has no weight")
@@ -95,27 +104,29 @@ def norm_width(name: str, norm: nn.Module) -> int:
 
 
 class TrainedNorms(nn.Module):
-    """Trained copies of the scales (and shifts) of all norms, the last of each stack included."""
+    """Trained copies of the scales, and shifts, of all norms, [H] each; those behind the last layers are included."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.copies = nn.ParameterDict()
-        self._places: list[tuple[nn.Module, dict[str, str]]] = []
+        self._norms: list[tuple[nn.Module, dict[str, str]]] = []
+        """Each norm, and for each of its parameters the name of the copy."""
         for name, module in backbone.model.named_modules():
             weights = dict(module.named_parameters(recurse=False)) if is_norm(module) else {}
             keys = {key: f"{name}.{key}".replace(".", "/") for key in weights}
             self.copies.update({keys[key]: nn.Parameter(weight.detach().clone()) for key, weight in weights.items()})
             if keys:
-                self._places.append((module, keys))
+                self._norms.append((module, keys))
 
     def changes(self) -> list[LayerChange]:
-        """The copies in the originals' places."""
-        return [LayerChange(module, instead=partial(self._normed, module, keys)) for module, keys in self._places]
+        """Return the changes that let every norm compute with its copies."""
+        return [LayerChange(module, instead=partial(self._normed, module, keys)) for module, keys in self._norms]
 
     def _normed(self, module: nn.Module, keys: Mapping[str, str], states: Tensor) -> Tensor:
-        """What the norm gives with the copies in the originals' place, [..., H]."""
+        """Run the norm with the copies in place of its own parameters: [..., H] -> [..., H]."""
+        # the norm's own code runs, so that RMSNorm, LayerNorm and Gemma's (1 + weight) need no formula here
         originals = dict(module._parameters)
-        module._parameters.update({key: self.copies[own] for key, own in keys.items()})
+        module._parameters.update({key: self.copies[copy] for key, copy in keys.items()})
         try:
             normed: Tensor = module.forward(states)
             return normed
@@ -124,7 +135,7 @@ class TrainedNorms(nn.Module):
 
 
 class TrainedPositions(nn.Module):
-    """Trained copies of T5's tables of relative positions, [buckets, heads], one for each stack; none elsewhere."""
+    """Trained copies of T5's tables of relative positions, [buckets, heads], one per stack; none in other networks."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -139,14 +150,15 @@ class TrainedPositions(nn.Module):
         )
 
     def changes(self) -> list[LayerChange]:
-        """The copies in the originals' places."""
+        """Return the changes that let every attention with a table of its own use the copy."""
         return [LayerChange(module, position_bias=self.tables[key]) for key, module in self._attentions.items()]
 
 
 class InsertMethod(Method):
-    """One trained module behind every chosen sub-layer, before its dropout and residual; norms train if wanted.
+    """A method that inserts one trained module behind each chosen sub-layer, before its dropout and residual sum.
 
-    `make` gives a module [..., H] -> [..., H]; `first_layer` counts from 0 in each stack.
+    `make` creates a module [..., H] -> [..., H]. `first_layer` is the first layer of each stack that gets one, counted
+    from 0. With `train_norms` all norms of the backbone train too.
     """
 
     def __init__(
@@ -195,23 +207,24 @@ class Bottleneck(nn.Module):
 
 
 class AddedBiases(nn.Module):
-    """A zero vector added to what every linear module and norm inside the layers gives, and to the logits.
+    """Trained vectors, zero at first, added to the output of every linear module and norm in the layers, and to logits.
 
-    Where a module has a bias of its own the vector is what training adds to it. `head` says which logits get one:
-    those of T5's tokenizer (all V for other backbones), all, or none. `final_norms` counts the norm behind the last
-    layer of a stack in.
+    Where a module has a bias of its own, the vector is the difference that training makes to it. `head` says which
+    logits get one: `tokenizer` those of T5's 32,100 tokens (all V for other backbones), `all`, or `none`. With
+    `final_norms` the norm behind the last layer of each stack gets one too.
     """
 
     def __init__(self, backbone: Backbone, head: Head = "tokenizer", final_norms: bool = False) -> None:
         super().__init__()
         self.vectors = nn.ParameterDict()
-        self._places = list(self._added(backbone, head, final_norms))
+        self._modules_with_bias = list(self._create(backbone, head, final_norms))
 
     def changes(self) -> list[LayerChange]:
-        """The vectors on what each module gives."""
-        return [LayerChange(module, after=partial(self._add, key)) for module, key in self._places]
+        """Return the changes that add each vector to its module's output."""
+        return [LayerChange(module, after=partial(self._add, key)) for module, key in self._modules_with_bias]
 
-    def _added(self, backbone: Backbone, head: Head, final_norms: bool) -> Iterator[tuple[nn.Module, str]]:
+    def _create(self, backbone: Backbone, head: Head, final_norms: bool) -> Iterator[tuple[nn.Module, str]]:
+        """Create the vectors; yield each module with the name of its vector. Raises ValueError for other matrices."""
         inside = {id(m) for stack in stacks(backbone).values() for m in layers(stack).modules()}
         for name, module in backbone.model.named_modules():
             if id(module) in inside and isinstance(module, (nn.Linear, Conv1D)):
@@ -227,12 +240,13 @@ class AddedBiases(nn.Module):
             yield logits, self._zeros(backbone, "logits", min(total, T5_TOKENS) if is_t5 else total)
 
     def _zeros(self, backbone: Backbone, name: str, size: int) -> str:
-        """Make the vector of a module; return its name among the tensors."""
-        key, like = name.replace(".", "/"), backbone.embedding.weight
+        """Create the vector of a module, [size]; return its name among the tensors."""
+        key, like = name.replace(".", "/"), backbone.embedding.weight  # nn.ParameterDict allows no dots
         self.vectors[key] = nn.Parameter(torch.zeros(size, dtype=like.dtype, device=like.device))
         return key
 
     def _add(self, key: str, states: Tensor) -> Tensor:
+        """[..., size] -> [..., size]. Logits may be wider than the vector; those beyond it get nothing added."""
         vector = self.vectors[key]
         missing = states.shape[-1] - len(vector)
         if missing < 0:
@@ -241,12 +255,16 @@ class AddedBiases(nn.Module):
 
 
 def _num_outputs(linear: nn.Linear | Conv1D) -> int:
+    """Width of the output; GPT-2's Conv1D is a linear module that stores its matrix transposed."""
     return linear.out_features if isinstance(linear, nn.Linear) else int(linear.nf)
 
 
 def _refuse_matrices(name: str, module: nn.Module) -> None:
-    """Raise ValueError for weights that are no linear module's: what they give would be left without a bias."""
-    if isinstance(module, nn.Embedding):  # of relative positions
+    """Raise ValueError where a module multiplies by a matrix of its own, as fused experts do.
+
+    It would train without a bias, and nothing in the scores would show it.
+    """
+    if isinstance(module, nn.Embedding):  # the table of relative positions, which is looked up
         return
     for key, weight in module.named_parameters(recurse=False):
         if weight.dim() > 1:

@@ -1,4 +1,4 @@
-"""What a network can take in: positions that it can tell apart, and token ids that it has vectors for."""
+"""Checks what a network can take in: how many positions it tells apart, and which token ids it has vectors for."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from harness.errors import UserError
 from harness.tasks.record import Task
 
 NUM_DIGIT_TOKENS = 4
-"""Tokens of a label digit and its end at most, where there is no tokenizer to ask."""
+"""Tokens that a label digit and its end take at most, where there is no tokenizer to ask. One too many costs nothing
+but a position; one too few would let an answer run over the last position."""
 
 
 def max_positions(config: Any, side: str) -> int | None:
-    """Positions that the `encoder` or `decoder` of a configuration tells apart; None where it puts no bound on them.
+    """Return how many positions the `encoder` or `decoder` of a configuration tells apart, or None for no bound.
 
-    Positions may be relative (T5's buckets) or slopes of the distance (ALiBi) instead; neither has a last one.
+    There is none where positions are relative (T5's buckets) or slopes over the distance (ALiBi).
     """
     nested = getattr(config, side, None)
     own = nested if hasattr(nested, "to_dict") else config.get_text_config()
@@ -24,13 +25,16 @@ def max_positions(config: Any, side: str) -> int | None:
         return None
     for name in (f"max_{side}_position_embeddings", "max_position_embeddings"):
         value = getattr(own, name, None)
-        if value and value > 0:  # XLNet's -1 stands for no bound
+        if value and value > 0:  # XLNet writes -1 for no bound
             return int(value)
     return None
 
 
 def target_tokens(task: Task, backbone: Backbone) -> int:
-    """Most tokens of an answer with its end. Of labels, without a tokenizer: what digits take, or the task's limit."""
+    """Return the most tokens that an answer takes, its end included.
+
+    For labels without a tokenizer that is NUM_DIGIT_TOKENS where labels are digits, else the task's own limit.
+    """
     if task.parts:
         return max(target_tokens(part, backbone) for part in task.parts)
     if task.kind == "classification" and backbone.tokenizer is not None:
@@ -44,17 +48,17 @@ def check_positions(
 ) -> None:
     """Raise UserError unless prompt, text and answer, in tokens, fit the positions of the network that reads them.
 
-    A network may run on past its positions, to an index error or to numbers that mean nothing.
+    Without the check a network would stop with an index error or, worse, go on with numbers that mean nothing.
     """
-    parts = {"prompt": prompt, "source": source, "target": target}
+    lengths = {"prompt": prompt, "source": source, "target": target}
     reads = {"encoder": ("prompt", "source"), "decoder": ("target",)}
     if not backbone.is_encoder_decoder:
-        reads = {"decoder": tuple(parts)}
+        reads = {"decoder": tuple(lengths)}
     for side, names in reads.items():
-        limit, needed = max_positions(backbone.config, side), sum(parts[name] for name in names)
+        limit, needed = max_positions(backbone.config, side), sum(lengths[name] for name in names)
         if limit is None or needed <= limit:
             continue
-        tokens = " + ".join(f"{parts[name]} {name}" for name in names)
+        tokens = " + ".join(f"{lengths[name]} {name}" for name in names)
         owner = f"backbone '{backbone.name}'"
         if backbone.is_encoder_decoder:
             owner = f"the {side} of {owner}"
@@ -64,7 +68,7 @@ def check_positions(
 
 
 def check_ids(encoded: Encoded, backbone: Backbone, what: str) -> None:
-    """Raise UserError where rows hold a token that the network has no vector for; `what` names them."""
+    """Raise UserError where rows hold a token that the network has no vector for. `what` names the rows."""
     rows = backbone.embedding.num_embeddings
     for kind, ids in (("source", encoded.source_ids), ("target", encoded.target_ids)):
         largest = int(ids.max(initial=0))

@@ -1,4 +1,7 @@
-"""From a name to a backbone: known names, folders and hub ids; weights, or shapes alone; fingerprints."""
+"""Loads backbones: from a known name, a folder or a hub id, with weights or with shapes alone. Fingerprints weights.
+
+`name_or_path` is always what the user wrote; `location` is the folder or hub id behind it.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +29,16 @@ Loaded = TypeVar("Loaded")
 
 CONFIGS = Path(__file__).parent / "configs"
 OTHER_WEIGHTS = ("pytorch_model*.bin", "tf_model*.h5", "flax_model*.msgpack", "*.gguf")
+"""Files of weights that are recognised, to say what is wrong: pickles may run code, the others are not read."""
+FINGERPRINT_BYTES = 1 << 20
+"""How much of each end of a weights file goes into its fingerprint. The front of a safetensors file holds all names and
+shapes; to hash all 44 GB of an 11B network would take a minute or more for each process."""
 SHIPPED = {"micro-t5": Path(__file__).parent / "micro" / "t5"}
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where weights lie and what a forward pass keeps; changes no result."""
+    """Where weights are stored, and what a forward pass keeps for the backward pass. Changes no result."""
 
     device_map: Literal["auto"] | None = None
     """`auto` spreads the layers over all GPUs of this machine."""
@@ -43,44 +50,45 @@ DEFAULT_PLACEMENT = Placement()
 
 
 def load_backbone(
-    source: str,
+    name_or_path: str,
     precision: str = "float32",
     device: str | None = None,
     quantization: Scheme = "none",
     placement: Placement = DEFAULT_PLACEMENT,
 ) -> Backbone:
-    """Load weights and tokenizer: the shipped micro T5, a folder, a known name, or a hub id.
+    """Load weights and tokenizer of the shipped micro T5, a folder, a known name or a hub id.
 
-    Local files are tried first, then the hub. Weights go from the files straight to their place and form, one after
-    another. Raises UserError when nothing resolves, or where quantisation needs a package that is not there.
+    Local files are tried first, then the hub. Each tensor goes from its file straight to its device and form, so the
+    host never holds all weights at once. Raises UserError where there is no such backbone, where its files cannot be
+    read, or where quantisation needs a package that is not installed.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    place, device = resolve(source), device or best_device()
-    check_weights(source)
+    location, device = resolve(name_or_path), device or best_device()
+    check_weights(name_or_path)
     options = load_options(quantization, DTYPES[precision]) | _place(device, quantization, placement)
 
     def load(local: bool) -> tuple[Any, Any, Any]:
-        # weights without pickle, and no code from a checkpoint
+        # no pickles, and no code that comes with a checkpoint
         safe: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
-        config = AutoConfig.from_pretrained(place, **safe)
+        config = AutoConfig.from_pretrained(location, **safe)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        model = auto.from_pretrained(place, use_safetensors=True, **safe, **options)
-        return config, model, load_tokenizer(place, **safe)
+        model = auto.from_pretrained(location, use_safetensors=True, **safe, **options)
+        return config, model, load_tokenizer(location, **safe)
 
-    config, model, tokenizer = _local_first(source, place, load)
+    config, model, tokenizer = _local_first(name_or_path, location, load)
     if "device_map" not in options:
         model.to(device)
     settle(model, quantization)
     record = BackboneRecord(
-        source=_public_source(source, place),
-        revision=_revision(place, config),
-        fingerprint=fingerprint(source, quantization),
+        source=_public_name(name_or_path, location),
+        revision=_revision(location, config),
+        fingerprint=fingerprint(name_or_path, quantization),
         num_params=sum(num_weights(p) for p in model.parameters()),
     )
-    backbone = Backbone(short_name(source), model.eval(), tokenizer, record, precision, quantization)
+    backbone = Backbone(short_name(name_or_path), model.eval(), tokenizer, record, precision, quantization)
     check_vocabulary(backbone)
     if placement.gradient_checkpointing:
         backbone.recompute_layers()
@@ -88,60 +96,66 @@ def load_backbone(
 
 
 def _place(device: str, quantization: Scheme, placement: Placement) -> dict[str, Any]:
-    """Where each part of the network is loaded to; nothing where it is moved as a whole afterwards."""
+    """Return the arguments of `from_pretrained` that say where each part goes; empty where the whole is moved later."""
     if placement.device_map is not None:
         return {"device_map": placement.device_map}
     return {"device_map": {"": device}} if quantization in PACKED or device.startswith("cuda") else {}
 
 
-def tokenizer_of(source: str) -> Any:
-    """The tokenizer of a backbone alone. Raises UserError when nothing resolves."""
-    place = resolve(source)
+def tokenizer_of(name_or_path: str) -> Any:
+    """Load the tokenizer of a backbone and nothing else. Raises UserError where there is none."""
+    location = resolve(name_or_path)
     return _local_first(
-        source, place, lambda local: load_tokenizer(place, local_files_only=local, trust_remote_code=False)
+        name_or_path, location, lambda local: load_tokenizer(location, local_files_only=local, trust_remote_code=False)
     )
 
 
-def meta_backbone(source: str, quantization: Scheme = "none", with_tokenizer: bool = False) -> Backbone:
-    """Build a backbone without weights or download, for counting parameters and for what can be checked early.
+def meta_backbone(name_or_path: str, quantization: Scheme = "none", with_tokenizer: bool = False) -> Backbone:
+    """Build a backbone on the meta device, without weights, to count parameters and to check early what can be checked.
 
-    Its tensors have the unquantised form; a method sees from `quantization` what it would meet. `with_tokenizer`: with
-    that too, if it is on this machine. Raises UserError where the tokenizer is not this network's.
+    Only a configuration may have to be fetched. Its tensors have the unquantised form; a method reads `quantization` to
+    see what it would meet. With `with_tokenizer` the tokenizer is read too, if it is on this machine. Raises UserError
+    where that tokenizer belongs to another network.
     """
-    config = source_config(source)
+    config = source_config(name_or_path)
     with torch.device("meta"):
         model = model_of(config)
-    tokenizer = local_tokenizer(source) if with_tokenizer else None
-    backbone = Backbone(short_name(source), model, tokenizer, None, "float32", quantization)
+    tokenizer = local_tokenizer(name_or_path) if with_tokenizer else None
+    backbone = Backbone(short_name(name_or_path), model, tokenizer, None, "float32", quantization)
     if tokenizer is not None:
         check_vocabulary(backbone)
     return backbone
 
 
 @functools.lru_cache(maxsize=8)
-def local_tokenizer(source: str) -> Any:
-    """The tokenizer of a backbone, if it is on this machine and can be read; downloads nothing."""
+def local_tokenizer(name_or_path: str) -> Any:
+    """Load the tokenizer of a backbone if it is on this machine and can be read, else return None; downloads nothing.
+
+    Eight are kept, since a plan asks for the same few again for every cell.
+    """
     try:
-        return load_tokenizer(resolve(source), local_files_only=True, trust_remote_code=False)
+        return load_tokenizer(resolve(name_or_path), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError):
         return None
 
 
-def source_config(source: str) -> dict[str, Any]:
-    """The configuration of a known name, a folder or a hub id, as values. Raises UserError where there is none."""
+def source_config(name_or_path: str) -> dict[str, Any]:
+    """Return the configuration of a backbone as a dict of values. Raises UserError where there is none."""
     from transformers import AutoConfig
 
-    place, known = resolve(source), CONFIGS / f"{source}.json"
+    location, known = resolve(name_or_path), CONFIGS / f"{name_or_path}.json"
     if known.exists():
         return dict(json.loads(known.read_text())["config"])
     config = _local_first(
-        source, place, lambda local: AutoConfig.from_pretrained(place, local_files_only=local, trust_remote_code=False)
+        name_or_path,
+        location,
+        lambda local: AutoConfig.from_pretrained(location, local_files_only=local, trust_remote_code=False),
     )
     return dict(config.to_dict())
 
 
 def model_of(config: dict[str, Any]) -> Any:
-    """A network of a configuration, untrained, on the current default device."""
+    """Build an untrained network from a configuration, on the current default device."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     built = AutoConfig.for_model(**config)
@@ -151,83 +165,88 @@ def model_of(config: dict[str, Any]) -> Any:
 
 
 def known_backbones() -> list[str]:
-    """Names that need neither a path nor a hub id."""
+    """Return the names that stand for a backbone without a path or hub id."""
     return sorted([*SHIPPED, *(path.stem for path in CONFIGS.glob("*.json"))])
 
 
-def resolve(source: str, where: str | None = None) -> str:
-    """Return the folder or hub id behind what the user wrote. Raises UserError, at `where`, for what is neither."""
-    if source in SHIPPED:
-        return str(SHIPPED[source])
-    if Path(source).is_dir():
-        if not (Path(source) / "config.json").exists():
-            raise UserError("holds no config.json, so it is no checkpoint", where=where, field=source)
-        return source
-    known = CONFIGS / f"{source}.json"
+def resolve(name_or_path: str, where: str | None = None) -> str:
+    """Return the folder or hub id behind what the user wrote. Raises UserError, at `where`, if there is none."""
+    if name_or_path in SHIPPED:
+        return str(SHIPPED[name_or_path])
+    if Path(name_or_path).is_dir():
+        if not (Path(name_or_path) / "config.json").exists():
+            raise UserError("holds no config.json, so it is no checkpoint", where=where, field=name_or_path)
+        return name_or_path
+    known = CONFIGS / f"{name_or_path}.json"
     if known.exists():
         return str(json.loads(known.read_text())["hub"])
-    if source.startswith((".", "/", "~")) or source.count("/") > 1:
-        parent = Path(source).parent
+    if name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1:
+        parent = Path(name_or_path).parent
         folders = sorted(str(p) for p in parent.iterdir() if p.is_dir()) if parent.is_dir() else []
-        raise UserError(f"no such folder '{source}'", where=where, value=source, choices=folders[:20])
-    if "/" not in source:
+        raise UserError(f"no such folder '{name_or_path}'", where=where, value=name_or_path, choices=folders[:20])
+    if "/" not in name_or_path:
         hint = "A folder or a hub id such as google-t5/t5-base is accepted too."
-        problem = f"unknown backbone '{source}'"
-        raise UserError(problem, where=where, value=source, choices=known_backbones(), hint=hint)
-    return source
+        problem = f"unknown backbone '{name_or_path}'"
+        raise UserError(problem, where=where, value=name_or_path, choices=known_backbones(), hint=hint)
+    return name_or_path
 
 
-def is_here(source: str) -> bool:
-    """Whether a backbone's weights are on this machine: in a folder, or among what was fetched from the hub before."""
-    place = resolve(source)
-    folder = Path(place) if Path(place).is_dir() else _snapshot(place)
+def is_here(name_or_path: str) -> bool:
+    """Whether a backbone's weights are on this machine, in a folder or in the hub's cache."""
+    location = resolve(name_or_path)
+    folder = Path(location) if Path(location).is_dir() else _snapshot(location)
     return folder is not None and any(folder.glob("*.safetensors"))
 
 
-def has_config(source: str) -> bool:
+def has_config(name_or_path: str) -> bool:
     """Whether a backbone's configuration is on this machine, so that its shapes are known without a download."""
-    place = resolve(source)
-    return (CONFIGS / f"{source}.json").exists() or Path(place).is_dir() or _snapshot(place) is not None
+    location = resolve(name_or_path)
+    return (CONFIGS / f"{name_or_path}.json").exists() or Path(location).is_dir() or _snapshot(location) is not None
 
 
-def fingerprint(source: str, quantization: Scheme = "none") -> str:
-    """Identify weights without reading all of them: configuration, sizes, both ends of each file; and their storage.
+def fingerprint(name_or_path: str, quantization: Scheme = "none") -> str:
+    """Return a text that identifies weights and how they are quantised, without reading all of them.
 
-    For a hub id, the commit that the cache holds; "unresolved" where it holds none.
+    For a folder it is a hash of the configuration, the tokenizer, and size and both ends of each weights file. For a
+    hub id it is the commit in the cache, or "unresolved" where the cache has none.
     """
-    found = _source_fingerprint(resolve(source))
+    found = _location_fingerprint(resolve(name_or_path))
     return found if quantization == "none" or found == "unresolved" else f"{found}+{quantization}"
 
 
-def _source_fingerprint(place: str) -> str:
-    if not Path(place).is_dir():
-        snapshot = _snapshot(place)
+def _location_fingerprint(location: str) -> str:
+    """Return the fingerprint without regard to quantisation."""
+    if not Path(location).is_dir():
+        snapshot = _snapshot(location)
         return f"hub:{snapshot.name}" if snapshot else "unresolved"
-    digest = hashlib.sha256((Path(place) / "config.json").read_bytes())
-    for path in sorted(Path(place).glob("*.safetensors")):
+    digest = hashlib.sha256((Path(location) / "config.json").read_bytes())
+    for path in sorted(Path(location).glob("*.safetensors")):
         digest.update(f"{path.name}:{path.stat().st_size}".encode())
         with open(path, "rb") as file:
-            digest.update(file.read(1 << 20))
-            file.seek(max(0, path.stat().st_size - (1 << 20)))
+            digest.update(file.read(FINGERPRINT_BYTES))
+            file.seek(max(0, path.stat().st_size - FINGERPRINT_BYTES))
             digest.update(file.read())
-    for tokenizer in vocabulary_files(Path(place)):
+    for tokenizer in vocabulary_files(Path(location)):
         digest.update(sha256_file(tokenizer).encode())
     return f"files:{digest.hexdigest()[:16]}"
 
 
 def best_device() -> str:
-    """cuda, mps or cpu, whichever is there."""
+    """Return `cuda`, `mps` or `cpu`: the first of them that this machine has."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def _local_first(source: str, place: str, load: Callable[[bool], Loaded]) -> Loaded:
-    """Call `load(True)` for what is on disk, then `load(False)` for the hub. Raises UserError with the last reason."""
-    for local in (True,) if Path(place).is_dir() else (True, False):
+def _local_first(name_or_path: str, location: str, load: Callable[[bool], Loaded]) -> Loaded:
+    """Call `load(True)`, which reads from disk alone; where that fails, `load(False)`, which may ask the hub.
+
+    Raises UserError with the last reason. Without a connection the hub is not tried: its client repeats for minutes.
+    """
+    for local in (True,) if Path(location).is_dir() else (True, False):
         if not local and (closed := why_unreachable()):
             raise UserError(
-                f"backbone '{source}' is not on this machine: '{place}' was not fetched before, and {closed}",
+                f"backbone '{name_or_path}' is not on this machine: '{location}' was not fetched before, and {closed}",
                 field="backbones",
                 hint="Name a folder with its checkpoint: --backbones PATH/TO/CHECKPOINT.",
             )
@@ -236,44 +255,58 @@ def _local_first(source: str, place: str, load: Callable[[bool], Loaded]) -> Loa
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     # a hub id whose repository has no safetensors
-    hint = _conversion(source, place) if "model.safetensors" in reason and not Path(place).is_dir() else None
-    raise UserError(f"backbone '{source}' could not be loaded from '{place}': {reason}", field="backbones", hint=hint)
+    hint = (
+        _conversion(name_or_path, location) if "model.safetensors" in reason and not Path(location).is_dir() else None
+    )
+    raise UserError(
+        f"backbone '{name_or_path}' could not be loaded from '{location}': {reason}", field="backbones", hint=hint
+    )
 
 
-def check_weights(source: str, where: str | None = None) -> None:
+def check_weights(name_or_path: str, where: str | None = None) -> None:
     """Raise UserError, at `where`, for a checkpoint on this machine that has weights, and none in safetensors."""
-    place = resolve(source, where)
-    folder = Path(place) if Path(place).is_dir() else _snapshot(place)
+    location = resolve(name_or_path, where)
+    folder = Path(location) if Path(location).is_dir() else _snapshot(location)
     if folder is None or any(folder.glob("*.safetensors")):
         return
     others = sorted(path.name for pattern in OTHER_WEIGHTS for path in folder.glob(pattern))
     if any(name.endswith(".bin") for name in others):
         problem = f"holds pickled weights only ({others[0]}), and a pickle may run code when it is read"
-        raise UserError(problem, where=where, field=source, hint=_conversion(source, place))
+        raise UserError(problem, where=where, field=name_or_path, hint=_conversion(name_or_path, location))
     if others:
-        raise UserError(f"holds no safetensors, only {', '.join(others)}", where=where, field=source)
+        raise UserError(f"holds no safetensors, only {', '.join(others)}", where=where, field=name_or_path)
 
 
-def _conversion(source: str, place: str) -> str:
-    """How to write a checkpoint anew as safetensors; transformers takes tensors, and no code, out of pickles."""
-    kind = "Seq2SeqLM" if source_config(source)["is_encoder_decoder"] else "CausalLM"
-    new = f"{short_name(source)}-safetensors"
+def _conversion(name_or_path: str, location: str) -> str:
+    """Return a hint with a command that writes a checkpoint again as safetensors.
+
+    The command reads a pickle. transformers reads it with `weights_only`, which takes tensors and runs no code.
+    """
+    kind = "Seq2SeqLM" if source_config(name_or_path)["is_encoder_decoder"] else "CausalLM"
+    new = f"{short_name(name_or_path)}-safetensors"
     read = f"from transformers import AutoModelFor{kind} as M, AutoTokenizer as T"
-    write = f"[c.from_pretrained({place!r}).save_pretrained({new!r}) for c in (M, T)]"
+    write = f"[c.from_pretrained({location!r}).save_pretrained({new!r}) for c in (M, T)]"
     return f'Convert them once, then name {new}: python -c "{read}; {write}"'
 
 
 def _snapshot(hub_id: str) -> Path | None:
+    """Return the folder of a hub id in the hub's cache, named after a commit; None where it was never fetched."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(hub_id, "config.json")
     return Path(found).parent if isinstance(found, str) else None
 
 
-def _revision(place: str, config: Any) -> str:
-    return str(getattr(config, "_commit_hash", None) or ("local" if Path(place).is_dir() else "unknown"))
+def _revision(location: str, config: Any) -> str:
+    """Return the commit of the hub that was loaded, `local` for a folder, or `unknown`."""
+    return str(getattr(config, "_commit_hash", None) or ("local" if Path(location).is_dir() else "unknown"))
 
 
-def _public_source(source: str, place: str) -> str:
-    """What a result says of the origin: a shipped name, a hub id, or a folder's name without its parents."""
-    return source if source in SHIPPED or not Path(place).is_dir() else f"folder {short_name(source)}"
+def _public_name(name_or_path: str, location: str) -> str:
+    """Return what a result says of the weights' origin: a shipped name, a hub id, or a folder's own name.
+
+    A folder's parents stay out of results, since they tell about the machine and mean nothing elsewhere.
+    """
+    return (
+        name_or_path if name_or_path in SHIPPED or not Path(location).is_dir() else f"folder {short_name(name_or_path)}"
+    )

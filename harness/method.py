@@ -1,6 +1,7 @@
 """What a method is, and how the files in methods/ are found.
 
-Shapes: B rows, T tokens, H hidden width of the backbone, P prompt vectors, S source length.
+Shapes: B rows, T tokens, H hidden width of the backbone, P prompt vectors, S source length in tokens, K tasks of a
+mixture, N rows and T target tokens where labels are given.
 """
 
 from __future__ import annotations
@@ -45,53 +46,59 @@ __all__ = [
 
 
 class Method(nn.Module):
-    """A way to tune a frozen backbone: create tensors in `__init__`, then change the input or the layers.
+    """A way to tune a frozen backbone. A subclass makes its tensors in `__init__` and changes the input or the layers.
 
-    Override one of three things:
+    Override one of these:
 
-    - `prompt` and/or `added`, when neither depends on the text: one gather then serves all cells, the fastest way;
-    - `forward`, when the change depends on the text;
-    - `layer_changes`, when single modules of the backbone give something else; `attach` and `detach` when what changes
-      inside it is more than that.
+    - `prompt`, `added` or both, when they do not depend on the text. This is the fastest way: one gather from one table
+      serves the rows of all cells;
+    - `forward`, when the change of the input depends on the text;
+    - `layer_changes`, when single modules of the backbone are to give something else;
+    - `attach` and `detach`, when more inside the backbone changes than single modules. Such a cell trains alone.
     """
 
     name: ClassVar[str]
     paper: ClassVar[Paper]
     defaults: ClassVar[Defaults] = Defaults()
+    """Settings and grids that a suite gets unless it names its own."""
+
     takes_sources: ClassVar[tuple[int, int | None]] = (0, 0)
-    """Fewest and most sources that it may start from, as a suite's `init_from` names them; None for no upper bound."""
+    """Fewest and most sources that a cell may name in `init_from`; None for no upper bound."""
 
     sums_losses: ClassVar[bool] = False
-    """Whether a step takes the gradient of the sum of a batch's token losses, not of their mean; clipping tells."""
+    """Whether a step takes the gradient of the sum of a batch's token losses instead of their mean.
+
+    Adam hides the difference in scale; clipping does not: a sum is about as many times larger as the batch has tokens.
+    """
 
     trains_weights: ClassVar[bool] = False
-    """Whether the backbone's own matrices train; their gradients are a third of a step's arithmetic."""
+    """Whether the backbone's own matrices train. Their gradients add 2 FLOPs to the 4 per weight and token."""
 
     @dataclass(frozen=True, kw_only=True)
     class HP:
-        """A method without settings of its own."""
+        """The method's settings, empty here. A subclass lists its own and checks them in `__post_init__`."""
 
     row_tasks: Tensor | None = None
-    """Set before each forward pass: which task of a mixture each row belongs to."""
+    """[B], set before each forward pass: which task of a mixture each row belongs to."""
     num_tasks: int = 1
-    """Tasks of a mixture that its tensors serve."""
+    """Number K of tasks that the method's tensors serve."""
 
     def __init__(self, hp: Any, backbone: Backbone) -> None:
         super().__init__()
         self._attached: SharedLayers | None = None
         self.linear_head: LinearHead | None = None
-        """Put on by the harness where a class is read off the last token; trained, stored, and counted apart."""
+        """The harness sets it where `recipe.head` is linear. It trains and is stored, but is counted apart."""
 
     def prompt(self) -> Tensor | None:
-        """Return the vectors put in front of every text, [P, H], or for each task of a mixture, [K, P, H]; or None."""
+        """Return the vectors that go in front of every text: [P, H], or [K, P, H] with one prompt per task, or None."""
         return None
 
     def added(self) -> Tensor | None:
-        """Return the table added to the token embeddings, [S, H]: row i to the i-th token; or None."""
+        """Return the table that is added to the token embeddings, [S, H], row i to the i-th token; or None."""
         return None
 
     def forward(self, embeds: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, T, H], [B, T] -> [B, P+T, H], [B, P+T]: the input of the backbone."""
+        """Make the backbone's input: embeddings [B, T, H], mask [B, T] (1 for a token) -> [B, P+T, H], [B, P+T]."""
         table, prompt = self.added(), self.prompt()
         if table is not None:
             embeds = embeds + table[: embeds.shape[1]]
@@ -101,9 +108,10 @@ class Method(nn.Module):
         return torch.cat([front, embeds], 1), torch.cat([mask.new_ones(front.shape[:2]), mask], 1)
 
     def tasks_of(self, rows: Tensor) -> Tensor:
-        """[B]: which task of a mixture each row of the coming forward pass belongs to; 0 where there is one task.
+        """Return which task each row belongs to, [B]; all 0 where there is one task. `rows` is [B, ...].
 
-        Raises ValueError if these are not the rows that the tasks were told of.
+        Raises ValueError if the number of rows is not that of `row_tasks`: a method that drops or repeats rows would
+        otherwise train the wrong task's tensors without a sign.
         """
         if self.row_tasks is None:
             return torch.zeros(len(rows), dtype=torch.long, device=rows.device)
@@ -112,54 +120,61 @@ class Method(nn.Module):
         return self.row_tasks
 
     def layer_changes(self) -> Sequence[LayerChange]:
-        """Return what the method makes of single modules of the backbone, each row by itself.
+        """Return how the method changes single modules of the backbone, each row by itself.
 
-        Cells of such methods share a forward pass with each other.
+        Cells of such methods share their forward passes.
         """
         return ()
 
     def attach(self, backbone: Backbone) -> None:
-        """Put `layer_changes` into the backbone; a method that overrides this changes more, and trains alone."""
+        """Put `layer_changes` into the backbone. A method that overrides this may change more, and trains alone."""
         self._attached = SharedLayers([self.layer_changes()])
         self._attached.attach()
 
     def detach(self, backbone: Backbone) -> None:
-        """Undo `attach`, leaving the backbone bit-identical."""
+        """Undo `attach`; the backbone has to be bit for bit what it was before."""
         if self._attached is not None:
             self._attached.detach()
         self._attached = None
 
     def start_from(self, sources: Sequence[Mapping[str, Tensor]]) -> None:
-        """Take over what other cells have learnt, in the order of `init_from`; called once, after `__init__`.
+        """Copy what other cells have learnt into this method's tensors; called once, after `__init__`.
 
-        A source holds its method's own tensors by name, and `prompt` [P, H] and `added` [S, H] where the method
-        collapses to these. Raises ValueError for what does not fit.
+        `sources` stand in the order of `init_from`. Each holds its method's tensors by name, and also `prompt` [P, H]
+        and `added` [S, H] where that method collapses to these. Raises ValueError for a source that does not fit.
         """
         raise NotImplementedError(f"{type(self).__name__} says that it takes sources and must define start_from()")
 
     def on_step(self, step: int, num_steps: int) -> None:
-        """Called before each training step, counted from 0, for methods that change while they train."""
+        """Do what a method does between steps; called before each training step, counted from 0."""
 
     def token_losses(self, backbone: Backbone, embeds: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
-        """Loss per target token in training, [N, T], for methods that put more than cross-entropy into it."""
+        """Return the training loss per target token: [N, L, H], [N, L], [N, T] -> [N, T], 0 where a label is -100.
+
+        L counts prompt and text. A method that overrides this, to add to the cross-entropy, trains alone.
+        """
         return backbone.token_losses(embeds, mask, labels)
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Split the trainable tensors by learning rate; `lr` is the recipe's, as is a `weight_decay` left out."""
+        """Return the trainable tensors in groups, as optimisers of PyTorch take them: `params`, `lr`, `weight_decay`.
+
+        `lr` is the recipe's. A group without `weight_decay` gets the recipe's.
+        """
         return [{"params": list(self.parameters()), "lr": lr}]
 
     def kept(self) -> dict[str, Tensor]:
-        """Return the fewest numbers that inference has to store; override where that is less than is trained.
+        """Return the fewest numbers that inference has to store, by name; override it where that is less than trains.
 
-        Factors count as factors here (DePT's A and B), although `export` writes their product.
+        Factors count as factors (DePT's A and B), although `export` writes their product.
         """
         return dict(self.named_parameters())
 
     def export(self) -> dict[str, Tensor]:
-        """Return what answers without this class's networks and factors, detached and contiguous.
+        """Return tensors, detached and contiguous, that are enough to answer with.
 
-        A method whose vectors do not depend on the text: `prompt` [P, H] and/or `added` [S, H]. Any other method:
-        its own tensors, which `load_export` takes back; override both where training holds more than inference.
+        Where the vectors do not depend on the text these are `prompt` [P, H], `added` [S, H] or both, and this class
+        is not needed any more. Any other method gives its own tensors, which `load_export` takes back; it overrides
+        both functions where training holds more than inference needs.
         """
         if self.is_layer_side() or self.depends_on_text():
             found: Mapping[str, Tensor | None] = self.state_dict()
@@ -168,12 +183,15 @@ class Method(nn.Module):
         return {name: tensor.detach().clone().contiguous() for name, tensor in found.items() if tensor is not None}
 
     def load_export(self, tensors: Mapping[str, Tensor]) -> None:
-        """Answer from exported tensors from now on; only for methods that export more than prompt and added table."""
+        """Answer from exported tensors from now on. Never called for a method that exports prompt and added table."""
         self.load_state_dict(dict(tensors))
 
     @property
     def num_prompt_tokens(self) -> int:
-        """Positions that the method puts in front of a text."""
+        """Number of positions P that the method puts in front of a text. Raises ValueError for a prompt of wrong shape.
+
+        A method that overrides `forward` and puts vectors in front has to override this too.
+        """
         prompt = called(self.prompt)
         if prompt is not None and (not isinstance(prompt, Tensor) or prompt.dim() not in (2, 3)):
             got = list(prompt.shape) if isinstance(prompt, Tensor) else f"a {type(prompt).__name__}"
@@ -182,17 +200,17 @@ class Method(nn.Module):
 
     @property
     def num_trained(self) -> int:
-        """Trainable parameters in training."""
+        """Number of parameters that train, a linear head left out."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad) - self.num_head
 
     @property
     def num_head(self) -> int:
-        """Weights of the linear head; 0 where answers are written."""
+        """Number of weights of the linear head; 0 where answers are written as text."""
         return 0 if self.linear_head is None else self.linear_head.weight.numel()
 
     @property
     def num_kept(self) -> int:
-        """Parameters that inference has to keep, beside a linear head."""
+        """Number of parameters that inference has to keep, a linear head left out."""
         kept = called(self.kept)
         if not isinstance(kept, Mapping) or not all(isinstance(tensor, Tensor) for tensor in kept.values()):
             raise ValueError("kept() must return a dict of tensors by name")
@@ -200,38 +218,38 @@ class Method(nn.Module):
 
     @classmethod
     def is_layer_side(cls) -> bool:
-        """Whether the method changes layers, and not the input."""
+        """Whether the method changes layers and leaves the input as it is."""
         return cls.attach is not Method.attach or cls.layer_changes is not Method.layer_changes
 
     @classmethod
     def runs_alone(cls) -> bool:
-        """Whether no other cell can share its forward pass: it attaches in its own way, or has a loss of its own."""
+        """Whether its cells train alone: it attaches in its own way, or has a loss of its own."""
         return cls.attach is not Method.attach or cls.token_losses is not Method.token_losses
 
     @classmethod
     def depends_on_text(cls) -> bool:
-        """Whether the method overrides `forward` instead of `prompt` and `added`."""
+        """Whether the vectors depend on the text: the method overrides `forward` instead of `prompt` and `added`."""
         return cls.forward is not Method.forward
 
 
 class Rule:
-    """A baseline that answers without a backbone, from the labels and the training targets alone."""
+    """A baseline that answers without a backbone: it sees nothing but the labels and the training targets."""
 
     name: ClassVar[str]
     paper: ClassVar[Paper]
 
     def __init__(self, labels: Sequence[str] = ()) -> None:
         self.labels = list(labels)
-        """Target texts of a classification in label order; empty for any other task."""
+        """Target texts of a classification task, in label order; empty for any other task."""
 
     def answers(self, train_targets: Sequence[str], num_rows: int, seed: int) -> list[str]:
-        """Return `num_rows` answers as text."""
+        """Return one answer, as text, for each of `num_rows` rows."""
         raise NotImplementedError(f"{type(self).__name__} must define answers()")
 
 
 @dataclass(frozen=True)
 class Registered:
-    """One method file: its class, or the reason why there is none."""
+    """One method file, with its class, or with the error that kept the class from being imported."""
 
     spec: MethodSpec
     path: Path
@@ -239,25 +257,27 @@ class Registered:
 
     @property
     def problem(self) -> str:
-        """Why there is no class: the exception, and the line of the file it came from; empty if all is well."""
+        """The exception that importing the file raised, with the file's line; empty if there was none."""
         lines = (self.spec.error or "").strip().splitlines()
+        # the traceback names the file as it was opened, which need not be how the path is written here
         files = {str(self.path), str(self.path.absolute()), str(self.path.resolve())}
-        places = [line.strip() for line in lines if any(f'"{file}", line ' in line for file in files)]
-        number = f" (line {places[-1].split('line ')[1].split(',')[0]})" if places else ""
+        in_file = [line.strip() for line in lines if any(f'"{file}", line ' in line for file in files)]
+        # the last such line is the innermost one: what it called lies in a library
+        number = f" (line {in_file[-1].split('line ')[1].split(',')[0]})" if in_file else ""
         return f"{lines[-1].strip()}{number}" if lines else ""
 
     @property
     def summary(self) -> str:
-        """First line of the file's docstring."""
+        """The first line of the file's docstring, which site pages and lists show."""
         doc = sys.modules[self.cls.__module__].__doc__ if self.cls else None
         return (doc or "").strip().partition("\n")[0]
 
 
 def discover(*extra_folders: str | Path) -> dict[str, Registered]:
-    """Return every method file by name: the shipped ones, `extra_folders`, entry points `harness.methods`.
+    """Find every method file, by name: the shipped ones, those in `extra_folders`, entry points `harness.methods`.
 
-    A file that fails to import becomes an entry that holds its traceback.
-    Raises UserError when two files claim one name or a folder does not exist.
+    A file that fails to import becomes an entry that holds the traceback: one broken file of a folder must not stop a
+    suite that does not use it. Raises UserError when two files have one name, or a folder does not exist.
     """
     found: dict[str, Registered] = {}
     for path in _method_files(extra_folders):
@@ -270,7 +290,7 @@ def discover(*extra_folders: str | Path) -> dict[str, Registered]:
 
 
 def get_class(methods: dict[str, Registered], name: str) -> type[Method] | type[Rule]:
-    """Return the class of a method. Raises UserError if unknown or broken."""
+    """Return the class of a method. Raises UserError if there is no such method, or its file does not import."""
     registered = methods[require_choice(name, methods, kind="method")]
     if registered.cls is None:
         raise UserError(f"could not be imported: {registered.problem}", where=str(registered.path))
@@ -299,21 +319,23 @@ def _method_files(extra_folders: Sequence[str | Path]) -> Iterator[Path]:
 
 
 def load_file(path: Path) -> Registered:
-    """Import one method file by path."""
-    source = ""
+    """Import one method file. Whatever it raises is stored in the entry that is returned."""
+    file_hash = ""
     try:
-        source = hashlib.sha256(path.read_bytes()).hexdigest()
+        file_hash = hashlib.sha256(path.read_bytes()).hexdigest()
         cls = _import_class(path)
-    except (Exception, SystemExit):  # whatever a broken file raises becomes its visible row
-        spec = MethodSpec(path.stem, type(None), Defaults(), source, error=traceback.format_exc())
+    except (Exception, SystemExit):  # a broken file is listed with its error
+        spec = MethodSpec(path.stem, type(None), Defaults(), file_hash, error=traceback.format_exc())
         return Registered(spec, path, None)
     hp_type = cls.HP if issubclass(cls, Method) else type(None)
     defaults = cls.defaults if issubclass(cls, Method) else Defaults()
     takes = cls.takes_sources if issubclass(cls, Method) else (0, 0)
-    return Registered(MethodSpec(cls.name, hp_type, defaults, source, takes), path, cls)
+    return Registered(MethodSpec(cls.name, hp_type, defaults, file_hash, takes), path, cls)
 
 
 def _import_class(path: Path) -> type[Method] | type[Rule]:
+    """Import a method file as a module of its own and return its one class. Raises ImportError where it has not one."""
+    # path and content are in the module's name: an edited file is imported anew, and two folders may hold one name
     identity = str(path.resolve()).encode() + path.read_bytes()
     module_name = f"harness_methods.{path.stem}_{hashlib.sha256(identity).hexdigest()[:8]}"
     if module_name not in sys.modules:

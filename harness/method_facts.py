@@ -1,4 +1,4 @@
-"""What a method file states of itself without a tensor: paper, published counts, grids, bounds of settings."""
+"""What a method file says about its method without any tensor: paper, published counts, grids, bounds of settings."""
 
 from __future__ import annotations
 
@@ -11,20 +11,23 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True)
 class Paper:
-    """Where a method comes from, and the trainable parameters its paper claims per backbone."""
+    """The paper that a method comes from, and the parameter counts that it claims."""
 
     key: str
+    """A BibTeX key, empty for a baseline that no paper introduced."""
     url: str
     params: dict[str, int] = field(default_factory=dict)
+    """Published number of parameters by backbone, as printed: 76_800, or 220_000_000 for "220M"."""
     params_note: str = ""
     """Why a published figure is not the count with the default settings, in words."""
 
 
 def explain_figure(figure: int, trained: int, kept: int, tasks: int = 1) -> str:
-    """How a published figure comes from the counts, in words; empty if it does not.
+    """Say in words how a published figure follows from our counts; return an empty string if it does not.
 
-    With several `tasks` the counts are those of one task: all numbers over all tasks.
-    A figure of one or two significant digits, such as 220M, is taken as rounded, any other as exact.
+    `trained` and `kept` are our counts. With several `tasks` they are the share of one task: all numbers / tasks.
+    A figure of one or two significant digits, such as 220M, may be rounded. Any other has to be the count itself: with
+    three digits, rounding would let counts that differ by half a percent pass as the same.
     """
     share = f" over its {tasks} tasks" if tasks > 1 else ""
     for count, what in ((trained, f"the number trained{share}"), (kept, f"the number kept for inference{share}")):
@@ -38,12 +41,15 @@ def explain_figure(figure: int, trained: int, kept: int, tasks: int = 1) -> str:
 
 
 def sweep(*values: Any) -> dict[str, list[Any]]:
-    """Mark a grid in `Defaults`, as `{sweep: [...]}` does in a suite file."""
+    """Make the grid of a setting for `Defaults`, as `{sweep: [...]}` does in a suite file."""
     return {"sweep": list(values)}
 
 
 def require_positive(hp: Any, *names: str) -> None:
-    """Raise ValueError, which the suite reports as a user's mistake, unless each setting is None or >= 1."""
+    """Raise ValueError unless each of the named settings is None or at least 1.
+
+    A suite reports a ValueError of a method's HP as the user's mistake, with file and line.
+    """
     for name in names:
         value = getattr(hp, name)
         if value is not None and value < 1:
@@ -51,9 +57,10 @@ def require_positive(hp: Any, *names: str) -> None:
 
 
 def called(function: Callable[[], Found]) -> Found:
-    """Call a method's own code from a property; PyTorch takes an AttributeError there for a missing property.
+    """Call a method's own code from inside a property, and return what it returns.
 
-    Raises RuntimeError in its place, from the same line.
+    An AttributeError raised there would make nn.Module report that the property itself does not exist, which hides the
+    line at fault. Raises RuntimeError in its place, with the same traceback.
     """
     try:
         return function()

@@ -45,7 +45,7 @@ def on_a_share(bundle: Bundle) -> Bundle:
 
 
 def memory_need(bundle: Bundle) -> int:
-    """Bytes that training a bundle takes on a GPU, by the arithmetic of `harness plan --device`; 0 for a rule.
+    """Bytes that training a bundle takes on a GPU, by the arithmetic of `harness devices`; 0 for a rule.
 
     A number that a cell trains has a gradient, two moments and the copy of the best step.
     """

@@ -1,6 +1,6 @@
-"""Key and value vectors in front of those that self-attentions compute, put in and taken out by hooks.
+"""Puts trained keys and values in front of those that self-attentions compute, by hooks that can be taken out again.
 
-Shapes: N rows, P prefix vectors, W width of one attention's keys (heads times head size).
+Shapes: N rows, P prefix vectors, L attentions, W width of one attention's keys (heads times head size).
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from transformers import DynamicCache, EncoderDecoderCache
 from harness.backbone import Backbone
 
 Vectors = Callable[[], Tensor]
-"""Gives the current prefix, [P, L, 2, W]: for each of L attentions keys and values."""
+"""Returns the current prefix, [P, L, 2, W]: keys and values for each of L attentions."""
 
 
 def attention_shape(backbone: Backbone) -> tuple[int, int]:
-    """Heads that hold keys, and the width of one, in the backbone's self-attentions.
+    """Return the number of heads that have keys, and the width of one, in the backbone's self-attentions.
 
-    Raises ValueError for an encoder-decoder that is not T5's: others find positions and masks in another way.
+    With grouped queries there are fewer such heads than heads of queries. Raises ValueError for an encoder-decoder
+    other than T5, since those handle positions and masks in another way.
     """
     config = backbone.config
     if backbone.is_encoder_decoder:
@@ -39,15 +40,15 @@ def attention_shape(backbone: Backbone) -> tuple[int, int]:
 
 
 def num_attentions(backbone: Backbone, part: str) -> int:
-    """Self-attentions of the "encoder" or the "decoder"."""
+    """Return the number of self-attentions of the "encoder" or the "decoder"; 0 for an encoder that is not there."""
     return len(_layers(backbone, part))
 
 
 class PrefixLayers:
-    """Serves a prefix to a backbone's self-attentions while attached.
+    """Gives a prefix to a backbone's self-attentions while it is attached.
 
-    The decoder takes it as keys and values that were computed before, which is how PEFT does it; its tokens then
-    stand behind the prefix. An encoder knows no such thing, so each of its attentions gets its own.
+    A decoder gets it as a cache of keys and values, as if P tokens had been read before, which is how PEFT does it. An
+    encoder has no cache, so each of its attentions is handed one of its own.
     """
 
     def __init__(self, backbone: Backbone, decoder: Vectors, encoder: Vectors | None) -> None:
@@ -59,7 +60,7 @@ class PrefixLayers:
         self._recomputed = False
 
     def attach(self) -> None:
-        """Start to serve. Layers are not recomputed meanwhile, since they would be without the prefix."""
+        """Start to give the prefix. Layers are not recomputed meanwhile: the second time they would lack the prefix."""
         self._recomputed, self.backbone.recomputes = self.backbone.recomputes, False
         decoder = self.backbone.model.get_decoder()
         self._handles = [decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True)]
@@ -77,27 +78,29 @@ class PrefixLayers:
         self.backbone.recomputes = self._recomputed
 
     def keys_and_values(self, vectors: Tensor, count: int) -> Tensor:
-        """[P, L, 2, W] -> [L, 2, N, heads, P, size] for `count` rows."""
+        """Bring a prefix into the form of a cache for N = `count` rows: [P, L, 2, W] -> [L, 2, N, heads, P, size]."""
         split = vectors.reshape(*vectors.shape[:-1], self.heads, self.size)
         return split.permute(1, 2, 3, 0, 4).unsqueeze(2).expand(-1, -1, count, -1, -1, -1)
 
     def _before_decoder(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Change the decoder's arguments: cache, mask and positions then count the prefix."""
         kwargs = {**dict(zip(inspect.signature(module.forward).parameters, args, strict=False)), **kwargs}
         ids = kwargs.get("input_ids")
         count = len(kwargs["inputs_embeds"] if ids is None else ids)
         vectors = self.decoder()
         keyword = self.backbone.cache_keyword
         cache = kwargs.get(keyword)
-        if cache is None or cache.get_seq_length() == 0:
+        if cache is None or cache.get_seq_length() == 0:  # later tokens of an answer find the prefix in the cache
             kwargs[keyword] = self._filled_cache(vectors, count)
-        if not self.backbone.is_encoder_decoder:  # a T5 decoder derives both from the cache
+        if not self.backbone.is_encoder_decoder:  # a T5 decoder derives mask and positions from the cache
             mask = kwargs["attention_mask"]
             kwargs["attention_mask"] = F.pad(mask, (len(vectors), 0), value=1)
-            if kwargs.get("position_ids") is not None:  # BLOOM counts them off its mask
+            if kwargs.get("position_ids") is not None:  # BLOOM has none; it counts positions off the mask
                 kwargs["position_ids"] = kwargs["position_ids"] + len(vectors)
         return (), kwargs
 
     def _filled_cache(self, vectors: Tensor, count: int) -> Any:
+        """Return a cache that holds a prefix [P, L, 2, W] for `count` rows."""
         cache = DynamicCache()
         for index, (keys, values) in enumerate(self.keys_and_values(vectors, count)):
             cache.update(keys, values, index)
@@ -105,7 +108,7 @@ class PrefixLayers:
 
 
 class _EncoderHook:
-    """Hands one attention of an encoder its own prefix."""
+    """A hook that hands one attention of a T5 encoder its own part of the prefix."""
 
     def __init__(self, owner: PrefixLayers, index: int) -> None:
         self.owner = owner
@@ -120,12 +123,13 @@ class _EncoderHook:
         kwargs[self.owner.backbone.cache_keyword] = cache
         mask = kwargs.get("mask")
         if mask is not None:
-            seen = True if mask.dtype == torch.bool else 0.0
+            seen = True if mask.dtype == torch.bool else 0.0  # a mask of numbers is added to the scores
             kwargs["mask"] = F.pad(mask, (len(vectors), 0), value=seen)
         return args, kwargs
 
 
 def _layers(backbone: Backbone, part: str) -> Any:
+    """Return the layers of a T5's encoder or decoder; for a decoder-only network, whose names vary, their numbers."""
     if not backbone.is_encoder_decoder:
         return range(int(backbone.config.num_hidden_layers)) if part == "decoder" else []
     return backbone.model.get_encoder().block if part == "encoder" else backbone.model.get_decoder().block

@@ -1,7 +1,7 @@
-"""How the frozen weights are stored: as they came, in bfloat16, or in 8 or 4 bits through bitsandbytes.
+"""How the frozen weights are stored: as they are in the checkpoint, in bfloat16, or in 8 or 4 bits by bitsandbytes.
 
 Every scheme but `none` computes in bfloat16. Embeddings and norms stay in float32, since what a method trains takes
-the embedding's type; matrices that transformers never quantises (the output head; T5's `wo`) are kept in bfloat16.
+the embedding's type. Matrices that transformers never quantises (the output head, T5's `wo`) are kept in bfloat16.
 """
 
 from __future__ import annotations
@@ -17,15 +17,18 @@ from harness.errors import UserError
 
 Scheme = Literal["none", "bf16", "int8", "nf4"]
 PACKED: tuple[Scheme, ...] = ("int8", "nf4")
-"""Schemes whose weights are no floating-point numbers any more."""
+"""Schemes that store weights as packed integers, which cannot be read or trained as numbers."""
 
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
-"""Bits per weight: 4, an 8-bit scale per block of 64, a 32-bit scale per 256 of those (Dettmers et al. 2023, QLoRA,
-section 3, double quantisation)."""
+"""Bits per weight, 4.127: 4, an 8-bit scale per block of 64 weights, a 32-bit scale per 256 such blocks (Dettmers et
+al. 2023, QLoRA, section 3, double quantisation)."""
 
 
 def load_options(scheme: Scheme, dtype: torch.dtype) -> dict[str, Any]:
-    """Arguments of `from_pretrained`. Raises UserError where bitsandbytes is needed and missing."""
+    """Return the arguments of `from_pretrained` for a scheme; `dtype` is the type under `none`.
+
+    Raises UserError where bitsandbytes is needed and not installed.
+    """
     if scheme == "none":
         return {"dtype": dtype}
     options: dict[str, Any] = {"dtype": torch.bfloat16}
@@ -35,7 +38,10 @@ def load_options(scheme: Scheme, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def bitsandbytes_config(scheme: Scheme) -> Any:
-    """transformers' configuration of 8-bit weights, or of NF4 with double quantisation and bfloat16 products."""
+    """Return transformers' configuration of 8-bit weights, or of NF4 with double quantisation and bfloat16 products.
+
+    Raises UserError where bitsandbytes is not installed.
+    """
     from transformers import BitsAndBytesConfig
 
     if importlib.util.find_spec("bitsandbytes") is None:
@@ -53,7 +59,7 @@ def bitsandbytes_config(scheme: Scheme) -> Any:
 
 
 def settle(model: nn.Module, scheme: Scheme) -> None:
-    """Bring a model that was loaded under a scheme into the form in which methods are trained."""
+    """Change a model that was loaded under a scheme, in place, into the form in which methods train on it."""
     if scheme == "none":
         return
     for module in model.modules():
@@ -62,18 +68,18 @@ def settle(model: nn.Module, scheme: Scheme) -> None:
                 # in place, so that an output head tied to the embedding stays tied
                 parameter.data = parameter.data.float()
         elif hasattr(module, "support_avx512bf16_for_cpu"):
-            # in evaluation bitsandbytes would repack the weights for such CPUs, and pass no gradient from then on
+            # on such CPUs bitsandbytes repacks the weights in the first evaluation, and passes no gradient from then on
             vars(module)["support_avx512bf16_for_cpu"] = False
 
 
 def num_weights(parameter: Tensor) -> int:
-    """Weights that a parameter stands for: two in each byte of a 4-bit one."""
+    """Return how many weights a parameter stands for. A 4-bit one holds two in each byte."""
     state = getattr(parameter, "quant_state", None)
     return int(parameter.numel() if state is None else torch.Size(state.shape).numel())
 
 
 def packed_matrices(model: Any) -> set[int]:
-    """Ids of the linear modules of a network without weights that bitsandbytes would store."""
+    """Return the ids of the linear modules that bitsandbytes would pack. The network may be on the meta device."""
     from transformers.quantizers.base import HfQuantizer
     from transformers.quantizers.quantizers_utils import should_convert_module
 
@@ -86,7 +92,7 @@ def packed_matrices(model: Any) -> set[int]:
 
 
 def weight_bytes(model: Any, scheme: Scheme) -> int:
-    """Bytes of all weights of a network, which may be without any, under a scheme."""
+    """Return the bytes that all weights of a network take under a scheme. The network may be on the meta device."""
     packed = packed_matrices(model) if scheme in PACKED else set()
     sizes: dict[int, float] = {}
     for module in model.modules():
@@ -98,5 +104,6 @@ def weight_bytes(model: Any, scheme: Scheme) -> int:
                 size = 2.0 * weight.numel()
             else:  # 8-bit weights have a 32-bit scale per row
                 size = weight.numel() * NF4_BITS / 8 if scheme == "nf4" else weight.numel() + 4 * len(weight)
-            sizes[id(weight)] = max(size, sizes.get(id(weight), 0.0))  # tied: as the embedding is stored
+            # a head that is tied to the embedding is stored once, as the embedding is
+            sizes[id(weight)] = max(size, sizes.get(id(weight), 0.0))
     return round(sum(sizes.values()))

@@ -1,4 +1,7 @@
-"""File formats: every reader yields rows with the place they stand in, and says where a file is broken."""
+"""Readers for files of rows: JSON lines, JSON, CSV, TSV, Parquet, and folders written by `save_to_disk`.
+
+Every reader yields (where, row). A broken file raises UserError with `file:line` instead of losing a row.
+"""
 
 from __future__ import annotations
 
@@ -23,35 +26,37 @@ _UTF16_HINT = "It starts like UTF-16, as spreadsheets save 'Unicode text'; save 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 LocatedRow = tuple[str, dict[str, Any]]
-"""(file:line, row)"""
+"""(where the row is, as `file:line`, and its columns)"""
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".csv", ".tsv")
 MAX_LINE = 64_000_000
-"""Characters of a line, or of a CSV cell; the longest known is a document of a few million."""
+"""Characters of one line or one CSV cell. Over ten times the longest line known to us, a document of a few million
+characters; short enough that a line of a hostile file still fits in memory."""
 MAX_TEXT = 8_000_000_000
-"""Characters of a file; a small gzip file can unfold to any number."""
+"""Characters of one file, unpacked. gzip packs up to a thousand to one, so without a limit a file of 10 MB could unfold
+to ten billion characters of rows, all of which are kept in memory."""
 MAX_DOCUMENT = 2_000_000_000
-"""Characters of a JSON document, which is read whole."""
+"""Characters of one JSON document. Less than MAX_TEXT, since a document is in memory as a whole before it is parsed."""
 SAVED_MARK = "state.json"
-"""The file by which a folder written by `datasets.Dataset.save_to_disk` is known."""
+"""The file that marks a folder as written by `datasets.Dataset.save_to_disk`."""
 
 
 @dataclass(frozen=True)
 class TsvRules:
-    """What cannot be seen in a TSV file itself."""
+    """What a TSV file does not say itself and the task has to."""
 
     columns: tuple[str, ...] = ()
-    """Names of the columns of a file without header."""
+    """Names of the columns, for a file without header."""
     header_names: Collection[str] = ()
-    """A first line that holds one of these is a header all the same."""
+    """Names of columns: a first line that holds one of them is a header, even where `columns` is given."""
     skips_broken: bool = False
-    """Whether rows with fewer cells than the header, or with an empty last one, are left out and counted."""
+    """Whether to leave out rows that have fewer cells than the header or an empty last cell, as GLUE's QQP needs."""
     skipped: list[str] = field(default_factory=list)
-    """Places of the rows left out."""
+    """`file:line` of each row left out; the reader appends to it."""
 
 
 def is_readable(path: Path) -> bool:
-    """Whether `path` is a file of a known format or a folder written by `save_to_disk`."""
+    """Return whether `path` is a file of a known format or a folder written by `save_to_disk`."""
     return (path.is_file() and _format(path) is not None) or (path / SAVED_MARK).is_file()
 
 
@@ -75,7 +80,7 @@ def read_file(path: Path, tsv: TsvRules | None = None) -> Iterator[LocatedRow]:
 
 
 def _format(path: Path) -> str | None:
-    """Longest known suffix of a file name; SciTail's `.txt` files hold JSON lines."""
+    """Return the longest known suffix of a file name; SciTail's `.txt` files hold JSON lines."""
     if path.suffix == ".txt":
         return ".jsonl"
     return next((suffix for suffix in (".jsonl.gz", *SUFFIXES) if path.name.endswith(suffix)), None)
@@ -93,10 +98,13 @@ def _starts_as_utf16(path: Path) -> bool:
 
 
 def _undecodable_line(path: Path) -> int:
-    """Number of the first line that is not UTF-8."""
+    """Return the number of the first line that is not UTF-8.
+
+    The decoder reports a position within its block of some thousand bytes, from which no line follows.
+    """
     opener = gzip.open if path.suffix == ".gz" else open
     number = 1
-    with opener(path, "rb") as file, contextlib.suppress(OSError, EOFError, zlib.error):  # packed text may end early
+    with opener(path, "rb") as file, contextlib.suppress(OSError, EOFError, zlib.error):  # gzip may be cut short too
         for number, line in enumerate(file, 1):  # noqa: B007
             try:
                 line.decode("utf-8")
@@ -106,7 +114,7 @@ def _undecodable_line(path: Path) -> int:
 
 
 def _lines(file: IO[str], path: Path) -> Iterator[tuple[int, str]]:
-    """(number, line) of a text file. Raises UserError for a line, or a file, of absurd length."""
+    """Yield (number, line) of a text file. Raises UserError for a line or a file over the limits."""
     total = 0
     for number in itertools.count(1):
         line = file.readline(MAX_LINE + 1)
@@ -123,7 +131,7 @@ def _lines(file: IO[str], path: Path) -> Iterator[tuple[int, str]]:
 def _read_jsonl(path: Path) -> Iterator[LocatedRow]:
     with _open(path) as file:
         for number, line in _lines(file, path):
-            if not line.strip():
+            if not line.strip():  # many writers end a file with an empty line
                 continue
             try:
                 row = json.loads(line)
@@ -137,7 +145,7 @@ def _read_jsonl(path: Path) -> Iterator[LocatedRow]:
 
 
 def _read_json(path: Path) -> Iterator[LocatedRow]:
-    """One document: a list of rows, or SQuAD's object with the list under "data". Otherwise JSON lines."""
+    """Read one document: a list of rows, or SQuAD's object with the list under "data". Anything else is JSON lines."""
     with _open(path) as file:
         text = file.read(MAX_DOCUMENT + 1)
     if len(text) > MAX_DOCUMENT:
@@ -150,7 +158,7 @@ def _read_json(path: Path) -> Iterator[LocatedRow]:
     if not isinstance(rows, list):
         yield from _read_jsonl(path)
         return
-    suspicious = _SURROGATE.search(text) is not None
+    suspicious = _SURROGATE.search(text) is not None  # checking a row means writing it out again
     for index, row in enumerate(rows):
         if not isinstance(row, dict):
             raise UserError("is not a JSON object", where=f"{path}: row {index}")
@@ -160,7 +168,7 @@ def _read_json(path: Path) -> Iterator[LocatedRow]:
 
 
 def _refuse_half_characters(row: dict[str, Any], where: str) -> None:
-    """JSON may spell half of a surrogate pair, which no encoding can write. Raises UserError."""
+    """Raise UserError if a row holds half of a surrogate pair: JSON can spell it, but no encoding can write it."""
     try:
         json.dumps(row, ensure_ascii=False).encode()
     except (UnicodeEncodeError, RecursionError):
@@ -173,11 +181,13 @@ def _read_parquet(path: Path) -> Iterator[LocatedRow]:
 
     try:
         with pq.ParquetFile(path) as file:
+            # the footer states the unpacked size, so a forged or huge file is refused before it fills the memory
             groups = [file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups)]
             if sum(groups) > MAX_TEXT:
                 raise UserError(f"unfolds to more than {MAX_TEXT:,} bytes, the limit for a file", where=str(path))
             table = file.read()
             rows = table.to_pylist()
+    # all that pyarrow was seen to raise on damaged files while fuzzing
     except (pa.ArrowException, OSError, ValueError, OverflowError, TypeError) as error:
         raise UserError(f"is not a readable Parquet file: {error}", where=str(path)) from None
     yield from _named_rows(rows, metadata_features(table.schema.metadata, str(path)), path)
@@ -202,16 +212,16 @@ def _named_rows(rows: list[dict[str, Any]], classes: Features, path: Path) -> It
 
 
 def _read_csv(path: Path) -> Iterator[LocatedRow]:
-    csv.field_size_limit(MAX_LINE)  # the module's own limit is shorter than many documents
+    csv.field_size_limit(MAX_LINE)  # the module's own limit, 131,072 characters, is shorter than many documents
     with open(path, encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         try:
             names = reader.fieldnames or []
-            if len(set(names)) < len(names):
+            if len(set(names)) < len(names):  # a dict of columns would keep the last one and drop the others
                 raise UserError(f"names a column twice: {', '.join(names)}", where=f"{path}:1")
             for row in reader:
                 where = f"{path}:{reader.line_num}"
-                if None in row or None in row.values():
+                if None in row or None in row.values():  # DictReader's way to say too many cells, too few cells
                     raise UserError(f"has not the {len(reader.fieldnames or ())} columns of the header", where=where)
                 yield where, dict(row)
         except csv.Error as error:
@@ -219,9 +229,9 @@ def _read_csv(path: Path) -> Iterator[LocatedRow]:
 
 
 def _read_tsv(path: Path, rules: TsvRules) -> Iterator[LocatedRow]:
-    """Cells between tabs, with or without quotes around them, as the file shows; GLUE's have none."""
+    """Read cells between tabs. Whether quotes around a cell belong to its text, the whole file shows (see `tsv`)."""
     with _open(path) as file:
-        # rows that are left out because they break are those of a file read without regard to quotes
+        # the rows that QQP's copy on the hub leaves out are those that break when quotes are taken as text
         quoted = not rules.skips_broken and is_quoted((line for _, line in _lines(file, path)), MAX_LINE)
     with _open(path) as file:
         lines = _lines(file, path)
@@ -237,7 +247,7 @@ def _unquoted(lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, list[str]
 
 
 def _quoted(lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, list[str]]]:
-    csv.field_size_limit(MAX_LINE)  # the module's own limit is shorter than many documents
+    csv.field_size_limit(MAX_LINE)  # see _read_csv
     return quoted_rows(line for _, line in lines)
 
 

@@ -34,7 +34,7 @@ def figure_names() -> list[str]:
     return _names("figures")
 
 
-def find_table(name: str, block: ReportBlock | None = None, where: str = "--table") -> TableLayout:
+def find_table(name: str, block: ReportBlock | None = None, where: str = "harness table") -> TableLayout:
     """The layout of a table, a suite's own before a shipped one. Raises UserError naming the choices."""
     own = block.define_tables if block else {}
     return own[name] if name in own else _load(TableLayout, "tables", name, own, where)

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from harness.bounded import read_bounded
-from harness.durable import discard, put_in_place, sync_folder, write_aside
+from harness.durable import discard, put_in_place, read_bounded, sync_folder, write_aside
 from harness.errors import UserError
 from harness.parts import by_task
 from harness.schema import RESULT_FORMAT, Cell, Files, Key, Result
@@ -50,7 +49,7 @@ class ResultStore:
         return folder / f"{cell.cell_id}.json"
 
     def load(self, cell: Cell) -> Result | None:
-        """Return the stored result of `cell`, or None. Raises UserError on a damaged or newer file."""
+        """Return the stored result of `cell`, or None. Raises UserError on a damaged file or one of another format."""
         return _read_if_there(self.path(cell))
 
     def scan(self) -> Iterator[tuple[Path, Result]]:
@@ -126,7 +125,7 @@ def tensors_path(path: Path) -> Path:
 
 
 def read_result(path: Path) -> Result:
-    """Read one result JSON. Raises UserError when it is damaged, changed since it was stored, or of a newer format."""
+    """Read one result JSON. Raises UserError when it is damaged, changed since it was stored, or of another format."""
     try:
         content = read_bounded(path, MAX_BYTES, "a result")
         parsed = json.loads(content)
@@ -134,20 +133,18 @@ def read_result(path: Path) -> Result:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         hint = "If it was cut short, delete it: the next run makes it again."
         raise UserError("is not a result file of this program", where=str(path), hint=hint) from None
-    if type(version) is not int or not 1 <= version <= RESULT_FORMAT:
-        raise UserError(
-            f"was written in format {version}; this program reads up to {RESULT_FORMAT}",
-            where=str(path),
-            field="format",
-            hint="Update the harness.",
-        )
+    if type(version) is not int or version != RESULT_FORMAT:
+        is_newer = type(version) is int and version > RESULT_FORMAT
+        hint = "Update the harness." if is_newer else "Move it away: the next run makes it again."
+        problem = f"was written in format {version}; this program reads format {RESULT_FORMAT}"
+        raise UserError(problem, where=str(path), field="format", hint=hint)
     try:
         result = Result.model_validate_json(content)
     except ValidationError as error:
         found = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in found["loc"])
         raise UserError(found["msg"], where=str(path), field=place) from None
-    if result.checksum != checksum(parsed) and (result.format, result.checksum) != (1, None):
+    if result.checksum != checksum(parsed):
         hint = "Results are never edited: restore it, or delete it and the next run makes it again."
         raise UserError("was changed since it was stored: its checksum is another", where=str(path), hint=hint)
     return result

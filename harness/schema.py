@@ -13,15 +13,11 @@ from pydantic import AfterValidator, Field
 from harness.declarations import Draw, ProtocolReference, Strict, TaskFile
 from harness.suite_file import SLUG, Recipe, Sampling
 
-RESULT_FORMAT = 2
+RESULT_FORMAT = 3
+"""Raise it when the JSON or the identity of a cell changes. No other format is read: 1 and 2 were never released."""
 
 PLACEMENT = {"suite", "label", "protocol", "grid", "grid_index", "search_seed"}
-# fields that came after the first stored results: at its default, such a field leaves no trace in the identity
-LATER: dict[str, set[str]] = {
-    "cell": {"few_shot", "init_from", "mixture"},
-    "recipe": {"adamw", "quantization", "head", "head_lr"},
-}
-
+"""Fields of a cell that say where it stands. Two cells that differ in these alone train the same tensors."""
 
 Key = tuple[str, str, str]
 """(suite, label, cell_id): what tells a cell, and its result, from all others; two rows may hold the same settings."""
@@ -145,10 +141,6 @@ class Cell(Strict):
 
     def _identity(self) -> dict[str, Any]:
         identity = self.model_dump(mode="json", exclude=PLACEMENT)
-        for part, values, model in (("cell", identity, Cell), ("recipe", identity["recipe"], Recipe)):
-            for name in LATER[part]:
-                if values[name] == model.model_fields[name].get_default(call_default_factory=True):
-                    del values[name]
         if self.init_from:
             identity["init_from"] = [start.identity for start in self.init_from]
         return identity
@@ -234,7 +226,7 @@ class DataRecord(Strict):
     one_class: dict[str, str] = {}
     """Split -> label, of each split of a classification whose rows all have the same."""
     cuts: Cuts | None = None
-    """None where nothing was tokenised, as for a rule, and in results of an earlier version."""
+    """None where nothing was tokenised, as for a rule."""
     fingerprint: str
     """Of all rows of the task's splits, drawn or not."""
     parts: dict[str, DataRecord] = {}
@@ -269,7 +261,7 @@ class ParamCounts(Strict):
 
 
 class Usage(Strict):
-    """What a cell cost; None where a result of an earlier version does not say.
+    """What a cell cost. The counts that are None come from training, and a rule trains nothing.
 
     Times are this cell's share of its bundle, by the positions that its rows took; rates are therefore the
     bundle's where its cells have rows of one length. Memory is the peak of the bundle, or of its first process. A cell
@@ -366,7 +358,7 @@ class Result(Strict):
     finished_at: str
     files: Files = Files()
     checksum: str | None = None
-    """`results.checksum` of the rest of the JSON; None in results of format 1, which had none."""
+    """`results.checksum` of the rest of the JSON; None only until the result is stored."""
 
     @property
     def key(self) -> Key:

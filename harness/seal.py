@@ -1,13 +1,16 @@
-"""Proof that a backbone is the one that it was, whatever the code of methods has done to it.
+"""Checks that the code of methods has not changed the backbone, which all cells share.
 
-Three looks, by price. `moved` adds up the versions of tensors, which every write in place raises (5 us for 63), so that
-it can follow each call of a method and say whose it was. `glance` also looks at modes and who takes gradients (20 us).
-`difference` is the proof: it reads every number, since a write through `.data` raises no version.
+There are three checks, from cheap to complete:
 
-What the proof costs: each weight is read once, on its device, in pieces; beside them it takes one piece in 64 bits
-(32 MiB on a GPU, half a MiB on a CPU), never a copy of the weights. One busy core got through 0.6 GB a second, which is
-a second and a half for T5-base and over a minute for 11B in float32, where a forward pass takes as long. On a GPU it is
-bound by memory: by arithmetic five times the bytes of the weights, a tenth of a second for those 44 GB at 3 TB/s.
+- `moved` adds up the versions of all tensors, which every write in place raises. It takes 5 us for 63 tensors, so it
+  can follow each call of a method and tell whose call wrote.
+- `glance` also checks the modules' modes and which tensors take gradients: 20 us.
+- `difference` reads every number, since a write through `.data` raises no version.
+
+What `difference` costs: it reads each weight once, on its device, in pieces. Beside the weights it needs memory for one
+piece in 64 bits (32 MiB on a GPU, half a MiB on a CPU), never a copy. One busy core read 0.6 GB a second: a second and
+a half for T5-base, over a minute for 11B weights in float32, where a forward pass takes as long. On a GPU memory is the
+limit: it moves five times the bytes of the weights, by arithmetic a tenth of a second for those 44 GB at 3 TB/s.
 """
 
 from __future__ import annotations
@@ -22,15 +25,18 @@ from torch import Tensor
 from harness.traces import left_on, named_tensors, traces
 
 PIECE = {"cpu": 1 << 16, "cuda": 1 << 22}
-"""Numbers in a piece: as many as a processor's cache holds, as many as keep a GPU busy."""
+"""Numbers in a piece, by device. On a CPU half a MiB in 64 bits, which a core's cache holds; on a GPU 32 MiB, enough to
+keep it busy."""
 BESIDE = ("name", "model", "tokenizer", "record", "precision", "quantization", "recomputes", "_layers")
+"""Attributes of a Backbone that a method must leave as they are."""
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Integer type by bytes per number; bits are compared, so NaN equals itself and -0.0 differs from 0.0."""
 
 
 class BackboneChanged(Exception):
-    """The code of a method has changed what all cells share.
+    """The code of a method has changed the backbone.
 
-    `cell` is whose code it was, by its position in the bundle, where that is known.
+    `cell` is the position in the bundle of the cell whose code it was, or None where that is not known.
     """
 
     def __init__(self, what: str, cell: int | None = None) -> None:
@@ -43,9 +49,10 @@ class BackboneChanged(Exception):
 
 
 class Seal:
-    """What a backbone is at this moment; any object with a `model`."""
+    """A record of what a backbone is at the moment of creation, to compare it with later."""
 
     def __init__(self, backbone: Any) -> None:
+        """`backbone` is any object with a `model`. Reads all weights once."""
         self._backbone = backbone
         self._beside = _beside(backbone)
         self._traces = traces(backbone.model)
@@ -57,11 +64,14 @@ class Seal:
         self._accept_versions()
 
     def moved(self) -> bool:
-        """Whether anything has been written to a tensor in place since the last look, by its version."""
+        """Whether any tensor has been written to in place since its version was last accepted."""
         return sum([tensor._version for tensor in self._tensors]) != self._version
 
     def written(self) -> str | None:
-        """What has other numbers, where a version says that it was written to; the same numbers are no change."""
+        """Return what has other numbers, in words, where a version says that something was written; else None.
+
+        A write that leaves the same numbers, or puts them back, is no change; its version is accepted.
+        """
         if not self.moved():
             return None
         found = self._other_numbers()
@@ -70,7 +80,10 @@ class Seal:
         return found
 
     def glance(self, training: bool) -> str | None:
-        """What was written to, takes gradients, or is not in training mode as the network is said to be."""
+        """Return the first sign of a change in words, or None: a write, a gradient, a module in the wrong mode.
+
+        `training` is the mode in which every module of the backbone has to be.
+        """
         found = self.written()
         if found is not None:
             return found
@@ -83,12 +96,12 @@ class Seal:
         return None
 
     def set_mode(self, training: bool) -> None:
-        """Put the backbone's own modules, not those that methods have put in, into training or evaluation mode."""
+        """Put the backbone's own modules into training or evaluation mode, and not those that methods have put in."""
         for module in self._modules:
             module.training = training
 
     def structure(self) -> str | None:
-        """What is not as it was beside the numbers of tensors: modules, hooks, settings. Methods must be detached."""
+        """Return the first change of modules, hooks or settings in words, or None. Methods must be detached."""
         now = _beside(self._backbone)
         for name in {**self._beside, **now}:
             value, before = now.get(name), self._beside.get(name)
@@ -97,15 +110,16 @@ class Seal:
         return left_on(self._backbone.model, self._traces)
 
     def difference(self) -> str | None:
-        """What is not as it was, in words; None if all is. Methods must be detached."""
+        """Return the first change of any kind in words, or None. Methods must be detached."""
         return self.structure() or self._other_numbers()
 
     def holds(self, tensors: Iterable[Tensor]) -> bool:
-        """Whether any of these is a tensor of the backbone."""
+        """Whether any of these tensors is one of the backbone's own."""
         own = {id(tensor) for tensor in self._tensors}
         return any(id(tensor) in own for tensor in tensors)
 
     def _other_numbers(self) -> str | None:
+        """Return the first tensor whose checksum differs, in words, or None."""
         for name, now, before in zip(self._names, checksums(self._tensors), self._sums, strict=True):
             if now != before:
                 return f"the numbers of '{name}'"
@@ -116,9 +130,9 @@ class Seal:
 
 
 def _beside(backbone: Any) -> dict[str, Any]:
-    """What stands on the backbone around its network, and functions put in the place of its own.
+    """Return the attributes in BESIDE, and functions that somebody has put in place of the class's own.
 
-    Which form of the network trains, compiled or not, is the bundle's choice.
+    Others may change: the bundle chooses, for one, whether `_forward` is compiled.
     """
     cls, own = type(backbone), vars(backbone)
     return {name: value for name, value in own.items() if name in BESIDE or callable(getattr(cls, name, None))}
@@ -126,31 +140,34 @@ def _beside(backbone: Any) -> dict[str, Any]:
 
 @torch.no_grad()
 def checksums(tensors: Sequence[Tensor]) -> list[tuple[Any, ...]]:
-    """Of each tensor its shape, type, and a sum over its bits that depends on where they stand.
+    """Return shape, type and checksum of each tensor, which may have any shape.
 
-    Bits are read as integers x_i; the sum is that of x_i w_i modulo 2**64, with fixed random odd w_i: any change of one
-    number shows, and one of several escapes with a chance of about 2**-63.
+    The checksum reads a tensor's bits as integers x_i and is the sum of x_i w_i modulo 2**64, with fixed random odd
+    w_i. A change of one number always shows, since an odd w_i has an inverse modulo 2**64. A change of several escapes
+    with a chance of about 2**-63.
     """
     sums = [_checksum(tensor) for tensor in tensors]
     found: dict[int, int] = {}
-    for device in {tensor.device for tensor in sums}:  # one read of each device, not one of each tensor
+    for device in {tensor.device for tensor in sums}:  # the host waits once for each device, not once for each tensor
         own = [index for index, tensor in enumerate(sums) if tensor.device == device]
         found |= dict(zip(own, torch.stack([sums[index] for index in own]).tolist(), strict=True))
     return [(tuple(tensor.shape), tensor.dtype, found[index]) for index, tensor in enumerate(tensors)]
 
 
 def _checksum(tensor: Tensor) -> Tensor:
+    """[...] -> the checksum, a 64-bit integer [] on the same device."""
     if tensor.numel() == 0:
         return torch.zeros((), dtype=torch.int64, device=tensor.device)
     bits = tensor.detach().reshape(-1).view(INTEGERS[tensor.element_size()])  # copied only where it is not contiguous
     weights = _weights(tensor.device)
-    parts = torch.stack([(part * weights[: len(part)]).sum() for part in torch.split(bits, len(weights))])
-    return parts[0] if len(parts) == 1 else _checksum(parts)
+    sums = torch.stack([(piece * weights[: len(piece)]).sum() for piece in torch.split(bits, len(weights))])
+    # all pieces have the same weights; a second round over their sums makes two swapped pieces show
+    return sums[0] if len(sums) == 1 else _checksum(sums)
 
 
 @functools.cache
 def _weights(device: torch.device) -> Tensor:
-    """Random odd numbers, the same each time."""
+    """Return random odd 64-bit integers, one for each number of a piece, the same in every process."""
     generator = torch.Generator().manual_seed(0)
     count = PIECE.get(device.type, PIECE["cpu"])
     return (torch.randint(-(1 << 63), (1 << 63) - 1, (count,), generator=generator) | 1).to(device)

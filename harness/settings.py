@@ -1,8 +1,11 @@
-"""The settings of one table entry: layers merged, sweeps taken out, each grid point validated."""
+"""The settings of one table entry: layers merged from weakest to strongest, then each grid point validated.
+
+The layers, weakest first: the method file's defaults, the protocol, the suite's recipe, the method's block in the
+suite, the exceptions, --set. Sweeps are found and crossed in `sweeps`.
+"""
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,47 +15,48 @@ from harness.errors import UserError
 from harness.lineage import GRID_KEY, INIT_FROM, check_number, read_choices, title_of
 from harness.protocol import Place, Protocol
 from harness.suite_file import ExceptionRule, MethodSpec, Recipe, SourceChoice
+from harness.sweeps import Point, Sweeps, find_sweeps, grid_points, point_settings
 from harness.validation import field_names, validate_settings
 from harness.yaml12 import Document
 
 
 @dataclass
 class Layered:
-    """Settings merged so far, and the place each came from."""
+    """The settings merged so far, and where each was written."""
 
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
 
     def update(self, values: Mapping[str, Any], document: Document, *key: str | int, origin: str | None = None) -> None:
-        """Lay `values` over what is there; their place is `origin`, or where the document holds them."""
+        """Let `values` replace the settings of the same names; they come from `origin`, else from the document."""
         for name, value in values.items():
             self.values[name] = value
             self.origins[name] = origin or document.where(*key, name)
 
     def locate(self, *key: str | int) -> str:
-        """Place of a setting, or of any setting where that one is not set."""
+        """Return where a setting was written; for a setting that nobody set, where any other one was."""
         return self.origins.get(str(key[-1]) if key else "", "") or next(iter(self.origins.values()), "")
 
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """What suites need to know of a task, under the suite's protocol."""
+    """What is needed of a task to resolve settings; a whole task record would import more than a suite may."""
 
     name: str
     version: int
     max_source_length: int
     benchmark: str
     num_train: int | None
-    """Published training rows."""
+    """Published number of training rows; None where it is not known. It decides between few and many steps."""
     num_parts: int = 0
-    """Tasks of a mixture; 0 for a single task."""
+    """Number of tasks in a mixture; 0 for a single task."""
     title: str = ""
-    """Its name in tables."""
+    """The task's name in tables."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What decides the settings of one method on one task and backbone."""
+    """Everything that decides the settings of one table entry: one method on one task and backbone."""
 
     document: Document
     label: str
@@ -63,23 +67,19 @@ class Entry:
     own: Mapping[str, Any]
     """The method's block in the suite."""
     exceptions: Mapping[int, ExceptionRule]
-    """Those that apply here, by their place in the suite."""
+    """The exceptions that apply here, by their index in the suite file."""
     overrides: Mapping[str, Any]
     """From --set, e.g. {"recipe.steps": 300}."""
     task: TaskSpec
     backbone: str
     block: Literal["methods", "sources"] = "methods"
-    """Where the suite file holds the row."""
+    """Which block of the suite file declares the row."""
     few_shot: bool = False
-
-
-Point = dict[str, Any]
-"""Swept settings of one grid point, e.g. {"recipe.lr": 0.3, "hp.rank": 4}."""
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """One grid point with everything that it sets."""
+    """One grid point with its complete recipe and hp, defaults filled in."""
 
     point: Point
     recipe: Recipe
@@ -89,26 +89,30 @@ class Resolved:
 
 def resolve_entry(entry: Entry) -> list[Resolved]:
     """Return every grid point, validated. Raises UserError for anything unknown or impossible."""
-    recipe, hp, sweeps = _spanned(entry)
-    points = [dict(zip(sweeps, values, strict=True)) for values in itertools.product(*sweeps.values())]
-    return [_resolve(entry, recipe, hp, point) for point in points]
+    recipe, hp, sweeps = _merge_and_find_sweeps(entry)
+    return [_resolve_point(entry, recipe, hp, point) for point in grid_points(sweeps)]
 
 
 def num_points(entry: Entry) -> int:
-    """How many points `resolve_entry` will make, without making any. Raises UserError for a sweep that is none."""
-    return math.prod(len(values) for values in _spanned(entry)[2].values())
+    """Return how many grid points `resolve_entry` will make. Raises UserError for a malformed sweep.
+
+    No point is made, so that a suite with a grid of billions is refused at once (see `cell_limit`).
+    """
+    _, _, sweeps = _merge_and_find_sweeps(entry)
+    return math.prod(len(values) for values in sweeps.values())
 
 
-def _spanned(entry: Entry) -> tuple[Layered, Layered, dict[str, list[Any]]]:
-    """Recipe and hp of an entry, and what of them is swept, as the names of a point."""
+def _merge_and_find_sweeps(entry: Entry) -> tuple[Layered, Layered, Sweeps]:
+    """Return the merged recipe and hp of an entry, and the sweeps in both."""
     recipe, hp = _merge(entry)
-    if entry.spec.is_rule:  # a rule such as majority trains nothing: no recipe applies
+    if entry.spec.is_rule:  # a rule such as majority trains nothing, so no recipe applies to it
         recipe = Layered()
-    return recipe, hp, _sweeps(recipe, "recipe", "recipe") | _sweeps(hp, "hp", f"{entry.block}.{entry.label}")
+    sweeps = find_sweeps(recipe.values, recipe.origins, "recipe", "recipe")
+    return recipe, hp, sweeps | find_sweeps(hp.values, hp.origins, "hp", f"{entry.block}.{entry.label}")
 
 
 def _merge(entry: Entry) -> tuple[Layered, Layered]:
-    """Weakest first: the method's defaults, protocol, suite, the method in the suite, exceptions, --set."""
+    """Merge the layers into a recipe and an hp, the weakest layer first (see the top of this file)."""
     document, label, recipe, hp = entry.document, entry.label, Layered(), Layered()
     file_name = f"methods/{entry.spec.name}.py"
     recipe.update(entry.spec.defaults.recipe, document, origin=file_name)
@@ -132,7 +136,7 @@ def _merge(entry: Entry) -> tuple[Layered, Layered]:
 
 
 def _merge_overrides(entry: Entry, recipe: Layered, hp: Layered) -> None:
-    """Apply --set; what names a method wins over what does not."""
+    """Apply --set. A key that names a method is applied last, so it wins over one for all methods."""
     for key, value in sorted(entry.overrides.items(), key=lambda item: item[0].startswith("methods.")):
         parts = key.split(".")
         if parts[0] == "recipe":
@@ -142,43 +146,15 @@ def _merge_overrides(entry: Entry, recipe: Layered, hp: Layered) -> None:
             target.update({parts[-1]: value}, entry.document, origin=f"--set {key}")
 
 
-def _sweeps(layer: Layered, part: str, shown: str) -> dict[str, list[Any]]:
-    """Take `{sweep: [...]}` values out of a layer's settings."""
-    found: dict[str, list[Any]] = {}
-    for name, value in layer.values.items():
-        if not (isinstance(value, dict) and "sweep" in value):
-            continue
-        where, field_name, values = layer.origins[name], f"{shown}.{name}.sweep", value["sweep"]
-        if set(value) != {"sweep"}:
-            raise UserError("takes no other key beside it", where=where, field=field_name)
-        if not isinstance(values, list):
-            raise UserError(f"expected a list of the values to try, got {values}", where=where, field=field_name)
-        if not values:
-            raise UserError("is empty; a sweep lists the values to try", where=where, field=field_name)
-        if any(item is None for item in values):
-            raise UserError("lists an empty value", where=where, field=field_name)
-        if len({_hashable(item) for item in values}) < len(values):
-            raise UserError(f"lists a value twice: {values}", where=where, field=field_name)
-        found[f"{part}.{name}"] = values
-    return found
-
-
-def _hashable(value: Any) -> Any:
-    """Plain data such that equal values stay equal and others differ."""
-    if isinstance(value, dict):
-        return frozenset((key, _hashable(item)) for key, item in value.items())
-    return tuple(map(_hashable, value)) if isinstance(value, list) else value
-
-
-def _resolve(entry: Entry, recipe: Layered, hp: Layered, point: Point) -> Resolved:
-    """Validate one grid point; fill in what depends on the task and on the sources."""
-    recipe_values = recipe.values | _of_part(point, "recipe")
-    hp_values = hp.values | _of_part(point, "hp")
+def _resolve_point(entry: Entry, recipe: Layered, hp: Layered, point: Point) -> Resolved:
+    """Validate one grid point, and fill in the settings that follow from the task and from the source cells."""
+    recipe_values = recipe.values | point_settings(point, "recipe")
+    hp_values = hp.values | point_settings(point, "hp")
     if recipe_values.get("max_source_length") is None:
         recipe_values["max_source_length"] = entry.task.max_source_length
     shown = (entry.block, entry.label, "recipe") if entry.own.get("recipe") else ("recipe",)
     checked = Recipe.model_validate(validate_settings(Recipe, recipe_values, recipe.locate, shown))
-    if entry.spec.error:
+    if entry.spec.error:  # the method file could not be imported, so its hp cannot be checked; its cells will fail
         return Resolved(point, checked, hp_values)
     if entry.spec.is_rule:
         _refuse_settings(entry, hp)
@@ -195,23 +171,19 @@ def _resolve(entry: Entry, recipe: Layered, hp: Layered, point: Point) -> Resolv
 
 
 def _with_title(point: Point, init_from: Sequence[SourceChoice]) -> Point:
-    """A swept source as its name, which tables and results can show."""
+    """Return the point with a swept `init_from` replaced by its title, which tables and results can show."""
     key = f"hp.{INIT_FROM}"
     return {(GRID_KEY if k == key else k): (title_of(init_from) if k == key else v) for k, v in point.items()}
 
 
 def _fill_number(entry: Entry, hp: Layered, values: dict[str, Any], name: str, number: int) -> None:
-    """Tensors that exist once per source or task: as many as the suite names."""
+    """Set an hp that counts sources or tasks to the number that the suite names. Raises UserError for another."""
     if name not in field_names(entry.spec.hp_type):
         return
     given = values.setdefault(name, number)
     if given != number:
         where, field_name = hp.locate(name), f"{entry.block}.{entry.label}.{name}"
         raise UserError(f"{given}, but the suite names {number}", where=where, field=field_name, hint="Leave it out.")
-
-
-def _of_part(point: Point, part: str) -> dict[str, Any]:
-    return {key.split(".", 1)[1]: value for key, value in point.items() if key.split(".", 1)[0] == part}
 
 
 def _refuse_settings(entry: Entry, hp: Layered) -> None:
@@ -221,7 +193,7 @@ def _refuse_settings(entry: Entry, hp: Layered) -> None:
 
 
 def _fill_source_length(entry: Entry, hp: Layered, values: dict[str, Any], length: int) -> None:
-    """Position-indexed tables need a row for every token that a text may have."""
+    """Set `source_length` to the task's maximum: a table indexed by position needs a row for every token of a text."""
     if "source_length" not in field_names(entry.spec.hp_type):
         return
     given = values.get("source_length")

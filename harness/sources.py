@@ -1,4 +1,8 @@
-"""Where rows come from: generated, the user's own files, a folder below --data, or the hub."""
+"""Where a task's rows come from: a generator, the user's own files, a folder below --data, or the hub.
+
+The first of these that applies is taken, in this order, and its name goes into every result. All splits of a task come
+from one origin: copies differ in the order of rows, so a mixture of two would cut other splits than the papers'.
+"""
 
 from __future__ import annotations
 
@@ -22,74 +26,79 @@ STEMS: dict[str, tuple[str, ...]] = {
     "validation_mismatched": ("validation_mismatched", "dev_mismatched"),
     "test": ("test",),
 }
-"""Names that a split's file may have in any layout."""
+"""Split, named as on the hub -> names that its file may have in any layout."""
 
 
 @dataclass(frozen=True)
-class Source:
-    """The place chosen for a task's rows; `name` and `revision` go into results."""
+class Origin:
+    """Where the rows of a task were found; `name` and `revision` are stored in results."""
 
     name: str
     revision: str
     files: Mapping[str, list[Path]] | None = None
+    """Split -> its files on this machine."""
     tables: Mapping[str, Any] | None = None
-    """Splits loaded from the hub."""
+    """Split -> its table, loaded from the hub."""
     skipped: list[str] = field(default_factory=list)
-    """Places of the broken rows that were left out while reading."""
+    """`file:line` of each broken row that was left out; grows while rows are read."""
 
     def place(self, split: str) -> str:
-        """Where the rows of a split are, for messages."""
+        """Return where the rows of a split are, for messages."""
         return str(self.files[split][0]) if self.files and split in self.files else f"{self.name} {split}"
 
     def describe(self, edits: Mapping[str, int]) -> str:
-        """The name, and after reading the number of broken rows left out and of rows repaired, by kind of repair."""
+        """Return the name, with the number of broken rows left out and of rows repaired, by kind of repair.
+
+        Complete only after all rows were read.
+        """
         told = [f"{len(self.skipped)} broken rows left out"] if self.skipped else []
         told += [f"{edit} in {count:,} row{'' if count == 1 else 's'}" for edit, count in sorted(edits.items())]
         return self.name + (f" ({'; '.join(told)})" if told else "")
 
 
 class MissingData(UserError):
-    """A data folder does not hold a task completely; `lacking` says what the folders with a part of it lack."""
+    """The data folder does not hold all of a task."""
 
     lacking: dict[str, list[str]] = {}
+    """Folder that holds a part of the task -> the splits it lacks."""
 
 
-def find_source(task: Task, data_dir: str | Path | None) -> Source:
-    """Choose where the rows of `task` are; loads them if that is the hub.
+def find_source(task: Task, data_dir: str | Path | None) -> Origin:
+    """Choose where the rows of `task` come from; rows of the hub are loaded here.
 
-    A folder counts only if it holds every split that the task's split rule needs, so splits of two copies are never
-    mixed. Raises UserError naming every place.
+    A folder counts only if it holds every split that the task's split rule needs. Raises UserError that names every
+    folder looked in.
     """
     if task.generate:
-        return Source("generated", f"version {task.version}")
+        return Origin("generated", f"version {task.version}")
     if task.files:
-        return _declared(task)
+        return _declared_origin(task)
     if data_dir is None:
-        return _load_hub(task)
+        return _load_from_hub(task)
     root = Path(data_dir)
     require_folder(data_dir)
     lacking: dict[str, list[str]] = {}
-    for folder in _folders(task):
-        files, missing = _search(root, folder, task)
+    for folder in _candidate_folders(task):
+        files, missing = _search_folder(root, folder, task)
         if not missing:
-            return Source(f"folder {folder}", "local files", files=files)
+            return Origin(f"folder {folder}", "local files", files=files)
         if files:
             lacking[folder] = missing
-    raise _missing(task, root, lacking)
+    raise _missing_data(task, root, lacking)
 
 
 def require_folder(data_dir: str | Path | None) -> None:
-    """Raise UserError where a data folder is named and is not there, whether or not any task needs it."""
+    """Raise UserError if the named data folder does not exist, whether or not any task needs it."""
     if data_dir is not None and not Path(data_dir).is_dir():
         raise UserError("no such data folder", where=str(data_dir), field="--data", hint="HARNESS_DATA sets it too.")
 
 
-def _missing(task: Task, root: Path, lacking: dict[str, list[str]]) -> MissingData:
+def _missing_data(task: Task, root: Path, lacking: dict[str, list[str]]) -> MissingData:
     if lacking:
         parts = [f"{root / folder} has no {' and no '.join(splits)}" for folder, splits in lacking.items()]
         problem = f"task '{task.name}' is not complete in the data folder: {'; '.join(parts)}"
     else:
-        looked = ", ".join(str(root / folder) for folder in _folders(task))
+        looked = ", ".join(str(root / folder) for folder in _candidate_folders(task))
         problem = f"no files of task '{task.name}' in the data folder; looked in {looked}"
     names = ", ".join("|".join((*STEMS[split], *task.stems.get(split, ()))) for split in NEEDED_SPLITS[task.split])
     hint = f"Looked for {names} with {', '.join(SUFFIXES)}. Without --data the task is loaded from the hub."
@@ -98,30 +107,31 @@ def _missing(task: Task, root: Path, lacking: dict[str, list[str]]) -> MissingDa
     return error
 
 
-def read_split(task: Task, source: Source, split: str) -> Iterator[LocatedRow]:
-    """Yield the rows of a split, named as on the hub, each with its place. Raises UserError on broken files."""
+def read_split(task: Task, origin: Origin, split: str) -> Iterator[LocatedRow]:
+    """Yield (where, row) for each row of a split, named as on the hub. Raises UserError on a broken file."""
     if task.generate:
         for index, row in enumerate(task.generate(split)):
             yield f"{task.name} {split} row {index}", row
-    elif source.files is not None:
-        for path in source.files[split]:
-            yield from read_file(path, _tsv_rules(task, source))
-    elif source.tables is not None:
-        table = source.tables[split]
+    elif origin.files is not None:
+        for path in origin.files[split]:
+            yield from read_file(path, _tsv_rules(task, origin))
+    elif origin.tables is not None:
+        table = origin.tables[split]
         classes = class_features(table.features.to_dict())
         for index, row in enumerate(table.to_list()):
-            where = f"{source.name} {split} row {index}"
+            where = f"{origin.name} {split} row {index}"
             yield where, name_classes(row, classes, where)
 
 
-def _tsv_rules(task: Task, source: Source) -> TsvRules:
+def _tsv_rules(task: Task, origin: Origin) -> TsvRules:
+    # every name that a column of this task has in any layout: a first line with one of them is a header
     names = {task.label, *(column for _, column in task.fields), *task.tsv_columns}
     names.update(name for others in task.aliases.values() for name in others)
-    return TsvRules(task.tsv_columns, names, task.skips_broken_rows, source.skipped)
+    return TsvRules(task.tsv_columns, names, task.skips_broken_rows, origin.skipped)
 
 
-def _folders(task: Task) -> list[str]:
-    """Folders below --data that may hold the task: the official names, then those of a copy of the hub."""
+def _candidate_folders(task: Task) -> list[str]:
+    """Folders below --data that may hold the task: names of the official download first, then of a copy of the hub."""
     hub = []
     for copy in task.hub:
         name = copy.path.rsplit("/", 1)[-1]
@@ -130,25 +140,25 @@ def _folders(task: Task) -> list[str]:
     return list(dict.fromkeys([*task.folders, *task.shared_folders, *hub]))
 
 
-def _search(root: Path, folder: str, task: Task) -> tuple[dict[str, list[Path]], list[str]]:
-    """Files of the needed splits that are in `folder`, and what is missing there."""
+def _search_folder(root: Path, folder: str, task: Task) -> tuple[dict[str, list[Path]], list[str]]:
+    """Return the files of the needed splits that `folder` holds, and the splits that it lacks."""
     files: dict[str, list[Path]] = {}
     missing = []
     for split in NEEDED_SPLITS[task.split]:
         usual = () if folder in task.shared_folders else STEMS[split]
         found = _split_files(root / folder, (*usual, *task.stems.get(split, ())))
-        announced = _num_shards(found)
-        if found:
-            files[split] = found
         if not found:
             missing.append(split)
-        elif announced != len(found):
-            missing.append(f"complete {split} ({len(found)} of {announced} shards)")
+            continue
+        files[split] = found
+        # a download that was cut off leaves some of the shards, which would pass for a smaller data set
+        if len(found) != _num_shards(found):
+            missing.append(f"complete {split} ({len(found)} of {_num_shards(found)} shards)")
     return files, missing
 
 
 def _split_files(folder: Path, stems: Sequence[str]) -> list[Path]:
-    """Files of one split: a file, a folder of `save_to_disk`, or Parquet shards; empty where there is none."""
+    """Return the files of one split: one file, one folder of `save_to_disk`, or its Parquet shards; else nothing."""
     if not folder.is_dir():
         return []
     for stem in stems:
@@ -164,22 +174,26 @@ def _split_files(folder: Path, stems: Sequence[str]) -> list[Path]:
 
 
 def _num_shards(files: Sequence[Path]) -> int:
-    """As many files as there are, or as a name like `train-00000-of-00002.parquet` announces."""
+    """Return how many shards a split has: 2 for `train-00000-of-00002.parquet`, else the number of files."""
     announced = re.search(r"-of-(\d+)\.parquet$", files[-1].name) if files else None
     return int(announced[1]) if announced else len(files)
 
 
-def _declared(task: Task) -> Source:
-    """The user's own files. Raises UserError where a split is unknown, missing or not to be found."""
+def _declared_origin(task: Task) -> Origin:
+    """Return the files that a suite declares for its own task.
+
+    Raises UserError for a split that is unknown, that the split rule needs and nobody names, or whose file is missing.
+    """
+    where = f"files of task '{task.name}'"
     splits = {name: split for split, names in STEMS.items() for name in names}
     files: dict[str, list[Path]] = {}
     for name, path in task.files.items():
-        split = splits[require_choice(name, splits, kind="split", where=f"files of task '{task.name}'")]
+        split = splits[require_choice(name, splits, kind="split", where=where)]
         if split in files:
-            raise UserError(f"split '{split}' is given twice", where=f"files of task '{task.name}'")
+            raise UserError(f"split '{split}' is given twice", where=where)
         files[split] = _declared_files(Path(path), task, split)
     if list(files) == ["train"] and Path(task.files["train"]).is_dir():
-        # one folder stands for all the splits that it holds
+        # a single folder stands for all the splits that it holds
         folder = Path(task.files["train"])
         others = {split: _split_files(folder, STEMS[split]) for split in ("validation", "test")}
         files |= {split: found for split, found in others.items() if found}
@@ -189,14 +203,14 @@ def _declared(task: Task) -> Source:
     if lacking:
         raise UserError(
             f"split rule '{task.split}' needs {' and '.join(needed)}; there is no {' and no '.join(lacking)}",
-            where=f"files of task '{task.name}'",
+            where=where,
             hint="Split rule 'cut_train' cuts dev and test from train.",
         )
-    return Source("files " + ", ".join(task.files[name] for name in task.files), "local files", files=files)
+    return Origin("files " + ", ".join(task.files[name] for name in task.files), "local files", files=files)
 
 
 def _refuse_unused(task: Task, files: Mapping[str, list[Path]]) -> None:
-    """Raise UserError where the user gave validation or test rows that the split rule would leave out unsaid."""
+    """Raise UserError if the user gave validation or test rows that the split rule would silently leave out."""
     unused = [split for split in files if split not in NEEDED_SPLITS[task.split]]
     if unused and task.split == "cut_train":
         raise UserError(
@@ -207,7 +221,10 @@ def _refuse_unused(task: Task, files: Mapping[str, list[Path]]) -> None:
 
 
 def _declared_files(path: Path, task: Task, split: str) -> list[Path]:
-    """Files of a declared split: the file itself, a folder with that split, or a folder with nothing else."""
+    """Return the files of a split whose `path` the user declared.
+
+    A file stands for itself; of a folder, the files named after the split count, and if there are none, all data files.
+    """
     where, suffixes = str(path), ", ".join(SUFFIXES)
     if not path.exists():
         raise UserError(f"no such file or folder for split '{split}' of task '{task.name}'", where=where)
@@ -223,8 +240,11 @@ def _declared_files(path: Path, task: Task, split: str) -> list[Path]:
     return found
 
 
-def _load_hub(task: Task) -> Source:
-    """Load every split from the first alternative that has them all; splits of two copies are never mixed."""
+def _load_from_hub(task: Task) -> Origin:
+    """Load every needed split from the first copy on the hub that has them all.
+
+    Raises UserError with one reason per copy, or that nothing is on this machine and the hub cannot be reached.
+    """
     from datasets import load_dataset
 
     splits = NEEDED_SPLITS[task.split]
@@ -233,11 +253,11 @@ def _load_hub(task: Task) -> Source:
         try:
             with offline() if closed else contextlib.nullcontext():
                 tables = {s: load_dataset(hub.path, hub.config, split=s, revision=hub.revision) for s in splits}
-        except Exception as error:  # the hub client raises dozens of types; each alternative gets its turn
+        except Exception as error:  # the hub client raises dozens of types; the next copy gets its turn
             lines = str(error).strip().splitlines() or [type(error).__name__]
             reasons.append(f"{hub}: {lines[0]}")
             continue
-        return Source(f"hub {hub}", hub.revision or _commit(hub), tables=tables)
+        return Origin(f"hub {hub}", hub.revision or _hub_commit(hub), tables=tables)
     if closed and task.hub:
         raise UserError(
             f"task '{task.name}' is not on this machine: nothing of it was fetched before, and {closed}",
@@ -249,13 +269,13 @@ def _load_hub(task: Task) -> Source:
     )
 
 
-def _commit(hub: Hub) -> str:
-    """Commit of the data set's main branch; "unknown" where the hub does not answer (rows from the cache)."""
+def _hub_commit(hub: Hub) -> str:
+    """Return the commit of a data set's main branch; "unknown" if the hub does not answer."""
     from huggingface_hub import HfApi
 
     if why_unreachable():
         return "unknown"
     try:
         return str(HfApi().dataset_info(hub.path).sha)
-    except Exception:  # without network the rows' fingerprint still identifies them
+    except Exception:  # without it the fingerprint in the result still identifies the rows
         return "unknown"

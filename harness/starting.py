@@ -1,4 +1,7 @@
-"""Reading the tensors that a cell starts from: those of another cell as its method hands them over, or a file's."""
+"""Reads the tensors that a cell starts from: another cell's, or those of a file of the user's.
+
+Shapes: P prompt vectors, S source length, H hidden width.
+"""
 
 from __future__ import annotations
 
@@ -18,27 +21,30 @@ from harness.provenance import sha256_file
 from harness.schema import Cell, StartRecord
 
 PROMPT_NAMES = ("prompt", "prompt_embeddings")
-"""Names of a prompt in files of this program and of PEFT."""
+"""What a prompt is called in files of this program and of PEFT."""
 
 
 class SourceFailed(Exception):
-    """A cell cannot be trained because what it starts from is not there."""
+    """A cell cannot train because the tensors that it starts from are missing or not the expected ones."""
 
 
 @dataclass(frozen=True)
 class StartFile:
-    """Where one source of a cell lies; picklable."""
+    """A file with tensors that a cell starts from. It can be pickled, since Ray sends it to other machines."""
 
     title: str
     path: Path
     """A safetensors file."""
     sha256: str | None
+    """What the file's hash has to be; None where the source failed before it wrote one."""
     cell: Cell | None = None
-    """The cell that trained it; None for a file of the user's."""
+    """The cell that trained the tensors; None for a file of the user's."""
     method_file: Path | None = None
+    """The file of that cell's method."""
     backbone: str = ""
+    """That cell's backbone, as the suite names it."""
     problem: str = ""
-    """Why there are no tensors, where the source failed."""
+    """Why there are no tensors; empty where there are."""
 
     @property
     def record(self) -> StartRecord:
@@ -47,7 +53,10 @@ class StartFile:
 
 
 def read_start(start: StartFile) -> dict[str, Tensor]:
-    """The tensors of one source. Raises SourceFailed where it failed or its file is not the one that was stored."""
+    """Read the tensors of one source, as `handed_over` would give them.
+
+    Raises SourceFailed where the source failed, or its file is missing or not the one that was stored.
+    """
     if start.problem:
         raise SourceFailed(f"the source '{start.title}' failed: {start.problem}")
     if not start.path.exists():
@@ -61,6 +70,7 @@ def read_start(start: StartFile) -> dict[str, Tensor]:
     tensors = load_tensors(start.path)
     if cls is None or not issubclass(cls, Method) or not is_collapsible(cls):
         return tensors
+    # the source's method is built only to be filled; its draws must not move the random numbers of the cell that asks
     with torch.random.fork_rng():
         method = cls(cls.HP(**start.cell.hp), meta_backbone(start.backbone))
     method.load_state_dict(tensors, assign=True)
@@ -68,14 +78,20 @@ def read_start(start: StartFile) -> dict[str, Tensor]:
 
 
 def handed_over(method: Method) -> dict[str, Tensor]:
-    """What a trained method gives to those that start from it: its tensors, and its collapsed form where it has one."""
+    """Return what a trained method gives to cells that start from it.
+
+    These are its own tensors by name, and `prompt` [P, H] and `added` [S, H] where it collapses to them.
+    """
     tensors = dict(method.state_dict())
     with torch.no_grad():
         return {**tensors, **method.export()} if is_collapsible(method) else tensors
 
 
 def prompt_file(path: Path) -> dict[str, Tensor]:
-    """The tensors of a user's file; its prompt, or its only table, is called `prompt`. Raises UserError."""
+    """Read a user's file. What PEFT calls a prompt, or else the only table [P, H] of the file, is called `prompt`.
+
+    Raises UserError where the file is no safetensors file.
+    """
     try:
         tensors = load_tensors(path)
     except (OSError, SafetensorError) as error:

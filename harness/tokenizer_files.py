@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint: read from its files, what is wrong with them, and whether it is the network's."""
+"""Reads the tokenizer of a checkpoint, says what is wrong with its files, and checks that it belongs to the network."""
 
 from __future__ import annotations
 
@@ -13,43 +13,45 @@ from harness.errors import UserError
 SENTENCEPIECE = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 OTHERS = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "tekken.json", "tiktoken.model")
 FILES = (*SENTENCEPIECE, *OTHERS)
-"""Files that hold a vocabulary. `tokenizer.json` serves where it is there; the others are what it is made of."""
+"""Files that hold a vocabulary. Where there is a `tokenizer.json` it is read alone; it was made from the others."""
 
 PACKAGES = (("sentencepiece", "sentencepiece"), ("protobuf", "google.protobuf"))
-"""What reads a SentencePiece file: the name for pip, and the module."""
+"""Packages that read a SentencePiece file: name for pip, name of the module."""
 TIKTOKEN = (("tiktoken", "tiktoken"),)
+"""The same for a file of tiktoken."""
 
 TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\s*")
+"""A line of a tiktoken file: a token in base64, and its rank."""
 
 
-def load_tokenizer(place: str, **options: Any) -> Any:
-    """`AutoTokenizer.from_pretrained`. Raises ValueError that says what is wrong with the files of a folder."""
+def load_tokenizer(location: str, **options: Any) -> Any:
+    """Call `AutoTokenizer.from_pretrained`. Raises ValueError which says what is wrong with the files of a folder."""
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(place, **options)
+        return AutoTokenizer.from_pretrained(location, **options)
     except OSError:
         raise
     except Exception as error:  # damaged files raise whatever the reader of their format does
-        raise ValueError(f"its tokenizer cannot be read: {_cause(place, error)}") from error
+        raise ValueError(f"its tokenizer cannot be read: {_cause(location, error)}") from error
 
 
 def vocabulary_files(folder: Path) -> list[Path]:
-    """The files of a folder that decide its tokenizer's ids."""
+    """Return the files of a folder that decide its tokenizer's ids."""
     whole = folder / "tokenizer.json"
     return [whole] if whole.exists() else [folder / name for name in FILES if (folder / name).exists()]
 
 
 def check_vocabulary(backbone: Backbone) -> None:
-    """Raise UserError where a tokenizer has no vocabulary, or ids of it or of its end token have no embedding.
+    """Raise UserError where a tokenizer has no vocabulary, or has ids that the network has no embedding for.
 
-    Added tokens beyond the embedding are passed over: padding may be one of them and needs no vector. Where rows hold
-    one, `limits.check_ids` says so.
+    Tokens that were added later may lie beyond the embedding: padding may be one of them and needs no vector. Where
+    rows hold such a token, `limits.check_ids` reports it.
     """
     tokenizer, num_rows = backbone.tokenizer, backbone.embedding.num_embeddings
     added = set(tokenizer.added_tokens_decoder)
     own = {index: token for token, index in tokenizer.get_vocab().items() if index not in added}
-    # transformers makes a tokenizer of special tokens alone where a checkpoint has no files for one
+    # where a checkpoint has no tokenizer files, transformers makes one of special tokens alone, without an error
     if len(own) <= 1:
         problem = f"backbone '{backbone.name}' has no tokenizer: there is no vocabulary beside its weights"
         raise UserError(problem, hint=f"Put {', '.join(OTHERS[:1] + SENTENCEPIECE[:1])} or what else it has there.")
@@ -67,10 +69,14 @@ def check_vocabulary(backbone: Backbone) -> None:
         raise UserError(problem, hint="Resize the embedding, or name another eos_token in tokenizer_config.json.")
 
 
-def _cause(place: str, error: Exception) -> str:
-    """transformers takes a SentencePiece file that it cannot read for one of tiktoken, and asks for that package."""
-    files = vocabulary_files(Path(place)) if Path(place).is_dir() else []
-    if Path(place).is_dir() and not files:
+def _cause(location: str, error: Exception) -> str:
+    """Say why a tokenizer could not be read.
+
+    The error itself may mislead: transformers takes a SentencePiece file that it cannot read for one of tiktoken, and
+    asks for that package.
+    """
+    files = vocabulary_files(Path(location)) if Path(location).is_dir() else []
+    if Path(location).is_dir() and not files:
         return f"the folder holds none of {', '.join(sorted(FILES))}"
     for path in files:
         if path.suffix != ".model":
@@ -92,12 +98,13 @@ def _is_installed(module: str) -> bool:
 
 
 def _is_tiktoken(path: Path) -> bool:
-    """Whether a file begins as tiktoken's do: a token in base64 and its rank."""
+    """Whether a file begins with a line as tiktoken writes it."""
     with open(path, "rb") as file:
         return TIKTOKEN_LINE.fullmatch(file.readline(1_000)) is not None
 
 
 def _is_sentencepiece(path: Path) -> bool:
+    """Whether sentencepiece can read a file."""
     from sentencepiece import SentencePieceProcessor
 
     try:

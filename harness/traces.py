@@ -1,4 +1,8 @@
-"""What a method may leave on a network beside other numbers: hooks, other modules or weights, a `forward`, settings."""
+"""Finds changes of a network other than in its numbers: hooks, exchanged modules or weights, a `forward`, settings.
+
+`harness.seal` checks the numbers. Here each module of a network is described once, before methods run, and compared
+with its description afterwards.
+"""
 
 from __future__ import annotations
 
@@ -8,47 +12,55 @@ from typing import Any
 from torch import Tensor, nn
 
 Trace = dict[str, Any]
-"""By what it is about: objects that must be the same ones, or values that must be equal."""
+"""Description of one module. A key names an aspect in words that an error message can use; a value holds objects that
+must stay the same objects, or plain values that must stay equal."""
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-# the harness itself switches these; `Seal.glance` looks after the first
 SWITCHED = {"training", "gradient_checkpointing"}
+"""Settings that the harness itself switches, so they are no sign of a change; `Seal.glance` checks the first."""
 _forwards: dict[type[Any], Any] = {}
-"""The `forward` of each class of module when it was first met: replacing it changes every network of the process."""
+"""The `forward` of each class of module when it was first met. To replace it changes every network of the process, also
+one that is loaded anew, so it has to be put back by hand."""
 
 
 def traces(model: nn.Module) -> list[Trace]:
-    """What each module is made of, to be held against what it is later; the objects are kept alive with it."""
+    """Describe every module of a network. The descriptions keep the objects alive, so no new one gets an old id."""
     return [_trace(module) for module in model.modules()]
 
 
 def left_on(model: nn.Module, before: list[Trace]) -> str | None:
-    """What of a network is not as it was at `traces`, in words; None if all is."""
+    """Compare a network with what `traces` returned earlier; return the first change in words, or None."""
     named = list(model.named_modules())
-    for (name, module), was in zip(named, before, strict=False):
+    for (name, module), earlier in zip(named, before, strict=False):
         now = _trace(module)
-        for kind, value in now.items():
-            if not _same(value, was[kind]):
-                return f"{kind} of the {type(module).__name__} '{name}'"
+        for aspect, value in now.items():
+            if not _same(value, earlier[aspect]):
+                return f"{aspect} of the {type(module).__name__} '{name}'"
     return None if len(named) == len(before) else f"the modules of the {type(model).__name__}"
 
 
 def put_back_classes() -> None:
-    """Give each class of module the `forward` that it had when it was first met."""
+    """Give each class of module back the `forward` that it had when it was first met."""
     for cls, forward in _forwards.items():
         if cls.forward is not forward:
             cls.forward = forward
 
 
 def rewrites_itself(module: nn.Module) -> bool:
-    """Whether a network computes this module's buffers anew as it runs: rotary positions that follow the length."""
-    kinds = getattr(module, "rope_type", None)
+    """Whether a network overwrites this module's buffers as it runs, so that other numbers there are no change.
+
+    Rotary positions of the types `dynamic` and `longrope` do: their frequencies follow the length of the input.
+    """
+    kinds = getattr(module, "rope_type", None)  # Gemma 3 has one type for each kind of attention
     kinds = kinds.values() if isinstance(kinds, dict) else (kinds,)
     return any(isinstance(kind, str) and ("dynamic" in kind or kind == "longrope") for kind in kinds)
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor that a network computes with, once: weights, buffers, plain attributes, scales of packed weights."""
+    """Yield every tensor that a network computes with, once, with its name.
+
+    These are weights, buffers, plain attributes, and the scales of weights that bitsandbytes has packed.
+    """
     seen: set[int] = set()
     for path, module in model.named_modules():
         if rewrites_itself(module):
@@ -63,7 +75,10 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _scales(weight: Any, depth: int = 0) -> dict[str, Tensor]:
-    """Scales of a weight in 4 bits, which bitsandbytes keeps beside it, and their own."""
+    """Return the scales that bitsandbytes keeps beside a 4-bit weight, and the scales of those scales.
+
+    Double quantisation nests exactly once, so `depth` stops at 1.
+    """
     state = getattr(weight, "quant_state", None) if depth == 0 else weight
     if state is None:
         return {}
@@ -75,9 +90,10 @@ def _scales(weight: Any, depth: int = 0) -> dict[str, Tensor]:
 
 
 def _trace(module: nn.Module) -> Trace:
+    """Describe one module; see `Trace`."""
     own: dict[str, Any] = vars(module)
-    # what a network rewrites as it runs cannot be held against what it was
-    kept = {} if rewrites_itself(module) else own
+    # what a network overwrites as it runs differs without a fault
+    steady = {} if rewrites_itself(module) else own
     cls: Any = type(module)
     weights = {**module._parameters, **({} if rewrites_itself(module) else module._buffers)}
     return {
@@ -87,13 +103,15 @@ def _trace(module: nn.Module) -> Trace:
         "a tensor": tuple(weights.values()),
         "the names of tensors": tuple(weights),
         "requires_grad": tuple(weight.requires_grad for weight in weights.values() if weight is not None),
+        # a `forward` or `compute_bias` on the module itself hides that of its class
         "a function": tuple((name, value) for name, value in own.items() if _is_function(value)),
-        "a setting": tuple((name, value) for name, value in kept.items() if _is_setting(name, value)),
+        "a setting": tuple((name, value) for name, value in steady.items() if _is_setting(name, value)),
         "the configuration": _settings(own.get("config")),
     }
 
 
 def _is_function(value: Any) -> bool:
+    """Whether a value is a function, and not a module, a class or a configuration, which can be called too."""
     return callable(value) and not isinstance(value, (nn.Module, type)) and not hasattr(value, "to_dict")
 
 
@@ -102,7 +120,7 @@ def _is_setting(name: str, value: Any) -> bool:
 
 
 def _settings(config: Any) -> dict[str, Any] | None:
-    """A configuration's public values as text, and which attention it chose."""
+    """Return a configuration's public values as text, nested ones too, and the attention that it chose."""
     if config is None:
         return None
     public = {name: value for name, value in vars(config).items() if not name.startswith("_")}
@@ -111,9 +129,10 @@ def _settings(config: Any) -> dict[str, Any] | None:
 
 
 def _same(now: Any, before: Any) -> bool:
-    """Equal values, or the same objects: tensors are not compared by what they hold."""
+    """Whether plain values are equal and objects the same. Tensors compare by identity: `Seal` reads their numbers."""
     if isinstance(now, tuple) and isinstance(before, tuple):
         return len(now) == len(before) and all(map(_same, now, before))
     if isinstance(now, (bool, int, float, str, dict)) or now is None:
         return bool(now == before)
+    # each access makes a new bound method; two of one object and function are equal
     return now is before or (_is_function(now) and bool(now == before))

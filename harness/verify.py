@@ -8,34 +8,33 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from harness.errors import UserError
 from harness.provenance import sha256_file
 from harness.report.rescore import TOLERANCE, rescore
 from harness.results import ResultStore, predictions_path, read_result, tensors_path
-from harness.schema import RESULT_FORMAT, DevScore, Key, Result
+from harness.schema import DevScore, Key, Result
 from harness.selection import best_step
 from harness.stored_files import check_predictions, check_tensors
 
-KINDS = {
-    "unreadable": "a JSON that is no result: cut short, no such fields, a newer format",
-    "edited": "a result whose content is not what its checksum was made of",
-    "old format": "a result of an earlier format, without what later ones are checked by",
-    "identity": "a result whose ids are not those of the cell it describes",
-    "place": "a result that stands elsewhere than its cell belongs",
-    "duplicate": "a second copy of a result, which would pass for another run",
-    "incomplete": "a result that lacks what its status promises, or has what it cannot have",
-    "missing": "a file that belongs to a result and is not there",
-    "changed": "a file that is not the one its result was stored with",
-    "predictions": "predictions that cannot be read, or are not those of all rows of dev and test",
-    "scores": "a score that its predictions do not give",
-    "selection": "a selected step that the dev scores do not select",
-    "tensors": "tensors that cannot be read, or do not hold what the parameter counts say",
-    "orphan": "predictions or tensors without a result",
-    "leftover": "what a process that died left behind",
-    "link": "a symbolic link to a folder, which no report follows",
-}
-
+Kind = Literal[
+    "unreadable",  # a JSON that is no result: cut short, no such fields, another format
+    "edited",  # a result whose content is not what its checksum was made of
+    "identity",  # a result whose ids are not those of the cell it describes
+    "place",  # a result that stands elsewhere than its cell belongs
+    "duplicate",  # a second copy of a result, which would pass for another run
+    "incomplete",  # a result that lacks what its status promises, or has what it cannot have
+    "missing",  # a file that belongs to a result and is not there
+    "changed",  # a file that is not the one its result was stored with
+    "predictions",  # predictions that cannot be read, or are not those of all rows of dev and test
+    "scores",  # a score that its predictions do not give
+    "selection",  # a selected step that the dev scores do not select
+    "tensors",  # tensors that cannot be read, or do not hold what the parameter counts say
+    "orphan",  # predictions or tensors without a result
+    "leftover",  # what a process that died left behind
+    "link",  # a symbolic link to a folder, which no report follows
+]
 
 ALIVE_S = 600.0
 """A run renews its sign of life far more often."""
@@ -43,10 +42,10 @@ ALIVE_S = 600.0
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong; `path` is relative to the results folder, `kind` one of KINDS."""
+    """One thing that is wrong; `path` is relative to the results folder."""
 
     path: str
-    kind: str
+    kind: Kind
     problem: str
 
 
@@ -98,7 +97,7 @@ def _name(root: Path, path: Path) -> str:
     return path.relative_to(root).as_posix()
 
 
-Problem = tuple[str, str]
+Problem = tuple[Kind, str]
 """(kind, problem)"""
 
 
@@ -109,8 +108,6 @@ def _check_result(root: Path, path: Path, seen: dict[Key, Path], verified: Verif
         problem = f"{error.field}: {error.problem}" if error.field else error.problem
         yield "edited" if "checksum" in problem else "unreadable", problem
         return
-    if result.format < RESULT_FORMAT:
-        yield "old format", f"was written in format {result.format}; harness migrate brings it to {RESULT_FORMAT}"
     cell = result.cell
     if (result.cell_id, result.group_id) != (cell.cell_id, cell.group_id):
         yield "identity", f"says cell {result.cell_id} of group {result.group_id}, its settings give {cell.cell_id} "\

@@ -19,7 +19,7 @@ from ruamel.yaml.scalarbool import ScalarBoolean
 from ruamel.yaml.scalarfloat import ScalarFloat
 from ruamel.yaml.scalarint import ScalarInt
 
-from harness.bounded import read_bounded
+from harness.durable import read_bounded
 from harness.errors import Place, UserError
 
 MAX_BYTES = 250_000

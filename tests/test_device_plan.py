@@ -92,7 +92,7 @@ def test_storage_decides_what_fits() -> None:
 
 
 def test_the_command_needs_neither_suite_nor_download() -> None:
-    done = CliRunner().invoke(app, ["plan", "--device", "a100-80gb", "--backbones", "t5-small"])
+    done = CliRunner().invoke(app, ["devices", "a100-80gb", "--backbones", "t5-small"])
     assert done.exit_code == 0, done.output
     assert "A100 80GB: 80 GB" in done.output
     assert done.output.count("t5-small") == 4

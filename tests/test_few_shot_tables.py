@@ -167,9 +167,7 @@ def odd_results() -> list[Result]:
 
 def test_pages_are_built_from_results_that_lack_or_hold_anything(tmp_path: Path) -> None:
     results = [ResultStore(tmp_path / "runs").write(result, [], None) for result in odd_results()]
-    done = CliRunner().invoke(
-        app, ["report", str(tmp_path / "runs"), "--format", "site", "--out", str(tmp_path / "site")]
-    )
+    done = CliRunner().invoke(app, ["site", str(tmp_path / "runs"), "--out", str(tmp_path / "site")])
     assert done.exception is None, done.output
     documents = {path: Document(path) for path in (tmp_path / "site").rglob("*.html")}
     check_links(tmp_path / "site", documents)

@@ -209,7 +209,7 @@ def test_a_legend_of_many_rows_stays_on_the_figure() -> None:
 
 def test_the_command_draws_each_figure_in_each_format(small_results: Path, tmp_path: Path) -> None:
     for folder in ("one", "two"):
-        done = CliRunner().invoke(app, ["report", str(small_results), "--figures", str(tmp_path / folder)])
+        done = CliRunner().invoke(app, ["figures", str(small_results), "--out", str(tmp_path / folder)])
         assert done.exit_code == 0, done.output
     costs = {f"{cost.name}-small-micro-t5" for cost in COSTS}
     names = {*costs, "curves-small-micro-t5-micro_sentiment"}
@@ -222,8 +222,8 @@ def test_the_command_draws_each_figure_in_each_format(small_results: Path, tmp_p
 
 def test_a_folder_that_cannot_be_written_is_a_mistake(small_results: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    done = CliRunner().invoke(app, ["report", str(small_results), "--figures", str(tmp_path / "file")])
-    assert "--figures" in str(done.exception)
+    done = CliRunner().invoke(app, ["figures", str(small_results), "--out", str(tmp_path / "file")])
+    assert "--out" in str(done.exception)
 
 
 def test_figure_and_page_say_the_same_of_the_time_of_training() -> None:

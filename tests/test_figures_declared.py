@@ -227,7 +227,7 @@ def test_the_command_draws_the_declared_figures_that_have_results(tmp_path: Path
     store = ResultStore(tmp_path / "results")
     for result in lengths(tasks=("mrpc",)):
         store.write(result, [], None)
-    done = CliRunner().invoke(app, ["report", str(store.root), "--figures", str(tmp_path / "out")])
+    done = CliRunner().invoke(app, ["figures", str(store.root), "--out", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
     names = {path.stem for path in (tmp_path / "out").iterdir()}
     assert {"accept-figure-4-t5-base", "prompt-length-ablation-length-t5-base"} <= names

@@ -17,7 +17,7 @@ import harness
 from harness.errors import UserError
 from harness.metrics import compute
 from harness.results import ResultStore, checksum, predictions_path, read_predictions, read_result, tensors_path
-from harness.schema import Result
+from harness.schema import RESULT_FORMAT, Result
 from harness.selection import best_point, best_step
 
 
@@ -177,8 +177,9 @@ def test_a_result_that_was_edited_is_refused(small_results: Path, tmp_path: Path
     edited.write_text(json.dumps(content))
     with pytest.raises(UserError, match="was changed since it was stored"):
         read_result(edited)
-    edited.write_text(json.dumps(content | {"format": 1}))  # results of format 1 have none
-    assert read_result(edited).checksum is None
+    edited.write_text(json.dumps(content | {"format": 1}))
+    with pytest.raises(UserError, match=f"was written in format 1; this program reads format {RESULT_FORMAT}"):
+        read_result(edited)
 
 
 def test_what_a_killed_process_left_of_a_cell_is_cleared_when_it_is_stored(small_results: Path, tmp_path: Path) -> None:

@@ -249,8 +249,8 @@ def test_a_results_folder_of_a_newer_format_is_refused(small_results: Path, tmp_
     shutil.copytree(small_results, tmp_path / "results")
     (tmp_path / "suite.yaml").write_text(SMALL_SUITE)
     path = next(path for path, _ in ResultStore(tmp_path / "results").scan())
-    path.write_text(path.read_text().replace('"format": 2', '"format": 3', 1))
-    with pytest.raises(UserError, match="was written in format 3"):
+    path.write_text(path.read_text().replace('"format": 3', '"format": 4', 1))
+    with pytest.raises(UserError, match="was written in format 4"):
         run(tmp_path)
 
 

@@ -66,11 +66,11 @@ def called(arguments: list[str], encoding: str, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        ("report results --tuning", "demo on tiny"),
+        ("tuning results", "demo on tiny"),
         ("report results --format markdown", "lora"),
         ("report results --format latex", "lora"),
         ("report results --format csv", "lora"),
-        ("report results --table list", "accept-1"),
+        ("table list", "accept-1"),
         ("methods", "majority"),
         ("tasks", "boolq"),
         ("protocols", "acts on"),

@@ -19,7 +19,7 @@ from test_report import beside
 from typer.testing import CliRunner
 
 from harness.cli import app, main
-from harness.cli_report import marked
+from harness.cli_boards import marked
 from harness.method import Method, discover
 from harness.report.layout import Cell
 from harness.report.site import write
@@ -45,7 +45,7 @@ def site(results: Path) -> Path:
     changed.write_bytes(b"PAR1 something else")
     gone.unlink()
     out = results.parent / "site"
-    done = CliRunner().invoke(app, ["report", str(results), "--format", "site", "--out", str(out)])
+    done = CliRunner().invoke(app, ["site", str(results), "--out", str(out)])
     assert done.exit_code == 0, done.output
     assert f"{len(list(out.rglob('*.html')))} pages" in done.output
     return out
@@ -240,10 +240,10 @@ def test_entries_sort_by_the_number_that_is_printed(text: str, order: float | No
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--out: is missing"),
+        ([], "Missing option '--out'"),
         (["--out", "file"], "--out: is a file, not a folder"),
         (["--out", "full"], "--out: holds other things than a page"),
-        (["--out", "new", "--tuning"], "--format site: is the leaderboard; leave out"),
+        (["--out", "new", "--tuning"], "No such option: --tuning"),
         (["--out", "new", "--methods-dir", "nowhere"], "--methods-dir: no such folder"),
         (["--out", "file/below"], "--out: cannot be written"),
     ],
@@ -261,7 +261,7 @@ def test_a_mistake_is_named_and_nothing_is_written(
     store.mkdir(parents=True)
     (store / one.name).write_bytes(one.read_bytes())
     before = sorted(tmp_path.rglob("*"))
-    monkeypatch.setattr(sys, "argv", ["harness", "report", "runs", "--format", "site", *arguments])
+    monkeypatch.setattr(sys, "argv", ["harness", "site", "runs", *arguments])
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 2
@@ -275,7 +275,7 @@ def test_other_processes_write_the_same_pages(
     monkeypatch.setattr(write, "MANY", 1)
     monkeypatch.setattr(write, "CHUNK", 30)
     out = tmp_path / "site"
-    done = CliRunner().invoke(app, ["report", str(results), "--format", "site", "--out", str(out)])
+    done = CliRunner().invoke(app, ["site", str(results), "--out", str(out)])
     assert done.exit_code == 0, done.output
     files = sorted(path.relative_to(site) for path in site.rglob("*") if path.is_file())
     assert files == sorted(path.relative_to(out) for path in out.rglob("*") if path.is_file())
@@ -286,7 +286,7 @@ def test_a_new_page_takes_the_place_of_the_old_one_without_torch(results: Path, 
     out = tmp_path / "site"
     code = (
         "import sys; from harness.cli import app\n"
-        "for _ in range(2): app(['report', *sys.argv[1:], '--format', 'site'], standalone_mode=False)\n"
+        "for _ in range(2): app(['site', *sys.argv[1:]], standalone_mode=False)\n"
         "sys.exit('torch' in sys.modules)"
     )
     single = tmp_path / "runs"

@@ -37,7 +37,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def site(results: Path) -> Path:
     out = results.parent / "site"
-    done = CliRunner().invoke(app, ["report", str(results), "--format", "site", "--out", str(out)])
+    done = CliRunner().invoke(app, ["site", str(results), "--out", str(out)])
     assert done.exit_code == 0, done.output
     return out
 

@@ -166,7 +166,7 @@ def test_a_mistake_is_named_with_its_line_and_the_nearest_match(
     ("overrides", "expected"),
     [
         ({"methods": ["acept"]}, "did you mean accept?"),
-        ({"tasks": ["multi_rc"]}, "did you mean multirc?"),
+        ({"tasks": ["multirk"]}, "did you mean multirc?"),
         ({"settings": {"recipe.stepz": 1}}, "did you mean steps?"),
         ({"settings": {"recip.steps": 1}}, "did you mean recipe?"),
         ({"settings": {"methods.dapt.rank": 1}}, "did you mean dept?"),

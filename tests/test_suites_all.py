@@ -132,7 +132,7 @@ def run_short(suite: str, wide: Path, tiny_data: Path, out: Path, tasks: list[st
 def check_pages(out: Path, results: list[Result]) -> None:
     """The pages of a suite hold together, and those of cells, one of each kind, say all that its results hold."""
     site = out.parent / "site"
-    done = CliRunner().invoke(app, ["report", str(out), "--format", "site", "--out", str(site)])
+    done = CliRunner().invoke(app, ["site", str(out), "--out", str(site)])
     assert done.exception is None, done.output
     kinds = {frozenset(name.split(".")[0] for name in leaves(r.cell.__dict__ | r.__dict__)): r for r in results}
     cells = {site / cell_page(result): result for result in kinds.values()}

@@ -64,7 +64,7 @@ def test_a_grid_that_failed_as_a_whole_is_left_out() -> None:
 def test_the_command_prints_tables_and_records(tmp_path: Path) -> None:
     store(tmp_path, "grid", "cb", 1, *answers(60), lr=0.1, dev=80)
     store(tmp_path, "grid", "cb", 1, *answers(75), lr=0.2, dev=70, index=1)
-    arguments = ["report", str(tmp_path), "--tuning", "--format"]
+    arguments = ["tuning", str(tmp_path), "--format"]
     text = CliRunner().invoke(app, [*arguments, "markdown"]).output
     (row,) = [line for line in text.splitlines() if line.startswith("| grid")]
     assert [cell.strip() for cell in row.split("|")[1:-1]] == [

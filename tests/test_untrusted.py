@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from stored_runs import answers, store
 from typer.testing import CliRunner
 
-from harness import bounded, readers
+from harness import durable, readers
 from harness.cli import app
 from harness.data import load_task
 from harness.errors import UserError
@@ -185,7 +185,7 @@ def test_a_result_of_absurd_size_is_refused_and_the_limit_named(result: Path, mo
     with pytest.raises(UserError, match="larger than 1,000 bytes, the limit for a result"):
         read_result(result)
     with pytest.raises(UserError, match="larger than 5 bytes, the limit for a thing"):
-        bounded.read_bounded(result, 5, "a thing")
+        durable.read_bounded(result, 5, "a thing")
 
 
 def test_links_in_a_results_folder_are_not_followed(result: Path, tmp_path: Path) -> None:

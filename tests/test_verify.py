@@ -1,4 +1,4 @@
-"""`harness verify` finds every kind of damage and nothing in a whole folder; `harness migrate` keeps a backup."""
+"""`harness verify` finds every kind of damage and nothing in a whole folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,10 +20,8 @@ from typer.testing import CliRunner
 
 from harness.cli import app
 from harness.errors import UserError
-from harness.migrate import migrate
-from harness.results import ResultStore, checksum, predictions_path, read_result, tensors_path
-from harness.schema import RESULT_FORMAT
-from harness.verify import KINDS, verify
+from harness.results import ResultStore, checksum, predictions_path, tensors_path
+from harness.verify import Kind, verify
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -98,7 +96,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object]]] = {
     "a name that leaves the folder": ("unreadable", lambda p: rewrite(p, lambda d: d["cell"].update(task="../../x"))),
     "a score edited by hand": ("edited", lambda p: rewrite(p, lambda d: d["test"].update(score=99.0), sealed=False)),
     "a checksum taken out": ("edited", lambda p: rewrite(p, lambda d: d.update(checksum=None), sealed=False)),
-    "a format without checksum": ("old format", lambda p: rewrite(p, lambda d: d.update(format=1))),
+    "another format": ("unreadable", lambda p: rewrite(p, lambda d: d.update(format=1))),
     "another seed": ("identity", lambda p: rewrite(p, lambda d: d["cell"].update(seed=9))),
     "another learning rate": ("identity", lambda p: rewrite(p, lambda d: d["cell"]["recipe"].update(lr=9.0))),
     "another group": ("identity", lambda p: rewrite(p, lambda d: d.update(group_id="0" * 16))),
@@ -152,7 +150,7 @@ def test_each_kind_of_damage_is_found(results: Path, name: str) -> None:
     damage(one(results))
     found = verify(results).findings
     assert kind in {item.kind for item in found}, found
-    assert {item.kind for item in found} <= set(KINDS)
+    assert {item.kind for item in found} <= set(get_args(Kind))
     assert all((results / item.path).parent.is_dir() for item in found)
 
 
@@ -166,7 +164,7 @@ def test_what_a_run_that_goes_on_is_writing_is_not_left_over(results: Path) -> N
 
 
 def test_every_kind_is_shown_by_some_damage() -> None:
-    assert {kind for kind, _ in DAMAGE.values()} == set(KINDS)
+    assert {kind for kind, _ in DAMAGE.values()} == set(get_args(Kind))
 
 
 def test_the_command_names_file_and_kind_and_fails(results: Path) -> None:
@@ -213,56 +211,3 @@ def test_it_needs_no_torch(small_results: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(small_results)], cwd=ROOT, stdout=subprocess.DEVNULL)
     assert done.returncode == 0
-
-
-def make_old(results: Path) -> dict[Path, bytes]:
-    """Turn every result into one of format 1; return the files."""
-    paths = [path for path, _ in ResultStore(results).scan()]
-    for path in paths:
-        rewrite(path, lambda data: data.update(format=1, checksum=None), sealed=False)
-    return {path: path.read_bytes() for path in paths}
-
-
-def test_migrating_adds_checksums_and_keeps_the_files_as_they_were(results: Path) -> None:
-    before = {path: path.read_bytes() for path, _ in ResultStore(results).scan()}
-    old = make_old(results)
-    assert {item.kind for item in verify(results).findings} == {"old format"}
-    done = CliRunner().invoke(app, ["migrate", str(results)])
-    assert done.exit_code == 0, done.output
-    assert f"{len(old)} of {len(old)} results migrated" in done.output
-    assert verify(results).findings == []
-    assert {path: path.read_bytes() for path in before} == before
-    (backup,) = results.parent.glob("results.backup-*")
-    assert {path: (backup / path.relative_to(results)).read_bytes() for path in old} == old
-    assert migrate(results).num_changed == 0
-    assert len(list(results.parent.glob("results.backup-*"))) == 1
-
-
-def test_nothing_is_migrated_while_a_result_is_newer_or_damaged(results: Path) -> None:
-    old = make_old(results)
-    victim = next(iter(old))
-    rewrite(victim, lambda data: data.update(format=RESULT_FORMAT + 1))
-    with pytest.raises(UserError, match="this program reads up to"):
-        migrate(results)
-    assert all(path.read_bytes() == content for path, content in old.items() if path != victim)
-    assert not list(results.parent.glob("results.backup-*"))
-
-
-def test_a_migration_that_broke_off_is_continued(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    old = make_old(results)
-    original, calls = os.replace, 0
-
-    def failing(*arguments: Any) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 2:
-            raise OSError(28, "No space left on device")
-        original(*arguments)
-
-    monkeypatch.setattr(os, "replace", failing)
-    with pytest.raises(UserError, match=r"No space left on device.*the same command continues"):
-        migrate(results)
-    monkeypatch.undo()
-    assert sorted(read_result(path).format for path in old) == [1] * (len(old) - 1) + [RESULT_FORMAT]
-    assert migrate(results).num_changed == len(old) - 1
-    assert verify(results).findings == []

@@ -94,4 +94,4 @@ def _writing(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        raise UserError(f"cannot be written: {error.strerror}", where=str(folder), field="--figures") from None
+        raise UserError(f"cannot be written: {error.strerror}", where=str(folder), field="--out") from None

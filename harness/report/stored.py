@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from harness.bounded import read_bounded
+from harness.durable import read_bounded
 from harness.errors import UserError
 from harness.report.resampling import Answers
 from harness.results import predictions_path, split_name

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
 
 from harness.report.aggregate import Board
 from harness.report.html import html
@@ -16,7 +15,6 @@ from harness.report.records import as_csv, as_json
 from harness.report.significance import Significance
 from harness.report.text import markdown, terminal
 
-Format = Literal["terminal", "markdown", "latex", "html", "csv", "json"]
 WRITERS: dict[str, Callable[[Sequence[Table]], str]] = {
     "markdown": lambda tables: "\n\n".join(map(markdown, tables)) + "\n",
     "terminal": lambda tables: "\n\n".join(map(terminal, tables)) + "\n",

@@ -9,7 +9,6 @@ from typing import Any
 
 from harness.tasks.record import EDITS, Hub, Row, Task
 
-CITATION = "wang-etal-2019-superglue"
 LICENCE = "research use; see https://super.gluebenchmark.com"
 
 

@@ -17,10 +17,9 @@ import pyarrow.parquet as pq
 from ruamel.yaml import YAML
 from stored_runs import answers, store
 
-from harness.cli_report import judge
+from harness.cli_boards import judge
 from harness.data import load_task
 from harness.method import discover
-from harness.migrate import migrate
 from harness.report.aggregate import collect
 from harness.report.rescore import rescore
 from harness.report.tables import Format, render
@@ -188,7 +187,6 @@ class Results:
 
     def checked(self, results: Path, rng: random.Random) -> None:
         verify(results)
-        migrate(results)
 
     def score(self, results: Path, rng: random.Random) -> None:
         rescore(ResultStore(results).scan())

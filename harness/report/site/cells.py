@@ -12,7 +12,7 @@ from typing import Any
 from markupsafe import Markup, escape
 from pydantic import BaseModel
 
-from harness.bounded import read_bounded
+from harness.durable import read_bounded
 from harness.errors import UserError
 from harness.metrics import METRICS
 from harness.report.layout import DASH

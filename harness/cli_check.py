@@ -1,0 +1,54 @@
+"""The commands about one file: `check` a suite or a method, `export` a trained cell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.cli_list import show
+from harness.cli_options import ListFormat, MethodDirs
+from harness.screen import say
+from harness.shipped_suites import find_suite
+
+
+def check(
+    path: Annotated[Path, typer.Argument(help="A suite file (.yaml) or a method file (.py).")],
+    methods_dir: MethodDirs = None,
+    format: ListFormat = "terminal",
+) -> None:
+    """Check a suite file, or hold a method file to the contract on a tiny backbone.
+
+    Example: harness check methods/dept.py
+    """
+    from harness.contract import check_method_file
+    from harness.listings import describe_contract, describe_suite
+
+    if path.suffix != ".py":
+        show(describe_suite(find_suite(str(path)), [str(folder) for folder in methods_dir or ()]), format)
+        return
+    findings = check_method_file(path)
+    show(describe_contract(path, findings), format)
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+def export(
+    result: Annotated[Path, typer.Argument(help="JSON of a trained cell.")],
+    out: Annotated[Path, typer.Argument(help="Where to write, e.g. prompt.safetensors.")],
+    backbone: Annotated[str | None, typer.Option(help="Folder or hub id, if the result's name is neither.")] = None,
+    methods_dir: MethodDirs = None,
+) -> None:
+    """Write what inference needs of a trained cell: its prompt and added table, without the networks behind them.
+
+    Example: harness export results/quickstart/micro_sentiment/ept/micro-t5/CELL.json ept.safetensors
+    """
+    from harness.export import export_result
+
+    done = export_result(result, out, backbone, tuple(str(folder) for folder in methods_dir or ()))
+    for name, shape in done.shapes.items():
+        say(f"{name} {shape}")
+    say(f"written to {done.path}; as few as {done.num_kept:,} numbers determine it")
+    if done.source_changed:
+        say("note: the method's file has changed since this cell was trained", is_error=True)

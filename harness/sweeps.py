@@ -1,0 +1,63 @@
+"""Sweeps: `{sweep: [...]}` in a suite's settings, and the grid of points that the sweeps span.
+
+`lr: {sweep: [0.1, 0.3]}` stands for two grid points. Several sweeps are crossed: each value of one with each of the
+others.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+from harness.errors import UserError
+
+Sweeps = dict[str, list[Any]]
+"""Swept setting -> the values to try, e.g. {"recipe.lr": [0.1, 0.3], "hp.rank": [4, 8]}."""
+Point = dict[str, Any]
+"""One grid point: swept setting -> its value there, e.g. {"recipe.lr": 0.3, "hp.rank": 4}."""
+
+
+def find_sweeps(values: Mapping[str, Any], origins: Mapping[str, str], block: str, shown: str) -> Sweeps:
+    """Return the sweeps among `values`, named `block.setting`. Raises UserError for a sweep that is malformed.
+
+    `origins` says where each setting was written, `shown` is how messages name the block.
+    """
+    found: Sweeps = {}
+    for name, value in values.items():
+        if isinstance(value, dict) and "sweep" in value:
+            found[f"{block}.{name}"] = _swept_values(value, origins[name], f"{shown}.{name}.sweep")
+    return found
+
+
+def grid_points(sweeps: Sweeps) -> list[Point]:
+    """Return every grid point. The last sweep varies fastest; without any sweep there is one empty point."""
+    return [dict(zip(sweeps, values, strict=True)) for values in itertools.product(*sweeps.values())]
+
+
+def point_settings(point: Point, block: str) -> dict[str, Any]:
+    """Return what a grid point sets in one block, "recipe" or "hp", by the names of the settings."""
+    return {name: value for key, value in point.items() for of, _, name in [key.partition(".")] if of == block}
+
+
+def _swept_values(sweep: Mapping[str, Any], where: str, field: str) -> list[Any]:
+    values = sweep["sweep"]
+    if set(sweep) != {"sweep"}:
+        raise UserError("takes no other key beside it", where=where, field=field)
+    if not isinstance(values, list):
+        raise UserError(f"expected a list of the values to try, got {values}", where=where, field=field)
+    if not values:
+        raise UserError("is empty; a sweep lists the values to try", where=where, field=field)
+    if any(item is None for item in values):
+        raise UserError("lists an empty value", where=where, field=field)
+    # a value listed twice would be trained twice and could win twice
+    if len({_hashable(item) for item in values}) < len(values):
+        raise UserError(f"lists a value twice: {values}", where=where, field=field)
+    return values
+
+
+def _hashable(value: Any) -> Any:
+    """Return an equal-comparing stand-in for plain data that can be put into a set."""
+    if isinstance(value, dict):
+        return frozenset((key, _hashable(item)) for key, item in value.items())
+    return tuple(map(_hashable, value)) if isinstance(value, list) else value
