@@ -74,7 +74,7 @@ def test_the_suite_for_own_data_of_the_docs_runs_on_a_csv(tmp_path: Path) -> Non
     rows = re.findall(r"```csv\n(.*?)```", text, re.DOTALL)[0].splitlines()
     more = [f"Number {i} was {'fine' if i % 2 else 'no use'}.,{'good' if i % 2 else 'bad'}" for i in range(40)]
     (tmp_path / "reviews.csv").write_text("\n".join([*rows, *more]) + "\n")
-    settings = {"recipe.steps": 2, "recipe.eval_every": 1}
+    settings: dict[str, object] = {"recipe.steps": 2, "recipe.eval_every": 1}
     summary = harness.run(tmp_path / "mine.yaml", results=tmp_path / "out", settings=settings, seeds=[1], quiet=True)
     assert summary.num_failed == 0
     frame = harness.load_results(tmp_path / "out")
@@ -90,7 +90,7 @@ def test_the_example_methods_of_the_docs_meet_the_contract_and_train(name: str, 
     file = tmp_path / "mine" / f"{name}.py"
     file.write_text(code)
     assert all(finding.ok for finding in check_method_file(file))
-    settings: dict[str, int] = {"recipe.steps": 2, "recipe.eval_every": 1}
+    settings: dict[str, object] = {"recipe.steps": 2, "recipe.eval_every": 1}
     if name == "scaled_prompt":
         settings["methods.scaled_prompt.prompt_length"] = 4
     summary = harness.run(
