@@ -17,8 +17,11 @@ class ProtocolReference(Strict):
     """Which protocol, in which version, with which keys changed."""
 
     name: str = "accept-2024"
+    """Name of the protocol."""
     version: int | None = None
+    """Any other version is refused; None takes the one that is shipped."""
     overrides: dict[str, Any] = {}
+    """Keys that differ, with their values."""
 
     @property
     def title(self) -> str:
@@ -34,6 +37,7 @@ class TaskFile(Strict):
     """A user's own task, declared in a suite file under `define_tasks`."""
 
     kind: Literal["classification", "regression", "text"] = "classification"
+    """What an answer is: one of the labels, a number, or a text."""
     files: str | dict[str, str] | None = None
     """A file of training rows, a folder of splits, or a file for each split; relative to the suite file."""
     hub: str | None = Field(None, pattern=r"^[\w.-]+/[\w.-]+(:[\w.-]+)?$")
@@ -45,18 +49,25 @@ class TaskFile(Strict):
     template: str | None = None
     """The source text with {column} in it, instead of `fields`."""
     label: str = "label"
+    """Column of the label, the number or the answer."""
     labels: list[str | int | bool | FiniteFloat] = []
     """Class names in the order of their digits."""
     metrics: list[str] = Field([], max_length=20)
     """The reported ones; empty takes the usual of the kind."""
     extra_metrics: list[str] = []
+    """Metrics that are computed and stored beside the reported ones."""
     selection: str | None = None
     """Metric that chooses the checkpoint; None takes the first reported."""
     split: Literal["given", "halve_validation", "hold_out_1000", "cut_train"] = "cut_train"
+    """How train, dev and test are made of the rows."""
     dev_share: Share = 0.1
+    """For `cut_train`: the part of the rows that is dev, as a share or as a number of rows."""
     test_share: Share = 0.1
+    """For `cut_train`: the same for test."""
     max_source_length: int = Field(256, ge=4, le=1_000_000)
+    """Tokens of the source text; longer ones are cut on the right."""
     max_target_length: int = Field(20, ge=2, le=10_000)
+    """Tokens of the answer; longer ones are cut on the right in training, and no longer one is written."""
     version: int = 1
     """Raise it when the rows or their meaning change."""
 
@@ -69,6 +80,7 @@ class FewShot(Strict):
     """The `few_shot` block of a suite: every entry is trained on k labelled rows, once for each k."""
 
     k: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
+    """Numbers of labelled rows; each gives rows of their own in the table."""
     draw: DrawRule | None = None
     """How rows are drawn; None takes the protocol's `fewshot.sampling`."""
     draw_seeds: list[DrawSeed] | None = Field(None, min_length=1)

@@ -30,11 +30,13 @@ class Line(Strict):
     group: str = ""
     """Title over neighbouring columns, or above a section of rows."""
     where: Where = {}
+    """Settings of the cells that this line shows."""
     show: Show | None = None
     """None takes what the other axis shows; the score if that is None too."""
     metric: str | None = None
     """Name of one metric to show instead of the reported score, from the test split."""
     over: str | None = None
+    """Setting that makes one line for each of the `values`."""
     values: dict[str, str] | list[Value] = []
     """Value -> title; in a list each value is its own title."""
     average: str | None = None
@@ -63,13 +65,17 @@ class TableLayout(Strict):
     """The rows, columns and captions of one table."""
 
     title: str
+    """Title of the table."""
     caption: str = ""
+    """Text below the title."""
     where: Where = {}
     """Conditions on every entry of the table."""
     heads: list[str] = Field(["method"], min_length=1)
     """Titles of the first columns, which name the row."""
     rows: list[Line] = Field(min_length=1)
+    """The rows, from top to bottom."""
     columns: list[Line] = Field(min_length=1)
+    """The columns, from left to right."""
     best: Literal["column", "row", "none"] = "column"
     """Where the best and the second best score are marked: in each column, in each row, or nowhere."""
     published: str | None = None
@@ -82,27 +88,34 @@ class Axis(Strict):
     setting: str
     """A key as in `where`, or `size`: the number of parameters of the backbone."""
     title: str
+    """Label of the axis."""
     log: bool = False
+    """Whether the axis is logarithmic."""
 
 
 class Curve(Strict):
     """One line of a figure. A figure without curves has one line per method."""
 
     title: str
+    """Name in the legend."""
     where: Where = {}
+    """Settings of the cells that it shows."""
 
 
 class Panel(Strict):
     """One panel of a figure; it shows the mean over `tasks`."""
 
     title: str
+    """Title of the panel."""
     tasks: list[str] = Field(min_length=1)
+    """Tasks whose mean it shows."""
 
 
 class TimeRow(Strict):
     """Which runs give the training times of a figure; without conditions the runs that give the scores."""
 
     where: Where = {}
+    """Settings of the cells whose times are shown."""
     tasks: list[str] = []
     """Empty takes the tasks of the panel."""
 
@@ -127,6 +140,7 @@ class Categories(Strict):
     setting: str
     """A key as in `where`."""
     title: str
+    """Label of the axis."""
     panels: list[Curve] = []
     """One panel per entry; without entries, one panel with all results."""
 
@@ -135,13 +149,19 @@ class FigureLayout(Strict):
     """A figure: score against a swept setting or by category, or gate weights per prompt token."""
 
     title: str
+    """Title of the figure."""
     where: Where = {}
+    """What all its results have in common."""
     x: Axis | None = None
+    """The setting along the x axis."""
     gates: Gates | None = None
+    """Stored tensors from which gate weights per prompt token are drawn."""
     categories: Categories | None = None
+    """A setting whose values stand side by side."""
     panels: list[Panel] = []
     """For a figure with `x`; without entries, one panel per task."""
     curves: list[Curve] = []
+    """The lines; without any, each method is one."""
     time: TimeRow | None = None
     """Adds a second row of panels: training time per step, divided by that at the largest x of the first curve."""
 
@@ -160,8 +180,11 @@ class ReportBlock(Strict):
     tables: list[LayoutName] = []
     """Names of shipped layouts, or of those in `define_tables`."""
     figures: list[LayoutName] = []
+    """Names of shipped figure layouts, or of those below."""
     define_tables: dict[LayoutName, TableLayout] = {}
+    """Tables of your own, by name."""
     define_figures: dict[LayoutName, FigureLayout] = {}
+    """Figures of your own, by name."""
 
     @field_validator("tables", "figures")
     @classmethod

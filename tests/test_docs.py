@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import harness
 from harness.contract import check_method_file
+from harness.declarations import Strict
 from harness.listings_protocols import describe_protocols
+from harness.suite_file import SuiteFile
 from harness.tasks import all_tasks
+from harness.yaml12 import parse_value
+from tests.suite_reference import EXAMPLES, SECTIONS, inline_yaml, models_below, reference
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "results").glob("*.md")])
@@ -34,6 +40,21 @@ def test_a_page_shows_the_rendered_report(page: str, mark: str, report: str) -> 
 def test_the_docs_show_the_protocols_as_they_are() -> None:
     table = f"{describe_protocols('markdown')['text']}\n"
     assert_shown(ROOT / "docs" / "protocol.md", "protocols", table, "UPDATE_GOLDEN=1 pytest tests/test_docs.py")
+
+
+def test_the_docs_show_every_key_of_a_suite_file() -> None:
+    """Each with type, default, meaning and an example; a new key without them raises ValueError here."""
+    assert set(models_below(SuiteFile)) <= set(SECTIONS)
+    page = ROOT / "docs" / "suite-reference.md"
+    assert_shown(page, "reference", reference(), "UPDATE_GOLDEN=1 pytest tests/test_docs.py")
+
+
+@pytest.mark.parametrize("model", EXAMPLES, ids=lambda model: model.__name__)
+def test_the_examples_of_the_suite_reference_are_valid(model: type[Strict]) -> None:
+    for example in EXAMPLES[model]:
+        written = parse_value(inline_yaml(example))
+        assert written == example
+        model.model_validate(written)
 
 
 def assert_shown(page: Path, mark: str, text: str, hint: str) -> None:
@@ -60,20 +81,35 @@ def test_the_suite_for_own_data_of_the_docs_runs_on_a_csv(tmp_path: Path) -> Non
     assert set(frame["task"]) == {"reviews"}
 
 
-def test_the_example_method_of_the_docs_meets_the_contract_and_trains(tmp_path: Path) -> None:
-    text = (ROOT / "docs" / "adding-a-method.md").read_text()
-    code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
+@pytest.mark.parametrize("name", ["scaled_prompt", "norm_gains"])
+def test_the_example_methods_of_the_docs_meet_the_contract_and_train(name: str, tmp_path: Path) -> None:
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "writing-a-method.md").read_text(), re.DOTALL)
+    [code] = [example for example in examples if f'name = "{name}"' in example]
     assert len(code.strip().splitlines()) < 40
     (tmp_path / "mine").mkdir()
-    file = tmp_path / "mine" / "scaled_prompt.py"
+    file = tmp_path / "mine" / f"{name}.py"
     file.write_text(code)
     assert all(finding.ok for finding in check_method_file(file))
-    settings: dict[str, object] = {"recipe.steps": 2, "recipe.eval_every": 1, "methods.scaled_prompt.prompt_length": 4}
+    settings: dict[str, object] = {"recipe.steps": 2, "recipe.eval_every": 1}
+    if name == "scaled_prompt":
+        settings["methods.scaled_prompt.prompt_length"] = 4
     summary = harness.run(
-        ROOT / "suites" / "quickstart.yaml", methods=["scaled_prompt"], tasks=["micro_sentiment"], seeds=[1],
+        ROOT / "suites" / "quickstart.yaml", methods=[name], tasks=["micro_sentiment"], seeds=[1],
         method_dirs=[tmp_path / "mine"], results=tmp_path / "out", settings=settings, quiet=True,
     )  # fmt: skip
     assert (summary.num_trained, summary.num_failed) == (2, 0)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_names_of_the_program_in_the_documents_exist(path: Path) -> None:
+    entry_points = {".methods"}
+    for name in sorted({*re.findall(r"(?<![\w./-])harness((?:\.[A-Za-z_]+)+)", path.read_text())} - entry_points):
+        found: Any = harness
+        for part in name[1:].split("."):
+            try:
+                found = getattr(found, part)
+            except AttributeError:
+                found = importlib.import_module(f"{found.__name__}.{part}")
 
 
 def test_the_suite_of_the_readme_is_valid(tmp_path: Path) -> None:
