@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import click
 from typer.core import TyperCommand
 
 from harness.errors import UserError
@@ -17,7 +16,7 @@ class CommandWithOldOptions(TyperCommand):
     moved: ClassVar[Mapping[str, str]]
     """Old option, as "--name" or "--name value" -> what to type instead."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Raise UserError for an old option; otherwise parse as usual."""
         for old, new in self.moved.items():
             if _holds(args, old.split()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -112,9 +113,8 @@ def test_a_plan_of_cells_that_start_from_others_hashes_each_twice_at_most(
     for _ in range(3):
         plan.pending()
         plan.stages()
-    # a cell of the table and its namesake among the sources are made apart, and become one afterwards
-    made = len(cells_of(plan)) + sum(len(group.shared_seeds) * len(group.points) for group in plan.groups)
-    assert len(hashed) <= 2 * made
+    # two hashes, of the cell and of its group; a source's cell that the table has too is made apart and then replaced
+    assert max(Counter(hashed).values()) <= 2 * 2
 
 
 def test_steps_and_evaluations_hash_nothing(write_suite: Write, tmp_path: Path, hashed: list[str]) -> None:
