@@ -68,7 +68,7 @@ class Tuning(Strict):
     seeds: Literal["first", "each"] = "first"
     """On the first seed only, or again for each seed."""
     strategy: Literal["grid", "halving"] = "grid"
-    """Whether every grid point is trained to its end, or the weaker half leaves at marks on the way."""
+    """Whether every grid point is trained to its end, or the weaker half is dropped at a few steps on the way."""
     begin: Literal["learnt", "at_once"] = "learnt"
     """Whether marks count only once a point is clearly above a constant answer on dev, or from the first one."""
 
