@@ -16,6 +16,7 @@ from harness.report_declarations import ReportBlock
 SUITE_FORMAT = 1
 
 MAX_SEED = 2**32
+LabelTokens = Literal["longest_label"] | Annotated[int, Field(ge=2, le=1_000)]
 Sampling = Literal["proportional", "equal", "temperature"]
 SLUG = r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,79}$"
 
@@ -24,23 +25,35 @@ class Recipe(Strict):
     """Training settings shared by methods. Defaults are those of the ACCEPT paper's code."""
 
     steps: int = Field(30_000, ge=1, le=10_000_000)
+    """Training steps."""
     batch_size: int = Field(16, ge=1, le=65_536)
+    """Rows of one step."""
     lr: float = Field(0.3, gt=0, allow_inf_nan=False)
+    """Highest learning rate."""
     warmup_steps: int = Field(1_800, ge=0)
+    """Steps in which the learning rate rises from 0 to `lr`."""
     warmup_max_share: float = Field(0.06, ge=0, le=1)
     """Upper bound of the warm-up as a share of `steps`, so that a shortened run still reaches its lr."""
     schedule: Literal["linear", "constant"] = "linear"
+    """What the learning rate does after the warm-up: fall to 0 in a straight line, or stay."""
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """Weight decay of AdamW."""
     beta1: float = Field(0.9, ge=0, lt=1)
+    """Decay rate of the mean of the gradients in AdamW."""
     beta2: float = Field(0.999, ge=0, lt=1)
+    """Decay rate of the mean of their squares in AdamW."""
     eps: float = Field(1e-6, gt=0, allow_inf_nan=False)
+    """Added to the root of that mean in AdamW."""
     adamw: Literal["torch", "transformers"] = "torch"
     """Where eps comes in: after the bias correction as in PyTorch, or before it as in transformers up to 4.x."""
     clip_norm: float = Field(1.0, gt=0)
+    """Gradients of a cell are scaled down to this norm where theirs is larger."""
     eval_every: int = Field(1_000, ge=1)
+    """Steps from one dev score to the next."""
     max_source_length: int | None = Field(None, ge=4, le=1_000_000)
     """Tokens of the source text; None takes the task's own."""
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Number format of the forward pass; `bfloat16` is autocast, tensors that train stay in float32."""
     backbone_dropout: bool = True
     """Whether dropout inside the frozen backbone is active in training, as in the papers' code."""
     quantization: Literal["none", "bf16", "int8", "nf4"] = "none"
@@ -49,6 +62,9 @@ class Recipe(Strict):
     """Whether a class is written as text, or read off the last token by a trained linear layer (decoders only)."""
     head_lr: float = Field(1e-3, gt=0, allow_inf_nan=False)
     """Learning rate of the linear head."""
+
+    label_tokens: LabelTokens = "longest_label"
+    """How far labels are decoded: as the longest with its end, or so many tokens with the start if that is more."""
 
     @model_validator(mode="after")
     def _quantized_in_bfloat16(self) -> Recipe:
@@ -68,7 +84,7 @@ class Tuning(Strict):
     seeds: Literal["first", "each"] = "first"
     """On the first seed only, or again for each seed."""
     strategy: Literal["grid", "halving"] = "grid"
-    """Whether every grid point is trained to its end, or the weaker half is dropped at a few steps on the way."""
+    """Whether every grid point is trained to its end, or the weaker half leaves at marks on the way."""
     begin: Literal["learnt", "at_once"] = "learnt"
     """Whether marks count only once a point is clearly above a constant answer on dev, or from the first one."""
 
@@ -81,16 +97,22 @@ class Where(Strict):
     """Which cells an exception applies to; an empty list means all."""
 
     tasks: list[str] = []
+    """Names of tasks."""
     methods: list[str] = []
+    """Labels of rows under `methods` or `sources`."""
     backbones: list[str] = []
+    """Short names of backbones."""
 
 
 class ExceptionRule(Strict):
     """Settings that differ for the cells selected by `where`."""
 
     where: Where
+    """The cells that it applies to."""
     recipe: dict[str, Any] = {}
+    """Settings of the recipe for these cells."""
     hp: dict[str, Any] = {}
+    """Settings of their methods for these cells."""
 
 
 class Execution(Strict):
@@ -139,9 +161,11 @@ class MixtureFile(Strict):
     """Several tasks that a cell trains on at once, declared under `define_mixtures`; it is scored on each."""
 
     tasks: list[str] = Field(min_length=2)
+    """Names of the tasks."""
     sampling: Sampling = "proportional"
     """How often a task's rows come: by their number n, equally often, or by n^(1 / temperature)."""
     temperature: float = Field(10.0, ge=1, allow_inf_nan=False)
+    """For `temperature` sampling: 1 draws by n, a large one equally often."""
 
     @field_validator("tasks")
     @classmethod
@@ -185,24 +209,37 @@ class SuiteFile(Strict):
     """One suite file as written; `{sweep: [...]}` may stand for any value of recipe or hp."""
 
     suite: str = Field(pattern=SLUG)
+    """Name of the suite, and of its folder of results."""
     version: int = SUITE_FORMAT
+    """Format of the file. This program reads 1."""
     description: str = ""
+    """One sentence for `harness suites`."""
     backbones: list[str] = Field(min_length=1)
+    """A known name, a folder or a hub id each; `NAME=SOURCE` gives a name of your own."""
     tasks: list[str] = Field(min_length=1)
+    """Names of shipped tasks, of `define_tasks` or of `define_mixtures`."""
     seeds: list[Annotated[int, Field(ge=0, lt=MAX_SEED)]] | None = Field(None, min_length=1)
     """Training seeds; None takes the protocol's for each task."""
     protocol: ProtocolReference = ProtocolReference()
+    """The rules: a name, or `base` and the keys that differ."""
     few_shot: FewShot | None = None
     """Train on k rows of each task instead of all of them."""
     define_tasks: dict[Annotated[str, Field(pattern=SLUG)], TaskFile] = {}
+    """Tasks on your own data."""
     define_mixtures: dict[Annotated[str, Field(pattern=SLUG)], MixtureFile] = {}
+    """Several tasks that one cell trains on."""
     tuning: Tuning = Tuning()
+    """How the grid is searched."""
     recipe: dict[str, Any] = {}
+    """Training settings of all methods; each value may be a sweep."""
     methods: dict[str, dict[str, Any]] = Field(min_length=1)
+    """Rows of the table: label -> the method's own settings, and `method`, `recipe`, `init_from`."""
     sources: dict[str, dict[str, Any]] = {}
     """Rows like those of `methods` that are trained only where another cell starts from them."""
     exceptions: list[ExceptionRule] = []
+    """Settings that differ for some cells; later ones win."""
     execution: Execution = Execution()
+    """How cells are computed."""
     report: ReportBlock = ReportBlock()
     """Layouts that show the results; no effect on them."""
 
