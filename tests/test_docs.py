@@ -17,7 +17,7 @@ from harness.listings_protocols import describe_protocols
 from harness.suite_file import SuiteFile
 from harness.tasks import all_tasks
 from harness.yaml12 import parse_value
-from tests.suite_reference import EXAMPLES, SECTIONS, inline_yaml, models_below, reference
+from suite_reference import EXAMPLES, SECTIONS, inline_yaml, models_below, reference
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "results").glob("*.md")])
