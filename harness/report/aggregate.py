@@ -141,7 +141,7 @@ class BoardRow:
     def train_seconds(self) -> float | None:
         """Seconds of training of one run, its share of the bundle: the mean over runs, then over tasks."""
         usages = [[run.usage for run in entry.runs if run.usage] for entry in self.entries.values() if entry.runs]
-        if not usages or not all(usages):
+        if not usages or not all(usages):  # a mean over some of the tasks would pass for one over all
             return None
         means = [statistics.fmean(item.train_s if item.num_steps else 0.0 for item in task) for task in usages]
         return statistics.fmean(means)
@@ -301,6 +301,7 @@ def make_entry(members: list[Result]) -> Entry:
     entry.commits = commits if len(commits) > 1 else []
     ordered = sorted(members, key=lambda r: (r.cell.repetition, r.cell.grid_index, r.cell_id))
     has_grid = any(result.cell.grid != members[0].cell.grid for result in members)
+    # without a grid there is nothing to choose, and every run counts
     shown = _winning_runs(ordered, entry) if has_grid else ordered
     entry.runs = [r for r in shown if r.status == "done" and r.raced_out_at is None]
     entry.failed = [r for r in shown if r.status != "done"]

@@ -63,6 +63,7 @@ def fidelity_of(board: Board) -> Fidelity:
                     left_out[f"{row.name} beside {published.name}: {', '.join(reasons)}"] = None
                 else:
                     fitting.append((i, row, entry))
+            # several rows fit, such as two learning rates: the record does not say which it means
             plain = [item for item in fitting if is_unaltered(item[1])]
             chosen = fitting if len(fitting) == 1 else plain if len(plain) == 1 else []
             for i, row, entry in chosen:

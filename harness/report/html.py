@@ -8,6 +8,7 @@ from html import escape
 
 from harness.report.layout import TIED, Cell, Column, Table
 
+# the only style, inside the page: a table that is sent by mail or opened from disk looks the same
 STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.45 system-ui, sans-serif; margin: 1rem auto; max-width: 80rem; padding: 0 1rem; }

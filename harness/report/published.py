@@ -109,7 +109,7 @@ class Record:
             if of_board and number.backbone == bare(backbone) and number.k_shot in shots:
                 key = (number.method, number.k_shot)
                 row = found.setdefault(key, PublishedRow(self.name, *key, {}))
-                row.numbers.setdefault(number.task, number)
+                row.numbers.setdefault(number.task, number)  # the first table that prints it counts
         return list(found.values())
 
     def shots_of(self, run: Result) -> int | None:

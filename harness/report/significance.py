@@ -105,13 +105,14 @@ def assess(board: Board, read: Reader) -> Significance:
             made.intervals[name, task] = sample.interval()
             estimates.setdefault(name, []).append((sample.cautious(), bounds(sample.metrics)))
         for (one, first), (other, second) in itertools.combinations(samples.items(), 2):
+            # rows with 4 and with 16 training rows differ for a reason that needs no test
             if k[one] == k[other] and first.comparable(second):
                 gap, p_value = compare(first, second)
                 gaps.setdefault((one, other), []).append(gap)
                 found.append((task, one, other, gap, p_value))
     if len(board.tasks) > 1:
         for name, found_for in estimates.items():
-            if len(found_for) == len(board.tasks):
+            if len(found_for) == len(board.tasks):  # else the row has no average either
                 low, high = (fmean(ends) for ends in zip(*(limits for _, limits in found_for), strict=True))
                 made.intervals[name, AVERAGE] = mean_of([item for item, _ in found_for]).interval(low, high)
         for (one, other), items in gaps.items():
@@ -187,6 +188,7 @@ def _warn(
     if (best, task) not in made.intervals or len(means) < 2:
         return
     low, high = made.intervals[best, task]
+    # half the interval is how well the best score is known; a smaller gap to the second may be chance
     margin, gap = (high - low) / 2, means[best] - sorted(means.values())[-2]
     if margin > gap:
         runs = next(row for row in rows if row.name == best).entries[task].runs

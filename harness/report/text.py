@@ -91,6 +91,6 @@ def _in_markdown(text: str, rank: str) -> str:
 
 
 def _in_terminal(text: str, rank: str) -> str:
-    if not sys.stdout.isatty():
+    if not sys.stdout.isatty():  # a file or pipe would hold the escape codes as text
         return {"best": f"*{text}*", "second": f"_{text}_"}.get(rank, text)
     return {"best": f"\x1b[1m{text}\x1b[0m", "second": f"\x1b[4m{text}\x1b[0m"}.get(rank, text)

@@ -106,6 +106,7 @@ def _tuning_record(board: Board, name: str, task: str, entry: Entry) -> TuningRe
     num_raced_out = sum(result.raced_out_at is not None for search in searches for result in search)
     num_points = max(map(len, searches))
     head = (board.suite, board.backbone, name, task, num_points, len(searches), num_failed, num_raced_out, by_dev)
+    # points that stopped early have no test score, and a dev score of fewer steps: neither curve nor gap is known
     if num_raced_out:
         return TuningRecord(*head, by_test=None, optimism=None, expected_best_dev=())
     by_test = mean_score(max(map(_score, _done(search))) for search in searches)
