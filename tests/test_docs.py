@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from suite_reference import EXAMPLES, SECTIONS, inline_yaml, models_below, reference
 
 import harness
 from harness.contract import check_method_file
@@ -17,7 +18,6 @@ from harness.listings_protocols import describe_protocols
 from harness.suite_file import SuiteFile
 from harness.tasks import all_tasks
 from harness.yaml12 import parse_value
-from suite_reference import EXAMPLES, SECTIONS, inline_yaml, models_below, reference
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "results").glob("*.md")])

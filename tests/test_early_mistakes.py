@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import pytest
 from conftest import SMALL_SUITE
@@ -108,7 +108,7 @@ def test_the_source_of_every_shipped_method_says_what_its_class_says() -> None:
     for name, spec in imported.items():
         assert read[name].error is None, name
         assert read[name].takes_sources in (spec.takes_sources, (0, None)), "never stricter than the class"
-        same = {"hp_type": spec.hp_type, "takes_sources": spec.takes_sources}
+        same: dict[str, Any] = {"hp_type": spec.hp_type, "takes_sources": spec.takes_sources}
         assert dataclasses.replace(read[name], **same) == spec
         if not spec.is_rule:
             fields = [(item.name, item.default) for item in dataclasses.fields(spec.hp_type)]

@@ -21,8 +21,9 @@ from harness.cli_boards import judge
 from harness.data import load_task
 from harness.method import discover
 from harness.report.aggregate import collect
+from harness.report.formats import Format
 from harness.report.rescore import rescore
-from harness.report.tables import Format, render
+from harness.report.tables import render
 from harness.results import ResultStore, checksum, load_results, predictions_path
 from harness.suite import Overrides, expand, load_suite
 from harness.tasks import all_tasks
