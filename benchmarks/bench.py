@@ -26,7 +26,7 @@ from benchmarks import ours, theirs
 from benchmarks.ours import Measured
 from benchmarks.workload import TARGET_TOKENS, Workload, workload
 from harness import provenance
-from harness.probe import device_name
+from harness.runner import device_name
 
 README = Path(__file__).with_name("README.md")
 TASKS = ("sst2", "mnli", "boolq", "multirc")
@@ -188,11 +188,12 @@ def _ratio(item: Contender, other: Contender) -> float:
 
 def report(rows: list[list[str]], shares: dict[str, float], options: argparse.Namespace) -> str:
     """The table under a line that says when, with which commit and on what it was made, and what follows from it."""
-    made = provenance.collect(device_name() if options.device == "cuda" else "cpu")
+    made = provenance.collect_provenance(device_name() if options.device == "cuda" else "cpu")
     dirty = " with local changes" if made["dirty"] else ""
     device = made["device"] if options.device == "cuda" else f"{made['processor']}, {torch.get_num_threads()} threads"
     head = (
-        f"{provenance.now()}, commit {str(made['commit'])[:10]}{dirty}, {device}, torch {made['versions']['torch']}, "
+        f"{provenance.utc_now()}, commit {str(made['commit'])[:10]}{dirty}, {device}, "
+        f"torch {made['versions']['torch']}, "
         f"transformers {made['versions']['transformers']}, peft {made['versions']['peft']}; {options.shape} shape, "
         f"up to {options.rounds} rounds of {options.steps} steps of {theirs.BATCH_SIZE} rows, "
         f"evaluation of {options.eval_rows:,} rows."

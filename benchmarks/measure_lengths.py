@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 from transformers import AutoTokenizer
 
-from harness.data import load_task
-from harness.tasks import all_tasks
+from harness.data import all_tasks, load_task
 
 TASKS = ("sst2", "mnli", "boolq", "multirc")
 MOST_ROWS = 20_000

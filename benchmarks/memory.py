@@ -18,12 +18,18 @@ from torch import nn
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.quantizers.base import HfQuantizer
 
-from harness.backbone import Backbone
-from harness.device_plan import LENGTH, TARGETS, Need, need
-from harness.loading import model_of, source_config
-from harness.quantization import PACKED, Scheme, bitsandbytes_config, settle
+from harness.backbone import (
+    PACKED,
+    Backbone,
+    Scheme,
+    backbone_config,
+    bitsandbytes_config,
+    prepare_quantized,
+    untrained_network,
+)
+from harness.runner import LENGTH, TARGETS, MemoryNeed, memory_need
 from harness.suite import short_name
-from harness.tiny import TinyTokenizer
+from harness.train import TinyTokenizer
 
 PAGE = Path(__file__).with_name("README.md")
 MARK = ("<!-- memory:begin -->\n", "<!-- memory:end -->")
@@ -36,7 +42,7 @@ STD = 0.02
 class Measured:
     """Peaks in bytes, weights included."""
 
-    need: Need
+    need: MemoryNeed
     tokens: int
     training: int
     evaluation: int
@@ -45,7 +51,7 @@ class Measured:
 def random_backbone(config: dict[str, Any], storage: Scheme, device: str) -> Backbone:
     """A backbone with random weights, made one matrix at a time in the form in which it is stored."""
     with torch.device("meta"):
-        model = model_of(config)
+        model = untrained_network(config)
     if storage in PACKED:
         kept = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
         replace_with_bnb_linear(model, kept, bitsandbytes_config(storage))
@@ -58,7 +64,7 @@ def random_backbone(config: dict[str, Any], storage: Scheme, device: str) -> Bac
         if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
             module.__init__(model.config)  # rotary embeddings: a table that depends on the configuration alone
             module.to(device)
-    settle(model, storage)
+    prepare_quantized(model, storage)
     precision = "float32" if storage == "none" else "bfloat16"
     return Backbone(short_name("random"), model.eval(), TinyTokenizer(), None, precision, storage)
 
@@ -121,10 +127,10 @@ def peak_bytes(work: Callable[[], None], device: str) -> int:
 
 def measure(name: str, storage: Scheme, tokens: int) -> Measured:
     """Peaks on the CUDA device for one backbone and storage."""
-    backbone = random_backbone(source_config(name), storage, "cuda")
+    backbone = random_backbone(backbone_config(name), storage, "cuda")
     training = peak_bytes(lambda: training_step(backbone, tokens), "cuda")
     return Measured(
-        need(name, storage, tokens), tokens, training, peak_bytes(lambda: evaluation(backbone, tokens), "cuda")
+        memory_need(name, storage, tokens), tokens, training, peak_bytes(lambda: evaluation(backbone, tokens), "cuda")
     )
 
 

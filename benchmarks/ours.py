@@ -11,22 +11,12 @@ import numpy as np
 import torch
 
 from benchmarks.workload import TARGET_TOKENS, Workload, backbone, task_data
-from harness.backbone import Backbone
-from harness.bundle import default_tokens
-from harness.data import Encoded
-from harness.declarations import ProtocolReference
-from harness.flops import MatmulParams, matmul_params, peak_flops
-from harness.fused import FusedInput
-from harness.memory import peak_memory, reset_peak_memory
+from harness.backbone import Backbone, MatmulParams, matmul_params, peak_flops, peak_memory_bytes, reset_peak_memory
+from harness.data import Encoded, all_tasks
 from harness.method import Method, discover
-from harness.predict import answer_split
-from harness.probe import device_name
-from harness.schema import Cell
-from harness.step import EVALUATION_FACTOR
-from harness.suite_file import Recipe
-from harness.tasks import all_tasks
-from harness.train import BundleTrainer
-from harness.usage import usage_of
+from harness.runner import device_name
+from harness.suite import Cell, ProtocolReference, Recipe
+from harness.train import EVALUATION_FACTOR, BatchInput, BundleTrainer, answer_split, default_tokens, usage_of
 
 HP: dict[str, dict[str, Any]] = {
     "prompt_tuning": {"prompt_length": 100, "init": "sample_vocab"},
@@ -61,7 +51,7 @@ def train_rate(
         trained(work, method, network, precision, cells, 2)  # compiling is no part of a step
     trainer = trained(work, method, network, precision, cells, steps, seed)
     peak = peak_flops(device_name(), precision) if device == "cuda" else None
-    return accounts(trainer, matmul, peak, peak_memory() if device == "cuda" else None)
+    return accounts(trainer, matmul, peak, peak_memory_bytes() if device == "cuda" else None)
 
 
 def accounts(trainer: BundleTrainer, matmul: MatmulParams, peak: float | None, peak_bytes: int | None) -> Measured:
@@ -100,7 +90,7 @@ def evaluation_rate(work: Workload, shape: str, device: str, precision: str, row
     """Answered rows per second of a bundle's evaluation; `rows` are answered in all, each cell has its share."""
     network = backbone(shape, device, precision)
     made = [_cell("prompt_tuning", 1, seed, precision, work.max_source_length) for seed in range(cells)]
-    fused = FusedInput([_method(cell, network).eval() for cell in made], network, work.max_source_length)
+    fused = BatchInput([_method(cell, network).eval() for cell in made], network, work.max_source_length)
     encoded, task = _first(work.encoded, -(-rows // cells)), all_tasks()["micro_sentiment"]
     started = time.perf_counter()
     answer_split(fused, range(cells), encoded, task, default_tokens(network) * EVALUATION_FACTOR)

@@ -17,21 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.declarations import ProtocolReference
-from harness.metrics import compute
-from harness.results import PredictionRow, ResultStore
-from harness.schema import (
-    BackboneRecord,
-    Cell,
-    DataRecord,
-    DevScore,
-    MetricRecord,
-    ParamCounts,
-    Result,
-    SplitScore,
-    Usage,
-)
-from harness.suite_file import Recipe
+from harness.backbone import BackboneRecord
+from harness.data import DataRecord, compute_metrics
+from harness.results import DevScore, MetricRecord, ParamCounts, PredictionRow, Result, ResultStore, SplitScore, Usage
+from harness.suite import Cell, ProtocolReference, Recipe
 
 TASKS = ("mnli", "qqp", "qnli", "sst2", "mrpc", "rte", "cola", "boolq", "cb", "multirc", "wic", "wsc")
 BACKBONES = {"t5-small": 60_506_624, "t5-base": 222_903_552, "t5-large": 737_668_096}
@@ -83,7 +72,7 @@ def invent(
     right = generator.random(num_rows) < min(0.98, skill - 0.03 * abs(index - 1) + generator.normal(0, 0.01))
     predictions, references = [str(t if ok else 1 - t) for t, ok in zip(truth, right, strict=True)], truth.astype(str)
     rows = [("test", i, [str(ref)], text) for i, (ref, text) in enumerate(zip(references, predictions, strict=True))]
-    scores = compute(["accuracy"], predictions, [[ref] for ref in references], ["0", "1"])
+    scores = compute_metrics(["accuracy"], predictions, [[ref] for ref in references], ["0", "1"])
     cell = Cell(
         suite="speed", label=label, method=label, hp={"prompt_length": 60, "added_rank": 30}, task=task,
         task_version=1, backbone=backbone, seed=seed, recipe=Recipe(lr=rate), grid={"recipe.lr": rate},

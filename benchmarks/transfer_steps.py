@@ -17,8 +17,7 @@ from pathlib import Path
 import scipy.stats
 from tabulate import tabulate
 
-from harness.results import ResultStore
-from harness.schema import Result
+from harness.results import Result, ResultStore
 
 LEVEL = 0.95
 SUITE = "transfer"

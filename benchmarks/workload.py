@@ -15,13 +15,9 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
-from harness.backbone import Backbone
-from harness.backbone_names import CONFIGS
-from harness.data import Encoded, TaskData
-from harness.examples import Example
-from harness.schema import DataRecord
-from harness.tasks import all_tasks
-from harness.tiny import TinyTokenizer
+from harness.backbone import CONFIGS, Backbone
+from harness.data import DataRecord, Encoded, Example, TaskData, all_tasks
+from harness.train import TinyTokenizer
 
 LENGTHS = Path(__file__).with_name("lengths.json")
 NUM_ROWS = 4_096

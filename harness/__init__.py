@@ -15,7 +15,7 @@ from harness.errors import UserError
 from harness.results import load_results, read_predictions
 
 # here, since every process imports this first: those that train together and Ray's workers too
-library_noise.silence()
+library_noise.silence_libraries()
 
 if TYPE_CHECKING:
     from harness.runner import run

@@ -11,12 +11,12 @@ MOST_OF_LINE = 160
 """Characters of the file's line shown beneath a message: two lines of a terminal 80 wide."""
 
 
-class Place(str):
+class Location(str):
     """`file:line`, with the text of that line, which is shown beneath a message."""
 
     text: str
 
-    def __new__(cls, place: str, text: str = "") -> Place:
+    def __new__(cls, place: str, text: str = "") -> Location:
         made = super().__new__(cls, place)
         made.text = text
         return made
@@ -61,7 +61,7 @@ class UserError(Exception):
 
     def _line(self) -> str:
         """Return the line of the file that the message is about, with its number; "" if it is not known."""
-        if not isinstance(self.where, Place) or not self.where.text.strip():
+        if not isinstance(self.where, Location) or not self.where.text.strip():
             return ""
         number = self.where.rpartition(":")[2]
         return f"\n{number:>6} | {printable(shortened(self.where.text.rstrip(), MOST_OF_LINE))}"

@@ -8,7 +8,7 @@ NOISY = ("bitsandbytes", "huggingface_hub", "datasets", "transformers")
 """They warn of kernels that nobody asked for and of retries. What a user can mend becomes a message of our own."""
 
 
-def silence() -> None:
+def silence_libraries() -> None:
     """Let these libraries log errors only. A level that somebody has set already stays."""
     for name in NOISY:
         logger = logging.getLogger(name)

@@ -12,16 +12,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from harness.shipped import PACKAGE
+
 PACKAGES = ("torch", "transformers", "tokenizers", "peft", "datasets", "numpy", "scipy", "pyarrow")
 """Packages whose version can move a number: they compute, tokenise or read rows."""
 
 
-def now() -> str:
+def utc_now() -> str:
     """Return the time in UTC as ISO 8601, in whole seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def collect(device: str) -> dict[str, Any]:
+def collect_provenance(device: str) -> dict[str, Any]:
     """Return commit, versions and hardware as they are stored in a result; `device` is where the cell was trained."""
     return {**_fixed(), "device": device}
 
@@ -65,7 +67,7 @@ def _version(package: str) -> str | None:
 
 def _git(*arguments: str) -> str | None:
     """Return what git prints in the program's own checkout; None if there is no checkout or git fails."""
-    here = Path(__file__).resolve().parent.parent
+    here = PACKAGE.parent
     if not (here / ".git").exists():
         return None
     try:

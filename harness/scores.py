@@ -11,7 +11,7 @@ DIGITS = 9
 nine digits remove the noise and keep every real difference."""
 
 
-def settled(value: float) -> float:
+def round_score(value: float) -> float:
     """`value` rounded to DIGITS."""
     return round(value, DIGITS) + 0.0  # adding 0.0 turns -0.0 into 0.0, which prints without a sign
 
@@ -21,9 +21,9 @@ def mean_score(values: Iterable[float]) -> float:
 
     Raises statistics.StatisticsError if `values` is empty.
     """
-    return settled(statistics.fmean(values))
+    return round_score(statistics.fmean(values))
 
 
-def spread_of(values: Sequence[float]) -> float | None:
+def sample_std(values: Sequence[float]) -> float | None:
     """Sample standard deviation (divided by n - 1) of scores; None for fewer than two."""
-    return settled(statistics.stdev(values)) if len(values) > 1 else None
+    return round_score(statistics.stdev(values)) if len(values) > 1 else None

@@ -57,7 +57,7 @@ def say(text: object = "", *, end: str = "\n", is_error: bool = False) -> None:
     print(on_screen(str(text), stream), end=end, file=stream, flush=True)
 
 
-def make_bearable() -> None:
+def replace_missing_characters() -> None:
     """Make both streams replace missing characters for libraries too, which print the help of the commands."""
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)

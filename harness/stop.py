@@ -44,18 +44,18 @@ class _Request:
 _request = _Request()
 
 
-def check(grace_s: float = 0.0) -> None:
+def raise_if_stopped(grace_s: float = 0.0) -> None:
     """Raise Stopped if a stop was requested more than `grace_s` seconds ago."""
     if _request.signum is not None and time.monotonic() - _request.since >= grace_s:
         raise Stopped(_request.signum)
 
 
-def requested() -> int:
+def requested_signal() -> int:
     """Return the signal by which a stop was requested; 0 if none was."""
     return _request.signum or 0
 
 
-def request(signum: int) -> None:
+def request_stop(signum: int) -> None:
     """Ask this process to stop after the present step, as a first signal does."""
     if _request.signum is None:
         _request.signum, _request.since = signum, time.monotonic()
@@ -65,9 +65,9 @@ def sleep(seconds: float) -> None:
     """Sleep, but raise Stopped within 0.1 s of a request to stop."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
-        check()
+        raise_if_stopped()
         time.sleep(min(left, 0.1))
-    check()
+    raise_if_stopped()
 
 
 @contextmanager
@@ -91,6 +91,6 @@ def on_signals() -> Iterator[None]:
 def _handle(signum: int, frame: FrameType | None) -> None:
     if _request.signum is not None:
         raise Stopped(signum, at_once=True)
-    request(signum)
+    request_stop(signum)
     # a handler may interrupt a print, so it must not print itself
     os.write(2, b"\nstopping after this step; once more stops at once\n")

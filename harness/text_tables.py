@@ -10,7 +10,7 @@ from tabulate import tabulate
 from harness.screen import on_screen
 
 
-def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+def text_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
     """Rows as a plain table; lists joined by commas, integers with thousands separators."""
     body = [[on_screen(_show(row.get(column, ""))) for column in columns] for row in rows]
     return tabulate(body, [column.replace("_", " ") for column in columns], tablefmt="simple", disable_numparse=True)

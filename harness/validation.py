@@ -13,11 +13,11 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from harness.errors import UserError
 
 Model = TypeVar("Model", bound=BaseModel)
-Locate = Callable[..., str]
+LocateKey = Callable[..., str]
 """Returns `file:line` for a key path."""
 
 
-def validate_model(model: type[Model], data: Any, locate: Locate) -> Model:
+def validate_model(model: type[Model], data: Any, locate: LocateKey) -> Model:
     """Validate plain data as `model`. Raises UserError for the first finding."""
     try:
         # as JSON: strict models take a list for a tuple and 1 for 1.0 from JSON, and not from Python data
@@ -26,7 +26,9 @@ def validate_model(model: type[Model], data: Any, locate: Locate) -> Model:
         raise _user_error(error, model, locate, ()) from None
 
 
-def validate_settings(kind: type, values: Mapping[str, Any], locate: Locate, prefix: tuple[str, ...]) -> dict[str, Any]:
+def validate_settings(
+    kind: type, values: Mapping[str, Any], locate: LocateKey, prefix: tuple[str, ...]
+) -> dict[str, Any]:
     """Validate a method's hp or a recipe, and return every field with defaults filled in.
 
     `kind` is a dataclass or a pydantic model. Raises UserError that names `prefix` and the field.
@@ -70,7 +72,7 @@ def field_names(kind: type) -> list[str]:
     return list(kind.model_fields)
 
 
-def _user_error(error: ValidationError, kind: type, locate: Locate, prefix: tuple[str, ...]) -> UserError:
+def _user_error(error: ValidationError, kind: type, locate: LocateKey, prefix: tuple[str, ...]) -> UserError:
     errors = error.errors(include_url=False)
     # a misspelt key is missing under its right name too; the misspelling is what helps
     found = next((item for item in errors if item["type"] == "extra_forbidden"), errors[0])

@@ -28,8 +28,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from harness.method import Backbone, Defaults, Method, Paper, require_positive, sweep, vocabulary_rows
-from harness.transfer import copy_into
+from harness.method import Backbone, Defaults, Method, Paper, copy_into, require_positive, sweep, vocabulary_rows
 
 
 class Codebook(nn.Module):

@@ -23,8 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.layer_parts import InsertMethod
-from harness.method import Backbone, Defaults, Paper, require_positive, sweep
+from harness.method import AdapterMethod, Backbone, Defaults, Paper, require_positive, sweep
 
 STARTING_STD = 0.02  # BERT's `initializer_range`
 
@@ -58,7 +57,7 @@ class MixtureAdapter(nn.Module):
         return changed
 
 
-class AdaMix(InsertMethod):
+class AdaMix(AdapterMethod):
     """On T5-base 4,446,720 parameters in training, 1,789,056 kept."""
 
     name = "adamix"

@@ -13,11 +13,19 @@ behind cross-attention (`cross_attention: true` adds them), no norm inside, gelu
 from dataclasses import dataclass
 from functools import partial
 
-from harness.layer_parts import Bottleneck, InsertMethod, Kind
-from harness.method import Backbone, Defaults, Paper, require_positive, sweep
+from harness.method import (
+    AdapterMethod,
+    Backbone,
+    BottleneckAdapter,
+    Defaults,
+    Paper,
+    SublayerKind,
+    require_positive,
+    sweep,
+)
 
 
-class Adapter(InsertMethod):
+class Adapter(AdapterMethod):
     """1,855,104 parameters on T5-base: 48 bottlenecks of 37,656, and 62 norms of 768."""
 
     name = "adapter"
@@ -40,6 +48,6 @@ class Adapter(InsertMethod):
 
     def __init__(self, hp: HP, backbone: Backbone) -> None:
         width = max(1, backbone.hidden // hp.reduction)  # R
-        kinds: tuple[Kind, ...] = ("attention", "ffn", "cross_attention")
-        make = partial(Bottleneck, width, backbone.embedding.weight, hp.init_std)
+        kinds: tuple[SublayerKind, ...] = ("attention", "ffn", "cross_attention")
+        make = partial(BottleneckAdapter, width, backbone.embedding.weight, hp.init_std)
         super().__init__(hp, backbone, make, kinds[: 3 if hp.cross_attention else 2], train_norms=hp.train_norms)

@@ -18,11 +18,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from harness.layer_parts import Bottleneck, InsertMethod, Sublayer, sublayers
-from harness.method import Backbone, Defaults, Paper, require_positive, sweep
+from harness.method import (
+    AdapterMethod,
+    Backbone,
+    BottleneckAdapter,
+    Defaults,
+    Paper,
+    Sublayer,
+    require_positive,
+    sublayers_of,
+    sweep,
+)
 
 
-class AdapterDrop(InsertMethod):
+class AdapterDrop(AdapterMethod):
     """1,101,984 parameters on T5-base: 28 bottlenecks of 37,656, and 62 norms of 768."""
 
     name = "adapter_drop"
@@ -46,12 +55,12 @@ class AdapterDrop(InsertMethod):
                 raise ValueError(f"init_std must be positive, got {self.init_std}")
 
     def __init__(self, hp: HP, backbone: Backbone) -> None:
-        depth = max(sublayer.layer for sublayer in sublayers(backbone)) + 1
+        depth = max(sublayer.layer for sublayer in sublayers_of(backbone)) + 1
         dropped = depth * 5 // 12 if hp.dropped_layers is None else hp.dropped_layers
         if dropped >= depth:
             raise ValueError(f"dropped_layers is {dropped}, the backbone has {depth} layers a stack")
         width = max(1, backbone.hidden // hp.reduction)
-        make = partial(Bottleneck, width, backbone.embedding.weight, hp.init_std)
+        make = partial(BottleneckAdapter, width, backbone.embedding.weight, hp.init_std)
         robust = hp.variant == "robust"
         super().__init__(hp, backbone, make, first_layer=0 if robust else dropped)
         self.dropped, self.first_layer, self.depth, self.is_robust = dropped, dropped, depth, robust

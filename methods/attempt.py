@@ -22,8 +22,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.method import Backbone, Defaults, Method, Paper, require_positive, sweep, vocabulary_rows
-from harness.transfer import copy_into, max_over_tokens, prompts_of
+from harness.method import (
+    Backbone,
+    Defaults,
+    Method,
+    Paper,
+    copy_into,
+    max_over_tokens,
+    require_positive,
+    source_prompts,
+    sweep,
+    vocabulary_rows,
+)
 
 
 class ATTEMPT(Method):
@@ -77,7 +87,7 @@ class ATTEMPT(Method):
 
     def start_from(self, sources: Sequence[Mapping[str, Tensor]]) -> None:
         """Take over the prompts of all sources, [N, P, H]; the target prompt starts as the first of them."""
-        prompts = prompts_of(sources, *self.sources.shape[1:])
+        prompts = source_prompts(sources, *self.sources.shape[1:])
         copy_into(self.sources, prompts, "the prompts of all sources")
         copy_into(self.vectors, prompts[:1].expand_as(self.vectors), "the target prompt")
 

@@ -17,8 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from harness.layer_parts import AddedBiases
-from harness.method import Backbone, Defaults, LayerChange, Method, Paper, sweep
+from harness.method import AddedBiases, Backbone, Defaults, LayerChange, Method, Paper, sweep
 
 
 class BitFit(Method):

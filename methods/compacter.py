@@ -21,8 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.layer_parts import InsertMethod, Kind, Sublayer
-from harness.method import Backbone, Defaults, Paper, require_positive, sweep
+from harness.method import AdapterMethod, Backbone, Defaults, Paper, Sublayer, SublayerKind, require_positive, sweep
 
 
 class KroneckerLinear(nn.Module):
@@ -61,7 +60,7 @@ class KroneckerBottleneck(nn.Module):
         return changed
 
 
-class Compacter(InsertMethod):
+class Compacter(AdapterMethod):
     """161,728 parameters on T5-base: 48 adapters of 2,376, the rules' 64, and 62 norms of 768."""
 
     name = "compacter"
@@ -86,7 +85,7 @@ class Compacter(InsertMethod):
         if backbone.hidden % hp.n:
             raise ValueError(f"n must divide the backbone's width {backbone.hidden}, got {hp.n}")
         width = math.ceil(max(1, backbone.hidden // hp.reduction) / hp.n) * hp.n
-        kinds: tuple[Kind, ...] = ("ffn",) if hp.sublayers == "ffn" else ("attention", "ffn")
+        kinds: tuple[SublayerKind, ...] = ("ffn",) if hp.sublayers == "ffn" else ("attention", "ffn")
         super().__init__(hp, backbone, partial(KroneckerBottleneck, width, hp.n, hp.rank, like), kinds)
         self.rules = nn.Parameter(torch.empty(hp.n, hp.n, hp.n, dtype=like.dtype, device=like.device))  # [n, n, n]
         nn.init.normal_(self.rules, std=hp.init_std)

@@ -20,8 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from harness.method import Backbone, Defaults, Method, Paper, require_positive, sweep, vocabulary_rows
-from harness.transfer import decomposed_into
+from harness.method import Backbone, Defaults, Method, Paper, decomposed_into, require_positive, sweep, vocabulary_rows
 
 
 class DePT(Method):

@@ -28,8 +28,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.method import Backbone, Defaults, Method, Paper, require_positive, sweep, vocabulary_rows
-from harness.transfer import copy_into, decomposed_into, prompt_of
+from harness.method import (
+    Backbone,
+    Defaults,
+    Method,
+    Paper,
+    copy_into,
+    decomposed_into,
+    require_positive,
+    source_prompt,
+    sweep,
+    vocabulary_rows,
+)
 
 
 class EPT(Method):
@@ -112,7 +122,7 @@ class EPT(Method):
         elif "added" in source:
             decomposed_into(source, self.short, (self.a, self.b), 1.0)
         else:
-            original = prompt_of(source, self.hp.budget_length, self.short.shape[1])
+            original = source_prompt(source, self.hp.budget_length, self.short.shape[1])
             copy_into(self.short, original[: self.hp.prompt_length], "the prompt")
             pair = factorize(align_rows(original, len(self.a), self.hp.align), self.a.shape[1])
             for own, learnt, name in zip((self.a, self.b), pair, "ab", strict=True):

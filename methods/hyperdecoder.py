@@ -23,8 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.layer_parts import layers
-from harness.method import Backbone, Defaults, Method, Paper, require_positive, sweep
+from harness.method import Backbone, Defaults, Method, Paper, layers_of, require_positive, sweep
 
 
 class ParallelAdapter(nn.Module):
@@ -116,7 +115,7 @@ class HyperDecoder(Method):
         make: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
         self.num_tasks = hp.num_tasks or 8
         self.smoothing = hp.label_smoothing
-        encoder, decoder = (layers(stack) for stack in (backbone.model.encoder, backbone.model.decoder))
+        encoder, decoder = (layers_of(stack) for stack in (backbone.model.encoder, backbone.model.decoder))
         self.plain = nn.ModuleList(ParallelAdapter(hp.width, hidden, make) for _ in encoder)
         self.pool = (
             nn.Sequential(nn.Linear(hidden, hidden, **make), nn.ReLU(), nn.Linear(hidden, hidden, **make))
@@ -131,8 +130,8 @@ class HyperDecoder(Method):
     def attach(self, backbone: Backbone) -> None:
         """Hook adapters to all feed-forward parts, and the reading of e to the encoder."""
         model = backbone.model
-        encoder: list[Any] = list(layers(model.encoder))
-        decoder: list[Any] = list(layers(model.decoder))
+        encoder: list[Any] = list(layers_of(model.encoder))
+        decoder: list[Any] = list(layers_of(model.decoder))
         for index, layer in enumerate(encoder):
             self._handles.append(layer.layer[-1].register_forward_hook(partial(self._beside, self.plain[index])))
         self._handles.append(model.encoder.register_forward_hook(self._read, with_kwargs=True))

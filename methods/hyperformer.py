@@ -24,8 +24,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.layer_parts import Sublayer, TrainedNorms, stacks, sublayers
-from harness.method import Backbone, Defaults, LayerChange, Method, Paper, require_positive, sweep
+from harness.method import (
+    Backbone,
+    Defaults,
+    LayerChange,
+    Method,
+    Paper,
+    Sublayer,
+    TrainedNorms,
+    require_positive,
+    stacks_of,
+    sublayers_of,
+    sweep,
+)
 
 
 class AdapterGenerator(nn.Module):
@@ -96,8 +107,8 @@ class HyperFormer(Method):
         like, width = backbone.embedding.weight, max(1, backbone.hidden // hp.reduction)
         self.smoothing = hp.label_smoothing
         self.num_tasks = hp.num_tasks or 8
-        chosen = [s for s in sublayers(backbone) if s.kind in ("attention", "ffn")]
-        counts = {name: 1 + max(s.layer for s in chosen if s.stack == name) for name in stacks(backbone)}
+        chosen = [s for s in sublayers_of(backbone) if s.kind in ("attention", "ffn")]
+        counts = {name: 1 + max(s.layer for s in chosen if s.stack == name) for name in stacks_of(backbone)}
         self.task = nn.Embedding(self.num_tasks, hp.embedding).to(like)
         self.generators = nn.ModuleDict(
             {name: AdapterGenerator(count, width, hp.embedding, hp.middle, like) for name, count in counts.items()}

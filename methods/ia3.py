@@ -15,8 +15,7 @@ from typing import Any, Literal
 
 from peft import IA3Config, PeftConfig
 
-from harness.method import Backbone, Defaults, Paper, sweep
-from harness.peft_layers import PeftMethod
+from harness.method import Backbone, Defaults, Paper, PeftMethod, sweep
 
 
 class IA3(PeftMethod):

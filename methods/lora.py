@@ -16,9 +16,18 @@ from typing import Any
 
 from peft import LoraConfig, PeftConfig
 
-from harness.layer_parts import AddedBiases, TrainedPositions
-from harness.method import Backbone, Defaults, LayerChange, LowRank, Paper, require_positive, sweep
-from harness.peft_layers import PeftMethod
+from harness.method import (
+    AddedBiases,
+    Backbone,
+    Defaults,
+    LayerChange,
+    LowRank,
+    Paper,
+    PeftMethod,
+    TrainedPositions,
+    require_positive,
+    sweep,
+)
 
 ADAPTER_NAME = "default"  # PEFT's own choice where there is one adapter only
 

@@ -24,8 +24,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from harness.layer_parts import is_norm, layers, norm_width, stacks
-from harness.method import Backbone, Defaults, Method, Paper, require_positive, sweep
+from harness.method import (
+    Backbone,
+    Defaults,
+    Method,
+    Paper,
+    is_norm,
+    layers_of,
+    norm_width,
+    require_positive,
+    stacks_of,
+    sweep,
+)
 
 # attributes of T5's and Llama's configurations: widths are divided, depths set to the number of layers kept
 WIDTHS = ("d_model", "d_ff", "d_kv", "hidden_size", "intermediate_size", "head_dim")
@@ -63,14 +73,14 @@ class Ladder(nn.Module):
         del self.side.embed_tokens
         width = like.shape[1] // hp.reduction
         self.down = nn.ModuleList(_projection(like.shape[1], width, like) for _ in range(len(kept) + 1))
-        self.gates = nn.Parameter(torch.zeros(len(layers(stack)), dtype=like.dtype, device=like.device))
+        self.gates = nn.Parameter(torch.zeros(len(layers_of(stack)), dtype=like.dtype, device=like.device))
         self.dropout = nn.Dropout(getattr(config, "dropout_rate", 0.0))
         self.kept, self.temperature = kept, hp.temperature
         self.hidden: list[Tensor] = []
         """h_i of the kept layers, [N, T, H] each, while a forward pass runs."""
         self._state: Tensor | None = None
         """D_0(dropout(E)), [N, T, H'], until the first side layer has taken it."""
-        for index, layer in enumerate(layers(self.side)):
+        for index, layer in enumerate(layers_of(self.side)):
             layer.register_forward_pre_hook(partial(self._mix, index))
 
     def _mix(self, index: int, layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -123,8 +133,8 @@ class LST(Method):
             )
         like = backbone.embedding.weight
         self.ladders = nn.ModuleDict()
-        for name, stack in stacks(backbone).items():
-            kept = [index for index in range(len(layers(stack))) if index % hp.skip_every]
+        for name, stack in stacks_of(backbone).items():
+            kept = [index for index in range(len(layers_of(stack))) if index % hp.skip_every]
             if not kept:
                 raise ValueError(f"the {name} has too few layers for skip_every={hp.skip_every}")
             self.ladders[name] = Ladder(stack, kept, hp, like)
@@ -142,9 +152,9 @@ class LST(Method):
 
     def attach(self, backbone: Backbone) -> None:
         """Hook the collecting of outputs to the kept layers, and the side networks to the ends of the stacks."""
-        for name, stack in stacks(backbone).items():
+        for name, stack in stacks_of(backbone).items():
             for index in self.ladders[name].kept:  # type: ignore[union-attr]
-                self._handles.append(layers(stack)[index].register_forward_hook(partial(self._collect, name, index)))
+                self._handles.append(layers_of(stack)[index].register_forward_hook(partial(self._collect, name, index)))
             self._handles.append(stack.register_forward_hook(partial(self._climb, name), with_kwargs=True))
 
     def detach(self, backbone: Backbone) -> None:
@@ -212,17 +222,17 @@ def prune_into(ladders: nn.ModuleDict, backbone: Backbone) -> None:
     Raises ValueError for a network with parts that are not known.
     """
     hidden = _residual_dims(backbone, next(iter(ladders.values())).down[0].out_features)  # type: ignore
-    for name, stack in stacks(backbone).items():
+    for name, stack in stacks_of(backbone).items():
         ladder = ladders[name]
         assert isinstance(ladder, Ladder)
-        for small_layer, index in zip(layers(ladder.side), ladder.kept, strict=True):
+        for small_layer, index in zip(layers_of(ladder.side), ladder.kept, strict=True):
             pruned: set[int] = set()
             for path, small in small_layer.named_modules():
                 # the first layer alone has a table of relative positions, the same in size as the backbone's
                 if isinstance(small, nn.Embedding):
-                    small.weight.copy_(layers(stack)[0].get_parameter(f"{path}.weight"))
+                    small.weight.copy_(layers_of(stack)[0].get_parameter(f"{path}.weight"))
                 elif id(small) not in pruned:
-                    pruned |= _prune_part(small, layers(stack)[index].get_submodule(path), hidden)
+                    pruned |= _prune_part(small, layers_of(stack)[index].get_submodule(path), hidden)
                 if isinstance(small, nn.Linear) and id(small) not in pruned:
                     raise ValueError(f"init pruned does not know {path}, which is none of q, k, v, o and feed-forward")
         for path, small in ladder.side.named_children():
@@ -304,8 +314,8 @@ def _head_dims(weights: list[Tensor], size: int, kept: int, is_rotary: bool) -> 
 def _residual_dims(backbone: Backbone, kept: int) -> Tensor:
     """Return the hidden dimensions that the layers read and write with the largest weights, [H']."""
     scores = torch.zeros_like(backbone.embedding.weight[0])
-    for stack in stacks(backbone).values():
-        for path, module in layers(stack).named_modules():
+    for stack in stacks_of(backbone).values():
+        for path, module in layers_of(stack).named_modules():
             if isinstance(module, nn.Linear):
                 scores += module.weight.abs().sum(1 if path.rpartition(".")[2] in OUTPUTS else 0)
     return _largest(scores, kept)

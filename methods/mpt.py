@@ -24,8 +24,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.method import Backbone, Defaults, Method, Paper, require_positive, sweep, vocabulary_rows
-from harness.transfer import copy_into, prompt_of, prompts_of
+from harness.method import (
+    Backbone,
+    Defaults,
+    Method,
+    Paper,
+    copy_into,
+    require_positive,
+    source_prompt,
+    source_prompts,
+    sweep,
+    vocabulary_rows,
+)
 
 
 class MPT(Method):
@@ -73,9 +83,9 @@ class MPT(Method):
             for own, learnt in ((self.u, sources[0]["u"]), (self.v, sources[0]["v"])):
                 copy_into(own, learnt.mean(0, keepdim=True).expand(len(own), -1), "a factor")
         elif len(sources) == self.num_tasks > 1:
-            self.teachers = prompts_of(sources, *self.shared.shape).to(self.shared)
+            self.teachers = source_prompts(sources, *self.shared.shape).to(self.shared)
         elif len(sources) == 1:
-            copy_into(self.shared, prompt_of(sources[0], *self.shared.shape), "the shared prompt")
+            copy_into(self.shared, source_prompt(sources[0], *self.shared.shape), "the shared prompt")
         else:
             raise ValueError(f"wanted is a cell of this method, or a prompt for each of {self.num_tasks} tasks, "
                              f"got {len(sources)} sources")  # fmt: skip

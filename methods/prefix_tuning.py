@@ -23,8 +23,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from harness.method import Backbone, Defaults, Method, Paper, require_positive, sweep
-from harness.prefix_layers import PrefixLayers, attention_shape, num_attentions
+from harness.method import (
+    Backbone,
+    Defaults,
+    Method,
+    Paper,
+    PrefixAttention,
+    key_head_shape,
+    num_self_attentions,
+    require_positive,
+    sweep,
+)
 
 
 class PrefixTuning(Method):
@@ -46,10 +55,10 @@ class PrefixTuning(Method):
 
     def __init__(self, hp: HP, backbone: Backbone) -> None:
         super().__init__(hp, backbone)
-        heads, size = attention_shape(backbone)
+        heads, size = key_head_shape(backbone)
         self.width = heads * size
-        self.num_decoder = num_attentions(backbone, "decoder")
-        num_encoder = num_attentions(backbone, "encoder") if hp.places == "all" else 0
+        self.num_decoder = num_self_attentions(backbone, "decoder")
+        num_encoder = num_self_attentions(backbone, "encoder") if hp.places == "all" else 0
         like = backbone.embedding.weight
         make: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
         total = 2 * (self.num_decoder + num_encoder) * self.width
@@ -61,7 +70,7 @@ class PrefixTuning(Method):
             self.network = nn.Sequential(nn.Linear(rows, inner, **make), nn.Tanh(), nn.Linear(inner, total, **make))
         self._served: Tensor | None = None
         """An exported prefix, [P, 2 L W], which needs no network."""
-        self._layers = PrefixLayers(backbone, self._of_decoder, self._of_encoder if num_encoder else None)
+        self._layers = PrefixAttention(backbone, self._of_decoder, self._of_encoder if num_encoder else None)
 
     def prefix(self) -> Tensor:
         """Return keys and values of every layer, the decoder's first, [P, 2 L W]."""

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from harness.method import Backbone, Defaults, Method, Paper, require_positive, sweep
-from harness.transfer import copy_into, prompts_of
+from harness.method import Backbone, Defaults, Method, Paper, copy_into, require_positive, source_prompts, sweep
 
 
 class SPoT(Method):
@@ -43,7 +42,7 @@ class SPoT(Method):
 
     def start_from(self, sources: Sequence[Mapping[str, Tensor]]) -> None:
         """Start as the mean of the sources' prompts, [P, H]."""
-        copy_into(self.vectors, prompts_of(sources, *self.vectors.shape).mean(0), "the prompt")
+        copy_into(self.vectors, source_prompts(sources, *self.vectors.shape).mean(0), "the prompt")
 
     def prompt(self) -> Tensor:
         """P, [P, H]."""

@@ -20,8 +20,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from harness.method import Backbone, Defaults, Method, Paper, require_positive, sweep, vocabulary_rows
-from harness.transfer import copy_into, max_over_tokens, prompts_of
+from harness.method import (
+    Backbone,
+    Defaults,
+    Method,
+    Paper,
+    copy_into,
+    max_over_tokens,
+    require_positive,
+    source_prompts,
+    sweep,
+    vocabulary_rows,
+)
 
 
 class TPT(Method):
@@ -73,7 +83,7 @@ class TPT(Method):
         if banks:
             copy_into(self.bank, banks[0], "the bank")
         if prompts:
-            found = prompts_of(prompts, *self.vectors.shape[1:])
+            found = source_prompts(prompts, *self.vectors.shape[1:])
             copy_into(self.vectors, found.expand_as(self.vectors), "the task prompt")
 
     @property

@@ -15,8 +15,7 @@ from typing import Any
 
 from peft import PeftConfig, VeraConfig, VeraModel
 
-from harness.method import Backbone, Defaults, Paper, require_positive, sweep
-from harness.peft_layers import PeftMethod
+from harness.method import Backbone, Defaults, Paper, PeftMethod, require_positive, sweep
 
 
 class VeRA(PeftMethod):

@@ -10,7 +10,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from harness.loading import model_of
+from harness.backbone.load import untrained_network
 
 SPECIAL = ["<pad>", "</s>", "<s>", "<unk>"]
 NUM_BYTES = 256
@@ -53,7 +53,7 @@ def write_checkpoint(folder: Path, config: dict[str, Any], tokenizer: Any = None
     ids = {"vocab_size": vocab_size, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model_of({**ids, **config}).save_pretrained(folder)
+        untrained_network({**ids, **config}).save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     return folder

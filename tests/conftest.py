@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from paths import ROOT
 
-from harness.runner import run
+from harness.runner.run_suite import run
 
-ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 
 SMALL_SUITE = """\

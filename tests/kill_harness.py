@@ -30,12 +30,13 @@ from typing import Any
 import torch
 
 import harness
-from harness import engines
-from harness.bundle import Bundle, Listener, execute
-from harness.products import Product
-from harness.results import NotStored, ResultStore, predictions_path, tensors_path
-from harness.runner import Rerun
-from harness.schema import Key, Result
+from harness.results.schema import Result
+from harness.results.store import NotStored, ResultStore, predictions_path, tensors_path
+from harness.runner import engines
+from harness.runner.run_suite import Rerun
+from harness.suite.cell import Key
+from harness.train.bundle import Bundle, BundleListener, train_bundle
+from harness.train.cell_result import CellResult
 
 SUITE = """\
 suite: kills
@@ -119,12 +120,12 @@ def forked(work: Callable[[], None]) -> int:
 def train(folder: Path, rerun: Rerun = "none") -> None:
     """One run of the folder's suite; bundles and their products are logged."""
 
-    def logged(bundle: Bundle, listener: Listener) -> None:
+    def logged(bundle: Bundle, listener: BundleListener) -> None:
         for cell in bundle.cells:
             log(folder, "begin", cell.key)
         say, on_product = listener.say, listener.on_product
 
-        def store(product: Product) -> None:
+        def store(product: CellResult) -> None:
             on_product(product)
             log(folder, "end", product.result.key)
 
@@ -133,7 +134,7 @@ def train(folder: Path, rerun: Rerun = "none") -> None:
             say(text)
 
         listener.on_product, listener.say = store, tell
-        execute(bundle, listener)
+        train_bundle(bundle, listener)
 
     vars(engines)["execute"] = logged
     harness.run(folder / "suite.yaml", results=folder / "results", quiet=True, rerun=rerun)

@@ -4,21 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.declarations import ProtocolReference
-from harness.schema import (
-    BackboneRecord,
-    Cell,
-    DataRecord,
-    DevScore,
-    Files,
-    MetricRecord,
-    ParamCounts,
-    Result,
-    SplitScore,
-    Usage,
-)
-from harness.suite_file import Recipe
-from harness.tasks import all_tasks
+from harness.backbone.record import BackboneRecord
+from harness.data.record import DataRecord
+from harness.data.tasks import all_tasks
+from harness.results.schema import DevScore, Files, MetricRecord, ParamCounts, Result, SplitScore, Usage
+from harness.suite.blocks import ProtocolReference
+from harness.suite.cell import Cell
+from harness.suite.file_schema import Recipe
 
 SIZES = {"t5-small": 60_506_624, "t5-base": 222_903_552, "t5-large": 737_668_096}
 

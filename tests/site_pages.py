@@ -10,7 +10,7 @@ from urllib.parse import unquote
 from typing_help import present
 
 from harness.report.site.cells import leaves, show
-from harness.schema import Result
+from harness.results.schema import Result
 
 
 class Document(HTMLParser):

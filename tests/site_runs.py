@@ -6,10 +6,11 @@ from pathlib import Path
 
 from stored_runs import answers, store
 
-from harness.declarations import ProtocolReference
-from harness.results import ResultStore
-from harness.schema import Cell, Failure, Result, Usage
-from harness.suite_file import Recipe
+from harness.results.schema import Failure, Result, Usage
+from harness.results.store import ResultStore
+from harness.suite.blocks import ProtocolReference
+from harness.suite.cell import Cell
+from harness.suite.file_schema import Recipe
 
 HOSTILE = """<img src=x onerror="document.title='pwned'">'"&</script><script>document.title='pwned'</script>"""
 STRANGE = "strange"

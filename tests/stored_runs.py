@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.declarations import Draw, ProtocolReference
-from harness.metrics import compute, count_unreadable
-from harness.results import PredictionRow, ResultStore
-from harness.schema import Cell, DataRecord, DevScore, MetricRecord, ParamCounts, Result, SplitScore, Usage
-from harness.suite_file import Recipe
+from harness.data.metrics import compute_metrics, count_unreadable
+from harness.data.record import DataRecord
+from harness.results.schema import DevScore, MetricRecord, ParamCounts, Result, SplitScore, Usage
+from harness.results.store import PredictionRow, ResultStore
+from harness.suite.blocks import Draw, ProtocolReference
+from harness.suite.cell import Cell
+from harness.suite.file_schema import Recipe
 
 
 def store(
@@ -25,7 +27,7 @@ def store(
         search_seed=1, protocol=protocol or ProtocolReference(version=1),
         few_shot=None if draw is None else Draw(k=16, rule="balanced", seed=draw),
     )  # fmt: skip
-    scores = compute([metric], predictions, references, labels)
+    scores = compute_metrics([metric], predictions, references, labels)
     split = SplitScore(
         score=scores[metric], metrics=scores, num_rows=len(references),
         num_unreadable=count_unreadable(predictions, labels, numeric=metric == "pearson"),

@@ -16,8 +16,18 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from harness.declarations import FewShot, ProtocolReference, Strict, TaskFile
-from harness.report_declarations import (
+from harness.suite.blocks import FewShot, ProtocolReference, Strict, TaskFile
+from harness.suite.file_schema import (
+    ExceptionRule,
+    Execution,
+    MixtureFile,
+    Recipe,
+    SourceChoice,
+    SuiteFile,
+    Tuning,
+    Where,
+)
+from harness.suite.report_block import (
     Axis,
     Categories,
     Curve,
@@ -29,17 +39,7 @@ from harness.report_declarations import (
     TableLayout,
     TimeRow,
 )
-from harness.report_declarations import Where as Conditions
-from harness.suite_file import (
-    ExceptionRule,
-    Execution,
-    MixtureFile,
-    Recipe,
-    SourceChoice,
-    SuiteFile,
-    Tuning,
-    Where,
-)
+from harness.suite.report_block import Where as Conditions
 
 SECTIONS: dict[type[Strict], str] = {
     SuiteFile: "the file",

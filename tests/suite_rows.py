@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from harness.backbone_names import resolve
-from harness.tasks import Task
-from harness.tasks.record import NEEDED_SPLITS
+from harness.backbone.names import resolve_backbone
+from harness.data.tasks import Task
+from harness.data.tasks.task import NEEDED_SPLITS
 
 NUM_ROWS = {"train": 48}
 """As many as a draw of 32 from three classes needs; four of any other split."""
@@ -46,7 +46,7 @@ def write_wide_backbone(folder: Path) -> Path:
     import torch
     from transformers import T5Config, T5ForConditionalGeneration
 
-    micro = Path(resolve("micro-t5"))
+    micro = Path(resolve_backbone("micro-t5"))
     config = T5Config.from_pretrained(micro)
     config.update({"d_model": 768, "d_kv": 8, "d_ff": 32, "num_heads": 2, "num_layers": 2, "num_decoder_layers": 2})
     with torch.random.fork_rng():

@@ -16,7 +16,7 @@ import pytest
 from benchmarks import bench, ours, theirs
 from benchmarks.ours import Measured
 from benchmarks.workload import LENGTHS, MINI, backbone, workload
-from harness.flops import matmul_params
+from harness.backbone.flops import matmul_params
 
 
 @pytest.mark.parametrize("task", bench.TASKS)

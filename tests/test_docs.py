@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from paths import ROOT
 from suite_reference import EXAMPLES, SECTIONS, inline_yaml, models_below, reference
 
 import harness
-from harness.contract import check_method_file
-from harness.declarations import Strict
-from harness.listings_protocols import describe_protocols
-from harness.suite_file import SuiteFile
-from harness.tasks import all_tasks
-from harness.yaml12 import parse_value
+from harness.cli.list_protocols import describe_protocols
+from harness.data.tasks import all_tasks
+from harness.suite.blocks import Strict
+from harness.suite.file_schema import SuiteFile
+from harness.train.method_contract import check_method_file
+from harness.yaml_lines import parse_value
 
-ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "results").glob("*.md")])
 
 
@@ -113,8 +113,8 @@ def test_names_of_the_program_in_the_documents_exist(path: Path) -> None:
 
 
 def test_the_suite_of_the_readme_is_valid(tmp_path: Path) -> None:
-    from harness.planning import make_plan
-    from harness.suite import Overrides
+    from harness.runner.plan import make_plan
+    from harness.suite.expansion import Overrides
 
     text = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[0]
     (tmp_path / "mine.yaml").write_text(text)
@@ -123,7 +123,7 @@ def test_the_suite_of_the_readme_is_valid(tmp_path: Path) -> None:
 
 
 def test_commands_named_in_the_documents_exist() -> None:
-    from harness.cli import app
+    from harness.cli.commands import app
 
     known = {(command.name or command.callback.__name__) for command in app.registered_commands if command.callback}
     for path in DOCUMENTS:

@@ -5,20 +5,19 @@ from __future__ import annotations
 import functools
 import json
 import re
-from pathlib import Path
 
+from paths import ROOT
 from test_docs import assert_shown
 from test_suites_all import SUITES, plan_of
 
-from harness.estimate import TextLengths, rows_of
-from harness.flops import MatmulParams, matmul_params, peak_flops
-from harness.loading import meta_backbone
-from harness.method import Method
-from harness.planning import Plan
-from harness.schema import Cell
-from harness.suite import Group
+from harness.backbone.flops import MatmulParams, matmul_params, peak_flops
+from harness.backbone.load import meta_backbone
+from harness.method.method import Method
+from harness.runner.plan import Plan
+from harness.runner.time_estimate import TextLengths, rows_of
+from harness.suite.cell import Cell
+from harness.suite.expansion import Group
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "reproducing.md"
 OTHERS = {"quickstart", "methods", "transfer", "transfer-few-shot"}
 MEANS: dict[str, float] = json.loads((ROOT / "benchmarks" / "mean_lengths.json").read_text())

@@ -1,1 +1,5 @@
-"""From result files to tables. Nothing here imports torch, trains, or loads data."""
+"""From stored results to tables, statistics, figures and pages. Free of torch; trains nothing, loads no data."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -12,11 +12,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from harness.declarations import ProtocolReference
-from harness.protocol import Place, protocol_names, resolve
-from harness.report.aggregate import BoardRow, Entry
-from harness.report.published import FOLDER, Number, Record
-from harness.schema import Cell
+from harness.report.boards import BoardRow, Entry
+from harness.report.published import FOLDER, Number, PublishedRecord
+from harness.suite import Cell, ProtocolReference, Scope, protocol_names, resolve_protocol
 
 TOLERANCE = 0.1
 """Share by which numbers of parameters may differ. Printed ones are rounded, and some count more than we do, such as
@@ -46,7 +44,7 @@ def is_unaltered(row: BoardRow) -> bool:
     return {row.label} == _methods(row)
 
 
-def disagreements(entry: Entry, number: Number, record: Record | None) -> list[str]:
+def disagreements(entry: Entry, number: Number, record: PublishedRecord | None) -> list[str]:
     """Sentences on the settings in which an entry and a published number differ; empty if none is known to.
 
     Backbone and metric are not looked at: `Record.rows` has chosen numbers that agree in both.
@@ -87,14 +85,14 @@ def parse_count(text: str) -> float | None:
     return float(match[1].replace(",", "")) * UNITS.get(match[2], 1) if match else None
 
 
-def _stated(number: Number, record: Record | None, method: str) -> dict[str, int]:
+def _stated(number: Number, record: PublishedRecord | None, method: str) -> dict[str, int]:
     """Setting -> value that the record states for a number: in its note, else by its protocol.
 
     The protocol counts only for numbers that the paper measured itself: others were made with settings of their own.
     """
     stated = {name: int(found[1]) for name, pattern in STATED.items() if (found := pattern.search(number.note))}
     if record is not None and not number.cited:
-        scope = Place(number.task, number.benchmark, method, number.backbone)
+        scope = Scope(number.task, number.benchmark, method, number.backbone)
         given = _protocol_hp(record.name.partition(":")[0], scope).get(BY_PROTOCOL)
         if isinstance(given, int):
             stated.setdefault(f"hp.{BY_PROTOCOL}", given)
@@ -102,9 +100,9 @@ def _stated(number: Number, record: Record | None, method: str) -> dict[str, int
 
 
 @functools.cache
-def _protocol_hp(name: str, scope: Place) -> Mapping[str, Any]:
+def _protocol_hp(name: str, scope: Scope) -> Mapping[str, Any]:
     """The hp that the protocol `name` sets; empty if the record has no protocol of its name."""
-    return resolve(ProtocolReference(name=name)).hp(scope) if name in protocol_names() else {}
+    return resolve_protocol(ProtocolReference(name=name)).hp(scope) if name in protocol_names() else {}
 
 
 def _value(cell: Cell, name: str) -> Any:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from harness.report.aggregate import Board, BoardRow, Entry
 from harness.report.agreement import disagreements, is_same_method, is_unaltered
-from harness.report.layout import Cell, Column, Table
+from harness.report.boards import Board, BoardRow, Entry
+from harness.report.leaderboard_table import Cell, Column, Table
 from harness.report.published import Number, PublishedRow
-from harness.scores import mean_score, settled
+from harness.scores import mean_score, round_score
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def lay_out_fidelity(board: Board) -> Table:
     return table
 
 
-def records(boards: Sequence[Board]) -> list[dict[str, object]]:
+def fidelity_rows(boards: Sequence[Board]) -> list[dict[str, object]]:
     """The comparisons of all boards, for CSV and JSON."""
     return [asdict(item) for board in boards for item in compare_with_published(board)]
 
@@ -135,7 +135,7 @@ def _comparison(board: Board, row: BoardRow, entry: Entry, published: PublishedR
         published_std=number.std,
         ours=entry.mean,
         ours_std=entry.std,
-        difference=settled(entry.mean - number.value),
+        difference=round_score(entry.mean - number.value),
         num_runs=len(entry.runs),
         source=published.origin,
     )

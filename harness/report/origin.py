@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from harness.schema import Result
+from harness.results import Result
 
-SOURCES = ("method source", "rows", "backbone weights")
+COMMON_TO_AN_ENTRY = ("method source", "rows", "backbone weights")
 """What all runs of one entry must share: a mean over runs that differ in it means nothing."""
 COMMON_TO_A_COLUMN = ("protocols", "rows", "backbone weights")
 """What all runs of one column must share for its scores to be comparable. Its methods differ, of course."""

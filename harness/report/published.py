@@ -11,12 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.data import METRICS
 from harness.errors import UserError, require_choice
-from harness.metrics import METRICS
-from harness.schema import Result
+from harness.results import Result
 from harness.scores import mean_score
 
-FOLDER = Path(__file__).parent.parent / "published"
+FOLDER = Path(__file__).parent / "published_numbers"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ class PublishedRow:
 
 
 @dataclass(frozen=True)
-class Record:
+class PublishedRecord:
     """The published numbers of one source, or of one of its tables."""
 
     name: str
@@ -106,7 +106,7 @@ class Record:
             shots = shots_of_task.get(number.task) or {None}
             label = METRICS[number.metric].label if number.metric in METRICS else None
             of_board = number.task in metrics and label == metrics[number.task] and number.split == "test"
-            if of_board and number.backbone == bare(backbone) and number.k_shot in shots:
+            if of_board and number.backbone == record_spelling(backbone) and number.k_shot in shots:
                 key = (number.method, number.k_shot)
                 row = found.setdefault(key, PublishedRow(self.name, *key, {}))
                 row.numbers.setdefault(number.task, number)  # the first table that prints it counts
@@ -123,33 +123,33 @@ class Record:
         return _nearest_k(run.data.num_train, known) if run.data else None
 
 
-def names() -> list[str]:
+def record_names() -> list[str]:
     """Names of all records, sorted."""
     return sorted(path.stem for path in FOLDER.glob("*.csv"))
 
 
-def load(name: str) -> list[Number]:
+def load_record(name: str) -> list[Number]:
     """Return every number of the record `name`. Raises UserError if there is no such record."""
-    path = FOLDER / f"{require_choice(name, names(), kind='published record', where='--published')}.csv"
+    path = FOLDER / f"{require_choice(name, record_names(), kind='published record', where='--published')}.csv"
     with path.open(encoding="utf-8", newline="") as file:
         return [_number(line) for line in csv.DictReader(file)]
 
 
-def find(spelling: str) -> Record:
+def find_published(spelling: str) -> PublishedRecord:
     """Return the record that `spelling` names: `NAME`, or `NAME:TABLE` for one table as the source calls it.
 
     `NAME` alone leaves out ablations, claims in the running text and sizes, which are no comparisons of methods. Raises
     UserError if there is no such record or table.
     """
     name, colon, table = spelling.partition(":")
-    numbers = load(name)
+    numbers = load_record(name)
     if not colon:
-        return Record(name, [number for number in numbers if number.role == "main"])
+        return PublishedRecord(name, [number for number in numbers if number.role == "main"])
     tables = _distinct(number.table for number in numbers)
     if table not in tables:
         problem = f"'{name}' has no table '{table}'"
         raise UserError(problem, where="--published", value=table, choices=tables)
-    return Record(spelling, [number for number in numbers if number.table == table])
+    return PublishedRecord(spelling, [number for number in numbers if number.table == table])
 
 
 def common_note(numbers: Iterable[Number]) -> str:
@@ -188,7 +188,7 @@ def _nearest_k(size: int, known: Iterable[int]) -> int | None:
     return next((k for k in known if k - 2 <= size <= k), None)
 
 
-def bare(backbone: str) -> str:
+def record_spelling(backbone: str) -> str:
     """The name of a backbone as the records spell it: `Llama-2-7b-hf` -> `llama-2-7b`."""
     return backbone.lower().removesuffix("-hf")
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 
-from harness.report.aggregate import Board
-from harness.report.html import html
-from harness.report.latex import latex
-from harness.report.layout import Table, lay_out
-from harness.report.records import as_csv, as_json, rows_csv
-from harness.report.significance import Significance
-from harness.report.text import markdown, terminal
+from harness.report.boards import Board
+from harness.report.leaderboard_table import Table, lay_out
+from harness.report.statistics.significance import Significance
+from harness.report.writers.csv_json import as_csv, as_json, rows_csv
+from harness.report.writers.html import html
+from harness.report.writers.latex import latex
+from harness.report.writers.text import markdown, terminal
 
 WRITERS: dict[str, Callable[[Sequence[Table]], str]] = {
     "markdown": lambda tables: "\n\n".join(map(markdown, tables)) + "\n",
@@ -22,7 +22,7 @@ WRITERS: dict[str, Callable[[Sequence[Table]], str]] = {
 """Formats that show a table as it is laid out. CSV and JSON hold the numbers behind it; see `records`."""
 
 
-def render(
+def render_boards(
     boards: Sequence[Board], style: str, costs: bool = False, significance: Sequence[Significance | None] = ()
 ) -> str:
     """Return all boards in the format `style`, one of `Format`; `costs` adds columns of time and memory.
@@ -38,7 +38,7 @@ def render(
     return WRITERS[style]([lay_out(board, costs, verdict) for board, verdict in zip(boards, verdicts, strict=True)])
 
 
-def render_records(tables: Sequence[Table], records: Sequence[Mapping[str, object]], style: str) -> str:
+def render_tables(tables: Sequence[Table], records: Sequence[Mapping[str, object]], style: str) -> str:
     """Return tables other than boards in the format `style`. JSON and CSV hold the `records`, which are not rounded."""
     if style == "json":
         return json.dumps(records, indent=1) + "\n"

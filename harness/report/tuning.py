@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from harness.report.aggregate import Board, Entry
-from harness.report.layout import Cell, Column, Table
-from harness.schema import Result
-from harness.scores import mean_score, settled
-from harness.selection import best_point, dev_selection
+from harness.report.boards import Board, Entry
+from harness.report.leaderboard_table import Cell, Column, Table
+from harness.results import Result, best_point, dev_selection
+from harness.scores import mean_score, round_score
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def lay_out_tuning(board: Board) -> Table:
     return table
 
 
-def records(boards: Sequence[Board]) -> list[dict[str, object]]:
+def tuning_rows(boards: Sequence[Board]) -> list[dict[str, object]]:
     """The records of all boards, for CSV and JSON."""
     return [asdict(item) for board in boards for item in tuning_records(board)]
 
@@ -113,7 +112,7 @@ def _tuning_record(board: Board, name: str, task: str, entry: Entry) -> TuningRe
     curves = [expected_best([dev_selection(result) for result in _done(search)]) for search in searches]
     # searches may have lost different numbers of runs: the mean goes as far as the shortest
     curve = tuple(mean_score(values) for values in zip(*curves, strict=False))
-    return TuningRecord(*head, by_test, settled(by_test - by_dev), curve)
+    return TuningRecord(*head, by_test, round_score(by_test - by_dev), curve)
 
 
 def _remarks(item: TuningRecord) -> list[str]:

@@ -14,26 +14,26 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from paths import ROOT
 from ruamel.yaml import YAML
 from stored_runs import answers, store
 
-from harness.cli_boards import judge
-from harness.data import load_task
-from harness.method import discover
-from harness.report.aggregate import collect
+from harness.cli.boards import judge
+from harness.data.splits import load_task
+from harness.data.tasks import all_tasks
+from harness.data.tasks.declared import suite_tasks
+from harness.method.registry import discover
+from harness.report.boards import collect_boards
 from harness.report.formats import Format
-from harness.report.rescore import rescore
-from harness.report.tables import render
-from harness.results import ResultStore, checksum, load_results, predictions_path
-from harness.suite import Overrides, expand, load_suite
-from harness.tasks import all_tasks
-from harness.tasks.own import suite_tasks
-from harness.verify import verify
-from harness.yaml12 import parse_value
+from harness.report.tables import render_boards
+from harness.results.rescore import rescore_folder
+from harness.results.store import ResultStore, checksum, load_results, predictions_path
+from harness.results.verify import verify_folder
+from harness.suite.expansion import Overrides, expand_suite, load_suite
+from harness.yaml_lines import parse_value
 
 from .mutate import STRANGE_TEXTS, damaged, mutated
 
-ROOT = Path(__file__).resolve().parents[2]
 TASKS = all_tasks()
 FORMS: tuple[Format, ...] = ("terminal", "markdown", "latex", "html", "csv")
 
@@ -109,7 +109,7 @@ class Suites:
     def read(self, path: Path, settings: dict[str, str], results: Path) -> None:
         parsed = {key: parse_value(value) for key, value in settings.items()}
         suite = load_suite(path, Overrides(settings=parsed))
-        groups = expand(suite, self.specs, {name: task.spec for name, task in suite_tasks(suite).items()})
+        groups = expand_suite(suite, self.specs, {name: task.spec for name, task in suite_tasks(suite).items()})
         for cell in (cell for group in groups for cell in group.cells.values()):
             assert ResultStore(results).path(cell).resolve().is_relative_to(results.resolve()), "a path escapes"
 
@@ -173,24 +173,24 @@ class Results:
         path.write_text(json.dumps(content | {"checksum": checksum(content)}))
 
     def report(self, results: Path, rng: random.Random) -> None:
-        boards = collect(result for _, result in ResultStore(results).scan())
+        boards = collect_boards(result for _, result in ResultStore(results).scan())
         form = rng.choice(FORMS)
-        text = render(boards, form, True, [])
+        text = render_boards(boards, form, True, [])
         assert form != "html" or "<script>alert" not in text, "the page runs a script of a result"
 
     def judged(self, results: Path, rng: random.Random) -> None:
         scanned = list(ResultStore(results).scan())
-        boards = collect(result for _, result in scanned)
-        render(boards, "json", False, judge(boards, scanned))
+        boards = collect_boards(result for _, result in scanned)
+        render_boards(boards, "json", False, judge(boards, scanned))
 
     def tidy(self, results: Path, rng: random.Random) -> None:
         load_results(results)
 
     def checked(self, results: Path, rng: random.Random) -> None:
-        verify(results)
+        verify_folder(results)
 
     def score(self, results: Path, rng: random.Random) -> None:
-        rescore(ResultStore(results).scan())
+        rescore_folder(ResultStore(results).scan())
 
 
 def _jsonl(rows: list[dict[str, Any]]) -> bytes:

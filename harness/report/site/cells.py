@@ -12,13 +12,11 @@ from typing import Any
 from markupsafe import Markup, escape
 from pydantic import BaseModel
 
-from harness.durable import read_bounded
+from harness.data import METRICS
 from harness.errors import UserError
-from harness.metrics import METRICS
-from harness.report.layout import DASH
-from harness.report.stored import MAX_BYTES
-from harness.results import predictions_path, tensors_path
-from harness.schema import Result, SplitScore
+from harness.files import read_bounded
+from harness.report.leaderboard_table import DASH
+from harness.results import MAX_BYTES, Result, SplitScore, predictions_path, tensors_path
 
 SAMPLE = 20
 """Test rows whose answers a page shows: enough to see what a method writes. All of them are in the file beside it."""

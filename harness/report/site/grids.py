@@ -7,11 +7,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from harness.report.aggregate import Board
-from harness.report.layout import DASH, Cell, Column, Table, lay_out, mark_rows
-from harness.report.significance import Significance
+from harness.report.boards import Board
+from harness.report.figures.colours import Look
+from harness.report.leaderboard_table import DASH, Cell, Column, Table, lay_out, mark_rows
 from harness.report.site import names
-from harness.report.styles import Look
+from harness.report.statistics.significance import Significance
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.method_source import assigned, hp_class, literal, method_class, shipped_folder
+from harness.method import assigned, hp_class, literal, method_class
+from harness.shipped import shipped_methods
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class MethodFile:
 def read_method_files(folders: Iterable[Path] = ()) -> dict[str, MethodFile]:
     """Name -> method: the shipped ones and those in `folders`. A file that is no Python or no method is left out."""
     found = {}
-    for folder in (shipped_folder(), *folders):
+    for folder in (shipped_methods(), *folders):
         for path in sorted(folder.glob("*.py")):
             method = read_method_file(path)
             if method is not None:

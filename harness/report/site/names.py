@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import re
 
-from harness.report.aggregate import Board
-from harness.schema import Result
+from harness.report.boards import Board
+from harness.results import Result
 
 LONGEST = 60
 """Letters kept of a name. File systems take 255 bytes; with the checksum and ending that is at most 78."""

@@ -8,21 +8,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness.data_notes import notes_on
-from harness.report.aggregate import Board, Entry
-from harness.report.layout import Cell, Column
-from harness.report.significance import Significance
+from harness.data import SPLIT_RULES, Task, all_tasks
+from harness.report.boards import Board, Entry
+from harness.report.figures.colours import method_looks
+from harness.report.leaderboard_table import Cell, Column
 from harness.report.site import names
 from harness.report.site.cells import Facts, distinct, facts_of, history_of, sample_of, scores_of, show
 from harness.report.site.grids import Grid, Item, board_grid, plain_grid
 from harness.report.site.method_files import MethodFile
 from harness.report.site.plots import curve, scatter
-from harness.report.site.runs import Run, by_part
-from harness.report.styles import looks
+from harness.report.site.runs import Run, runs_by_task
+from harness.report.statistics.significance import Significance
 from harness.report.tuning import lay_out_tuning, tuning_records
-from harness.schema import Result
-from harness.tasks import Task, all_tasks
-from harness.tasks.record import SPLIT_RULES
+from harness.results import Result, notes_on
 
 Page = tuple[str, str, dict[str, Any]]
 """(address from the root of the site, name of the template, its variables)"""
@@ -42,9 +40,9 @@ class Material:
 
 def pages(material: Material) -> Iterator[Page]:
     """The pages of leaderboards, methods and tasks. Those of cells are made one by one, see `cell_context`."""
-    styles = looks(run.method for run in material.runs)
+    styles = method_looks(run.method for run in material.runs)
     grids = [board_grid(b, v, styles) for b, v in zip(material.boards, material.verdicts, strict=True)]
-    by_method, tasks = _by_method(material.runs), by_part(material.scanned, material.runs)
+    by_method, tasks = _by_method(material.runs), runs_by_task(material.scanned, material.runs)
     yield "index.html", "index.html", {
         "boards": [
             {"grid": grid, "plot": scatter(board, verdict, styles), "benchmarks": _benchmarks(board)}

@@ -6,13 +6,13 @@ import statistics
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from harness.metrics import METRICS
-from harness.report.aggregate import Board, BoardRow, peers
-from harness.report.significance import AVERAGE, Significance
+from harness.data import METRICS
+from harness.report.boards import Board, BoardRow, peers
+from harness.report.figures.colours import Look
 from harness.report.site import names
 from harness.report.site.grids import tasks_of
-from harness.report.styles import Look
-from harness.schema import Result
+from harness.report.statistics.significance import AVERAGE, Significance
+from harness.results import Result
 
 
 def scatter(board: Board, verdict: Significance | None, styles: Mapping[str, Look]) -> dict[str, Any]:

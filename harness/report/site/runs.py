@@ -10,11 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from harness.parts import by_task
-from harness.report.aggregate import Board
+from harness.report.boards import Board
 from harness.report.site import names
-from harness.schema import Result
-from harness.selection import dev_selection
+from harness.results import Result, dev_selection, results_by_task
 
 SHOWN = "in the table"
 """Status of a run that counts in a leaderboard."""
@@ -56,12 +54,12 @@ def list_runs(scanned: Sequence[tuple[Path, Result]], boards: Iterable[Board], r
     return [_run(result, path.relative_to(root), result.key in shown) for path, result in scanned]
 
 
-def by_part(scanned: Sequence[tuple[Path, Result]], runs: Sequence[Run]) -> dict[str, list[tuple[Result, Run]]]:
+def runs_by_task(scanned: Sequence[tuple[Path, Result]], runs: Sequence[Run]) -> dict[str, list[tuple[Result, Run]]]:
     """Task -> its results and runs. The result of a mixture stands under the mixture and under each of its tasks."""
     found: dict[str, list[tuple[Result, Run]]] = defaultdict(list)
     for (_, result), run in zip(scanned, runs, strict=True):
         found[run.task].append((result, run))
-        for on_task in by_task(result) if result.cell.mixture else ():
+        for on_task in results_by_task(result) if result.cell.mixture else ():
             test = on_task.test.score if on_task.test else None
             found[on_task.cell.task].append((on_task, replace(run, task=on_task.cell.task, test=test)))
     return dict(sorted(found.items()))

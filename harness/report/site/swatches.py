@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from harness.report.styles import Look
+from harness.report.figures.colours import Look
 
 SHAPES = {
     "o": '<circle cx="6" cy="6" r="4.5"/>',

@@ -18,17 +18,16 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from harness.errors import UserError
-from harness.report.aggregate import Board
-from harness.report.significance import Significance
+from harness.report.boards import Board
 from harness.report.site.cells import listed, show
 from harness.report.site.grids import groups
 from harness.report.site.method_files import read_method_files
 from harness.report.site.pages import Material, Page, cell_context, pages
 from harness.report.site.runs import Run, as_csv, as_json, list_runs
 from harness.report.site.swatches import swatch
-from harness.report.tables import render
-from harness.results import read_result
-from harness.schema import Result
+from harness.report.statistics.significance import Significance
+from harness.report.tables import render_boards
+from harness.results import Result, read_result
 
 HERE = Path(__file__).parent
 MARK = "assets/harness-site.css"
@@ -66,8 +65,8 @@ def write_site(
         _write(folder / "data" / "runs.csv", as_csv(runs))
         with _writing_cells(folder, scanned, runs):
             verdicts = judge()
-            _write(folder / "data" / "leaderboards.json", render(boards, "json", significance=verdicts))
-            _write(folder / "data" / "leaderboards.csv", render(boards, "csv"))
+            _write(folder / "data" / "leaderboards.json", render_boards(boards, "json", significance=verdicts))
+            _write(folder / "data" / "leaderboards.csv", render_boards(boards, "csv"))
             count = _write_pages(folder, pages(Material(scanned, boards, verdicts, runs, methods)))
     return f"{count + len(runs):,} pages: {out / 'index.html'}\n"
 

@@ -1,0 +1,5 @@
+"""The frozen network: loaded, quantised, embedded; what a step on it costs in arithmetic and memory."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,285 @@
+"""Loads backbones: with weights or with shapes alone. Fingerprints weights.
+
+`name_or_path` is always what the user wrote; `location` is the folder or hub id behind it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from safetensors import SafetensorError
+
+from harness.backbone.names import CONFIGS, SHIPPED, resolve_backbone
+from harness.backbone.network import DTYPES, Backbone
+from harness.backbone.quantization import PACKED, Scheme, load_options, num_weights, prepare_quantized
+from harness.backbone.record import BackboneRecord
+from harness.backbone.tokenizer_files import check_vocabulary, load_tokenizer, vocabulary_files
+from harness.errors import UserError
+from harness.hub import why_unreachable
+from harness.provenance import sha256_file
+from harness.suite import short_name
+
+Loaded = TypeVar("Loaded")
+
+OTHER_WEIGHTS = ("pytorch_model*.bin", "tf_model*.h5", "flax_model*.msgpack", "*.gguf")
+"""Files of weights that are recognised, to say what is wrong: pickles may run code, the others are not read."""
+FINGERPRINT_BYTES = 1 << 20
+"""How much of each end of a weights file goes into its fingerprint. The front of a safetensors file holds all names and
+shapes; to hash all 44 GB of an 11B network would take a minute or more for each process."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where weights are stored, and what a forward pass keeps for the backward pass. Changes no result."""
+
+    device_map: Literal["auto"] | None = None
+    """`auto` spreads the layers over all GPUs of this machine."""
+    gradient_checkpointing: bool = False
+    """Keep only each layer's input, and compute the layer again in the backward pass."""
+
+
+DEFAULT_PLACEMENT = Placement()
+
+
+def load_backbone(
+    name_or_path: str,
+    precision: str = "float32",
+    device: str | None = None,
+    quantization: Scheme = "none",
+    placement: Placement = DEFAULT_PLACEMENT,
+) -> Backbone:
+    """Load weights and tokenizer of the shipped micro T5, a folder, a known name or a hub id.
+
+    Local files are tried first, then the hub. Each tensor goes from its file straight to its device and form, so the
+    host never holds all weights at once. Raises UserError where there is no such backbone, where its files cannot be
+    read, or where quantisation needs a package that is not installed.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # it would break the run's own progress lines
+    location, device = resolve_backbone(name_or_path), device or best_device()
+    require_safetensors(name_or_path)
+    options = load_options(quantization, DTYPES[precision]) | _device_options(device, quantization, placement)
+
+    def load(local: bool) -> tuple[Any, Any, Any]:
+        # no pickles, and no code that comes with a checkpoint
+        safe: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
+        config = AutoConfig.from_pretrained(location, **safe)
+        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        model = auto.from_pretrained(location, use_safetensors=True, **safe, **options)
+        return config, model, load_tokenizer(location, **safe)
+
+    config, model, tokenizer = _local_first(name_or_path, location, load)
+    if "device_map" not in options:
+        model.to(device)
+    prepare_quantized(model, quantization)
+    record = BackboneRecord(
+        source=_public_name(name_or_path, location),
+        revision=_revision(location, config),
+        fingerprint=weights_fingerprint(name_or_path, quantization),
+        num_params=sum(num_weights(p) for p in model.parameters()),
+    )
+    backbone = Backbone(short_name(name_or_path), model.eval(), tokenizer, record, precision, quantization)
+    check_vocabulary(backbone)
+    if placement.gradient_checkpointing:
+        backbone.recompute_layers()
+    return backbone
+
+
+def _device_options(device: str, quantization: Scheme, placement: Placement) -> dict[str, Any]:
+    """Return the arguments of `from_pretrained` that say where each part goes; empty where the whole is moved later."""
+    if placement.device_map is not None:
+        return {"device_map": placement.device_map}
+    return {"device_map": {"": device}} if quantization in PACKED or device.startswith("cuda") else {}
+
+
+def tokenizer_of(name_or_path: str) -> Any:
+    """Load the tokenizer of a backbone and nothing else. Raises UserError where there is none."""
+    location = resolve_backbone(name_or_path)
+    return _local_first(
+        name_or_path, location, lambda local: load_tokenizer(location, local_files_only=local, trust_remote_code=False)
+    )
+
+
+def meta_backbone(name_or_path: str, quantization: Scheme = "none", with_tokenizer: bool = False) -> Backbone:
+    """Build a backbone on the meta device, without weights, to count parameters and to check early what can be checked.
+
+    Only a configuration may have to be fetched. Its tensors have the unquantised form; a method reads `quantization` to
+    see what it would meet. With `with_tokenizer` the tokenizer is read too, if it is on this machine. Raises UserError
+    where that tokenizer belongs to another network.
+    """
+    config = backbone_config(name_or_path)
+    with torch.device("meta"):  # shapes without memory, whatever the size
+        model = untrained_network(config)
+    tokenizer = local_tokenizer(name_or_path) if with_tokenizer else None
+    backbone = Backbone(short_name(name_or_path), model, tokenizer, None, "float32", quantization)
+    if tokenizer is not None:
+        check_vocabulary(backbone)
+    return backbone
+
+
+@functools.lru_cache(maxsize=8)
+def local_tokenizer(name_or_path: str) -> Any:
+    """Load the tokenizer of a backbone if it is on this machine and can be read, else return None; downloads nothing.
+
+    Eight are kept, since a plan asks for the same few again for every cell.
+    """
+    try:
+        return load_tokenizer(resolve_backbone(name_or_path), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError):
+        return None  # whoever needs one loads it with `tokenizer_of`, which says what is wrong
+
+
+def backbone_config(name_or_path: str) -> dict[str, Any]:
+    """Return the configuration of a backbone as a dict of values. Raises UserError where there is none."""
+    from transformers import AutoConfig
+
+    location, known = resolve_backbone(name_or_path), CONFIGS / f"{name_or_path}.json"
+    if known.exists():
+        return dict(json.loads(known.read_text())["config"])
+    config = _local_first(
+        name_or_path,
+        location,
+        lambda local: AutoConfig.from_pretrained(location, local_files_only=local, trust_remote_code=False),
+    )
+    return dict(config.to_dict())
+
+
+def untrained_network(config: dict[str, Any]) -> Any:
+    """Build an untrained network from a configuration, on the current default device."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    built = AutoConfig.for_model(**config)
+    return (AutoModelForSeq2SeqLM if built.is_encoder_decoder else AutoModelForCausalLM).from_config(
+        built, trust_remote_code=False
+    )
+
+
+def weights_are_here(name_or_path: str) -> bool:
+    """Whether a backbone's weights are on this machine, in a folder or in the hub's cache."""
+    location = resolve_backbone(name_or_path)
+    folder = Path(location) if Path(location).is_dir() else _snapshot(location)
+    return folder is not None and any(folder.glob("*.safetensors"))
+
+
+def has_config(name_or_path: str) -> bool:
+    """Whether a backbone's configuration is on this machine, so that its shapes are known without a download."""
+    location = resolve_backbone(name_or_path)
+    return (CONFIGS / f"{name_or_path}.json").exists() or Path(location).is_dir() or _snapshot(location) is not None
+
+
+def weights_fingerprint(name_or_path: str, quantization: Scheme = "none") -> str:
+    """Return a text that identifies weights and how they are quantised, without reading all of them.
+
+    For a folder it is a hash of the configuration, the tokenizer, and size and both ends of each weights file. For a
+    hub id it is the commit in the cache, or "unresolved" where the cache has none.
+    """
+    found = _location_fingerprint(resolve_backbone(name_or_path))
+    return found if quantization == "none" or found == "unresolved" else f"{found}+{quantization}"
+
+
+def _location_fingerprint(location: str) -> str:
+    """Return the fingerprint without regard to quantisation."""
+    if not Path(location).is_dir():
+        snapshot = _snapshot(location)
+        return f"hub:{snapshot.name}" if snapshot else "unresolved"
+    digest = hashlib.sha256((Path(location) / "config.json").read_bytes())
+    for path in sorted(Path(location).glob("*.safetensors")):
+        digest.update(f"{path.name}:{path.stat().st_size}".encode())
+        with open(path, "rb") as file:
+            digest.update(file.read(FINGERPRINT_BYTES))
+            file.seek(max(0, path.stat().st_size - FINGERPRINT_BYTES))
+            digest.update(file.read())
+    # another tokenizer over the same weights reads other rows, so its results must not pass for the same
+    for tokenizer in vocabulary_files(Path(location)):
+        digest.update(sha256_file(tokenizer).encode())
+    return f"files:{digest.hexdigest()[:16]}"
+
+
+def best_device() -> str:
+    """Return `cuda`, `mps` or `cpu`: the first of them that this machine has."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _local_first(name_or_path: str, location: str, load: Callable[[bool], Loaded]) -> Loaded:
+    """Call `load(True)`, which reads from disk alone; where that fails, `load(False)`, which may ask the hub.
+
+    Raises UserError with the last reason. Without a connection the hub is not tried: its client repeats for minutes.
+    """
+    for local in (True,) if Path(location).is_dir() else (True, False):  # a folder never needs the hub
+        if not local and (closed := why_unreachable()):
+            raise UserError(
+                f"backbone '{name_or_path}' is not on this machine: '{location}' was not fetched before, and {closed}",
+                field="backbones",
+                hint="Name a folder with its checkpoint: --backbones PATH/TO/CHECKPOINT.",
+            )
+        try:
+            return load(local)
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    # a hub id whose repository has no safetensors
+    hint = (
+        _conversion(name_or_path, location) if "model.safetensors" in reason and not Path(location).is_dir() else None
+    )
+    raise UserError(
+        f"backbone '{name_or_path}' could not be loaded from '{location}': {reason}", field="backbones", hint=hint
+    )
+
+
+def require_safetensors(name_or_path: str, where: str | None = None) -> None:
+    """Raise UserError, at `where`, for a checkpoint on this machine that has weights, and none in safetensors."""
+    location = resolve_backbone(name_or_path, where)
+    folder = Path(location) if Path(location).is_dir() else _snapshot(location)
+    if folder is None or any(folder.glob("*.safetensors")):
+        return
+    others = sorted(path.name for pattern in OTHER_WEIGHTS for path in folder.glob(pattern))
+    if any(name.endswith(".bin") for name in others):
+        problem = f"holds pickled weights only ({others[0]}), and a pickle may run code when it is read"
+        raise UserError(problem, where=where, field=name_or_path, hint=_conversion(name_or_path, location))
+    if others:
+        raise UserError(f"holds no safetensors, only {', '.join(others)}", where=where, field=name_or_path)
+
+
+def _conversion(name_or_path: str, location: str) -> str:
+    """Return a hint with a command that writes a checkpoint again as safetensors.
+
+    The command reads a pickle. transformers reads it with `weights_only`, which takes tensors and runs no code.
+    """
+    kind = "Seq2SeqLM" if backbone_config(name_or_path)["is_encoder_decoder"] else "CausalLM"
+    new = f"{short_name(name_or_path)}-safetensors"
+    read = f"from transformers import AutoModelFor{kind} as M, AutoTokenizer as T"
+    write = f"[c.from_pretrained({location!r}).save_pretrained({new!r}) for c in (M, T)]"
+    return f'Convert them once, then name {new}: python -c "{read}; {write}"'
+
+
+def _snapshot(hub_id: str) -> Path | None:
+    """Return the folder of a hub id in the hub's cache, named after a commit; None where it was never fetched."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(hub_id, "config.json")
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def _revision(location: str, config: Any) -> str:
+    """Return the commit of the hub that was loaded, `local` for a folder, or `unknown`."""
+    return str(getattr(config, "_commit_hash", None) or ("local" if Path(location).is_dir() else "unknown"))
+
+
+def _public_name(name_or_path: str, location: str) -> str:
+    """Return what a result says of the weights' origin: a shipped name, a hub id, or a folder's own name.
+
+    A folder's parents stay out of results, since they tell about the machine and mean nothing elsewhere.
+    """
+    return (
+        name_or_path if name_or_path in SHIPPED or not Path(location).is_dir() else f"folder {short_name(name_or_path)}"
+    )

@@ -1,0 +1,77 @@
+"""The command `harness`. Each command is a thin layer over a function and imports that when it is called."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from harness.cli import check as cli_check
+from harness.cli import list as cli_list
+from harness.cli import publish as cli_publish
+from harness.cli import report as cli_report
+from harness.cli import results as cli_store
+from harness.cli import run as cli_run
+from harness.cli.moved import PlanCommand, ReportCommand
+from harness.errors import UserError
+from harness.provenance import program_version
+from harness.screen import replace_missing_characters, say
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Train every registered tuning method on a suite of tasks and make a leaderboard one can trust.",
+)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        say(f"harness {program_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Say which version this is.")
+    ] = False,
+) -> None:
+    """What stands before a command."""
+
+
+# in the order of the help: run, look at results, look after them, look around, look at one file
+app.command()(cli_run.run)
+app.command(cls=PlanCommand)(cli_run.plan)
+app.command()(cli_run.devices)
+app.command(cls=ReportCommand)(cli_report.report)
+app.command()(cli_report.table)
+app.command()(cli_report.fidelity)
+app.command()(cli_report.tuning)
+app.command()(cli_publish.figures)
+app.command()(cli_publish.site)
+app.command()(cli_store.score)
+app.command()(cli_store.verify)
+app.command()(cli_list.suites)
+app.command()(cli_list.methods)
+app.command()(cli_list.params)
+app.command()(cli_list.tasks)
+app.command()(cli_list.preview)
+app.command()(cli_list.protocols)
+app.command()(cli_check.check)
+app.command()(cli_check.export)
+
+
+def main() -> None:
+    """Run the command line: a user's mistake ends with one message and exit code 2."""
+    replace_missing_characters()
+    try:
+        app()
+    except UserError as error:
+        say(f"error: {error}", is_error=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""What `harness tasks` and `harness preview` show: data for JSON, and under "text" the same as tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.backbone import Backbone, load_backbone
+from harness.data import MissingData, Task, TaskData, all_tasks, encode, load_task, require_folder
+from harness.errors import UserError
+from harness.results import notes_on
+from harness.runner import find_task
+from harness.text_tables import text_table
+
+COUNTED_ROWS = 10_000
+"""Rows of a split that a preview tokenises to count what is cut; more would take it half a minute."""
+
+
+def describe_tasks(data_dir: str | None) -> dict[str, Any]:
+    """Every task record; with a data folder also what is there."""
+    require_folder(data_dir)
+    rows = [_describe_task(task, data_dir) for task in all_tasks().values()]
+    columns = ["name", "benchmark", "kind", "score", "split", "published sizes"]
+    if data_dir is not None:
+        columns += ["found", "sizes", "as published", "duplicates"]
+    return {"tasks": rows, "text": text_table(rows, columns)}
+
+
+def _describe_task(task: Task, data_dir: str | None) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "name": task.name,
+        "title": task.title,
+        "notes": task.notes,
+        "benchmark": task.benchmark,
+        "kind": task.kind,
+        "score": " + ".join(task.reported),
+        "selection": task.selection,
+        "split": task.split,
+        "published sizes": _sizes(task.sizes),
+        "hub": [str(hub) for hub in task.hub],
+        "version": task.version,
+        "licence": task.licence,
+        "citation": task.citation,
+    }
+    if data_dir is None:
+        return row
+    try:
+        record = load_task(task, data_dir).record
+    except MissingData as error:
+        return {**row, "found": _lacking(error), "sizes": "", "as published": "", "duplicates": ""}
+    except UserError as error:
+        return {**row, "found": f"BROKEN: {error}", "sizes": "", "as published": "", "duplicates": ""}
+    sizes = (record.num_train, record.num_dev, record.num_test)
+    same = "" if task.sizes is None else "yes" if sizes == task.sizes else "NO"
+    return {
+        **row,
+        "found": record.source,
+        "sizes": _sizes(sizes),
+        "as published": same,
+        "duplicates": record.num_duplicates,
+        "fingerprint": record.fingerprint,
+    }
+
+
+def _lacking(error: MissingData) -> str:
+    parts = [f"{folder} has no {' and no '.join(splits)}" for folder, splits in error.lacking.items()]
+    return f"incomplete: {'; '.join(parts)}" if parts else ""
+
+
+def _sizes(sizes: tuple[int, int, int] | None) -> str:
+    return " / ".join(f"{size:,}" for size in sizes) if sizes else ""
+
+
+def describe_rows(
+    name: str,
+    backbone: str,
+    split: str,
+    count: int,
+    data_dir: str | None,
+    suite: Path | None = None,
+    protocol: str | None = None,
+) -> dict[str, Any]:
+    """Rows of a task after tokenisation and truncation, decoded again; with a suite, its own tasks and protocol."""
+    require_folder(data_dir)
+    task = find_task(name, suite, protocol)
+    data = load_task(task, data_dir)
+    built = load_backbone(backbone, device="cpu")
+    rows = _tokenised(data, built, split, count)
+    parts = [
+        f"{task.name} {split} row {row['row']}: {row['source_tokens']} source tokens"
+        f"{' (cut)' if row['cut'] else ''}, {row['target_tokens']} target tokens"
+        f"{' (cut)' if row['target_cut'] else ''}\n"
+        f"  source: {row['source']}\n  target: {row['target']}"
+        for row in rows
+    ]
+    record = data.record
+    sizes = _sizes((record.num_train, record.num_dev, record.num_test))
+    head = f"{record.source}; {record.split_rule}; {sizes} rows"
+    notes = [*_cuts(data, built, split), *notes_on(task.name, record)]
+    text = "\n\n".join(["\n".join([head, *notes]), *parts])
+    return {"task": name, "data": record.model_dump(), "rows": rows, "notes": notes, "text": text}
+
+
+def _cuts(data: TaskData, backbone: Backbone, split: str) -> list[str]:
+    """How many texts and answers of a split are cut, counted on its first rows."""
+    task, examples = data.task, data.split(split)[:COUNTED_ROWS]
+    encoded = encode(examples, backbone, task, task.max_source_length)
+    total = f"{'the first ' if len(examples) < len(data.split(split)) else ''}{len(examples):,} {split}"
+    counts = [
+        (encoded.num_cut_sources, "source texts", task.max_source_length),
+        (encoded.num_cut_targets, "answers", task.max_target_length),
+    ]
+    return [f"{task.name}: {count:,} of {total} {what} are longer than {limit:,} tokens and are cut there"
+            for count, what, limit in counts if count]  # fmt: skip
+
+
+def _tokenised(data: TaskData, backbone: Backbone, split: str, count: int) -> list[dict[str, Any]]:
+    examples = data.split(split)[:count]
+    limit = data.task.max_source_length
+    encoded = encode(examples, backbone, data.task, limit)
+    rows: list[dict[str, Any]] = []
+    for index in range(len(examples)):
+        at = np.array([index])
+        source, target = encoded.sources(at, 0)[0], encoded.targets(at)[0]
+        alone = encode([examples[index]], backbone, data.task, limit)
+        rows.append(
+            {
+                "row": index,
+                "source": backbone.tokenizer.decode(source),
+                "target": backbone.tokenizer.decode(target),
+                "source_tokens": len(source),
+                "target_tokens": len(target),
+                "cut": alone.num_cut_sources > 0,
+                "target_cut": alone.num_cut_targets > 0,
+            }
+        )
+    return rows

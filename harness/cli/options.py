@@ -1,0 +1,89 @@
+"""Options that several commands have, and how their values are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from harness.errors import UserError
+
+Methods = Annotated[
+    str | None,
+    typer.Option(metavar="A,B,...", help="Only these rows of the suite, or other methods with their own defaults."),
+]
+Tasks = Annotated[
+    str | None, typer.Option(metavar="A,B,...", help="These tasks instead of the suite's: names, or titles of tables.")
+]
+Backbones = Annotated[
+    str | None,
+    typer.Option(
+        metavar="A,B,...",
+        help="These instead of the suite's: known names, folders, hub ids, or short names of the suite's own.",
+    ),
+]
+Seeds = Annotated[str | None, typer.Option(metavar="A,B,...", help="These training seeds instead of the suite's.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a suite value, e.g. recipe.steps=300.")
+]
+ProtocolName = Annotated[
+    str | None, typer.Option("--protocol", metavar="NAME", help="Another protocol than the suite's, unchanged.")
+]
+ResultsDir = Annotated[Path, typer.Option("--results", help="Folder of the results.")]
+DataDir = Annotated[
+    str | None, typer.Option("--data", envvar="HARNESS_DATA", help="Folder with local copies of the tasks' data.")
+]
+MethodDirs = Annotated[
+    list[Path] | None, typer.Option("--methods-dir", help="Another folder of method files; may be repeated.")
+]
+RerunOption = Annotated[Literal["none", "failed", "stale"], typer.Option(help="Which stored results to make again.")]
+CheckpointEvery = Annotated[
+    str | None, typer.Option(metavar="TIME", help="How often training is kept on disk: 90s, 10m, 2h, 500steps, or off.")
+]
+EngineOption = Annotated[
+    Literal["local", "ray"], typer.Option(help="Train in this process, or on the workers of a Ray cluster.")
+]
+Address = Annotated[
+    str | None, typer.Option(metavar="HOST:PORT", help="A running Ray cluster, or auto; else Ray is started here.")
+]
+CpusPerBundle = Annotated[int | None, typer.Option(metavar="N", help="Processors of each of Ray's workers. [1]")]
+GpusPerBundle = Annotated[
+    int | None, typer.Option(metavar="N", help="GPUs of each of Ray's workers, on machines that have any. [1]")
+]
+TrackOption = Annotated[
+    Literal["tensorboard", "wandb", "mlflow"] | None, typer.Option(help="Show live curves of every cell there.")
+]
+ListFormat = Annotated[Literal["terminal", "json"], typer.Option("--format", help="terminal or json.")]
+
+
+def split(names: str | None) -> list[str] | None:
+    """`a,b` -> ["a", "b"]."""
+    return None if names is None else [name.strip() for name in names.split(",") if name.strip()]
+
+
+def split_ints(names: str | None) -> list[int] | None:
+    """`1,2` -> [1, 2]. Raises UserError on anything else."""
+    try:
+        return None if names is None else [int(name) for name in split(names) or []]
+    except ValueError:
+        raise UserError(f"expected whole numbers, got '{names}'", field="--seeds") from None
+
+
+def parse_settings(pairs: list[str] | None) -> dict[str, Any]:
+    """`["recipe.steps=300"]` -> {"recipe.steps": 300}, values read as YAML."""
+    from harness.yaml_lines import parse_value
+
+    settings = {}
+    for pair in pairs or []:
+        key, sign, value = pair.partition("=")
+        if not sign or not key:
+            raise UserError(f"expected KEY=VALUE, got '{pair}'", field="--set")
+        settings[key] = parse_value(value, f"--set {key}")
+    return settings
+
+
+def require_file(path: Path) -> None:
+    """Raise UserError unless there is such a file, before what reads it is imported."""
+    if not path.is_file():
+        raise UserError("no such file", where=str(path))

@@ -1,0 +1,196 @@
+"""From one flat row to an example: the source text that a model reads, its target, and the accepted answers."""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+import string
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from harness.data.file_formats import LocatedRow
+from harness.data.label_matching import LabelMatcher
+from harness.data.tasks.task import EDITS, Row, Task
+from harness.errors import UserError
+
+NO_ANSWER = "<unk>"
+"""Target of a row without answers that is copied once per answer, as T5's code does for ReCoRD."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row as the model sees it."""
+
+    source: str
+    """The text that the model reads."""
+    target: str
+    """The text that it is trained to write."""
+    references: tuple[str, ...]
+    """The texts that count as right when an answer is scored; the target is the first of them."""
+
+
+class Converter:
+    """Turns the rows of one task into examples. What is the same for all rows is worked out once, here."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.edits: Counter[str] = Counter()
+        """Kind of repair by the task's `prepare` -> number of rows with it."""
+        self._pieces = _template_pieces(task) if task.template else _field_pieces(task)
+        self._targets = task.targets
+        self._matcher = LabelMatcher(task.name, task.label, task.labels, task.label_words)
+
+    def read(self, rows: Iterable[LocatedRow]) -> list[list[Example]]:
+        """Convert rows of any layout. Each inner list holds the examples of one flat row, which are split together.
+
+        Raises UserError at the first row that does not fit the task.
+        """
+        converted: list[list[Example]] = []
+        for where, row in rows:
+            try:
+                flat = list(self.task.prepare(row)) if self.task.prepare else [row]
+            except ValueError as error:
+                raise UserError(str(error), where=where) from None
+            # `prepare` is written for official rows; on any other it may fail with a KeyError, a TypeError and so on
+            except Exception as error:
+                raise UserError(f"has not the fields of task '{self.task.name}': {error!r}", where=where) from None
+            self.edits.update(edit for item in flat for edit in item.get(EDITS, ()))
+            converted.extend(self.examples(where, item) for item in flat)
+        return converted
+
+    def examples(self, where: str, row: Row) -> list[Example]:
+        """Convert one flat row. Raises UserError, at `where`, if a field is missing or a label unknown."""
+        source = self._source(where, row)
+        label = self._value(where, row, self.task.label)
+        if self.task.kind == "text":
+            return self._answered(source, label, where)
+        if self.task.kind == "classification":
+            target = self._targets[self._matcher.match(label, where)]
+        else:
+            target = self._number(label, where)
+        return [Example(source, target, (target,))]
+
+    def check(self) -> None:
+        """Call after all splits were read. Raises UserError if the labels of all rows together look wrong."""
+        self._matcher.check()
+
+    def _source(self, where: str, row: Row) -> str:
+        parts = []
+        for literal, column in self._pieces:
+            found = self._value(where, row, column) if column is not None else ""
+            if isinstance(found, (dict, list)):  # str() of it would train on brackets and quotes
+                raise UserError(f"field '{column}' holds no text but {type(found).__name__} {found!r:.60}", where=where)
+            value = str(found)
+            parts.append(literal + (space_punctuation(value) if self.task.space_punctuation else value))
+        return "".join(parts)
+
+    def _value(self, where: str, row: Row, column: str) -> object:
+        """Return what a row holds in `column`, or in the first of its other names that the row has."""
+        value: object = row.get(column)
+        if not _is_missing(value):  # the usual case, answered before other names are tried
+            return value
+        names = (column, *self.task.aliases.get(column, ()))
+        name = next((name for name in names if name in row), None)
+        if name is None:
+            raise UserError(f"field '{column}' is missing", where=where, value=column, choices=list(row))
+        value = row[name]
+        if _is_missing(value):
+            raise UserError(f"field '{name}' is empty", where=where)
+        return value
+
+    def _number(self, label: object, where: str) -> str:
+        """Return the number that a row is labelled with, as the text that is trained on and scored against."""
+        try:
+            value = float(str(label))
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise UserError(f"label {label!r} is not a number", where=where)
+        return round_number(value, self.task.number_step)
+
+    def _answered(self, source: str, label: object, where: str) -> list[Example]:
+        """Return the examples of a text task's row: one, or one per answer where the task says so."""
+        spaced = space_punctuation if self.task.space_punctuation else str
+        if self.task.stringify_answers:
+            target = spaced(str(label))
+            return [Example(source, target, (target,))]
+        # an answer that annotators gave twice counts once; the order stays, since the first becomes the target
+        answers = list(dict.fromkeys(spaced(answer) for answer in _answers(label, where, self.task.label)))
+        # without an answer nothing could be right: most likely the column is the wrong one
+        if not answers and not self.task.copy_per_answer:
+            hint = 'Where no answer is right, write [""].'
+            raise UserError(f"'{self.task.label}' holds no answer text", where=where, hint=hint)
+        targets = (answers or [NO_ANSWER]) if self.task.copy_per_answer else answers[:1]
+        others = answers if self.task.references == "all" else []
+        return [Example(source, target, tuple(dict.fromkeys([target, *others]))) for target in targets]
+
+
+def _is_missing(value: object) -> bool:
+    """Return whether a value is None, or the NaN that pandas writes instead."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def round_number(value: float, step: float) -> str:
+    """Return the nearest multiple of `step`, with one decimal.
+
+    With step 0.1 it is the label with one decimal: the papers' code rounds to fifths and then undoes that. Coarser
+    steps are counted in 32-bit floats, ties to the even count, as T5's code does for 0.2 (Raffel et al. 2020).
+    """
+    label = np.float32(value)  # labels are 32-bit floats on the hub, so a file of decimals has to round alike
+    if step == 0.1:
+        return f"{float(label):.1f}"
+    return f"{float(np.rint(label * np.float32(1 / step))) * step:.1f}"
+
+
+@functools.lru_cache(maxsize=256)  # the questions on one context follow each other, so a few contexts are enough
+def space_punctuation(text: str) -> str:
+    """Put blanks around every character but letters, marks, digits, `_` and white space; join runs of white space.
+
+    Leading and trailing blanks are dropped; T5's tokenizer would drop them too.
+    """
+    replacement = r" \g<0> " if text.isascii() else _spaced_unless_mark
+    return " ".join(re.sub(r"[^\w\s]", replacement, text).split())
+
+
+def _spaced_unless_mark(match: re.Match[str]) -> str:
+    # combining marks are part of a letter, though Python's \w leaves them out
+    return match[0] if unicodedata.category(match[0]).startswith("M") else f" {match[0]} "
+
+
+def _field_pieces(task: Task) -> list[tuple[str, str | None]]:
+    """Return (text before, column) for each field of the task. Raises UserError for a task without any."""
+    if not task.fields:
+        raise UserError("has neither fields nor a template", where=f"task '{task.name}'")
+    pieces: list[tuple[str, str | None]] = [(f" {tag}: ", column) for tag, column in task.fields]
+    first = pieces[0][0].lstrip()
+    return [(_prefix(task) + first, pieces[0][1]), *pieces[1:]]
+
+
+def _template_pieces(task: Task) -> list[tuple[str, str | None]]:
+    """Return (text before, column) for each column in the template. Raises UserError for a template that is broken."""
+    try:
+        parsed = list(string.Formatter().parse(task.template))
+    except ValueError as error:
+        raise UserError(f"{task.template!r}: {error}", where=f"task '{task.name}'", field="template") from None
+    # `{}`, `{x:3}` and `{x!r}` mean something to str.format, and nothing here
+    if any(column == "" or spec or conversion for _, column, spec, conversion in parsed):
+        problem = f"{task.template!r}: braces may hold a column name and nothing else"
+        raise UserError(problem, where=f"task '{task.name}'", field="template")
+    return [(_prefix(task), None), *((literal, column) for literal, column, _, _ in parsed)]
+
+
+def _prefix(task: Task) -> str:
+    return f"{task.prefix.strip()} " if task.prefix.strip() else ""
+
+
+def _answers(value: object, where: str, column: str) -> list[str]:
+    """Return the accepted answers in a text, a list of texts, or SQuAD's {"text": [...]}."""
+    texts = value.get("text") if isinstance(value, dict) else [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise UserError(f"'{column}' holds no answer text", where=where)
+    return texts

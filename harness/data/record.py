@@ -1,0 +1,51 @@
+"""Which rows a cell used: sizes, fingerprints, few-shot draws."""
+
+from __future__ import annotations
+
+from harness.suite import Strict
+
+
+class DrawRecord(Strict):
+    """The rows of a few-shot draw, by their place in the task's training split, and the labels that selection saw."""
+
+    rows: list[int]
+    class_counts: dict[str, int]
+    """Rows by class; one class "" where a task has none."""
+    fingerprint: str
+    """Of the drawn rows' text, for comparison across methods and machines."""
+    num_selection_labels: int
+    selection_rows: list[int] | None = None
+    """Training rows that chose checkpoint and grid point; None where the whole dev split did."""
+
+
+class Cuts(Strict):
+    """Rows by split whose texts were longer than their limit, in tokens, and were cut there."""
+
+    source_limit: int
+    target_limit: int
+    sources: dict[str, int]
+    targets: dict[str, int]
+    cuts_references: bool
+    """Whether the references of dev and test were cut like the targets."""
+
+
+class DataRecord(Strict):
+    """Which rows a cell used."""
+
+    source: str
+    revision: str
+    split_rule: str
+    num_train: int
+    num_dev: int
+    num_test: int
+    num_duplicates: int = 0
+    """Rows of dev and test whose source text also stands in train."""
+    one_class: dict[str, str] = {}
+    """Split -> label, of each split of a classification whose rows all have the same."""
+    cuts: Cuts | None = None
+    """None where nothing was tokenised, as for a rule."""
+    fingerprint: str
+    """Of all rows of the task's splits, drawn or not."""
+    parts: dict[str, DataRecord] = {}
+    """The tasks of a mixture, whose own numbers are sums."""
+    few_shot: DrawRecord | None = None

@@ -1,0 +1,147 @@
+"""From rows to splits to token ids: how train, dev and test are cut, their fingerprint, and their token ids as arrays.
+
+Shapes: N rows of a split, T token ids of the longest source or target among the rows asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from harness.data.examples import Converter, Example
+from harness.data.origins import find_origin, read_split
+from harness.data.record import DataRecord
+from harness.data.tasks.task import NEEDED_SPLITS, SPLIT_RULES, Task
+from harness.errors import UserError
+
+SPLIT_SEED = 42
+"""The seed with which DePT's code cuts every split, whatever the training seed (docs/protocol.md)."""
+NUM_HELD_OUT = 1_000
+"""Training rows that become dev of a large task, as in DePT's code."""
+
+Rows = list[list[Example]]
+"""Published rows, each with its examples. Rows are what is cut: two examples of one row never come into two splits."""
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """The three splits of a task, and the record of where they came from."""
+
+    task: Task
+    train: list[Example]
+    dev: list[Example]
+    test: list[Example]
+    record: DataRecord
+    parts: tuple[TaskData, ...] = ()
+    """For a mixture, its tasks; the splits of the mixture are theirs, one after the other."""
+
+    def split(self, name: str) -> list[Example]:
+        """Return "train", "dev" or "test"."""
+        splits: dict[str, list[Example]] = {"train": self.train, "dev": self.dev, "test": self.test}
+        return splits[name]
+
+
+def load_task(task: Task, data_dir: str | Path | None) -> TaskData:
+    """Read the rows of a task, convert them to examples and cut the splits.
+
+    Raises UserError that names file and row where something is wrong with them.
+    """
+    origin = find_origin(task, data_dir)
+    convert = Converter(task)
+    read = {name: convert.read(read_split(task, origin, name)) for name in NEEDED_SPLITS[task.split]}
+    if not task.ids_are_documented:  # of a shipped task it is known that a label such as 1 is the second class
+        convert.check()
+    for name, rows in read.items():
+        if not rows:
+            raise UserError(f"split '{name}' of task '{task.name}' has no rows", where=origin.place(name))
+    train, dev, test = ([example for row in rows for example in row] for rows in _cut_splits(task, list(read.values())))
+    record = DataRecord(
+        source=origin.describe(convert.edits),
+        revision=origin.revision,
+        split_rule=SPLIT_RULES[task.split],
+        num_train=len(train),
+        num_dev=len(dev),
+        num_test=len(test),
+        num_duplicates=count_duplicates(train, [*dev, *test]),
+        fingerprint=_fingerprint(train, dev, test),
+        one_class=_one_class(task, {"train": train, "dev": dev, "test": test}),
+    )
+    for name, examples in (("train", train), ("dev", dev), ("test", test)):
+        if not examples:
+            problem = f"split '{name}' of task '{task.name}' has no rows: {record.split_rule}"
+            raise UserError(problem, where=origin.place(NEEDED_SPLITS[task.split][-1]))
+    return TaskData(task, train, dev, test, record)
+
+
+def _cut_splits(task: Task, read: Sequence[Rows]) -> tuple[Rows, Rows, Rows]:
+    """Cut train, dev and test by the task's split rule; `read` holds the published splits in NEEDED_SPLITS' order."""
+    if len(read) == 3:  # the rules that cut nothing: NEEDED_SPLITS names train, dev and test
+        return read[0], read[1], read[2]
+    if task.split == "halve_validation":
+        train, validation = read
+        half = len(validation) // 2
+        dev, test = _cut(validation, half)
+        return train, dev, test
+    if task.split == "hold_out_1000":
+        # at most half of the rows: a small copy of a large task, as in a test, keeps rows to train on
+        dev, train = _cut(read[0], min(NUM_HELD_OUT, len(read[0]) // 2))
+        return train, dev, read[1]
+    total = len(read[0])
+    num_dev, num_test = _num_rows(task.dev_share, total), _num_rows(task.test_share, total)
+    if min(num_dev, num_test, total - num_dev - num_test) < 1:
+        problem = f"{num_dev} dev and {num_test} test rows cannot be cut from {total} rows with one left for each split"
+        raise UserError(problem, where=f"task '{task.name}'", field="dev_share, test_share")
+    dev, test, train = _cut(read[0], num_dev, num_dev + num_test)
+    return train, dev, test
+
+
+def _cut(rows: Rows, *ends: int) -> list[Rows]:
+    """Permute the rows and cut them before each index in `ends`; the last piece is the rest."""
+    order = permutation(len(rows))
+    pieces = zip((0, *ends), (*ends, len(rows)), strict=True)
+    return [[rows[index] for index in order[start:end]] for start, end in pieces]
+
+
+def _num_rows(share: float | int, total: int) -> int:
+    """Return the number of rows that a share stands for: a float is a part of `total`, an integer a number of rows."""
+    return round(share * total) if isinstance(share, float) else share
+
+
+def permutation(num_rows: int) -> list[int]:
+    """Return the order in which rows are cut into splits: torch.randperm with seed 42, whatever the training seed."""
+    # on the CPU, since a GPU's generator gives another permutation for the same seed
+    generator = torch.Generator().manual_seed(SPLIT_SEED)
+    order: list[int] = torch.randperm(num_rows, generator=generator).tolist()
+    return order
+
+
+def count_duplicates(train: Sequence[Example], others: Sequence[Example]) -> int:
+    """Return the number of rows in `others` (dev and test) whose source text also stands in train."""
+    seen = {example.source for example in train}
+    return sum(example.source in seen for example in others)
+
+
+def _one_class(task: Task, splits: Mapping[str, Sequence[Example]]) -> dict[str, str]:
+    """Return split -> label for each split of a classification whose rows all have one label.
+
+    A score on such a split cannot tell one method from another, so reports warn of it.
+    """
+    if task.kind != "classification":
+        return {}
+    found = {name: {example.target for example in rows} for name, rows in splits.items()}
+    names = dict(zip(task.targets, task.labels, strict=True))
+    return {name: names[min(targets)] for name, targets in found.items() if len(targets) == 1}
+
+
+def _fingerprint(*splits: Sequence[Example]) -> str:
+    """Return a hash of the texts of all splits: results of two runs are comparable only if it is the same."""
+    digest = hashlib.sha256()
+    for rows in splits:
+        digest.update(f"split {len(rows)}\n".encode())
+        for example in rows:
+            digest.update("\x1f".join((example.source, *example.references)).encode() + b"\n")
+    return digest.hexdigest()[:16]

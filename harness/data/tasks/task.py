@@ -1,0 +1,167 @@
+"""The record of a task: where its rows come from, how they become text, how splits are cut and answers scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from harness.suite import TaskSpec
+
+Row = Mapping[str, Any]
+EDITS = "*edits*"
+"""Key of a row under which a task's `prepare` may put what it repaired, a tuple of short texts; results count them."""
+Kind = Literal["classification", "regression", "text"]
+SplitRule = Literal["given", "halve_validation", "hold_out_1000", "official_test", "mismatched_dev", "cut_train"]
+
+SPLIT_RULES: dict[str, str] = {
+    "given": "train, dev and test as published",
+    "halve_validation": "train whole; validation cut in two by torch.randperm(n), seed 42: first half dev, second test",
+    "hold_out_1000": "1,000 training rows (half of fewer than 2,000) chosen by torch.randperm(n), seed 42, are dev; "
+    "validation is test",
+    "official_test": "validation is dev, the published test split is test",
+    "mismatched_dev": "validation_mismatched is dev, validation_matched is test",
+    "cut_train": "dev, then test, cut from train in the order of torch.randperm(n), seed 42; the rest is train",
+}
+NEEDED_SPLITS: dict[str, tuple[str, ...]] = {
+    "given": ("train", "validation", "test"),
+    "halve_validation": ("train", "validation"),
+    "hold_out_1000": ("train", "validation"),
+    "official_test": ("train", "validation", "test"),
+    "mismatched_dev": ("train", "validation_mismatched", "validation_matched"),
+    "cut_train": ("train",),
+}
+"""Split rule -> the published splits it needs, named as on the hub. Three of them are train, dev and test in order."""
+
+
+@dataclass(frozen=True)
+class Hub:
+    """A data set on the Hugging Face hub, loadable without a script."""
+
+    path: str
+    config: str | None = None
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        return self.path + (f":{self.config}" if self.config else "")
+
+
+@dataclass(frozen=True)
+class Task:
+    """All about one task. Its `version` rises when a correction can move a score, which makes older results stale."""
+
+    name: str
+    title: str
+    benchmark: str
+    kind: Kind
+    fields: tuple[tuple[str, str], ...]
+    """(tag, column) in the order of the source text, which is `tag: value tag: value`."""
+    label: str
+    """Column of the label, number, answer text or list of accepted answers."""
+    template: str = ""
+    """Source text with column names in braces. If set, it is used instead of `fields`."""
+    prefix: str = ""
+    """Put in front of the source text, followed by one blank."""
+    labels: tuple[str, ...] = ()
+    """Class names in the order of their ids. The target text is the id as a digit, unless `target_style` is "words"."""
+    target_words: tuple[str, ...] = ()
+    """Target texts for `target_style` "words", as T5 has them, if they differ from `labels`."""
+    target_style: Literal["digits", "words"] = "digits"
+    number_step: float = 0.1
+    """A regression's targets are multiples of this, written with one decimal."""
+    class_cut: float | None = None
+    """For few-shot draws by class from a regression: rows up to this number are one class, the others the second."""
+    space_punctuation: bool = False
+    """Whether fields and answers get blanks around punctuation, as in the papers' code for question answering."""
+    references: Literal["first", "all"] = "all"
+    """Which answers of a text task count as right: all of them, or only the first, cut like the target.
+
+    "first" is how the papers' code scores. A task has it by its record or by the protocol.
+    """
+    stringify_answers: bool = False
+    """Whether the target is the whole answer field as Python prints it: a slip of the papers' code for SQuAD."""
+    copy_per_answer: bool = False
+    """Whether a row becomes one example per distinct answer, `<unk>` if it has none. Splits are cut before that."""
+    reported: tuple[str, ...] = ("accuracy",)
+    """Metrics whose mean is the task's score."""
+    extra: tuple[str, ...] = ()
+    """Metrics that are computed and stored, and do not count for the score."""
+    selection: str = "accuracy"
+    """Metric that chooses the checkpoint."""
+    split: SplitRule = "halve_validation"
+    max_source_length: int = 256
+    """Most tokens of a source text; a longer one is cut on the right."""
+    max_target_length: int = 20
+    """Most tokens of a text target, its end token included. DePT's code takes 20."""
+    dev_share: float | int = 0.1
+    """Dev rows under split rule `cut_train`: a float is a share of the rows, an integer a number of rows."""
+    test_share: float | int = 0.1
+    """Test rows, in the same way."""
+    sizes: tuple[int, int, int] | None = None
+    """Published sizes of train, dev and test."""
+    hub: tuple[Hub, ...] = ()
+    folders: tuple[str, ...] = ()
+    """Folders to look for below --data, in this order; those named as on the hub need no entry and come last."""
+    shared_folders: tuple[str, ...] = ()
+    """Folders that hold several tasks: a file named `train` there may be another task's, so only `stems` count."""
+    stems: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Split -> further names of its file in the official download, relative to the folder, with or without suffix."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Split -> file or folder of the user's own data, which is taken before --data and the hub."""
+    tsv_columns: tuple[str, ...] = ()
+    """Names of the columns, for an official TSV file without header."""
+    skips_broken_rows: bool = False
+    """Whether rows of an official TSV file that lack cells are left out, as the hub copy does, and counted."""
+    aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Column -> its names in other layouts, tried in this order."""
+    prepare: Callable[[Row], Iterable[Row]] | None = None
+    """Turns one official or hub row into flat rows, one or several. Raises ValueError for a row that it cannot turn."""
+    generate: Callable[[str], list[dict[str, Any]]] | None = None
+    """For a generated task, makes the rows of "train", "validation" or "test"."""
+    version: int = 1
+    licence: str = ""
+    citation: str = ""
+    notes: str = ""
+    label_words: Mapping[str, int] = field(default_factory=dict)
+    """Further spelling of a label in official downloads -> the class id."""
+    ids_are_documented: bool = True
+    """Whether the data is known to number its classes from 0. Otherwise the rows have to show it (`label_matching`)."""
+    parts: tuple[Task, ...] = ()
+    """The tasks of a mixture. A mixture has neither rows nor metrics of its own."""
+
+    @property
+    def spec(self) -> TaskSpec:
+        """What the suite needs to know of the task to resolve settings."""
+        return TaskSpec(
+            self.name,
+            self.version,
+            self.max_source_length,
+            self.benchmark,
+            self.sizes[0] if self.sizes else None,
+            len(self.parts),
+            self.title,
+        )
+
+    @property
+    def split_rule(self) -> str:
+        """Where train, dev and test rows come from, in words."""
+        return "each task of the mixture by its own rule" if self.parts else SPLIT_RULES[self.split]
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the rows need neither --data nor a download."""
+        if self.parts:
+            return all(part.is_here for part in self.parts)
+        return bool(self.generate or self.files)
+
+    @property
+    def targets(self) -> list[str]:
+        """Target texts of a classification, in label order."""
+        if self.target_style == "words":
+            return list(self.target_words or self.labels)
+        return [str(index) for index in range(len(self.labels))]
+
+    @property
+    def metrics(self) -> list[str]:
+        """Every metric computed, the reported ones first."""
+        return list(dict.fromkeys([*self.reported, *self.extra, self.selection]))

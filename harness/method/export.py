@@ -1,0 +1,208 @@
+"""Writes what inference needs of a trained method to a file of plain tensors, and answers from such a file.
+
+Shapes: P prompt vectors, S source length, H hidden width, C classes.
+
+A method whose vectors do not depend on the text collapses to a prompt [P, H], a table [S, H] that is added to the token
+embeddings, or both; its networks and factors are not stored. Other methods export tensors that their class reads back.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file as load_tensors
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor, nn
+
+from harness.backbone import Backbone, Seal, load_backbone, meta_backbone
+from harness.errors import UserError
+from harness.method.linear_head import LinearHead
+from harness.method.method import Method
+from harness.method.registry import Registered, discover, get_class
+from harness.provenance import sha256_file
+from harness.results import Result, read_result, tensors_path
+
+HEAD = "linear_head.weight"
+
+
+class Exported(Method):
+    """A method that has collapsed: it answers from a prompt [P, H] and an added table [S, H] alone."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], backbone: Backbone) -> None:
+        super().__init__(None, backbone)
+        for name in ("prompt", "added"):
+            tensor = tensors.get(name)
+            self.register_buffer(f"{name}_vectors", None if tensor is None else tensor.to(backbone.embedding.weight))
+
+    prompt_vectors: Tensor | None
+    added_vectors: Tensor | None
+
+    def prompt(self) -> Tensor | None:
+        return self.prompt_vectors
+
+    def added(self) -> Tensor | None:
+        return self.added_vectors
+
+
+def is_collapsible(method: Method | type[Method]) -> bool:
+    """Whether a prompt and an added table are all that the method does."""
+    return not method.is_layer_side() and not method.depends_on_text()
+
+
+def serve(method: Method, tensors: Mapping[str, Tensor], backbone: Backbone) -> Method:
+    """Return a method that answers from exported tensors.
+
+    `method` is any instance of the class that made them. It is filled and returned unless it collapses.
+    """
+    own = {name: tensor for name, tensor in tensors.items() if name != HEAD}
+    served = Exported(own, backbone) if is_collapsible(method) else method
+    if served is method:
+        method.load_export(own)
+    _put_on_head(served, tensors, backbone)
+    return served
+
+
+def exported_tensors(method: Method) -> dict[str, Tensor]:
+    """Return what `method.export` gives, and the weights of the linear head, [C, H], where there is one."""
+    # a method that exports its whole state has the head in it, one that collapses has not: it is added here for both
+    tensors = {name: tensor for name, tensor in method.export().items() if name != HEAD}
+    return tensors if method.linear_head is None else {**tensors, HEAD: method.linear_head.weight.detach().clone()}
+
+
+def _put_on_head(method: Method, tensors: Mapping[str, Tensor], backbone: Backbone) -> None:
+    """Give a method the linear head that is among the tensors, if there is one."""
+    if HEAD in tensors:
+        method.linear_head = LinearHead(len(tensors[HEAD]), backbone.embedding.weight)
+        method.linear_head.weight = nn.Parameter(tensors[HEAD].to(backbone.embedding.weight.dtype))
+
+
+@dataclass(frozen=True)
+class Export:
+    """A report on the file that `export_result` wrote."""
+
+    path: Path
+    shapes: dict[str, list[int]]
+    """Of each tensor, by name."""
+    num_kept: int
+    """Parameters that inference needs; factors may be fewer numbers than the exported product."""
+    source_changed: bool
+    """Whether the method's file is no longer the one that trained the result."""
+
+
+def export_result(path: Path, out: Path, backbone: str | None, method_dirs: tuple[str, ...] = ()) -> Export:
+    """Write the exported tensors of the result whose JSON is at `path` to `out`, a safetensors file.
+
+    `backbone` is a name or path of the weights; needed where the result has a folder's name only. Raises UserError for
+    a result without tensors, for tensors that changed after they were stored, or that no longer fit their method.
+    """
+    if not path.exists():
+        raise UserError("no such file", where=str(path))
+    result = read_result(path)
+    tensors = _stored_tensors(path, result)
+    # what a result stores is never overwritten, by a slip of the command line either
+    if out.resolve() in {path.resolve(), path.with_suffix(".safetensors").resolve()}:
+        raise UserError("would overwrite the result itself", where=str(out))
+    registered = discover(*method_dirs)
+    method = _rebuild(path, result, registered, backbone or result.cell.backbone, tensors)
+    exported = exported_tensors(method)
+    cell = result.cell
+    metadata = {
+        "method": cell.method,
+        "hp": json.dumps(cell.hp),
+        "backbone": cell.backbone,
+        "backbone_fingerprint": result.backbone.fingerprint if result.backbone else "",
+        "cell_id": result.cell_id,
+    }
+    try:
+        out.write_bytes(safetensors_bytes(exported, metadata))
+    except OSError as error:
+        raise UserError(f"cannot be written: {error.strerror}", where=str(out)) from None
+    changed = registered[cell.method].spec.source_sha256 != result.method_sha256
+    return Export(out, {name: list(t.shape) for name, t in exported.items()}, method.num_kept, changed)
+
+
+def load_export(path: Path, backbone: Backbone, method_dirs: tuple[str, ...] = ()) -> Method:
+    """Return a method that answers from an exported file on `backbone`. The caller attaches it if it is layer-side.
+
+    Raises UserError if the file is no export, if it does not fit the backbone, or if its method changes the backbone.
+    """
+    try:
+        tensors = load_tensors(path)
+        with safe_open(path, "pt") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot be read: {error}", where=str(path)) from None
+    if "method" not in metadata:
+        raise UserError("is not an export of this program", where=str(path), hint="Make one with harness export.")
+    if set(tensors) <= {"prompt", "added", HEAD}:  # collapsed, so no method file is needed
+        width = next(iter(tensors.values())).shape[1]
+        if width != backbone.hidden:
+            raise UserError(f"holds vectors of width {width}, '{backbone.name}' has {backbone.hidden}", where=str(path))
+        if "added" in tensors and not backbone.is_encoder_decoder:
+            hint = "Its rows count from the padded start there; answer through harness.fused.FusedInput instead."
+            raise UserError("holds a table that cannot be served alone on a decoder", where=str(path), hint=hint)
+        served: Method = Exported(tensors, backbone)
+        _put_on_head(served, tensors, backbone)
+        return served.to(backbone.device).eval()
+    cls = get_class(discover(*method_dirs), metadata["method"])
+    assert issubclass(cls, Method)
+    # the caller may use the backbone for other things too, and a method file is anybody's code
+    seal = Seal(backbone)
+    method = cls(cls.HP(**json.loads(metadata["hp"])), backbone)
+    try:
+        method = serve(method, tensors, backbone)
+    except (RuntimeError, KeyError) as error:
+        raise UserError(f"does not fit '{backbone.name}': {_first_line(error)}", where=str(path)) from None
+    if (what := seal.difference()) is not None:
+        raise UserError(f"its method has changed the backbone, which has to be loaded again: {what}", where=str(path))
+    return method.eval()
+
+
+def _stored_tensors(path: Path, result: Result) -> dict[str, Tensor]:
+    """Read the selected tensors beside a result. Raises UserError where there are none, or not those once stored."""
+    if result.status != "done" or result.files.tensors is None:
+        reason = "failed" if result.status != "done" else "has no trained tensors"
+        raise UserError(f"{reason}, so there is nothing to export", where=str(path))
+    file = tensors_path(path)
+    if not file.exists():
+        raise UserError("is missing; it belongs to the result", where=str(file))
+    if sha256_file(file) != result.files.tensors:
+        raise UserError("is not the file that was stored with the result", where=str(file))
+    return load_tensors(file)
+
+
+def _rebuild(
+    path: Path, result: Result, registered: dict[str, Registered], name_or_path: str, tensors: dict[str, Tensor]
+) -> Method:
+    """Build the method of a result and fill it with its trained tensors. Raises UserError where they do not fit.
+
+    A method that collapses never reads the backbone's weights after training, so those are not loaded for it.
+    """
+    cls = get_class(registered, result.cell.method)
+    assert issubclass(cls, Method)
+    collapsible = is_collapsible(cls)
+    backbone = meta_backbone(name_or_path) if collapsible else load_backbone(name_or_path, device="cpu")
+    with torch.random.fork_rng():  # a method draws when it is created; the caller's random numbers stay as they are
+        method = cls(cls.HP(**result.cell.hp), backbone)
+    if HEAD in tensors:
+        method.linear_head = LinearHead(len(tensors[HEAD]), backbone.embedding.weight)
+    try:
+        # tensors on the meta device have no memory to copy into, so they are exchanged
+        options: dict[str, Any] = {"assign": True} if collapsible else {}
+        method.load_state_dict(tensors, **options)
+    except RuntimeError as error:
+        hint = "The method's file or the backbone is not the one that was trained; harness run --rerun stale."
+        raise UserError(f"does not fit its method: {_first_line(error)}", where=str(path), hint=hint) from None
+    return method.eval()
+
+
+def _first_line(error: BaseException) -> str:
+    """Return the first line that says something: PyTorch's errors on loading have a heading above it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[min(1, len(lines) - 1)] if lines else type(error).__name__

@@ -1,0 +1,254 @@
+"""What a method is, and how the files in methods/ are found.
+
+Shapes: B rows, T tokens, H hidden width of the backbone, P prompt vectors, S source length in tokens, K tasks of a
+mixture, N rows and T target tokens where labels are given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from harness.backbone import Backbone
+from harness.method.layer_change import LayerChange
+from harness.method.linear_head import LinearHead
+from harness.method.low_rank import LowRank
+from harness.method.paper import Paper, explain_figure, require_positive, sweep
+from harness.method.prompt_init import vocabulary_rows
+from harness.method.shared_layers import SharedLayers
+from harness.suite import Defaults
+
+__all__ = [
+    "Backbone",
+    "Defaults",
+    "LayerChange",
+    "LowRank",
+    "Method",
+    "Paper",
+    "Rule",
+    "explain_figure",
+    "require_positive",
+    "sweep",
+    "vocabulary_rows",
+]
+
+Found = TypeVar("Found")
+
+
+class Method(nn.Module):
+    """A way to tune a frozen backbone. A subclass makes its tensors in `__init__` and changes the input or the layers.
+
+    Override one of these:
+
+    - `prompt`, `added` or both, when they do not depend on the text. This is the fastest way: one gather from one table
+      serves the rows of all cells;
+    - `forward`, when the change of the input depends on the text;
+    - `layer_changes`, when single modules of the backbone are to give something else;
+    - `attach` and `detach`, when more inside the backbone changes than single modules. Such a cell trains alone.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[Paper]
+    defaults: ClassVar[Defaults] = Defaults()
+    """Settings and grids that a suite gets unless it names its own."""
+
+    takes_sources: ClassVar[tuple[int, int | None]] = (0, 0)
+    """Fewest and most sources that a cell may name in `init_from`; None for no upper bound."""
+
+    sums_losses: ClassVar[bool] = False
+    """Whether a step takes the gradient of the sum of a batch's token losses instead of their mean.
+
+    Adam hides the difference in scale; clipping does not: a sum is about as many times larger as the batch has tokens.
+    """
+
+    trains_weights: ClassVar[bool] = False
+    """Whether the backbone's own matrices train. Their gradients add 2 FLOPs to the 4 per weight and token."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class HP:
+        """The method's settings, empty here. A subclass lists its own and checks them in `__post_init__`."""
+
+    row_tasks: Tensor | None = None
+    """[B], set before each forward pass: which task of a mixture each row belongs to."""
+    num_tasks: int = 1
+    """Number K of tasks that the method's tensors serve."""
+
+    def __init__(self, hp: Any, backbone: Backbone) -> None:
+        super().__init__()
+        self._attached: SharedLayers | None = None
+        self.linear_head: LinearHead | None = None
+        """The harness sets it where `recipe.head` is linear. It trains and is stored, but is counted apart."""
+
+    def prompt(self) -> Tensor | None:
+        """Return the vectors that go in front of every text: [P, H], or [K, P, H] with one prompt per task, or None."""
+        return None
+
+    def added(self) -> Tensor | None:
+        """Return the table that is added to the token embeddings, [S, H], row i to the i-th token; or None."""
+        return None
+
+    def forward(self, embeds: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Make the backbone's input: embeddings [B, T, H], mask [B, T] (1 for a token) -> [B, P+T, H], [B, P+T]."""
+        table, prompt = self.added(), self.prompt()
+        if table is not None:
+            embeds = embeds + table[: embeds.shape[1]]  # a batch may be shorter than S, the longest text of the cell
+        if prompt is None:
+            return embeds, mask
+        front = prompt[self.tasks_of(embeds)] if prompt.dim() == 3 else prompt.expand(len(embeds), -1, -1)
+        return torch.cat([front, embeds], 1), torch.cat([mask.new_ones(front.shape[:2]), mask], 1)
+
+    def tasks_of(self, rows: Tensor) -> Tensor:
+        """Return which task each row belongs to, [B]; all 0 where there is one task. `rows` is [B, ...].
+
+        Raises ValueError if the number of rows is not that of `row_tasks`: a method that drops or repeats rows would
+        otherwise train the wrong task's tensors without a sign.
+        """
+        if self.row_tasks is None:
+            return torch.zeros(len(rows), dtype=torch.long, device=rows.device)
+        if len(self.row_tasks) != len(rows):
+            raise ValueError(f"tasks of {len(self.row_tasks)} rows are known, not of these {len(rows)}")
+        return self.row_tasks
+
+    def layer_changes(self) -> Sequence[LayerChange]:
+        """Return how the method changes single modules of the backbone, each row by itself.
+
+        Cells of such methods share their forward passes.
+        """
+        return ()
+
+    def attach(self, backbone: Backbone) -> None:
+        """Put `layer_changes` into the backbone. A method that overrides this may change more, and trains alone."""
+        self._attached = SharedLayers([self.layer_changes()])
+        self._attached.attach()
+
+    def detach(self, backbone: Backbone) -> None:
+        """Undo `attach`; the backbone has to be bit for bit what it was before."""
+        if self._attached is not None:
+            self._attached.detach()
+        self._attached = None
+
+    def start_from(self, sources: Sequence[Mapping[str, Tensor]]) -> None:
+        """Copy what other cells have learnt into this method's tensors; called once, after `__init__`.
+
+        `sources` stand in the order of `init_from`. Each holds its method's tensors by name, and also `prompt` [P, H]
+        and `added` [S, H] where that method collapses to these. Raises ValueError for a source that does not fit.
+        """
+        raise NotImplementedError(f"{type(self).__name__} says that it takes sources and must define start_from()")
+
+    def on_step(self, step: int, num_steps: int) -> None:
+        """Do what a method does between steps; called before each training step, counted from 0."""
+
+    def token_losses(self, backbone: Backbone, embeds: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+        """Return the training loss per target token: [N, L, H], [N, L], [N, T] -> [N, T], 0 where a label is -100.
+
+        L counts prompt and text. A method that overrides this, to add to the cross-entropy, trains alone.
+        """
+        return backbone.token_losses(embeds, mask, labels)
+
+    def param_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Return the trainable tensors in groups, as optimisers of PyTorch take them: `params`, `lr`, `weight_decay`.
+
+        `lr` is the recipe's. A group without `weight_decay` gets the recipe's.
+        """
+        return [{"params": list(self.parameters()), "lr": lr}]
+
+    def kept(self) -> dict[str, Tensor]:
+        """Return the fewest numbers that inference has to store, by name; override it where that is less than trains.
+
+        Factors count as factors (DePT's A and B), although `export` writes their product.
+        """
+        return dict(self.named_parameters())
+
+    def export(self) -> dict[str, Tensor]:
+        """Return tensors, detached and contiguous, that are enough to answer with.
+
+        Where the vectors do not depend on the text these are `prompt` [P, H], `added` [S, H] or both, and this class
+        is not needed any more. Any other method gives its own tensors, which `load_export` takes back; it overrides
+        both functions where training holds more than inference needs.
+        """
+        if self.is_layer_side() or self.depends_on_text():
+            found: Mapping[str, Tensor | None] = self.state_dict()
+        else:
+            found = {"prompt": self.prompt(), "added": self.added()}
+        return {name: tensor.detach().clone().contiguous() for name, tensor in found.items() if tensor is not None}
+
+    def load_export(self, tensors: Mapping[str, Tensor]) -> None:
+        """Answer from exported tensors from now on. Never called for a method that exports prompt and added table."""
+        self.load_state_dict(dict(tensors))
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Number of positions P that the method puts in front of a text. Raises ValueError for a prompt of wrong shape.
+
+        A method that overrides `forward` and puts vectors in front has to override this too.
+        """
+        prompt = _called(self.prompt)
+        # other shapes may broadcast in `forward` and train something that nobody meant
+        if prompt is not None and (not isinstance(prompt, Tensor) or prompt.dim() not in (2, 3)):
+            got = list(prompt.shape) if isinstance(prompt, Tensor) else f"a {type(prompt).__name__}"
+            raise ValueError(f"prompt() must return [P, H] or [K, P, H], not {got}")
+        return 0 if prompt is None else prompt.shape[-2]
+
+    @property
+    def num_trained(self) -> int:
+        """Number of parameters that train, a linear head left out."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad) - self.num_head
+
+    @property
+    def num_head(self) -> int:
+        """Number of weights of the linear head; 0 where answers are written as text."""
+        return 0 if self.linear_head is None else self.linear_head.weight.numel()
+
+    @property
+    def num_kept(self) -> int:
+        """Number of parameters that inference has to keep, a linear head left out."""
+        kept = _called(self.kept)
+        if not isinstance(kept, Mapping) or not all(isinstance(tensor, Tensor) for tensor in kept.values()):
+            raise ValueError("kept() must return a dict of tensors by name")
+        return sum(tensor.numel() for name, tensor in kept.items() if not name.startswith("linear_head."))
+
+    @classmethod
+    def is_layer_side(cls) -> bool:
+        """Whether the method changes layers and leaves the input as it is."""
+        return cls.attach is not Method.attach or cls.layer_changes is not Method.layer_changes
+
+    @classmethod
+    def runs_alone(cls) -> bool:
+        """Whether its cells train alone: it attaches in its own way, or has a loss of its own."""
+        return cls.attach is not Method.attach or cls.token_losses is not Method.token_losses
+
+    @classmethod
+    def depends_on_text(cls) -> bool:
+        """Whether the vectors depend on the text: the method overrides `forward` instead of `prompt` and `added`."""
+        return cls.forward is not Method.forward
+
+
+def _called(function: Callable[[], Found]) -> Found:
+    """Call a method's own code from inside a property, and return what it returns.
+
+    An AttributeError raised there would make nn.Module report that the property itself does not exist, which hides the
+    line at fault. Raises RuntimeError in its place, with the same traceback.
+    """
+    try:
+        return function()
+    except AttributeError as error:
+        raise RuntimeError(str(error)).with_traceback(error.__traceback__) from None
+
+
+class Rule:
+    """A baseline that answers without a backbone: it sees nothing but the labels and the training targets."""
+
+    name: ClassVar[str]
+    paper: ClassVar[Paper]
+
+    def __init__(self, labels: Sequence[str] = ()) -> None:
+        self.labels = list(labels)
+        """Target texts of a classification task, in label order; empty for any other task."""
+
+    def answers(self, train_targets: Sequence[str], num_rows: int, seed: int) -> list[str]:
+        """Return one answer, as text, for each of `num_rows` rows."""
+        raise NotImplementedError(f"{type(self).__name__} must define answers()")

@@ -1,0 +1,318 @@
+"""Lays a leaderboard out as a table of cells, texts and footnotes, which the writers then put into a format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from harness.report.boards import Board, BoardRow, Entry, peers
+from harness.report.published import Number, PublishedRow
+from harness.report.statistics.significance import AVERAGE, Significance
+from harness.report.statistics.tests import LEVEL
+from harness.results import Result, data_notes
+
+DASH = "–"
+"""Stands where a score should be and none is; a cell that nothing was run for is empty."""
+TIED = "≈"
+"""Marks an entry that the tests cannot tell from the best of its column."""
+COST_COLUMNS = ("ms/step", "peak MiB")
+"""A run's share of its bundle's training time, and the bundle's peak memory (on a CPU, the whole process's)."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell. All texts are plain: each writer escapes them for its format."""
+
+    text: str = ""
+    rank: str = ""
+    """"best", "second" or empty."""
+    spread: str = ""
+    """Standard deviation over runs, as printed."""
+    runs: str = ""
+    """Number of runs, as printed."""
+    interval: str = ""
+    """Confidence interval, as printed: "[70.1, 74.3]"."""
+    tied: bool = False
+    """Whether the tests cannot tell the entry from the best of its column."""
+    notes: tuple[int, ...] = ()
+    """Numbers of its footnotes, from 1."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """The head of a column."""
+
+    title: str
+    benchmark: str = ""
+    """Title over neighbouring columns that have the same one."""
+    notes: tuple[int, ...] = ()
+    task: str = ""
+    """The task of a column of scores; empty for other columns."""
+
+
+@dataclass
+class Table:
+    """A table, with the texts above and below it."""
+
+    title: str
+    caption: str
+    columns: list[Column]
+    rows: list[list[Cell]] = field(default_factory=list)
+    apart: int | None = None
+    """Index of the first published row, which a rule sets apart; None without any."""
+    notes: list[str] = field(default_factory=list)
+    """Footnotes; number 1 is the first."""
+    remarks: list[str] = field(default_factory=list)
+    """Sentences below the footnotes."""
+    num_heads: int = 1
+    """How many of the first columns name a row."""
+    sections: dict[int, str] = field(default_factory=dict)
+    """Index of a row -> title of the section that begins there."""
+
+    def note(self, text: str) -> int:
+        """The number of the footnote `text`, which is added if the table does not have it yet."""
+        if text not in self.notes:
+            self.notes.append(text)
+        return self.notes.index(text) + 1
+
+
+def lay_out(board: Board, costs: bool = False, significance: Significance | None = None) -> Table:
+    """Return the table of a board: a row per method, a column per task, published rows last.
+
+    `costs` adds columns of time and memory, `significance` intervals and ties.
+    """
+    table = Table(f"{board.suite} on {board.backbone}", _caption(board, significance, costs), [])
+    tasks = [_column(board, task, table, significance) for task in board.tasks]
+    heads = [Column("method"), Column("params"), Column("grid runs")]
+    table.columns = [*heads, *tasks, Column("average"), *(Column(name) for name in (COST_COLUMNS if costs else ()))]
+    ranks = {
+        task: mark_rows(board, [row.entries[task].mean if task in row.entries else None for row in board.rows])
+        for task in board.tasks
+    }
+    average_ranks = mark_rows(board, [row.average(board.tasks) for row in board.rows])
+    for i, row in enumerate(board.rows):
+        cells = [_name(row, table), Cell(_params(row)), _grid_runs(row, table)]
+        for task in board.tasks:
+            cells.append(_cell(row, task, ranks[task][i], table, significance))
+        cells.append(_average(row, board, average_ranks[i], significance))
+        table.rows.append([*cells, *(_costs(row) if costs else ())])
+    if board.published:
+        table.apart = len(table.rows)
+    unmeasured = [Cell()] * (len(COST_COLUMNS) if costs else 0)
+    table.rows += [[*_published_row(row, board, table), *unmeasured] for row in board.published]
+    below = [board.published_note, *_statements(significance), board.origin]
+    table.remarks = [f"{text}." for text in below if text]
+    return table
+
+
+def mark_rows(board: Board, values: Sequence[float | None]) -> list[str]:
+    """Marks ("best", "second", "") for one value per row of a board; few-shot rows are ranked within one k."""
+    return mark_within(values, [row.k for row in board.rows])
+
+
+def mark_within(values: Sequence[float | None], groups: Sequence[object]) -> list[str]:
+    """Marks for the values of each group by themselves. `groups` holds the group of each value."""
+    marks = [""] * len(values)
+    for group in dict.fromkeys(groups):
+        members = [i for i, item in enumerate(groups) if item == group]
+        for i, mark in zip(members, mark_best([values[i] for i in members]), strict=True):
+            marks[i] = mark
+    return marks
+
+
+def mark_best(values: Sequence[float | None]) -> list[str]:
+    """Marks for values. They are compared as printed, with one digit, so that equal texts get equal marks."""
+    printed = [None if value is None else round(value, 1) for value in values]
+    order = sorted({value for value in printed if value is not None}, reverse=True)
+    names = dict(zip(order, ("best", "second"), strict=False))
+    return ["" if value is None else names.get(value, "") for value in printed]
+
+
+def _caption(board: Board, significance: Significance | None, costs: bool) -> str:
+    text = (
+        "Test score of the checkpoint and grid point chosen by dev score: mean ± standard deviation over seeds "
+        "(number of runs). Best in bold, second underlined"
+    )
+    text += ", among rows of one k." if len(peers(board.rows)) > 1 else "."
+    if significance is not None:
+        text += (
+            f" In brackets the {1 - LEVEL:.0%} interval over test rows and seeds; {TIED} is not separable from the "
+            f"best of the column{' with its k' if len(peers(board.rows)) > 1 else ''} (paired test, Holm's correction "
+            "over all pairs of the table)."
+        )
+    if costs:
+        text += " ms/step is a run's share of its bundle's time, so cells that trained together share it."
+    if board.published:
+        text += " Rows marked published are figures of the named source: not measured here, not ranked."
+    return text
+
+
+def _column(board: Board, task: str, table: Table, significance: Significance | None) -> Column:
+    """The head of a task's column, with footnotes on what makes its scores hard to compare."""
+    notes = []
+    if kinds := board.differences.get(task):
+        notes.append(table.note(f"rows of this column were made with different {' and '.join(kinds)}: not comparable"))
+    if task in board.overlaps:
+        notes.append(table.note(board.overlaps[task]))
+    if significance is not None and task in significance.warnings:
+        notes.append(table.note(significance.warnings[task]))
+    runs = [run for row in board.rows if task in row.entries for run in row.entries[task].runs]
+    notes += [table.note(text) for text in data_notes(runs)]
+    return Column(f"{task} ({board.metrics.get(task, '?')})", board.benchmarks[task], tuple(notes), task)
+
+
+def _cell(row: BoardRow, task: str, rank: str, table: Table, significance: Significance | None) -> Cell:
+    """The score of a row on a task; empty if nothing was run."""
+    entry = row.entries.get(task)
+    if entry is None:
+        return Cell()
+    cell = entry_cell(entry, table, rank)
+    if significance is None or entry.mean is None:
+        return cell
+    notes = cell.notes
+    if (row.name, task) in significance.untested:
+        notes += (table.note("not tested: predictions are missing, were changed, or differ in rows between runs"),)
+    interval, tied = _interval_and_tie(row, task, significance)
+    return replace(cell, interval=interval, tied=tied, notes=notes)
+
+
+def entry_cell(entry: Entry, table: Table, rank: str = "") -> Cell:
+    """An entry's score with footnotes on its runs; a dash if no run has a score."""
+    notes = tuple(table.note(text) for text in _entry_notes(entry))
+    if entry.mean is None:
+        return Cell(DASH, notes=notes)
+    spread = f"{entry.std:.1f}" if entry.std is not None else ""
+    return Cell(f"{entry.mean:.1f}", rank, spread, str(len(entry.runs)), notes=notes)
+
+
+def _interval_and_tie(row: BoardRow, column: str, significance: Significance | None) -> tuple[str, bool]:
+    """The interval as text, and whether the tests cannot tell the entry from the best of its column."""
+    if significance is None:
+        return "", False
+    span = significance.intervals.get((row.name, column))
+    text = "" if span is None else f"[{span[0]:.1f}, {span[1]:.1f}]"
+    return text, (row.name, column) in significance.ties
+
+
+def _entry_notes(entry: Entry) -> list[str]:
+    """Footnotes on everything that a reader has to know about the runs of an entry."""
+    flags = _failure_notes(entry)
+    if entry.num_grid_unfit and not entry.failed:
+        flags.append(f"{entry.num_grid_unfit} of {entry.num_grid_runs} grid points do not fit the backbone")
+    if entry.has_hidden_grid_failures:
+        flags.append(f"{entry.num_grid_failed} of {entry.num_grid_runs} grid runs failed")
+    if entry.mixed:
+        flags.append(f"runs differ in {' and '.join(entry.mixed)}; rerun them with --rerun stale")
+    if entry.commits:
+        flags.append(f"runs were made at {len(entry.commits)} commits of the harness: {', '.join(entry.commits)}")
+    if entry.stale:
+        flags.append(f"stale: {' and '.join(entry.stale)} changed since; rerun with --rerun stale")
+    if entry.num_unreadable:
+        flags.append(f"{entry.num_unreadable:,} of {entry.num_answers:,} answers unreadable, so wrong")
+    return flags
+
+
+def _failure_notes(entry: Entry) -> list[str]:
+    """Footnotes on runs without a score: why the method does not fit; how many runs failed, and one error."""
+    notes = list(dict.fromkeys(_reason(run) for run in entry.failed if run.status == "unfit"))
+    failed = [run for run in entry.failed if run.status == "failed"]
+    if failed:
+        notes.append(f"{len(failed)} of {len(entry.failed) + len(entry.runs)} runs failed: {_reason(failed[0])}")
+    return notes
+
+
+def _reason(run: Result) -> str:
+    """The last line of an error, under the name of its type unless it begins with one, as a Python traceback does."""
+    failure = run.failure
+    lines = (failure.message.strip().splitlines() if failure else []) or [""]
+    named = run.status == "unfit" or lines[-1].partition(":")[0].endswith("Error")
+    return (lines[-1] if named else f"{failure.type}: {lines[-1]}") if failure else "unknown"
+
+
+def _average(row: BoardRow, board: Board, rank: str, significance: Significance | None) -> Cell:
+    average = row.average(board.tasks)
+    if average is None:
+        return Cell(DASH)
+    interval, tied = _interval_and_tie(row, AVERAGE, significance)
+    return Cell(f"{average:.1f}", rank, interval=interval, tied=tied)
+
+
+def _name(row: BoardRow, table: Table) -> Cell:
+    """The name of a row; with a footnote if its tasks were run under different protocols."""
+    if len(row.protocols) < 2:
+        return Cell(row.name)
+    text = f"tasks of this row were run under different protocols: {'; '.join(row.protocols)}"
+    return Cell(row.name, notes=(table.note(text),))
+
+
+def _costs(row: BoardRow) -> tuple[Cell, Cell]:
+    """Milliseconds per step and peak MiB, as COST_COLUMNS."""
+    seconds, memory = row.step_seconds(), row.peak_memory()
+    return (
+        Cell(DASH if seconds is None else f"{1000 * seconds:.3g}"),
+        Cell(DASH if memory is None else f"{memory / 2**20:,.0f}"),
+    )
+
+
+def _params(row: BoardRow) -> str:
+    """Trained parameters; those kept for inference too, where they are fewer or more; the whole of a mixture."""
+    trained, kept = row.params("num_trained"), row.params("num_kept")
+    text = span_of(trained)
+    text = text if kept == trained else f"{text} (kept {span_of(kept)})"
+    return text + "".join(f" per task; {total:,} for {tasks} tasks" for total, tasks in row.mixture_params())
+
+
+def span_of(counts: Sequence[int]) -> str:
+    """Numbers in ascending order as one text: "76,800", or "400–9,000" from the first to the last."""
+    if not counts:
+        return DASH
+    return f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,}{DASH}{counts[-1]:,}"
+
+
+def _grid_runs(row: BoardRow, table: Table) -> Cell:
+    """Grid points that were run per entry: how much tuning stands behind a row."""
+    text = span_of(sorted({entry.num_grid_runs for entry in row.entries.values()}))
+    raced_out = sum(entry.num_raced_out for entry in row.entries.values())
+    if not raced_out:
+        return Cell(text)
+    total = sum(entry.num_grid_runs for entry in row.entries.values() if entry.num_raced_out)
+    note = f"searched by halving: {raced_out} of {total} grid runs left early, by dev score"
+    return Cell(text, notes=(table.note(note),))
+
+
+def _published_row(row: PublishedRow, board: Board, table: Table) -> list[Cell]:
+    name = Cell(f"{row.name}, published", notes=(table.note(f"published: {row.origin}"),))
+    average = row.average(board.tasks)
+    return [
+        name,
+        Cell(", ".join(row.params) or DASH),
+        Cell(),
+        *(_published_cell(row.numbers.get(task), row.common_note, table) for task in board.tasks),
+        Cell(DASH if average is None else f"{average:.1f}"),
+    ]
+
+
+def _published_cell(number: Number | None, common_note: str, table: Table) -> Cell:
+    if number is None:
+        return Cell()
+    notes = (table.note(f"published: {number.note}"),) if number.note not in ("", common_note) else ()
+    spread = f"{number.std:g}" if number.std is not None else ""
+    return Cell(DASH if number.value is None else f"{number.value:.1f}", spread=spread, notes=notes)
+
+
+def _statements(significance: Significance | None) -> list[str]:
+    """Sentences below the table: on entries with one run, and average ranks."""
+    if significance is None:
+        return []
+    texts = []
+    if significance.has_single_runs:
+        texts.append("Intervals of entries with one run hold for that run: how far runs lie apart is not known")
+    for title, ranking in significance.rankings.items():
+        order = sorted(ranking.ranks, key=ranking.ranks.__getitem__)
+        listed = ", ".join(f"{name} {ranking.ranks[name]:.1f}" for name in order)
+        within = f" within {title}" if title else ""
+        texts.append(
+            f"Average ranks over {ranking.num_tasks} tasks{within}: {listed}; Friedman p = {ranking.p_value:.2g}; "
+            f"ranks closer than {ranking.critical_difference:.1f} are not separable (Nemenyi)"
+        )
+    return texts

@@ -1,0 +1,75 @@
+"""Which checkpoint and which grid point win: the best dev score, of equal ones the earliest.
+
+Runner and reports share these functions, so that a table always shows the run that the runner chose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from harness.results.schema import Result
+from harness.suite import Group
+
+
+def dev_selection(result: Result) -> float:
+    """Return the dev score by which a cell was selected; -inf for one that failed or left its search early."""
+    scores = {item.step: item.selection for item in result.dev_history}
+    if result.raced_out_at is not None:  # its dev scores are those of an earlier step than the others'
+        return float("-inf")
+    if result.status != "done" or result.selected_step is None:
+        return float("-inf")
+    return scores.get(result.selected_step, float("-inf"))
+
+
+def best_point(results: Sequence[Result | None]) -> int | None:
+    """Return the index of the grid point with the best dev score; None if every point failed or is missing."""
+    scores = [float("-inf") if result is None else dev_selection(result) for result in results]
+    best = max(scores, default=float("-inf"))
+    return None if best == float("-inf") else scores.index(best)
+
+
+def best_step(history: Iterable[tuple[int, float]]) -> int | None:
+    """Return the step whose checkpoint is kept and tested: the one with the best dev score, the earliest of equals.
+
+    `history` is (step, dev score) in the order of steps; None if it is empty.
+    """
+    selected, best = None, float("-inf")
+    for step, score in history:
+        if score > best:  # not >=: of equal scores the earliest step wins, as in the papers' code
+            selected, best = step, score
+    return selected
+
+
+def chosen_run(group: Group, results: Mapping[tuple[int, int], Result], seed: int) -> Result | None:
+    """Return the run of `seed` that other cells start from: the run of the grid point that won on dev.
+
+    It is a failed run if every point failed; None while the search is not finished or the run is missing.
+    """
+    if len(group.points) == 1:
+        return results.get((0, seed))
+    # with tuning.seeds "first" the grid was searched on the first seed, and `seed` follows its winner
+    search = group.cells[(0, seed)].search_seed
+    searched = [results.get((point, search)) for point in range(len(group.points))]
+    if None in searched:
+        return None
+    winner = best_point(searched)
+    return searched[0] if winner is None else results.get((winner, seed))
+
+
+def next_cells(group: Group, results: Mapping[tuple[int, int], Result | None], per_seed: bool) -> list[tuple[int, int]]:
+    """Return the (point, seed) keys of `group` that selection asks for, given what is known.
+
+    `results` maps a key to its result; a missing key is not finished. With a grid, the first seed (with `per_seed`,
+    every seed) runs all points; then the winner runs the other seeds.
+    """
+    search_seeds = group.seeds if per_seed else group.seeds[:1]
+    search = [(point, seed) for seed in search_seeds for point in range(len(group.points))]
+    missing = [key for key in search if key not in results]
+    if len(group.points) == 1:  # nothing to choose, so no seed has to wait for the first
+        return [(0, seed) for seed in group.seeds if (0, seed) not in results]
+    if missing or per_seed:
+        return missing
+    winner = best_point([results.get((point, group.seeds[0])) for point in range(len(group.points))])
+    if winner is None:  # every point failed on the first seed, so the other seeds would most likely fail too
+        return []
+    return [(winner, seed) for seed in group.seeds[1:] if (winner, seed) not in results]

@@ -1,0 +1,208 @@
+"""Checks before anything is trained: which cells fit their backbones, and whether rows and weights can be loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from harness import provenance
+from harness.backbone import Backbone, meta_backbone
+from harness.data import MissingData, get_metric
+from harness.errors import UserError
+from harness.method import Method, check_head, read_prompt_file, tensors_for_others
+from harness.results import Failure, Result
+from harness.runner.namesakes import refuse_namesakes
+from harness.runner.plan import Plan, backbone_placement
+from harness.suite import INIT_FROM, Cell, Key, Start, source_of, suite_block
+from harness.train import (
+    BundleFacts,
+    build_method,
+    cached_backbone,
+    cached_task,
+    failed_result,
+    misfit,
+    require_positions,
+    target_tokens,
+)
+
+Misfits = dict[Key, UserError]
+"""By cell key, why a cell does not fit its backbone."""
+
+
+def check_cells(plan: Plan, cells: Iterable[Cell], weights: bool = True) -> Misfits:
+    """Return the cells that do not fit their backbones; load the rows and weights of all others once.
+
+    With `weights=False` no weights are loaded, since other processes train and this one needs no memory for them.
+    Raises UserError if rows or weights are missing, or if no cell fits. Nothing has been written then.
+    """
+    cells = list(cells)
+    misfits = find_misfits(plan, cells)
+    cells = [cell for cell in cells if cell.key not in misfits]
+    _read_rows(plan, cells)
+    trained = [cell for cell in cells if _class(plan, cell) is not None]
+    for name, recipe in {cell.backbone: cell.recipe for cell in trained}.items():
+        # several processes load their own
+        if weights and plan.suite.file.execution.processes == 1:
+            source = plan.suite.backbone_sources[name]
+            cached_backbone(source, recipe.precision, recipe.quantization, backbone_placement(plan))
+    refuse_namesakes(plan)  # again: weights of a hub id may have been downloaded only now
+    return misfits
+
+
+def find_misfits(plan: Plan, cells: Iterable[Cell]) -> Misfits:
+    """Find the cells whose method does not fit the backbone, from shapes alone: no weights are loaded.
+
+    A suite goes on without them. Raises UserError if none of the cells to train fits, and nothing is stored yet.
+    """
+    judged: dict[str, UserError | None] = {}
+    misfits: Misfits = {}
+    cells = list(cells)
+    for cell in cells:
+        if _class(plan, cell) is None:
+            continue
+        key = _fit_key(cell)
+        if key not in judged:
+            judged[key] = _misfit(plan, cell)
+        error = judged[key]
+        if error is not None:
+            misfits[cell.key] = error
+    # sources are trained for the rows that start from them, so they alone are nothing to go on for
+    sources = {cell.key for group in plan.groups if group.is_source for cell in group.cells.values()}
+    rows = [cell for cell in cells if cell.key not in sources]
+    trained = [cell for cell in rows if plan.methods[cell.method].cls is None or _class(plan, cell) is not None]
+    has_results = any(plan.results)
+    if misfits and trained and not has_results and all(cell.key in misfits for cell in trained):
+        lines = lines_of(misfits)
+        if len(lines) == 1:
+            raise next(iter(misfits.values()))
+        raise UserError(f"nothing that it trains fits: {'; '.join(lines)}", where=plan.suite.document.path)
+    return misfits
+
+
+def lines_of(misfits: Mapping[Key, UserError]) -> list[str]:
+    """One line for each table row that does not fit, with its reason."""
+    return list(dict.fromkeys(f"{label} {error.problem}" for (_, label, _), error in misfits.items()))
+
+
+def unfit_result(plan: Plan, cell: Cell, error: UserError) -> Result:
+    """The result that is stored of a cell which does not fit, so that the report shows a dash and the reason."""
+    hashes = {cell.method: plan.methods[cell.method].spec.source_sha256}
+    common = BundleFacts(provenance.utc_now(), plan.suite.folder, hashes, 1, {}, 1)
+    failure = Failure(type="Misfit", message=error.problem, traceback="")
+    return failed_result(cell, failure, common).result.model_copy(update={"status": "unfit"})
+
+
+def _misfit(plan: Plan, cell: Cell) -> UserError | None:
+    """Why a cell cannot be trained on its backbone; None if it can, or if its method's code is broken.
+
+    A broken method is no question of fit: its cells fail when they are trained, with a traceback.
+    """
+    name_or_path, quantization = plan.suite.backbone_sources[cell.backbone], cell.recipe.quantization
+    backbone = meta_backbone(name_or_path, quantization, True)
+    where = plan.suite.document.where(*suite_block(plan.suite, cell.label))
+    try:
+        check_head(cell.recipe.head, plan.tasks[cell.task], backbone, plan.suite.document.where("recipe"))
+        sources = [_shapes_of(plan, start) for start in cell.init_from]
+        cls = _class(plan, cell)
+        assert cls is not None
+        reason = misfit(cls, cell.hp, name_or_path, quantization, cell.recipe.lr)
+        if reason is None:
+            method = build_method(cell, cls, backbone, where)
+            _check_starts(plan, cell, method, sources)
+            _check_positions(plan, cell, method.num_prompt_tokens, backbone)
+            reason = misfit(cls, cell.hp, name_or_path, quantization, cell.recipe.lr, sources) if sources else None
+    except UserError as error:
+        return error
+    except Exception:  # a mistake in a method's code is recorded as the failure of its cells
+        return None
+    if reason is None:
+        return None
+    return UserError(f"does not fit backbone '{cell.backbone}': {reason}", where=where, field=f"methods.{cell.label}")
+
+
+def _check_starts(plan: Plan, cell: Cell, method: Method, sources: Sequence[Mapping[str, Tensor]]) -> None:
+    """Try `start_from` on tensors that have shapes and no values. Raises UserError if the shapes do not fit."""
+    if not cell.init_from:
+        return
+    where = plan.suite.document.where(*suite_block(plan.suite, cell.label), INIT_FROM)
+    try:
+        method.start_from(sources)
+    except ValueError as error:
+        titles = " + ".join(start.title for start in cell.init_from)
+        raise UserError(f"cannot start from {titles}: {error}", where=where, field=cell.label) from None
+
+
+def _shapes_of(plan: Plan, start: Start) -> dict[str, Tensor]:
+    """The tensors that a source cell or file will give, by name, without values. Raises UserError."""
+    if start.file is not None:
+        tensors = read_prompt_file(Path(plan.suite.folder) / start.file)
+    else:
+        index = plan.index.of_source(source_of(start))
+        assert index is not None, "a source has a group of its own"
+        source = plan.groups[index].cells[(0, start.seed)]
+        error = _misfit(plan, source)
+        if error is not None:
+            raise UserError(f"starts from {start.title}, which {error.problem}", where=error.where, field=error.field)
+        tensors = tensors_for_others(_build(plan, source, meta_backbone(plan.suite.backbone_sources[source.backbone])))
+    return {name: tensor.to("meta") for name, tensor in tensors.items()}
+
+
+def _read_rows(plan: Plan, cells: Sequence[Cell]) -> None:
+    """Load the rows and metrics of every task. Raises UserError; if rows are missing, it names the tasks that have
+    them.
+
+    All tasks are tried first, so that one message tells of everything that can be trained.
+    """
+    there, missing = [], []
+    for (name, _), cell in {(cell.task, cell.few_shot): cell for cell in cells}.items():
+        for task in plan.tasks[name].parts or (plan.tasks[name],):
+            for metric in task.metrics:
+                get_metric(metric)
+        try:
+            cached_task(cell, plan.data_dir, plan.suite.folder)
+        except MissingData as error:
+            missing.append(error)
+        except UserError:
+            raise
+        except Exception:  # a mistake in reading one task is recorded as the failure of its cells
+            continue
+        else:
+            there.append(name)
+    if missing:
+        hint = (
+            f"The rows of the others are there: --tasks {','.join(dict.fromkeys(there))}" if there else missing[0].hint
+        )
+        raise UserError(missing[0].problem, where=missing[0].where, field=missing[0].field, hint=hint)
+
+
+def _fit_key(cell: Cell) -> str:
+    """A key that is equal for cells that fit, or do not fit, for the same reason; seed and learning rate do not
+    count."""
+    recipe, starts = cell.recipe, [start.identity for start in cell.init_from]
+    network = [cell.backbone, cell.task, recipe.max_source_length, recipe.quantization, recipe.head]
+    parts = [cell.label, cell.method, cell.hp, *network, recipe.label_tokens, starts]
+    return json.dumps(parts, sort_keys=True)
+
+
+def _class(plan: Plan, cell: Cell) -> type[Method] | None:
+    """The class of a cell's method; None for a rule, which needs no backbone, and for a broken file."""
+    cls = plan.methods[cell.method].cls
+    return cls if cls is not None and issubclass(cls, Method) else None
+
+
+def _build(plan: Plan, cell: Cell, backbone: Backbone) -> Method:
+    cls = _class(plan, cell)
+    assert cls is not None
+    return build_method(cell, cls, backbone, plan.suite.document.where(*suite_block(plan.suite, cell.label)))
+
+
+def _check_positions(plan: Plan, cell: Cell, prompt_tokens: int, backbone: Backbone) -> None:
+    """Raise UserError if prompt, text and answer together need more positions than the backbone has."""
+    task = plan.tasks[cell.task]
+    source = cell.recipe.max_source_length or task.max_source_length
+    target = 0 if cell.recipe.head == "linear" else target_tokens(task, backbone, cell.recipe.label_tokens)
+    place, field = plan.suite.document.path, f"{cell.label} on {cell.task}"
+    require_positions(backbone, prompt_tokens, source, target, place, field)

@@ -1,0 +1,87 @@
+"""From a suite file to groups of cells: names checked, filters and overrides applied."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+
+from harness.errors import UserError, require_choice
+from harness.suite.cell_limit import CellLimit
+from harness.suite.file_schema import MethodSpec
+from harness.suite.groups import Group, GroupBuilder
+from harness.suite.load import Suite, load_suite, short_name
+from harness.suite.overrides import Overrides
+from harness.suite.resolve_settings import TaskSpec
+
+__all__ = ["Group", "Overrides", "Suite", "expand_suite", "load_suite", "short_name"]
+
+
+def expand_suite(suite: Suite, methods: Mapping[str, MethodSpec], tasks: Mapping[str, TaskSpec]) -> list[Group]:
+    """Return every group of the suite after filters, then those that they start from.
+
+    Raises UserError on any unknown name or setting, for cells that start from each other, and for more cells than
+    `execution.max_cells`.
+    """
+    labels = _labels(suite, methods)
+    names = _task_names(suite, tasks)
+    _check_exceptions(suite, tasks, labels)
+    shots = suite.file.few_shot.k if suite.file.few_shot else [None]
+    limit = CellLimit(suite)
+    limit.require_entries(len(suite.backbones), len(names), len(shots), len(labels))
+    axes = itertools.product(suite.backbones, names, shots, labels)
+    rows = [((label, task, backbone), k) for backbone, task, k, label in axes]
+    family = GroupBuilder(suite, methods, tasks, labels, rows, limit)
+    limit.require_table([family.count(place, k) for place, k in rows])
+    groups = [family.row(place, k) for place, k in rows]
+    return [*groups, *family.sources.values()]
+
+
+def _labels(suite: Suite, methods: Mapping[str, MethodSpec]) -> dict[str, str]:
+    """Row label -> method name, in the order asked for."""
+    labels = {}
+    for label in suite.overrides.methods or suite.file.methods:
+        listed = label in suite.file.methods
+        method = suite.file.methods[label].get("method", label) if listed else label
+        where = suite.document.where("methods", label) if listed else "--methods"
+        choices = sorted({*methods, *([] if listed else suite.file.methods)})
+        if not isinstance(method, str) or method not in methods:
+            raise UserError(f"unknown method '{method}'", where=where, value=method, choices=choices)
+        labels[label] = method
+    for key in suite.overrides.settings:
+        if key.startswith("methods."):
+            require_choice(key.split(".")[1], {*labels, *suite.file.sources}, kind="method", where=f"--set {key}")
+    return labels
+
+
+def _task_names(suite: Suite, tasks: Mapping[str, TaskSpec]) -> list[str]:
+    where = "--tasks" if suite.overrides.tasks else suite.document.where("tasks")
+    names = list(suite.overrides.tasks or suite.file.tasks)
+    if suite.overrides.tasks:
+        names = [name if name in tasks else _by_title(name, tasks) for name in names]
+    if len(set(names)) < len(names):
+        raise UserError(f"lists a task twice: {', '.join(names)}", where=where)
+    return [require_choice(name, tasks, kind="task", where=where) for name in names]
+
+
+def _by_title(title: str, tasks: Mapping[str, TaskSpec]) -> str:
+    """The one task that tables show under a title, e.g. SST-2; the title itself where that is none or several."""
+    found = [name for name, task in tasks.items() if task.title and _plain(task.title) == _plain(title)]
+    return found[0] if len(found) == 1 else title
+
+
+def _plain(title: str) -> str:
+    return "".join(char for char in title.lower() if char.isalnum())
+
+
+def _check_exceptions(suite: Suite, tasks: Mapping[str, TaskSpec], labels: Mapping[str, str]) -> None:
+    backbones = [*suite.file.backbones, *suite.backbone_sources]
+    known = {
+        "tasks": list(tasks),
+        "methods": sorted({*suite.file.methods, *suite.file.sources, *labels}),
+        "backbones": sorted({*backbones, *map(short_name, backbones)}),
+    }
+    for index, rule in enumerate(suite.file.exceptions):
+        where = suite.document.where("exceptions", index)
+        for axis, choices in known.items():
+            for name in getattr(rule.where, axis):
+                require_choice(name, choices, kind=axis.removesuffix("s"), where=where)

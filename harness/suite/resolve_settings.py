@@ -1,0 +1,209 @@
+"""The settings of one table entry: layers merged from weakest to strongest, then each grid point validated.
+
+The layers, weakest first: the method file's defaults, the protocol, the suite's recipe, the method's block in the
+suite, the exceptions, --set. Sweeps are found and crossed in `sweeps`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from harness.errors import UserError
+from harness.suite.file_schema import ExceptionRule, MethodSpec, Recipe, SourceChoice
+from harness.suite.init_from import GRID_KEY, INIT_FROM, check_num_sources, read_sources, sources_title
+from harness.suite.protocol import Protocol, Scope
+from harness.suite.sweeps import Point, Sweeps, find_sweeps, grid_points, point_settings
+from harness.validation import field_names, validate_settings
+from harness.yaml_lines import Document
+
+
+@dataclass
+class SettingsLayer:
+    """The settings merged so far, and where each was written."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+
+    def update(self, values: Mapping[str, Any], document: Document, *key: str | int, origin: str | None = None) -> None:
+        """Let `values` replace the settings of the same names; they come from `origin`, else from the document."""
+        for name, value in values.items():
+            self.values[name] = value
+            self.origins[name] = origin or document.where(*key, name)
+
+    def locate(self, *key: str | int) -> str:
+        """Return where a setting was written; for a setting that nobody set, where any other one was."""
+        return self.origins.get(str(key[-1]) if key else "", "") or next(iter(self.origins.values()), "")
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What is needed of a task to resolve settings; a whole task record would import more than a suite may."""
+
+    name: str
+    version: int
+    max_source_length: int
+    benchmark: str
+    num_train: int | None
+    """Published number of training rows; None where it is not known. It decides between few and many steps."""
+    num_parts: int = 0
+    """Number of tasks in a mixture; 0 for a single task."""
+    title: str = ""
+    """The task's name in tables."""
+
+
+@dataclass(frozen=True)
+class EntrySettings:
+    """Everything that decides the settings of one table entry: one method on one task and backbone."""
+
+    document: Document
+    label: str
+    spec: MethodSpec
+    protocol: Protocol
+    recipe: Mapping[str, Any]
+    """The suite's shared recipe."""
+    own: Mapping[str, Any]
+    """The method's block in the suite."""
+    exceptions: Mapping[int, ExceptionRule]
+    """The exceptions that apply here, by their index in the suite file."""
+    overrides: Mapping[str, Any]
+    """From --set, e.g. {"recipe.steps": 300}."""
+    task: TaskSpec
+    backbone: str
+    block: Literal["methods", "sources"] = "methods"
+    """Which block of the suite file declares the row."""
+    few_shot: bool = False
+
+
+@dataclass(frozen=True)
+class GridPoint:
+    """One grid point with its complete recipe and hp, defaults filled in."""
+
+    point: Point
+    recipe: Recipe
+    hp: dict[str, Any]
+    init_from: tuple[SourceChoice, ...] = ()
+
+
+def resolve_entry(entry: EntrySettings) -> list[GridPoint]:
+    """Return every grid point, validated. Raises UserError for anything unknown or impossible."""
+    recipe, hp, sweeps = _merge_and_find_sweeps(entry)
+    return [_resolve_point(entry, recipe, hp, point) for point in grid_points(sweeps)]
+
+
+def num_points(entry: EntrySettings) -> int:
+    """Return how many grid points `resolve_entry` will make. Raises UserError for a malformed sweep.
+
+    No point is made, so that a suite with a grid of billions is refused at once (see `cell_limit`).
+    """
+    _, _, sweeps = _merge_and_find_sweeps(entry)
+    return math.prod(len(values) for values in sweeps.values())
+
+
+def _merge_and_find_sweeps(entry: EntrySettings) -> tuple[SettingsLayer, SettingsLayer, Sweeps]:
+    """Return the merged recipe and hp of an entry, and the sweeps in both."""
+    recipe, hp = _merge(entry)
+    if entry.spec.is_rule:  # a rule such as majority trains nothing, so no recipe applies to it
+        recipe = SettingsLayer()
+    sweeps = find_sweeps(recipe.values, recipe.origins, "recipe", "recipe")
+    return recipe, hp, sweeps | find_sweeps(hp.values, hp.origins, "hp", f"{entry.block}.{entry.label}")
+
+
+def _merge(entry: EntrySettings) -> tuple[SettingsLayer, SettingsLayer]:
+    """Merge the layers into a recipe and an hp, the weakest layer first (see the top of this file)."""
+    document, label, recipe, hp = entry.document, entry.label, SettingsLayer(), SettingsLayer()
+    file_name = f"methods/{entry.spec.name}.py"
+    recipe.update(entry.spec.defaults.recipe, document, origin=file_name)
+    hp.update(entry.spec.defaults.hp, document, origin=file_name)
+    place = Scope(entry.task.name, entry.task.benchmark, entry.spec.name, entry.backbone, entry.few_shot)
+    origin = f"protocol {entry.protocol.reference.name}"
+    recipe.update(entry.protocol.recipe(place, entry.task.num_train), document, origin=origin)
+    hp.update(entry.protocol.hp(place), document, origin=origin)
+    recipe.update(entry.recipe, document, "recipe")
+    own_recipe = entry.own.get("recipe", {})
+    if not isinstance(own_recipe, dict):
+        where = document.where(entry.block, label, "recipe")
+        raise UserError("expected a mapping", where=where, field=f"{entry.block}.{label}.recipe")
+    recipe.update(own_recipe, document, entry.block, label, "recipe")
+    hp.update({k: v for k, v in entry.own.items() if k not in ("recipe", "method")}, document, entry.block, label)
+    for index, rule in entry.exceptions.items():
+        recipe.update(rule.recipe, document, "exceptions", index, "recipe")
+        hp.update(rule.hp, document, "exceptions", index, "hp")
+    _merge_overrides(entry, recipe, hp)
+    return recipe, hp
+
+
+def _merge_overrides(entry: EntrySettings, recipe: SettingsLayer, hp: SettingsLayer) -> None:
+    """Apply --set. A key that names a method is applied last, so it wins over one for all methods."""
+    for key, value in sorted(entry.overrides.items(), key=lambda item: item[0].startswith("methods.")):
+        parts = key.split(".")
+        if parts[0] == "recipe":
+            recipe.update({parts[1]: value}, entry.document, origin=f"--set {key}")
+        elif parts[0] == "methods" and parts[1] == entry.label:
+            target = recipe if parts[2] == "recipe" else hp
+            target.update({parts[-1]: value}, entry.document, origin=f"--set {key}")
+
+
+def _resolve_point(entry: EntrySettings, recipe: SettingsLayer, hp: SettingsLayer, point: Point) -> GridPoint:
+    """Validate one grid point, and fill in the settings that follow from the task and from the source cells."""
+    recipe_values = recipe.values | point_settings(point, "recipe")
+    hp_values = hp.values | point_settings(point, "hp")
+    # filled in here, so that the length is part of the cell's identity
+    if recipe_values.get("max_source_length") is None:
+        recipe_values["max_source_length"] = entry.task.max_source_length
+    shown = (entry.block, entry.label, "recipe") if entry.own.get("recipe") else ("recipe",)
+    checked = Recipe.model_validate(validate_settings(Recipe, recipe_values, recipe.locate, shown))
+    if entry.spec.error:  # the method file could not be imported, so its hp cannot be checked; its cells will fail
+        return GridPoint(point, checked, hp_values)
+    if entry.spec.is_rule:
+        _refuse_settings(entry, hp)
+        return GridPoint(point, checked, {})
+    field_name = f"{entry.block}.{entry.label}.{INIT_FROM}"
+    where = hp.origins.get(INIT_FROM) or entry.document.where(entry.block, entry.label)
+    init_from = read_sources(hp_values.pop(INIT_FROM, None), where, field_name)
+    check_num_sources(init_from, entry.spec, where, field_name)
+    _fill_source_length(entry, hp, hp_values, checked.max_source_length or entry.task.max_source_length)
+    _fill_number(entry, hp, hp_values, "num_sources", len(init_from))
+    _fill_number(entry, hp, hp_values, "num_tasks", entry.task.num_parts or 1)
+    values = validate_settings(entry.spec.hp_type, hp_values, hp.locate, (entry.block, entry.label))
+    return GridPoint(_with_title(point, init_from), checked, values, init_from)
+
+
+def _with_title(point: Point, init_from: Sequence[SourceChoice]) -> Point:
+    """Return the point with a swept `init_from` replaced by its title, which tables and results can show."""
+    key = f"hp.{INIT_FROM}"
+    return {(GRID_KEY if k == key else k): (sources_title(init_from) if k == key else v) for k, v in point.items()}
+
+
+def _fill_number(entry: EntrySettings, hp: SettingsLayer, values: dict[str, Any], name: str, number: int) -> None:
+    """Set an hp that counts sources or tasks to the number that the suite names. Raises UserError for another."""
+    if name not in field_names(entry.spec.hp_type):
+        return
+    given = values.setdefault(name, number)
+    if given != number:  # one tensor per source or task: with another number some would never be trained
+        where, field_name = hp.locate(name), f"{entry.block}.{entry.label}.{name}"
+        raise UserError(f"{given}, but the suite names {number}", where=where, field=field_name, hint="Leave it out.")
+
+
+def _refuse_settings(entry: EntrySettings, hp: SettingsLayer) -> None:
+    for name in hp.values:
+        field_name = f"{entry.block}.{entry.label}.{name}"
+        raise UserError("unknown; this method has no settings", where=hp.locate(name), field=field_name)
+
+
+def _fill_source_length(entry: EntrySettings, hp: SettingsLayer, values: dict[str, Any], length: int) -> None:
+    """Set `source_length` to the task's maximum: a table indexed by position needs a row for every token of a text."""
+    if "source_length" not in field_names(entry.spec.hp_type):
+        return
+    given = values.get("source_length")
+    if given is None:
+        values["source_length"] = length
+    elif isinstance(given, int) and given < length:
+        raise UserError(
+            f"{given} is less than the {length} tokens that a source text may have",
+            where=hp.locate("source_length"),
+            field=f"{entry.block}.{entry.label}.source_length",
+            hint="Leave it out to follow the task, or lower recipe.max_source_length too.",
+        )

@@ -1,0 +1,236 @@
+"""Make what is stored of a cell, done or failed: its result (the JSON), its predictions and its tensors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor
+
+from harness import provenance
+from harness.backbone import Backbone, BackboneRecord, MatmulParams, peak_flops
+from harness.data import TaskData, cell_task
+from harness.method import Rule, SourceFile
+from harness.results import (
+    DevScore,
+    Failure,
+    MetricRecord,
+    ParamCounts,
+    PredictionRow,
+    Result,
+    StartRecord,
+    Usage,
+    split_name,
+)
+from harness.suite import Cell, Key, Scope, resolve_protocol
+from harness.train.cell_state import Outcome
+from harness.train.cost import rule_usage, usage_of
+from harness.train.evaluate import score_data
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """The contents of the files that a cell leaves in the results folder."""
+
+    result: Result
+    predictions: list[PredictionRow]
+    """Answers and references of dev and test; empty for a failure."""
+    tensors: bytes | None
+    """The selected tensors as a safetensors file; None for a failure, a rule, and a cell that lost a race."""
+
+
+OnCellResult = Callable[[CellResult], None]
+
+
+@dataclass(frozen=True)
+class BundleFacts:
+    """What the results of one bundle have in common."""
+
+    started_at: str
+    suite_folder: str
+    """Where the suite file lies; paths in it are relative to this folder."""
+    method_sha256: dict[str, str]
+    """By method, the hash of its file."""
+    bundle_cells: int
+    """Number of cells that shared the forward passes."""
+    starts: Mapping[Key, Sequence[SourceFile]]
+    """By cell key, the files that its tensors start from (`init_from`)."""
+    num_processes: int
+    """Processes that trained the bundle together."""
+
+    def start_records(self, cell: Cell) -> list[StartRecord]:
+        """The part of a result that names the files which the cell's tensors started from."""
+        return [start.record for start in self.starts.get(cell.key, ())]
+
+
+def trained_result(
+    outcome: Outcome,
+    tensors: Mapping[str, Tensor],
+    data: TaskData,
+    backbone: Backbone,
+    matmul: MatmulParams,
+    common: BundleFacts,
+) -> CellResult:
+    """What is stored of a cell whose training has ended, well or not.
+
+    `tensors` are the method's selected tensors by name, whole and on the CPU; `matmul` counts the backbone's weights,
+    for the FLOPs.
+    """
+    cell, method = outcome.cell, outcome.method
+    peak = peak_flops(device_name(backbone), cell.recipe.precision)
+    usage = usage_of(outcome, common.bundle_cells, matmul, peak, common.num_processes)
+    if outcome.failure is not None:
+        failure = outcome.failure.model_copy(update={"step": outcome.failed_at})
+        return failed_result(cell, failure, common, usage if outcome.num_steps else None)
+    result = Result(
+        cell_id=cell.cell_id,
+        group_id=cell.group_id,
+        status="done",
+        cell=cell,
+        protocol=_protocol_values(cell, data.task.benchmark),
+        metrics=_metric_record(data),
+        dev_history=outcome.history,
+        selected_step=outcome.selected_step,
+        raced_out_at=outcome.raced_out_at,
+        dev=outcome.scores["dev"],
+        test=outcome.scores.get("test"),
+        params=ParamCounts(
+            num_trained=method.num_trained,
+            num_kept=method.num_kept,
+            num_head=method.num_head,
+            num_tasks=max(1, len(data.parts)),
+        ),
+        starts=common.start_records(cell),
+        usage=usage,
+        data=data.record,
+        backbone=backbone.record,
+        method_sha256=common.method_sha256[cell.method],
+        provenance=provenance.collect_provenance(device_name(backbone)),
+        started_at=common.started_at,
+        finished_at=provenance.utc_now(),
+    )
+    # a cell that lost a race can never win its grid, so nothing ever reads its tensors
+    content = None if outcome.raced_out_at is not None else safetensors_bytes(dict(tensors))
+    return CellResult(result, _prediction_rows(data, outcome.answers), content)
+
+
+def rule_result(cell: Cell, rule: Rule, data: TaskData, common: BundleFacts) -> CellResult:
+    """Score a rule, and return what is stored of it. It is not trained, so step 0 is its whole history."""
+    begin = time.perf_counter()
+    targets = [example.target for example in data.train]
+    answers = {name: rule.answers(targets, len(data.split(name)), cell.seed) for name in ("dev", "test")}
+    scores = {name: score_data(data, name, answers[name]) for name in answers}
+    selection = scores["dev"].metrics[data.task.selection]
+    elapsed = time.perf_counter() - begin
+    result = Result(
+        cell_id=cell.cell_id,
+        group_id=cell.group_id,
+        status="done",
+        cell=cell,
+        protocol=_protocol_values(cell, data.task.benchmark),
+        metrics=_metric_record(data),
+        dev_history=[DevScore(step=0, selection=selection, metrics=scores["dev"].metrics)],
+        selected_step=0,
+        selection_rule="nothing is selected",
+        dev=scores["dev"],
+        test=scores["test"],
+        params=ParamCounts(num_trained=0, num_kept=0),
+        usage=rule_usage(elapsed),
+        data=data.record,
+        backbone=BackboneRecord(source="none", revision="none", fingerprint="none", num_params=0),
+        method_sha256=common.method_sha256[cell.method],
+        provenance=provenance.collect_provenance("cpu"),
+        started_at=common.started_at,
+        finished_at=provenance.utc_now(),
+    )
+    return CellResult(result, _prediction_rows(data, answers), None)
+
+
+def failed_result(cell: Cell, failure: Failure, common: BundleFacts, usage: Usage | None = None) -> CellResult:
+    """What is stored of a cell that failed; `usage` is what its training cost until then.
+
+    It needs neither rows nor weights, since loading those may be what failed.
+    """
+    task = cell_task(cell.task, cell.protocol, cell.definition, common.suite_folder)
+    result = Result(
+        cell_id=cell.cell_id,
+        group_id=cell.group_id,
+        status="failed",
+        cell=cell,
+        protocol=_protocol_values(cell, task.benchmark),
+        failure=failure,
+        usage=usage,
+        starts=common.start_records(cell),
+        method_sha256=common.method_sha256[cell.method],
+        provenance=provenance.collect_provenance("unknown"),
+        started_at=common.started_at,
+        finished_at=provenance.utc_now(),
+    )
+    return CellResult(result, [], None)
+
+
+def failed_to_store(made: Result, failure: Failure) -> Result:
+    """The result of a cell that was trained and could not be stored, for example because the disk is full."""
+    kept = (
+        "cell_id",
+        "group_id",
+        "cell",
+        "protocol",
+        "method_sha256",
+        "starts",
+        "usage",
+        "provenance",
+        "started_at",
+        "finished_at",
+    )
+    return Result(status="failed", failure=failure, **{name: getattr(made, name) for name in kept})
+
+
+def device_name(backbone: Backbone) -> str:
+    """The name of the GPU's model, or "cpu" and the like for other devices."""
+    return torch.cuda.get_device_name() if backbone.device.type == "cuda" else backbone.device.type
+
+
+def _protocol_values(cell: Cell, benchmark: str) -> dict[str, Any]:
+    """The protocol's values that act on this cell, by key."""
+    return resolve_protocol(cell.protocol).acting(
+        Scope(cell.task, benchmark, cell.method, cell.backbone, cell.few_shot is not None)
+    )
+
+
+def _metric_record(data: TaskData) -> MetricRecord:
+    """What `harness score` needs to recompute the metrics of a task, and of each task of a mixture."""
+    task = data.task
+    return MetricRecord(
+        reported=list(task.reported),
+        extra=[name for name in task.metrics if name not in task.reported],
+        selection=task.selection,
+        labels=task.targets,
+        parts={part.task.name: _metric_record(part) for part in data.parts},
+    )
+
+
+def _prediction_rows(data: TaskData, answers: Mapping[str, Sequence[str]], task: str = "") -> list[PredictionRow]:
+    """Answers to dev and test with their references, row by row; those of a mixture task by task.
+
+    The rows of a mixture's tasks stand one behind the other, so each task takes the next piece of each split's answers.
+    """
+    if data.parts:
+        rows: list[PredictionRow] = []
+        starts = dict.fromkeys(answers, 0)
+        for part in data.parts:
+            ends = {split: starts[split] + len(part.split(split)) for split in answers}
+            own = {split: answers[split][starts[split] : ends[split]] for split in answers}
+            rows += _prediction_rows(part, own, part.task.name)
+            starts = ends
+        return rows
+    return [
+        (split_name(split, task), index, list(example.references), answer)
+        for split in ("dev", "test")
+        if split in answers
+        for index, (example, answer) in enumerate(zip(data.split(split), answers[split], strict=True))
+    ]

@@ -1,0 +1,175 @@
+"""Finds out whether a method fits a network, from shapes alone, before weights, rows or a device are needed.
+
+The plan, the run, `harness check` and `harness params` all ask here. A method fits where its tensors can be created,
+and where one step of training and two written tokens can be computed with it on tensors that have shapes and no values.
+What raises on a tiny network of the same kind too is a mistake in the method's code: then its cells fail, and this file
+says nothing.
+
+Shapes: N rows, L positions, H hidden width, T target tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import logging
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses import fake_tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from harness.backbone import Backbone, Scheme, backbone_config, meta_backbone
+from harness.errors import shortened
+from harness.method import Method
+from harness.train.cell_state import checked_groups
+from harness.train.tiny_backbones import TinyTokenizer, tiny_backbone
+
+ROWS, LENGTH, TARGETS = 2, 5, 3
+"""N, L and T of the trial. They differ, so that a method which mixes up two dimensions fails here."""
+MOST_SHOWN = 300
+"""Characters of a reason that are shown, about three lines; some exceptions print whole tensors."""
+
+UNDECIDED = (fake_tensor.DataDependentOutputException, fake_tensor.DynamicOutputShapeException,
+             fake_tensor.UnsupportedOperatorException, fake_tensor.UnsupportedFakeTensorException)  # fmt: skip
+"""Exceptions which say that shapes alone cannot decide; the method then counts as fitting."""
+
+Sources = Sequence[Mapping[str, Tensor]]
+"""Tensors by name, of each cell that a method starts from."""
+
+
+def misfit(
+    cls: type[Method],
+    hp: Mapping[str, Any],
+    name_or_path: str,
+    quantization: Scheme = "none",
+    lr: float = 1e-3,
+    sources: Sources = (),
+) -> str | None:
+    """Return in one sentence why a method with these settings does not fit a backbone; None where it fits.
+
+    `name_or_path` names the backbone; `sources` are the tensors, with or without values, that the method starts from.
+    Raises UserError where the backbone has no configuration.
+    """
+    if sources:
+        return _judged(cls, hp, lambda: meta_backbone(name_or_path, quantization), lr, sources)
+    network = json.dumps(backbone_config(name_or_path), sort_keys=True, default=str)
+    key: Any = cls
+    return _remembered(key, json.dumps(dict(hp), sort_keys=True), name_or_path, network, quantization, lr)
+
+
+@functools.lru_cache(maxsize=4096)  # a suite asks the same for every seed and task; an answer is a short text
+def _remembered(
+    cls: type[Method], hp: str, name_or_path: str, network: str, quantization: Scheme, lr: float
+) -> str | None:
+    """Do as `misfit`, once for each set of arguments. `network` is the configuration: that of a folder may change."""
+    return _judged(cls, json.loads(hp), lambda: meta_backbone(name_or_path, quantization), lr, ())
+
+
+def _judged(
+    cls: type[Method], hp: Mapping[str, Any], build: Callable[[], Backbone], lr: float, sources: Sources
+) -> str | None:
+    """Try the method on the network that `build` returns; where that raises, try it on a tiny one of the same kind."""
+    error, kind = _tried(cls, hp, build, lr, sources)
+    if error is None:
+        return None
+    if isinstance(error, UNDECIDED):
+        return None  # a method that may fit is not refused; where it does not, its cells fail by themselves
+    if isinstance(error, ValueError):  # a method's own way to say that settings do not fit
+        return _sentence(str(error))
+    on_tiny, _ = _tried(cls, hp, lambda: tiny_backbone(kind, meta=True), lr, ())
+    if on_tiny is not None and not isinstance(on_tiny, ValueError):
+        return None
+    return _sentence(f"it asks for what this network does not have ({_told(error)})")
+
+
+def _tried(
+    cls: type[Method], hp: Mapping[str, Any], build: Callable[[], Backbone], lr: float, sources: Sources
+) -> tuple[Exception | None, Any]:
+    """Return what a method raises on a network, or None, and the kind of the network."""
+    backbone = _OnShapes(build())
+    kind: Any = "encoder-decoder" if backbone.is_encoder_decoder else "decoder"
+    try:
+        _try(cls(cls.HP(**hp), backbone), backbone, lr, sources)
+    except Exception as error:  # a method file, PEFT and transformers may raise anything
+        return error, kind
+    return None, kind
+
+
+def _try(method: Method, backbone: Backbone, lr: float, sources: Sources) -> None:
+    """Form the parameter groups, then compute a step and an answer where the method has to do with the network."""
+    checked_groups(method, lr)
+    if sources:
+        method.start_from(sources)
+    elif type(method).takes_sources[0]:
+        return  # its sources are not known here, and without them nothing can be computed
+    if not (type(method).is_layer_side() or type(method).runs_alone()):
+        return  # the network reads embeddings as it always does; `harness.train.batch_input` checks their shapes
+    try:
+        _compute(method, backbone)
+    except (RuntimeError, NotImplementedError) as error:
+        if "meta tensors" not in str(error):
+            raise
+        # some networks read values unless they are traced by FakeTensorMode, which is ten times as slow
+        with _quiet(), FakeTensorMode(allow_non_fake_inputs=True):
+            _compute(method, backbone)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep PyTorch from logging the operators that it refused; the exception names them."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def _compute(method: Method, backbone: Backbone) -> None:
+    """Compute the losses of [N, L, H] embeddings, and two tokens of an answer, on the meta device."""
+    embeds = torch.zeros(ROWS, LENGTH, backbone.hidden, device="meta")
+    mask = torch.ones(ROWS, LENGTH, dtype=torch.long, device="meta")
+    labels = torch.zeros(ROWS, TARGETS, dtype=torch.long, device="meta")
+    if not type(method).is_layer_side():
+        embeds, mask = method(embeds, mask)
+    method.attach(backbone)
+    try:
+        method.token_losses(backbone, embeds, mask, labels)
+        backbone.decode(embeds, mask, 2)
+    finally:
+        method.detach(backbone)
+
+
+class _OnShapes(Backbone):
+    """A backbone that always writes two tokens: without values nothing says where an answer ends."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        vars(self).update(vars(backbone))
+        if not self.is_encoder_decoder and self.model._can_set_attn_implementation():
+            # other kinds of attention ask whether a mask hides anything, which needs values (see harness.attention)
+            self.model.set_attn_implementation("eager")
+        self.tokenizer = TinyTokenizer()
+
+    def _greedy(self, step: Any, logits: Tensor, max_new_tokens: int) -> Tensor:
+        token = logits.argmax(-1)[:, None]
+        return torch.cat([token, step(token).argmax(-1)[:, None]], 1)
+
+
+def _told(error: Exception) -> str:
+    """Return type and first line of an exception, and the innermost line outside of libraries that it came from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "site-packages" not in Path(frame.filename).parts]
+    frame = (own or frames)[-1]
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}, {Path(frame.filename).name}:{frame.lineno}"
+
+
+def _sentence(text: str) -> str:
+    """Return a text as one line of at most MOST_SHOWN characters, without a full stop."""
+    return shortened(" ".join(text.split()), MOST_SHOWN).removesuffix(".")

@@ -1,0 +1,83 @@
+"""Checks what a network can take in: how many positions it tells apart, and which token ids it has vectors for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harness.backbone import Backbone
+from harness.data import Encoded, Task, max_new_tokens
+from harness.errors import UserError
+from harness.suite import LabelTokens
+
+NUM_DIGIT_TOKENS = 4
+"""Tokens that a label digit and its end take at most, where there is no tokenizer to ask. One too many costs nothing
+but a position; one too few would let an answer run over the last position."""
+
+
+def max_positions(config: Any, side: str) -> int | None:
+    """Return how many positions the `encoder` or `decoder` of a configuration tells apart, or None for no bound.
+
+    There is none where positions are relative (T5's buckets) or slopes over the distance (ALiBi).
+    """
+    nested = getattr(config, side, None)
+    own = nested if hasattr(nested, "to_dict") else config.get_text_config()
+    if getattr(own, "alibi", False) or getattr(own, "relative_attention_num_buckets", None):
+        return None
+    for name in (f"max_{side}_position_embeddings", "max_position_embeddings"):
+        value = getattr(own, name, None)
+        if value and value > 0:  # XLNet writes -1 for no bound
+            return int(value)
+    return None
+
+
+def target_tokens(task: Task, backbone: Backbone, label_tokens: LabelTokens = "longest_label") -> int:
+    """Return the most tokens that an answer takes, its end included.
+
+    For labels without a tokenizer that is NUM_DIGIT_TOKENS where labels are digits, else the task's own limit.
+    """
+    if task.parts:
+        return max(target_tokens(part, backbone, label_tokens) for part in task.parts)
+    if task.kind == "classification" and backbone.tokenizer is not None:
+        return max_new_tokens(task, backbone, label_tokens)
+    is_digit = task.kind == "classification" and task.target_style == "digits"
+    least = NUM_DIGIT_TOKENS if is_digit else task.max_target_length
+    if task.kind != "classification" or label_tokens == "longest_label":
+        return least
+    return max(least, label_tokens - 1)
+
+
+def require_positions(
+    backbone: Backbone, prompt: int, source: int, target: int, where: str | None = None, field: str | None = None
+) -> None:
+    """Raise UserError unless prompt, text and answer, in tokens, fit the positions of the network that reads them.
+
+    Without the check a network would stop with an index error or, worse, go on with numbers that mean nothing.
+    """
+    lengths = {"prompt": prompt, "source": source, "target": target}
+    reads = {"encoder": ("prompt", "source"), "decoder": ("target",)}
+    if not backbone.is_encoder_decoder:
+        reads = {"decoder": tuple(lengths)}
+    for side, names in reads.items():
+        limit, needed = max_positions(backbone.config, side), sum(lengths[name] for name in names)
+        if limit is None or needed <= limit:
+            continue
+        tokens = " + ".join(f"{lengths[name]} {name}" for name in names)
+        owner = f"backbone '{backbone.name}'"
+        if backbone.is_encoder_decoder:
+            owner = f"the {side} of {owner}"
+        settings = "max_target_length" if names == ("target",) else "prompt_length or recipe.max_source_length"
+        problem = f"needs {needed} positions ({tokens}), {owner} has {limit}"
+        raise UserError(problem, where=where, field=field, hint=f"Lower {settings}.")
+
+
+def require_known_ids(encoded: Encoded, backbone: Backbone, what: str) -> None:
+    """Raise UserError where rows hold a token that the network has no vector for. `what` names the rows."""
+    rows = backbone.embedding.num_embeddings
+    for kind, ids in (("source", encoded.source_ids), ("target", encoded.target_ids)):
+        largest = int(ids.max(initial=0))  # max() of no ids at all would raise
+        if largest >= rows:
+            token = backbone.tokenizer.decode([largest])
+            raise UserError(
+                f"a {kind} of {what} holds '{token}', id {largest}, backbone '{backbone.name}' has {rows} embeddings",
+                hint="The token was added to the tokenizer and not to the network: resize its embedding, or drop it.",
+            )

@@ -1,0 +1,210 @@
+"""Whatever a method does to the backbone, the rows beside it score as if it had never been there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import harness
+from harness.backbone.network import Backbone
+from harness.backbone.seal import Seal, checksums
+from harness.errors import UserError
+from harness.method.export import load_export
+from harness.results.schema import Result
+from harness.results.store import ResultStore
+from harness.train.caches import cached_backbone, drop_backbone
+from harness.train.tiny_backbones import tiny_backbone
+
+METHOD = """
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+
+from harness.method import Method, Paper
+
+
+def halved(embedding, ids):
+    return nn.functional.embedding(ids, embedding.weight) * 0.5
+
+
+class Poison(Method):
+    name = "poison"
+    paper = Paper("nobody-2026", "https://example.org")
+
+    @dataclass(frozen=True, kw_only=True)
+    class HP:
+        pass
+
+    def __init__(self, hp, backbone):
+        super().__init__(hp, backbone)
+        self.vectors = nn.Parameter(torch.zeros(1, backbone.hidden))
+        self.network = [backbone]  # in a list, so that it is no part of the method
+        INIT
+
+    @property
+    def weight(self):
+        return self.network[0].embedding.weight
+
+    def prompt(self):
+        PROMPT
+        return self.vectors
+
+    def on_step(self, step, num_steps):
+        ON_STEP
+"""
+SUITE = """\
+suite: seal
+backbones: [micro-t5]
+tasks: [small]
+define_tasks:
+  small: {files: rows.csv, fields: {text: text}, label: verdict, labels: [bad, good], dev_share: 12, test_share: 12}
+seeds: [1]
+recipe: {lr: 0.3, steps: 2, batch_size: 4, eval_every: 1, warmup_steps: 0, backbone_dropout: false}
+methods: METHODS
+"""
+WAYS = {
+    "init": ("INIT", "self.weight.data.mul_(0.5)"),
+    "in place": ("PROMPT", "with torch.no_grad(): self.weight.mul_(0.5)"),
+    "through data": ("PROMPT", "self.weight.data.mul_(0.5)"),
+    "other data": ("ON_STEP", "self.weight.data = self.weight.data * 0.5"),
+    "late": ("ON_STEP", "if step == 1: self.weight.data[:7] = 0"),
+    "moved rows": ("PROMPT", "self.weight.data.copy_(self.weight.data.flip(0))"),
+    "hook": ("INIT", "backbone.embedding.register_forward_hook(lambda m, a, out: out * 0.5)"),
+    "forward": ("PROMPT", "e = self.network[0].embedding; e.forward = partial(halved, e)"),
+    "config": ("ON_STEP", "self.network[0].config.decoder_start_token_id = 7"),
+    "mode": ("ON_STEP", "self.network[0].model.train()"),
+    "gradients": ("ON_STEP", "self.weight.requires_grad_(True)"),
+    "face": ("ON_STEP", "self.network[0].decode = lambda embeds, mask, most: mask[:, :1]"),
+    "class": ("ON_STEP", "type(self.network[0].embedding).forward = halved"),
+    "and raises": ("ON_STEP", "self.weight.data.mul_(0.5); raise RuntimeError('then it raised')"),
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> None:
+    drop_backbone()
+
+
+def run(folder: Path, methods: str, way: str = "in place", **options: object) -> dict[str, Result]:
+    folder.mkdir()
+    code = METHOD
+    for place in ("INIT", "PROMPT", "ON_STEP"):
+        code = code.replace(place, WAYS[way][1] if WAYS[way][0] == place else "pass")
+    (folder / "poison.py").write_text(code)
+    rows = [f"number {i} was {'fine' if i % 3 else 'no use'},{'good' if i % 3 else 'bad'}" for i in range(60)]
+    (folder / "rows.csv").write_text("\n".join(["text,verdict", *rows]) + "\n")
+    (folder / "suite.yaml").write_text(SUITE.replace("METHODS", methods))
+    harness.run(folder / "suite.yaml", results=folder / "out", quiet=True, method_dirs=[str(folder)], **options)  # type: ignore[arg-type]
+    return {result.cell.label: result for _, result in ResultStore(folder / "out").scan()}
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
+    drop_backbone()
+    return run(tmp_path_factory.mktemp("clean") / "a", "{prompt_tuning: {prompt_length: 3}}")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_poisoner_fails_by_name_and_poisons_nobody(way: str, clean: dict[str, Result], tmp_path: Path) -> None:
+    mixed = run(tmp_path / "mixed", "{poison: , prompt_tuning: {prompt_length: 3}}", way)
+    failure = mixed["poison"].failure
+    assert failure is not None
+    assert (mixed["poison"].status, failure.type) == ("failed", "BackboneChanged"), failure.traceback
+    assert "the backbone is no longer what it was" in failure.message
+    for label, result in clean.items():
+        assert (mixed[label].status, mixed[label].failure) == ("done", None)
+        assert (mixed[label].dev_history, mixed[label].test) == (result.dev_history, result.test)
+
+
+@pytest.mark.parametrize("way", ["in place", "late"])
+def test_the_one_that_is_known_fails_and_the_others_stay_together(way: str, tmp_path: Path) -> None:
+    rows = "{poison: , other: {method: poison}, prompt_tuning: {prompt_length: 3}, p_tuning: {prompt_length: 3}}"
+    mixed = run(tmp_path / "mixed", rows, way)
+    assert {label for label, result in mixed.items() if result.status == "failed"} == {"poison", "other"}
+    # a write in place has an author; behind one through `.data` each method goes on with its own cells
+    together = 2 if way == "in place" else 1
+    assert [mixed[label].usage.bundle_cells for label in ("prompt_tuning", "p_tuning")] == [together] * 2  # type: ignore[union-attr]
+
+
+def test_a_backbone_that_was_changed_between_runs_is_loaded_again() -> None:
+    first = cached_backbone("micro-t5", "float32")
+    assert cached_backbone("micro-t5", "float32") is first
+    before = first.embedding.weight.clone()
+    first.embedding.weight.data[3] += 1
+    second = cached_backbone("micro-t5", "float32")
+    assert second is not first
+    assert torch.equal(second.embedding.weight, before)
+
+
+def test_what_is_put_back_bit_for_bit_is_no_change() -> None:
+    backbone = tiny_backbone()
+    seal, weight = Seal(backbone), backbone.embedding.weight
+    with torch.no_grad():
+        weight.mul_(2)
+        assert seal.moved()
+        assert seal.written() == "the numbers of 'shared.weight'"
+        weight.div_(2)
+    assert seal.written() is None
+    assert not seal.moved(), "and the next look is cheap again"
+    assert seal.glance(training=False) is None
+    assert seal.glance(training=True) is not None
+    assert seal.difference() is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_checksum_shows_every_change_of_one_number_and_every_exchange_of_two(data: st.DataObject) -> None:
+    kind = data.draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.int8, torch.bool]))
+    count = data.draw(st.integers(2, 200_000))  # some of several pieces
+    tensor = torch.arange(count).remainder(97).to(kind)
+    (before,) = checksums([tensor])
+    assert checksums([tensor.clone()]) == [before]
+    one, other = data.draw(st.integers(0, count - 1)), data.draw(st.integers(0, count - 1))
+    changed = tensor.clone()
+    changed[one] = 1 - changed[one] if kind != torch.bool else ~changed[one]
+    assert (checksums([changed])[0] == before) == torch.equal(changed, tensor)
+    swapped = tensor.clone()
+    swapped[[one, other]] = tensor[[other, one]]
+    assert (checksums([swapped])[0] == before) == torch.equal(swapped, tensor)
+    assert checksums([tensor[None]]) != [before], "the shape counts"
+
+
+def test_a_mean_that_stays_is_no_excuse() -> None:
+    tensor = torch.randn(3, 5)
+    for other in (-tensor, tensor.flip(0), tensor.T.contiguous().reshape(3, 5), tensor.roll(1)):
+        assert checksums([tensor]) != checksums([other])
+    assert checksums([tensor.T]) == checksums([tensor.T.contiguous()]), "what is not contiguous is read in its order"
+
+
+def test_what_a_network_rewrites_as_it_runs_is_no_change_of_a_method() -> None:
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=16, eos_token_id=1, pad_token_id=0,
+        rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0},
+    )  # fmt: skip
+    backbone = Backbone("dynamic", LlamaForCausalLM(config).eval(), None, None, "float32")
+    seal = Seal(backbone)
+    rotary = backbone.model.model.rotary_emb
+    before = rotary.inv_freq.clone()
+    with torch.no_grad():
+        backbone.model(input_ids=torch.zeros(1, 40, dtype=torch.long))
+    assert not torch.equal(rotary.inv_freq, before)
+    assert seal.difference() is None
+
+
+def test_an_export_whose_class_changes_the_backbone_is_refused(tmp_path: Path) -> None:
+    code = METHOD.replace("INIT", WAYS["init"][1]).replace("PROMPT", "pass").replace("ON_STEP", "pass")
+    (tmp_path / "poison.py").write_text(code.replace("def prompt(self):", "def forward(self, embeds, mask):"))
+    tensors = {"vectors": torch.zeros(1, 64)}
+    metadata = {"method": "poison", "hp": "{}", "backbone": "tiny"}
+    save_file(tensors, tmp_path / "out.safetensors", metadata)
+    with pytest.raises(UserError, match=r"changed the backbone.*the numbers of 'shared\.weight'"):
+        load_export(tmp_path / "out.safetensors", tiny_backbone(), (str(tmp_path),))

@@ -1,0 +1,243 @@
+"""A linear head over the last token: exact in a bundle, for every method, counted and stored apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_fused import LENGTH, SPECS, Spec, make_cell, make_method
+from torch import Tensor
+
+from harness.backbone.load import load_backbone
+from harness.backbone.names import SHIPPED
+from harness.backbone.network import Backbone
+from harness.data.examples import Example
+from harness.data.record import DataRecord
+from harness.data.splits import TaskData
+from harness.data.tasks import all_tasks
+from harness.errors import UserError
+from harness.method.export import export_result, load_export
+from harness.method.linear_head import Classifier, LinearHead, class_targets
+from harness.method.method import Method
+from harness.method.registry import discover
+from harness.results.store import load_results
+from harness.runner.plan import make_plan
+from harness.runner.run_suite import run
+from harness.suite.blocks import ProtocolReference
+from harness.suite.cell import Cell
+from harness.suite.expansion import Overrides
+from harness.suite.protocol import Scope, resolve_protocol
+from harness.train.batch_input import BatchInput, Rows
+from harness.train.cell_state import checked_groups
+from harness.train.evaluate import answer_split
+from harness.train.loop import BundleTrainer
+from harness.train.tiny_backbones import tiny_backbone, tiny_rows
+
+Write = Callable[[str], Path]
+TASK = all_tasks()["micro_sentiment"]
+REGISTRY = discover()
+NUM_ROWS = 12
+
+
+def headed(cell: Cell, backbone: Backbone) -> Method:
+    method = make_method(cell, backbone)
+    method.linear_head = LinearHead(len(TASK.targets), backbone.embedding.weight)
+    return method
+
+
+def trainer(specs: list[Spec], backbone: Backbone, steps: int = 6) -> BundleTrainer:
+    cells = [make_cell(*spec, steps=steps) for spec in specs]
+    cells = [
+        c.model_copy(update={"recipe": c.recipe.model_copy(update={"head": "linear", "head_lr": 0.05})}) for c in cells
+    ]
+    rows = [Example("x", TASK.targets[i % 2], (TASK.targets[i % 2],)) for i in range(NUM_ROWS)]
+    count: dict[str, Any] = dict.fromkeys(("num_train", "num_dev", "num_test"), NUM_ROWS)
+    data = TaskData(TASK, rows, rows, rows, DataRecord(source="", revision="", split_rule="", fingerprint="", **count))
+    lengths = np.random.default_rng(1).integers(2, LENGTH, NUM_ROWS).tolist()
+    encoded = class_targets(tiny_rows(lengths, backbone), rows, TASK)
+    splits = dict.fromkeys(("train", "dev", "test"), encoded)
+    return BundleTrainer(cells, [headed(cell, backbone) for cell in cells], data, splits, backbone, 100)
+
+
+def tensors(made: BundleTrainer, index: int) -> dict[str, Tensor]:
+    return {k: v.detach().clone() for k, v in made.states[index].outcome.method.state_dict().items()}
+
+
+def test_each_cell_of_a_bundle_trains_its_own_head_as_if_alone() -> None:
+    specs = [*SPECS[:4], ("by_text", {}, 0.1, 5, 4)]
+    together = trainer(specs, tiny_backbone("decoder", "float64"))
+    together.run(lambda *_: None, lambda _: None)
+    weights = []
+    for index, spec in enumerate(specs):
+        alone = trainer([spec], tiny_backbone("decoder", "float64"))
+        alone.run(lambda *_: None, lambda _: None)
+        for name, tensor in tensors(alone, 0).items():
+            torch.testing.assert_close(tensors(together, index)[name], tensor, rtol=1e-9, atol=1e-9)
+        ours, theirs = together.states[index].outcome, alone.states[0].outcome
+        assert ours.answers == theirs.answers
+        assert [item.train_loss for item in ours.history] == pytest.approx([i.train_loss for i in theirs.history])
+        weights.append(tensors(together, index)["linear_head.weight"])
+    assert all(not torch.equal(weights[0], weight) for weight in weights[1:])
+
+
+def test_the_head_reads_the_last_token_wherever_the_padding_is() -> None:
+    backbone = tiny_backbone("decoder", "float64")
+    head = LinearHead(3, backbone.embedding.weight)
+    ids = torch.tensor([[5, 9, 7, 0, 0], [8, 4, 11, 6, 3]])
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    found = Classifier(backbone, [head], torch.zeros(2, dtype=torch.long)).class_logits(backbone.embedding(ids), mask)
+    for row, length in enumerate((3, 5)):
+        states = backbone.model.model(input_ids=ids[row : row + 1, :length]).last_hidden_state
+        torch.testing.assert_close(found[row], states[0, -1] @ head.weight.T, rtol=1e-12, atol=1e-12)
+
+
+def test_every_method_trains_a_head_and_itself() -> None:
+    tried = 0
+    for name, registered in REGISTRY.items():
+        cls, backbone = registered.cls, tiny_backbone("decoder", "float64")
+        if cls is None or not issubclass(cls, Method):
+            continue
+        hp = {"source_length": LENGTH} if "source_length" in cls.HP.__dataclass_fields__ else {}
+        torch.manual_seed(0)
+        try:
+            method = cls(cls.HP(**hp), backbone)
+        except ValueError:
+            continue  # not for decoders at all
+        own, kept = method.num_trained, method.num_kept
+        method.linear_head = LinearHead(2, backbone.embedding.weight)
+        assert (method.num_trained, method.num_head) == (own, 128), name
+        assert method.num_kept == kept, name
+        first, last = losses_of_training(method, backbone)
+        assert last < first, f"{name}: {first} to {last}"
+        moved = [
+            p for p in method.parameters() if p is not method.linear_head.weight and p.grad is not None and p.grad.any()
+        ]
+        assert moved, f"{name} itself does not train"
+        assert method.linear_head.weight.grad is not None
+        tried += 1
+    assert tried > 10
+
+
+def losses_of_training(method: Method, backbone: Backbone) -> tuple[float, float]:
+    """Loss before and after a few steps on a fixed batch, dropout off."""
+    assert isinstance(method.linear_head, LinearHead)
+    encoded, numbers = tiny_rows([5, 9, 13], backbone), np.arange(3)
+    labels = torch.tensor([[0], [1], [0]])
+    optimizer = torch.optim.AdamW(checked_groups(method, 0.005, 0.02), weight_decay=0.0)
+    fused, found = BatchInput([method], backbone, LENGTH), []
+    if method.is_layer_side():
+        method.attach(backbone)
+    try:
+        for _ in range(6):
+            optimizer.zero_grad()
+            fused.refresh(grad=True, cells=[0])
+            embeds, mask, _ = fused.build(encoded, Rows(np.zeros(3, np.int64), numbers))
+            reader = Classifier(backbone, fused.heads, torch.zeros(3, dtype=torch.long))
+            loss = method.eval().token_losses(reader, embeds, mask, labels).mean()
+            loss.backward()
+            fused.backward()
+            optimizer.step()
+            found.append(float(loss.detach()))
+    finally:
+        if method.is_layer_side():
+            method.detach(backbone)
+    return found[0], found[-1]
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a tiny random Llama and a tokenizer whose ids it has."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("backbones") / "tiny-llama"
+    tokenizer = AutoTokenizer.from_pretrained(SHIPPED["micro-t5"])
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
+                         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+SUITE = """\
+suite: heads
+backbones: [{llama}]
+tasks: [micro_sentiment]
+seeds: [1]
+recipe: {{steps: 4, batch_size: 4, eval_every: 2, warmup_steps: 0, max_source_length: 40, backbone_dropout: false}}
+methods:
+  prompt_tuning: {{prompt_length: 4, recipe: {{lr: 0.05, head: linear}}}}
+  dept: {{prompt_length: 3, budget_length: 6, added_lr: 0.001, recipe: {{lr: 0.05, head: linear}}}}
+  written: {{method: prompt_tuning, prompt_length: 4, recipe: {{lr: 0.05}}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def stored(llama: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results with heads and one whose answers are written."""
+    folder = tmp_path_factory.mktemp("heads")
+    (folder / "heads.yaml").write_text(SUITE.format(llama=llama))
+    summary = run(folder / "heads.yaml", results=folder / "out", quiet=True)
+    assert (summary.num_trained, summary.num_failed) == (3, 0)
+    return folder
+
+
+def test_heads_are_counted_apart_and_answer_with_labels_only(stored: Path) -> None:
+    plan = make_plan(stored / "heads.yaml", Overrides(), stored / "out", None)
+    found = {group.label: results[(0, 1)] for group, results in zip(plan.groups, plan.results, strict=True)}
+    params = {label: result.params for label, result in found.items()}
+    assert params["prompt_tuning"] is not None
+    assert (params["prompt_tuning"].num_trained, params["prompt_tuning"].num_head) == (4 * 32, 2 * 32)
+    assert params["written"] is not None
+    assert params["written"].num_head == 0
+    assert found["dept"].test is not None
+    assert found["dept"].test.num_unreadable == 0
+    assert len({result.cell_id for result in found.values()}) == 3
+    assert set(load_results(stored / "out")["method"]) == {"prompt_tuning", "dept", "written"}
+
+
+def test_a_head_is_exported_and_answers_as_it_did(stored: Path, llama: str) -> None:
+    (path,) = (stored / "out").glob("**/prompt_tuning/**/*.json")
+    done = export_result(path, stored / "head.safetensors", llama)
+    assert done.shapes["linear_head.weight"] == [2, 32]
+    backbone = load_backbone(llama, device="cpu")
+    method = load_export(stored / "head.safetensors", backbone)
+    assert method.linear_head is not None
+    torch.testing.assert_close(
+        method.linear_head.weight.detach(), load_file(path.with_suffix(".safetensors"))["linear_head.weight"]
+    )
+    encoded = tiny_rows([4, 6], backbone)
+    answers = answer_split(BatchInput([method], backbone, 40), [0], encoded, TASK, 1_000)
+    assert set(answers[0]) <= set(TASK.targets)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "task", "problem"),
+    [
+        ("micro-t5", "micro_sentiment", "linear needs a decoder-only backbone; 'micro-t5' has an encoder"),
+        ("", "micro_qa", "linear needs classes; task 'micro_qa' has none"),
+    ],
+)
+def test_a_head_without_a_last_token_or_classes_is_refused(
+    write_suite: Write, llama: str, backbone: str, task: str, problem: str
+) -> None:
+    path = write_suite(SUITE.format(llama=backbone or llama).replace("micro_sentiment", task))
+    with pytest.raises(UserError) as caught:
+        run(path, results=path.parent / "out", quiet=True)
+    assert problem in str(caught.value)
+    assert not (path.parent / "out").exists()
+
+
+def test_the_protocols_differ_in_how_llama_answers() -> None:
+    place = Scope("sst2", "GLUE", "lora", "llama-2-7b")
+    assert resolve_protocol(ProtocolReference()).recipe(place, 60_000)["head"] == "linear"
+    assert resolve_protocol(ProtocolReference(name="ept-2025")).recipe(place, 60_000)["head"] == "label"
+    assert "head" not in resolve_protocol(ProtocolReference()).recipe(
+        Scope("stsb", "GLUE", "lora", "llama-2-7b"), 5_000
+    )

@@ -1,0 +1,180 @@
+"""Statistics of whole tables, from prediction files to marks: ties, warnings, what cannot be tested."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from stored_runs import answers, store
+from typer.testing import CliRunner
+
+from harness.cli.commands import app
+from harness.errors import UserError
+from harness.report.boards import Board, collect_boards
+from harness.report.statistics.significance import AVERAGE, Significance, assess_board
+from harness.report.statistics.tests import Sample
+from harness.report.tables import render_boards
+from harness.results.answers import Answers
+from harness.results.predictions import PredictionFiles
+from harness.results.store import ResultStore, predictions_path
+
+
+def assessed(root: Path) -> tuple[Board, Significance]:
+    scanned = list(ResultStore(root).scan())
+    (board,) = collect_boards(result for _, result in scanned)
+    return board, assess_board(board, PredictionFiles(scanned).test_answers)
+
+
+def two_tasks(root: Path) -> None:
+    """Of 100 rows `far` answers 50 right, `near` 93 and `best` 95, of 400 rows the same shares."""
+    for label, share in (("far", 50), ("near", 93), ("best", 95)):
+        for seed in (1, 2):
+            store(root, label, "cb", seed, *answers(share))
+            store(root, label, "rte", seed, *answers(4 * share, 400))
+
+
+def test_what_is_not_separable_from_the_best_is_tied_with_it(tmp_path: Path) -> None:
+    two_tasks(tmp_path)
+    board, made = assessed(tmp_path)
+    assert {name for name, column in made.ties if column == "cb"} == {"best", "near"}
+    assert ("far", AVERAGE) not in made.ties
+    text = render_boards([board], "markdown", significance=[made])
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
+    assert "≈" in rows["near"]
+    assert "≈" not in rows["far"]
+    assert "**95.0** ±0.0 (2) [8" in rows["best"]
+    assert "is not separable from the best of the column" in text
+
+
+def test_every_pair_of_every_column_is_corrected_together(tmp_path: Path) -> None:
+    two_tasks(tmp_path)
+    _, made = assessed(tmp_path)
+    assert len(made.pairs) == 3 * 3  # pairs, times two tasks and the average
+    smallest = min(made.pairs, key=lambda pair: pair.p_value)
+    assert smallest.adjusted == pytest.approx(min(1, 9 * smallest.p_value))
+    assert all(pair.adjusted >= pair.p_value for pair in made.pairs)
+
+
+def test_a_split_too_small_for_its_gaps_is_told(tmp_path: Path) -> None:
+    two_tasks(tmp_path)
+    store(tmp_path, "far", "wsc", 1, *answers(10))
+    store(tmp_path, "best", "wsc", 1, *answers(90))
+    board, made = assessed(tmp_path)
+    assert "100 test rows: the best score is known to ±" in made.warnings["cb"]
+    assert "the second is 2.0 below it" in made.warnings["cb"]
+    assert "wsc" not in made.warnings
+    assert made.warnings["cb"] in render_boards([board], "terminal", significance=[made])
+
+
+def test_an_average_is_tested_only_where_every_task_is_there(tmp_path: Path) -> None:
+    two_tasks(tmp_path)
+    store(tmp_path, "half", "cb", 1, *answers(90))
+    _, made = assessed(tmp_path)
+    assert ("half", "cb") in made.intervals
+    assert ("half", AVERAGE) not in made.intervals
+    assert not any("half" in (pair.one, pair.other) for pair in made.pairs if pair.column == AVERAGE)
+
+
+@pytest.mark.parametrize("damage", ["missing", "edited", "other rows"])
+def test_what_cannot_be_tested_says_so_and_is_no_tie(tmp_path: Path, damage: str) -> None:
+    two_tasks(tmp_path)
+    paths = [path for path, r in ResultStore(tmp_path).scan() if (r.cell.label, r.cell.task) == ("near", "cb")]
+    first = predictions_path(paths[0])
+    if damage == "missing":
+        first.unlink()
+    elif damage == "edited":
+        first.write_bytes(first.read_bytes() + b" ")
+    else:
+        store(tmp_path, "near", "cb", 3, ["0"] * 100, [["0"]] * 100)
+    board, made = assessed(tmp_path)
+    assert made.untested == [("near", "cb")]
+    assert ("near", "cb") not in made.ties
+    assert ("near", AVERAGE) not in made.intervals
+    assert "not tested: predictions are missing" in render_boards([board], "markdown", significance=[made])
+
+
+def test_methods_that_answered_other_rows_are_not_compared(tmp_path: Path) -> None:
+    store(tmp_path, "one", "cb", 1, ["1"] * 50, [["1"]] * 50)
+    store(tmp_path, "other", "cb", 1, ["1"] * 50, [["0"]] * 50)
+    assert assessed(tmp_path)[1].pairs == []
+
+
+def test_single_runs_are_told(tmp_path: Path) -> None:
+    store(tmp_path, "one", "cb", 1, *answers(50))
+    board, made = assessed(tmp_path)
+    assert "hold for that run" in render_boards([board], "markdown", significance=[made])
+
+
+def test_the_command_adds_statistics_on_request_and_to_json_always(tmp_path: Path) -> None:
+    two_tasks(tmp_path)
+    plain = CliRunner().invoke(app, ["report", str(tmp_path)])
+    with_statistics = CliRunner().invoke(app, ["report", str(tmp_path), "--statistics"])
+    assert "≈" not in plain.output
+    assert "≈" in with_statistics.output
+    (data,) = json.loads(CliRunner().invoke(app, ["report", str(tmp_path), "--format", "json"]).output)
+    statistics = data["statistics"]
+    assert {(item["method"], item["column"]) for item in statistics["tied_with_best"]} >= {("near", "cb")}
+    (interval,) = [i["interval"] for i in statistics["intervals"] if (i["method"], i["column"]) == ("far", "rte")]
+    assert interval[0] < 50 < interval[1]
+    assert statistics["ranking"]["ranks"] == {"best": 1, "near": 2, "far": 3}
+
+
+def test_a_csv_file_has_no_room_for_statistics(tmp_path: Path) -> None:
+    two_tasks(tmp_path)
+    done = CliRunner().invoke(app, ["report", str(tmp_path), "--statistics", "--format", "csv"])
+    assert isinstance(done.exception, UserError)
+
+
+def test_the_interval_of_an_average_holds_no_score_that_cannot_be(tmp_path: Path) -> None:
+    for task in ("cb", "rte"):
+        store(tmp_path, "never", task, 1, *answers(0))
+        store(tmp_path, "always", task, 1, *answers(100))
+    _, made = assessed(tmp_path)
+    assert made.intervals["never", AVERAGE][0] == 0
+    assert made.intervals["always", AVERAGE][1] == 100
+
+
+def test_every_draw_of_a_seed_counts(tmp_path: Path) -> None:
+    for draw, right in ((7, 45), (8, 66), (9, 87)):
+        store(tmp_path, "several", "cb", 1, *answers(right), draw=draw)
+    board, made = assessed(tmp_path)
+    entry = board.rows[0].entries["cb"]
+    assert (len(entry.runs), entry.mean) == (3, 66)
+    low, high = made.intervals["several", "cb"]
+    assert low < 45 < 87 < high  # a t interval of three runs this far apart
+
+
+def test_runs_are_paired_by_seed_and_draw_and_never_by_a_seed_that_several_have(tmp_path: Path) -> None:
+    right = {(1, 7): 50, (1, 8): 60, (2, 7): 70}
+    for (seed, draw), number in right.items():
+        store(tmp_path, "one", "cb", seed, *answers(number), draw=draw)
+        store(tmp_path, "two", "cb", seed, *answers(number - 10), draw=draw)
+        store(tmp_path, "three", "cb", seed, *answers(number - 10), draw=draw + 100)
+    _, made = assessed(tmp_path)
+    widths = {frozenset((pair.one, pair.other)): pair.gap.variance for pair in made.pairs if pair.column == "cb"}
+    # runs of `one` and `two` lie 10 apart each, so that their seeds have no part in the variance
+    assert widths[frozenset(("one", "two"))] < widths[frozenset(("one", "three"))]
+    twice = Sample.of([((1,), Answers(["1"] * n, [["1"]] * n)) for n in (5, 5)], ["accuracy"], ["0", "1"], 10)
+    assert not twice.pairs_with(twice)
+
+
+def test_the_average_of_one_task_is_that_task_in_every_word(tmp_path: Path) -> None:
+    for label, number in (("far", 20), ("near", 27), ("best", 28)):
+        for seed in (1, 2):
+            store(tmp_path, label, "cb", seed, *answers(number, 28))
+    board, made = assessed(tmp_path)
+    for label in ("far", "near", "best"):
+        assert made.intervals[label, AVERAGE] == made.intervals[label, "cb"]
+    assert {name for name, column in made.ties if column == AVERAGE} == {"best", "near"}
+    assert {name for name, column in made.ties if column == "cb"} == {"best", "near"}
+    by_column = [
+        {(p.one, p.other): (p.p_value, p.adjusted) for p in made.pairs if p.column == c} for c in ("cb", AVERAGE)
+    ]
+    assert by_column[0] == by_column[1]
+    smallest = min(made.pairs, key=lambda pair: pair.p_value)
+    assert smallest.adjusted == pytest.approx(min(1, 3 * smallest.p_value))  # three tests, not six
+    for line in render_boards([board], "markdown", significance=[made]).splitlines():
+        spans = re.findall(r"\[[\d.]+, [\d.]+\]", line)
+        assert len(set(spans)) <= 1

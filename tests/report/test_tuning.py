@@ -1,0 +1,80 @@
+"""What a grid search gave: expected best dev scores and the optimism of choosing by test."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from stored_runs import answers, store
+from test_report import demo, result
+from typer.testing import CliRunner
+
+from harness.cli.commands import app
+from harness.report.boards import collect_boards
+from harness.report.tuning import expected_best, lay_out_tuning, tuning_records
+
+
+@given(st.lists(st.integers(0, 100), min_size=1, max_size=5))
+def test_the_expected_best_is_the_mean_maximum_of_all_draws(scores: list[int]) -> None:
+    brute = [np.mean([max(draw) for draw in itertools.product(scores, repeat=n)]) for n in range(1, len(scores) + 1)]
+    assert expected_best(scores) == pytest.approx(brute)
+
+
+def test_optimism_is_what_choosing_by_test_would_add() -> None:
+    (board,) = collect_boards(demo())
+    records = {record.task: record for record in tuning_records(board)}
+    cb = records["cb"]
+    assert (cb.by_dev, cb.by_test, cb.optimism) == (60, 90, 30)
+    assert cb.expected_best_dev == pytest.approx((75, (70 + 3 * 80) / 4))
+    rte = records["rte"]
+    assert (rte.num_points, rte.num_failed) == (3, 1)
+    assert rte.optimism == pytest.approx(99 - 55.04)
+    assert {record.method for record in records.values()} == {"grid"}
+
+
+def test_several_searched_seeds_are_averaged() -> None:
+    runs = [
+        result("grid", "cb", seed, dev=dev, test=test, lr=lr, index=index)
+        for seed in (1, 2)
+        for lr, index, dev, test in ((0.1, 0, 50 + seed, 70), (0.2, 1, 60, 60 + seed))
+    ]
+    (board,) = collect_boards(runs)
+    (record,) = tuning_records(board)
+    assert (record.num_points, record.num_searches) == (2, 2)
+    assert (record.by_dev, record.by_test) == (61.5, 70)
+    assert record.expected_best_dev[0] == pytest.approx((51 + 60 + 52 + 60) / 4)
+    assert "2 × 2 searches" in [cell.text for cell in lay_out_tuning(board).rows[0]]
+
+
+def test_a_board_without_a_grid_says_so() -> None:
+    (board,) = collect_boards([result("plain", "cb", 1, 1, 50)])
+    assert lay_out_tuning(board).remarks == ["No grid was searched."]
+
+
+def test_a_grid_that_failed_as_a_whole_is_left_out() -> None:
+    (board,) = collect_boards([result("grid", "cb", 1, 0, None, lr=lr, index=i) for i, lr in enumerate((0.1, 0.2))])
+    assert tuning_records(board) == []
+
+
+def test_the_command_prints_tables_and_records(tmp_path: Path) -> None:
+    store(tmp_path, "grid", "cb", 1, *answers(60), lr=0.1, dev=80)
+    store(tmp_path, "grid", "cb", 1, *answers(75), lr=0.2, dev=70, index=1)
+    arguments = ["tuning", str(tmp_path), "--format"]
+    text = CliRunner().invoke(app, [*arguments, "markdown"]).output
+    (row,) = [line for line in text.splitlines() if line.startswith("| grid")]
+    assert [cell.strip() for cell in row.split("|")[1:-1]] == [
+        "grid", "cb", "2", "60.0", "75.0", "15.0", "75.0", "77.5",
+    ]  # fmt: skip
+    assert "would stand 15.0 points higher" in text
+    (record,) = json.loads(CliRunner().invoke(app, [*arguments, "json"]).output)
+    assert record["optimism"] == pytest.approx(15)
+    heads, values = CliRunner().invoke(app, [*arguments, "csv"]).output.splitlines()
+    assert "optimism" in heads
+    assert values.endswith(",75.0 77.5"), "numbers with blanks between them, and nothing of Python"
+    assert "<table>" in CliRunner().invoke(app, [*arguments, "html"]).output
+    assert r"\toprule" in CliRunner().invoke(app, [*arguments, "latex"]).output

@@ -1,0 +1,167 @@
+"""Every suite in suites/: as many cells as the design of its table or figure implies, and a run from end to end."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import pytest
+from paths import ROOT
+from site_pages import Document, check_cell_page, check_links
+from suite_rows import write_tiny_task, write_wide_backbone
+from typer.testing import CliRunner
+
+import harness
+from harness.cli.commands import app
+from harness.data.tasks import all_tasks
+from harness.report.site.cells import leaves
+from harness.report.site.names import cell_page
+from harness.results.schema import Result
+from harness.results.store import ResultStore
+from harness.runner.plan import Plan, make_plan
+from harness.suite.expansion import Overrides
+from harness.suite.file_schema import Recipe
+
+FOLDER = ROOT / "suites"
+SUITES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+GRID = 3  # learning rates of the prompt that both papers searched: 0.3, 0.4, 0.5
+GLUE, SUPERGLUE, MRQA, RULES = 8, 5, 4, 2
+SHOTS = 3  # k = 4, 16, 32
+# the winner of a search on the first of three seeds runs the other two
+SEEDED = GRID + 2
+EXPECTED = {
+    "glue": GLUE * (6 * GRID + RULES),
+    "superglue": SUPERGLUE * (6 * GRID + RULES),
+    "mrqa": MRQA * (6 * SEEDED + RULES * 3),
+    "calibration": 17,  # the released runs of DePT
+    "methods": 3 * (19 * GRID + RULES),
+    "quickstart": 3 * (6 * 3 + 2),  # three tasks, grids of two, two seeds; the rule has no grid
+    # six methods of ACCEPT's Table 3 on BoolQ, CB and SciTail; dev chooses one of five sources for DePT and ACCEPT,
+    # whose sides are trained apart
+    "fewshot": 3 * SHOTS * (4 * SEEDED + 2 * (5 * GRID + 2)) + 3 * 5 * GRID,
+    # EPT starts from one of five sources; MNLI, QQP and SST-2 not from themselves
+    "fewshot-glue": SHOTS * (GLUE * SEEDED + 5 * (5 * GRID + 2) + 3 * (4 * GRID + 2)) + 5 * GRID,
+    "ablation-granularity": 2 * 9 * GRID,  # nine widths on either side: Table 12
+    "ablation-components": 4 * (GLUE + SUPERGLUE) * GRID,
+    "ablation-components-mrqa": 4 * MRQA * SEEDED,
+    "ablation-codebook": 6 * SUPERGLUE * GRID,  # the six rows of Table 4
+    "ablation-ept": 6 * (GLUE + SUPERGLUE) * GRID,
+    # either side alone on each task, and longer ones of MNLI; dev's choice of three starts, on MNLI of two
+    "initialization": (5 * (GLUE + SUPERGLUE) + 28 + 3 * (GLUE + SUPERGLUE) - 1) * GRID,
+    "initialization-mrqa": 3 * MRQA * SEEDED + 2 * (MRQA + 1) * GRID,  # either side alone on each task and SQuAD
+    "ablation-length": 6 * 2 * GRID,  # m = 0, 20, ..., 100 on MRPC and STS-B
+    "ablation-length-ept": (6 + 4 + 5) * GLUE * GRID,
+    "ablation-length-boolq": (6 + 5) * GRID,
+    "length-time": (6 + 6 + 1) * 2,
+    "ablation-spaces": 7 * (GLUE + SUPERGLUE) * GRID,  # 2 to 8 spaces
+    "gates": 4 * GRID,
+    "scaling": 5 * 3 * 3 * GRID,  # BoolQ, MultiRC and WiC on three sizes
+    "t5-3b": 4 * GLUE * GRID,
+    "t5-11b": 3 * GRID,
+    "flan-t5-11b": 3 * GRID,
+    "llama2-7b": 4,
+    "transfer-glue": (4 * GLUE + 6 + 2) * GRID,  # four rows, six source prompts, two first stages
+    "multitask-glue": (4 + 8 + 2) * GRID,  # four rows on the mixture, eight teachers, two more source prompts
+    "transfer-superglue": (4 * SUPERGLUE + 6 + 2) * GRID,
+    "transfer-mrqa": 3 * MRQA * SEEDED + (6 + 1) * GRID,
+    # dev chooses one of five sources for SPoT
+    "fewshot-transfer": 3 * SHOTS * (3 * SEEDED + 5 * GRID + 2) + (6 + 2) * GRID,
+    "transfer": 3 * 4 + 2 * 4,
+    "transfer-few-shot": 4 * 6 + 2 * 6,
+}
+
+
+@functools.cache
+def plan_of(suite: str) -> Plan:
+    """The plan of a suite of which nothing is trained yet."""
+    return make_plan(FOLDER / f"{suite}.yaml", Overrides(), "nowhere", None)
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_a_suite_has_the_cells_that_its_table_implies(suite: str) -> None:
+    plan = plan_of(suite)
+    assert sum(plan.num_cells(group) for group in plan.groups) == EXPECTED[suite]
+    assert plan.suite.file.suite == suite
+    papers = ("ACCEPT", "EPT", "DePT", "micro T5", "generated tasks")
+    assert any(name in plan.suite.file.description for name in papers), "it says what it reproduces"
+
+
+def test_the_rows_of_table_12_have_the_printed_ranks() -> None:
+    from harness.backbone.load import meta_backbone
+    from harness.train.method_builder import build_method
+
+    plan, backbone = plan_of("ablation-granularity"), meta_backbone("t5-base")
+    cls = plan.methods["accept"].cls
+    assert cls is not None
+    printed = {
+        "scpp": [74_496, 74_880, 75_360, 75_648, 75_840, 76_080, 76_224, 76_008, 76_260],
+        "scap": [72_192, 73_728, 76_800, 74_240, 76_032, 76_544, 76_800, 76_800, 76_800],
+    }
+    for side, counts in printed.items():
+        groups = [group for group in plan.groups if group.label.startswith(side)]
+        built = [build_method(group.cells[(0, 42)], cls, backbone) for group in groups]  # type: ignore[arg-type]
+        assert [method.num_trained for method in built] == counts
+
+
+@pytest.fixture(scope="module")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rows")
+    for task in all_tasks().values():
+        if task.hub:
+            write_tiny_task(folder, task)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_wide_backbone(tmp_path_factory.mktemp("models") / "wide")
+
+
+def run_short(suite: str, wide: Path, tiny_data: Path, out: Path, tasks: list[str] | None) -> None:
+    """One step of every row; without `tasks`, of all of them."""
+    settings: dict[str, object] = {"recipe.steps": 1, "recipe.eval_every": 1, "recipe.batch_size": 2}
+    settings |= {"recipe.precision": "float32", "recipe.lr": 0.01}  # one rate: no search
+    summary = harness.run(FOLDER / f"{suite}.yaml", backbones=[str(wide)], tasks=tasks, seeds=[42], results=out,
+                          data=tiny_data, settings=settings, quiet=True)  # fmt: skip
+    assert summary.num_failed == 0
+    results = [result for _, result in ResultStore(out).scan()]
+    assert {result.cell.label for result in results if result.cell.suite == suite} == {
+        *plan_of(suite).suite.file.methods
+    }
+    assert all(result.test is not None and result.selected_step is not None for result in results)
+    check_pages(out, results)
+
+
+def check_pages(out: Path, results: list[Result]) -> None:
+    """The pages of a suite hold together, and those of cells, one of each kind, say all that its results hold."""
+    site = out.parent / "site"
+    done = CliRunner().invoke(app, ["site", str(out), "--out", str(site)])
+    assert done.exception is None, done.output
+    kinds = {frozenset(name.split(".")[0] for name in leaves(r.cell.__dict__ | r.__dict__)): r for r in results}
+    cells = {site / cell_page(result): result for result in kinds.values()}
+    documents = {path: Document(path) for path in [*site.glob("*.html"), *site.glob("*/*.html"), *cells]}
+    check_links(site, documents)
+    for path, result in cells.items():
+        check_cell_page(documents[path], result)
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_a_suite_runs_from_end_to_end(suite: str, wide: Path, tiny_data: Path, tmp_path: Path) -> None:
+    plan = plan_of(suite)
+    first = plan.suite.file.tasks[0]
+    # generated tasks have hundreds of rows to score
+    run_short(suite, wide, tiny_data, tmp_path / "out", ["cb" if plan.tasks[first].generate else first])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", SUITES)
+def test_a_suite_runs_on_all_its_tasks(suite: str, wide: Path, tiny_data: Path, tmp_path: Path) -> None:
+    run_short(suite, wide, tiny_data, tmp_path / "out", None)
+
+
+def test_large_backbones_are_not_run_in_float32() -> None:
+    for suite in ("t5-3b", "t5-11b", "flan-t5-11b", "llama2-7b"):
+        cells = [cell for group in plan_of(suite).groups for cell in group.cells.values()]
+        assert {cell.recipe.precision for cell in cells} == {"bfloat16"}
+    assert Recipe().precision == "float32"
