@@ -162,7 +162,9 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     if not torch.cuda.is_available():
-        raise SystemExit("needs a CUDA device; what a step takes is checked on a CPU by tests/test_device_plan.py")
+        raise SystemExit(
+            "needs a CUDA device; what a step takes is checked on a CPU by tests/runner/test_device_plan.py"
+        )
     found = []
     for name in options.backbones.split(","):
         for storage in options.storages.split(","):

@@ -126,6 +126,7 @@ EXAMPLES: dict[type[Strict], list[dict[str, Any]]] = {
             "beta2": 0.999,
             "eps": 1e-8,
             "adamw": "torch",
+            "label_tokens": 20,
             "clip_norm": 1.0,
             "eval_every": 500,
             "max_source_length": 348,

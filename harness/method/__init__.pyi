@@ -2,6 +2,7 @@ from .cell_error import CellError as CellError
 from .cell_error import errors_of_cell as errors_of_cell
 from .export import export_result as export_result
 from .export import is_collapsible as is_collapsible
+from .export import load_export as load_export
 from .export import serve as serve
 from .inserted_modules import AdapterMethod as AdapterMethod
 from .inserted_modules import AddedBiases as AddedBiases

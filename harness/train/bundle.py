@@ -110,22 +110,22 @@ def train_bundle(bundle: Bundle, listener: BundleListener) -> None:
 
     Raises NotStored (the results folder cannot be written) and Stopped, since no other cell could go on either.
     """
-    attempt = _Attempt(bundle, listener)
-    failure = attempt.run()
-    if failure is not None and attempt.is_restoring:
+    work = _Attempt(bundle, listener)
+    failure = work.run()
+    if failure is not None and work.is_restoring:
         listener.say(f"a checkpoint could not be continued from ({failure.message}); its cells start anew")
         CheckpointWriter(bundle.checkpoint).clear()
-        attempt = _Attempt(replace(bundle, cells=tuple(attempt.left)), listener)
-        failure = attempt.run()
-    if failure is not None and (len(bundle.cells) == 1 or not attempt.is_ready):
-        for cell in list(attempt.left):  # nothing is left to divide, or what all cells need is missing
-            attempt.give_up(cell, failure)
+        work = _Attempt(replace(bundle, cells=tuple(work.left)), listener)
+        failure = work.run()
+    if failure is not None and (len(bundle.cells) == 1 or not work.is_ready):
+        for cell in list(work.left):  # nothing is left to divide, or what all cells need is missing
+            work.give_up(cell, failure)
     elif failure is not None:
-        if attempt.guilty in attempt.left:
-            attempt.give_up(attempt.guilty, failure)
-        smaller = _divided(attempt.left, attempt.guilty, attempt.is_changed)
-        how = "one by one" if len(smaller) == len(attempt.left) else "apart"
-        what = f"{len(attempt.left)} cells {'are trained again' if attempt.is_changed else 'go on'} {how}"
+        if work.guilty in work.left:
+            work.give_up(work.guilty, failure)
+        smaller = _divided(work.left, work.guilty, work.is_changed)
+        how = "one by one" if len(smaller) == len(work.left) else "apart"
+        what = f"{len(work.left)} cells {'are trained again' if work.is_changed else 'go on'} {how}"
         listener.say(f"a bundle of {len(bundle.cells)} cells broke off ({failure.message}); {what}")
         for cells in smaller:
             # a race needs all its points in one bundle; points that are apart train to their end
@@ -152,7 +152,7 @@ def _divided(cells: Sequence[Cell], guilty: Cell | None, is_changed: bool) -> li
 
 
 class _Attempt:
-    """One attempt to train a bundle, and which of its cells have not ended yet (`left`)."""
+    """One work to train a bundle, and which of its cells have not ended yet (`left`)."""
 
     def __init__(self, bundle: Bundle, listener: BundleListener, team: Team = ALONE) -> None:
         self.bundle = bundle
@@ -177,7 +177,7 @@ class _Attempt:
         """Train the bundle; return why it could not be finished, or None.
 
         The exception is turned into a record here, so that it does not keep tensors on the device alive for the next
-        attempt. Raises NotStored and Stopped.
+        work. Raises NotStored and Stopped.
         """
         try:
             self._run()
@@ -346,9 +346,9 @@ def _train_as_member(team: Team, send: Send, bundle: Bundle, common: BundleFacts
     listener = BundleListener(
         lambda *step: send(("step", step)), lambda made: send(("product", made)), lambda line: send(("line", line))
     )
-    attempt = _Attempt(bundle, listener, team)
-    attempt.common = common
-    failure = attempt.run()
+    work = _Attempt(bundle, listener, team)
+    work.common = common
+    failure = work.run()
     if failure is not None:
         raise RuntimeError(f"{failure.type}: {failure.message}\n{failure.traceback}")
 
