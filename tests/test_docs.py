@@ -114,7 +114,7 @@ def test_names_of_the_program_in_the_documents_exist(path: Path) -> None:
 
 def test_the_suite_of_the_readme_is_valid(tmp_path: Path) -> None:
     from harness.runner.plan import make_plan
-    from harness.suite.expansion import Overrides
+    from harness.suite.make_groups import Overrides
 
     text = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[0]
     (tmp_path / "mine.yaml").write_text(text)

@@ -16,7 +16,7 @@ from harness.method.method import Method
 from harness.runner.plan import Plan
 from harness.runner.time_estimate import TextLengths, rows_of
 from harness.suite.cell import Cell
-from harness.suite.expansion import Group
+from harness.suite.make_groups import Group
 
 PAGE = ROOT / "docs" / "reproducing.md"
 OTHERS = {"quickstart", "methods", "transfer", "transfer-few-shot"}

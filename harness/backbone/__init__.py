@@ -1,4 +1,4 @@
-"""The frozen network: loaded, quantised, embedded; what a step on it costs in arithmetic and memory."""
+"""The frozen network: loaded, quantised, embedded, decoded greedily; the arithmetic and memory of a step on it."""
 
 import lazy_loader
 

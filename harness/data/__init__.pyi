@@ -1,6 +1,8 @@
 from .examples import Example as Example
 from .few_shot import describe_few_shot as describe_few_shot
 from .few_shot import draw_few as draw_few
+from .metric_formulas import Array as Array
+from .metric_formulas import Scorer as Scorer
 from .metrics import METRICS as METRICS
 from .metrics import TRUST as TRUST
 from .metrics import compute_metrics as compute_metrics
@@ -40,5 +42,3 @@ from .tokenization import cut_references as cut_references
 from .tokenization import encode as encode
 from .tokenization import has_cut_references as has_cut_references
 from .tokenization import max_new_tokens as max_new_tokens
-from .weighted_metrics import Array as Array
-from .weighted_metrics import Scorer as Scorer

@@ -20,7 +20,7 @@ from functools import lru_cache
 from numbers import Real
 from typing import Any
 
-from harness.data.weighted_metrics import (
+from harness.data.metric_formulas import (
     Scorer,
     as_numbers,
     f1_scorer,

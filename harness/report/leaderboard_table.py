@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from harness.report.boards import Board, BoardRow, Entry, peers
 from harness.report.published import Number, PublishedRow
+from harness.report.statistics.inference import LEVEL
 from harness.report.statistics.significance import AVERAGE, Significance
-from harness.report.statistics.tests import LEVEL
 from harness.results import Result, data_notes
 
 DASH = "–"

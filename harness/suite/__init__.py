@@ -1,4 +1,4 @@
-"""From a suite file to cells: YAML with line numbers, protocols, settings laid over each other, grids expanded."""
+"""From a suite file to cells: YAML with line numbers, protocols, settings laid over each other, sweeps made grids."""
 
 import lazy_loader
 

@@ -8,12 +8,6 @@ from .cell import Mixture as Mixture
 from .cell import Part as Part
 from .cell import Start as Start
 from .cell import digest as digest
-from .expansion import Group as Group
-from .expansion import Overrides as Overrides
-from .expansion import Suite as Suite
-from .expansion import expand_suite as expand_suite
-from .expansion import load_suite as load_suite
-from .expansion import short_name as short_name
 from .file_schema import SLUG as SLUG
 from .file_schema import Defaults as Defaults
 from .file_schema import LabelTokens as LabelTokens
@@ -28,6 +22,12 @@ from .groups import suite_block as suite_block
 from .init_from import GRID_KEY as GRID_KEY
 from .init_from import INIT_FROM as INIT_FROM
 from .init_from import NO_SOURCE as NO_SOURCE
+from .make_groups import Group as Group
+from .make_groups import Overrides as Overrides
+from .make_groups import Suite as Suite
+from .make_groups import expand_suite as expand_suite
+from .make_groups import load_suite as load_suite
+from .make_groups import short_name as short_name
 from .protocol import DEFAULT_PROTOCOL as DEFAULT_PROTOCOL
 from .protocol import Protocol as Protocol
 from .protocol import Scope as Scope

@@ -19,14 +19,14 @@ from .checkpoint import new_marker as new_marker
 from .checkpoint import read_header as read_header
 from .cost import usage_of as usage_of
 from .evaluate import answer_split as answer_split
-from .fit import misfit as misfit
 from .fsdp import trains_backbone as trains_backbone
-from .halving import Race as Race
 from .loop import BundleTrainer as BundleTrainer
 from .method_builder import build_method as build_method
 from .method_contract import Finding as Finding
 from .method_contract import check_method_file as check_method_file
+from .method_fit import misfit as misfit
 from .network_limits import require_positions as require_positions
 from .network_limits import target_tokens as target_tokens
+from .race import Race as Race
 from .step import EVALUATION_FACTOR as EVALUATION_FACTOR
 from .tiny_backbones import TinyTokenizer as TinyTokenizer

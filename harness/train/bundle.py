@@ -47,10 +47,10 @@ from harness.train.cell_state import Outcome, describe_failure
 from harness.train.checkpoint import CheckpointPlan, CheckpointWriter
 from harness.train.data_parallel import ALONE, MemberDied, Send, Team, run_team
 from harness.train.fsdp import UNSHARDED, shard, trains_backbone
-from harness.train.halving import Race
 from harness.train.loop import BundleTrainer, OnStep
 from harness.train.method_builder import build_method, build_to_train, try_detaching
 from harness.train.network_limits import require_known_ids
+from harness.train.race import Race
 
 MICRO_BATCH_TOKENS = {"cpu": 2_048}
 """Token budget of a micro-batch by kind of device. On a CPU, the tensors of 4,096 tokens left its caches, and a step

@@ -20,7 +20,7 @@ from harness.results import SplitScore
 from harness.scores import mean_score
 from harness.suite import LabelTokens
 from harness.train.batch_input import BatchInput, Index, Rows, micro_batches
-from harness.train.halving import ChanceLevel, standard_error
+from harness.train.race import ChanceLevel, standard_error
 
 
 @torch.no_grad()

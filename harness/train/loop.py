@@ -21,7 +21,7 @@ from harness.suite import Key
 from harness.train.cell_state import CellFailure, Outcome, describe_failure
 from harness.train.checkpoint import CheckpointPlan, CheckpointWriter, TrainingState, restore_checkpoint
 from harness.train.evaluate import answer_split, chance_level, score_data
-from harness.train.halving import ChanceLevel, eliminated, rungs
+from harness.train.race import ChanceLevel, eliminated, rungs
 from harness.train.step import BundleStep
 
 OnStep = Callable[[int, int, dict[Key, DevScore]], None]

@@ -18,7 +18,7 @@ from harness.results.store import ResultStore
 from harness.runner.plan import make_plan
 from harness.runner.preflight import find_misfits
 from harness.runner.run_suite import run
-from harness.suite.expansion import Overrides
+from harness.suite.make_groups import Overrides
 from harness.train.network_limits import max_positions, require_positions, target_tokens
 from harness.train.tiny_backbones import tiny_backbone
 

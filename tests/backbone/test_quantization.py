@@ -24,7 +24,7 @@ from harness.method.registry import discover
 from harness.results.store import load_results
 from harness.runner.plan import make_plan
 from harness.runner.run_suite import run
-from harness.suite.expansion import Overrides
+from harness.suite.make_groups import Overrides
 from harness.train.batch_input import BatchInput, Rows
 from harness.train.tiny_backbones import TinyTokenizer, tiny_backbone, tiny_rows
 

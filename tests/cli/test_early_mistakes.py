@@ -19,7 +19,7 @@ from harness.method.method_source import UNREADABLE, read_spec, read_specs
 from harness.method.registry import discover, load_file
 from harness.runner.plan import make_plan
 from harness.runner.resolve_suite import judge_suite, resolve_suite
-from harness.suite.expansion import Overrides
+from harness.suite.make_groups import Overrides
 
 HEAVY = ("torch", "transformers", "pandas", "scipy", "peft")
 

@@ -27,7 +27,7 @@ from harness.errors import UserError
 from harness.runner.plan import make_plan
 from harness.runner.progress import Progress
 from harness.suite.cell import Cell
-from harness.suite.expansion import Overrides
+from harness.suite.make_groups import Overrides
 
 Write = Callable[[str], Path]
 

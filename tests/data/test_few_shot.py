@@ -27,7 +27,7 @@ from harness.runner.pack import pack
 from harness.runner.plan import make_plan
 from harness.runner.run_suite import run
 from harness.suite.blocks import Draw
-from harness.suite.expansion import Overrides
+from harness.suite.make_groups import Overrides
 
 TASKS = all_tasks()
 BASE = load_task(TASKS["micro_entailment"], None).record

@@ -16,6 +16,7 @@ import sklearn.metrics
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from harness.data.metric_formulas import pearson_scorer
 from harness.data.metrics import (
     METRICS,
     compute_metrics,
@@ -25,7 +26,6 @@ from harness.data.metrics import (
     normalize_answer,
     token_f1,
 )
-from harness.data.weighted_metrics import pearson_scorer
 from harness.errors import UserError
 
 BINARY = ["0", "1"]

@@ -25,8 +25,8 @@ from harness.results.store import ResultStore, load_results
 from harness.runner.plan import make_plan
 from harness.runner.run_suite import run
 from harness.suite.cell import Mixture, Part
-from harness.suite.expansion import Overrides
 from harness.suite.file_schema import Sampling
+from harness.suite.make_groups import Overrides
 from harness.train.row_order import MixedOrder, sampling_shares
 from harness.train.tiny_backbones import tiny_backbone, tiny_rows
 

@@ -23,7 +23,7 @@ from harness.results.predictions import read_answers
 from harness.results.row_notes import data_notes
 from harness.results.store import ResultStore, predictions_path
 from harness.runner.plan import make_plan
-from harness.suite.expansion import Overrides
+from harness.suite.make_groups import Overrides
 
 BASE: dict[str, str] = {
     "files": "rows.csv",

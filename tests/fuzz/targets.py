@@ -29,7 +29,7 @@ from harness.report.tables import render_boards
 from harness.results.rescore import rescore_folder
 from harness.results.store import ResultStore, checksum, load_results, predictions_path
 from harness.results.verify import verify_folder
-from harness.suite.expansion import Overrides, expand_suite, load_suite
+from harness.suite.make_groups import Overrides, expand_suite, load_suite
 from harness.yaml_lines import parse_value
 
 from .mutate import STRANGE_TEXTS, damaged, mutated

@@ -21,7 +21,7 @@ from harness.method.source_tensors import read_prompt_file, tensors_for_others
 from harness.runner.plan import make_plan
 from harness.runner.preflight import find_misfits
 from harness.runner.run_suite import run
-from harness.suite.expansion import Overrides
+from harness.suite.make_groups import Overrides
 from harness.train.tiny_backbones import tiny_backbone
 
 Write = Callable[[str], Path]

@@ -20,7 +20,7 @@ from harness.method.method import Rule
 from harness.method.registry import discover
 from harness.results.store import ResultStore
 from harness.runner.run_suite import run
-from harness.train.fit import _compute, _OnShapes, misfit
+from harness.train.method_fit import _compute, _OnShapes, misfit
 from harness.train.tiny_backbones import TinyTokenizer
 
 SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,

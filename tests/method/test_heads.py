@@ -30,7 +30,7 @@ from harness.runner.plan import make_plan
 from harness.runner.run_suite import run
 from harness.suite.blocks import ProtocolReference
 from harness.suite.cell import Cell
-from harness.suite.expansion import Overrides
+from harness.suite.make_groups import Overrides
 from harness.suite.protocol import Scope, resolve_protocol
 from harness.train.batch_input import BatchInput, Rows
 from harness.train.cell_state import checked_groups

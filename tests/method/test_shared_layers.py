@@ -24,7 +24,7 @@ from harness.method.shared_layers import SharedLayers
 from harness.runner.pack import pack
 from harness.runner.plan import make_plan
 from harness.suite.cell import Cell
-from harness.suite.expansion import Overrides
+from harness.suite.make_groups import Overrides
 from harness.train.batch_input import BatchInput, Rows
 from harness.train.bundle import BundleListener, train_bundle
 from harness.train.loop import BundleTrainer

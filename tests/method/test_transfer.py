@@ -17,7 +17,7 @@ from harness.results.schema import Result
 from harness.results.store import ResultStore, tensors_path
 from harness.runner.plan import Plan, make_plan
 from harness.runner.run_suite import RunSummary, run
-from harness.suite.expansion import Overrides
+from harness.suite.make_groups import Overrides
 
 Write = Callable[[str], Path]
 

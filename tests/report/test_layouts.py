@@ -24,7 +24,7 @@ from harness.report.published import find_published
 from harness.report.tables import render_tables
 from harness.results.schema import Result
 from harness.results.store import ResultStore
-from harness.suite.expansion import Overrides, load_suite
+from harness.suite.make_groups import Overrides, load_suite
 from harness.suite.report_block import TableLayout, Where
 from harness.suite.report_layout_files import SETTINGS, figure_names, find_figure, find_table, table_names
 

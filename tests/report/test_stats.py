@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.data.metrics import METRICS
-from harness.report.statistics.resampling import draw_weights, make_scorer
-from harness.report.statistics.tests import (
+from harness.report.statistics.inference import (
     Estimate,
     Sample,
     compare_samples,
@@ -23,6 +22,7 @@ from harness.report.statistics.tests import (
     rank_methods,
     swap_test,
 )
+from harness.report.statistics.resampling import draw_weights, make_scorer
 from harness.results.answers import Answers
 
 JUNK = ("", "what", "none", "1\x00", "1e308", "-1e308", "5e-324", "1.0000000000000002")

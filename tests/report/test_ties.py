@@ -14,9 +14,9 @@ from test_report import result
 from harness.data.metrics import compute_metrics
 from harness.report.boards import collect_boards
 from harness.report.figures.cost import pareto_front
+from harness.report.statistics.inference import Estimate, Sample, difference, mean_of
 from harness.report.statistics.resampling import make_scorer
 from harness.report.statistics.significance import assess_board
-from harness.report.statistics.tests import Estimate, Sample, difference, mean_of
 from harness.results.answers import Answers
 from harness.scores import mean_score, round_score
 

@@ -21,7 +21,7 @@ from harness.data.tokenization import encode
 from harness.results.store import read_result
 from harness.runner.plan import Plan, make_plan
 from harness.runner.time_estimate import estimate_time, stored_rate, stored_results
-from harness.suite.expansion import Overrides
+from harness.suite.make_groups import Overrides
 from harness.train.caches import cached_task
 
 WIDER = SMALL_SUITE.replace("seeds: [1, 2]", "seeds: [1, 2, 3]")

@@ -30,7 +30,7 @@ from harness.runner.engines import LocalEngine
 from harness.runner.plan import make_plan
 from harness.runner.progress import Progress
 from harness.suite.cell import Key
-from harness.suite.expansion import Overrides
+from harness.suite.make_groups import Overrides
 from harness.train import bundle as bundle_module
 from harness.train import caches
 from harness.train.bundle import Bundle

@@ -10,7 +10,7 @@ from conftest import SMALL_SUITE
 
 from harness.runner.pack import pack
 from harness.runner.plan import make_plan
-from harness.suite.expansion import Overrides
+from harness.suite.make_groups import Overrides
 
 
 @pytest.mark.parametrize(("limit", "sizes"), [(64, [13]), (13, [13]), (12, [7, 6]), (5, [5, 5, 3]), (1, [1] * 13)])

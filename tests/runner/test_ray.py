@@ -35,7 +35,7 @@ from harness.runner.ray import cluster as ray_cluster
 from harness.runner.ray.engine import RayEngine
 from harness.runner.ray.gpu_share import gpu_share, memory_need
 from harness.runner.ray.worker import News, Parcel, Worker
-from harness.suite.expansion import Overrides
+from harness.suite.make_groups import Overrides
 from harness.train import caches
 from harness.train.bundle import Bundle
 from harness.train.checkpoint import CheckpointPlan, read_header

@@ -18,7 +18,7 @@ from harness.method.registry import discover
 from harness.results.schema import Result
 from harness.results.store import ResultStore
 from harness.runner.plan import make_plan
-from harness.suite.expansion import Overrides
+from harness.suite.make_groups import Overrides
 from harness.train.method_contract import check_method_file
 
 NEW_METHOD = '''\

@@ -12,7 +12,7 @@ import pytest
 from harness.errors import UserError
 from harness.runner.plan import make_plan
 from harness.runner.run_suite import run
-from harness.suite.expansion import Overrides
+from harness.suite.make_groups import Overrides
 
 HEAD = """\
 suite: big

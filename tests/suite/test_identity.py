@@ -16,8 +16,8 @@ from harness.runner.plan import Plan, make_plan
 from harness.runner.run_suite import run
 from harness.suite import cell as schema
 from harness.suite.cell import Cell
-from harness.suite.expansion import Overrides
 from harness.suite.groups import SOURCES_SUITE
+from harness.suite.make_groups import Overrides
 
 Write = Callable[[str], Path]
 

@@ -14,8 +14,8 @@ from harness.errors import UserError
 from harness.method.registry import discover
 from harness.runner.plan import Plan, make_plan
 from harness.suite.blocks import ProtocolReference
-from harness.suite.expansion import Overrides
 from harness.suite.file_schema import Recipe
+from harness.suite.make_groups import Overrides
 from harness.suite.protocol import FOLDER, Key, Scope, protocol_keys, protocol_names, protocol_values, resolve_protocol
 from harness.validation import field_names
 from harness.yaml_lines import read_document

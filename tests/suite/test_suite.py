@@ -14,7 +14,7 @@ from harness.data.tasks import all_tasks
 from harness.errors import UserError
 from harness.method.registry import discover
 from harness.suite.cell import Cell
-from harness.suite.expansion import Group, Overrides, expand_suite, load_suite
+from harness.suite.make_groups import Group, Overrides, expand_suite, load_suite
 from harness.suite.shipped import find_suite
 from harness.yaml_lines import parse_value, read_document
 

@@ -19,8 +19,8 @@ from harness.report.site.names import cell_page
 from harness.results.schema import Result
 from harness.results.store import ResultStore
 from harness.runner.plan import Plan, make_plan
-from harness.suite.expansion import Overrides
 from harness.suite.file_schema import Recipe
+from harness.suite.make_groups import Overrides
 
 FOLDER = ROOT / "suites"
 SUITES = sorted(path.stem for path in FOLDER.glob("*.yaml"))

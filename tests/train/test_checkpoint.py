@@ -19,8 +19,8 @@ from harness.suite.cell import Cell, Key
 from harness.train import checkpoint
 from harness.train.cell_state import Outcome
 from harness.train.checkpoint import CheckpointPlan, CheckpointWriter, read_header
-from harness.train.halving import Race
 from harness.train.loop import BundleTrainer
+from harness.train.race import Race
 
 
 class Killed(BaseException):

@@ -14,7 +14,7 @@ from harness.data.tokenization import max_new_tokens, target_ids
 from harness.results.store import ResultStore
 from harness.runner.plan import make_plan
 from harness.runner.run_suite import run
-from harness.suite.expansion import Overrides
+from harness.suite.make_groups import Overrides
 from harness.suite.protocol import protocol_names
 from harness.train.caches import cached_backbone
 from harness.train.evaluate import to_text

@@ -31,11 +31,11 @@ from harness.runner.engines import LocalEngine
 from harness.runner.pack import pack
 from harness.runner.plan import make_plan
 from harness.runner.progress import Progress
-from harness.suite.expansion import Overrides
+from harness.suite.make_groups import Overrides
 from harness.train.bundle import Bundle
 from harness.train.cell_result import CellResult
 from harness.train.evaluate import chance_level
-from harness.train.halving import ChanceLevel, eliminated, rungs, standard_error
+from harness.train.race import ChanceLevel, eliminated, rungs, standard_error
 
 SUITE = """\
 suite: race

@@ -26,8 +26,8 @@ from harness.report.figures.base import (
 )
 from harness.report.figures.colours import Look, lines_of, method_looks
 from harness.report.figures.cost import COSTS, draw_cost
+from harness.report.statistics.inference import Ranking
 from harness.report.statistics.significance import Significance
-from harness.report.statistics.tests import Ranking
 
 MOST_TICKS = 8
 """Ticks on an axis of steps. A panel is about 3.5 inches wide, and "30,000" at 9 points takes 0.4."""

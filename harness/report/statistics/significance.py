@@ -9,8 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from harness.report.boards import Board, BoardRow, Entry, peers
-from harness.report.statistics.resampling import metric_range
-from harness.report.statistics.tests import (
+from harness.report.statistics.inference import (
     LEVEL,
     NUM_DRAWS,
     Estimate,
@@ -22,6 +21,7 @@ from harness.report.statistics.tests import (
     mean_of,
     rank_methods,
 )
+from harness.report.statistics.resampling import metric_range
 from harness.results import Answers, Result
 
 AVERAGE = "average"
