@@ -251,14 +251,14 @@ def _load_from_hub(task: Task) -> Origin:
     closed, reasons = why_unreachable(), []
     for hub in task.hub:
         try:
-            with offline() if closed else contextlib.nullcontext():
+            with offline() if closed and not Path(hub.path).exists() else contextlib.nullcontext():
                 tables = {s: load_dataset(hub.path, hub.config, split=s, revision=hub.revision) for s in splits}
         except Exception as error:  # the hub client raises dozens of types; the next copy gets its turn
             lines = str(error).strip().splitlines() or [type(error).__name__]
             reasons.append(f"{hub}: {lines[0]}")
             continue
         return Origin(f"hub {hub}", hub.revision or _hub_commit(hub), tables=tables)
-    if closed and task.hub:
+    if closed and not any(Path(hub.path).exists() for hub in task.hub) and task.hub:
         raise UserError(
             f"task '{task.name}' is not on this machine: nothing of it was fetched before, and {closed}",
             hint="Name a folder with a copy: --data DIR, or HARNESS_DATA.",

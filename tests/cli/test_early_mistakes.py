@@ -57,7 +57,7 @@ def test_help_and_mistakes_import_nothing_heavy(tmp_path: Path) -> None:
     code = (
         "import json, sys\n"
         "from typer.testing import CliRunner\n"
-        "from harness.cli import app\n"
+        "from harness.cli.commands import app\n"
         "told = {}\n"
         "for name, arguments in {'help': ['--help'], 'suites': ['suites'], **json.loads(sys.argv[1])}.items():\n"
         "    done = CliRunner().invoke(app, arguments)\n"
@@ -88,7 +88,7 @@ def test_help_and_mistakes_import_nothing_heavy(tmp_path: Path) -> None:
         Overrides(settings={"methods.dept.rnk": 3}),
         Overrides(settings={"methods.dept.rank": "many"}),
         Overrides(settings={"methods.dept.scale": "cod"}),
-        Overrides(settings={"methods.dept.init_from": {"method": "prompt_tuning"}}),
+        Overrides(settings={"methods.prompt_tuning.init_from": {"method": "dept"}}),
         Overrides(settings={"methods.dept.added_lr": {"sweep": []}}),
         Overrides(settings={"recipe.lr": -1}),
     ],

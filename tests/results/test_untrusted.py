@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 
 from harness import files as durable
 from harness.backbone.load import load_backbone
+from harness.backbone.names import SHIPPED
 from harness.cli.commands import app
 from harness.data import file_formats as readers
 from harness.data.metrics import get_metric
@@ -66,10 +67,10 @@ def test_a_checkpoint_of_pickled_weights_or_with_code_of_its_own_is_refused(tmp_
             return open, (str(tmp_path / "ran"), "w")
 
     folder = tmp_path / "net"
-    shutil.copytree(ROOT / "harness" / "micro" / "t5", folder)
+    shutil.copytree(SHIPPED["micro-t5"], folder)
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"x": Evil()}))
-    with pytest.raises(UserError, match="could not be loaded"):
+    with pytest.raises(UserError, match="holds pickled weights only"):
         load_backbone(str(folder))
     config = json.loads((folder / "config.json").read_text())
     auto = {"AutoConfig": "evil.Config", "AutoModelForSeq2SeqLM": "evil.Net"}
