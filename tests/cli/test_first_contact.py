@@ -80,7 +80,7 @@ def test_suites_are_listed_with_their_purpose_and_cells(tmp_path: Path, monkeypa
     shipped.mkdir()
     for name in ("quickstart", "gates"):
         (shipped / f"{name}.yaml").write_text((ROOT / "suites" / f"{name}.yaml").read_text())
-    monkeypatch.setattr(listings_suites, "suites_folder", lambda: shipped)  # all of them take seconds
+    monkeypatch.setattr(listings_suites, "shipped_suites", lambda: shipped)  # all of them take seconds
     (tmp_path / "mine.yaml").write_text(SMALL_SUITE.replace("suite: small", "suite: small\ndescription: Mine."))
     (tmp_path / "wrong.yaml").write_text(SMALL_SUITE.replace("seeds:", "seedz:"))
     (tmp_path / "other.yaml").write_text("services: {}\n")

@@ -181,7 +181,7 @@ def test_each_k_is_an_entry_of_its_own(few_results: Path) -> None:
     assert frame["group_id"].nunique() == 4
 
 
-def test_a_draw_is_part_of_a_cell_and_none_leaves_no_trace(write_suite: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_draw_is_part_of_a_cell(write_suite: Callable[[str], Path], tmp_path: Path) -> None:
     def cells(text: str) -> set[str]:
         plan = make_plan(write_suite(text), Overrides(), tmp_path / "none", None)
         return {cell.cell_id for group in plan.groups for cell in group.cells.values()}
@@ -193,8 +193,6 @@ def test_a_draw_is_part_of_a_cell_and_none_leaves_no_trace(write_suite: Callable
     assert cells(SUITE.replace("draw_seeds: [7, 8]", "draw_seeds: [1, 2]")) == cells(
         SUITE.replace(", draw_seeds: [7, 8]", "")
     ), "without draw_seeds a seed draws for itself"
-    plan = make_plan(write_suite(whole), Overrides(), tmp_path / "none", None)
-    assert all("few_shot" not in cell._identity() for group in plan.groups for cell in group.cells.values())
 
 
 def test_cells_with_different_rows_share_no_bundle(write_suite: Callable[[str], Path], tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_a_longer_split_begins_with_the_shorter_one() -> None:
 
 def test_rows_do_not_depend_on_the_process_or_its_hash_seed() -> None:
     program = (
-        "import json, random; from harness.micro.grammar import *\n"
+        "import json, random; from harness.data.micro.grammar import *\n"
         "print(json.dumps([[generate(t, s, 20, 5) for t in TASKS for s in SPLITS], text(random.Random(1))]))"
     )
     printed = {

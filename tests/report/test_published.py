@@ -7,6 +7,7 @@ import statistics
 from collections import defaultdict
 
 import pytest
+from paths import ROOT
 from typing_help import present
 
 from harness.data.metrics import METRICS
@@ -137,7 +138,7 @@ def test_the_tables_of_granularity_agree() -> None:
 def test_the_package_carries_the_records() -> None:
     import tomllib
 
-    config = tomllib.loads((FOLDER.parent.parent / "pyproject.toml").read_text())
-    assert config["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == [FOLDER.parent.name]
-    ignored = (FOLDER.parent.parent / ".gitignore").read_text().split()
-    assert not {"*.csv", "published/", "/harness/published"} & set(ignored)
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert config["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == ["harness"]
+    ignored = (ROOT / ".gitignore").read_text().split()
+    assert not {"*.csv", "published_numbers/", "/harness/report/published_numbers"} & set(ignored)

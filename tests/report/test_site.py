@@ -286,7 +286,7 @@ def test_other_processes_write_the_same_pages(
 def test_a_new_page_takes_the_place_of_the_old_one_without_torch(results: Path, tmp_path: Path) -> None:
     out = tmp_path / "site"
     code = (
-        "import sys; from harness.cli import app\n"
+        "import sys; from harness.cli.commands import app\n"
         "for _ in range(2): app(['site', *sys.argv[1:]], standalone_mode=False)\n"
         "sys.exit('torch' in sys.modules)"
     )

@@ -76,7 +76,7 @@ def test_every_kind_of_metric_is_recomputed(tmp_path: Path) -> None:
 def test_it_needs_no_torch(tmp_path: Path) -> None:
     store(tmp_path, "one", "cb", 1, *answers(75))
     code = (
-        "import sys; from pathlib import Path; from harness.cli_store import score; score(Path(sys.argv[1]));"
+        "import sys; from pathlib import Path; from harness.cli.results import score; score(Path(sys.argv[1]));"
         "sys.exit('torch' in sys.modules)"
     )
     assert (

@@ -205,7 +205,7 @@ def test_a_metric_that_is_code_is_not_run_and_said_to_be_unchecked(tmp_path: Pat
 
 def test_it_needs_no_torch(small_results: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from harness.cli_store import verify; verify(Path(sys.argv[1]));"
+        "import sys; from pathlib import Path; from harness.cli.results import verify; verify(Path(sys.argv[1]));"
         "sys.exit('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(small_results)], cwd=ROOT, stdout=subprocess.DEVNULL)

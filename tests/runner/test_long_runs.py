@@ -136,7 +136,7 @@ def test_the_command_says_how_to_go_on(folder: Path, monkeypatch: pytest.MonkeyP
     def stopped(*args: object, **options: Any) -> None:
         raise stop.Stopped(signal.SIGTERM)
 
-    monkeypatch.setattr(runner, "run", stopped)
+    monkeypatch.setattr("harness.runner.run", stopped)
     done = CliRunner().invoke(app, ["run", str(folder / "suite.yaml"), "--checkpoint-every", "10m"])
     assert done.exit_code == 143
     assert "the same command continues" in done.output

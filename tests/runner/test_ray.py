@@ -356,7 +356,7 @@ def test_a_worker_that_is_asked_to_stop_keeps_its_state(bundle: Bundle, tmp_path
 def test_options_that_make_no_sense_are_refused(folder: Path, options: list[str], expected: str) -> None:
     if options[0] == "--engine":
         pytest.importorskip("ray", reason="Ray is not installed: pip install 'peft-harness[ray]'")
-    done = CliRunner().invoke(app, ["run", str(folder / "suite.yaml"), *options])
+    done = CliRunner().invoke(app, ["run", str(folder / "suite.yaml"), "--methods-dir", str(folder / "mine"), *options])
     assert isinstance(done.exception, UserError)
     assert expected in str(done.exception)
 

@@ -1,6 +1,6 @@
 """Pretrain the micro T5 from scratch, as T5 was: span corruption and supervised tasks behind prefixes.
 
-    python -m harness.micro.pretrain --out DIR [--steps N] [--seed 0] [--threads 1]
+    python -m tools.micro_t5.pretrain --out DIR [--steps N] [--seed 0] [--threads 1]
 
 writes config.json, generation_config.json, model.safetensors, tokenizer.json, tokenizer_config.json and
 pretraining.json (accuracy per task on validation rows, seed, stages, seconds, versions). Each of `stages.STAGES`
