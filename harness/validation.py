@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -77,6 +78,13 @@ def _user_error(error: ValidationError, kind: type, locate: LocateKey, prefix: t
     # a misspelt key is missing under its right name too; the misspelling is what helps
     found = next((item for item in errors if item["type"] == "extra_forbidden"), errors[0])
     key = tuple(found["loc"])
+    if key and _is_branch(key[-1]):  # of a choice of types pydantic names the branch: our field stands before it
+        key = key[:-1]
+        branches = [item for item in errors if tuple(item["loc"])[:-1] == key]
+        words = list(dict.fromkeys(_PLAIN.get(item["type"], item["msg"]) for item in branches))
+        message = " or ".join(word.removeprefix("Input should be ").removeprefix("expected ") for word in words)
+        field = ".".join((*prefix, *map(str, key)))
+        return UserError(f"expected {message}, got {_short(found['input'])}", where=locate(*prefix, *key), field=field)
     path = (*prefix, *(str(part) for part in key))
     where, field = locate(*prefix, *key), ".".join(path)
     if found["type"] == "extra_forbidden":
@@ -98,6 +106,11 @@ def _user_error(error: ValidationError, kind: type, locate: LocateKey, prefix: t
     if choices:
         return UserError(f"unknown value{shown}", where=where, field=field, value=value, choices=choices)
     return UserError(message + shown, where=where, field=field or None)
+
+
+def _is_branch(part: str | int) -> bool:
+    """Whether a part of pydantic's location is no key of the user's but a type of a union, e.g. `literal['all']`."""
+    return isinstance(part, str) and re.match(r"(literal\[|constrained-|(int|float|str|bool|none)$)", part) is not None
 
 
 _PLAIN = {

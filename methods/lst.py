@@ -234,7 +234,8 @@ def prune_into(ladders: nn.ModuleDict, backbone: Backbone) -> None:
                 elif id(small) not in pruned:
                     pruned |= _prune_part(small, layers_of(stack)[index].get_submodule(path), hidden)
                 if isinstance(small, nn.Linear) and id(small) not in pruned:
-                    raise ValueError(f"init pruned does not know {path}, which is none of q, k, v, o and feed-forward")
+                    problem = "init pruned needs q, k, v, o and feed-forward as matrices of their own"
+                    raise ValueError(f"{problem}, and {path} is none that it knows; init: random takes any")
         for path, small in ladder.side.named_children():
             _prune_part(small, stack.get_submodule(path), hidden)
 

@@ -115,7 +115,7 @@ def _account(summary: RunSummary) -> str:
         + (f", {summary.num_kept_failed} as failures (--rerun failed tries again)" if summary.num_kept_failed else "")
         + (f"; {summary.num_stale} are stale (--rerun stale makes them again)" if summary.num_stale else "")
         + (f"; {summary.num_elsewhere} were trained by other processes" if summary.num_elsewhere else "")
-        + (f"; {len(summary.unfit)} rows do not fit and were left out, see above" if summary.unfit else "")
+        + (f"; rows that do not fit and were left out, see above: {len(summary.unfit)}" if summary.unfit else "")
         + f". Results: {summary.results}"
     )
 

@@ -85,7 +85,7 @@ def _judged(
     on_tiny, _ = _tried(cls, hp, lambda: tiny_backbone(kind, meta=True), lr, ())
     if on_tiny is not None and not isinstance(on_tiny, ValueError):
         return None
-    return _sentence(f"it asks for what this network does not have ({_told(error)})")
+    return _sentence(f"it is not written for networks of this kind: {_told(error)}")
 
 
 def _tried(
@@ -167,7 +167,7 @@ def _told(error: Exception) -> str:
     own = [frame for frame in frames if "site-packages" not in Path(frame.filename).parts]
     frame = (own or frames)[-1]
     lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}, {Path(frame.filename).name}:{frame.lineno}"
+    return f"{Path(frame.filename).name}:{frame.lineno} stops with {type(error).__name__} ({lines[0]})"
 
 
 def _sentence(text: str) -> str:
