@@ -130,10 +130,8 @@ def record_names() -> list[str]:
 
 def load_record(name: str) -> list[Number]:
     """Return every number of the record `name`. Raises UserError if there is no such record."""
-    path = (
-        FOLDER
-        / f"{require_choice(name, record_names(), kind='published record', where='NAME of fidelity or --published')}.csv"
-    )
+    known = require_choice(name, record_names(), kind="published record", where="NAME of fidelity or --published")
+    path = FOLDER / f"{known}.csv"
     with path.open(encoding="utf-8", newline="") as file:
         return [_number(line) for line in csv.DictReader(file)]
 
