@@ -279,6 +279,7 @@ def kill_and_continue(
 ) -> None:  # fmt: skip
     """One run with trouble until it ends, and what must hold after each trial and at the end."""
     lay_out(folder, text)
+    (folder / "log.jsonl").touch()  # an operation that fails before the first cell begins leaves no line
     ended: dict[int, float] = {}
     finished: dict[str, tuple[str, float]] = {}
     had_error = False
