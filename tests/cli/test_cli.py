@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -12,17 +15,35 @@ from conftest import SMALL_SUITE
 from paths import ROOT
 from typer.testing import CliRunner
 
-from harness.cli.commands import app
+from harness.cli.commands import app, main
 from harness.errors import UserError
 
 
 def harness(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    import os
+    """The command as a shell runs it, in this process: another would take ten seconds to import torch."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", ["harness", *arguments])
+        for name, value in {"HF_HUB_OFFLINE": "1", **env}.items():
+            patch.setenv(name, value)
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    return subprocess.CompletedProcess(list(arguments), code, out.getvalue(), err.getvalue())
 
-    command = [sys.executable, "-m", "harness.cli.commands", *arguments]
-    root = str(ROOT)
-    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **env}
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment, timeout=300)
+
+def test_the_program_runs_as_a_module(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "harness", "run", "quickstrt"]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        "error: quickstrt: no such file, nor a shipped suite of that name; did you mean quick"
+    )
+    assert "Traceback" not in done.stderr
 
 
 COMMANDS = [command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands]

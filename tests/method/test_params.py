@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import json
 from pathlib import Path
 
 import pytest
 
-from harness.backbone.load import meta_backbone
+from harness.backbone.load import backbone_config, meta_backbone
 from harness.backbone.network import Backbone
 from harness.cli.list_params import describe_params
 from harness.errors import UserError
@@ -30,12 +31,15 @@ class Raising(Method):
 
 def test_all_methods_are_counted_on_a_decoder_but_those_that_it_cannot_have(tmp_path: Path) -> None:
     (tmp_path / "raising.py").write_text(RAISING)
-    found = describe_params(discover(tmp_path), None, "llama-3-8b", {})
+    config = {**backbone_config("llama-3-8b"), "num_hidden_layers": 2}
+    (tmp_path / "llama").mkdir()
+    (tmp_path / "llama" / "config.json").write_text(json.dumps(config))
+    found = describe_params(discover(tmp_path), None, str(tmp_path / "llama"), {})
     assert {row["method"] for row in found["methods"]} >= {"accept", "lora", "prompt_tuning"}
     assert set(found["left_out"]) == {"hyperdecoder", "raising"}
     assert "raising, not counted: its code raises RuntimeError: boom" in found["text"]
     with pytest.raises(UserError, match="boom"):
-        describe_params(discover(tmp_path), ["raising"], "llama-3-8b", {})
+        describe_params(discover(tmp_path), ["raising"], str(tmp_path / "llama"), {})
 
 
 @functools.cache

@@ -91,7 +91,7 @@ def test_two_processes_store_what_one_does(folders: dict[int, Path]) -> None:
     assert frames[0].equals(frames[1])
 
 
-LONG = {"execution.processes": 2, "execution.checkpoint_every": "2 steps", "recipe.steps": 80, "recipe.eval_every": 20,
+LONG = {"execution.processes": 2, "execution.checkpoint_every": "2 steps", "recipe.steps": 40, "recipe.eval_every": 20,
         "recipe.backbone_dropout": True}  # fmt: skip
 
 
