@@ -1,4 +1,4 @@
-"""The keyword of a network's stored keys and values is that of the installed transformers, whatever it is called there."""
+"""The keyword of stored keys and values is that of the installed transformers, whatever it is called there."""
 
 from __future__ import annotations
 
