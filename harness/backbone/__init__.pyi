@@ -3,7 +3,9 @@ from .device_memory import is_out_of_memory as is_out_of_memory
 from .device_memory import on_device as on_device
 from .device_memory import peak_memory_bytes as peak_memory_bytes
 from .device_memory import probed_tokens as probed_tokens
+from .device_memory import random_state as random_state
 from .device_memory import reset_peak_memory as reset_peak_memory
+from .device_memory import restore_random_state as restore_random_state
 from .device_memory import until_it_fits as until_it_fits
 from .flops import DEVICES as DEVICES
 from .flops import DeviceFigures as DeviceFigures
@@ -39,7 +41,5 @@ from .quantization import bitsandbytes_config as bitsandbytes_config
 from .quantization import prepare_quantized as prepare_quantized
 from .quantization import weight_bytes as weight_bytes
 from .record import BackboneRecord as BackboneRecord
-from .rng_state import random_state as random_state
-from .rng_state import restore_random_state as restore_random_state
 from .seal import BackboneChanged as BackboneChanged
 from .seal import Seal as Seal

@@ -21,8 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from harness.backbone.attention import avoid_host_sync
-from harness.backbone.fast_dropout import fast_dropout
+from harness.backbone.fast_functions import avoid_host_sync, fast_dropout
 from harness.backbone.quantization import Scheme, num_weights
 from harness.backbone.record import BackboneRecord
 from harness.errors import UserError

@@ -117,7 +117,7 @@ def test_padding_acts_on_no_loss_and_no_gradient_in_training(kind: str) -> None:
     vectors.requires_grad_()
     backbone.model.train()
     try:
-        with patch("harness.backbone.fast_dropout.keep_mask", lambda like, p: torch.ones_like(like)):
+        with patch("harness.backbone.fast_functions.keep_mask", lambda like, p: torch.ones_like(like)):
             together = backbone.token_losses(vectors, mask, labels)
         together.sum().backward()
     finally:
