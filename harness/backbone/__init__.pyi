@@ -32,6 +32,7 @@ from .module_states import restore_class_forwards as restore_class_forwards
 from .names import CONFIGS as CONFIGS
 from .names import SHIPPED as SHIPPED
 from .names import known_backbones as known_backbones
+from .names import known_config as known_config
 from .names import resolve_backbone as resolve_backbone
 from .network import DTYPES as DTYPES
 from .network import Backbone as Backbone

@@ -21,6 +21,17 @@ def known_backbones() -> list[str]:
     return sorted([*SHIPPED, *(path.stem for path in CONFIGS.glob("*.json"))])
 
 
+def known_config(name_or_path: str) -> Path | None:
+    """Return the file of a known name, with its hub id and configuration; None for a folder and for anything else.
+
+    A folder of the user's that bears a known name is that folder. A path is never looked up: a file of the user's named
+    like the folder beside it would be found.
+    """
+    if name_or_path not in known_backbones() or name_or_path in SHIPPED or Path(name_or_path).is_dir():
+        return None
+    return CONFIGS / f"{name_or_path}.json"
+
+
 def resolve_backbone(name_or_path: str, where: str | None = None) -> str:
     """Return the folder or hub id behind what the user wrote. Raises UserError, at `where`, if there is none."""
     if name_or_path in SHIPPED:
@@ -29,8 +40,7 @@ def resolve_backbone(name_or_path: str, where: str | None = None) -> str:
         if not (Path(name_or_path) / "config.json").exists():
             raise UserError("holds no config.json, so it is no checkpoint", where=where, field=name_or_path)
         return name_or_path
-    known = CONFIGS / f"{name_or_path}.json"
-    if known.exists():
+    if known := known_config(name_or_path):
         return str(json.loads(known.read_text())["hub"])
     if name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1:
         parent = Path(name_or_path).parent

@@ -18,8 +18,8 @@ import numpy as np
 
 from harness import provenance
 from harness.backbone import (
-    CONFIGS,
     MatmulParams,
+    known_config,
     local_tokenizer,
     matmul_params,
     meta_backbone,
@@ -269,6 +269,6 @@ def _class(plan: Plan, cell: Cell) -> type[Method]:
 @functools.lru_cache(maxsize=8)
 def _matmul(name_or_path: str) -> MatmulParams | None:
     """The weights that matter for a backbone's FLOPs; None if not even its configuration is on this machine."""
-    if not (CONFIGS / f"{name_or_path}.json").exists() and not Path(resolve_backbone(name_or_path)).is_dir():
+    if known_config(name_or_path) is None and not Path(resolve_backbone(name_or_path)).is_dir():
         return None
     return matmul_params(meta_backbone(name_or_path))
