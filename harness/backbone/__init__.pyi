@@ -1,3 +1,5 @@
+from .attention import NO_SYNC as NO_SYNC
+from .attention import full_mask as full_mask
 from .device_memory import TokenBudget as TokenBudget
 from .device_memory import is_out_of_memory as is_out_of_memory
 from .device_memory import on_device as on_device
@@ -10,6 +12,7 @@ from .flops import DeviceFigures as DeviceFigures
 from .flops import MatmulParams as MatmulParams
 from .flops import matmul_params as matmul_params
 from .flops import peak_flops as peak_flops
+from .encoder_only import num_table_positions as num_table_positions
 from .load import DEFAULT_PLACEMENT as DEFAULT_PLACEMENT
 from .load import Placement as Placement
 from .load import backbone_config as backbone_config
@@ -29,10 +32,13 @@ from .memory_estimate import training_bytes as training_bytes
 from .module_states import restore_class_forwards as restore_class_forwards
 from .names import CONFIGS as CONFIGS
 from .names import SHIPPED as SHIPPED
+from .names import is_encoder as is_encoder
 from .names import known_backbones as known_backbones
 from .names import resolve_backbone as resolve_backbone
 from .network import DTYPES as DTYPES
 from .network import Backbone as Backbone
+from .network_kind import KindName as KindName
+from .network_kind import Pooling as Pooling
 from .quantization import PACKED as PACKED
 from .quantization import Scheme as Scheme
 from .quantization import bitsandbytes_config as bitsandbytes_config

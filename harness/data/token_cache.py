@@ -23,7 +23,7 @@ import numpy as np
 from harness.backbone import Backbone
 from harness.data.examples import Example
 from harness.data.tasks.task import Task
-from harness.data.tokenization import DECODER_SUFFIX, Encoded, encode
+from harness.data.tokenization import Encoded, encode
 
 FORMAT = 3
 """Part of every file's name. Raise it when `encode` gives other ids for the same rows, so that old files are left."""
@@ -40,8 +40,8 @@ def cached_encode(examples: Sequence[Example], backbone: Backbone, task: Task, m
         return encode(examples, backbone, task, max_source_length)
     limit = task.max_target_length if task.kind != "classification" else None
     # everything beside the texts that decides the ids
-    suffix = "" if backbone.is_encoder_decoder else DECODER_SUFFIX
-    settings = [FORMAT, tokenizer, backbone.eos_id, suffix, max_source_length, limit]
+    layout = "encoder" if backbone.kind.text_marks == "both" else backbone.kind.text_suffix
+    settings = [FORMAT, tokenizer, backbone.eos_id, layout, max_source_length, limit]
     path = folder / "tokens" / f"{_digest(examples, settings)}.npz"
     found = _read(path, len(examples))
     if found is None:

@@ -9,7 +9,7 @@ import torch
 from harness.backbone import Backbone, BackboneChanged, Seal
 from harness.data import Task
 from harness.errors import UserError
-from harness.method import LinearHead, Method, SourceFile, read_source_tensors
+from harness.method import LinearHead, Method, SourceFile, num_outputs, read_source_tensors
 from harness.suite import Cell
 from harness.train.cell_state import checked_groups
 
@@ -41,7 +41,7 @@ def build_to_train(
             method.start_from([read_source_tensors(start) for start in starts])
         if cell.recipe.head == "linear":
             # drawn last, so that the method starts from the same numbers with and without a head
-            method.linear_head = LinearHead(len(task.targets), backbone.embedding.weight)
+            method.linear_head = LinearHead(num_outputs(task), backbone)
         checked_groups(method, cell.recipe.lr, cell.recipe.head_lr)
     finally:  # a method that raises may have changed the backbone as well, which other cells go on to use
         what = None if seal is None else seal.structure() or seal.written()
