@@ -75,9 +75,10 @@ def load_backbone(
         # no pickles, and no code that comes with a checkpoint
         safe: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
         config = AutoConfig.from_pretrained(location, **safe)
-        model = _auto_class(config).from_pretrained(
-            location, use_safetensors=True, **safe, **options, **_without_pooler(config)
-        )
+        if kind_of(config).writes_text:
+            model = _auto_class(config).from_pretrained(location, use_safetensors=True, **safe, **options)
+        else:
+            model = _body(location, config, use_safetensors=True, **safe, **options)
         return config, model, load_tokenizer(location, **safe)
 
     config, model, tokenizer = _local_first(name_or_path, location, load)
@@ -169,6 +170,26 @@ def _auto_class(config: Any) -> Any:
     import transformers
 
     return getattr(transformers, kind_of(config).auto_class)
+
+
+def _body(location: str, config: Any, **options: Any) -> Any:
+    """Load an encoder without what its checkpoint has on top: a pooler, a head for masked words.
+
+    Raises ValueError where the checkpoint lacks a weight, which transformers would draw at random.
+    """
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()  # what is left out on purpose needs no report
+    try:
+        model, info = _auto_class(config).from_pretrained(
+            location, output_loading_info=True, **options, **_without_pooler(config)
+        )
+    finally:
+        logging.set_verbosity(before)
+    if missing := sorted(info["missing_keys"]):
+        raise ValueError(f"its files lack {len(missing)} weights of the network: {', '.join(missing[:3])}")
+    return model
 
 
 def _without_pooler(config: Any) -> dict[str, bool]:
