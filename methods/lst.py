@@ -129,7 +129,9 @@ class LST(Method):
         super().__init__(hp, backbone)
         if not backbone.writes_text:
             name = type(backbone.model).__name__
-            raise ValueError(f"a side network stands beside a stack of layers, and {name} adds positions in front of its")
+            raise ValueError(
+                f"a side network stands beside a stack of layers, and {name} adds positions in front of its"
+            )
         if hp.init == "pruned" and backbone.quantization in ("int8", "nf4"):
             raise ValueError(
                 f"init pruned cuts rows out of the weights, which {backbone.quantization} hides; use random"

@@ -7,12 +7,12 @@ from .device_memory import peak_memory_bytes as peak_memory_bytes
 from .device_memory import probed_tokens as probed_tokens
 from .device_memory import reset_peak_memory as reset_peak_memory
 from .device_memory import until_it_fits as until_it_fits
+from .encoder_only import num_table_positions as num_table_positions
 from .flops import DEVICES as DEVICES
 from .flops import DeviceFigures as DeviceFigures
 from .flops import MatmulParams as MatmulParams
 from .flops import matmul_params as matmul_params
 from .flops import peak_flops as peak_flops
-from .encoder_only import num_table_positions as num_table_positions
 from .load import DEFAULT_PLACEMENT as DEFAULT_PLACEMENT
 from .load import Placement as Placement
 from .load import backbone_config as backbone_config

@@ -22,7 +22,9 @@ class DecoderOnly(NetworkKind):
     text_suffix = " Label : "  # as in DePT's code
     text_marks = "begin"
 
-    def target_logits(self, network: Network, embeds: Tensor, mask: Tensor, tokens: Tensor, is_target: Tensor) -> Tensor:
+    def target_logits(
+        self, network: Network, embeds: Tensor, mask: Tensor, tokens: Tensor, is_target: Tensor
+    ) -> Tensor:
         """[N, L, H], [N, L], ids [N, T], [N, T] -> logits [N, T, V]."""
         embeds, mask = _pad_left(embeds, mask)
         target = network.embedding(tokens[:, :-1]).to(embeds.dtype)  # the last target is predicted and never read

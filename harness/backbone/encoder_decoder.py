@@ -18,7 +18,9 @@ class EncoderDecoder(NetworkKind):
     auto_class = "AutoModelForSeq2SeqLM"
     has_text_states = False
 
-    def target_logits(self, network: Network, embeds: Tensor, mask: Tensor, tokens: Tensor, is_target: Tensor) -> Tensor:
+    def target_logits(
+        self, network: Network, embeds: Tensor, mask: Tensor, tokens: Tensor, is_target: Tensor
+    ) -> Tensor:
         """[N, L, H], [N, L], ids [N, T], [N, T] -> logits [N, T, V].
 
         The decoder reads a start token and all targets but the last. Padding stands behind what each position sees, so

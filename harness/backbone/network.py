@@ -287,4 +287,3 @@ def _cache_keyword() -> str:
     from transformers.modeling_outputs import BaseModelOutputWithPast
 
     return "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
-

@@ -67,7 +67,9 @@ class NetworkKind:
     text_marks: ClassVar[Literal["as they are", "begin", "both"]] = "as they are"
     """Which special tokens frame a text. With `begin` and `both` a text that spells one itself loses it."""
 
-    def target_logits(self, network: Network, embeds: Tensor, mask: Tensor, tokens: Tensor, is_target: Tensor) -> Tensor:
+    def target_logits(
+        self, network: Network, embeds: Tensor, mask: Tensor, tokens: Tensor, is_target: Tensor
+    ) -> Tensor:
         """Teacher forcing: [N, L, H], [N, L], target ids [N, T], which of them count [N, T] -> logits [N, T, V]."""
         raise TypeError(f"a network of the kind '{self.name}' writes no text, so it has no logits of tokens")
 

@@ -134,7 +134,9 @@ def _source_ids(texts: list[str], backbone: Backbone, limit: int) -> tuple[list[
     suffix = list(tokenizer(kind.text_suffix, add_special_tokens=False)["input_ids"])
     begin, end = _tokens_around(tokenizer)
     if kind.text_marks == "both" and not (begin and end):
-        problem = f"the tokenizer of encoder '{backbone.name}' puts no token {'behind' if begin else 'in front of'} a text"
+        problem = (
+            f"the tokenizer of encoder '{backbone.name}' puts no token {'behind' if begin else 'in front of'} a text"
+        )
         raise UserError(problem, hint="An encoder reads a text between two special tokens, such as [CLS] and [SEP].")
     tail = end if kind.text_marks == "both" else suffix
     # the text is cut, never what stands around it; end tokens that are taken off below need no room

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save as safetensors_bytes
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.backbone import Backbone, Seal, load_backbone, meta_backbone
 from harness.errors import UserError
@@ -143,7 +143,10 @@ def load_export(path: Path, backbone: Backbone, method_dirs: tuple[str, ...] = (
         raise UserError(f"cannot be read: {error}", where=str(path)) from None
     if "method" not in metadata:
         raise UserError("is not an export of this program", where=str(path), hint="Make one with harness export.")
-    if {name for name in tensors if not name.startswith(HEAD)} <= {"prompt", "added"}:  # collapsed, so no method file is needed
+    if {name for name in tensors if not name.startswith(HEAD)} <= {
+        "prompt",
+        "added",
+    }:  # collapsed, so no method file is needed
         width = next((tensors[name].shape[1] for name in ("prompt", "added") if name in tensors), backbone.hidden)
         if width != backbone.hidden:
             raise UserError(f"holds vectors of width {width}, '{backbone.name}' has {backbone.hidden}", where=str(path))

@@ -33,9 +33,7 @@ class LinearHead(nn.Module):
     def __init__(self, num_outputs: int, backbone: Backbone) -> None:
         super().__init__()
         like = backbone.embedding.weight
-        self.weight = nn.Parameter(
-            torch.empty(num_outputs, backbone.state_width, dtype=like.dtype, device=like.device)
-        )
+        self.weight = nn.Parameter(torch.empty(num_outputs, backbone.state_width, dtype=like.dtype, device=like.device))
         nn.init.normal_(self.weight, std=STARTING_STD)
         has_bias = backbone.kind.head_has_bias
         self.register_parameter("bias", nn.Parameter(torch.zeros_like(self.weight[:, 0])) if has_bias else None)
@@ -77,7 +75,7 @@ class HeadReader(Backbone):
         weights = torch.stack([head.weight for head in self.heads])[self.cells]  # [N, C, W]
         states = self.text_states(embeds, mask, self.pooling or "first", self.prompts)
         found = torch.einsum("nh,nch->nc", states.to(weights.dtype), weights)  # bfloat16 under autocast
-        biases = [head.bias for head in self.heads if head.bias is not None]
+        biases: list[Tensor] = [head.bias for head in self.heads if head.bias is not None]
         return found + torch.stack(biases)[self.cells] if biases else found
 
     @staticmethod

@@ -35,7 +35,9 @@ def key_head_shape(backbone: Backbone) -> tuple[int, int]:
     """
     config = backbone.config
     if not backbone.writes_text and config._attn_implementation not in ("sdpa", NO_SYNC):
-        raise ValueError(f"keys and values go in front of those of SDPA, and {type(backbone.model).__name__} has its own")
+        raise ValueError(
+            f"keys and values go in front of those of SDPA, and {type(backbone.model).__name__} has its own"
+        )
     if backbone.is_encoder_decoder:
         if not hasattr(backbone.model.get_decoder(), "block"):
             problem = (

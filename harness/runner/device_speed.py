@@ -66,7 +66,9 @@ def _measure(backbone: Backbone, dropout: bool) -> Rate:
 
     def train() -> None:
         # what a linear head adds to an encoder's states takes no time beside them
-        made = backbone.token_losses(embeds, mask, labels) if backbone.writes_text else backbone.text_states(embeds, mask)
+        made = (
+            backbone.token_losses(embeds, mask, labels) if backbone.writes_text else backbone.text_states(embeds, mask)
+        )
         made.sum().backward()
 
     @torch.no_grad()

@@ -361,8 +361,8 @@ def default_tokens(backbone: Backbone) -> int:
 def _encode(cell: Cell, data: TaskData, backbone: Backbone) -> tuple[dict[str, Encoded], DataRecord]:
     """Token ids of each split, and the record of the rows with how many texts were cut.
 
-    A linear head has class numbers, or the numbers asked for, in the place of target ids. Raises UserError if the tokenizer gives an id that the
-    backbone has no embedding for.
+    A linear head has class numbers, or the numbers asked for, in the place of target ids. Raises UserError if the
+    tokenizer gives an id that the backbone has no embedding for.
     """
     length = cell.recipe.max_source_length or data.task.max_source_length
     splits = {name: data.split(name) for name in ("train", "dev", "test")}

@@ -1,9 +1,9 @@
 """Finds out whether a method fits a network, from shapes alone, before weights, rows or a device are needed.
 
 The plan, the run, `harness check` and `harness params` all ask here. A method fits where its tensors can be created,
-and where one step of training and two written tokens, or what a head reads off an encoder, can be computed with it on tensors that have shapes and no values.
-What raises on a tiny network of the same kind too is a mistake in the method's code: then its cells fail, and this file
-says nothing.
+and where one step of training and two written tokens, or what a head reads off an encoder, can be computed with it on
+tensors that have shapes and no values. What raises on a tiny network of the same kind too is a mistake in the method's
+code: then its cells fail, and this file says nothing.
 
 Shapes: N rows, L positions, H hidden width, T target tokens.
 """

@@ -65,12 +65,12 @@ def require_positions(
     Without the check a network would stop with an index error or, worse, go on with numbers that mean nothing.
     """
     lengths = {"prompt": prompt, "source": source, "target": target}
-    reads: dict[str, tuple[str, ...]] = {
+    sides: dict[str, dict[str, tuple[str, ...]]] = {
         "encoder-decoder": {"encoder": ("prompt", "source"), "decoder": ("target",)},
         "decoder": {"decoder": tuple(lengths)},
         "encoder": {"encoder": ("prompt", "source")},
-    }[backbone.kind.name]
-    for side, names in reads.items():
+    }
+    for side, names in sides[backbone.kind.name].items():
         limit, needed = _limit(backbone, side), sum(lengths[name] for name in names)
         if limit is None or needed <= limit:
             continue

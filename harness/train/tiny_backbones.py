@@ -30,9 +30,7 @@ class TinyTokenizer:
         return " ".join(str(token) for token in ids if token > 1 or not skip_special_tokens)
 
 
-def tiny_backbone(
-    kind: KindName = "encoder-decoder", precision: str = "float32", meta: bool = False
-) -> Backbone:
+def tiny_backbone(kind: KindName = "encoder-decoder", precision: str = "float32", meta: bool = False) -> Backbone:
     """Return a random T5, Llama or BERT of width 64 with two layers; the same weights each time."""
     from transformers import (
         BertConfig,

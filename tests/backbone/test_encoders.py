@@ -49,7 +49,26 @@ Write = Callable[[str], Path]
 REGISTRY = discover()
 TASKS = all_tasks()
 SENTIMENT, SIMILARITY = TASKS["micro_sentiment"], TASKS["micro_similarity"]
-WORDS = "the a film was good bad and very dull great sentence sentence1 sentence2 : entailment warm no yes".split()
+WORDS = [
+    "the",
+    "a",
+    "film",
+    "was",
+    "good",
+    "bad",
+    "and",
+    "very",
+    "dull",
+    "great",
+    "sentence",
+    "sentence1",
+    "sentence2",
+    ":",
+    "entailment",
+    "warm",
+    "no",
+    "yes",
+]
 TEXTS = ["the film was good", "a very very dull film and a bad film", "great", "[SEP] was </s> the [CLS] bad <s> film"]
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
          "max_position_embeddings": 48, "type_vocab_size": 2}  # fmt: skip
@@ -141,7 +160,8 @@ def theirs(backbone: Backbone, pooling: str, row: int) -> Tensor:
     """The state of one row by transformers' own forward pass from token ids, without padding: [W]."""
     ids = torch.as_tensor(encoded(backbone).sources(np.array([row]), 0))
     states = backbone.model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0]
-    return states[0] if pooling == "first" else states.mean(0)
+    state: Tensor = states[0] if pooling == "first" else states.mean(0)
+    return state
 
 
 @pytest.mark.parametrize("pooling", ["first", "mean"])
@@ -236,7 +256,8 @@ def make_trainer(specs: list[Any], backbone: Backbone, task: Task, pooling: Any 
                         max_source_length=24)  # fmt: skip
         cells.append(Cell(suite="s", label=name, method=name, hp=hp, task=task.name, task_version=1, backbone="tiny",
                           seed=seed, recipe=recipe, search_seed=seed, protocol=ProtocolReference()))  # fmt: skip
-    rows, count = examples(task), dict[str, Any].fromkeys(("num_train", "num_dev", "num_test"), 4)
+    rows = examples(task)
+    count: dict[str, Any] = dict.fromkeys(("num_train", "num_dev", "num_test"), 4)
     record = DataRecord(source="", revision="", split_rule="", fingerprint="", **count)
     splits = dict.fromkeys(("train", "dev", "test"), encoded(backbone, task))
     methods = [make_method(cell.method, cell.hp, backbone, task, cell.seed) for cell in cells]
@@ -290,10 +311,15 @@ def test_methods_train_and_leave_the_network_as_it_was(checkpoints: dict[str, st
     hp = {"prefix_length": 2} if name == "prefix_tuning" else {}
     trainer = make_trainer([(name, hp, 0.01, 1, 4)], backbone, SENTIMENT, steps=20)
     before = {key: tensor.clone() for key, tensor in trainer.states[0].outcome.method.state_dict().items()}
-    losses = []
+    losses: list[float] = []
+    record = trainer.states[0].record_loss
+
+    def noting(loss: Tensor) -> None:
+        losses.append(float(loss))
+        record(loss)
+
+    trainer.states[0].record_loss = noting
     with trainer.fused.attached():
-        record = trainer.states[0].record_loss
-        trainer.states[0].record_loss = lambda loss: (losses.append(float(loss)), record(loss))
         trainer.run(lambda *_: None, lambda _: None)
     outcome = trainer.states[0].outcome
     assert outcome.failure is None
@@ -309,7 +335,9 @@ def test_a_prefix_acts_on_every_row_alike_with_and_without_padding(checkpoints: 
         method = make_method("prefix_tuning", {"prefix_length": 2}, backbone)
         padded = outputs([method], backbone, rows_of(0, 1, 2, 3))
         for row in range(4):
-            torch.testing.assert_close(padded[row], outputs([method], backbone, rows_of(row))[0], rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(
+                padded[row], outputs([method], backbone, rows_of(row))[0], rtol=1e-10, atol=1e-10
+            )
         plain = outputs([make_method("head_only", {}, backbone)], backbone, rows_of(0))
         assert not torch.allclose(padded[0], plain[0])
     deberta = misfit_of("prefix_tuning", checkpoints["deberta-v2"])
@@ -410,7 +438,11 @@ def refusals(path: Path) -> str:
 @pytest.mark.parametrize(
     ("old", "new", "problem"),
     [
-        ("micro_sentiment, micro_similarity", "micro_qa", "'bert' is an encoder and writes no text, which task 'micro_qa'"),
+        (
+            "micro_sentiment, micro_similarity",
+            "micro_qa",
+            "'bert' is an encoder and writes no text, which task 'micro_qa'",
+        ),
         ("steps: 4,", "steps: 4, head: label,", "'bert' is an encoder and writes no text; its head must be linear"),
         ("micro_sentiment, micro_similarity", "both", "linear serves one task; 'both' is a mixture of 2"),
         ("max_source_length: 24", "max_source_length: 46", "needs 49 positions (3 prompt + 46 source)"),
@@ -427,9 +459,17 @@ def test_what_an_encoder_cannot_do_is_told_before_a_run(
 @pytest.mark.parametrize(
     ("old", "new", "problem"),
     [
-        ("head_only:", "head_only: {recipe: {head: label}}", "'head_only' trains a linear head alone; recipe.head must"),
+        (
+            "head_only:",
+            "head_only: {recipe: {head: label}}",
+            "'head_only' trains a linear head alone; recipe.head must",
+        ),
         ("steps: 4,", "steps: 4, pooling: mean,", "mean is for linear heads of encoders; 'micro-t5' is"),
-        ("steps: 4,", "steps: 4, head: linear,", "linear needs an encoder or a decoder-only backbone; 'micro-t5' is both"),
+        (
+            "steps: 4,",
+            "steps: 4, head: linear,",
+            "linear needs an encoder or a decoder-only backbone; 'micro-t5' is both",
+        ),
     ],
 )
 def test_heads_are_refused_where_a_network_writes(write_suite: Write, old: str, new: str, problem: str) -> None:
