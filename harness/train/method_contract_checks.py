@@ -270,7 +270,7 @@ def bundle(cls: type[Method]) -> str:
         return "does not apply: the method runs alone"
     backbone = tiny_backbone(precision="float64")
     together = [build(cls, backbone, seed) for seed in (1, 2)]
-    if not any(together[0].parameters()):
+    if next(together[0].parameters(), None) is None:
         return HEAD_ALONE
     losses = _bundle_losses(together, backbone)
     for index in range(2):
