@@ -14,8 +14,6 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from harness.backbone.rng_state import random_state, restore_random_state
-
 Result = TypeVar("Result")
 
 NO_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "MPS backend out of memory")
@@ -118,3 +116,15 @@ def peak_memory_bytes() -> int:
         return 0
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kibibytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def random_state() -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return the state of PyTorch's random numbers, of the CPU and of the current CUDA device where there is one."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+
+
+def restore_random_state(state: tuple[torch.Tensor, torch.Tensor | None]) -> None:
+    """Set the random numbers back to a state that `random_state` returned."""
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1])

@@ -17,9 +17,9 @@ from typing import Any, Literal, TypeVar
 import torch
 from safetensors import SafetensorError
 
-from harness.backbone.kind_of import kind_of
-from harness.backbone.names import CONFIGS, SHIPPED, resolve_backbone
+from harness.backbone.names import SHIPPED, known_config, resolve_backbone
 from harness.backbone.network import DTYPES, Backbone
+from harness.backbone.network_kinds import kind_of
 from harness.backbone.quantization import PACKED, Scheme, load_options, num_weights, prepare_quantized
 from harness.backbone.record import BackboneRecord
 from harness.backbone.tokenizer_files import check_vocabulary, load_tokenizer, vocabulary_files
@@ -146,8 +146,8 @@ def backbone_config(name_or_path: str) -> dict[str, Any]:
     """Return the configuration of a backbone as a dict of values. Raises UserError where there is none."""
     from transformers import AutoConfig
 
-    location, known = resolve_backbone(name_or_path), CONFIGS / f"{name_or_path}.json"
-    if known.exists():
+    location = resolve_backbone(name_or_path)
+    if known := known_config(name_or_path):
         return dict(json.loads(known.read_text())["config"])
     config = _local_first(
         name_or_path,
@@ -212,7 +212,7 @@ def weights_are_here(name_or_path: str) -> bool:
 def has_config(name_or_path: str) -> bool:
     """Whether a backbone's configuration is on this machine, so that its shapes are known without a download."""
     location = resolve_backbone(name_or_path)
-    return (CONFIGS / f"{name_or_path}.json").exists() or Path(location).is_dir() or _snapshot(location) is not None
+    return known_config(name_or_path) is not None or Path(location).is_dir() or _snapshot(location) is not None
 
 
 def weights_fingerprint(name_or_path: str, quantization: Scheme = "none") -> str:

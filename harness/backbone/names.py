@@ -49,6 +49,17 @@ def known_backbones() -> list[str]:
     return sorted([*SHIPPED, *(path.stem for path in CONFIGS.glob("*.json"))])
 
 
+def known_config(name_or_path: str) -> Path | None:
+    """Return the file of a known name, with its hub id and configuration; None for a folder and for anything else.
+
+    A folder of the user's that bears a known name is that folder. A path is never looked up: a file of the user's named
+    like the folder beside it would be found.
+    """
+    if name_or_path not in known_backbones() or name_or_path in SHIPPED or Path(name_or_path).is_dir():
+        return None
+    return CONFIGS / f"{name_or_path}.json"
+
+
 def resolve_backbone(name_or_path: str, where: str | None = None) -> str:
     """Return the folder or hub id behind what the user wrote. Raises UserError, at `where`, if there is none."""
     if name_or_path in SHIPPED:
@@ -57,8 +68,7 @@ def resolve_backbone(name_or_path: str, where: str | None = None) -> str:
         if not (Path(name_or_path) / "config.json").exists():
             raise UserError("holds no config.json, so it is no checkpoint", where=where, field=name_or_path)
         return name_or_path
-    known = CONFIGS / f"{name_or_path}.json"
-    if known.exists():
+    if known := known_config(name_or_path):
         return str(json.loads(known.read_text())["hub"])
     if name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1:
         parent = Path(name_or_path).parent
@@ -84,23 +94,23 @@ def is_encoder(name_or_path: str) -> bool:
     """
     try:
         path = _config_path(name_or_path)
-        config = json.loads(Path(path).read_text()) if path else {}
+        config = json.loads(path.read_text()) if path else {}
     except (OSError, ValueError, UserError):
         return False
     config = config.get("config", config) if isinstance(config, dict) else {}
     return is_encoder_config(config)
 
 
-def _config_path(name_or_path: str) -> str | Path | None:
+def _config_path(name_or_path: str) -> Path | None:
     """Return the file with a backbone's configuration, or None."""
-    known, location = CONFIGS / f"{name_or_path}.json", resolve_backbone(name_or_path)
-    if known.exists():
+    if known := known_config(name_or_path):
         return known
+    location = resolve_backbone(name_or_path)
     if Path(location).is_dir():
         return Path(location) / "config.json"
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     found = try_to_load_from_cache(location, "config.json")
     if isinstance(found, str):
-        return found
-    return None if why_unreachable() else hf_hub_download(location, "config.json")
+        return Path(found)
+    return None if why_unreachable() else Path(hf_hub_download(location, "config.json"))

@@ -4,7 +4,7 @@ Shapes: N rows, L positions of prompt and text, H width of embeddings, W width o
 V vocabulary. A mask is 1 where a position counts, 0 where it is padding.
 
 Inputs are embeddings with the padding behind the text. What the kinds of network do differently is in
-`harness.backbone.network_kind` and the three files beside it.
+`harness.backbone.network_kinds`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from harness.backbone.attention import avoid_host_sync
-from harness.backbone.fast_dropout import fast_dropout
-from harness.backbone.kind_of import kind_of
-from harness.backbone.network_kind import NetworkKind, Pooling
+from harness.backbone.fast_functions import avoid_host_sync, fast_dropout
+from harness.backbone.network_kinds import NetworkKind, Pooling, kind_of
 from harness.backbone.quantization import Scheme, num_weights
 from harness.backbone.record import BackboneRecord
 from harness.errors import UserError

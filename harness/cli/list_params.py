@@ -14,7 +14,7 @@ from harness.train import misfit
 
 
 def describe_params(
-    methods: dict[str, Registered], names: Sequence[str] | None, backbone: str, settings: Mapping[str, Any]
+    methods: Mapping[str, Registered], names: Sequence[str] | None, backbone: str, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Trainable parameters of each method with its defaults and `settings` such as {"dept.rank": 10}."""
     check_method_options({name: registered.spec for name, registered in methods.items()}, names, settings)

@@ -8,13 +8,14 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from harness.data.file_formats import LocatedRow
 from harness.data.label_matching import LabelMatcher
+from harness.data.record import DataRecord
 from harness.data.tasks.task import EDITS, Row, Task
 from harness.errors import UserError
 
@@ -194,3 +195,27 @@ def _answers(value: object, where: str, column: str) -> list[str]:
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise UserError(f"'{column}' holds no answer text", where=where)
     return texts
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """The three splits of a task, and the record of where they came from."""
+
+    task: Task
+    train: list[Example]
+    dev: list[Example]
+    test: list[Example]
+    record: DataRecord
+    parts: tuple[TaskData, ...] = ()
+    """For a mixture, its tasks; the splits of the mixture are theirs, one after the other."""
+
+    def split(self, name: str) -> list[Example]:
+        """Return "train", "dev" or "test"."""
+        splits: dict[str, list[Example]] = {"train": self.train, "dev": self.dev, "test": self.test}
+        return splits[name]
+
+
+def count_duplicates(train: Sequence[Example], others: Sequence[Example]) -> int:
+    """Return the number of rows in `others` (dev and test) whose source text also stands in train."""
+    seen = {example.source for example in train}
+    return sum(example.source in seen for example in others)

@@ -14,9 +14,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from harness.data.examples import Example
+from harness.data.examples import Example, TaskData, count_duplicates
 from harness.data.record import DrawRecord
-from harness.data.splits import TaskData, count_duplicates
 from harness.data.tasks.task import Task
 from harness.errors import UserError
 from harness.suite import Draw

@@ -1,22 +1,25 @@
-"""From rows to splits to token ids: how train, dev and test are cut, their fingerprint, and their token ids as arrays.
+"""The rows of a cell in three splits: read, converted, cut into train, dev and test, and kept for the next cell.
 
-Shapes: N rows of a split, T token ids of the longest source or target among the rows asked for.
+One task, a mixture of tasks, or a few-shot draw. `cell_rows` is the way in.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from harness.data.examples import Converter, Example
+from harness.data.examples import Converter, Example, TaskData, count_duplicates
+from harness.data.few_shot import draw_few
 from harness.data.origins import find_origin, read_split
 from harness.data.record import DataRecord
+from harness.data.tasks.declared import cell_mixture, cell_task
 from harness.data.tasks.task import NEEDED_SPLITS, SPLIT_RULES, Task
 from harness.errors import UserError
+from harness.suite import Cell, Draw, Mixture, ProtocolReference, Strict, TaskFile
 
 SPLIT_SEED = 42
 """The seed with which DePT's code cuts every split, whatever the training seed (docs/protocol.md)."""
@@ -27,22 +30,38 @@ Rows = list[list[Example]]
 """Published rows, each with its examples. Rows are what is cut: two examples of one row never come into two splits."""
 
 
-@dataclass(frozen=True)
-class TaskData:
-    """The three splits of a task, and the record of where they came from."""
+def cell_rows(cell: Cell, data_dir: str | None, suite_folder: str) -> TaskData:
+    """Load the rows that a cell needs, once per process: a task's or a mixture's, or a few-shot draw from them.
 
-    task: Task
-    train: list[Example]
-    dev: list[Example]
-    test: list[Example]
-    record: DataRecord
-    parts: tuple[TaskData, ...] = ()
-    """For a mixture, its tasks; the splits of the mixture are theirs, one after the other."""
+    The last 32 tasks and 64 draws are kept: they take little room beside a backbone.
+    """
+    request = cell.model_dump_json(include=set(_RowsRequest.model_fields))
+    if cell.few_shot is None:
+        return _load_rows(request, data_dir, suite_folder)
+    return _draw_rows(request, cell.few_shot, data_dir, suite_folder)
 
-    def split(self, name: str) -> list[Example]:
-        """Return "train", "dev" or "test"."""
-        splits: dict[str, list[Example]] = {"train": self.train, "dev": self.dev, "test": self.test}
-        return splits[name]
+
+@functools.lru_cache(maxsize=64)
+def _draw_rows(request: str, draw: Draw, data_dir: str | None, suite_folder: str) -> TaskData:
+    return draw_few(_load_rows(request, data_dir, suite_folder), draw)
+
+
+@functools.lru_cache(maxsize=32)
+def _load_rows(request: str, data_dir: str | None, suite_folder: str) -> TaskData:
+    """`request` is a _RowsRequest as JSON: a string can be the key of a cache, a cell cannot."""
+    asked = _RowsRequest.model_validate_json(request)
+    if asked.mixture is not None:
+        return load_mixture(cell_mixture(asked.mixture, asked.task, asked.protocol, suite_folder), data_dir)
+    return load_task(cell_task(asked.task, asked.protocol, asked.definition, suite_folder), data_dir)
+
+
+class _RowsRequest(Strict):
+    """The fields of a cell that decide its rows; cells that differ in others share them."""
+
+    task: str
+    protocol: ProtocolReference
+    definition: TaskFile | None
+    mixture: Mixture | None
 
 
 def load_task(task: Task, data_dir: str | Path | None) -> TaskData:
@@ -75,6 +94,30 @@ def load_task(task: Task, data_dir: str | Path | None) -> TaskData:
             problem = f"split '{name}' of task '{task.name}' has no rows: {record.split_rule}"
             raise UserError(problem, where=origin.place(NEEDED_SPLITS[task.split][-1]))
     return TaskData(task, train, dev, test, record)
+
+
+def load_mixture(task: Task, data_dir: str | Path | None) -> TaskData:
+    """Read the rows of every task of a mixture. Raises UserError as `load_task` does."""
+    tasks = tuple(load_task(part, data_dir) for part in task.parts)
+    splits = {name: [row for data in tasks for row in data.split(name)] for name in ("train", "dev", "test")}
+    return TaskData(task, **splits, record=_joined_record(tasks), parts=tasks)
+
+
+def _joined_record(tasks: Sequence[TaskData]) -> DataRecord:
+    """Return one record for the rows of all tasks; that of each task stands in its `parts`."""
+    records = [data.record for data in tasks]
+    return DataRecord(
+        source="; ".join(dict.fromkeys(record.source for record in records)),
+        revision="; ".join(dict.fromkeys(record.revision for record in records)),
+        split_rule="each task by its own rule",
+        num_train=sum(record.num_train for record in records),
+        num_dev=sum(record.num_dev for record in records),
+        num_test=sum(record.num_test for record in records),
+        num_duplicates=sum(record.num_duplicates for record in records),
+        # a hash of hashes: it changes if the rows of any task, or the order of the tasks, change
+        fingerprint=hashlib.sha256(" ".join(record.fingerprint for record in records).encode()).hexdigest()[:16],
+        parts={data.task.name: data.record for data in tasks},
+    )
 
 
 def _cut_splits(task: Task, read: Sequence[Rows]) -> tuple[Rows, Rows, Rows]:
@@ -117,12 +160,6 @@ def permutation(num_rows: int) -> list[int]:
     generator = torch.Generator().manual_seed(SPLIT_SEED)
     order: list[int] = torch.randperm(num_rows, generator=generator).tolist()
     return order
-
-
-def count_duplicates(train: Sequence[Example], others: Sequence[Example]) -> int:
-    """Return the number of rows in `others` (dev and test) whose source text also stands in train."""
-    seen = {example.source for example in train}
-    return sum(example.source in seen for example in others)
 
 
 def _one_class(task: Task, splits: Mapping[str, Sequence[Example]]) -> dict[str, str]:

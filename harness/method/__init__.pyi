@@ -44,6 +44,7 @@ from .peft_layers import PeftMethod as PeftMethod
 from .prefix_layers import PrefixAttention as PrefixAttention
 from .prefix_layers import key_head_shape as key_head_shape
 from .prefix_layers import num_self_attentions as num_self_attentions
+from .registry import MethodSpecs as MethodSpecs
 from .registry import Registered as Registered
 from .registry import discover as discover
 from .registry import get_class as get_class

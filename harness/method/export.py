@@ -184,7 +184,7 @@ def _stored_tensors(path: Path, result: Result) -> dict[str, Tensor]:
 
 
 def _rebuild(
-    path: Path, result: Result, registered: dict[str, Registered], name_or_path: str, tensors: dict[str, Tensor]
+    path: Path, result: Result, registered: Mapping[str, Registered], name_or_path: str, tensors: dict[str, Tensor]
 ) -> Method:
     """Build the method of a result and fill it with its trained tensors. Raises UserError where they do not fit.
 

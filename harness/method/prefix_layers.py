@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, EncoderDecoderCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from harness.backbone import NO_SYNC, Backbone, full_mask
+from harness.backbone import ATTENTION_NAME, Backbone, full_mask
 from harness.method.layers import layers_of, stacks_of
 
 WITH_PREFIX = "sdpa_with_prefix"
@@ -34,7 +34,7 @@ def key_head_shape(backbone: Backbone) -> tuple[int, int]:
     other than T5, since those handle positions and masks in another way.
     """
     config = backbone.config
-    if not backbone.writes_text and config._attn_implementation not in ("sdpa", NO_SYNC):
+    if not backbone.writes_text and config._attn_implementation not in ("sdpa", ATTENTION_NAME):
         raise ValueError(
             f"keys and values go in front of those of SDPA, and {type(backbone.model).__name__} has its own"
         )

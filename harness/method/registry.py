@@ -7,6 +7,7 @@ import importlib.util
 import re
 import sys
 import traceback
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 
@@ -43,16 +44,60 @@ class Registered:
         return (doc or "").strip().partition("\n")[0]
 
 
-def discover(*extra_folders: str | Path) -> dict[str, Registered]:
-    """Find every method file, by name: the shipped ones, those in `extra_folders`, entry points `harness.methods`.
+class MethodFiles(Mapping[str, Registered]):
+    """The method files by name. A file is imported when its entry is asked for, since some import large libraries.
 
     A file that fails to import becomes an entry that holds the traceback: one broken file of a folder must not stop a
-    suite that does not use it. Raises UserError when two files have one name, or a folder does not exist.
+    suite that does not use it.
     """
-    return {name: load_file(path) for name, path in method_paths(extra_folders).items()}
+
+    def __init__(self, paths: Mapping[str, Path]) -> None:
+        self._paths = paths
+        self._imported: dict[str, Registered] = {}
+
+    def __getitem__(self, name: str) -> Registered:
+        if name not in self._imported:
+            self._imported[name] = load_file(self._paths[name])
+        return self._imported[name]
+
+    def __contains__(self, name: object) -> bool:  # Mapping's own would import the file
+        return name in self._paths
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
 
 
-def get_class(methods: dict[str, Registered], name: str) -> type[Method] | type[Rule]:
+class MethodSpecs(Mapping[str, MethodSpec]):
+    """What suites need to know of each method file; a file is imported when its entry is asked for."""
+
+    def __init__(self, files: MethodFiles) -> None:
+        self._files = files
+
+    def __getitem__(self, name: str) -> MethodSpec:
+        return self._files[name].spec
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._files
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+def discover(*extra_folders: str | Path) -> MethodFiles:
+    """Find every method file, by name: the shipped ones, those in `extra_folders`, entry points `harness.methods`.
+
+    Raises UserError when two files have one name, or a folder does not exist.
+    """
+    return MethodFiles(method_paths(extra_folders))
+
+
+def get_class(methods: Mapping[str, Registered], name: str) -> type[Method] | type[Rule]:
     """Return the class of a method. Raises UserError if there is no such method, or its file does not import."""
     registered = methods[require_choice(name, methods, kind="method")]
     if registered.cls is None:

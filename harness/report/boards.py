@@ -13,9 +13,18 @@ from typing import Any, Literal
 from harness.data import BENCHMARK as OWN
 from harness.data import METRICS, all_tasks
 from harness.errors import UserError
-from harness.report.origin import COMMON_TO_A_COLUMN, COMMON_TO_AN_ENTRY, commits_of, find_differences, origin_of
 from harness.report.published import PublishedRecord, PublishedRow
-from harness.results import Result, best_point, overlaps, results_by_task
+from harness.results import (
+    COMMON_TO_A_COLUMN,
+    COMMON_TO_AN_ENTRY,
+    Result,
+    best_point,
+    commits_of,
+    find_differences,
+    origin_of,
+    overlaps,
+    results_by_task,
+)
 from harness.scores import mean_score, round_score, sample_std
 
 Repetition = tuple[tuple[int, ...], tuple[str, ...]]

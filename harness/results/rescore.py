@@ -9,9 +9,9 @@ from pathlib import Path
 from harness.data import METRICS, TRUST, compute_metrics, count_unreadable, is_trusted
 from harness.errors import UserError
 from harness.results.answers import Answers
-from harness.results.mixture_by_task import results_by_task
 from harness.results.predictions import read_answers, split_of
 from harness.results.schema import MetricRecord, Result, SplitScore
+from harness.results.selection import results_by_task
 from harness.results.store import predictions_path
 from harness.scores import mean_score
 

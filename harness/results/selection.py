@@ -1,4 +1,6 @@
-"""Which checkpoint and which grid point win: the best dev score, of equal ones the earliest.
+"""Which results count: the best dev score chooses checkpoint and grid point, of equal ones the earliest.
+
+Tables and statistics read the result of a mixture as one result per task (`results_by_task`).
 
 Runner and reports share these functions, so that a table always shows the run that the runner chose.
 """
@@ -8,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from harness.results.schema import Result
-from harness.suite import Group
+from harness.suite import Group, Part, digest
 
 
 def dev_selection(result: Result) -> float:
@@ -73,3 +75,31 @@ def next_cells(group: Group, results: Mapping[tuple[int, int], Result | None], p
     if winner is None:  # every point failed on the first seed, so the other seeds would most likely fail too
         return []
     return [(winner, seed) for seed in group.seeds[1:] if (winner, seed) not in results]
+
+
+def results_by_task(result: Result) -> list[Result]:
+    """Return the result itself, or for a mixture one result per task, with that task's scores, rows and metrics.
+
+    The selected step and the dev scores that selected it are the mixture's, and so are the parameter counts.
+    """
+    mixture = result.cell.mixture
+    return [result] if mixture is None else [_of_part(result, part) for part in mixture.parts]
+
+
+def _of_part(result: Result, part: Part) -> Result:
+    name = part.task
+    cell_fields = {
+        "task": name,
+        "task_version": part.task_version,
+        "task_rules": part.task_rules,
+        "definition": part.definition,
+    }
+    changes = {
+        "cell": result.cell.model_copy(update=cell_fields),
+        "group_id": digest([result.group_id, name]),
+        "metrics": result.metrics.parts[name] if result.metrics else None,
+        "dev": result.dev.parts[name] if result.dev else None,
+        "test": result.test.parts[name] if result.test else None,
+        "data": result.data.parts[name] if result.data else None,
+    }
+    return result.model_copy(update=changes)

@@ -19,8 +19,8 @@ from pydantic import ValidationError
 
 from harness.errors import UserError
 from harness.files import discard, put_in_place, read_bounded, sync_folder, write_aside
-from harness.results.mixture_by_task import results_by_task
 from harness.results.schema import RESULT_FORMAT, Files, Result
+from harness.results.selection import results_by_task
 from harness.suite import Cell, Key
 
 if TYPE_CHECKING:

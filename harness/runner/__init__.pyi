@@ -5,12 +5,12 @@ from .device_fit import describe_device as describe_device
 from .device_fit import memory_need as memory_need
 from .device_speed import device_name as device_name
 from .engines import make_engine as make_engine
-from .namesakes import refuse_namesakes as refuse_namesakes
 from .plan import Plan as Plan
 from .plan import make_plan as make_plan
 from .preflight import Misfits as Misfits
 from .preflight import find_misfits as find_misfits
 from .preflight import lines_of as lines_of
+from .preflight import refuse_namesakes as refuse_namesakes
 from .resolve_suite import check_method_options as check_method_options
 from .resolve_suite import find_task as find_task
 from .resolve_suite import judge_suite as judge_suite

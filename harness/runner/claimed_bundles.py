@@ -11,13 +11,14 @@ from pathlib import Path
 
 from harness import stop
 from harness.backbone import best_device, weights_fingerprint
+from harness.data import cell_rows
 from harness.provenance import collect_provenance
 from harness.results import Result
 from harness.runner.claims import Claims
 from harness.runner.pack import pack
 from harness.runner.plan import Plan
 from harness.suite import Cell, Key
-from harness.train import Bundle, CheckpointPlan, cached_task, drop_markers, read_header
+from harness.train import Bundle, CheckpointPlan, drop_markers, read_header
 
 SECONDS = {"s": 1, "m": 60, "h": 3_600}
 
@@ -168,7 +169,7 @@ class ClaimedBundles:
         if any(method.spec.is_rule or method.cls is None for method in methods):
             return None
         try:
-            rows = cached_task(bundle.cells[0], bundle.data_dir, bundle.suite_folder).record.fingerprint
+            rows = cell_rows(bundle.cells[0], bundle.data_dir, bundle.suite_folder).record.fingerprint
         except Exception:  # training the bundle will raise it again, and record it
             return None
         made = collect_provenance(best_device())

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.backbone import Placement, require_safetensors, weights_fingerprint
-from harness.data import Task, require_folder
+from harness.data import Task, cell_rows, require_folder
 from harness.errors import UserError
-from harness.method import Registered, SourceFile, discover
+from harness.method import MethodSpecs, Registered, SourceFile, discover
 from harness.provenance import sha256_file
 from harness.results import Result, ResultStore, chosen_run, next_cells, superseded, tensors_path
 from harness.runner.resolve_suite import resolve_suite
 from harness.suite import Cell, Group, GroupIndex, Key, Overrides, Point, SourceKey, Start, Suite, source_of
-from harness.train import cached_task
 
 
 @dataclass
@@ -25,7 +24,7 @@ class Plan:
 
     suite: Suite
     groups: list[Group]
-    methods: dict[str, Registered]
+    methods: Mapping[str, Registered]
     tasks: dict[str, Task]
     store: ResultStore
     data_dir: str | None
@@ -194,7 +193,7 @@ class Plan:
         if not (task.is_here or self.data_dir):
             return False  # a plan downloads nothing; a report still flags results made with different rows
         try:
-            found = cached_task(result.cell, self.data_dir, self.suite.folder).record.fingerprint
+            found = cell_rows(result.cell, self.data_dir, self.suite.folder).record.fingerprint
         except UserError:
             return False  # without the rows nothing can be compared, and nothing of the result is wrong
         assert result.data is not None
@@ -210,7 +209,7 @@ def make_plan(
     """
     require_folder(data_dir)
     methods = discover(*method_dirs)
-    resolved = resolve_suite(path, overrides, {name: registered.spec for name, registered in methods.items()})
+    resolved = resolve_suite(path, overrides, MethodSpecs(methods))
     suite, groups = resolved.suite, resolved.groups
     for name in suite.backbones:
         require_safetensors(suite.backbone_sources[name], resolved.backbones_where)

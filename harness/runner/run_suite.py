@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Literal
 
 from harness import stop
+from harness.data import cell_rows
 from harness.results import NotStored, Result
 from harness.runner.claimed_bundles import ClaimedBundles
 from harness.runner.claims import Claims
 from harness.runner.engines import Engine, LocalEngine
-from harness.runner.namesakes import refuse_namesakes
 from harness.runner.plan import Plan, make_plan
-from harness.runner.preflight import Misfits, check_cells, lines_of, unfit_result
+from harness.runner.preflight import Misfits, check_cells, lines_of, refuse_namesakes, unfit_result
 from harness.runner.progress import Progress, work
 from harness.suite import Cell, Key, Overrides
-from harness.train import CellResult, cached_task, describe_failure, failed_to_store
+from harness.train import CellResult, describe_failure, failed_to_store
 
 Rerun = Literal["none", "failed", "stale"]
 Track = Literal["tensorboard", "wandb", "mlflow"]
@@ -255,7 +255,7 @@ def _warn_of_duplicates(plan: Plan, cells: Iterable[Cell], progress: Progress) -
     """Name the tasks of which dev or test rows are also in train: a method could answer those from memory."""
     for name, cell in sorted({cell.task: cell for cell in cells}.items()):
         try:
-            record = cached_task(cell, plan.data_dir, plan.suite.folder).record
+            record = cell_rows(cell, plan.data_dir, plan.suite.folder).record
         except Exception:  # its cells will say so
             continue
         if record.num_duplicates:

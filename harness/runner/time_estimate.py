@@ -18,8 +18,8 @@ import numpy as np
 
 from harness import provenance
 from harness.backbone import (
-    CONFIGS,
     MatmulParams,
+    known_config,
     local_tokenizer,
     matmul_params,
     meta_backbone,
@@ -27,14 +27,14 @@ from harness.backbone import (
     resolve_backbone,
     weights_are_here,
 )
-from harness.data import TaskData
+from harness.data import TaskData, cell_rows
 from harness.errors import UserError
 from harness.method import Method
 from harness.results import Result, read_result
 from harness.runner.device_speed import Rate, device_name, probed_rate
 from harness.runner.plan import Plan
 from harness.suite import Cell, Group, Recipe
-from harness.train import build_method, cached_task
+from harness.train import build_method
 
 SAMPLED_ROWS = 500
 """Training rows that are tokenised for the mean length. Where lengths spread as much as their mean, the mean of 500 is
@@ -235,7 +235,7 @@ def _measured_lengths(plan: Plan, cell: Cell) -> TextLengths | None:
     if not (task.is_here or plan.data_dir):
         return None
     try:
-        data = cached_task(cell, plan.data_dir, plan.suite.folder)
+        data = cell_rows(cell, plan.data_dir, plan.suite.folder)
     except UserError:
         return None
     tokenizer = local_tokenizer(plan.suite.backbone_sources[cell.backbone])
@@ -269,6 +269,6 @@ def _class(plan: Plan, cell: Cell) -> type[Method]:
 @functools.lru_cache(maxsize=8)
 def _matmul(name_or_path: str) -> MatmulParams | None:
     """The weights that matter for a backbone's FLOPs; None if not even its configuration is on this machine."""
-    if not (CONFIGS / f"{name_or_path}.json").exists() and not Path(resolve_backbone(name_or_path)).is_dir():
+    if known_config(name_or_path) is None and not Path(resolve_backbone(name_or_path)).is_dir():
         return None
     return matmul_params(meta_backbone(name_or_path))

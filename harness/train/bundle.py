@@ -34,22 +34,23 @@ from harness.data import (
     Task,
     TaskData,
     cached_encode,
+    cell_rows,
     cut_references,
     has_cut_references,
     join_encoded,
+    require_known_ids,
 )
 from harness.method import CellError, Method, Rule, SourceFile, head_targets, load_file
 from harness.results import Failure, NotStored
 from harness.suite import Cell, Key
-from harness.train.caches import cached_task, cached_tokenizer, drop_backbone, sealed_backbone
+from harness.train.caches import cached_tokenizer, drop_backbone, sealed_backbone
 from harness.train.cell_result import BundleFacts, OnCellResult, failed_result, rule_result, trained_result
 from harness.train.cell_state import Outcome, describe_failure
 from harness.train.checkpoint import CheckpointPlan, CheckpointWriter
-from harness.train.data_parallel import ALONE, MemberDied, Send, Team, run_team
-from harness.train.fsdp import UNSHARDED, shard, trains_backbone
+from harness.train.data_parallel import ALONE, UNSHARDED, MemberDied, Send, Team, run_team
+from harness.train.fsdp import shard, trains_backbone
 from harness.train.loop import BundleTrainer, OnStep
-from harness.train.method_builder import build_method, build_to_train, try_detaching
-from harness.train.network_limits import require_known_ids
+from harness.train.method_fit import build_method, build_to_train, try_detaching
 from harness.train.race import Race
 
 MICRO_BATCH_TOKENS = {"cpu": 2_048}
@@ -205,7 +206,7 @@ class _Attempt:
         for registered in self.registered.values():
             if registered.cls is None:
                 raise ImportError(registered.spec.error)
-        data = cached_task(self.bundle.cells[0], self.bundle.data_dir, self.bundle.suite_folder)
+        data = cell_rows(self.bundle.cells[0], self.bundle.data_dir, self.bundle.suite_folder)
         cell = self.bundle.cells[0]
         cls = self.registered[cell.method].cls
         if cls is not None and issubclass(cls, Rule):

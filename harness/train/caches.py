@@ -1,7 +1,6 @@
-"""What a process loads once and keeps for its next bundles: one backbone with its seal, one tokenizer, rows of tasks.
+"""What a process loads once and keeps for its next bundles: one backbone with its seal, and one tokenizer.
 
-Only one backbone is kept, since two may not fit a device. Rows of the last 32 tasks and 64 few-shot draws are kept:
-they take little room beside a backbone.
+Only one backbone is kept, since two may not fit a device.
 """
 
 from __future__ import annotations
@@ -19,8 +18,6 @@ from harness.backbone import (
     restore_class_forwards,
     tokenizer_of,
 )
-from harness.data import TaskData, cell_mixture, cell_task, draw_few, load_mixture, load_task
-from harness.suite import Cell, Draw, Mixture, ProtocolReference, Strict, TaskFile
 
 
 def cached_backbone(
@@ -59,34 +56,3 @@ def _load_sealed(source: str, precision: str, quantization: Scheme, placement: P
 def cached_tokenizer(source: str) -> Any:
     """Load a backbone's tokenizer once per process, without its weights."""
     return tokenizer_of(source)
-
-
-def cached_task(cell: Cell, data_dir: str | None, suite_folder: str) -> TaskData:
-    """Load the rows that a cell needs, once per process: a task's or a mixture's, or a few-shot draw from them."""
-    request = cell.model_dump_json(include=set(_RowsRequest.model_fields))
-    if cell.few_shot is None:
-        return _load_rows(request, data_dir, suite_folder)
-    return _draw_rows(request, cell.few_shot, data_dir, suite_folder)
-
-
-@functools.lru_cache(maxsize=64)
-def _draw_rows(request: str, draw: Draw, data_dir: str | None, suite_folder: str) -> TaskData:
-    return draw_few(_load_rows(request, data_dir, suite_folder), draw)
-
-
-@functools.lru_cache(maxsize=32)
-def _load_rows(request: str, data_dir: str | None, suite_folder: str) -> TaskData:
-    """`request` is a _RowsRequest as JSON: a string can be the key of a cache, a cell cannot."""
-    asked = _RowsRequest.model_validate_json(request)
-    if asked.mixture is not None:
-        return load_mixture(cell_mixture(asked.mixture, asked.task, asked.protocol, suite_folder), data_dir)
-    return load_task(cell_task(asked.task, asked.protocol, asked.definition, suite_folder), data_dir)
-
-
-class _RowsRequest(Strict):
-    """The fields of a cell that decide its rows; cells that differ in others share them."""
-
-    task: str
-    protocol: ProtocolReference
-    definition: TaskFile | None
-    mixture: Mixture | None

@@ -2,11 +2,13 @@
 
 Every process holds all tensors and draws the same batches, and computes its share of the rows. Gradients and losses are
 added up over the processes, so all of them take the same step, which is the step of a single process. The process that
-started them receives signals for all of them, and they end when it ends.
+started them receives signals for all of them, and they end when it ends. `ALONE` is a team of one, which exchanges
+nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import signal
@@ -14,10 +16,10 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,9 +28,13 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from harness import stop
+from harness.backbone import TokenBudget, until_it_fits
 from harness.errors import UserError
+from harness.method import Method
 from harness.train.batch_input import Index
 from harness.train.optimizer import is_sharded
+
+T = TypeVar("T")
 
 POLL_S = 0.5
 """Seconds between two looks at whether a process has died or a stop was requested: soon enough for a user's Ctrl-C."""
@@ -112,6 +118,40 @@ class Team:
 
 ALONE = Team()
 """One process that trains by itself."""
+
+
+class Unsharded:
+    """Weights that every process holds whole, so that each computes by itself."""
+
+    is_sharded = False
+    default_tokens: int | None = None
+    """Token budget of a micro-batch if the suite sets none; None if a probe or the kind of device decides."""
+
+    def forward(self, compute: Callable[[], T]) -> T:
+        """Call `compute`, a forward pass that will be followed by a backward pass."""
+        return compute()
+
+    def within_memory(
+        self, step: Callable[[int], T], budget: TokenBudget, shortest: int, undo: Callable[[], None]
+    ) -> T:
+        """Call `step(tokens)` with the budget, and with half of it each time memory runs out; see `until_it_fits`."""
+        return until_it_fits(step, budget, shortest, undo)
+
+    @contextlib.contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Inside, all weights are whole, and a process may compute with them without the others."""
+        yield
+
+    def most(self, count: int) -> int:
+        """The largest `count` of the processes that must compute equally often; without shards each stands alone."""
+        return count
+
+    def whole_tensors(self, method: Method) -> dict[str, Tensor]:
+        """A method's tensors by name, on the CPU."""
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in method.state_dict().items()}
+
+
+UNSHARDED = Unsharded()
 
 
 def run_team(size: int, work: Callable[..., None], arguments: Sequence[Any], take: Callable[[Any], None]) -> None:

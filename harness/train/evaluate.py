@@ -36,9 +36,9 @@ def answer_split(
     """Answers of each of `cells` (positions in `fused`) to every row, by cell, in the order of rows.
 
     Answers are decoded greedily, or read off by the cells' linear heads where they have them. `max_tokens` is the
-    token budget of a micro-batch. With `only`, these rows alone are answered, and the answers to others are empty. Raises
-    CellError where a method's code raises, and Stopped after a request to stop. `label_tokens`
-    is that of the cells' recipes.
+    token budget of a micro-batch. With `only`, these rows alone are answered, and the answers to others are empty.
+    `label_tokens` is that of the cells' recipes. Raises CellError where a method's code raises, and Stopped after a
+    request to stop.
     """
     backbone = fused.backbone
     fused.refresh(grad=False, cells=cells)

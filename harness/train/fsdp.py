@@ -4,7 +4,8 @@ Every process holds a part, a shard, of each weight with its gradient and moment
 2020). A layer's weights are gathered for its forward and its backward pass, and freed afterwards. An evaluation gathers
 all weights once.
 
-`Unsharded` is the usual case, in which each process holds all weights; the trainer calls the same functions on either.
+`Unsharded` in data_parallel.py is the usual case, in which each process holds all weights; the trainer calls the same
+functions on either.
 """
 
 from __future__ import annotations
@@ -12,52 +13,16 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from harness.backbone import Backbone, TokenBudget, is_out_of_memory, until_it_fits
+from harness.backbone import Backbone, TokenBudget, is_out_of_memory
 from harness.method import Method
-from harness.train.data_parallel import Team
+from harness.train.data_parallel import T, Team, Unsharded
 from harness.train.optimizer import is_sharded
-
-T = TypeVar("T")
-
-
-class Unsharded:
-    """Weights that every process holds whole, so that each computes by itself."""
-
-    is_sharded = False
-    default_tokens: int | None = None
-    """Token budget of a micro-batch if the suite sets none; None if a probe or the kind of device decides."""
-
-    def forward(self, compute: Callable[[], T]) -> T:
-        """Call `compute`, a forward pass that will be followed by a backward pass."""
-        return compute()
-
-    def within_memory(
-        self, step: Callable[[int], T], budget: TokenBudget, shortest: int, undo: Callable[[], None]
-    ) -> T:
-        """Call `step(tokens)` with the budget, and with half of it each time memory runs out; see `until_it_fits`."""
-        return until_it_fits(step, budget, shortest, undo)
-
-    @contextlib.contextmanager
-    def gathered(self) -> Iterator[None]:
-        """Inside, all weights are whole, and a process may compute with them without the others."""
-        yield
-
-    def most(self, count: int) -> int:
-        """The largest `count` of the processes that must compute equally often; without shards each stands alone."""
-        return count
-
-    def whole_tensors(self, method: Method) -> dict[str, Tensor]:
-        """A method's tensors by name, on the CPU."""
-        return {name: tensor.detach().cpu().contiguous() for name, tensor in method.state_dict().items()}
-
-
-UNSHARDED = Unsharded()
 
 
 class Sharded(Unsharded):

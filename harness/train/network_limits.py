@@ -1,11 +1,11 @@
-"""Checks what a network can take in: how many positions it tells apart, and which token ids it has vectors for."""
+"""Checks how many positions a network tells apart, and whether prompt, text and answer fit them."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from harness.backbone import Backbone, num_table_positions
-from harness.data import Encoded, Task, max_new_tokens
+from harness.data import Task, max_new_tokens
 from harness.errors import UserError
 from harness.suite import LabelTokens
 
@@ -81,16 +81,3 @@ def require_positions(
         settings = "max_target_length" if names == ("target",) else "prompt_length or recipe.max_source_length"
         problem = f"needs {needed} positions ({tokens}), {owner} has {limit}"
         raise UserError(problem, where=where, field=field, hint=f"Lower {settings}.")
-
-
-def require_known_ids(encoded: Encoded, backbone: Backbone, what: str) -> None:
-    """Raise UserError where rows hold a token that the network has no vector for. `what` names the rows."""
-    rows = backbone.embedding.num_embeddings
-    for kind, ids in (("source", encoded.source_ids), ("target", encoded.target_ids)):
-        largest = int(ids.max(initial=0))  # max() of no ids at all would raise
-        if largest >= rows:
-            token = backbone.tokenizer.decode([largest])
-            raise UserError(
-                f"a {kind} of {what} holds '{token}', id {largest}, backbone '{backbone.name}' has {rows} embeddings",
-                hint="The token was added to the tokenizer and not to the network: resize its embedding, or drop it.",
-            )

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.data import Index, TaskData
+from harness.data import TaskData
 from harness.suite import Mixture, Sampling
+from harness.train.batch_input import Index
 
 
 def sampling_shares(sizes: Sequence[int], sampling: Sampling, temperature: float) -> list[float]:

@@ -34,8 +34,7 @@ from harness.method import CellError, Method, errors_of_cell
 from harness.suite import Cell
 from harness.train.batch_input import BatchInput, Index, Rows, micro_batches
 from harness.train.cell_state import CellState, describe_failure, lr_factor
-from harness.train.data_parallel import ALONE, Team
-from harness.train.fsdp import UNSHARDED, Unsharded
+from harness.train.data_parallel import ALONE, UNSHARDED, Team, Unsharded
 from harness.train.optimizer import JointAdamW
 from harness.train.race import Race
 from harness.train.row_order import row_order

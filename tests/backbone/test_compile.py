@@ -9,9 +9,8 @@ import pytest
 import torch
 from test_fused import LENGTH, SPECS, make_cell, make_method
 
-from harness.data.examples import Example
+from harness.data.examples import Example, TaskData
 from harness.data.record import DataRecord
-from harness.data.splits import TaskData
 from harness.data.tasks import all_tasks
 from harness.train.loop import BundleTrainer
 from harness.train.tiny_backbones import tiny_backbone, tiny_rows

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from typing_help import present
 
-from harness.backbone.fast_dropout import LEVELS, attention, dropout, fast_dropout, keep_mask
+from harness.backbone.fast_functions import LEVELS, attention, dropout, fast_dropout, keep_mask
 from harness.backbone.load import load_backbone
 
 
@@ -75,7 +75,7 @@ def test_an_impossible_probability_is_what_torch_says_it_is(p: float) -> None:
 
 def all_kept() -> Any:
     """Dropout that drops nothing, so that the two can be compared."""
-    return patch("harness.backbone.fast_dropout.keep_mask", lambda like, p: torch.ones_like(like))
+    return patch("harness.backbone.fast_functions.keep_mask", lambda like, p: torch.ones_like(like))
 
 
 @st.composite
@@ -149,7 +149,7 @@ def test_every_dropout_of_the_backbone_is_reached(monkeypatch: pytest.MonkeyPatc
     backbone.model.train()
     dropped = backbone.token_losses(embeds, mask, labels)
     assert not torch.allclose(dropped, expected)
-    monkeypatch.setattr("harness.backbone.fast_dropout.keep_mask", lambda like, p: torch.ones_like(like))
+    monkeypatch.setattr("harness.backbone.fast_functions.keep_mask", lambda like, p: torch.ones_like(like))
     torch.testing.assert_close(backbone.token_losses(embeds, mask, labels), expected)
 
 

@@ -14,14 +14,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
-from harness.backbone.encoder_only import num_table_positions
 from harness.backbone.load import load_backbone, meta_backbone
 from harness.backbone.names import is_encoder
 from harness.backbone.network import Backbone
+from harness.backbone.network_kinds import num_table_positions
 from harness.backbone.seal import Seal
-from harness.data.examples import Example
+from harness.data.examples import Example, TaskData
 from harness.data.record import DataRecord
-from harness.data.splits import TaskData
 from harness.data.tasks import all_tasks
 from harness.data.tasks.task import Task
 from harness.data.tokenization import Encoded, encode

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from typing_help import present
 
-from harness.backbone.load import untrained_network
+from harness.backbone.load import backbone_config, untrained_network
 from harness.backbone.network import Backbone
 from harness.method.method import Method
 from harness.method.prompt_init import vocabulary_rows
@@ -117,7 +118,7 @@ def test_padding_acts_on_no_loss_and_no_gradient_in_training(kind: str) -> None:
     vectors.requires_grad_()
     backbone.model.train()
     try:
-        with patch("harness.backbone.fast_dropout.keep_mask", lambda like, p: torch.ones_like(like)):
+        with patch("harness.backbone.fast_functions.keep_mask", lambda like, p: torch.ones_like(like)):
             together = backbone.token_losses(vectors, mask, labels)
         together.sum().backward()
     finally:
@@ -145,3 +146,15 @@ def test_greedy_decoding_equals_generate(kind: str) -> None:
         got = ours[row].tolist()
         assert got[: len(theirs)] == theirs
         assert not any(got[len(theirs) :])
+
+
+def test_a_folder_is_itself_whatever_lies_beside_it_and_whatever_it_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of the user's beside the folder is no known name, and a folder called like a known name is the folder."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("mine", "t5-base"):
+        network("gpt2").config.save_pretrained(tmp_path / folder)
+    (tmp_path / "mine.json").write_text("{}")
+    for name in (str(tmp_path / "mine"), "mine", "t5-base"):
+        assert backbone_config(name)["model_type"] == "gpt2", name

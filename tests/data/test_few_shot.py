@@ -16,12 +16,12 @@ from test_report import moved
 from test_report import result as made
 
 from harness.cli.listings import describe_plan
-from harness.data.examples import Example
+from harness.data.examples import Example, TaskData
 from harness.data.few_shot import draw_few
-from harness.data.splits import TaskData, load_task
+from harness.data.splits import load_task
 from harness.data.tasks import all_tasks
 from harness.errors import UserError
-from harness.results.outdated import superseded
+from harness.results.notes import superseded
 from harness.results.store import ResultStore, load_results
 from harness.runner.pack import pack
 from harness.runner.plan import make_plan

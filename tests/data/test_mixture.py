@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.data.mixture import join_encoded
+from harness.data.tokenization import join_encoded
 from harness.errors import UserError
 from harness.report.boards import collect_boards
 from harness.report.declared.find_entries import EntryIndex

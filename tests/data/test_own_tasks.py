@@ -19,8 +19,8 @@ from harness.data.tokenization import cut_references
 from harness.errors import UserError
 from harness.report.boards import collect_boards
 from harness.report.leaderboard_table import lay_out
+from harness.results.notes import data_notes
 from harness.results.predictions import read_answers
-from harness.results.row_notes import data_notes
 from harness.results.store import ResultStore, predictions_path
 from harness.runner.plan import make_plan
 from harness.suite.make_groups import Overrides

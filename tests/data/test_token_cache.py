@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 from typing_help import present
 
-import harness.data.token_cache as token_cache
+import harness.data.tokenization as token_cache
 from harness.backbone.load import load_backbone
 from harness.backbone.network import Backbone
 from harness.data.examples import Example
 from harness.data.tasks import all_tasks
-from harness.data.token_cache import cache_folder, cached_encode, tokenizer_fingerprint
-from harness.data.tokenization import Encoded, encode
+from harness.data.tokenization import Encoded, cache_folder, cached_encode, encode, tokenizer_fingerprint
 from harness.train.tiny_backbones import tiny_backbone
 
 ROWS = [Example(f"the film number {i} was good", str(i % 2), (str(i % 2),)) for i in range(30)]

@@ -14,13 +14,13 @@ from harness import UserError
 from harness.backbone.load import load_backbone
 from harness.backbone.network import Backbone
 from harness.cli.commands import app
+from harness.data import cell_rows
 from harness.data.tokenization import encode
 from harness.method.export import Exported, export_result, load_export
 from harness.results.schema import Result
 from harness.results.store import ResultStore, read_predictions
 from harness.runner.run_suite import run
 from harness.train.batch_input import BatchInput
-from harness.train.caches import cached_task
 from harness.train.evaluate import answer_split
 from harness.train.tiny_backbones import tiny_backbone
 
@@ -70,7 +70,7 @@ def test_an_export_gives_the_answers_of_the_trained_cell(
     assert set(done.shapes) == COLLAPSED.get(label, set(done.shapes))
     method = load_export(done.path, micro)
     assert isinstance(method, Exported) == (label not in ("prefix_tuning", "lora", "adamix"))
-    data = cached_task(result.cell, None, "")
+    data = cell_rows(result.cell, None, "")
     length = result.cell.recipe.max_source_length or data.task.max_source_length
     encoded = encode(data.split("test"), micro, data.task, length)
     method.attach(micro)

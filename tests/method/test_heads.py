@@ -16,9 +16,8 @@ from torch import Tensor
 from harness.backbone.load import load_backbone
 from harness.backbone.names import SHIPPED
 from harness.backbone.network import Backbone
-from harness.data.examples import Example
+from harness.data.examples import Example, TaskData
 from harness.data.record import DataRecord
-from harness.data.splits import TaskData
 from harness.data.tasks import all_tasks
 from harness.method.export import export_result, load_export
 from harness.method.linear_head import HeadReader, LinearHead, head_targets

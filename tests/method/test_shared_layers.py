@@ -13,8 +13,7 @@ from test_fused import Spec, make_cell, tensors, trainer
 from torch import Tensor, nn
 
 from harness.backbone.network import Backbone
-from harness.data.mixture import join_encoded
-from harness.data.tokenization import Encoded
+from harness.data.tokenization import Encoded, join_encoded
 from harness.method.cell_error import CellError
 from harness.method.inserted_modules import TrainedNorms
 from harness.method.layer_change import LayerChange

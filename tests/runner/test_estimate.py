@@ -17,12 +17,12 @@ from harness.backbone.flops import matmul_params
 from harness.backbone.load import load_backbone, meta_backbone, weights_are_here
 from harness.backbone.names import SHIPPED
 from harness.cli.listings import describe_plan
+from harness.data import cell_rows
 from harness.data.tokenization import encode
 from harness.results.store import read_result
 from harness.runner.plan import Plan, make_plan
 from harness.runner.time_estimate import estimate_time, stored_rate, stored_results
 from harness.suite.make_groups import Overrides
-from harness.train.caches import cached_task
 
 WIDER = SMALL_SUITE.replace("seeds: [1, 2]", "seeds: [1, 2, 3]")
 
@@ -59,7 +59,7 @@ def test_the_arithmetic_is_counted_from_the_rows_themselves(plan_of: Callable[..
     plan = plan_of(SMALL_SUITE)
     (dept,) = [item for item in estimate_time(plan) if item.method == "dept"]
     cell = next(group.cells[(0, 1)] for group in plan.groups if group.label == "dept")
-    data = cached_task(cell, None, plan.suite.folder)
+    data = cell_rows(cell, None, plan.suite.folder)
     encoded = encode(data.train, load_backbone("micro-t5", device="cpu"), data.task, 64)
     rows = np.arange(len(encoded))
     matmul = matmul_params(meta_backbone("micro-t5"))

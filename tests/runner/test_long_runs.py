@@ -19,10 +19,12 @@ import harness
 from harness import stop
 from harness.cli.commands import app
 from harness.cli.listings import describe_plan
-from harness.data.splits import TaskData, load_task
+from harness.data import splits
+from harness.data.examples import TaskData
+from harness.data.splits import load_task
 from harness.data.tasks import Task
 from harness.method.method import Method
-from harness.results.outdated import changed_since
+from harness.results.notes import changed_since
 from harness.results.schema import DevScore, Result
 from harness.results.store import NotStored, ResultStore
 from harness.runner import run_suite as runner
@@ -32,10 +34,9 @@ from harness.runner.progress import Progress
 from harness.suite.cell import Key
 from harness.suite.make_groups import Overrides
 from harness.train import bundle as bundle_module
-from harness.train import caches
 from harness.train.bundle import Bundle
 from harness.train.cell_result import OnCellResult
-from harness.train.method_builder import build_to_train
+from harness.train.method_fit import build_to_train
 
 ONE = suite_text(steps=4, every=2)
 METHOD = '''\
@@ -214,8 +215,8 @@ def test_a_mistake_in_the_rows_of_one_task_fails_its_cells_only(folder: Path, mo
             raise UnicodeDecodeError("utf-8", b"x", 0, 1, "made up")
         return load_task(task, data_dir)
 
-    monkeypatch.setattr(caches, "load_task", failing)
-    caches._load_rows.cache_clear()
+    monkeypatch.setattr(splits, "load_task", failing)
+    splits._load_rows.cache_clear()
     (folder / "suite.yaml").write_text(suite_text("one, two", steps=2, every=2))
     summary = run(folder, methods=["majority", "dept"], seeds=[1])
     assert summary.num_failed == 3

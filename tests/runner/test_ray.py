@@ -26,6 +26,7 @@ from watching import meanwhile
 import harness
 from harness import stop
 from harness.cli.commands import app
+from harness.data import splits
 from harness.errors import UserError
 from harness.results.store import ResultStore
 from harness.runner.engines import make_engine
@@ -36,7 +37,6 @@ from harness.runner.ray.engine import RayEngine
 from harness.runner.ray.gpu_share import gpu_share, memory_need
 from harness.runner.ray.worker import News, Parcel, Worker
 from harness.suite.make_groups import Overrides
-from harness.train import caches
 from harness.train.bundle import Bundle
 from harness.train.checkpoint import CheckpointPlan, read_header
 
@@ -315,7 +315,7 @@ def test_a_machine_without_the_inputs_says_which(bundle: Bundle) -> None:
 
 def test_rows_that_a_machine_lacks_stop_the_run_before_a_cell_fails(bundle: Bundle, folder: Path) -> None:
     (folder / "rows.csv").rename(folder / "gone.csv")
-    caches._load_rows.cache_clear()
+    splits._load_rows.cache_clear()
     news = all_news(bundle)
     assert "no such file or folder for split 'train' of task 'first'" in str(news.refused)
     assert not news.products

@@ -89,7 +89,7 @@ def test_a_suite_has_the_cells_that_its_table_implies(suite: str) -> None:
 
 def test_the_rows_of_table_12_have_the_printed_ranks() -> None:
     from harness.backbone.load import meta_backbone
-    from harness.train.method_builder import build_method
+    from harness.train.method_fit import build_method
 
     plan, backbone = plan_of("ablation-granularity"), meta_backbone("t5-base")
     cls = plan.methods["accept"].cls

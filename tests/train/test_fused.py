@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from harness.backbone.attention import NO_SYNC
+from harness.backbone.fast_functions import ATTENTION_NAME
 from harness.backbone.network import Backbone
-from harness.data.examples import Example
+from harness.data.examples import Example, TaskData
 from harness.data.record import DataRecord
-from harness.data.splits import TaskData
 from harness.data.tasks import all_tasks
 from harness.data.tokenization import Encoded
 from harness.method.method import Method
@@ -260,7 +259,7 @@ def test_sdpa_with_position_bias_equals_eager_attention() -> None:
     backbone = tiny_backbone(precision="float64")
     encoded = tiny_rows([3, 11, 20], backbone)
     method = make_method(make_cell(*SPECS[0], steps=1), backbone)
-    assert backbone.config._attn_implementation == NO_SYNC
+    assert backbone.config._attn_implementation == ATTENTION_NAME
     fast = losses(method, backbone, encoded, [0, 1, 2])
     backbone.model.set_attn_implementation("eager")
     torch.testing.assert_close(losses(method, backbone, encoded, [0, 1, 2]), fast, rtol=1e-10, atol=1e-10)

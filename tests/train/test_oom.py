@@ -15,9 +15,8 @@ from typing_help import present
 
 from harness.backbone.device_memory import MEMORY_SHARE, PROBE_TOKENS, TokenBudget, probed_tokens, until_it_fits
 from harness.backbone.network import Backbone
-from harness.data.examples import Example
+from harness.data.examples import Example, TaskData
 from harness.data.record import DataRecord
-from harness.data.splits import TaskData
 from harness.data.tasks import all_tasks
 from harness.train.batch_input import micro_batches
 from harness.train.loop import BundleTrainer

@@ -27,8 +27,8 @@ from harness.results.store import ResultStore
 from harness.runner.device_fit import LENGTH, full_tuning
 from harness.runner.run_suite import run
 from harness.suite.file_schema import Recipe
-from harness.train.data_parallel import Send, Team, run_team
-from harness.train.fsdp import UNSHARDED, Sharded, shard, trains_backbone
+from harness.train.data_parallel import UNSHARDED, Send, Team, run_team
+from harness.train.fsdp import Sharded, shard, trains_backbone
 from harness.train.optimizer import JointAdamW, is_sharded, local_shard
 from harness.train.tiny_backbones import tiny_backbone
 

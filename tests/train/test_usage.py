@@ -19,8 +19,8 @@ from harness.results.schema import Usage
 from harness.results.store import ResultStore
 from harness.train.batch_input import BatchInput, Rows, micro_batches
 from harness.train.bundle import MICRO_BATCH_TOKENS
+from harness.train.cell_result import usage_of
 from harness.train.cell_state import Outcome, Work
-from harness.train.cost import usage_of
 from harness.train.data_parallel import Team
 from harness.train.step import overhead_tokens
 from harness.train.tiny_backbones import tiny_backbone, tiny_rows

@@ -15,9 +15,8 @@ from harness.report.declared.find_entries import EntryIndex, FoundEntry
 from harness.report.declared.lines import Slot, slots
 from harness.report.declared.published import published_rows
 from harness.report.leaderboard_table import DASH, Cell, Column, Table, entry_cell, mark_within, span_of
-from harness.report.origin import COMMON_TO_A_COLUMN, find_differences, origin_of
 from harness.report.published import PublishedRecord
-from harness.results import Result, data_notes, overlaps
+from harness.results import COMMON_TO_A_COLUMN, Result, data_notes, find_differences, origin_of, overlaps
 from harness.scores import mean_score, sample_std
 from harness.suite import TableLayout, Where
 

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from harness import stop
+from harness.data import cell_rows
 from harness.errors import UserError
 from harness.method import SourceFile
 from harness.provenance import sha256_file
@@ -31,7 +32,6 @@ from harness.train import (
     BundleListener,
     CellResult,
     cached_backbone,
-    cached_task,
     describe_failure,
     train_bundle,
 )
@@ -190,7 +190,7 @@ def _require_inputs(parcel: Parcel) -> None:
             hint = "Every machine needs it under the same path; a shared file system is the easy way."
             raise UserError(f"the {what} folder '{folder}' is not there", where=here, hint=hint)
     try:
-        cached_task(cell, bundle.data_dir, bundle.suite_folder)
+        cell_rows(cell, bundle.data_dir, bundle.suite_folder)
         if not parcel.is_rule and bundle.processes == 1:
             recipe = cell.recipe
             cached_backbone(bundle.backbone, recipe.precision, recipe.quantization, bundle.placement)

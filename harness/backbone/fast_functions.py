@@ -1,7 +1,8 @@
-"""Dropout at a third of its usual cost on a CPU, for any network that runs inside `fast_dropout()`.
+"""Dropout, attention and its mask, faster than those of the libraries and with the same results.
 
-On a CPU, PyTorch draws one Bernoulli variable after another, which is about half of the cost of a training step through
-a frozen backbone. Here one 64-bit draw decides four elements, with 16 bits for each. That takes a fifth off a step.
+Inside `fast_dropout()`, dropout costs a third on a CPU for any network. There PyTorch draws one Bernoulli variable
+after another, which is about half of the cost of a training step through a frozen backbone. Here one 64-bit draw
+decides four elements, with 16 bits for each. That takes a fifth off a step.
 
 Shapes: N rows, A heads, Q query and K key positions, D size of a head.
 """
@@ -15,6 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from harness.backbone.network_kinds import kind_of
 
 LEVELS = 1 << 16
 """Steps in which a probability is rounded: 16 bits per element. 8 bits would turn a p of 0.1 into 0.102."""
@@ -93,3 +99,30 @@ def _is_faster(tensor: Tensor, p: float) -> bool:
     """Whether `keep_mask` applies: on a CPU, for a p that it rounds neither to 0 nor to 1. PyTorch handles the rest."""
     is_between = 0.0 < p < 1.0 and 0 < round(p * LEVELS) < LEVELS
     return is_between and tensor.device.type == "cpu" and tensor.is_floating_point()
+
+
+ATTENTION_NAME = "sdpa_no_host_sync"
+
+
+def full_mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    """Do as `sdpa_mask` does, but make a mask even where nothing is padded: [N, 1, queries, keys]."""
+    made: Tensor | None = sdpa_mask(*args, **{**kwargs, "allow_is_bidirectional_skip": False})
+    return made
+
+
+AttentionInterface.register(ATTENTION_NAME, sdpa_attention_forward)
+AttentionMaskInterface.register(ATTENTION_NAME, full_mask)
+
+
+def avoid_host_sync(model: Any) -> None:
+    """Keep a network with an encoder that uses SDPA from asking, on the host, whether anything is padded.
+
+    transformers asks that once per stack, to leave the mask out where nothing is padded. The host then waits for the
+    encoder before it launches the decoder, and a GPU stands idle meanwhile. T5's attention adds a bias for every pair
+    of positions in any case, so a mask costs nothing more. An encoder alone would wait for the micro-batch before.
+    Decoder-only networks stay as they are: there the question comes before the first layer, and without a mask SDPA can
+    choose a faster causal kernel.
+    """
+    has_encoder = kind_of(model.config).name != "decoder"
+    if has_encoder and model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(ATTENTION_NAME)
