@@ -32,6 +32,7 @@ from harness.method import (
     Paper,
     Sublayer,
     TrainedNorms,
+    require_one_width,
     require_positive,
     stacks_of,
     sublayers_of,
@@ -104,6 +105,7 @@ class HyperFormer(Method):
 
     def __init__(self, hp: HP, backbone: Backbone) -> None:
         super().__init__(hp, backbone)
+        require_one_width(backbone)
         like, width = backbone.embedding.weight, max(1, backbone.hidden // hp.reduction)
         self.smoothing = hp.label_smoothing
         self.num_tasks = hp.num_tasks or 8

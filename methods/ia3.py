@@ -15,7 +15,10 @@ from typing import Any, Literal
 
 from peft import IA3Config, PeftConfig
 
-from harness.method import Backbone, Defaults, Paper, PeftMethod, sweep
+from harness.method import Backbone, Defaults, Paper, PeftMethod, sublayers_of, sweep
+
+# in T5; in Llama, BART and OPT; in BERT; in DeBERTa
+KEYS_AND_VALUES = {"k", "v", "k_proj", "v_proj", "key", "value", "key_proj", "value_proj"}
 
 
 class IA3(PeftMethod):
@@ -35,9 +38,12 @@ class IA3(PeftMethod):
         targets: Literal["all", "attention"] = "all"  # `attention` leaves l_ff out
 
     def peft_config(self, hp: Any, backbone: Backbone) -> PeftConfig:
-        """PEFT's configuration; names of modules in T5, then in Llama."""
-        attention = ["k", "v"] if backbone.is_encoder_decoder else ["k_proj", "v_proj"]
-        inner = ["wo"] if backbone.is_encoder_decoder else ["down_proj"]
-        feedforward = inner if hp.targets == "all" else []
+        """PEFT's configuration, with the full names of the modules that are scaled."""
+        names = {id(module): name for name, module in backbone.model.named_modules()}
+        attention = [name for name in names.values() if name.rpartition(".")[2] in KEYS_AND_VALUES]
+        if not attention:
+            raise ValueError(f"keys and values of {type(backbone.model).__name__} are no modules of their own")
+        outputs = [names[id(part.output)] for part in sublayers_of(backbone) if part.kind == "ffn"]
+        feedforward = outputs if hp.targets == "all" else []
         # l_ff scales the inner activations, which are W_o's input: PEFT does so for what it is told is feed-forward
         return IA3Config(target_modules=attention + feedforward, feedforward_modules=feedforward)

@@ -127,6 +127,11 @@ class LST(Method):
 
     def __init__(self, hp: HP, backbone: Backbone) -> None:
         super().__init__(hp, backbone)
+        if not backbone.writes_text:
+            name = type(backbone.model).__name__
+            raise ValueError(
+                f"a side network stands beside a stack of layers, and {name} adds positions in front of its"
+            )
         if hp.init == "pruned" and backbone.quantization in ("int8", "nf4"):
             raise ValueError(
                 f"init pruned cuts rows out of the weights, which {backbone.quantization} hides; use random"

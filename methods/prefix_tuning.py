@@ -58,7 +58,8 @@ class PrefixTuning(Method):
         heads, size = key_head_shape(backbone)
         self.width = heads * size
         self.num_decoder = num_self_attentions(backbone, "decoder")
-        num_encoder = num_self_attentions(backbone, "encoder") if hp.places == "all" else 0
+        everywhere = hp.places == "all" or not backbone.writes_text  # an encoder has no decoder to give it to
+        num_encoder = num_self_attentions(backbone, "encoder") if everywhere else 0
         like = backbone.embedding.weight
         make: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
         total = 2 * (self.num_decoder + num_encoder) * self.width

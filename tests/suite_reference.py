@@ -135,6 +135,7 @@ EXAMPLES: dict[type[Strict], list[dict[str, Any]]] = {
             "quantization": "nf4",
             "head": "linear",
             "head_lr": 0.001,
+            "pooling": "mean",
         }
     ],
     SourceChoice: [

@@ -7,6 +7,8 @@ from .device_memory import random_state as random_state
 from .device_memory import reset_peak_memory as reset_peak_memory
 from .device_memory import restore_random_state as restore_random_state
 from .device_memory import until_it_fits as until_it_fits
+from .fast_functions import ATTENTION_NAME as ATTENTION_NAME
+from .fast_functions import full_mask as full_mask
 from .flops import DEVICES as DEVICES
 from .flops import DeviceFigures as DeviceFigures
 from .flops import MatmulParams as MatmulParams
@@ -31,11 +33,15 @@ from .memory_estimate import training_bytes as training_bytes
 from .module_states import restore_class_forwards as restore_class_forwards
 from .names import CONFIGS as CONFIGS
 from .names import SHIPPED as SHIPPED
+from .names import is_encoder as is_encoder
 from .names import known_backbones as known_backbones
 from .names import known_config as known_config
 from .names import resolve_backbone as resolve_backbone
 from .network import DTYPES as DTYPES
 from .network import Backbone as Backbone
+from .network_kinds import KindName as KindName
+from .network_kinds import Pooling as Pooling
+from .network_kinds import num_table_positions as num_table_positions
 from .quantization import PACKED as PACKED
 from .quantization import Scheme as Scheme
 from .quantization import bitsandbytes_config as bitsandbytes_config

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from safetensors import SafetensorError
 
 from harness.backbone.names import SHIPPED, known_config, resolve_backbone
 from harness.backbone.network import DTYPES, Backbone
+from harness.backbone.network_kinds import kind_of
 from harness.backbone.quantization import PACKED, Scheme, load_options, num_weights, prepare_quantized
 from harness.backbone.record import BackboneRecord
 from harness.backbone.tokenizer_files import check_vocabulary, load_tokenizer, vocabulary_files
@@ -61,7 +63,7 @@ def load_backbone(
     host never holds all weights at once. Raises UserError where there is no such backbone, where its files cannot be
     read, or where quantisation needs a package that is not installed.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers import AutoConfig
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # it would break the run's own progress lines
@@ -73,8 +75,10 @@ def load_backbone(
         # no pickles, and no code that comes with a checkpoint
         safe: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
         config = AutoConfig.from_pretrained(location, **safe)
-        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        model = auto.from_pretrained(location, use_safetensors=True, **safe, **options)
+        if kind_of(config).writes_text:
+            model = _auto_class(config).from_pretrained(location, use_safetensors=True, **safe, **options)
+        else:
+            model = _body(location, config, use_safetensors=True, **safe, **options)
         return config, model, load_tokenizer(location, **safe)
 
     config, model, tokenizer = _local_first(name_or_path, location, load)
@@ -158,12 +162,47 @@ def backbone_config(name_or_path: str) -> dict[str, Any]:
 
 def untrained_network(config: dict[str, Any]) -> Any:
     """Build an untrained network from a configuration, on the current default device."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers import AutoConfig
 
     built = AutoConfig.for_model(**config)
-    return (AutoModelForSeq2SeqLM if built.is_encoder_decoder else AutoModelForCausalLM).from_config(
-        built, trust_remote_code=False
-    )
+    return _auto_class(built).from_config(built, trust_remote_code=False, **_without_pooler(built))
+
+
+def _auto_class(config: Any) -> Any:
+    """Return the class of transformers that builds a network of this configuration."""
+    import transformers
+
+    return getattr(transformers, kind_of(config).auto_class)
+
+
+def _body(location: str, config: Any, **options: Any) -> Any:
+    """Load an encoder without what its checkpoint has on top: a pooler, a head for masked words.
+
+    Raises ValueError where the checkpoint lacks a weight, which transformers would draw at random.
+    """
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()  # what is left out on purpose needs no report
+    try:
+        model, info = _auto_class(config).from_pretrained(
+            location, output_loading_info=True, **options, **_without_pooler(config)
+        )
+    finally:
+        logging.set_verbosity(before)
+    if missing := sorted(info["missing_keys"]):
+        raise ValueError(f"its files lack {len(missing)} weights of the network: {', '.join(missing[:3])}")
+    return model
+
+
+def _without_pooler(config: Any) -> dict[str, bool]:
+    """Return the argument that leaves BERT's pooler out, a layer that many checkpoints hold untrained or not at all."""
+    if kind_of(config).writes_text:
+        return {}
+    from transformers import MODEL_MAPPING
+
+    takes = inspect.signature(MODEL_MAPPING[type(config)].__init__).parameters
+    return {"add_pooling_layer": False} if "add_pooling_layer" in takes else {}
 
 
 def weights_are_here(name_or_path: str) -> bool:
@@ -258,9 +297,11 @@ def _conversion(name_or_path: str, location: str) -> str:
 
     The command reads a pickle. transformers reads it with `weights_only`, which takes tensors and runs no code.
     """
-    kind = "Seq2SeqLM" if backbone_config(name_or_path)["is_encoder_decoder"] else "CausalLM"
+    from transformers import AutoConfig
+
+    auto_class = kind_of(AutoConfig.for_model(**backbone_config(name_or_path))).auto_class
     new = f"{short_name(name_or_path)}-safetensors"
-    read = f"from transformers import AutoModelFor{kind} as M, AutoTokenizer as T"
+    read = f"from transformers import {auto_class} as M, AutoTokenizer as T"
     write = f"[c.from_pretrained({location!r}).save_pretrained({new!r}) for c in (M, T)]"
     return f'Convert them once, then name {new}: python -c "{read}; {write}"'
 

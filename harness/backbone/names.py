@@ -6,14 +6,42 @@ Nothing is loaded here and torch is not imported, so that a misspelt name is tol
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from harness.errors import UserError
+from harness.hub import why_unreachable
 
 CONFIGS = Path(__file__).parent / "configs"
 """A JSON for each known name, with its hub id and its configuration, so that shapes are known without a download."""
 SHIPPED = {"micro-t5": Path(__file__).parent / "micro_t5"}
 """Networks whose weights come with the program, and their folders."""
+
+ENCODER_TYPES = frozenset(
+    {
+        "albert",
+        "bert",
+        "camembert",
+        "data2vec-text",
+        "deberta",
+        "deberta-v2",
+        "distilbert",
+        "electra",
+        "ernie",
+        "eurobert",
+        "megatron-bert",
+        "modernbert",
+        "mpnet",
+        "nomic_bert",
+        "rembert",
+        "roberta",
+        "roberta-prelayernorm",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+    }
+)
+"""`model_type` of networks that only read a text. DeBERTa-v3 is of type deberta-v2."""
 
 
 def known_backbones() -> list[str]:
@@ -51,3 +79,38 @@ def resolve_backbone(name_or_path: str, where: str | None = None) -> str:
         problem = f"unknown backbone '{name_or_path}'"
         raise UserError(problem, where=where, value=name_or_path, choices=known_backbones(), hint=hint)
     return name_or_path
+
+
+def is_encoder_config(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration is that of an encoder. BERT and a few others can also be built as decoders."""
+    return config.get("model_type") in ENCODER_TYPES and not config.get("is_decoder", False)
+
+
+def is_encoder(name_or_path: str) -> bool:
+    """Whether a backbone is an encoder by its configuration; False where that cannot be had.
+
+    Of a hub id that was never fetched the configuration is fetched. What is wrong with a name is told where the
+    backbone is loaded.
+    """
+    try:
+        path = _config_path(name_or_path)
+        config = json.loads(path.read_text()) if path else {}
+    except (OSError, ValueError, UserError):
+        return False
+    config = config.get("config", config) if isinstance(config, dict) else {}
+    return is_encoder_config(config)
+
+
+def _config_path(name_or_path: str) -> Path | None:
+    """Return the file with a backbone's configuration, or None."""
+    if known := known_config(name_or_path):
+        return known
+    location = resolve_backbone(name_or_path)
+    if Path(location).is_dir():
+        return Path(location) / "config.json"
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    found = try_to_load_from_cache(location, "config.json")
+    if isinstance(found, str):
+        return Path(found)
+    return None if why_unreachable() else Path(hf_hub_download(location, "config.json"))

@@ -1,10 +1,10 @@
-"""The frozen pretrained network. Encoder-decoders and decoder-only networks have the same interface here.
+"""The frozen pretrained network. Encoder-decoders, decoder-only networks and encoders have the same interface here.
 
-Shapes: N rows, L positions of prompt and text, H hidden width, T target tokens, V vocabulary. A mask is 1 where a
-position counts, 0 where it is padding.
+Shapes: N rows, L positions of prompt and text, H width of embeddings, W width of the last states, T target tokens,
+V vocabulary. A mask is 1 where a position counts, 0 where it is padding.
 
-Inputs are embeddings with the padding behind the text. A decoder-only network needs it in front, so that the answer
-follows the text at once; this file moves it there.
+Inputs are embeddings with the padding behind the text. What the kinds of network do differently is in
+`harness.backbone.network_kinds`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from harness.backbone.fast_functions import avoid_host_sync, fast_dropout
+from harness.backbone.network_kinds import NetworkKind, Pooling, kind_of
 from harness.backbone.quantization import Scheme, num_weights
 from harness.backbone.record import BackboneRecord
 from harness.errors import UserError
@@ -49,6 +50,8 @@ class Backbone:
         self.record = record
         self.precision = precision
         self.quantization = quantization
+        self.kind: NetworkKind = kind_of(model.config)
+        """What is particular to this kind of network."""
         self.recomputes = False
         """Whether layers are computed a second time in the backward pass. A method may switch this off for a while."""
         self._layers: list[Any] = []
@@ -77,8 +80,18 @@ class Backbone:
 
     @property
     def is_encoder_decoder(self) -> bool:
-        """Whether the network has an encoder; else it is decoder-only."""
-        return bool(self.config.is_encoder_decoder)
+        """Whether the network reads with an encoder and writes with a decoder."""
+        return self.kind.name == "encoder-decoder"
+
+    @property
+    def writes_text(self) -> bool:
+        """Whether the network can write an answer; an encoder cannot."""
+        return self.kind.writes_text
+
+    @property
+    def state_width(self) -> int:
+        """Width W of the states that layers pass on, and of `text_states`. ELECTRA-small embeds in fewer numbers."""
+        return self.hidden if self.writes_text else int(self.config.hidden_size)
 
     @property
     def cache_keyword(self) -> str:
@@ -116,8 +129,10 @@ class Backbone:
 
     @property
     def eos_id(self) -> int:
-        """Id that ends a target. Raises UserError where the tokenizer has none."""
+        """Id that ends a target, or a text of an encoder. Raises UserError where the tokenizer has none."""
         eos = self.tokenizer.eos_token_id if self.tokenizer is not None else self.config.eos_token_id
+        if eos is None and not self.writes_text:  # BERT's tokenizer ends a text with its separator
+            eos = getattr(self.tokenizer, "sep_token_id", None)
         if isinstance(eos, list):  # a configuration may name several
             eos = eos[0] if eos else None
         if eos is None:
@@ -151,8 +166,7 @@ class Backbone:
         It stops when every row has written its end token; behind that a row holds padding.
         """
         with self._autocast():
-            decode = self._decode_with_encoder if self.is_encoder_decoder else self._decode_alone
-            return decode(embeds, mask, max_new_tokens)
+            return self.kind.decode(self, embeds, mask, max_new_tokens)
 
     @contextlib.contextmanager
     def _autocast(self) -> Iterator[None]:
@@ -185,22 +199,25 @@ class Backbone:
     def target_logits(self, embeds: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
         """Return the logits that predict each target token, [N, T, V]; arguments as for `token_losses`."""
         tokens = labels.masked_fill(labels == -100, self.pad_id)  # -100 is no id; these positions have no loss
-        teach = self._teach_with_encoder if self.is_encoder_decoder else self._teach_alone
         with self._autocast(), self._dropout(), self._recomputation():
-            return teach(embeds, mask, tokens, labels != -100)
+            return self.kind.target_logits(self, embeds, mask, tokens, labels != -100)
 
-    def last_states(self, embeds: Tensor, mask: Tensor) -> Tensor:
-        """Return each text's hidden state at its last token, behind the last norm: [N, L, H], [N, L] -> [N, H].
+    def text_states(
+        self, embeds: Tensor, mask: Tensor, pooling: Pooling = "first", prompts: Tensor | None = None
+    ) -> Tensor:
+        """Return one state for each text, behind the last norm: [N, L, H], [N, L] -> [N, W].
 
-        For decoder-only networks.
+        A decoder-only network gives that of the last token. An encoder gives that of the first, or a mean (`pooling`)
+        which leaves out the `prompts` [N] positions behind the first.
         """
-        embeds, mask = _pad_left(embeds, mask)
         with self._autocast(), self._dropout(), self._recomputation():
-            out = self.model.get_decoder()(
-                inputs_embeds=embeds, attention_mask=mask, position_ids=_positions(mask), use_cache=False
-            )
+            states = self.kind.text_states(self, embeds, mask, pooling, prompts)
         # layers that are spread over several GPUs end on another one than they begin
-        return out.last_hidden_state[:, -1].to(embeds.device)  # type: ignore[no-any-return]
+        return states.to(embeds.device)
+
+    def forward_pass(self, **inputs: Any) -> Any:
+        """Run the model as in training: compiled, if that is switched on."""
+        return self._forward(**inputs)
 
     def recompute_layers(self) -> None:
         """From now on keep only each layer's input for the backward pass, and compute the rest of it again there.
@@ -242,80 +259,7 @@ class Backbone:
             for layer, training in zip(self._layers, before, strict=True):
                 layer.training, layer.gradient_checkpointing = training, False
 
-    def _teach_with_encoder(self, embeds: Tensor, mask: Tensor, tokens: Tensor, is_target: Tensor) -> Tensor:
-        """Teacher forcing in an encoder-decoder: [N, L, H], [N, L], ids [N, T], [N, T] -> logits [N, T, V].
-
-        The decoder reads a start token and all targets but the last. Padding stands behind what each position sees, so
-        its own mask is not needed.
-        """
-        start = tokens.new_full((len(tokens), 1), self.config.decoder_start_token_id)
-        out = self._forward(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            decoder_input_ids=torch.cat([start, tokens[:, :-1]], 1),
-            use_cache=False,  # every position is computed once, so keys and values would be kept for nothing
-        )
-        return out.logits  # type: ignore[no-any-return]
-
-    def _teach_alone(self, embeds: Tensor, mask: Tensor, tokens: Tensor, is_target: Tensor) -> Tensor:
-        """Teacher forcing in a decoder-only network, which reads text and target as one: shapes as with an encoder."""
-        embeds, mask = _pad_left(embeds, mask)
-        target = self.embedding(tokens[:, :-1]).to(embeds.dtype)  # the last target is predicted and never read
-        full_mask = torch.cat([mask, is_target[:, :-1].to(mask.dtype)], 1)
-        out = self._forward(
-            inputs_embeds=torch.cat([embeds, target], 1),
-            attention_mask=full_mask,
-            position_ids=_positions(full_mask),
-            use_cache=False,
-            logits_to_keep=tokens.shape[1],  # the last token of the text predicts the first target
-        )
-        return out.logits  # type: ignore[no-any-return]
-
-    def _decode_with_encoder(self, embeds: Tensor, mask: Tensor, max_new_tokens: int) -> Tensor:
-        """Decode with an encoder-decoder: [N, L, H], [N, L] -> [N, at most max_new_tokens]."""
-        encoded = self.model.get_encoder()(inputs_embeds=embeds, attention_mask=mask)
-        last = torch.full((len(embeds), 1), self.config.decoder_start_token_id, device=embeds.device)
-        cache = None
-
-        def step(tokens: Tensor) -> Tensor:
-            nonlocal cache
-            out = self.model(
-                encoder_outputs=encoded,
-                attention_mask=mask,
-                decoder_input_ids=tokens,
-                use_cache=True,
-                **{self.cache_keyword: cache},
-            )
-            cache = out[self.cache_keyword]
-            return out.logits[:, -1]  # type: ignore[no-any-return]
-
-        return self._greedy(step, step(last), max_new_tokens)
-
-    def _decode_alone(self, embeds: Tensor, mask: Tensor, max_new_tokens: int) -> Tensor:
-        """Decode with a decoder-only network: [N, L, H], [N, L] -> [N, at most max_new_tokens]."""
-        embeds, mask = _pad_left(embeds, mask)
-        # logits of the last position only: those of all would be 4 GB for 32 texts of 256 tokens and V = 128,256
-        out = self.model(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=_positions(mask), use_cache=True, logits_to_keep=1
-        )
-        cache = out[self.cache_keyword]
-        full_mask = mask
-
-        def step(tokens: Tensor) -> Tensor:
-            nonlocal full_mask
-            full_mask = torch.cat([full_mask, full_mask.new_ones(len(tokens), 1)], 1)
-            out = self.model(
-                input_ids=tokens,
-                attention_mask=full_mask,
-                position_ids=_positions(full_mask)[:, -1:],
-                use_cache=True,
-                **{self.cache_keyword: cache},
-            )
-            return out.logits[:, -1]  # type: ignore[no-any-return]
-
-        return self._greedy(step, out.logits[:, -1], max_new_tokens)
-
-    def _greedy(self, step: Any, logits: Tensor, max_new_tokens: int) -> Tensor:
+    def greedy(self, step: Any, logits: Tensor, max_new_tokens: int) -> Tensor:
         """Take the most likely token until each row has written its end or the limit is reached.
 
         `logits` [N, V] predict the first token; `step` reads the last tokens [N, 1] and returns the next logits [N, V].
@@ -341,17 +285,3 @@ def _cache_keyword() -> str:
     from transformers.modeling_outputs import BaseModelOutputWithPast
 
     return "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
-
-
-def _pad_left(embeds: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Move the padding of rows from behind the text to the front: [N, L, H], [N, L] -> [N, L, H], [N, L]."""
-    length = mask.shape[1]
-    # each row is rotated by the number of its padding positions, which keeps the order of its tokens
-    shift = length - mask.sum(1, keepdim=True)
-    index = (torch.arange(length, device=mask.device)[None] - shift) % length
-    return embeds.gather(1, index[..., None].expand_as(embeds)), mask.gather(1, index)
-
-
-def _positions(mask: Tensor) -> Tensor:
-    """Return each token's position, counted without padding in front: mask [N, L] -> [N, L]."""
-    return (mask.cumsum(1) - 1).clamp(min=0)

@@ -27,7 +27,8 @@ from harness.backbone.module_states import first_change, module_states, named_te
 PIECE = {"cpu": 1 << 16, "cuda": 1 << 22}
 """Numbers in a piece, by device. On a CPU half a MiB in 64 bits, which a core's cache holds; on a GPU 32 MiB, enough to
 keep it busy."""
-GUARDED_ATTRIBUTES = ("name", "model", "tokenizer", "record", "precision", "quantization", "recomputes", "_layers")
+GUARDED_ATTRIBUTES = ("name", "model", "tokenizer", "record", "precision", "quantization", "kind", "recomputes",
+                      "_layers")  # fmt: skip
 """Attributes of a Backbone that a method must leave as they are."""
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Integer type by bytes per number; bits are compared, so NaN equals itself and -0.0 differs from 0.0."""

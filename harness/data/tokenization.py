@@ -29,10 +29,6 @@ from harness.data.tasks.task import Task
 from harness.errors import UserError
 from harness.suite import LabelTokens
 
-DECODER_SUFFIX = " Label : "
-"""Put behind the source text for a decoder-only network, which reads the text and writes the answer (DePT's code)."""
-
-
 Ids = np.ndarray[Any, np.dtype[np.int64]]
 
 
@@ -145,19 +141,25 @@ def max_new_tokens(task: Task, backbone: Backbone, label_tokens: LabelTokens = "
 
 def _source_ids(texts: list[str], backbone: Backbone, limit: int) -> tuple[list[list[int]], int]:
     """Return the token ids of each text, and how many texts were cut."""
-    tokenizer = backbone.tokenizer
-    if backbone.is_encoder_decoder:
+    tokenizer, kind = backbone.tokenizer, backbone.kind
+    if kind.text_marks == "as they are":
         made = tokenizer(texts, truncation=True, max_length=limit)
         return list(made["input_ids"]), _num_cut(made, texts, tokenizer, limit)
-    suffix = list(tokenizer(DECODER_SUFFIX, add_special_tokens=False)["input_ids"])
+    suffix = list(tokenizer(kind.text_suffix, add_special_tokens=False)["input_ids"])
     begin, end = _tokens_around(tokenizer)
-    # the text is cut, never the suffix; the tokenizer's end tokens are taken off below and so need no room
-    room = limit - len(suffix) + len(end)
+    if kind.text_marks == "both" and not (begin and end):
+        problem = (
+            f"the tokenizer of encoder '{backbone.name}' puts no token {'behind' if begin else 'in front of'} a text"
+        )
+        raise UserError(problem, hint="An encoder reads a text between two special tokens, such as [CLS] and [SEP].")
+    tail = end if kind.text_marks == "both" else suffix
+    # the text is cut, never what stands around it; end tokens that are taken off below need no room
+    room = limit - len(tail) + len(end)
     marks = {*_boundary_tokens(backbone), *begin, *end}
     made = tokenizer(texts, truncation=True, max_length=room)
     num_cut = _num_cut(made, texts, tokenizer, room)
     bodies = made["input_ids"]
-    return [[*begin, *(i for i in body[len(begin) :] if i not in marks), *suffix] for body in bodies], num_cut
+    return [[*begin, *(i for i in body[len(begin) :] if i not in marks), *tail] for body in bodies], num_cut
 
 
 def _boundary_tokens(backbone: Backbone) -> set[int]:
@@ -217,8 +219,8 @@ def cached_encode(examples: Sequence[Example], backbone: Backbone, task: Task, m
         return encode(examples, backbone, task, max_source_length)
     limit = task.max_target_length if task.kind != "classification" else None
     # everything beside the texts that decides the ids
-    suffix = "" if backbone.is_encoder_decoder else DECODER_SUFFIX
-    settings = [FORMAT, tokenizer, backbone.eos_id, suffix, max_source_length, limit]
+    layout = "encoder" if backbone.kind.text_marks == "both" else backbone.kind.text_suffix
+    settings = [FORMAT, tokenizer, backbone.eos_id, layout, max_source_length, limit]
     path = folder / "tokens" / f"{_digest(examples, settings)}.npz"
     found = _read(path, len(examples))
     if found is None:

@@ -14,12 +14,15 @@ from .layers import SublayerKind as SublayerKind
 from .layers import is_norm as is_norm
 from .layers import layers_of as layers_of
 from .layers import norm_width as norm_width
+from .layers import require_one_width as require_one_width
 from .layers import stacks_of as stacks_of
 from .layers import sublayers_of as sublayers_of
-from .linear_head import Classifier as Classifier
+from .linear_head import HeadReader as HeadReader
 from .linear_head import LinearHead as LinearHead
 from .linear_head import check_head as check_head
-from .linear_head import class_targets as class_targets
+from .linear_head import head_answers as head_answers
+from .linear_head import head_targets as head_targets
+from .linear_head import num_outputs as num_outputs
 from .method import Backbone as Backbone
 from .method import Defaults as Defaults
 from .method import LayerChange as LayerChange

@@ -1,6 +1,6 @@
 """Writes what inference needs of a trained method to a file of plain tensors, and answers from such a file.
 
-Shapes: P prompt vectors, S source length, H hidden width, C classes.
+Shapes: P prompt vectors, S source length, H hidden width, W width of the states that a head reads, C its outputs.
 
 A method whose vectors do not depend on the text collapses to a prompt [P, H], a table [S, H] that is added to the token
 embeddings, or both; its networks and factors are not stored. Other methods export tensors that their class reads back.
@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save as safetensors_bytes
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.backbone import Backbone, Seal, load_backbone, meta_backbone
 from harness.errors import UserError
@@ -28,7 +28,8 @@ from harness.method.registry import Registered, discover, get_class
 from harness.provenance import sha256_file
 from harness.results import Result, read_result, tensors_path
 
-HEAD = "linear_head.weight"
+HEAD = "linear_head."
+"""Prefix of the tensors of a linear head."""
 
 
 class Exported(Method):
@@ -60,7 +61,7 @@ def serve(method: Method, tensors: Mapping[str, Tensor], backbone: Backbone) -> 
 
     `method` is any instance of the class that made them. It is filled and returned unless it collapses.
     """
-    own = {name: tensor for name, tensor in tensors.items() if name != HEAD}
+    own = {name: tensor for name, tensor in tensors.items() if not name.startswith(HEAD)}
     served = Exported(own, backbone) if is_collapsible(method) else method
     if served is method:
         method.load_export(own)
@@ -69,17 +70,19 @@ def serve(method: Method, tensors: Mapping[str, Tensor], backbone: Backbone) -> 
 
 
 def exported_tensors(method: Method) -> dict[str, Tensor]:
-    """Return what `method.export` gives, and the weights of the linear head, [C, H], where there is one."""
+    """Return what `method.export` gives, and the linear head's weights [C, W] and bias [C], where there is one."""
     # a method that exports its whole state has the head in it, one that collapses has not: it is added here for both
-    tensors = {name: tensor for name, tensor in method.export().items() if name != HEAD}
-    return tensors if method.linear_head is None else {**tensors, HEAD: method.linear_head.weight.detach().clone()}
+    tensors = {name: tensor for name, tensor in method.export().items() if not name.startswith(HEAD)}
+    head = {} if method.linear_head is None else dict(method.linear_head.named_parameters())
+    return tensors | {f"{HEAD}{name}": tensor.detach().clone() for name, tensor in head.items()}
 
 
 def _put_on_head(method: Method, tensors: Mapping[str, Tensor], backbone: Backbone) -> None:
     """Give a method the linear head that is among the tensors, if there is one."""
-    if HEAD in tensors:
-        method.linear_head = LinearHead(len(tensors[HEAD]), backbone.embedding.weight)
-        method.linear_head.weight = nn.Parameter(tensors[HEAD].to(backbone.embedding.weight.dtype))
+    own = {name.removeprefix(HEAD): tensor for name, tensor in tensors.items() if name.startswith(HEAD)}
+    if own:
+        method.linear_head = LinearHead(len(own["weight"]), backbone)
+        method.linear_head.load_state_dict(own)
 
 
 @dataclass(frozen=True)
@@ -140,11 +143,14 @@ def load_export(path: Path, backbone: Backbone, method_dirs: tuple[str, ...] = (
         raise UserError(f"cannot be read: {error}", where=str(path)) from None
     if "method" not in metadata:
         raise UserError("is not an export of this program", where=str(path), hint="Make one with harness export.")
-    if set(tensors) <= {"prompt", "added", HEAD}:  # collapsed, so no method file is needed
-        width = next(iter(tensors.values())).shape[1]
+    if {name for name in tensors if not name.startswith(HEAD)} <= {
+        "prompt",
+        "added",
+    }:  # collapsed, so no method file is needed
+        width = next((tensors[name].shape[1] for name in ("prompt", "added") if name in tensors), backbone.hidden)
         if width != backbone.hidden:
             raise UserError(f"holds vectors of width {width}, '{backbone.name}' has {backbone.hidden}", where=str(path))
-        if "added" in tensors and not backbone.is_encoder_decoder:
+        if "added" in tensors and backbone.kind.pads_left:
             hint = "Its rows count from the padded start there; answer through harness.fused.FusedInput instead."
             raise UserError("holds a table that cannot be served alone on a decoder", where=str(path), hint=hint)
         served: Method = Exported(tensors, backbone)
@@ -190,8 +196,8 @@ def _rebuild(
     backbone = meta_backbone(name_or_path) if collapsible else load_backbone(name_or_path, device="cpu")
     with torch.random.fork_rng():  # a method draws when it is created; the caller's random numbers stay as they are
         method = cls(cls.HP(**result.cell.hp), backbone)
-    if HEAD in tensors:
-        method.linear_head = LinearHead(len(tensors[HEAD]), backbone.embedding.weight)
+    if f"{HEAD}weight" in tensors:
+        method.linear_head = LinearHead(len(tensors[f"{HEAD}weight"]), backbone)
     try:
         # tensors on the meta device have no memory to copy into, so they are exchanged
         options: dict[str, Any] = {"assign": True} if collapsible else {}

@@ -2,9 +2,8 @@
 
 Shapes: N rows, L positions, H hidden width, V vocabulary, R width of a bottleneck.
 
-Layers are found in any network whose stacks list them. Sub-layers inside a layer are known by the names that T5 and
-Llama give them; Mistral, Qwen, Gemma and others use Llama's. Widths are read off the modules themselves and not off
-the configuration, since a norm may be as wide as one head. Nothing here edits the network: all is a LayerChange.
+`harness.method.layers` finds layers and sub-layers. Widths are read off the modules themselves and not off the
+configuration, since a norm may be as wide as one head. Nothing here edits the network: all is a LayerChange.
 """
 
 from __future__ import annotations
@@ -20,7 +19,16 @@ from transformers.pytorch_utils import Conv1D
 
 from harness.backbone import Backbone
 from harness.method.layer_change import LayerChange
-from harness.method.layers import Sublayer, SublayerKind, is_norm, layers_of, norm_width, stacks_of, sublayers_of
+from harness.method.layers import (
+    Sublayer,
+    SublayerKind,
+    is_norm,
+    layers_of,
+    norm_width,
+    require_one_width,
+    stacks_of,
+    sublayers_of,
+)
 from harness.method.method import Method
 
 BiasedLogits = Literal["tokenizer", "all", "none"]
@@ -97,6 +105,7 @@ class AdapterMethod(Method):
         train_norms: bool = True,
     ) -> None:
         super().__init__(hp, backbone)
+        require_one_width(backbone)
         self.chosen = [s for s in sublayers_of(backbone) if s.kind in set(kinds) and s.layer >= first_layer]
         self.inserted = nn.ModuleDict({sublayer.key: make() for sublayer in self.chosen})
         self.norms = TrainedNorms(backbone) if train_norms else None
@@ -160,7 +169,7 @@ class AddedBiases(nn.Module):
             elif id(module) in inside:
                 _refuse_matrices(name, module)
         logits = backbone.model.get_output_embeddings()
-        if head != "none":
+        if head != "none" and logits is not None:  # an encoder has none
             total = len(logits.weight)
             is_t5 = head == "tokenizer" and backbone.config.model_type == "t5"
             yield logits, self._zeros(backbone, "logits", min(total, T5_TOKENS) if is_t5 else total)

@@ -1,19 +1,23 @@
-"""The linear head: a class is read off the last token's hidden state instead of being written as text.
+"""The linear head: a class, or a number, is read off one hidden state of the text instead of being written as text.
 
-Shapes: N rows, L positions, H hidden width, C classes, G cells of a bundle. All cells of a bundle have the same task,
-so their heads have the same shape and are stacked, [G, C, H]; each row uses the head of its own cell.
+A decoder-only network gives the state of the last token; an encoder that of the first, or the mean over the text.
+
+Shapes: N rows, L positions, H width of embeddings, W width of the states, C outputs of a head (its classes, or 1 for a
+number), G cells of a bundle. All cells of a bundle have the same task, so their heads have the same shape and are
+stacked, [G, C, W]; each row uses the head of its own cell.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from harness.backbone import Backbone
+from harness.backbone import Backbone, Pooling
 from harness.data import Encoded, Example, Task
 from harness.errors import UserError
 
@@ -22,52 +26,119 @@ STARTING_STD = 0.02
 
 
 class LinearHead(nn.Module):
-    """Trained weights [C, H] without a bias, as in transformers' `LlamaForSequenceClassification`."""
+    """Trained weights [C, W], and a bias [C] where transformers' classifiers of this kind of network have one."""
 
-    def __init__(self, num_classes: int, like: Tensor) -> None:
+    bias: nn.Parameter | None
+
+    def __init__(self, num_outputs: int, backbone: Backbone) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_classes, like.shape[1], dtype=like.dtype, device=like.device))
+        like = backbone.embedding.weight
+        self.weight = nn.Parameter(torch.empty(num_outputs, backbone.state_width, dtype=like.dtype, device=like.device))
         nn.init.normal_(self.weight, std=STARTING_STD)
+        has_bias = backbone.kind.head_has_bias
+        self.register_parameter("bias", nn.Parameter(torch.zeros_like(self.weight[:, 0])) if has_bias else None)
 
 
-class Classifier(Backbone):
-    """A backbone that predicts one target "token", the class: it gives logits [N, 1, C] in place of [N, T, V].
+class HeadReader(Backbone):
+    """A backbone that predicts one target "token", the class or the number: logits [N, 1, C] in place of [N, T, V].
 
     Losses are computed from `target_logits` and `cross_entropy` as before, also by methods with a loss of their own.
+    For a number the loss is the squared error, as in transformers' classifiers with one output.
     """
 
-    def __init__(self, backbone: Backbone, heads: Sequence[LinearHead], cells: Tensor) -> None:
-        """`heads` holds one head per cell; `cells` [N] says which of them each row uses."""
+    def __init__(
+        self,
+        backbone: Backbone,
+        heads: Sequence[LinearHead],
+        cells: Tensor,
+        pooling: Pooling | None = None,
+        prompts: Tensor | None = None,
+    ) -> None:
+        """`heads` holds one head per cell; `cells` [N] says which of them each row uses.
+
+        `prompts` [N] are the positions that each row's prompt takes.
+        """
         # Backbone.__init__ would freeze all weights of the model, among them those that a method has just put in
         vars(self).update(vars(backbone))
         # no modules: a method's own parameters hold the weights, and the backbone's list must not grow
         self.heads = heads
         self.cells = cells
+        self.pooling = pooling
+        self.prompts = prompts
 
     def target_logits(self, embeds: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
         """[N, L, H], [N, L], labels [N, 1] -> [N, 1, C]."""
-        return self.class_logits(embeds, mask)[:, None]
+        return self.outputs(embeds, mask)[:, None]
 
-    def class_logits(self, embeds: Tensor, mask: Tensor) -> Tensor:
+    def outputs(self, embeds: Tensor, mask: Tensor) -> Tensor:
         """[N, L, H], [N, L] -> [N, C]."""
-        weights = torch.stack([head.weight for head in self.heads])[self.cells]  # [N, C, H]
-        states = self.last_states(embeds, mask).to(weights.dtype)  # bfloat16 under autocast
-        return torch.einsum("nh,nch->nc", states, weights)
+        weights = torch.stack([head.weight for head in self.heads])[self.cells]  # [N, C, W]
+        states = self.text_states(embeds, mask, self.pooling or "first", self.prompts)
+        found = torch.einsum("nh,nch->nc", states.to(weights.dtype), weights)  # bfloat16 under autocast
+        biases: list[Tensor] = [head.bias for head in self.heads if head.bias is not None]
+        return found + torch.stack(biases)[self.cells] if biases else found
+
+    @staticmethod
+    def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """Return the loss of each row: logits [N, 1, C], labels [N, 1] -> [N, 1].
+
+        Labels that are no whole numbers are to be met, by the squared error; smoothing has no meaning there.
+        """
+        if labels.is_floating_point():
+            return (logits[..., 0] - labels.to(logits.dtype)).square()
+        return Backbone.cross_entropy(logits, labels, label_smoothing)
 
 
-def class_targets(encoded: Encoded, examples: Sequence[Example], task: Task) -> Encoded:
-    """Return the same rows with the number of their class, 0 to C - 1, as the only target id."""
-    number = {target: index for index, target in enumerate(task.targets)}
-    classes = np.array([number[example.target] for example in examples], np.int64)
-    return replace(encoded, target_ids=classes, target_offsets=np.arange(len(classes) + 1, dtype=np.int64))
+def head_answers(outputs: Tensor, task: Task) -> list[str]:
+    """Return what a head's outputs [N, C] say, as texts: the likeliest class of each row, or its number."""
+    if task.kind == "regression":
+        return [f"{value:.6g}" for value in outputs[:, 0].tolist()]
+    return [task.targets[index] for index in outputs.argmax(-1).tolist()]
 
 
-def check_head(head: str, task: Task, backbone: Backbone, where: str) -> None:
-    """Raise UserError for a linear head on a network with an encoder, or for a task without classes."""
-    if head == "linear" and backbone.is_encoder_decoder:
-        problem = f"linear needs a decoder-only backbone; '{backbone.name}' has an encoder"
+def num_outputs(task: Task) -> int:
+    """Return C: the number of classes, or 1 where the answer is a number."""
+    return 1 if task.kind == "regression" else len(task.targets)
+
+
+def head_targets(encoded: Encoded, examples: Sequence[Example], task: Task) -> Encoded:
+    """Return the same rows with one target each: the number of the class, 0 to C - 1, or the number that is asked for.
+
+    A number is what a text would be trained on too, so it is rounded as the task says.
+    """
+    if task.kind == "regression":
+        targets: Any = np.array([float(example.target) for example in examples], np.float32)
+    else:
+        number = {target: index for index, target in enumerate(task.targets)}
+        targets = np.array([number[example.target] for example in examples], np.int64)
+    return replace(encoded, target_ids=targets, target_offsets=np.arange(len(targets) + 1, dtype=np.int64))
+
+
+def check_head(head: str, pooling: Pooling | None, task: Task, backbone: Backbone, where: str) -> None:
+    """Raise UserError for a head that the network or the task has no use for, and for none where one is needed."""
+    name, what = backbone.name, None
+    if task.parts and (head == "linear" or not backbone.writes_text):
+        problem = f"linear serves one task; '{task.name}' is a mixture of {len(task.parts)}"
+        raise UserError(problem, where=where, field="recipe.head")
+    if not backbone.writes_text:
+        if task.kind == "text":
+            what = f"'{name}' is an encoder and writes no text, which task '{task.name}' asks for"
+        elif head != "linear":
+            what = f"'{name}' is an encoder and writes no text; its head must be linear"
+    if what is not None:
+        hint = "Bind rows to networks by exceptions: where: {backbones: [...]}, or leave the task out."
+        raise UserError(what, where=where, field="recipe.head", hint=hint)
+    if pooling is not None and (backbone.writes_text or head != "linear"):
+        problem = f"{pooling} is for linear heads of encoders; '{name}' is a network of the kind {backbone.kind.name}"
+        raise UserError(problem, where=where, field="recipe.pooling")
+    if head != "linear":
+        return
+    if not backbone.kind.has_text_states:
+        problem = f"linear needs an encoder or a decoder-only backbone; '{name}' is both"
         raise UserError(
             problem, where=where, field="recipe.head", hint="Bind it by exceptions: where: {backbones: [...]}."
         )
-    if head == "linear" and task.kind != "classification":
-        raise UserError(f"linear needs classes; task '{task.name}' has none", where=where, field="recipe.head")
+    if task.kind == "text":
+        raise UserError(
+            f"linear needs classes or numbers; task '{task.name}' has neither", where=where, field="recipe.head"
+        )

@@ -201,7 +201,7 @@ class Method(nn.Module):
     @property
     def num_head(self) -> int:
         """Number of weights of the linear head; 0 where answers are written as text."""
-        return 0 if self.linear_head is None else self.linear_head.weight.numel()
+        return 0 if self.linear_head is None else sum(p.numel() for p in self.linear_head.parameters())
 
     @property
     def num_kept(self) -> int:

@@ -65,12 +65,21 @@ def _measure(backbone: Backbone, dropout: bool) -> Rate:
     embeds.requires_grad_()
 
     def train() -> None:
-        backbone.token_losses(embeds, mask, labels).sum().backward()
+        # what a linear head adds to an encoder's states takes no time beside them
+        made = (
+            backbone.token_losses(embeds, mask, labels) if backbone.writes_text else backbone.text_states(embeds, mask)
+        )
+        made.sum().backward()
+
+    @torch.no_grad()
+    def answer() -> object:
+        read = backbone.decode if backbone.writes_text else lambda *inputs: backbone.text_states(*inputs[:2])
+        return read(embeds.detach(), mask, TARGETS)
 
     backbone.model.train(dropout)
     train_s = _median_seconds(train, device)
     backbone.model.eval()
-    eval_s = _median_seconds(lambda: backbone.decode(embeds.detach(), mask, TARGETS), device)
+    eval_s = _median_seconds(answer, device)
     flops = matmul_params(backbone).step_flops(rows, rows * LENGTH, rows * TARGETS)
     return Rate(flops / train_s, rows * LENGTH / eval_s, f"probe of {rows * LENGTH:,} tokens")
 

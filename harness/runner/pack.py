@@ -105,4 +105,6 @@ def _bundle_key(plan: Plan, cell: Cell) -> str:
         shared.append("layers")
     if cell.few_shot is not None:
         shared.append(cell.few_shot.model_dump_json())
-    return json.dumps([*shared, recipe.quantization, recipe.head, recipe.label_tokens, cell.key if alone else ""])
+    return json.dumps(
+        [*shared, recipe.quantization, recipe.head, recipe.pooling, recipe.label_tokens, cell.key if alone else ""]
+    )

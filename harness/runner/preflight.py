@@ -105,13 +105,16 @@ def _misfit(plan: Plan, cell: Cell) -> UserError | None:
     backbone = meta_backbone(name_or_path, quantization, True)
     where = plan.suite.document.where(*suite_block(plan.suite, cell.label))
     try:
-        check_head(cell.recipe.head, plan.tasks[cell.task], backbone, plan.suite.document.where("recipe"))
+        check_head(
+            cell.recipe.head, cell.recipe.pooling, plan.tasks[cell.task], backbone, plan.suite.document.where("recipe")
+        )
         sources = [_shapes_of(plan, start) for start in cell.init_from]
         cls = _class(plan, cell)
         assert cls is not None
         reason = misfit(cls, cell.hp, name_or_path, quantization, cell.recipe.lr)
         if reason is None:
             method = build_method(cell, cls, backbone, where)
+            _require_something_to_train(cell, method, plan.suite.document.where("recipe"))
             _check_starts(plan, cell, method, sources)
             _check_positions(plan, cell, method.num_prompt_tokens, backbone)
             reason = misfit(cls, cell.hp, name_or_path, quantization, cell.recipe.lr, sources) if sources else None
@@ -122,6 +125,13 @@ def _misfit(plan: Plan, cell: Cell) -> UserError | None:
     if reason is None:
         return None
     return UserError(f"does not fit backbone '{cell.backbone}': {reason}", where=where, field=f"methods.{cell.label}")
+
+
+def _require_something_to_train(cell: Cell, method: Method, where: str) -> None:
+    """Raise UserError where a method has no tensors of its own, and there is no head to train either."""
+    if cell.recipe.head != "linear" and not method.num_trained:
+        problem = f"'{cell.label}' trains a linear head alone; recipe.head must be linear"
+        raise UserError(problem, where=where, field="recipe.head")
 
 
 def _check_starts(plan: Plan, cell: Cell, method: Method, sources: Sequence[Mapping[str, Tensor]]) -> None:
@@ -183,7 +193,7 @@ def _fit_key(cell: Cell) -> str:
     """A key that is equal for cells that fit, or do not fit, for the same reason; seed and learning rate do not
     count."""
     recipe, starts = cell.recipe, [start.identity for start in cell.init_from]
-    network = [cell.backbone, cell.task, recipe.max_source_length, recipe.quantization, recipe.head]
+    network = [cell.backbone, cell.task, recipe.max_source_length, recipe.quantization, recipe.head, recipe.pooling]
     parts = [cell.label, cell.method, cell.hp, *network, recipe.label_tokens, starts]
     return json.dumps(parts, sort_keys=True)
 

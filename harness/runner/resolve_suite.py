@@ -7,11 +7,11 @@ every misspelt name. Then they are the imported classes, whose own code may refu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness.backbone import resolve_backbone
+from harness.backbone import is_encoder, resolve_backbone
 from harness.data import Task, all_tasks, suite_tasks, under_protocol
 from harness.errors import UserError, require_choice
 from harness.method import read_specs
@@ -46,6 +46,8 @@ class ResolvedSuite:
 def resolve_suite(path: str | Path, overrides: Overrides, methods: Mapping[str, MethodSpec]) -> ResolvedSuite:
     """Look up every name and setting of a suite file. Raises UserError at the first that is none."""
     suite = load_suite(path, overrides)
+    encoders = frozenset(name for name, source in suite.backbone_sources.items() if is_encoder(source))
+    suite = replace(suite, encoders=encoders)
     tasks = suite_tasks(suite)
     groups = expand_suite(suite, methods, {name: task.spec for name, task in tasks.items()})
     found = ResolvedSuite(suite, tasks, groups)

@@ -141,6 +141,8 @@ class Cell(Strict):
         identity = self.model_dump(mode="json", exclude=NOT_IDENTITY)
         if self.init_from:
             identity["init_from"] = [start.identity for start in self.init_from]
+        if self.recipe.pooling is None:  # younger than many results, whose ids it leaves alone
+            del identity["recipe"]["pooling"]
         return identity
 
 

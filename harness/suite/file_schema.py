@@ -59,10 +59,11 @@ class Recipe(Strict):
     quantization: Literal["none", "bf16", "int8", "nf4"] = "none"
     """How the frozen weights are stored; all but `none` are computed with in bfloat16."""
     head: Literal["label", "linear"] = "label"
-    """Whether a class is written as text, or read off the last token by a trained linear layer (decoders only)."""
+    """Whether an answer is written as text, or read off the network's states by a trained linear layer."""
     head_lr: float = Field(1e-3, gt=0, allow_inf_nan=False)
     """Learning rate of the linear head."""
-
+    pooling: Literal["first", "mean"] | None = None
+    """Where the head reads an encoder: at the first token (None), or as the mean over the tokens of the text."""
     label_tokens: LabelTokens = "longest_label"
     """How far labels are decoded: as the longest with its end, or so many tokens with the start if that is more."""
 

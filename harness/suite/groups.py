@@ -300,6 +300,7 @@ def _entry(suite: Suite, label: str, spec: MethodSpec, task: TaskSpec, backbone:
         backbone=backbone,
         block=suite_block(suite, label)[0],
         few_shot=k is not None,
+        is_encoder=backbone in suite.encoders,
     )
 
 

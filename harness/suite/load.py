@@ -28,6 +28,8 @@ class Suite:
     """Short name, as used in results -> what the user gave (known name, hub id or path)."""
     overrides: Overrides
     protocol: Protocol
+    encoders: frozenset[str] = frozenset()
+    """Short names of the backbones that only read a text, once these are looked up."""
 
     @property
     def backbones(self) -> list[str]:

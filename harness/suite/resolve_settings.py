@@ -19,6 +19,9 @@ from harness.suite.sweeps import Point, Sweeps, find_sweeps, grid_points, point_
 from harness.validation import field_names, validate_settings
 from harness.yaml_lines import Document
 
+ENCODER_RECIPE = {"head": "linear", "pooling": "first"}
+"""The weakest settings where the backbone is an encoder; `docs/protocol.md` has the reason."""
+
 
 @dataclass
 class SettingsLayer:
@@ -75,6 +78,8 @@ class EntrySettings:
     block: Literal["methods", "sources"] = "methods"
     """Which block of the suite file declares the row."""
     few_shot: bool = False
+    is_encoder: bool = False
+    """Whether the backbone only reads, so that answers are read off it by a linear head."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,8 @@ def _merge(entry: EntrySettings) -> tuple[SettingsLayer, SettingsLayer]:
     """Merge the layers into a recipe and an hp, the weakest layer first (see the top of this file)."""
     document, label, recipe, hp = entry.document, entry.label, SettingsLayer(), SettingsLayer()
     file_name = f"methods/{entry.spec.name}.py"
+    if entry.is_encoder:
+        recipe.update(ENCODER_RECIPE, document, origin=f"encoder {entry.backbone}")
     recipe.update(entry.spec.defaults.recipe, document, origin=file_name)
     hp.update(entry.spec.defaults.hp, document, origin=file_name)
     place = Scope(entry.task.name, entry.task.benchmark, entry.spec.name, entry.backbone, entry.few_shot)

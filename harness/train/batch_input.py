@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.backbone import Backbone, Seal, on_device
+from harness.backbone import Backbone, Pooling, Seal, on_device
 from harness.data import Encoded
-from harness.method import Method, SharedLayers, errors_of_cell
+from harness.method import HeadReader, Method, SharedLayers, errors_of_cell
 
 Index = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -50,12 +50,18 @@ class BatchInput:
     """Builds the backbone's input for the rows of several cells; `methods` holds one method for each cell.
 
     `source_length` is S, the longest text that an added table has rows for. In an encoder-decoder, token t takes row t
-    of the table. A decoder-only network pads on the left, so there the last token takes the last row. With a `seal`,
-    every call of a method is followed by a look whether it wrote to the backbone.
+    of the table, and so it does in an encoder, whose prompt stands behind its first token. A decoder-only network pads
+    on the left, so there the last token takes the last row. With a `seal`, every call of a method is followed by a look
+    whether it wrote to the backbone.
     """
 
     def __init__(
-        self, methods: Sequence[Method], backbone: Backbone, source_length: int, seal: Seal | None = None
+        self,
+        methods: Sequence[Method],
+        backbone: Backbone,
+        source_length: int,
+        seal: Seal | None = None,
+        pooling: Pooling | None = None,
     ) -> None:
         self.methods = methods
         self.seal = seal
@@ -66,6 +72,8 @@ class BatchInput:
         self.prompt_lengths = np.array([self._prompt_length(index) for index in range(len(methods))], np.int64)
         self.heads = [method.linear_head for method in methods if method.linear_head is not None]
         """One for each cell, or none at all: `head` is the same for a whole bundle."""
+        self.pooling = pooling
+        """Where heads read an encoder: `recipe.pooling`."""
         self._layers = self._shared_layers() if len(methods) > 1 else None
         self._is_attached = False
         self._table = torch.empty(0)
@@ -193,6 +201,13 @@ class BatchInput:
         lengths: Index = encoded.source_lengths(rows.rows) + self.prompt_lengths[rows.cells]
         return lengths
 
+    def head_reader(self, rows: Rows) -> HeadReader:
+        """Return the backbone as the heads of these rows read it, in the order that `build` returned."""
+        device = self.backbone.device
+        cells = on_device(rows.cells, device)
+        prompts = on_device(self.prompt_lengths[rows.cells], device)
+        return HeadReader(self.backbone, self.heads, cells, self.pooling, prompts)
+
     def build(self, encoded: Encoded, rows: Rows) -> tuple[Tensor, Tensor, Rows]:
         """Return embeddings [N, L, H], mask [N, L] (1 where a position counts), and the rows in the order of N.
 
@@ -235,16 +250,19 @@ class BatchInput:
         lengths = encoded.source_lengths(rows.rows)[:, None]  # [N, 1]
         sources = encoded.sources(rows.rows, self.backbone.pad_id)  # [N, T]
         position = np.arange(int((prompts + lengths).max()))[None]  # [1, L]
-        token = position - prompts  # [N, L]: which token of the text stands here; negative inside the prompt
-        is_token = (token >= 0) & (token < lengths)
+        start = self.backbone.kind.prompt_start
+        is_prompt = (position >= start) & (position < start + prompts)  # [N, L]
+        # [N, L]: which token of the text stands here; nothing is read from it inside the prompt
+        token = np.where(position < start, position, position - prompts)
+        is_token = ~is_prompt & (token < lengths)
         # row of the table that each position takes: 0 (the zero vector), or one of its added table, or of its prompt
         added = self._added_starts[rows.cells][:, None]
-        shift = 0 if self.backbone.is_encoder_decoder else self.source_length - lengths
+        shift = self.source_length - lengths if self.backbone.kind.pads_left else 0
         vectors = np.where(is_token & (added >= 0), added + token + shift, 0)
         starts = self._prompt_starts[rows.cells]
         if encoded.tasks is not None:
             starts = starts + self._task_strides[rows.cells] * encoded.tasks[rows.rows]
-        vectors = np.where(position < prompts, starts[:, None] + position, vectors)
+        vectors = np.where(is_prompt, starts[:, None] + position - start, vectors)
         ids = np.take_along_axis(sources, token.clip(0, sources.shape[1] - 1), 1)
         device = self.backbone.device
         tokens = self.backbone.embedding(on_device(ids, device))
@@ -271,7 +289,15 @@ class BatchInput:
         self._set_row_tasks(encoded, rows, cell)
         with errors_of_cell(cell, self.seal):
             output = self.methods[cell](self.backbone.embedding(sources), mask)
-            return self._checked_output(cell, output, len(rows))
+            return self._placed(cell, *self._checked_output(cell, output, len(rows)))
+
+    def _placed(self, cell: int, embeds: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Move a prompt from the front of [N, L, H] behind the first tokens, where the network wants it there."""
+        start, length = self.backbone.kind.prompt_start, int(self.prompt_lengths[cell])
+        if not start or not length:
+            return embeds, mask
+        order = [*range(length, length + start), *range(length), *range(length + start, embeds.shape[1])]
+        return embeds[:, order], mask[:, order]
 
     def _checked_output(self, cell: int, output: Any, num_rows: int) -> tuple[Tensor, Tensor]:
         """Return what `forward` gave. Raises ValueError unless it is [N, L, H] and [N, L].

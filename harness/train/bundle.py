@@ -40,7 +40,7 @@ from harness.data import (
     join_encoded,
     require_known_ids,
 )
-from harness.method import CellError, Method, Rule, SourceFile, class_targets, load_file
+from harness.method import CellError, Method, Rule, SourceFile, head_targets, load_file
 from harness.results import Failure, NotStored
 from harness.suite import Cell, Key
 from harness.train.caches import cached_tokenizer, drop_backbone, sealed_backbone
@@ -362,8 +362,8 @@ def default_tokens(backbone: Backbone) -> int:
 def _encode(cell: Cell, data: TaskData, backbone: Backbone) -> tuple[dict[str, Encoded], DataRecord]:
     """Token ids of each split, and the record of the rows with how many texts were cut.
 
-    A linear head has class numbers in the place of target ids. Raises UserError if the tokenizer gives an id that the
-    backbone has no embedding for.
+    A linear head has class numbers, or the numbers asked for, in the place of target ids. Raises UserError if the
+    tokenizer gives an id that the backbone has no embedding for.
     """
     length = cell.recipe.max_source_length or data.task.max_source_length
     splits = {name: data.split(name) for name in ("train", "dev", "test")}
@@ -384,5 +384,5 @@ def _encode(cell: Cell, data: TaskData, backbone: Backbone) -> tuple[dict[str, E
     )
     record = data.record.model_copy(update={"cuts": cuts})
     if cell.recipe.head == "linear":
-        return {name: class_targets(encoded[name], rows, data.task) for name, rows in splits.items()}, record
+        return {name: head_targets(encoded[name], rows, data.task) for name, rows in splits.items()}, record
     return encoded, record

@@ -15,7 +15,7 @@ import torch
 from harness import stop
 from harness.backbone import Backbone
 from harness.data import Encoded, Example, Task, TaskData, compute_metrics, count_unreadable, max_new_tokens
-from harness.method import Classifier
+from harness.method import head_answers
 from harness.results import SplitScore
 from harness.scores import mean_score
 from harness.suite import LabelTokens
@@ -35,10 +35,10 @@ def answer_split(
 ) -> dict[int, list[str]]:
     """Answers of each of `cells` (positions in `fused`) to every row, by cell, in the order of rows.
 
-    Answers are decoded greedily, or are the likeliest class where cells have a linear head. `max_tokens` is the token
-    budget of a micro-batch. With `only`, these rows alone are answered, and the answers to others are empty. Raises
-    CellError where a method's code raises, and Stopped after a request to stop. `label_tokens`
-    is that of the cells' recipes.
+    Answers are decoded greedily, or read off by the cells' linear heads where they have them. `max_tokens` is the
+    token budget of a micro-batch. With `only`, these rows alone are answered, and the answers to others are empty.
+    `label_tokens` is that of the cells' recipes. Raises CellError where a method's code raises, and Stopped after a
+    request to stop.
     """
     backbone = fused.backbone
     fused.refresh(grad=False, cells=cells)
@@ -51,8 +51,7 @@ def answer_split(
         stop.raise_if_stopped()  # an evaluation may take minutes, and nothing is half done in it
         embeds, mask, built = fused.build(encoded, rows.take(batch))  # [N, L, H], [N, L], and the rows in that order
         if fused.heads:
-            classifier = Classifier(backbone, fused.heads, torch.as_tensor(built.cells, device=embeds.device))
-            texts = [task.targets[index] for index in classifier.class_logits(embeds, mask).argmax(-1).tolist()]
+            texts = head_answers(fused.head_reader(built).outputs(embeds, mask), task)
         else:
             texts = to_text(backbone, backbone.decode(embeds, mask, limit))
         for cell, row, text in zip(built.cells, built.rows, texts, strict=True):

@@ -39,6 +39,7 @@ METHODS: dict[str, Callable[[type[Method]], str]] = {
     "cells in one bundle equal cells alone": checks.bundle,
     "answers written token by token equal one pass": checks.answers,
     "a decoder-only backbone works": checks.decoder,
+    "an encoder works under a linear head": checks.encoder,
     "bfloat16 works": checks.bfloat16,
     "parameters are counted without weights, and no more are kept than answer alone": tensors.count,
     "what kept() counts is enough to answer the same": tensors.kept_suffices,
@@ -63,6 +64,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "a few steps lower the loss on a fixed batch": (RUNS, SEEN, REPEATS),
     "one row and rows of the shortest and longest text work": (RUNS,),
     "a decoder-only backbone works": (RUNS, SEEN, REPEATS),
+    "an encoder works under a linear head": (RUNS, SEEN, REPEATS),
     "bfloat16 works": (RUNS,),
     "parameters are counted without weights, and no more are kept than answer alone": (RUNS,),
 }

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from harness.backbone import Backbone, Seal
+from harness.backbone import Backbone, KindName, Seal
 from harness.errors import UserError
-from harness.method import Method, Rule, is_collapsible, serve
+from harness.method import HeadReader, LinearHead, Method, Rule, is_collapsible, serve
 from harness.suite import Recipe
 from harness.train.batch_input import BatchInput, Rows
 from harness.train.cell_state import checked_groups
@@ -27,8 +27,7 @@ LENGTHS = [5, 9, 13]
 TOLERANCE = 1e-6
 NUM_SOURCES = 2
 """Where a method takes any number of sources."""
-
-Kind = Literal["encoder-decoder", "decoder"]
+HEAD_ALONE = "does not apply: it trains a linear head alone"
 
 
 def build(cls: type[Method], backbone: Backbone, seed: int = 0) -> Method:
@@ -55,13 +54,20 @@ class Bench:
     def __init__(
         self,
         cls: type[Method],
-        kind: Kind = "encoder-decoder",
+        kind: KindName = "encoder-decoder",
         precision: str = "float64",
         seed: int = 0,
         backbone: Backbone | None = None,
     ) -> None:
         self.backbone = backbone or tiny_backbone(kind, precision)
         self.method = build(cls, self.backbone, seed)
+        if not self.backbone.writes_text:
+            self.method.linear_head = LinearHead(2, self.backbone)
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is anything to train: a method may leave all to a head, which only an encoder has here."""
+        return any(parameter.requires_grad for parameter in self.method.parameters())
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -88,7 +94,12 @@ class Bench:
     def losses(self, lengths: Sequence[int], only: int | None = None) -> Tensor:
         """Loss per row, [N]; the gradient of their mean reaches the method."""
         fused, embeds, mask, labels = self.inputs(lengths, only)
-        losses = self.backbone.token_losses(embeds, mask, labels).sum(1)
+        reader = self.backbone
+        if self.method.linear_head is not None:
+            cells = torch.zeros(len(embeds), dtype=torch.long)
+            reader = HeadReader(self.backbone, [self.method.linear_head], cells)
+            labels = labels[:, :1] % 2
+        losses = reader.token_losses(embeds, mask, labels).sum(1)
         if losses.requires_grad:
             losses.mean().backward()
             fused.backward()
@@ -102,7 +113,12 @@ class Bench:
 
     def train(self, steps: int) -> tuple[float, float]:
         """Train on one fixed batch; return the loss before and after."""
+        if not self.trains:
+            steps = 0
         with self.attached():
+            if not steps:
+                loss = float(self.losses(LENGTHS).mean())
+                return loss, loss
             optimizer = torch.optim.AdamW(checked_groups(self.method, 0.01), lr=0.01, weight_decay=0.0)
             first = 0.0
             for step in range(steps):
@@ -173,8 +189,10 @@ def _assert_sealed(seal: Seal, behind: str) -> None:
     assert what is None, f"behind {behind} the backbone is another: {what}"
 
 
-def gradients(cls: type[Method], kind: Kind = "encoder-decoder") -> str:
+def gradients(cls: type[Method], kind: KindName = "encoder-decoder") -> str:
     bench = Bench(cls, kind)
+    if not bench.trains:
+        return HEAD_ALONE
     # tensors behind a zero-initialised factor get their first gradient after one step
     _, loss = bench.train(steps=1)
     assert np.isfinite(loss), "loss not finite"
@@ -188,7 +206,10 @@ def gradients(cls: type[Method], kind: Kind = "encoder-decoder") -> str:
 
 
 def loss_falls(cls: type[Method]) -> str:
-    first, last = Bench(cls).train(steps=12)
+    bench = Bench(cls)
+    if not bench.trains:
+        return HEAD_ALONE
+    first, last = bench.train(steps=12)
     assert last < first, f"loss went from {first:.3f} to {last:.3f}"
     return f"{first:.3f} to {last:.3f}"
 
@@ -249,6 +270,8 @@ def bundle(cls: type[Method]) -> str:
         return "does not apply: the method runs alone"
     backbone = tiny_backbone(precision="float64")
     together = [build(cls, backbone, seed) for seed in (1, 2)]
+    if next(together[0].parameters(), None) is None:
+        return HEAD_ALONE
     losses = _bundle_losses(together, backbone)
     for index in range(2):
         method = build(cls, backbone, seed=index + 1)
@@ -278,7 +301,7 @@ def _bundle_losses(methods: list[Method], backbone: Backbone) -> list[Tensor]:
     return [losses.detach()[where[np.argsort(placed.rows[where])]] for where in order]
 
 
-def answers(cls: type[Method], kind: Kind = "encoder-decoder") -> str:
+def answers(cls: type[Method], kind: KindName = "encoder-decoder") -> str:
     """Greedy answers, written token by token, against the most likely tokens of one pass over them."""
     bench = Bench(cls, kind)
     with bench.attached(), torch.no_grad():
@@ -297,6 +320,14 @@ def decoder(cls: type[Method]) -> str:
     except ValueError as error:
         return f"does not apply: {error}"
     return gradients(cls, "decoder") + answers(cls, "decoder")
+
+
+def encoder(cls: type[Method]) -> str:
+    try:
+        Bench(cls, "encoder")
+    except ValueError as error:
+        return f"does not apply: {error}"
+    return gradients(cls, "encoder")
 
 
 def bfloat16(cls: type[Method]) -> str:

@@ -1,9 +1,9 @@
 """Creates the method of a cell, and finds out before that, from shapes alone, whether it fits the network.
 
 The plan, the run, `harness check` and `harness params` all ask here. A method fits where its tensors can be created,
-and where one step of training and two written tokens can be computed with it on tensors that have shapes and no values.
-What raises on a tiny network of the same kind too is a mistake in the method's code: then its cells fail, and this file
-says nothing.
+and where one step of training and two written tokens, or what a head reads off an encoder, can be computed with it on
+tensors that have shapes and no values. What raises on a tiny network of the same kind too is a mistake in the method's
+code: then its cells fail, and this file says nothing.
 
 Shapes: N rows, L positions, H hidden width, T target tokens.
 """
@@ -24,10 +24,10 @@ from torch import Tensor
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from harness.backbone import Backbone, BackboneChanged, Scheme, Seal, backbone_config, meta_backbone
+from harness.backbone import Backbone, BackboneChanged, KindName, Scheme, Seal, backbone_config, meta_backbone
 from harness.data import Task
 from harness.errors import UserError, shortened
-from harness.method import LinearHead, Method, SourceFile, read_source_tensors
+from harness.method import HeadReader, LinearHead, Method, SourceFile, num_outputs, read_source_tensors
 from harness.suite import Cell
 from harness.train.cell_state import checked_groups
 from harness.train.tiny_backbones import TinyTokenizer, tiny_backbone
@@ -92,10 +92,10 @@ def _judged(
 
 def _tried(
     cls: type[Method], hp: Mapping[str, Any], build: Callable[[], Backbone], lr: float, sources: Sources
-) -> tuple[Exception | None, Any]:
+) -> tuple[Exception | None, KindName]:
     """Return what a method raises on a network, or None, and the kind of the network."""
     backbone = _OnShapes(build())
-    kind: Any = "encoder-decoder" if backbone.is_encoder_decoder else "decoder"
+    kind = backbone.kind.name
     try:
         _try(cls(cls.HP(**hp), backbone), backbone, lr, sources)
     except Exception as error:  # a method file, PEFT and transformers may raise anything
@@ -134,16 +134,21 @@ def _quiet() -> Iterator[None]:
 
 
 def _compute(method: Method, backbone: Backbone) -> None:
-    """Compute the losses of [N, L, H] embeddings, and two tokens of an answer, on the meta device."""
+    """Compute the losses of [N, L, H] embeddings, and two tokens of an answer or a head's, on the meta device."""
     embeds = torch.zeros(ROWS, LENGTH, backbone.hidden, device="meta")
     mask = torch.ones(ROWS, LENGTH, dtype=torch.long, device="meta")
     labels = torch.zeros(ROWS, TARGETS, dtype=torch.long, device="meta")
     if not type(method).is_layer_side():
         embeds, mask = method(embeds, mask)
+    reader = backbone
+    if not backbone.writes_text:
+        cells = torch.zeros(ROWS, dtype=torch.long, device="meta")
+        reader, labels = HeadReader(backbone, [LinearHead(TARGETS, backbone)], cells), labels[:, :1]
     method.attach(backbone)
     try:
-        method.token_losses(backbone, embeds, mask, labels)
-        backbone.decode(embeds, mask, 2)
+        method.token_losses(reader, embeds, mask, labels)
+        if backbone.writes_text:
+            backbone.decode(embeds, mask, 2)
     finally:
         method.detach(backbone)
 
@@ -153,12 +158,12 @@ class _OnShapes(Backbone):
 
     def __init__(self, backbone: Backbone) -> None:
         vars(self).update(vars(backbone))
-        if not self.is_encoder_decoder and self.model._can_set_attn_implementation():
+        if self.kind.pads_left and self.model._can_set_attn_implementation():
             # other kinds of attention ask whether a mask hides anything, which needs values (see harness.attention)
             self.model.set_attn_implementation("eager")
         self.tokenizer = TinyTokenizer()
 
-    def _greedy(self, step: Any, logits: Tensor, max_new_tokens: int) -> Tensor:
+    def greedy(self, step: Any, logits: Tensor, max_new_tokens: int) -> Tensor:
         token = logits.argmax(-1)[:, None]
         return torch.cat([token, step(token).argmax(-1)[:, None]], 1)
 
@@ -204,7 +209,7 @@ def build_to_train(
             method.start_from([read_source_tensors(start) for start in starts])
         if cell.recipe.head == "linear":
             # drawn last, so that the method starts from the same numbers with and without a head
-            method.linear_head = LinearHead(len(task.targets), backbone.embedding.weight)
+            method.linear_head = LinearHead(num_outputs(task), backbone)
         checked_groups(method, cell.recipe.lr, cell.recipe.head_lr)
     finally:  # a method that raises may have changed the backbone as well, which other cells go on to use
         what = None if seal is None else seal.structure() or seal.written()

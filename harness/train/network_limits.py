@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.backbone import Backbone
+from harness.backbone import Backbone, num_table_positions
 from harness.data import Task, max_new_tokens
 from harness.errors import UserError
 from harness.suite import LabelTokens
@@ -17,17 +17,28 @@ but a position; one too few would let an answer run over the last position."""
 def max_positions(config: Any, side: str) -> int | None:
     """Return how many positions the `encoder` or `decoder` of a configuration tells apart, or None for no bound.
 
-    There is none where positions are relative (T5's buckets) or slopes over the distance (ALiBi).
+    There is none where positions are relative (T5's buckets, DeBERTa) or slopes over the distance (ALiBi).
     """
     nested = getattr(config, side, None)
     own = nested if hasattr(nested, "to_dict") else config.get_text_config()
     if getattr(own, "alibi", False) or getattr(own, "relative_attention_num_buckets", None):
+        return None
+    if getattr(own, "relative_attention", False):
         return None
     for name in (f"max_{side}_position_embeddings", "max_position_embeddings"):
         value = getattr(own, name, None)
         if value and value > 0:  # XLNet writes -1 for no bound
             return int(value)
     return None
+
+
+def _limit(backbone: Backbone, side: str) -> int | None:
+    """Return how many positions a side of the network tells apart, or None for no bound.
+
+    An encoder's configuration may count rows of its table that no position takes, so the table itself is asked.
+    """
+    table = None if backbone.writes_text else num_table_positions(backbone.model)
+    return max_positions(backbone.config, side) if table is None else table
 
 
 def target_tokens(task: Task, backbone: Backbone, label_tokens: LabelTokens = "longest_label") -> int:
@@ -54,11 +65,13 @@ def require_positions(
     Without the check a network would stop with an index error or, worse, go on with numbers that mean nothing.
     """
     lengths = {"prompt": prompt, "source": source, "target": target}
-    reads = {"encoder": ("prompt", "source"), "decoder": ("target",)}
-    if not backbone.is_encoder_decoder:
-        reads = {"decoder": tuple(lengths)}
-    for side, names in reads.items():
-        limit, needed = max_positions(backbone.config, side), sum(lengths[name] for name in names)
+    sides: dict[str, dict[str, tuple[str, ...]]] = {
+        "encoder-decoder": {"encoder": ("prompt", "source"), "decoder": ("target",)},
+        "decoder": {"decoder": tuple(lengths)},
+        "encoder": {"encoder": ("prompt", "source")},
+    }
+    for side, names in sides[backbone.kind.name].items():
+        limit, needed = _limit(backbone, side), sum(lengths[name] for name in names)
         if limit is None or needed <= limit:
             continue
         tokens = " + ".join(f"{lengths[name]} {name}" for name in names)

@@ -30,7 +30,7 @@ from harness.backbone import (
     restore_random_state,
 )
 from harness.data import Encoded, TaskData
-from harness.method import CellError, Classifier, Method, errors_of_cell
+from harness.method import CellError, Method, errors_of_cell
 from harness.suite import Cell
 from harness.train.batch_input import BatchInput, Index, Rows, micro_batches
 from harness.train.cell_state import CellState, describe_failure, lr_factor
@@ -107,7 +107,7 @@ class BundleStep:
         self.watched = None if attaches_itself else self.seal
         """The seal to hold against the backbone during a step. None for a method that attaches itself: its changes are
         in the backbone for the whole training, so only `prove`, which takes them out, can tell."""
-        self.fused = BatchInput(methods, backbone, length, self.watched)
+        self.fused = BatchInput(methods, backbone, length, self.watched, recipe.pooling)
         self.active = list(range(len(cells)))
         """Cells still in training; a cell leaves when it ends, fails or loses a race."""
         self.handed_over: set[int] = set()
@@ -265,19 +265,19 @@ class BundleStep:
         embeds, mask, batch = self.fused.build(train, batch)  # [N, L, H], [N, L], and the rows in that order
         labels = on_device(train.targets(batch.rows), device)  # [N, D]
         cells = on_device(batch.cells, device)  # [N]
-        return self._token_losses(embeds, mask, labels, cells).sum(1).to(weights.dtype) * weights[cells], cells
+        backbone = self.fused.head_reader(batch) if self.fused.heads else self.backbone
+        return self._token_losses(backbone, embeds, mask, labels).sum(1).to(weights.dtype) * weights[cells], cells
 
     def _micro_batches(self, lengths: Index, max_tokens: int) -> list[Index]:
         """Positions of the rows of each micro-batch, by the lengths of all rows, [N]."""
         return micro_batches(lengths, max_tokens, overhead_tokens(self.backbone, self.fused.calls_per_module))
 
-    def _token_losses(self, embeds: Tensor, mask: Tensor, labels: Tensor, cells: Tensor) -> Tensor:
-        """Cross-entropy of each target token, [N, D], from [N, L, H], [N, L], [N, D] and [N].
+    def _token_losses(self, backbone: Backbone, embeds: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+        """Loss of each target token, [N, D], from [N, L, H], [N, L] and [N, D]; with a head, of the one target.
 
         A method that runs alone may compute its own loss. Raises ValueError unless that is [N, D] too.
         """
-        method, heads = self.states[0].outcome.method, self.fused.heads
-        backbone = Classifier(self.backbone, heads, cells) if heads else self.backbone
+        method = self.states[0].outcome.method
         if method.runs_alone():
             losses = method.token_losses(backbone, embeds, mask, labels)
             shape = list(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
-from harness.backbone import DTYPES, Backbone
+from harness.backbone import DTYPES, Backbone, KindName
 from harness.data import Encoded
 
 VOCABULARY = 128
@@ -29,11 +30,16 @@ class TinyTokenizer:
         return " ".join(str(token) for token in ids if token > 1 or not skip_special_tokens)
 
 
-def tiny_backbone(
-    kind: Literal["encoder-decoder", "decoder"] = "encoder-decoder", precision: str = "float32", meta: bool = False
-) -> Backbone:
-    """Return a random T5 or Llama of width 64 with two layers; the same weights each time."""
-    from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
+def tiny_backbone(kind: KindName = "encoder-decoder", precision: str = "float32", meta: bool = False) -> Backbone:
+    """Return a random T5, Llama or BERT of width 64 with two layers; the same weights each time."""
+    from transformers import (
+        BertConfig,
+        BertModel,
+        LlamaConfig,
+        LlamaForCausalLM,
+        T5Config,
+        T5ForConditionalGeneration,
+    )
 
     config: Any
     if kind == "encoder-decoder":
@@ -50,6 +56,17 @@ def tiny_backbone(
             eos_token_id=1,
         )
         make: Any = T5ForConditionalGeneration
+    elif kind == "encoder":
+        config = BertConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=WIDTH,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=512,
+            pad_token_id=0,
+        )
+        make = partial(BertModel, add_pooling_layer=False)
     else:
         config = LlamaConfig(
             vocab_size=VOCABULARY,

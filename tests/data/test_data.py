@@ -18,7 +18,7 @@ from harness.data.examples import Example
 from harness.data.splits import _cut_splits, load_task, permutation
 from harness.data.tasks import all_tasks
 from harness.data.tasks.task import NEEDED_SPLITS, SPLIT_RULES, SplitRule
-from harness.data.tokenization import DECODER_SUFFIX, _padded, _ragged, encode, max_new_tokens, target_ids
+from harness.data.tokenization import _padded, _ragged, encode, max_new_tokens, target_ids
 from harness.errors import UserError
 from harness.runner.run_suite import run
 from harness.train.caches import cached_backbone
@@ -188,7 +188,7 @@ def test_a_decoder_reads_the_begin_once_and_the_end_behind_the_answer_only(
     texts = ["a fine film", "", "</s>", "one </s> two <s> three", "long " * 50]
     task = replace(TASKS["micro_qa"], max_target_length=9)
     encoded = encode([Example(text, text, (text,)) for text in texts], backbone, task, limit)
-    suffix = tokenizer(DECODER_SUFFIX, add_special_tokens=False)["input_ids"]
+    suffix = tokenizer(backbone.kind.text_suffix, add_special_tokens=False)["input_ids"]
     for row, text in enumerate(texts):
         source, target = encoded.sources(np.array([row]), 0)[0].tolist(), encoded.targets(np.array([row]))[0].tolist()
         unmarked = text.replace(tokenizer.eos_token, "").replace(tokenizer.bos_token, "")

@@ -126,10 +126,13 @@ def test_a_side_networks_head_norms_keep_the_dimensions_that_queries_and_keys_ke
     assert method.ladders["decoder"].side.layers[0].self_attn.q_norm.weight.tolist() == kept
 
 
-def test_a_target_that_no_module_has_is_refused_even_if_others_match(folders: Path) -> None:
-    """OPT has keys and values and no down_proj: PEFT would leave the feed-forward factors out without a word."""
-    assert misfit(METHODS["ia3"], {}, str(folders / "opt")) == "no module of OPTForCausalLM is called down_proj"
-    assert misfit(METHODS["ia3"], {"targets": "attention"}, str(folders / "opt")) is None
+def test_factors_stand_on_every_feed_forward_part_whatever_its_name(folders: Path) -> None:
+    """OPT calls it fc2: targets by name would leave these factors out without a word."""
+    assert misfit(METHODS["ia3"], {}, str(folders / "opt")) is None
+    backbone = network("opt")
+    method: Any = METHODS["ia3"](METHODS["ia3"].HP(), backbone)
+    ends = [name.split("/")[-3] for name in method.tensors]
+    assert sorted(ends) == sorted(["k_proj", "v_proj", "fc2"] * 2), method.tensors.keys()
 
 
 def test_a_bias_narrower_than_what_it_is_added_to_is_padded_and_never_cut() -> None:

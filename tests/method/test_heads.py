@@ -20,7 +20,7 @@ from harness.data.examples import Example, TaskData
 from harness.data.record import DataRecord
 from harness.data.tasks import all_tasks
 from harness.method.export import export_result, load_export
-from harness.method.linear_head import Classifier, LinearHead, class_targets
+from harness.method.linear_head import HeadReader, LinearHead, head_targets
 from harness.method.method import Method
 from harness.method.registry import discover
 from harness.results.store import load_results
@@ -44,7 +44,7 @@ NUM_ROWS = 12
 
 def headed(cell: Cell, backbone: Backbone) -> Method:
     method = make_method(cell, backbone)
-    method.linear_head = LinearHead(len(TASK.targets), backbone.embedding.weight)
+    method.linear_head = LinearHead(len(TASK.targets), backbone)
     return method
 
 
@@ -57,7 +57,7 @@ def trainer(specs: list[Spec], backbone: Backbone, steps: int = 6) -> BundleTrai
     count: dict[str, Any] = dict.fromkeys(("num_train", "num_dev", "num_test"), NUM_ROWS)
     data = TaskData(TASK, rows, rows, rows, DataRecord(source="", revision="", split_rule="", fingerprint="", **count))
     lengths = np.random.default_rng(1).integers(2, LENGTH, NUM_ROWS).tolist()
-    encoded = class_targets(tiny_rows(lengths, backbone), rows, TASK)
+    encoded = head_targets(tiny_rows(lengths, backbone), rows, TASK)
     splits = dict.fromkeys(("train", "dev", "test"), encoded)
     return BundleTrainer(cells, [headed(cell, backbone) for cell in cells], data, splits, backbone, 100)
 
@@ -85,10 +85,10 @@ def test_each_cell_of_a_bundle_trains_its_own_head_as_if_alone() -> None:
 
 def test_the_head_reads_the_last_token_wherever_the_padding_is() -> None:
     backbone = tiny_backbone("decoder", "float64")
-    head = LinearHead(3, backbone.embedding.weight)
+    head = LinearHead(3, backbone)
     ids = torch.tensor([[5, 9, 7, 0, 0], [8, 4, 11, 6, 3]])
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
-    found = Classifier(backbone, [head], torch.zeros(2, dtype=torch.long)).class_logits(backbone.embedding(ids), mask)
+    found = HeadReader(backbone, [head], torch.zeros(2, dtype=torch.long)).outputs(backbone.embedding(ids), mask)
     for row, length in enumerate((3, 5)):
         states = backbone.model.model(input_ids=ids[row : row + 1, :length]).last_hidden_state
         torch.testing.assert_close(found[row], states[0, -1] @ head.weight.T, rtol=1e-12, atol=1e-12)
@@ -107,7 +107,9 @@ def test_every_method_trains_a_head_and_itself() -> None:
         except ValueError:
             continue  # not for decoders at all
         own, kept = method.num_trained, method.num_kept
-        method.linear_head = LinearHead(2, backbone.embedding.weight)
+        if not own:
+            continue  # head_only has nothing beside the head
+        method.linear_head = LinearHead(2, backbone)
         assert (method.num_trained, method.num_head) == (own, 128), name
         assert method.num_kept == kept, name
         first, last = losses_of_training(method, backbone)
@@ -135,7 +137,7 @@ def losses_of_training(method: Method, backbone: Backbone) -> tuple[float, float
             optimizer.zero_grad()
             fused.refresh(grad=True, cells=[0])
             embeds, mask, _ = fused.build(encoded, Rows(np.zeros(3, np.int64), numbers))
-            reader = Classifier(backbone, fused.heads, torch.zeros(3, dtype=torch.long))
+            reader = HeadReader(backbone, fused.heads, torch.zeros(3, dtype=torch.long))
             loss = method.eval().token_losses(reader, embeds, mask, labels).mean()
             loss.backward()
             fused.backward()
@@ -218,8 +220,8 @@ def test_a_head_is_exported_and_answers_as_it_did(stored: Path, llama: str) -> N
 @pytest.mark.parametrize(
     ("backbone", "task", "problem"),
     [
-        ("micro-t5", "micro_sentiment", "linear needs a decoder-only backbone; 'micro-t5' has an encoder"),
-        ("", "micro_qa", "linear needs classes; task 'micro_qa' has none"),
+        ("micro-t5", "micro_sentiment", "linear needs an encoder or a decoder-only backbone; 'micro-t5' is both"),
+        ("", "micro_qa", "linear needs classes or numbers; task 'micro_qa' has neither"),
     ],
 )
 def test_a_head_without_a_last_token_or_classes_does_not_fit(
