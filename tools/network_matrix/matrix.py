@@ -21,7 +21,7 @@ from harness.method import Method, discover
 from harness.results import Result, ResultStore
 from tools.network_matrix.checkpoints import ARCHITECTURES, build
 
-SMALL = {
+SMALL: dict[str, dict[str, object]] = {
     "prompt_tuning": {"prompt_length": 8}, "residual_prompt_tuning": {"prompt_length": 8}, "dpt": {"prompt_length": 8},
     "p_tuning": {"prompt_length": 8}, "prefix_tuning": {"prefix_length": 8}, "spot": {"prompt_length": 8},
     "attempt": {"prompt_length": 8}, "mpt": {"prompt_length": 8}, "tpt": {"prompt_length": 8},
@@ -97,7 +97,7 @@ def _suite(backbone: str, methods: Sequence[str]) -> dict[str, object]:
             rows[method]["init_from"] = {"method": "source", "task": "first"}
     task = {"files": "rows.jsonl", "fields": {"sentence": "text"}, "label": "label", "labels": ["no", "yes"],
             "dev_share": 8, "test_share": 8, "max_source_length": 40}  # fmt: skip
-    needs_source = any("init_from" in row for row in rows.values())
+    source = {"method": "prompt_tuning", "prompt_length": 8, "recipe": {"lr": PROMPT_RATE}}
     return {
         "suite": "networks",
         "backbones": [backbone],
@@ -106,8 +106,7 @@ def _suite(backbone: str, methods: Sequence[str]) -> dict[str, object]:
         "recipe": {"steps": STEPS, "eval_every": STEPS // 2, "batch_size": 8, "warmup_steps": 0,
                    "backbone_dropout": False},
         "define_tasks": {"first": task, "second": {**task, "version": 2}},
-        **({"sources": {"source": {"method": "prompt_tuning", "prompt_length": 8, "recipe": {"lr": PROMPT_RATE}}}}
-           if needs_source else {}),
+        "sources": {"source": source} if any("init_from" in row for row in rows.values()) else {},
         "methods": rows,
     }  # fmt: skip
 
@@ -117,7 +116,7 @@ def _rows() -> list[dict[str, str]]:
     rng = random.Random(0)
     words = ["river", "stone", "letter", "garden", "window", "paper"]
     signs = {"yes": "bright", "no": "dark"}
-    labels = ["yes", "no"] * 40
+    labels = ["yes", "no"] * 12  # 8 to train on, which are every batch: a loss that rises then means no learning
     return [{"text": " ".join([*rng.sample(words, rng.randint(2, 5)), signs[label]]), "label": label}
             for label in labels]  # fmt: skip
 
