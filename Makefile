@@ -6,7 +6,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 # each process begins with one half of the files, in order: what a file's tests share is trained once, not twice
 TWO = -n 2 --dist worksteal
 
-.PHONY: quickstart test check longest leaderboard site methods-table bench bench-quick bench-gpu bench-gpu-memory lint types wheel-check clean
+.PHONY: quickstart test check longest leaderboard site methods-table networks bench bench-quick bench-gpu bench-gpu-memory lint types wheel-check clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/harness run suites/quickstart.yaml
@@ -34,6 +34,10 @@ methods-table: $(VENV)/.installed-dev
 	$(BIN)/harness run suites/methods.yaml
 	$(BIN)/harness report --suite methods --format markdown --costs --out reports/methods.md
 	UPDATE_GOLDEN=1 $(BIN)/python -m pytest tests/test_docs.py
+
+# every method on a tiny checkpoint of every architecture, about a quarter of an hour; writes docs/networks.md
+networks: $(VENV)/.installed-dev
+	$(BIN)/python -m tools.network_matrix --write
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.bench --precision float32 --steps 6 --seconds 150 --eval-tasks sst2 --write

@@ -30,16 +30,24 @@ def suites(
     show(describe_suites(folder), format)
 
 
-def methods(methods_dir: MethodDirs = None, format: ListFormat = "terminal") -> None:
+def methods(
+    methods_dir: MethodDirs = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Say of each method whether it fits this network: name, folder or hub id.")
+    ] = None,
+    format: ListFormat = "terminal",
+) -> None:
     """List every method found, with what it is and, where a file is broken, why.
 
-    Example: harness methods --methods-dir my_methods
+    Example: harness methods --backbone llama-3-8b
     """
     method_paths(methods_dir or ())
+    if backbone is not None:
+        resolve_backbone(backbone, "--backbone")
     from harness.cli.listings import describe_methods
     from harness.method import discover
 
-    show(describe_methods(discover(*(methods_dir or ()))), format)
+    show(describe_methods(discover(*(methods_dir or ())), backbone), format)
 
 
 def tasks(data: DataDir = None, format: ListFormat = "terminal") -> None:

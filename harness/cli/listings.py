@@ -6,15 +6,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.backbone import has_config
+from harness.backbone import has_config, meta_backbone
 from harness.cli.list_protocols import protocol_table
 from harness.cli.list_time import describe_time
 from harness.data import describe_few_shot
+from harness.errors import UserError
 from harness.method import Registered, Rule
-from harness.runner import Misfits, Plan, estimate_time, find_misfits, lines_of, make_plan, refuse_namesakes
+from harness.runner import (
+    Misfits,
+    Plan,
+    estimate_time,
+    find_misfits,
+    lines_of,
+    make_plan,
+    method_settings,
+    refuse_namesakes,
+)
 from harness.suite import GRID_KEY, NO_SOURCE, Draw, Group, Overrides, Start, protocol_values
 from harness.text_tables import text_table
-from harness.train import Finding
+from harness.train import Finding, misfit
 
 RACING = (
     "Grids are searched by halving: the weaker half of the points leaves at each mark, by dev score, from the first at "
@@ -141,8 +151,8 @@ def _source(start: Start) -> str:
     return start.title if start.file is not None else f"{start.title} (seed {start.seed})"
 
 
-def describe_methods(methods: Mapping[str, Registered]) -> dict[str, Any]:
-    """Every method file: what it is, its grid, its error."""
+def describe_methods(methods: Mapping[str, Registered], backbone: str | None = None) -> dict[str, Any]:
+    """Every method file: what it is, its grid, its error; with a backbone, whether it fits and why not."""
     rows = [
         {
             "name": name,
@@ -158,7 +168,27 @@ def describe_methods(methods: Mapping[str, Registered]) -> dict[str, Any]:
         }
         for name, registered in methods.items()
     ]
-    return {"methods": rows, "text": text_table(rows, ["name", "kind", "summary", "file"])}
+    if backbone is None:
+        return {"methods": rows, "text": text_table(rows, ["name", "kind", "summary", "file"])}
+    for row in rows:
+        row["misfit"] = _misfit(methods[str(row["name"])], backbone)
+        row["fits"] = "yes" if row["misfit"] is None else f"no: {row['misfit']}"
+    return {"backbone": backbone, "methods": rows, "text": text_table(rows, ["name", "kind", "fits"])}
+
+
+def _misfit(registered: Registered, backbone: str) -> str | None:
+    """Why a method with its own settings does not fit a backbone; None where it fits, and for a rule."""
+    cls = registered.cls
+    if cls is None:
+        return f"its file cannot be imported: {registered.problem}"
+    if issubclass(cls, Rule):
+        return None
+    if registered.spec.defaults.recipe.get("head") == "linear" and not meta_backbone(backbone).kind.has_text_states:
+        return "its linear head needs an encoder or a decoder-only network"
+    try:
+        return misfit(cls, method_settings(registered.spec, {}), backbone)
+    except UserError as error:  # a setting that has no default
+        return error.problem
 
 
 def _kind(registered: Registered) -> str:

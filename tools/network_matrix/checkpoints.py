@@ -20,7 +20,7 @@ from harness.data import text
 
 VOCABULARY = 512
 DEVIATION = 0.15
-Kind = Literal["seq2seq", "decoder", "encoder"]
+Kind = Literal["encoder-decoder", "decoder", "encoder"]
 
 _LLAMA = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
           "num_key_value_heads": 2, "vocab_size": VOCABULARY, "max_position_embeddings": 512}  # fmt: skip
@@ -67,13 +67,13 @@ class Architecture:
 
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "T5": Architecture("t5", "seq2seq", "t5", _T5),
+    "T5": Architecture("t5", "encoder-decoder", "t5", _T5),
     "T5 1.1": Architecture(
-        "t5", "seq2seq", "t5", {**_T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+        "t5", "encoder-decoder", "t5", {**_T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
     ),
-    "mT5": Architecture("mt5", "seq2seq", "t5", {**_T5, "tie_word_embeddings": False}),
+    "mT5": Architecture("mt5", "encoder-decoder", "t5", {**_T5, "tie_word_embeddings": False}),
     "BART": Architecture(
-        "bart", "seq2seq", "bart",
+        "bart", "encoder-decoder", "bart",
         {"d_model": 64, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128, "encoder_layers": 2, "decoder_layers": 2,
          "encoder_attention_heads": 4, "decoder_attention_heads": 4, "vocab_size": VOCABULARY,
          "max_position_embeddings": 256, "scale_embedding": True},
@@ -161,10 +161,12 @@ def build(name: str, folder: Path) -> None:
     if found.model_type == "modernbert":
         ids |= {"cls_token_id": tokenizer.cls_token_id, "sep_token_id": tokenizer.sep_token_id}
     config = AutoConfig.for_model(found.model_type, **{**found.settings, **ids})
-    loader: Any = {"seq2seq": AutoModelForSeq2SeqLM, "decoder": AutoModelForCausalLM, "encoder": AutoModel}[found.kind]
+    loader: Any = {"encoder-decoder": AutoModelForSeq2SeqLM, "decoder": AutoModelForCausalLM, "encoder": AutoModel}[
+        found.kind
+    ]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = loader.from_config(config)
+        model = loaders[found.kind].from_config(config)
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 torch.nn.init.normal_(parameter, std=DEVIATION)
