@@ -123,6 +123,9 @@ def meta_backbone(name_or_path: str, quantization: Scheme = "none", with_tokeniz
     config = backbone_config(name_or_path)
     with torch.device("meta"):  # shapes without memory, whatever the size
         model = untrained_network(config)
+    if model._can_set_experts_implementation():
+        # the usual way of mixtures of experts takes nothing but bfloat16 where tensors have no values
+        model.set_experts_implementation("batched_mm")
     tokenizer = local_tokenizer(name_or_path) if with_tokenizer else None
     backbone = Backbone(short_name(name_or_path), model, tokenizer, None, "float32", quantization)
     if tokenizer is not None:

@@ -79,9 +79,8 @@ def read_source_tensors(start: SourceFile) -> dict[str, Tensor]:
         return read_prompt_file(start.path)
     assert start.method_file is not None
     cls = load_file(start.method_file).cls
-    tensors = {
-        name: tensor for name, tensor in load_tensors(start.path).items() if name != HEAD
-    }  # each task has its own
+    # each task has a head of its own
+    tensors = {name: tensor for name, tensor in load_tensors(start.path).items() if not name.startswith(HEAD)}
     if cls is None or not issubclass(cls, Method) or not is_collapsible(cls):
         return tensors  # no prompt can be computed, but a cell of the same method can take over the tensors
     # the source's method is built only to be filled; its draws must not move the random numbers of the cell that asks

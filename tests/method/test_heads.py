@@ -171,7 +171,10 @@ backbones: [{llama}]
 tasks: [micro_sentiment]
 seeds: [1]
 recipe: {{steps: 4, batch_size: 4, eval_every: 2, warmup_steps: 0, max_source_length: 40, backbone_dropout: false}}
+sources:
+  start: {{method: prompt_tuning, prompt_length: 4, recipe: {{lr: 0.05, head: linear}}}}
 methods:
+  spot: {{prompt_length: 4, init_from: {{method: start, task: micro_paraphrase}}, recipe: {{lr: 0.05, head: linear}}}}
   prompt_tuning: {{prompt_length: 4, recipe: {{lr: 0.05, head: linear}}}}
   dept: {{prompt_length: 3, budget_length: 6, added_lr: 0.001, recipe: {{lr: 0.05, head: linear}}}}
   written: {{method: prompt_tuning, prompt_length: 4, recipe: {{lr: 0.05}}}}
@@ -180,11 +183,11 @@ methods:
 
 @pytest.fixture(scope="module")
 def stored(llama: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Results with heads and one whose answers are written."""
+    """Results with heads, one of a cell that starts from another with a head, and one whose answers are written."""
     folder = tmp_path_factory.mktemp("heads")
     (folder / "heads.yaml").write_text(SUITE.format(llama=llama))
     summary = run(folder / "heads.yaml", results=folder / "out", quiet=True)
-    assert (summary.num_trained, summary.num_failed) == (3, 0)
+    assert (summary.num_trained, summary.num_failed) == (5, 0)
     return folder
 
 
@@ -198,8 +201,8 @@ def test_heads_are_counted_apart_and_answer_with_labels_only(stored: Path) -> No
     assert params["written"].num_head == 0
     assert found["dept"].test is not None
     assert found["dept"].test.num_unreadable == 0
-    assert len({result.cell_id for result in found.values()}) == 3
-    assert set(load_results(stored / "out")["method"]) == {"prompt_tuning", "dept", "written"}
+    assert len({result.cell_id for result in found.values()}) == 5
+    assert set(load_results(stored / "out")["method"]) == {"prompt_tuning", "dept", "written", "spot", "start"}
 
 
 def test_a_head_is_exported_and_answers_as_it_did(stored: Path, llama: str) -> None:
