@@ -197,6 +197,12 @@ BROKEN = {
         ),
         "gradient all zero: vectors",
     ),
+    ENCODER: (
+        changed("return self.vectors", "return self.vectors[self.skip :]").replace(
+            "    def prompt", "        self.skip = 0 if backbone.writes_text else 5\n\n    def prompt"
+        ),
+        "gradient all zero: vectors",
+    ),
     BFLOAT16: (
         changed("return self.vectors", "return self.vectors.cumsum(0) if self.exact else self.vectors / 0").replace(
             "    def prompt", "        self.exact = backbone.precision != 'bfloat16'\n\n    def prompt"
