@@ -66,6 +66,10 @@ class NetworkView:
         """Whether a module was put in since the view was made."""
         return id(module) not in self._copies
 
+    def has_own_weights(self, module: nn.Module) -> bool:
+        """Whether weights of a module, those of its parts left out, are no longer the network's. Call `settle` before."""
+        return any(id(weight) in self._changed for weight in module._parameters.values())
+
     def changed(self) -> list[tuple[str, nn.Module, nn.Module]]:
         """Return path, module of the network and module of the view wherever these compute something else.
 
@@ -79,8 +83,7 @@ class NetworkView:
         if id(original) in seen:
             return
         seen.add(id(original))
-        own = any(id(p) in self._changed for p in now._parameters.values())
-        if self.is_new(now) or own or set(now._modules) != set(original._modules):
+        if self.is_new(now) or self.has_own_weights(now) or set(now._modules) != set(original._modules):
             yield path, original, now
             return
         for name, child in original._modules.items():
