@@ -12,7 +12,7 @@ exist there. AdaLoRA's ranks are allocated over the recipe's steps. `docs/peft.m
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.method import ConfiguredPeft, Defaults, Paper, check_peft_config, sweep
+from harness.method import ConfiguredPeft, Defaults, Paper, checked_peft_config, sweep
 
 
 class Peft(ConfiguredPeft):
@@ -29,4 +29,4 @@ class Peft(ConfiguredPeft):
         num_steps: int | None = None
 
         def __post_init__(self) -> None:
-            check_peft_config(self.config)
+            object.__setattr__(self, "config", checked_peft_config(self.config))

@@ -58,9 +58,14 @@ TOKENS = ("token_indices", "cpt_token_ids")
 """Settings that list ids of tokens."""
 
 
-def check_peft_config(config: Mapping[str, Any]) -> None:
-    """Raise SettingError, which names the key under `config`, for what PEFT does not know or what cannot train here."""
-    _checked(json.dumps(config, sort_keys=True, default=str))
+def checked_peft_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration without PEFT's notes, so that these do not make another cell of it.
+
+    Raises SettingError, which names the key under `config`, for what PEFT does not know or what cannot train here.
+    """
+    _check(json.dumps(config, sort_keys=True, default=str))
+    settings = {key: value for key, value in config.items() if key not in NOTES and value is not None}
+    return {**settings, "peft_type": peft_type(config)} if config else {}
 
 
 def make_peft_config(config: Mapping[str, Any], is_encoder_decoder: bool, num_steps: int | None) -> PeftConfig:
@@ -71,7 +76,23 @@ def make_peft_config(config: Mapping[str, Any], is_encoder_decoder: bool, num_st
         values["total_step"] = num_steps or _schedule_length(cls, values)
     if issubclass(cls, _prompt_class()):
         values["task_type"] = "SEQ_2_SEQ_LM" if is_encoder_decoder else "CAUSAL_LM"
+        _check_encoder(peft_type(config), values, is_encoder_decoder)
     return _made(cls, values)
+
+
+def _check_encoder(kind: str, values: dict[str, Any], is_encoder_decoder: bool) -> None:
+    """Settle where vectors in front stand in an encoder-decoder. Raises SettingError where PEFT has no place there."""
+    if not is_encoder_decoder:
+        return
+    count = values.get("num_transformer_submodules")
+    if kind == "CPT":
+        raise SettingError("config.peft_type", "CPT puts words in front of a decoder's text, this network has an encoder")
+    if kind in ("PREFIX_TUNING", "CARTRIDGE") and count == 1:
+        raise SettingError("config.num_transformer_submodules", "1 would put the prefix into cross-attention too")
+    if kind == "MULTITASK_PROMPT_TUNING":
+        if count == 2:
+            raise SettingError("config.num_transformer_submodules", "2 would put vectors in front of the answer too")
+        values["num_transformer_submodules"] = 1
 
 
 def peft_type(config: Mapping[str, Any]) -> str:
@@ -80,7 +101,7 @@ def peft_type(config: Mapping[str, Any]) -> str:
 
 
 @functools.lru_cache(maxsize=1024)  # each grid point of a suite is judged several times
-def _checked(text: str) -> None:
+def _check(text: str) -> None:
     config = json.loads(text)
     cls, values = _read(config)
     hints, defaults = typing.get_type_hints(cls), {field.name: field.default for field in dataclasses.fields(cls)}

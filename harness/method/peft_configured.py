@@ -243,6 +243,3 @@ def _check_widths(config: Any, backbone: Backbone) -> None:
     if layers is not None and own is not None and layers != own:
         raise ValueError(f"config.num_layers is {layers}, the backbone has {own}: this configuration is for another "
                          "network")  # fmt: skip
-    if getattr(config, "num_transformer_submodules", None) == 1 and backbone.is_encoder_decoder:
-        if peft_type({"peft_type": config.peft_type.value}) in PREFIXES:
-            raise ValueError("num_transformer_submodules 1 would put the prefix into cross-attention too; leave it out")
