@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from peft import PeftConfig, get_peft_model
@@ -22,6 +22,10 @@ SHARED_INITS = ("gaussian", "orthogonal")
 """Starts of LoRA, given as a text, that leave the weights alone. The others move a part of them into A and B."""
 
 
+UNUSED = ("did not match", "no module was matched", "no parameter was matched", "no modules were excluded")
+"""Words by which PEFT's warnings tell of names that exist nowhere."""
+
+
 class PeftNetwork:
     """One adapter of PEFT in a view of a backbone's network."""
 
@@ -33,13 +37,14 @@ class PeftNetwork:
         self.view = NetworkView(backbone.model, private=is_moved)
         set_targets(config, self.view.model)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about what PEFT makes of its settings; no line of ours is meant
+            with warnings.catch_warnings(record=True) as heard:
+                warnings.simplefilter("always")
                 self.model: Any = get_peft_model(self.view.model, config, ADAPTER)
         except (ValueError, TypeError, AttributeError, AssertionError, KeyError) as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             kind = getattr(config.peft_type, "value", config.peft_type)
             raise ValueError(f"PEFT cannot put {kind} into {type(backbone.model).__name__}: {lines[0]}") from error
+        _refuse_unused(str(warning.message) for warning in heard)
         self.view.settle()
         dtype = backbone.embedding.weight.dtype
         self.trained: dict[str, nn.Parameter] = {}
@@ -80,6 +85,13 @@ class PeftNetwork:
         for module in self.model.modules():
             if self.view.is_new(module):
                 module.training = mode
+
+
+def _refuse_unused(messages: Iterable[str]) -> None:
+    """Raise ValueError where PEFT only warns that a setting had no effect."""
+    for message in messages:
+        if any(sign in message for sign in UNUSED):
+            raise ValueError(f"a setting has no effect: {message.splitlines()[0]}")
 
 
 class FrozenTensors(nn.Module):

@@ -110,13 +110,13 @@ def peft_logits(cell: Cell, config: dict[str, Any]) -> tuple[Tensor, int]:
     return found, sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("network", ["decoder", "encoder-decoder"])
-@pytest.mark.parametrize("kind", TYPES)
-def test_a_type_trains_as_in_peft_and_leaves_the_backbone_alone(kind: str, network: str) -> None:
-    config = settings(kind)
+REFUSED_ON = {("ADAPTION_PROMPT", "encoder-decoder"), ("CPT", "encoder-decoder")}
+
+
+def held_to_peft(config: dict[str, Any], network: str, steps: int = 6) -> Cell:
+    """Train a cell, and compare it with PEFT's own model that has its tensors; the backbone has to stay as it was."""
     cell = Cell(config, network)
-    losses = cell.train(6)
+    losses = cell.train(steps)
     assert losses[-1] < losses[0], losses
     assert {name for name, _ in cell.method.named_parameters()} == cell.moved
     assert cell.seal.difference() is None
@@ -125,3 +125,88 @@ def test_a_type_trains_as_in_peft_and_leaves_the_backbone_alone(kind: str, netwo
     theirs, count = peft_logits(cell, config)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     assert cell.method.num_trained == count
+    return cell
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("network", ["decoder", "encoder-decoder"])
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_type_trains_as_in_peft_and_leaves_the_backbone_alone(kind: str, network: str) -> None:
+    if (kind, network) in REFUSED_ON:
+        with pytest.raises(ValueError, match=kind):
+            Cell(settings(kind), network)
+        return
+    held_to_peft(settings(kind), network)
+
+
+def test_at_most_five_types_are_refused_each_with_a_reason() -> None:
+    assert set(REFUSED_TYPES) == {"XLORA", "SHADOW"}
+    for kind, reason in REFUSED_TYPES.items():
+        with pytest.raises(ValueError, match=f"config.peft_type: {kind} cannot train here: it {reason[:30]}"):
+            PEFT.HP(config={"peft_type": kind})
+
+
+LORA_SETTINGS: dict[str, dict[str, Any]] = {
+    "saved": {"modules_to_save": ["lm_head"]},
+    "saved norms": {"modules_to_save": ["norm"]},
+    "tokens": {"trainable_token_indices": [*range(3, 60)]},
+    "layers": {"layers_to_transform": [1], "layers_pattern": "layers"},
+    "ranks": {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 32}},
+    "dora": {"use_dora": True},
+    "rslora": {"use_rslora": True, "r": 4},
+    "pissa": {"init_lora_weights": "pissa"},
+    "pissa quick": {"init_lora_weights": "pissa_niter_4"},
+    "olora": {"init_lora_weights": "olora"},
+    "orthogonal": {"init_lora_weights": "orthogonal"},
+    "gaussian": {"init_lora_weights": "gaussian"},
+    "mica": {"init_lora_weights": "mica"},
+    "lora bias": {"lora_bias": True},
+    "embedding and head": {"target_modules": ["embed_tokens", "lm_head", "q_proj"]},
+    "all": {"target_modules": "all-linear"},
+    "pattern": {"target_modules": r".*1.*(up|down)_proj"},
+    "excluded": {"target_modules": ["q_proj", "v_proj"], "exclude_modules": ["layers.0.self_attn.q_proj"]},
+    "parameters": {"target_parameters": ["mlp.up_proj.weight"], "target_modules": []},
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", LORA_SETTINGS)
+def test_a_setting_of_lora_does_what_it_does_in_peft(name: str) -> None:
+    held_to_peft({"peft_type": "LORA", **LORA_SETTINGS[name]}, "decoder")
+
+
+def test_trained_copies_of_modules_live_in_the_method_and_are_counted() -> None:
+    plain, saved = (Cell({"peft_type": "LORA", **more}) for more in ({}, {"modules_to_save": ["lm_head"]}))
+    assert saved.method.num_trained - plain.method.num_trained == 128 * 64
+    assert any("lm_head" in name for name in saved.method.state_dict())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_biases_train_in_copies(bias: str) -> None:
+    """OPT has biases in its linear modules and norms; those of the backbone stay as they are."""
+    from transformers import OPTConfig, OPTForCausalLM
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 128}
+    model = OPTForCausalLM(OPTConfig(**shape, word_embed_proj_dim=32, pad_token_id=0, eos_token_id=1)).eval()
+    backbone = Backbone("opt", model, tiny_backbone("decoder").tokenizer, None, "float32")
+    seal = Seal(backbone)
+    method = PEFT(PEFT.HP(config={"peft_type": "LORA", "bias": bias}), backbone)
+    biases = [name for name, _ in method.named_parameters() if name.endswith("/bias")]
+    total = sum(name.endswith(".bias") for name, _ in model.named_parameters())
+    assert len(biases) == (total if bias == "all" else 4)
+    embeds, mask = torch.randn(2, 5, 32), torch.ones(2, 5, dtype=torch.long)
+    labels = torch.tensor([[4, 1], [5, 1]])
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
+    method.attach(backbone)
+    losses = []
+    for _ in range(4):
+        loss = backbone.token_losses(embeds, mask, labels).mean()
+        losses.append(float(loss))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    method.detach(backbone)
+    assert losses[-1] < losses[0]
+    assert seal.difference() is None
