@@ -184,8 +184,8 @@ def _check_value(key: str, value: Any, hint: Any) -> None:
         _check_start(value)
         return
     try:
-        adapter: TypeAdapter[Any] = TypeAdapter(hint)
-        adapter.validate_json(json.dumps(value), strict=True)
+        declared: TypeAdapter[Any] = TypeAdapter(hint)
+        declared.validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
         found = error.errors(include_url=False)[0]
         choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()

@@ -1,4 +1,4 @@
-"""Reads the configuration of an adapter of PEFT: `adapter: FOLDER`, or the file adapter_config.json in it.
+"""Reads the configuration of an adapter of PEFT: `adapter_config: FOLDER`, or the file adapter_config.json in it.
 
 Only the configuration is read. It becomes the row's `config`, so that a result needs no folder, and two folders with
 the same configuration make the same cell.
@@ -13,7 +13,8 @@ from typing import Any
 from harness.errors import UserError
 from harness.files import read_bounded
 
-ADAPTER = "adapter"
+ADAPTER_CONFIG = "adapter_config"
+"""Key of a row that names the folder."""
 CONFIG_FILE = "adapter_config.json"
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 MAX_BYTES = 1_000_000
@@ -38,7 +39,7 @@ def read_adapter(named: Any, folder: Path, where: str, field: str) -> dict[str, 
     if path.is_dir():
         weights = next((name for name in WEIGHT_FILES if (path / name).exists()), None)
         if weights is not None:
-            hint = f"For its configuration alone name the file: {ADAPTER}: {named.rstrip('/')}/{CONFIG_FILE}."
+            hint = f"For its configuration alone name the file: {ADAPTER_CONFIG}: {named.rstrip('/')}/{CONFIG_FILE}."
             raise UserError(f"holds trained weights ({weights}), and a cell starts untrained", where=where, field=field,
                             hint=hint)  # fmt: skip
     return _read_json(file, where, field)

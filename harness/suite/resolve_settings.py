@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.errors import UserError
-from harness.suite.adapter_folder import ADAPTER, read_adapter
+from harness.suite.adapter_folder import ADAPTER_CONFIG, read_adapter
 from harness.suite.file_schema import ExceptionRule, MethodSpec, Recipe, SourceChoice
 from harness.suite.init_from import GRID_KEY, INIT_FROM, check_num_sources, read_sources, sources_title
 from harness.suite.protocol import Protocol, Scope
@@ -149,9 +149,9 @@ def _merge(entry: EntrySettings) -> tuple[SettingsLayer, SettingsLayer]:
         where = document.where(entry.block, label, "recipe")
         raise UserError("expected a mapping", where=where, field=f"{entry.block}.{label}.recipe")
     recipe.update(own_recipe, document, entry.block, label, "recipe")
-    if ADAPTER in entry.own:
-        hp.update({"config": _adapter(entry)}, document, origin=document.where(entry.block, label, ADAPTER))
-    own = {k: v for k, v in entry.own.items() if k not in ("recipe", "method", ADAPTER)}
+    if ADAPTER_CONFIG in entry.own:
+        hp.update({"config": _adapter(entry)}, document, origin=document.where(entry.block, label, ADAPTER_CONFIG))
+    own = {k: v for k, v in entry.own.items() if k not in ("recipe", "method", ADAPTER_CONFIG)}
     hp.update(own, document, entry.block, label)
     for index, rule in entry.exceptions.items():
         recipe.update(rule.recipe, document, "exceptions", index, "recipe")
@@ -162,10 +162,11 @@ def _merge(entry: EntrySettings) -> tuple[SettingsLayer, SettingsLayer]:
 
 def _adapter(entry: EntrySettings) -> dict[str, Any]:
     """Return the configuration that a row names by the folder of an adapter. Raises UserError."""
-    where, field_name = entry.document.where(entry.block, entry.label, ADAPTER), f"{entry.block}.{entry.label}.{ADAPTER}"
+    where = entry.document.where(entry.block, entry.label, ADAPTER_CONFIG)
+    field_name = f"{entry.block}.{entry.label}.{ADAPTER_CONFIG}"
     if not entry.spec.error and "config" not in field_names(entry.spec.hp_type):
         raise UserError(f"unknown; '{entry.spec.name}' takes no adapter of PEFT", where=where, field=field_name)
-    return read_adapter(entry.own[ADAPTER], Path(entry.document.path).parent, where, field_name)
+    return read_adapter(entry.own[ADAPTER_CONFIG], Path(entry.document.path).parent, where, field_name)
 
 
 def _merge_overrides(entry: EntrySettings, recipe: SettingsLayer, hp: SettingsLayer) -> None:
