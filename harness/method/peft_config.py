@@ -18,6 +18,7 @@ from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
+from harness.backbone import KindName
 from harness.errors import SettingError
 
 DEFAULT_TYPE = "LORA"
@@ -68,28 +69,36 @@ def checked_peft_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**settings, "peft_type": peft_type(config)} if config else {}
 
 
-def make_peft_config(config: Mapping[str, Any], is_encoder_decoder: bool, num_steps: int | None) -> PeftConfig:
-    """Return PEFT's object for a configuration, for a cell of `num_steps` steps (unknown where only shapes count)."""
+TASK_TYPES: Mapping[KindName, str] = {"encoder-decoder": "SEQ_2_SEQ_LM", "decoder": "CAUSAL_LM",
+                                      "encoder": "FEATURE_EXTRACTION"}  # fmt: skip
+"""PEFT's name of what each kind of network does, which it asks for vectors in front of a text."""
+
+
+def make_peft_config(config: Mapping[str, Any], kind: KindName, num_steps: int | None) -> PeftConfig:
+    """Return PEFT's object for a configuration, for a network of a kind and a cell of `num_steps` steps.
+
+    The steps are unknown where only shapes count.
+    """
     cls, values = _read(config)
     names = {field.name for field in dataclasses.fields(cls)}
     if "total_step" in names:
         values["total_step"] = num_steps or _schedule_length(cls, values)
     if issubclass(cls, _prompt_class()):
-        values["task_type"] = "SEQ_2_SEQ_LM" if is_encoder_decoder else "CAUSAL_LM"
-        _check_encoder(peft_type(config), values, is_encoder_decoder)
+        values["task_type"] = TASK_TYPES[kind]
+        _settle_prompts(peft_type(config), values, kind)
     return _made(cls, values)
 
 
-def _check_encoder(kind: str, values: dict[str, Any], is_encoder_decoder: bool) -> None:
+def _settle_prompts(name: str, values: dict[str, Any], kind: KindName) -> None:
     """Settle where vectors in front stand in an encoder-decoder. Raises SettingError where PEFT has no place there."""
-    if not is_encoder_decoder:
-        return
     count = values.get("num_transformer_submodules")
-    if kind == "CPT":
+    if name == "CPT" and kind != "decoder":
         raise SettingError("config.peft_type", "CPT puts words in front of a decoder's text, this network has an encoder")
-    if kind in ("PREFIX_TUNING", "CARTRIDGE") and count == 1:
+    if kind != "encoder-decoder":
+        return
+    if name in ("PREFIX_TUNING", "CARTRIDGE") and count == 1:
         raise SettingError("config.num_transformer_submodules", "1 would put the prefix into cross-attention too")
-    if kind == "MULTITASK_PROMPT_TUNING":
+    if name == "MULTITASK_PROMPT_TUNING":
         if count == 2:
             raise SettingError("config.num_transformer_submodules", "2 would put vectors in front of the answer too")
         values["num_transformer_submodules"] = 1

@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from harness.backbone import Backbone
 from harness.method.layer_change import LayerChange
-from harness.method.layers import is_norm
+from harness.method.layers import is_norm, stacks_of
 from harness.method.low_rank import LowRank
 from harness.method.method import Method
 from harness.method.peft_config import TOKENS, make_peft_config, peft_type
@@ -52,7 +52,7 @@ class ConfiguredPeft(Method):
 
     def __init__(self, hp: Any, backbone: Backbone) -> None:
         super().__init__(hp, backbone)
-        config = make_peft_config(hp.config, backbone.is_encoder_decoder, hp.num_steps)
+        config = make_peft_config(hp.config, backbone.kind.name, hp.num_steps)
         self.num_tasks = _num_tasks(config, hp.num_tasks)
         _check_tokens(config, backbone)
         if hasattr(config, "num_virtual_tokens"):
@@ -98,13 +98,12 @@ class _WholeNetwork(ConfiguredPeft):
 
     def attach(self, backbone: Backbone) -> None:
         """Let the network, its stacks and its embedding run as the view's."""
-        model, view = backbone.model, self.network.view.model
-        pairs = [(model, view), (model.get_decoder(), view.get_decoder())]
-        if backbone.is_encoder_decoder:
-            pairs.append((model.get_encoder(), view.get_encoder()))
-        pairs.append((backbone.embedding, view.get_input_embeddings()))
-        self._replaced = [(module, vars(module).get("forward")) for module, _ in pairs]
-        for module, now in pairs:
+        names = {id(module): name for name, module in backbone.model.named_modules()}
+        # callers run these, each by itself
+        modules = {id(m): m for m in (backbone.model, *stacks_of(backbone).values(), backbone.embedding)}
+        self._replaced = [(module, vars(module).get("forward")) for module in modules.values()]
+        for module in modules.values():
+            now = self.network.view.model.get_submodule(names[id(module)])
             module.__dict__["forward"] = partial(self._run, now)
 
     def _run(self, now: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -149,7 +148,8 @@ class _Prefix(ConfiguredPeft):
 
     def __init__(self, hp: Any, backbone: Backbone) -> None:
         super().__init__(hp, backbone)
-        self._layers = PrefixAttention(backbone, self._by_layer, None)
+        in_encoder = None if backbone.writes_text else self._by_layer
+        self._layers = PrefixAttention(backbone, self._by_layer, in_encoder)
         heads, size = key_head_shape(backbone)
         self._width, self._is_paired = heads * size, backbone.is_encoder_decoder
         found = self.network.config.token_dim

@@ -12,6 +12,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from harness.errors import nearest
+from harness.method.layers import is_norm
 
 ALL_LINEAR = "all-linear"
 MOST_NAMES = 12
@@ -55,6 +56,8 @@ def default_targets(config: PeftConfig, model: nn.Module) -> str | list[str] | N
     for names in (value for value in choices.values() if isinstance(value, list)):
         if all(_has(name, model) for name in names):
             return list(names)
+    if config.peft_type == "LN_TUNING":
+        return _last_parts(name for name, module in model.named_modules() if is_norm(module))
     if not choices or "_prepare_adapter_config" in vars(tuner):
         return None
     raise ValueError(

@@ -92,7 +92,7 @@ def peft_logits(cell: Cell, config: dict[str, Any]) -> tuple[Tensor, int]:
     made: Any = cell.method
     torch.manual_seed(0)  # what PEFT draws and keeps in plain attributes is drawn again
     target = getattr(made.network.config, "target_modules", None)
-    theirs_config = make_peft_config(config, other.is_encoder_decoder, 20)
+    theirs_config = make_peft_config(config, other.kind.name, 20)
     if target is not None:
         theirs_config.target_modules = target
     tasks = {}
@@ -285,7 +285,7 @@ def test_adalora_allocates_ranks_and_pays_its_penalty_as_peft_does() -> None:
     config = {"peft_type": "ADALORA", "init_r": 6, "target_r": 2, "tinit": 2, "tfinal": 3, "deltaT": 2,
               "orth_reg_weight": 0.7}  # fmt: skip
     cell = Cell(config)
-    theirs_config = make_peft_config(config, False, 12)
+    theirs_config = make_peft_config(config, "decoder", 12)
     theirs_config.task_type = "CAUSAL_LM"  # without it PEFT's forward leaves the penalty out
     theirs: Any = get_peft_model(tiny_backbone("decoder").model, theirs_config)
     ours: Any = PEFT(PEFT.HP(config=config, num_steps=12), cell.backbone)
