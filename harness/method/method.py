@@ -143,7 +143,7 @@ class Method(nn.Module):
         """Do what a method does between steps; called before each training step, counted from 0."""
 
     def on_update(self, step: int, num_steps: int) -> None:
-        """Do what follows an update; called behind each, counted from 0, while its clipped gradients are still there."""
+        """Do what follows an update: called behind each, from 0 on, while its clipped gradients are still there."""
 
     def penalty(self) -> Tensor | None:
         """Return a term of the loss that depends on no row, a scalar, or None; it is added to the loss once a step.

@@ -56,10 +56,9 @@ class NetworkView:
             is_shared = weight.is_meta or own.data_ptr() == weight.data_ptr()
             if own.requires_grad and is_shared:
                 own.data = weight.detach().clone()
-            elif not own.requires_grad:
-                if own.shape == weight.shape and (is_shared or torch.equal(own, weight)):
-                    own.data = weight.detach()
-                    continue
+            elif not own.requires_grad and (is_shared or (own.shape == weight.shape and torch.equal(own, weight))):
+                own.data = weight.detach()
+                continue
             self._changed.add(id(own))
 
     def is_new(self, module: nn.Module) -> bool:
@@ -67,7 +66,7 @@ class NetworkView:
         return id(module) not in self._copies
 
     def has_own_weights(self, module: nn.Module) -> bool:
-        """Whether weights of a module, those of its parts left out, are no longer the network's. Call `settle` before."""
+        """Whether a module's weights, without those of its parts, are no longer the network's. Call `settle` before."""
         return any(id(weight) in self._changed for weight in module._parameters.values())
 
     def changed(self) -> list[tuple[str, nn.Module, nn.Module]]:
@@ -117,7 +116,7 @@ class NetworkView:
 
     def follow_modes(self) -> None:
         """Put the view's copies of the network's modules into the mode, training or evaluation, of their originals."""
-        for (name, original), now in zip(self.original.named_modules(), self._kept_alive, strict=True):
+        for original, now in zip(self.original.modules(), self._kept_alive, strict=True):
             now.training = original.training
 
 
@@ -153,9 +152,7 @@ def _module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
             own[name] = OrderedDict(own[name])
     own["_parameters"] = {name: _weight(weight, memo) for name, weight in module._parameters.items()}
     own["_buffers"] = dict(module._buffers)
-    own["_modules"] = {
-        name: None if child is None else _module(child, memo) for name, child in module._modules.items()
-    }
+    own["_modules"] = {name: None if child is None else _module(child, memo) for name, child in module._modules.items()}
     config = own.get("config")
     if hasattr(config, "to_dict"):  # one configuration for all modules, as before
         if id(config) not in memo:

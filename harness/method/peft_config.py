@@ -93,7 +93,7 @@ def _settle_prompts(name: str, values: dict[str, Any], kind: KindName) -> None:
     """Settle where vectors in front stand in an encoder-decoder. Raises SettingError where PEFT has no place there."""
     count = values.get("num_transformer_submodules")
     if name == "CPT" and kind != "decoder":
-        raise SettingError("config.peft_type", "CPT puts words in front of a decoder's text, this network has an encoder")
+        raise SettingError("config.peft_type", "CPT puts words in front of a decoder's text; this is no decoder alone")
     if kind != "encoder-decoder":
         return
     if name in ("PREFIX_TUNING", "CARTRIDGE") and count == 1:
@@ -137,7 +137,7 @@ def _read(config: Mapping[str, Any]) -> tuple[type[PeftConfig], dict[str, Any]]:
         raise SettingError("config.peft_type", f"unknown type '{kind}'", value=kind, choices=_types())
     if kind in REFUSED_TYPES:
         raise SettingError("config.peft_type", f"{kind} cannot train here: it {REFUSED_TYPES[kind]}")
-    cls: type[PeftConfig] = PEFT_TYPE_TO_CONFIG_MAPPING[kind]  # type: ignore[index]
+    cls: type[PeftConfig] = PEFT_TYPE_TO_CONFIG_MAPPING[kind]
     names = [field.name for field in dataclasses.fields(cls) if field.name != "total_step"]
     defaults = {field.name: _default(field) for field in dataclasses.fields(cls)}
     values: dict[str, Any] = {}
@@ -219,13 +219,13 @@ def _check_meaning(config: Any) -> None:
     """Raise SettingError for settings that PEFT takes, and that would not do here what they say."""
     kind = peft_type({"peft_type": getattr(config.peft_type, "value", config.peft_type)})
     if kind == "ADALORA" and config.target_r >= config.init_r:
-        raise SettingError("config.target_r", f"{config.target_r} is not below init_r, {config.init_r}: no rank to take")
+        raise SettingError("config.target_r", f"{config.target_r} is not below init_r, {config.init_r}")
     if getattr(config, "use_asa", False):
         raise SettingError("config.use_asa", "cannot be set: its choice of subspaces in training is not wired here")
     if getattr(config, "opt_weighted_loss_type", "none") not in (None, "none"):
         raise SettingError("config.opt_weighted_loss_type", "cannot be set: every row trains with one loss here")
     if str(getattr(config, "prompt_tuning_init", "RANDOM")).rpartition(".")[2] not in ("RANDOM", "SAMPLE_VOCAB"):
-        raise SettingError("config.prompt_tuning_init", "starts from a text or from files; RANDOM and SAMPLE_VOCAB do not",
+        raise SettingError("config.prompt_tuning_init", "starts from a text or from files",
                            choices=["RANDOM", "SAMPLE_VOCAB"])  # fmt: skip
 
 
@@ -249,7 +249,8 @@ def _made(cls: type[PeftConfig], values: Mapping[str, Any]) -> PeftConfig:
 def _prompt_class() -> type[PeftConfig]:
     from peft.config import PromptLearningConfig
 
-    return PromptLearningConfig
+    found: type[PeftConfig] = PromptLearningConfig
+    return found
 
 
 def _types() -> list[str]:

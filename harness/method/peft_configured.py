@@ -48,7 +48,9 @@ class ConfiguredPeft(Method):
     @classmethod
     def for_settings(cls, hp: Any) -> type[ConfiguredPeft]:
         """Return the class of cells with these settings."""
-        return _of_kind(cls, _kind(hp.config))
+        own: Any = cls  # a class can be hashed, whatever its objects can
+        kind: Any = _kind(hp.config)
+        return _of_kind(own, kind)
 
     def __init__(self, hp: Any, backbone: Backbone) -> None:
         super().__init__(hp, backbone)
@@ -68,7 +70,7 @@ class ConfiguredPeft(Method):
 
     def _change(self, path: str, original: nn.Module, now: Any) -> LayerChange:
         if not (isinstance(original, (nn.Linear, Conv1D, nn.Embedding)) or is_norm(original)):
-            raise ValueError(f"{path} is a {type(original).__name__}; its parts, such as linear modules, can be adapted")
+            raise ValueError(f"{path} is a {type(original).__name__}; name linear modules in it")
         if _is_plain_lora(now) and not self.network.view.has_own_weights(now.get_base_layer()):
             return LayerChange(original, low_rank=_low_rank(now))
         if isinstance(now, PolyLinear):
@@ -154,7 +156,7 @@ class _Prefix(ConfiguredPeft):
         self._width, self._is_paired = heads * size, backbone.is_encoder_decoder
         found = self.network.config.token_dim
         if found != self._width:
-            raise ValueError(f"PEFT makes keys {found} wide, those of this network have {self._width}: set token_dim and "
+            raise ValueError(f"PEFT makes keys {found} wide, this network's have {self._width}: set token_dim and "
                              "num_attention_heads")  # fmt: skip
 
     def _by_layer(self) -> Tensor:
@@ -169,7 +171,8 @@ class _Prefix(ConfiguredPeft):
             count = parts.shape[1]
             order = [(4 * layer + part) % count for layer in range(count // 2) for part in range(2)]
             parts = parts[:, order]
-        return parts.unflatten(1, (-1, 2))
+        by_layer: Tensor = parts.unflatten(1, (-1, 2))
+        return by_layer
 
     def attach(self, backbone: Backbone) -> None:
         """Start to give the prefix to the self-attentions."""

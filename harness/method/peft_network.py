@@ -102,5 +102,3 @@ class FrozenTensors(nn.Module):
         for key, tensor in tensors.items():
             # the object itself, which PEFT's layer reads: loading copies into it
             self.register_buffer(key, tensor.detach() if isinstance(tensor, nn.Parameter) else tensor)
-
-

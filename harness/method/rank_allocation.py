@@ -22,9 +22,12 @@ MEMORIES = ("exp_avg_ipt", "exp_avg_unc")
 class RankAllocation(nn.Module):
     """The allocator of one cell."""
 
+    tuner: Any
+
     def __init__(self, tuner: Any) -> None:
         super().__init__()
-        self._hold(tuner)
+        # no module of this one: the backbone's modules lie inside it
+        self.__dict__["tuner"] = tuner
         self._tensors: dict[str, Tensor] = {
             name: tensor for name, tensor in tuner.model.named_parameters() if "lora_" in name and ADAPTER in name
         }
@@ -32,11 +35,7 @@ class RankAllocation(nn.Module):
             for memory in MEMORIES:
                 self.register_buffer(_key(memory, name), torch.zeros_like(tensor, requires_grad=False))
             if "lora_E" in name:  # [r, 1]
-                self.register_buffer(_key("kept", name), torch.ones(len(tensor), dtype=torch.bool, device=tensor.device))
-
-    def _hold(self, tuner: Any) -> None:
-        """Keep PEFT's model without making it a module of this one: the backbone's modules lie inside it."""
-        self.__dict__["tuner"] = tuner
+                self.register_buffer(_key("kept", name), torch.ones_like(tensor[:, 0], dtype=torch.bool))
 
     def penalty(self) -> Tensor | None:
         """Return the mean over all A [r, in] and B [out, r] of ||A A^T - I|| and ||B^T B - I||, times its weight."""

@@ -254,7 +254,7 @@ class BundleStep:
         return losses
 
     def _add_penalties(self) -> None:
-        """Add the gradients of what cells add to their losses; one process does, since gradients are summed over all."""
+        """Add the gradients of `penalty`; one process of a team does, since gradients are summed over all."""
         for i in self.active if self.team.rank == 0 else ():
             with errors_of_cell(i, self.watched):
                 penalty = self.states[i].outcome.method.penalty()

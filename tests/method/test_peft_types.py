@@ -1,4 +1,4 @@
-"""Every type of PEFT that can train: against PEFT's own model with the same tensors, and against what a cell must keep."""
+"""Every type of PEFT that can train, against PEFT's own model with the same tensors, and as a cell among others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from peft import PEFT_TYPE_TO_CONFIG_MAPPING, get_peft_model
 from torch import Tensor
 
 from harness.backbone import Backbone, Seal
-from harness.errors import SettingError
 from harness.method.method import Method
 from harness.method.peft_config import REFUSED_TYPES, make_peft_config
 from harness.method.registry import discover
@@ -106,7 +105,9 @@ def peft_logits(cell: Cell, config: dict[str, Any]) -> tuple[Tensor, int]:
         found = model(input_ids=sources, attention_mask=torch.ones_like(sources), labels=cell.labels, **tasks).logits
     else:
         whole = torch.cat([sources, cell.labels[:, :-1]], 1)
-        found = model(input_ids=whole, attention_mask=torch.ones_like(whole), **tasks).logits[:, -cell.labels.shape[1] :]
+        found = model(input_ids=whole, attention_mask=torch.ones_like(whole), **tasks).logits[
+            :, -cell.labels.shape[1] :
+        ]
     return found, sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
