@@ -67,6 +67,20 @@ class UserError(Exception):
         return f"\n{number:>6} | {printable(shortened(self.where.text.rstrip(), MOST_OF_LINE))}"
 
 
+class SettingError(ValueError):
+    """A method's own judgement of one of its settings: `key` is the path of the setting, e.g. `config.r`.
+
+    Where the settings come from a suite it becomes a UserError at the setting's line.
+    """
+
+    def __init__(self, key: str, problem: str, *, value: object = None, choices: Iterable[object] = ()) -> None:
+        self.key = key
+        self.problem = problem
+        self.value = value
+        self.choices = list(choices)
+        super().__init__(f"{key}: {problem}")
+
+
 def printable(text: str) -> str:
     """Return the text with escapes for characters that steer a terminal or cannot be encoded.
 

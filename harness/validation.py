@@ -11,7 +11,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from harness.errors import UserError
+from harness.errors import SettingError, UserError
 
 Model = TypeVar("Model", bound=BaseModel)
 LocateKey = Callable[..., str]
@@ -45,7 +45,7 @@ def validate_settings(
                 value=name,
                 choices=names,
             )
-        if isinstance(value, dict):
+        if isinstance(value, dict) and not _is_mapping(kind, name):
             where, field, key = locate(*prefix, name), ".".join((*prefix, name)), next(iter(value), "")
             raise UserError(f"expected a value or {{sweep: [...]}}, got {_short(value)}", where=where, field=field,
                             value=str(key), choices=["sweep"])  # fmt: skip
@@ -57,6 +57,12 @@ def validate_settings(
     dumped = typed.dump_python(checked, mode="json")
     assert isinstance(dumped, dict)
     return dumped
+
+
+@functools.cache
+def _is_mapping(kind: type, name: str) -> bool:
+    """Whether a setting is declared as a mapping, so that its value may be one."""
+    return get_origin(get_type_hints(kind).get(name)) is dict
 
 
 @functools.cache
@@ -75,6 +81,11 @@ def field_names(kind: type) -> list[str]:
 
 def _user_error(error: ValidationError, kind: type, locate: LocateKey, prefix: tuple[str, ...]) -> UserError:
     errors = error.errors(include_url=False)
+    judged = next((item["ctx"]["error"] for item in errors if "error" in item.get("ctx", {})), None)
+    if isinstance(judged, SettingError):
+        path = (*prefix, *judged.key.split("."))
+        return UserError(judged.problem, where=locate(*path), field=".".join(path), value=judged.value,
+                         choices=judged.choices)  # fmt: skip
     # a misspelt key is missing under its right name too; the misspelling is what helps
     found = next((item for item in errors if item["type"] == "extra_forbidden"), errors[0])
     key = tuple(found["loc"])

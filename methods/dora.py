@@ -38,8 +38,5 @@ class DoRA(PeftMethod):
                 raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
 
     def peft_config(self, hp: Any, backbone: Backbone) -> PeftConfig:
-        """LoRA's configuration with the magnitude switched on; names of projections in T5, then in Llama."""
-        targets = ["q", "v"] if backbone.is_encoder_decoder else ["q_proj", "v_proj"]
-        return LoraConfig(
-            r=hp.rank, lora_alpha=hp.alpha, lora_dropout=hp.dropout, target_modules=targets, use_dora=True
-        )
+        """LoRA's configuration with the magnitude switched on; PEFT knows the names of the projections."""
+        return LoraConfig(r=hp.rank, lora_alpha=hp.alpha, lora_dropout=hp.dropout, use_dora=True)

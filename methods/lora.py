@@ -62,9 +62,8 @@ class LoRA(PeftMethod):
         self.positions = TrainedPositions(backbone) if hp.biases else None
 
     def peft_config(self, hp: Any, backbone: Backbone) -> PeftConfig:
-        """PEFT's configuration; names of projections in T5, then in Llama."""
-        targets = ["q", "v"] if backbone.is_encoder_decoder else ["q_proj", "v_proj"]
-        return LoraConfig(r=hp.rank, lora_alpha=hp.alpha, lora_dropout=hp.dropout, target_modules=targets)
+        """PEFT's configuration; PEFT knows the names of the projections."""
+        return LoraConfig(r=hp.rank, lora_alpha=hp.alpha, lora_dropout=hp.dropout)
 
     def layer_changes(self) -> Sequence[LayerChange]:
         """Low-rank updates with PEFT's tensors, which the harness computes for many cells at once, and biases."""

@@ -13,7 +13,7 @@ data order and dropout.
 from dataclasses import dataclass
 from typing import Any
 
-from peft import PeftConfig, VeraConfig, VeraModel
+from peft import PeftConfig, VeraConfig
 
 from harness.method import Backbone, Defaults, Paper, PeftMethod, require_positive, sweep
 
@@ -39,18 +39,14 @@ class VeRA(PeftMethod):
             if not 0 <= self.dropout < 1:
                 raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
 
-    def inject(self, config: PeftConfig, model: Any) -> None:
-        """Let VeRA's own class replace the modules.
-
-        PEFT's general function refuses methods whose layers share tensors that the tuner itself holds.
-        """
-        VeraModel(model, config, "default")
+    def stores_frozen(self) -> bool:
+        """No: `projection_seed` draws the projections again."""
+        return False
 
     def peft_config(self, hp: Any, backbone: Backbone) -> PeftConfig:
-        """PEFT's configuration; names of projections in T5, then in Llama."""
+        """PEFT's configuration; PEFT knows the names of the projections."""
         return VeraConfig(
             r=hp.rank,
-            target_modules=["q", "v"] if backbone.is_encoder_decoder else ["q_proj", "v_proj"],
             projection_prng_key=hp.projection_seed,
             vera_dropout=hp.dropout,
             d_initial=hp.d_initial,

@@ -192,7 +192,7 @@ def _rebuild(
     """
     cls = get_class(registered, result.cell.method)
     assert issubclass(cls, Method)
-    collapsible = is_collapsible(cls)
+    collapsible = is_collapsible(cls.for_settings(cls.HP(**result.cell.hp)))
     backbone = meta_backbone(name_or_path) if collapsible else load_backbone(name_or_path, device="cpu")
     with torch.random.fork_rng():  # a method draws when it is created; the caller's random numbers stay as they are
         method = cls(cls.HP(**result.cell.hp), backbone)

@@ -142,6 +142,16 @@ class Method(nn.Module):
     def on_step(self, step: int, num_steps: int) -> None:
         """Do what a method does between steps; called before each training step, counted from 0."""
 
+    def on_update(self, step: int, num_steps: int) -> None:
+        """Do what follows an update: called behind each, from 0 on, while its clipped gradients are still there."""
+
+    def penalty(self) -> Tensor | None:
+        """Return a term of the loss that depends on no row, a scalar, or None; it is added to the loss once a step.
+
+        Cells that have one still share their passes. The recorded loss is without it.
+        """
+        return None
+
     def token_losses(self, backbone: Backbone, embeds: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
         """Return the training loss per target token: [N, L, H], [N, L], [N, T] -> [N, T], 0 where a label is -100.
 
@@ -210,6 +220,11 @@ class Method(nn.Module):
         if not isinstance(kept, Mapping) or not all(isinstance(tensor, Tensor) for tensor in kept.values()):
             raise ValueError("kept() must return a dict of tensors by name")
         return sum(tensor.numel() for name, tensor in kept.items() if not name.startswith("linear_head."))
+
+    @classmethod
+    def for_settings(cls, hp: Any) -> type[Method]:
+        """Return the class that these settings make an object of: another one where a method is of several kinds."""
+        return cls
 
     @classmethod
     def is_layer_side(cls) -> bool:

@@ -221,7 +221,9 @@ def _changed(entry: ChangedModule, changes: Sequence[LayerChange], states: Tenso
             if change.after is not None:
                 # back to the module's type: trained tensors may be finer than the bfloat16 around them
                 output = _tensor(change.after(_tensor(output, entry)), entry).to(output.dtype)
-        expected = (*states.shape[:-1], output.shape[-1]) if whole is None else whole.shape
+        # an embedding reads ids, [n, ...], and not vectors
+        read = states.shape if isinstance(entry.module, nn.Embedding) else states.shape[:-1]
+        expected = (*read, output.shape[-1]) if whole is None else whole.shape
         if output.shape != expected:
             name = type(entry.module).__name__
             raise ValueError(f"a change of a {name} gave {list(output.shape)}, not {list(expected)}")

@@ -81,7 +81,7 @@ def read_source_tensors(start: SourceFile) -> dict[str, Tensor]:
     cls = load_file(start.method_file).cls
     # each task has a head of its own
     tensors = {name: tensor for name, tensor in load_tensors(start.path).items() if not name.startswith(HEAD)}
-    if cls is None or not issubclass(cls, Method) or not is_collapsible(cls):
+    if cls is None or not issubclass(cls, Method) or not is_collapsible(cls.for_settings(cls.HP(**start.cell.hp))):
         return tensors  # no prompt can be computed, but a cell of the same method can take over the tensors
     # the source's method is built only to be filled; its draws must not move the random numbers of the cell that asks
     with torch.random.fork_rng():

@@ -98,6 +98,8 @@ def _bundle_key(plan: Plan, cell: Cell) -> str:
     cell's own key.
     """
     cls = plan.methods[cell.method].cls
+    if cls is not None and issubclass(cls, Method):
+        cls = cls.for_settings(cls.HP(**cell.hp))
     alone = cls is None or issubclass(cls, Rule) or cls.runs_alone()
     recipe = cell.recipe
     shared = [cell.backbone, cell.task, recipe.precision, recipe.backbone_dropout, recipe.max_source_length]

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from harness.suite.blocks import Draw, ProtocolReference, Strict, TaskFile
 from harness.suite.file_schema import SLUG, Recipe, Sampling
+from harness.suite.sweeps import without_path
 
 NOT_IDENTITY = {"suite", "label", "protocol", "grid", "grid_index", "search_seed"}
 """Fields of a cell that say where it stands. Two cells that differ in these alone train the same tensors."""
@@ -132,7 +133,9 @@ class Cell(Strict):
             identity["few_shot"].pop("seed")
         for key in self.grid:
             part, name = key.split(".", 1)
-            (identity if part == "cell" else identity[part]).pop(name, None)
+            without_path(identity if part == "cell" else identity[part], name)
+        if "recipe.steps" in self.grid:
+            identity["hp"].pop("num_steps", None)  # follows the swept steps
         if "recipe.max_source_length" in self.grid:
             identity["hp"].pop("source_length", None)  # follows the swept length
         return digest({**identity, "label": self.label, "swept": sorted(self.grid)})

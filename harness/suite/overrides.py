@@ -53,10 +53,11 @@ def check_setting_key(key: str) -> None:
     if parts[0] == "recipe" and len(parts) == 2:
         require_choice(parts[1], field_names(Recipe), kind="recipe key", where=where)
         return
-    of_method = parts[0] == "methods" and (len(parts) == 3 or (len(parts) == 4 and parts[2] == "recipe"))
+    of_method = parts[0] == "methods" and len(parts) in (3, 4)
     of_block = parts[0] in ("tuning", "execution") and len(parts) == 2
     if not (of_method or of_block) or "" in parts:
-        forms = "recipe.KEY, methods.NAME.KEY, methods.NAME.recipe.KEY, protocol.KEY, tuning.KEY or execution.KEY"
+        forms = "recipe.KEY, methods.NAME.KEY, methods.NAME.recipe.KEY, methods.NAME.config.KEY, protocol.KEY"
+        forms += ", tuning.KEY or execution.KEY"
         raise UserError(f"expected {forms}", where=where)
 
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from harness.errors import UserError
+from harness.suite.adapter_folder import ADAPTER_CONFIG, read_adapter
 from harness.suite.file_schema import ExceptionRule, MethodSpec, Recipe, SourceChoice
 from harness.suite.init_from import GRID_KEY, INIT_FROM, check_num_sources, read_sources, sources_title
 from harness.suite.protocol import Protocol, Scope
-from harness.suite.sweeps import Point, Sweeps, find_sweeps, grid_points, point_settings
+from harness.suite.sweeps import Point, Sweeps, find_sweeps, grid_points, with_point
 from harness.validation import field_names, validate_settings
 from harness.yaml_lines import Document
 
@@ -31,14 +33,27 @@ class SettingsLayer:
     origins: dict[str, str] = field(default_factory=dict)
 
     def update(self, values: Mapping[str, Any], document: Document, *key: str | int, origin: str | None = None) -> None:
-        """Let `values` replace the settings of the same names; they come from `origin`, else from the document."""
+        """Let `values` replace the settings of the same names; they come from `origin`, else from the document.
+
+        Of a setting that is a mapping, its values replace those of the same keys.
+        """
         for name, value in values.items():
-            self.values[name] = value
+            before = self.values.get(name)
+            inside = value if isinstance(value, dict) and "sweep" not in value else {}
+            is_joined = bool(inside) and isinstance(before, dict) and "sweep" not in before
+            self.values[name] = {**before, **inside} if is_joined and before is not None else value
             self.origins[name] = origin or document.where(*key, name)
+            self.origins |= {f"{name}.{part}": origin or document.where(*key, name, part) for part in inside}
 
     def locate(self, *key: str | int) -> str:
-        """Return where a setting was written; for a setting that nobody set, where any other one was."""
-        return self.origins.get(str(key[-1]) if key else "", "") or next(iter(self.origins.values()), "")
+        """Return where a setting was written; for a setting that nobody set, where any other one was.
+
+        Of a setting that is a mapping, the last two parts of `key` may name a value.
+        """
+        names = [".".join(map(str, key[-count:])) for count in (2, 1) if len(key) >= count]
+        if len(key) > 1:
+            names.append(str(key[-2]))
+        return next(filter(None, (self.origins.get(name) for name in names)), next(iter(self.origins.values()), ""))
 
 
 @dataclass(frozen=True)
@@ -134,12 +149,24 @@ def _merge(entry: EntrySettings) -> tuple[SettingsLayer, SettingsLayer]:
         where = document.where(entry.block, label, "recipe")
         raise UserError("expected a mapping", where=where, field=f"{entry.block}.{label}.recipe")
     recipe.update(own_recipe, document, entry.block, label, "recipe")
-    hp.update({k: v for k, v in entry.own.items() if k not in ("recipe", "method")}, document, entry.block, label)
+    if ADAPTER_CONFIG in entry.own:
+        hp.update({"config": _adapter(entry)}, document, origin=document.where(entry.block, label, ADAPTER_CONFIG))
+    own = {k: v for k, v in entry.own.items() if k not in ("recipe", "method", ADAPTER_CONFIG)}
+    hp.update(own, document, entry.block, label)
     for index, rule in entry.exceptions.items():
         recipe.update(rule.recipe, document, "exceptions", index, "recipe")
         hp.update(rule.hp, document, "exceptions", index, "hp")
     _merge_overrides(entry, recipe, hp)
     return recipe, hp
+
+
+def _adapter(entry: EntrySettings) -> dict[str, Any]:
+    """Return the configuration that a row names by the folder of an adapter. Raises UserError."""
+    where = entry.document.where(entry.block, entry.label, ADAPTER_CONFIG)
+    field_name = f"{entry.block}.{entry.label}.{ADAPTER_CONFIG}"
+    if not entry.spec.error and "config" not in field_names(entry.spec.hp_type):
+        raise UserError(f"unknown; '{entry.spec.name}' takes no adapter of PEFT", where=where, field=field_name)
+    return read_adapter(entry.own[ADAPTER_CONFIG], Path(entry.document.path).parent, where, field_name)
 
 
 def _merge_overrides(entry: EntrySettings, recipe: SettingsLayer, hp: SettingsLayer) -> None:
@@ -150,13 +177,15 @@ def _merge_overrides(entry: EntrySettings, recipe: SettingsLayer, hp: SettingsLa
             recipe.update({parts[1]: value}, entry.document, origin=f"--set {key}")
         elif parts[0] == "methods" and parts[1] == entry.label:
             target = recipe if parts[2] == "recipe" else hp
-            target.update({parts[-1]: value}, entry.document, origin=f"--set {key}")
+            is_inside = len(parts) == 4 and target is hp  # methods.NAME.config.KEY
+            made = {parts[2]: {parts[3]: value}} if is_inside else {parts[-1]: value}
+            target.update(made, entry.document, origin=f"--set {key}")
 
 
 def _resolve_point(entry: EntrySettings, recipe: SettingsLayer, hp: SettingsLayer, point: Point) -> GridPoint:
     """Validate one grid point, and fill in the settings that follow from the task and from the source cells."""
-    recipe_values = recipe.values | point_settings(point, "recipe")
-    hp_values = hp.values | point_settings(point, "hp")
+    recipe_values = with_point(recipe.values, point, "recipe")
+    hp_values = with_point(hp.values, point, "hp")
     # filled in here, so that the length is part of the cell's identity
     if recipe_values.get("max_source_length") is None:
         recipe_values["max_source_length"] = entry.task.max_source_length
@@ -174,6 +203,7 @@ def _resolve_point(entry: EntrySettings, recipe: SettingsLayer, hp: SettingsLaye
     _fill_source_length(entry, hp, hp_values, checked.max_source_length or entry.task.max_source_length)
     _fill_number(entry, hp, hp_values, "num_sources", len(init_from))
     _fill_number(entry, hp, hp_values, "num_tasks", entry.task.num_parts or 1)
+    _fill_number(entry, hp, hp_values, "num_steps", checked.steps)
     values = validate_settings(entry.spec.hp_type, hp_values, hp.locate, (entry.block, entry.label))
     return GridPoint(_with_title(point, init_from), checked, values, init_from)
 

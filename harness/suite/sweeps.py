@@ -27,6 +27,12 @@ def find_sweeps(values: Mapping[str, Any], origins: Mapping[str, str], block: st
     for name, value in values.items():
         if isinstance(value, dict) and "sweep" in value:
             found[f"{block}.{name}"] = _swept_values(value, origins[name], f"{shown}.{name}.sweep")
+        elif isinstance(value, dict):  # a setting that is a mapping: each of its values may be swept
+            for key, item in value.items():
+                if isinstance(item, dict) and "sweep" in item:
+                    path = f"{name}.{key}"
+                    where = origins.get(path, origins[name])
+                    found[f"{block}.{path}"] = _swept_values(item, where, f"{shown}.{path}.sweep")
     return found
 
 
@@ -35,9 +41,35 @@ def grid_points(sweeps: Sweeps) -> list[Point]:
     return [dict(zip(sweeps, values, strict=True)) for values in itertools.product(*sweeps.values())]
 
 
-def point_settings(point: Point, block: str) -> dict[str, Any]:
-    """Return what a grid point sets in one block, "recipe" or "hp", by the names of the settings."""
-    return {name: value for key, value in point.items() for of, _, name in [key.partition(".")] if of == block}
+def with_point(values: Mapping[str, Any], point: Point, block: str) -> dict[str, Any]:
+    """Return the settings of one block, "recipe" or "hp", with what a grid point sets in it."""
+    made = dict(values)
+    for key, value in point.items():
+        of, _, name = key.partition(".")
+        if of == block:
+            set_path(made, name, value)
+    return made
+
+
+def set_path(values: dict[str, Any], name: str, value: Any) -> None:
+    """Set a setting, or with a name such as `config.r` one value of a setting that is a mapping.
+
+    The mapping is copied, since other grid points hold the same one.
+    """
+    setting, _, key = name.partition(".")
+    if key and isinstance(values.get(setting), dict):
+        values[setting] = {**values[setting], key: value}
+    else:
+        values[name] = value
+
+
+def without_path(values: dict[str, Any], name: str) -> None:
+    """Take out what `set_path` sets."""
+    setting, _, key = name.partition(".")
+    if key and isinstance(values.get(setting), dict):
+        values[setting] = {k: v for k, v in values[setting].items() if k != key}
+    else:
+        values.pop(name, None)
 
 
 def _swept_values(sweep: Mapping[str, Any], where: str, field: str) -> list[Any]:

@@ -40,15 +40,23 @@ def registered(cls: type[Method]) -> str:
 def unregistered(method: Method, backbone: Backbone, trained: bool = True) -> Iterator[tuple[str, Tensor]]:
     """Yield tensors that a method holds beside its parameters and buffers, each with the path that leads to it.
 
-    With `trained` only those that take gradients. Tensors of the backbone do not count.
+    With `trained` only those that take gradients. Tensors of the backbone do not count, and neither do other tensors in
+    their memory that take no gradient, as those of a view of the network.
     """
     known = {id(tensor) for tensor in (*method.parameters(), *method.buffers(), *backbone.model.parameters())}
     known |= {id(tensor) for tensor in backbone.model.buffers()}
+    memory = {_address(tensor) for tensor in (*backbone.model.parameters(), *backbone.model.buffers())} - {0}
     seen = {id(backbone), *map(id, backbone.model.modules())}
     for path, tensor in _tensors_in(method, "", seen):
         takes_gradients = isinstance(tensor, nn.Parameter) or (tensor.requires_grad and tensor.is_leaf)
-        if id(tensor) not in known and tensor.numel() and (takes_gradients or not trained):
+        is_backbones = id(tensor) in known or (not tensor.requires_grad and _address(tensor) in memory)
+        if not is_backbones and tensor.numel() and (takes_gradients or not trained):
             yield path, tensor
+
+
+def _address(tensor: Tensor) -> int:
+    """Where the memory of a tensor begins; 0 on the meta device."""
+    return tensor.untyped_storage().data_ptr()
 
 
 def _tensors_in(value: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:

@@ -118,7 +118,7 @@ class JointAdamW:
 
     @torch.no_grad()
     def step(self, factors: Mapping[int, float]) -> None:
-        """Clip the gradients of these cells, update their tensors, and clear the gradients.
+        """Clip the gradients of these cells and update their tensors; `clear` is to follow.
 
         `factors` holds, by cell, what its learning rates are multiplied by in this step.
         """
@@ -130,7 +130,10 @@ class JointAdamW:
         for slot in slots:
             slot.num_updates += 1
         _update(slots, gradients, [slot.lr * factors[slot.cell] for slot in slots])
-        for slot in slots:
+
+    def clear(self) -> None:
+        """Drop all gradients."""
+        for slot in self.slots:
             slot.parameter.grad = None
 
     def slots_of(self, cell: int) -> list[_Slot]:

@@ -129,12 +129,7 @@ class BundleStep:
         started = time.perf_counter()
         self.is_settled = False  # until the caller has counted the step
         self._set_training(True)
-        for i in list(self.active):
-            try:
-                with errors_of_cell(i, self.watched):
-                    self.states[i].outcome.method.on_step(step, self.states[i].recipe.steps)
-            except CellError as error:
-                self._fail(error)
+        self._call_each("on_step", step)
         if not self.active:
             return
         rows, losses = self._losses(self._draw())
@@ -143,10 +138,23 @@ class BundleStep:
             state.record_loss(losses[i])
             state.outcome.num_steps += 1
         self.optimizer.step({i: lr_factor(self.states[i].recipe, step) for i in self.active})
+        self._call_each("on_update", step)
+        self.optimizer.clear()
+        if not self.active:
+            return
         self._require_untouched()
         positions = self._account(rows)
         self._count_halvings(self.active)
         self._share_time("train_s", started, {i: float(positions[i]) for i in self.active})
+
+    def _call_each(self, hook: str, step: int) -> None:
+        """Call `on_step` or `on_update` of every active cell; one whose code raises leaves."""
+        for i in list(self.active):
+            try:
+                with errors_of_cell(i, self.watched):
+                    getattr(self.states[i].outcome.method, hook)(step, self.states[i].recipe.steps)
+            except CellError as error:
+                self._fail(error)
 
     def _require_untouched(self) -> None:
         """Raise BackboneChanged where the backbone was written to, takes gradients, or is in the wrong mode.
@@ -242,7 +250,16 @@ class BundleStep:
             (row_losses * factors[cells]).sum().backward()
             losses.index_add_(0, cells, row_losses.detach())  # stays on the device, so no step waits for it
         fused.backward()
+        self._add_penalties()
         return losses
+
+    def _add_penalties(self) -> None:
+        """Add the gradients of `penalty`; one process of a team does, since gradients are summed over all."""
+        for i in self.active if self.team.rank == 0 else ():
+            with errors_of_cell(i, self.watched):
+                penalty = self.states[i].outcome.method.penalty()
+                if penalty is not None:
+                    penalty.backward()
 
     def _own_micro_batches(self, rows: Rows, max_tokens: int) -> list[tuple[Rows, bool]]:
         """This process's micro-batches, and whether each counts.

@@ -236,6 +236,8 @@ STARTS: dict[str, list[tuple[str, Check]]] = {
     "p_tuning": [
         (r"vectors", normal(1.0)), (r"head.*weight", uniform(fan_in)), (r"head.*bias", uniform(fixed(WIDTH**-0.5)))
     ],
+    # every other type starts as PEFT starts it: tests/method/test_peft_types.py
+    "peft": LORA,
     # huggingface/peft, tuners/prefix_tuning/model.py: nn.Embedding
     "prefix_tuning": [(r"vectors", normal(1.0))],
     # AkariAsai/ATTEMPT, modeling_t5.py, init_prefix_weights: np.random.permutation(range(5000))
@@ -347,6 +349,7 @@ CONSTANTS: dict[str, Constants] = {
     # Wang et al. 2023, sections 3.2 and 3.3
     "mpt": Constants([0.9, 0.4], lambda m: [m.hp.distillation, m.hp.factor_lr]),
     "p_tuning": Constants(),
+    "peft": Constants(),
     "prefix_tuning": Constants(),
     "prompt_tuning": Constants(),
     # prompt_tuner2.py: ResMLP

@@ -198,6 +198,7 @@ def measure(team: Team, send: Send, kind: str) -> None:
     def step_and_update() -> None:
         step()
         optimizer.step({0: 1.0})
+        optimizer.clear()
 
     def answer() -> None:
         with sharding.gathered():

@@ -1,0 +1,104 @@
+"""PEFT put into a view of a network: what it changes there, what trains, and what else it needs to answer.
+
+`harness.method.network_view` makes the view, so nothing here touches the network that cells share.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from peft import PeftConfig, get_peft_model
+from torch import Tensor, nn
+
+from harness.backbone import Backbone
+from harness.method.network_view import NetworkView
+from harness.method.peft_targets import set_targets
+
+ADAPTER = "default"  # PEFT's own choice where there is one adapter only
+
+SHARED_INITS = ("gaussian", "orthogonal")
+"""Starts of LoRA, given as a text, that leave the weights alone. The others move a part of them into A and B."""
+
+
+UNUSED = ("did not match", "no module was matched", "no parameter was matched", "no modules were excluded")
+"""Words by which PEFT's warnings tell of names that exist nowhere."""
+
+
+class PeftNetwork:
+    """One adapter of PEFT in a view of a backbone's network."""
+
+    def __init__(self, config: PeftConfig, backbone: Backbone) -> None:
+        """Raises ValueError where PEFT cannot put this into this network."""
+        self.config = config
+        start = getattr(config, "init_lora_weights", True)
+        is_moved = isinstance(start, str) and start not in SHARED_INITS
+        self.view = NetworkView(backbone.model, private=is_moved)
+        set_targets(config, self.view.model)
+        try:
+            with warnings.catch_warnings(record=True) as heard:
+                warnings.simplefilter("always")
+                self.model: Any = get_peft_model(self.view.model, config, ADAPTER)
+        except (ValueError, TypeError, AttributeError, AssertionError, KeyError) as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            kind = getattr(config.peft_type, "value", config.peft_type)
+            raise ValueError(f"PEFT cannot put {kind} into {type(backbone.model).__name__}: {lines[0]}") from error
+        _refuse_unused(str(warning.message) for warning in heard)
+        self.view.settle()
+        dtype = backbone.embedding.weight.dtype
+        self.trained: dict[str, nn.Parameter] = {}
+        """What PEFT trains, by name, in the type of the embedding: PEFT takes that of the weight beside it."""
+        self.frozen: dict[str, Tensor] = {}
+        """What PEFT draws or computes once and answers with; it is stored, since another start would give another."""
+        for name, tensor in self._by_name().items():
+            key = name.replace(".", "/")  # nn.ParameterDict allows no dots
+            if isinstance(tensor, nn.Parameter) and tensor.requires_grad:
+                tensor.data = tensor.data.to(dtype)
+                self.trained[key] = tensor
+            else:
+                self.frozen[key] = tensor
+        if not self.trained:
+            raise ValueError("nothing of it trains")
+
+    @property
+    def tuner(self) -> Any:
+        """PEFT's model of the adapter, which may hold tensors that several layers share."""
+        return self.model.base_model
+
+    def _by_name(self) -> dict[str, Tensor]:
+        """Return the added tensors, those inside the network by their path in it, the others by that in PEFT's model.
+
+        A tensor that several modules share has one name.
+        """
+        inside = dict(self.view.added_tensors(self.view.model))
+        seen = {id(tensor) for tensor in inside.values()}
+        around = self.view.added_tensors(self.model)
+        return inside | {name: tensor for name, tensor in around if id(tensor) not in seen}
+
+    def changed(self) -> list[tuple[str, nn.Module, nn.Module]]:
+        """Return path, module of the backbone and module that stands for it, wherever they differ."""
+        return self.view.changed()
+
+    def train(self, mode: bool) -> None:
+        """Switch what PEFT has put in between training and evaluation, and none of the network's own modules."""
+        for module in self.model.modules():
+            if self.view.is_new(module):
+                module.training = mode
+
+
+def _refuse_unused(messages: Iterable[str]) -> None:
+    """Raise ValueError where PEFT only warns that a setting had no effect."""
+    for message in messages:
+        if any(sign in message for sign in UNUSED):
+            raise ValueError(f"a setting has no effect: {message.splitlines()[0]}")
+
+
+class FrozenTensors(nn.Module):
+    """Tensors that a method stores and does not train."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        for key, tensor in tensors.items():
+            # the object itself, which PEFT's layer reads: loading copies into it
+            self.register_buffer(key, tensor.detach() if isinstance(tensor, nn.Parameter) else tensor)

@@ -1,0 +1,57 @@
+"""Reads the configuration of an adapter of PEFT: `adapter_config: FOLDER`, or the file adapter_config.json in it.
+
+Only the configuration is read. It becomes the row's `config`, so that a result needs no folder, and two folders with
+the same configuration make the same cell.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UserError
+from harness.files import read_bounded
+
+ADAPTER_CONFIG = "adapter_config"
+"""Key of a row that names the folder."""
+CONFIG_FILE = "adapter_config.json"
+WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+MAX_BYTES = 1_000_000
+"""Bytes of a configuration; those of the hub have some thousand, with `rank_pattern` some ten thousand."""
+
+
+def read_adapter(named: Any, folder: Path, where: str, field: str) -> dict[str, Any]:
+    """Return the configuration that `named`, a path relative to `folder`, holds, without settings that are null.
+
+    Raises UserError for a folder with weights: a cell starts untrained, and they would be left out without a word.
+    Naming the file itself says that its configuration alone is meant.
+    """
+    if isinstance(named, dict) and "sweep" in named:
+        raise UserError("cannot be swept; give each folder a row of its own", where=where, field=field)
+    if not isinstance(named, str) or not named:
+        raise UserError(f"expected the path of a folder with {CONFIG_FILE}, got {named}", where=where, field=field)
+    path = folder / named
+    file = path / CONFIG_FILE if path.is_dir() else path
+    if not file.is_file():
+        problem = f"holds no {CONFIG_FILE}: {named}" if path.is_dir() else f"no such folder or file: {named}"
+        raise UserError(problem, where=where, field=field)
+    if path.is_dir():
+        weights = next((name for name in WEIGHT_FILES if (path / name).exists()), None)
+        if weights is not None:
+            hint = f"For its configuration alone name the file: {ADAPTER_CONFIG}: {named.rstrip('/')}/{CONFIG_FILE}."
+            raise UserError(f"holds trained weights ({weights}), and a cell starts untrained", where=where, field=field,
+                            hint=hint)  # fmt: skip
+    return _read_json(file, where, field)
+
+
+def _read_json(file: Path, where: str, field: str) -> dict[str, Any]:
+    try:
+        data = json.loads(read_bounded(file, MAX_BYTES, "an adapter's configuration").decode("utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{file.name} is no JSON: {error}", where=where, field=field) from None
+    except OSError as error:
+        raise UserError(f"{file.name} cannot be read: {error.strerror}", where=where, field=field) from None
+    if not isinstance(data, dict):
+        raise UserError(f"{file.name} holds no settings by name", where=where, field=field)
+    return {str(key): value for key, value in data.items() if value is not None}
