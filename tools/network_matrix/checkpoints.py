@@ -161,9 +161,9 @@ def build(name: str, folder: Path) -> None:
     if found.model_type == "modernbert":
         ids |= {"cls_token_id": tokenizer.cls_token_id, "sep_token_id": tokenizer.sep_token_id}
     config = AutoConfig.for_model(found.model_type, **{**found.settings, **ids})
-    loader: Any = {"encoder-decoder": AutoModelForSeq2SeqLM, "decoder": AutoModelForCausalLM, "encoder": AutoModel}[
-        found.kind
-    ]
+    loaders: dict[str, Any] = {
+        "encoder-decoder": AutoModelForSeq2SeqLM, "decoder": AutoModelForCausalLM, "encoder": AutoModel,
+    }  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = loaders[found.kind].from_config(config)
