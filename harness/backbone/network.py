@@ -33,7 +33,10 @@ What a method trains takes the embedding's type, and 8 bits would lose most step
 
 
 class Backbone:
-    """A pretrained network whose own weights never change while methods train on it."""
+    """A pretrained network whose own weights never change while methods train on it.
+
+    Raises UserError for one that cannot read vectors in the place of tokens.
+    """
 
     def __init__(
         self,
@@ -44,6 +47,9 @@ class Backbone:
         precision: str,
         quantization: Scheme = "none",
     ) -> None:
+        if getattr(model.config.get_text_config(), "hidden_size_per_layer_input", 0):
+            # a prompt's vectors stand for no token, and transformers looks ids up by comparing whole embedding tables
+            raise UserError(f"'{name}' reads token ids in every layer (embeddings per layer); here it is given vectors")
         self.name = name
         self.model = model
         self.tokenizer = tokenizer

@@ -77,7 +77,7 @@ def find_misfits(plan: Plan, cells: Iterable[Cell]) -> Misfits:
     has_results = any(plan.results)
     if misfits and trained and not has_results and all(cell.key in misfits for cell in trained):
         lines = lines_of(misfits)
-        if len(lines) == 1:
+        if len({error.problem for error in misfits.values()}) == 1:  # the same of all rows, so it is the network's
             raise next(iter(misfits.values()))
         raise UserError(f"nothing that it trains fits: {'; '.join(lines)}", where=plan.suite.document.path)
     return misfits

@@ -104,7 +104,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "Gemma 4 E": Architecture(
         "gemma4_text", "decoder", "gemma",
         {**_LLAMA, "head_dim": 32, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"],
-         "hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": VOCABULARY, "num_kv_shared_layers": 1},
+         "hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": VOCABULARY, "num_kv_shared_layers": 0},
     ),
     "Phi-3": Architecture("phi3", "decoder", "llama", _LLAMA),
     "SmolLM3": Architecture("smollm3", "decoder", "qwen", _LLAMA),
