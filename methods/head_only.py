@@ -20,7 +20,7 @@ class HeadOnly(Method):
 
     name = "head_only"
     paper = Paper("devlin-etal-2019-bert", "https://aclanthology.org/N19-1423/")
-    defaults = Defaults(recipe={"head": "linear", "lr": 1e-3})
+    defaults = Defaults(recipe={"lr": 1e-3})
 
     @dataclass(frozen=True, kw_only=True)
     class HP:

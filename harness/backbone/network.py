@@ -138,7 +138,8 @@ class Backbone:
         """Id that ends a target, or a text of an encoder. Raises UserError where the tokenizer has none."""
         eos = self.tokenizer.eos_token_id if self.tokenizer is not None else self.config.eos_token_id
         if eos is None and not self.writes_text:  # BERT's tokenizer ends a text with its separator
-            eos = getattr(self.tokenizer, "sep_token_id", None)
+            # without a tokenizer only parameters are counted, and any id of the configuration will do
+            eos = self.config.pad_token_id if self.tokenizer is None else self.tokenizer.sep_token_id
         if isinstance(eos, list):  # a configuration may name several
             eos = eos[0] if eos else None
         if eos is None:

@@ -129,9 +129,10 @@ def _tokenised(data: TaskData, backbone: Backbone, split: str, count: int) -> li
             {
                 "row": index,
                 "source": backbone.tokenizer.decode(source),
-                "target": backbone.tokenizer.decode(target),
+                # an encoder writes nothing: its head is trained on the class or the number
+                "target": backbone.tokenizer.decode(target) if backbone.writes_text else examples[index].target,
                 "source_tokens": len(source),
-                "target_tokens": len(target),
+                "target_tokens": len(target) if backbone.writes_text else 1,
                 "cut": alone.num_cut_sources > 0,
                 "target_cut": alone.num_cut_targets > 0,
             }
