@@ -7,7 +7,7 @@ frozen and have to be there at inference, so more is kept than is trained. On a 
 own and all share the attention net.
 
 Source: AkariAsai/ATTEMPT, attempt/third_party/models/t5/modeling_t5.py (`_init_weights`, `attn_W_down`, `attn_W_up`, a
-LayerNorm with PyTorch's eps of 1e-5) and attempt/run_seq2seq.py (the groups of the optimiser).
+LayerNorm with PyTorch's eps of 1e-5) and attempt/run_seq2seq.py (the groups of the optimiser, the first source as P).
 
 Choices made: padding stays out of x, the norm trains, the net has its own rate 0.1, as the paper says.
 `as_released: true` is what the authors' code does: texts shorter than `source_length` have the padding's embedding

@@ -12,8 +12,9 @@ scripts/ladder_side_tuning_base.sh. `_init_weights` there redraws every D and Up
 Choices made: as in the code, layers 0, 4, 8, ... of a stack have no side layer and a gate is allocated for every
 layer. Side layers start as the backbone's, structurally pruned. The authors rank rows by the Fisher information of
 the task's loss, which needs rows of the task; here the weights' own magnitude ranks them (L1, as their ranking does),
-with one choice of hidden dimensions for the whole network and one of head dimensions for all heads of a layer.
-`init: random` is the library's own initialisation at the side's own widths; the code's would be that of the backbone's.
+with one choice of hidden dimensions for the whole network and one of head dimensions for all heads of a layer. The
+code chooses the outputs of each part apart, so that its side layers add other dimensions to the stream than they read.
+`init: random` is what the code makes without pruned weights: all linear modules N(0, 0.01), tables N(0, 1), norms ones.
 """
 
 import copy
@@ -146,6 +147,8 @@ class LST(Method):
         self.up = _projection(like.shape[1] // hp.reduction, like.shape[1], like)
         if hp.init == "pruned":
             prune_into(self.ladders, backbone)
+        else:
+            draw_sides(self.ladders)
         self._handles: list[Any] = []
         self._outputs: dict[str, dict[str, Tensor]] = {name: {} for name in self.ladders}
         """By stack and layer: what the layers of the pass at hand have given, [N, T, H] each."""
@@ -215,9 +218,29 @@ class LST(Method):
 def _projection(inputs: int, outputs: int, like: Tensor) -> nn.Linear:
     """Return a D_i or Up, [N, T, in] -> [N, T, out], that starts N(0, 0.01) with a zero bias."""
     linear = nn.Linear(inputs, outputs, dtype=like.dtype, device=like.device)
-    nn.init.normal_(linear.weight, std=0.01)
-    nn.init.zeros_(linear.bias)
+    _draw(linear)
     return linear
+
+
+def _draw(linear: nn.Linear) -> None:
+    nn.init.normal_(linear.weight, std=0.01)
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)
+
+
+def draw_sides(ladders: nn.ModuleDict) -> None:
+    """Start all side layers anew: linear modules N(0, 0.01), tables of relative positions N(0, 1), norms as they are.
+
+    The library calls `_init_weights` for each module that the checkpoint lacks, and not for the attention around it,
+    so the authors' rule for a linear module, meant for adapters, takes q, k, v, o and the feed-forward part too.
+    """
+    for ladder in ladders.values():
+        assert isinstance(ladder, Ladder)
+        for module in ladder.side.modules():
+            if isinstance(module, nn.Linear):
+                _draw(module)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight)
 
 
 @torch.no_grad()

@@ -3,7 +3,9 @@
 Attention over [K_P; K(x)], [V_P; V(x)] with K_P, V_P [P, W] of their own in each of L layers: one tensor
 [P, 2 L W], per layer keys, then values, as in PEFT. Inference keeps that tensor.
 
-Source: huggingface/peft, tuners/prefix_tuning/model.py: an embedding, N(0, 1).
+Source: for the vectors THUDM/P-tuning-v2, model/prefix_encoder.py, an embedding that its `BertPreTrainedModel` redraws
+from N(0, 0.02), BERT's `initializer_range`; for the network XiangLi1999/PrefixTuning, gpt2/train_control.py, Z from
+N(0, 1) and PyTorch's linear modules, which nothing redraws.
 
 Choices made: as in PEFT, a T5 gets the prefix in the decoder's self-attentions only, 1,843,200 numbers on T5-base;
 `places: all` adds the encoder's self-attentions (Li & Liang also have one in cross-attention). This is not PEFT's
@@ -12,8 +14,8 @@ reads vectors 4i and 4i + 1 (modulo 2 L), layers i and i + L/2 share a prefix an
 with `num_transformer_submodules` 1 it would pour the prefix into cross-attention too. Here every layer has its own;
 with PEFT's pairing copied in, both give the same logits (tested), and so they do on a decoder-only backbone.
 `network: none` trains the vectors themselves (P-tuning v2), `network: mlp` makes them from rows Z [P, H] by
-W2 tanh(W1 Z) as Li & Liang do. Entries start N(0, 1). Learning rates are 5e-5 in Li & Liang (network, GPT-2) and
-near 5e-3 in P-tuning v2; the grid is ours.
+W2 tanh(W1 Z) as Li & Liang do. PEFT's vectors, which no model class redraws, start N(0, 1). Learning rates are 5e-5 in
+Li & Liang (network, GPT-2) and near 5e-3 in P-tuning v2; the grid is ours.
 """
 
 from collections.abc import Mapping
@@ -34,6 +36,8 @@ from harness.method import (
     require_positive,
     sweep,
 )
+
+STARTING_STD = 0.02  # BERT's `initializer_range`
 
 
 class PrefixTuning(Method):
@@ -65,7 +69,8 @@ class PrefixTuning(Method):
         total = 2 * (self.num_decoder + num_encoder) * self.width
         inner = hp.network_width or backbone.hidden
         rows = total if hp.network == "none" else backbone.hidden
-        self.vectors = nn.Parameter(torch.randn(hp.prefix_length, rows, **make))  # [P, 2 L W] or [P, H]
+        std = STARTING_STD if hp.network == "none" else 1.0
+        self.vectors = nn.Parameter(std * torch.randn(hp.prefix_length, rows, **make))  # [P, 2 L W] or [P, H]
         self.network: nn.Sequential | None = None
         if hp.network == "mlp":
             self.network = nn.Sequential(nn.Linear(rows, inner, **make), nn.Tanh(), nn.Linear(inner, total, **make))

@@ -2,12 +2,14 @@
 
 X = [P; E(x)] with P [P, H]; in front of the encoder's input only, as in the code of ATTEMPT, Compacter and DePT.
 
-Source: AkariAsai/ATTEMPT, attempt/third_party/models/t5/modeling_t5.py, `init_prefix_weights`: the first P of a
-permutation of ids 0 to 4,999.
+Source: google-research/prompt-tuning, prompts.py (`from_sample_of_embeddings`), configs/prompts/from_sampled_vocab.gin:
+P of the first 5,000 ids, without repetition.
 
 Choices made: the prompt starts from a random choice of frequent tokens (`init`; the field's code has seven other
-ways). DePT's paper reprints better scores for its own rerun of the same P vectors: set `init: text_repeat` and
-train as long. Nothing is put in front of the decoder (PEFT's default allocates a second prompt there, unused).
+ways). ATTEMPT's and Compacter's code means the same, but under the transformers 4.6 that it asks for it copies the rows
+before the checkpoint is loaded, so what it copies is N(0, 1): `init: normal`. DePT's paper reprints better scores for
+its own rerun of the same P vectors: set `init: text_repeat` and train as long. Nothing is put in front of the decoder
+(PEFT's default allocates a second prompt there, unused).
 """
 
 from dataclasses import dataclass

@@ -4,10 +4,12 @@ X = [P; E(x)] with P [P, H], which starts from the prompt of a source task, or f
 Whatever collapses to a prompt of P vectors alone can be the source; one that adds a table to the token embeddings is
 refused, since its prompt is half of what it learnt. All else is prompt tuning.
 
-Source: AkariAsai/ATTEMPT, attempt/third_party/models/t5/modeling_t5.py (`prompt_embedding_path`).
+Source: AkariAsai/ATTEMPT, attempt/run_seq2seq.py (`prompt_embedding_path`) and attempt/third_party/models/t5/
+modeling_t5.py (`update_prefix_weights`).
 
-Choices made: the source is what the suite names in `init_from` (the code behind the published T5 figures always takes
-MNLI); with `init_from: {sweep: [...]}` dev chooses it, as the paper chooses among tasks. One rate, lr 0.3.
+Choices made: several sources count alike (the code weighs them by U(0, 1), or by their cosine with a given prompt); the
+source is what the suite names in `init_from` (the code behind the published T5 figures always takes MNLI); with
+`init_from: {sweep: [...]}` dev chooses it, as the paper chooses among tasks. One rate, lr 0.3.
 """
 
 from collections.abc import Mapping, Sequence

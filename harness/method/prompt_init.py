@@ -33,13 +33,14 @@ DEPT_SENTENCE = "Classify this text is postive or not:"
 def vocabulary_rows(backbone: Backbone, length: int, rule: str) -> Tensor:
     """Return the vectors that a prompt starts from, [P, H] with P = `length`: those of some tokens, or noise.
 
-    - `top5000`: a random choice without repetition among the first 5,000 ids (ATTEMPT's code; EPT);
-    - `first_m`: ids 0 to P - 1 (Compacter's code);
+    - `top5000`: a random choice without repetition among the first 5,000 ids (the code of Lester et al.; EPT);
+    - `first_m`: ids 0 to P - 1 (what Compacter's code means);
     - `text_repeat`: the tokens of one fixed sentence with its end token, repeated (DePT's code);
     - `sample_vocab`: uniform over all ids, with repetition (PEFT, Residual PT);
     - `ids_100_to_599`, `ids_100_to_999`: a random choice without repetition (TPT's prompt and bank);
     - `uniform`: U(-0.5, 0.5) (the default of Compacter, ATTEMPT, DPT);
-    - `normal`: N(0, 1) (PEFT's RANDOM).
+    - `normal`: N(0, 1) (PEFT's RANDOM; what Compacter's and ATTEMPT's code gets where it means rows of the vocabulary,
+      since it copies them before the checkpoint is loaded).
 
     Raises UserError for another rule, ValueError where the vocabulary has no id of the rule.
     """
