@@ -26,7 +26,7 @@ from .load import weights_fingerprint as weights_fingerprint
 from .memory_estimate import evaluation_bytes as evaluation_bytes
 from .memory_estimate import shapes_only_backbone as shapes_only_backbone
 from .memory_estimate import training_bytes as training_bytes
-from .module_states import restore_class_forwards as restore_class_forwards
+from .module_states import restore_process as restore_process
 from .names import CONFIGS as CONFIGS
 from .names import SHIPPED as SHIPPED
 from .names import known_backbones as known_backbones

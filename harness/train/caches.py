@@ -16,7 +16,7 @@ from harness.backbone import (
     Scheme,
     Seal,
     load_backbone,
-    restore_class_forwards,
+    restore_process,
     tokenizer_of,
 )
 from harness.data import TaskData, cell_mixture, cell_task, draw_few, load_mixture, load_task
@@ -46,7 +46,7 @@ def sealed_backbone(
 def drop_backbone() -> None:
     """Free the kept backbone because a method has changed it; the next caller loads it anew."""
     _load_sealed.cache_clear()
-    restore_class_forwards()
+    restore_process()
 
 
 @functools.lru_cache(maxsize=1)
