@@ -5,6 +5,7 @@ from .device_memory import peak_memory_bytes as peak_memory_bytes
 from .device_memory import probed_tokens as probed_tokens
 from .device_memory import reset_peak_memory as reset_peak_memory
 from .device_memory import until_it_fits as until_it_fits
+from .fingerprint import weights_fingerprint as weights_fingerprint
 from .flops import DEVICES as DEVICES
 from .flops import DeviceFigures as DeviceFigures
 from .flops import MatmulParams as MatmulParams
@@ -22,7 +23,6 @@ from .load import require_safetensors as require_safetensors
 from .load import tokenizer_of as tokenizer_of
 from .load import untrained_network as untrained_network
 from .load import weights_are_here as weights_are_here
-from .load import weights_fingerprint as weights_fingerprint
 from .memory_estimate import evaluation_bytes as evaluation_bytes
 from .memory_estimate import shapes_only_backbone as shapes_only_backbone
 from .memory_estimate import training_bytes as training_bytes

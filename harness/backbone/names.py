@@ -41,3 +41,11 @@ def resolve_backbone(name_or_path: str, where: str | None = None) -> str:
         problem = f"unknown backbone '{name_or_path}'"
         raise UserError(problem, where=where, value=name_or_path, choices=known_backbones(), hint=hint)
     return name_or_path
+
+
+def hub_snapshot(hub_id: str) -> Path | None:
+    """Return the folder of a hub id in the hub's cache, named after a commit; None where it was never fetched."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(hub_id, "config.json")
+    return Path(found).parent if isinstance(found, str) else None

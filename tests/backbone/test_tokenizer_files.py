@@ -13,7 +13,8 @@ import torch
 from checkpoints import GPT2, byte_tokenizer, write_checkpoint
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
-from harness.backbone.load import load_backbone, require_safetensors, weights_fingerprint
+from harness.backbone.fingerprint import weights_fingerprint
+from harness.backbone.load import load_backbone, require_safetensors
 from harness.errors import UserError
 
 TEXTS = [f"the {noun} {verb} a {noun}." for noun in ("cat", "dog", "mouse") for verb in ("sees", "hears", "likes")]
