@@ -265,6 +265,29 @@ def test_one_cause_is_one_line_that_names_what_it_takes_along(
     assert (text.count("FAIL"), text.count(words), text.count(EXPORT)) == (1, 1, 1)
 
 
+HIDDEN = {
+    "dict": ("self.more = {'a': [made]}", "self.more['a'][0]"),
+    "object": ("self.more = Slots(); self.more.own = made", "self.more.own"),
+    "closure": ("self.more = lambda: made", "self.more()"),
+    "default": ("self.more = lambda own=made: own", "self.more()"),
+    "deque": ("self.more = deque([made])", "self.more[0]"),
+    "class": ("type(self).more = made", "self.more"),
+    "module": ("TABLE['more'] = made", "TABLE['more']"),
+    "optimizer": ("self.more = torch.optim.SGD([made])", "self.more.param_groups[0]['params'][0]"),
+}
+
+
+@pytest.mark.parametrize("place", HIDDEN)
+def test_a_trained_tensor_is_found_wherever_it_is_kept(tmp_path: Path, place: str) -> None:
+    keep, use = HIDDEN[place]
+    body = "from collections import deque\n\nclass Slots:\n    __slots__ = ('own',)\n" + SOUND
+    body = changed("    def prompt", f"        made = nn.Parameter(torch.zeros_like(self.vectors))\n        {keep}"
+                   "\n\n    def prompt", body)  # fmt: skip
+    found = finding(tmp_path, changed("return self.vectors", f"return self.vectors + {use}", body), SEEN)
+    assert not found.ok
+    assert "trained tensors" in found.detail
+
+
 def test_an_exception_is_placed_in_the_methods_own_file(tmp_path: Path) -> None:
     body = changed("return self.vectors", "return torch.cat([self.vectors, torch.zeros(2, 3)])")
     found = finding(tmp_path, body, LOSS)
