@@ -176,6 +176,11 @@ class BatchInput:
         if prompt is not None and prompt.shape[-2:] != (self.prompt_lengths[index], width):
             wanted = f"[{self.prompt_lengths[index]}, {width}] (num_prompt_tokens, H), or one for each task in front"
             raise ValueError(f"{name}.prompt() must return {wanted}, not {list(prompt.shape)}")
+        number = self.methods[index].num_tasks
+        if prompt is not None and prompt.dim() == 3 and len(prompt) != number:
+            # a prompt for each row of a batch, say: all but the first would never be read
+            wanted = f"[P, H], or one prompt for each of {number} tasks (num_tasks) in front"
+            raise ValueError(f"{name}.prompt() must return {wanted}, not {len(prompt)}")
         if added is not None and (added.dim() != 2 or added.shape[1] != width or len(added) < self.source_length):
             wanted = f"[{self.source_length}, {width}] (tokens of the longest text, H)"
             raise ValueError(f"{name}.added() must return {wanted}, not {list(added.shape)}")
