@@ -15,9 +15,12 @@ from harness.train.cell_state import checked_groups
 
 
 def build_method(cell: Cell, cls: type[Method], backbone: Backbone, where: str | None = None) -> Method:
-    """Create a cell's method, to see whether it can be. Raises UserError, at `where`, if settings do not fit."""
+    """Create a cell's method on the backbone's device, to see whether it can be.
+
+    Raises UserError, at `where`, if settings do not fit.
+    """
     try:
-        method = cls(cls.HP(**cell.hp), backbone)
+        method = cls(cls.HP(**cell.hp), backbone).to(backbone.device)
         checked_groups(method, cell.recipe.lr)  # wrong groups are found here, not in the first step of a long run
         return method
     except ValueError as error:

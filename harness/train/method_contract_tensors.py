@@ -37,7 +37,8 @@ def registered(cls: type[Method]) -> str:
     found = found or [f"a tensor {list(tensor.shape)}" for tensor in acting if id(tensor) not in known]
     assert not found, (
         f"{', '.join(found[:3])}: trained tensors in a list, dict or object of one's own, or outside of the method, "
-        "which nobody trains or stores; use nn.ParameterList, nn.ParameterDict, nn.ModuleList, or an attribute of the method"
+        "which nobody trains or stores; use nn.ParameterList, nn.ParameterDict, nn.ModuleList, or an attribute of the "
+        "method"
     )
     return f"{sum(1 for _ in method.parameters())} tensors"
 

@@ -95,7 +95,8 @@ def _tried(
     backbone = _OnShapes(build())
     kind: Any = "encoder-decoder" if backbone.is_encoder_decoder else "decoder"
     try:
-        _try(cls(cls.HP(**hp), backbone), backbone, lr, sources)
+        # moved as for training: a method need not make its tensors where the backbone's are
+        _try(cls(cls.HP(**hp), backbone).to(backbone.device), backbone, lr, sources)
     except Exception as error:  # a method file, PEFT and transformers may raise anything
         return error, kind
     return None, kind

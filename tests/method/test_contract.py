@@ -252,7 +252,7 @@ def test_a_file_that_is_no_method_is_one_finding(tmp_path: Path, body: str, word
         (changed("return self.vectors", "return self.vectors[:, :5]"), RUNS, "must return [4, 64]"),
         (BROKEN[REPEATS][0], REPEATS, "evaluation is random"),
         (
-            changed("return self.vectors", "return self.vectors + (torch.randn(()) if torch.rand(()) > 0.5 else 0)"),
+            changed("return self.vectors", "return self.vectors + (torch.rand(()) > 0.5)"),
             REPEATS,
             "evaluation is random",
         ),
@@ -285,7 +285,8 @@ def test_one_cause_is_one_line_that_names_what_it_takes_along(
 
 HIDDEN = {
     "dict": ("self.more = {'a': [made]}", "self.more['a'][0]"),
-    "object": ("self.more = Slots(); self.more.own = made", "self.more.own"),
+    "object": ("self.more = SimpleNamespace(own=made)", "self.more.own"),
+    "object with slots": ("self.more = Slots(); self.more.own = made", "self.more.own"),
     "closure": ("self.more = lambda: made", "self.more()"),
     "default": ("self.more = lambda own=made: own", "self.more()"),
     "deque": ("self.more = deque([made])", "self.more[0]"),
@@ -298,12 +299,21 @@ HIDDEN = {
 @pytest.mark.parametrize("place", HIDDEN)
 def test_a_trained_tensor_is_found_wherever_it_is_kept(tmp_path: Path, place: str) -> None:
     keep, use = HIDDEN[place]
-    body = "from collections import deque\n\nclass Slots:\n    __slots__ = ('own',)\n" + SOUND
+    body = (
+        "from collections import deque\nfrom types import SimpleNamespace\n\nclass Slots:\n    __slots__ = ('own',)\n"
+        + SOUND
+    )
     body = changed("    def prompt", f"        made = nn.Parameter(torch.zeros_like(self.vectors))\n        {keep}"
                    "\n\n    def prompt", body)  # fmt: skip
     found = finding(tmp_path, changed("return self.vectors", f"return self.vectors + {use}", body), SEEN)
     assert not found.ok
-    assert "trained tensors" in found.detail
+    known = {
+        "dict": "more['a'][0]",
+        "object": "more.own",
+        "closure": "more.made",
+        "optimizer": use.removeprefix("self."),
+    }
+    assert found.detail.startswith(f"{known.get(place, 'a tensor [4, 64]')}: trained tensors")
 
 
 def test_an_exception_is_placed_in_the_methods_own_file(tmp_path: Path) -> None:
