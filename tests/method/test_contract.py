@@ -361,10 +361,12 @@ COUNTED = NONE_COUNTED.replace("return 0", "return 4")
          "Broken.prompt() must return [4, 64] (num_prompt_tokens, H), "
          "or one for each task in front, not [4, 63]"),
         (ADDED_METHOD.replace("self.vectors", "self.vectors[0]"), LOSS, "[P, H] or [K, P, H], not [64]"),
+        (ADDED_METHOD + "\n    def added(self):\n        return self.vectors[:3]\n", LOSS,
+         "Broken.added() must return [24, 64] (tokens of the longest text, H), not [3, 64]"),
         (ADDED_METHOD.replace("self.vectors", "self.vector"), LOSS, "no attribute 'vector' (broken.py:"),
         (ADDED_METHOD + "\n    def kept(self):\n        return [self.vectors]\n", COUNT, "must return a dict of"),
     ],
-    ids=["mask", "no-mask", "uncounted", "width", "one-vector", "misspelt", "kept"],
+    ids=["mask", "no-mask", "uncounted", "width", "one-vector", "short-table", "misspelt", "kept"],
 )  # fmt: skip
 def test_what_a_method_returns_is_named_where_it_is_wrong(tmp_path: Path, body: str, check: str, words: str) -> None:
     found = finding(tmp_path, changed(ADDED_METHOD, body), check)
