@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 import sys
-from typing import TextIO
+from typing import IO
 
 PLAIN = {
     **dict.fromkeys("─━═╌┄", "-"),
@@ -33,7 +33,7 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error(HANDLER, _plain)
 
 
-def on_screen(text: str, stream: TextIO | None = None) -> str:
+def on_screen(text: str, stream: IO[str] | None = None) -> str:
     """The text as `stream` will show it; standard output if None.
 
     Tables measure their columns on this text: "±" may become "+-", which is one character wider.

@@ -43,7 +43,9 @@ def write_runs(root: Path) -> None:
     for task in TASKS:
         duplicates = 3 if task == "rte" else 0
         store(root, "majority", task, 1, *answers(50), num_trained=0, duplicates=duplicates)
-        store(root, "ept", task, 1, *answers(60), num_trained=50_000, lr=0.1, dev=60, usage=usage(5, 600))
+        one = {"dev": "yes"} if task == "rte" else {}
+        store(root, "ept", task, 1, *answers(60), num_trained=50_000, lr=0.1, dev=60, usage=usage(5, 600),
+              one_class=one)  # fmt: skip
         store(root, "ept", task, 1, *answers(80), num_trained=50_000, lr=0.2, dev=50, index=1, usage=usage(5, 600))
     for task in (*TASKS, "other"):
         store(root, STRANGE, task, 1, [HOSTILE, "1"] * 50, [["1"]] * 100, num_trained=77, usage=usage(5, 600))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from harness.data.metrics import compute_metrics, count_unreadable
@@ -19,6 +19,7 @@ def store(
     metric: str = "accuracy", labels: Sequence[str] = ("0", "1"), num_trained: int = 1_000, lr: float | None = None,
     index: int = 0, dev: float = 50.0, backbone: str = "tiny", usage: Usage | None = None, source: str = "a",
     protocol: ProtocolReference | None = None, draw: int | None = None, duplicates: int = 0,
+    one_class: Mapping[str, str] | None = None,
 ) -> Result:  # fmt: skip
     """Write one run; its test score is computed from its predictions, which stand for the dev split too."""
     cell = Cell(
@@ -39,7 +40,8 @@ def store(
         usage=usage,
         params=ParamCounts(num_trained=num_trained, num_kept=num_trained), started_at="", finished_at="",
         data=DataRecord(source="x", revision="", split_rule="", num_train=9, num_dev=len(references),
-                        num_test=len(references), num_duplicates=duplicates, fingerprint="f"),
+                        num_test=len(references), num_duplicates=duplicates, fingerprint="f",
+                        one_class=dict(one_class or {})),
     )  # fmt: skip
     rows: list[PredictionRow] = [
         (split_name, i, list(refs), text)

@@ -9,6 +9,7 @@ from .device_memory import restore_random_state as restore_random_state
 from .device_memory import until_it_fits as until_it_fits
 from .fast_functions import ATTENTION_NAME as ATTENTION_NAME
 from .fast_functions import full_mask as full_mask
+from .fingerprint import weights_fingerprint as weights_fingerprint
 from .flops import DEVICES as DEVICES
 from .flops import DeviceFigures as DeviceFigures
 from .flops import MatmulParams as MatmulParams
@@ -26,11 +27,10 @@ from .load import require_safetensors as require_safetensors
 from .load import tokenizer_of as tokenizer_of
 from .load import untrained_network as untrained_network
 from .load import weights_are_here as weights_are_here
-from .load import weights_fingerprint as weights_fingerprint
 from .memory_estimate import evaluation_bytes as evaluation_bytes
 from .memory_estimate import shapes_only_backbone as shapes_only_backbone
 from .memory_estimate import training_bytes as training_bytes
-from .module_states import restore_class_forwards as restore_class_forwards
+from .module_states import restore_process as restore_process
 from .names import CONFIGS as CONFIGS
 from .names import SHIPPED as SHIPPED
 from .names import is_encoder as is_encoder

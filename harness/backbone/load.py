@@ -1,4 +1,4 @@
-"""Loads backbones: with weights or with shapes alone. Fingerprints weights.
+"""Loads backbones: with weights or with shapes alone.
 
 `name_or_path` is always what the user wrote; `location` is the folder or hub id behind it.
 """
@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
 import json
 from collections.abc import Callable
@@ -17,24 +16,21 @@ from typing import Any, Literal, TypeVar
 import torch
 from safetensors import SafetensorError
 
-from harness.backbone.names import SHIPPED, known_config, resolve_backbone
+from harness.backbone.fingerprint import weights_fingerprint
+from harness.backbone.names import SHIPPED, hub_snapshot, known_config, resolve_backbone
 from harness.backbone.network import DTYPES, Backbone
 from harness.backbone.network_kinds import kind_of
 from harness.backbone.quantization import PACKED, Scheme, load_options, num_weights, prepare_quantized
 from harness.backbone.record import BackboneRecord
-from harness.backbone.tokenizer_files import check_vocabulary, load_tokenizer, vocabulary_files
+from harness.backbone.tokenizer_files import check_vocabulary, load_tokenizer
 from harness.errors import UserError
 from harness.hub import why_unreachable
-from harness.provenance import sha256_file
 from harness.suite import short_name
 
 Loaded = TypeVar("Loaded")
 
 OTHER_WEIGHTS = ("pytorch_model*.bin", "tf_model*.h5", "flax_model*.msgpack", "*.gguf")
 """Files of weights that are recognised, to say what is wrong: pickles may run code, the others are not read."""
-FINGERPRINT_BYTES = 1 << 20
-"""How much of each end of a weights file goes into its fingerprint. The front of a safetensors file holds all names and
-shapes; to hash all 44 GB of an 11B network would take a minute or more for each process."""
 
 
 @dataclass(frozen=True)
@@ -208,42 +204,14 @@ def _without_pooler(config: Any) -> dict[str, bool]:
 def weights_are_here(name_or_path: str) -> bool:
     """Whether a backbone's weights are on this machine, in a folder or in the hub's cache."""
     location = resolve_backbone(name_or_path)
-    folder = Path(location) if Path(location).is_dir() else _snapshot(location)
+    folder = Path(location) if Path(location).is_dir() else hub_snapshot(location)
     return folder is not None and any(folder.glob("*.safetensors"))
 
 
 def has_config(name_or_path: str) -> bool:
     """Whether a backbone's configuration is on this machine, so that its shapes are known without a download."""
     location = resolve_backbone(name_or_path)
-    return known_config(name_or_path) is not None or Path(location).is_dir() or _snapshot(location) is not None
-
-
-def weights_fingerprint(name_or_path: str, quantization: Scheme = "none") -> str:
-    """Return a text that identifies weights and how they are quantised, without reading all of them.
-
-    For a folder it is a hash of the configuration, the tokenizer, and size and both ends of each weights file. For a
-    hub id it is the commit in the cache, or "unresolved" where the cache has none.
-    """
-    found = _location_fingerprint(resolve_backbone(name_or_path))
-    return found if quantization == "none" or found == "unresolved" else f"{found}+{quantization}"
-
-
-def _location_fingerprint(location: str) -> str:
-    """Return the fingerprint without regard to quantisation."""
-    if not Path(location).is_dir():
-        snapshot = _snapshot(location)
-        return f"hub:{snapshot.name}" if snapshot else "unresolved"
-    digest = hashlib.sha256((Path(location) / "config.json").read_bytes())
-    for path in sorted(Path(location).glob("*.safetensors")):
-        digest.update(f"{path.name}:{path.stat().st_size}".encode())
-        with open(path, "rb") as file:
-            digest.update(file.read(FINGERPRINT_BYTES))
-            file.seek(max(0, path.stat().st_size - FINGERPRINT_BYTES))
-            digest.update(file.read())
-    # another tokenizer over the same weights reads other rows, so its results must not pass for the same
-    for tokenizer in vocabulary_files(Path(location)):
-        digest.update(sha256_file(tokenizer).encode())
-    return f"files:{digest.hexdigest()[:16]}"
+    return known_config(name_or_path) is not None or Path(location).is_dir() or hub_snapshot(location) is not None
 
 
 def best_device() -> str:
@@ -281,7 +249,7 @@ def _local_first(name_or_path: str, location: str, load: Callable[[bool], Loaded
 def require_safetensors(name_or_path: str, where: str | None = None) -> None:
     """Raise UserError, at `where`, for a checkpoint on this machine that has weights, and none in safetensors."""
     location = resolve_backbone(name_or_path, where)
-    folder = Path(location) if Path(location).is_dir() else _snapshot(location)
+    folder = Path(location) if Path(location).is_dir() else hub_snapshot(location)
     if folder is None or any(folder.glob("*.safetensors")):
         return
     others = sorted(path.name for pattern in OTHER_WEIGHTS for path in folder.glob(pattern))
@@ -304,14 +272,6 @@ def _conversion(name_or_path: str, location: str) -> str:
     read = f"from transformers import {auto_class} as M, AutoTokenizer as T"
     write = f"[c.from_pretrained({location!r}).save_pretrained({new!r}) for c in (M, T)]"
     return f'Convert them once, then name {new}: python -c "{read}; {write}"'
-
-
-def _snapshot(hub_id: str) -> Path | None:
-    """Return the folder of a hub id in the hub's cache, named after a commit; None where it was never fetched."""
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(hub_id, "config.json")
-    return Path(found).parent if isinstance(found, str) else None
 
 
 def _revision(location: str, config: Any) -> str:

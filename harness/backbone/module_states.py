@@ -6,10 +6,11 @@ compared with its description afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
 ModuleState = dict[str, Any]
 """Description of one module. A key names an aspect in words that an error message can use; a value holds objects that
@@ -18,18 +19,30 @@ must stay the same objects, or plain values that must stay equal."""
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 SWITCHED = {"training", "gradient_checkpointing"}
 """Settings that the harness itself switches, so they are no sign of a change; `Seal.glance` checks the first."""
-_forwards: dict[type[Any], Any] = {}
-"""The `forward` of each class of module when it was first met. To replace it changes every network of the process, also
-one that is loaded anew, so it has to be put back by hand."""
+GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks",
+                "_global_backward_pre_hooks")  # fmt: skip
+"""Hooks that PyTorch calls at every module of the process."""
+_classes: dict[type[Any], dict[str, Any]] = {}
+"""Functions and properties of each class when it was first met. To replace one changes every network of the process,
+also one that is loaded anew, so it has to be put back by hand."""
+_hooks: dict[str, dict[int, Any]] = {}
+"""What stood in each of GLOBAL_HOOKS when the first network was described, which has to be put back too."""
 
 
 def module_states(model: nn.Module) -> list[ModuleState]:
     """Describe every module of a network. The descriptions keep the objects alive, so no new one gets an old id."""
+    for name in GLOBAL_HOOKS:
+        _hooks.setdefault(name, dict(getattr(torch_module, name)))
+    changed_class(map(type, model.modules()))  # meets them
     return [_trace(module) for module in model.modules()]
 
 
 def first_change(model: nn.Module, before: list[ModuleState]) -> str | None:
     """Compare a network with what `module_states` returned earlier; return the first change in words, or None."""
+    if any(getattr(torch_module, name) != hooks for name, hooks in _hooks.items()):
+        return "a hook on the modules of every network"
+    if (function := changed_class(map(type, model.modules()))) is not None:
+        return function
     named = list(model.named_modules())
     for (name, module), earlier in zip(named, before, strict=False):
         now = _trace(module)
@@ -39,11 +52,34 @@ def first_change(model: nn.Module, before: list[ModuleState]) -> str | None:
     return None if len(named) == len(before) else f"the modules of the {type(model).__name__}"
 
 
-def restore_class_forwards() -> None:
-    """Give each class of module back the `forward` that it had when it was first met."""
-    for cls, forward in _forwards.items():
-        if cls.forward is not forward:
-            cls.forward = forward
+def changed_class(classes: Iterable[type[Any]]) -> str | None:
+    """Return the first function or property of these classes that somebody has replaced, in words, or None.
+
+    Classes that they inherit from count too, but for PyTorch's own `Module`.
+    """
+    own_and_inherited = dict.fromkeys(base for cls in classes for base in cls.__mro__)
+    for cls in (base for base in own_and_inherited if base not in (object, nn.Module)):
+        own = _functions(cls)
+        before = _classes.setdefault(cls, own)
+        for name in {**before, **own}:
+            if own.get(name) is not before.get(name):
+                return f"`{name}` of the class {cls.__name__}"
+    return None
+
+
+def restore_process() -> None:
+    """Undo what outlives a network: give classes back their functions, and take off hooks on every module."""
+    for cls, before in _classes.items():
+        own = _functions(cls)
+        for name in own.keys() - before.keys():
+            delattr(cls, name)
+        for name, function in before.items():
+            if own.get(name) is not function:
+                setattr(cls, name, function)
+    for name, hooks in _hooks.items():
+        now = getattr(torch_module, name)
+        for key in now.keys() - hooks.keys():
+            del now[key]
 
 
 def rewrites_itself(module: nn.Module) -> bool:
@@ -94,11 +130,9 @@ def _trace(module: nn.Module) -> ModuleState:
     own: dict[str, Any] = vars(module)
     # what a network overwrites as it runs differs without a fault
     steady = {} if rewrites_itself(module) else own
-    cls: Any = type(module)
     weights = {**module._parameters, **({} if rewrites_itself(module) else module._buffers)}
     return {
-        "the place": (module, cls),
-        "the class's forward()": (_forwards.setdefault(cls, cls.forward) is cls.forward,),
+        "the place": (module, type(module)),
         "a hook": tuple(hook for kind in HOOKS for hook in own.get(kind, {}).values()),
         "a tensor": tuple(weights.values()),
         "the names of tensors": tuple(weights),
@@ -108,6 +142,11 @@ def _trace(module: nn.Module) -> ModuleState:
         "a setting": tuple((name, value) for name, value in steady.items() if _is_setting(name, value)),
         "the configuration": _settings(own.get("config")),
     }
+
+
+def _functions(cls: type[Any]) -> dict[str, Any]:
+    """Return what a class itself defines of functions, properties and other descriptors."""
+    return {name: value for name, value in vars(cls).items() if hasattr(type(value), "__get__")}
 
 
 def _is_function(value: Any) -> bool:

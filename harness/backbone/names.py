@@ -114,3 +114,11 @@ def _config_path(name_or_path: str) -> Path | None:
     if isinstance(found, str):
         return Path(found)
     return None if why_unreachable() else Path(hf_hub_download(location, "config.json"))
+
+
+def hub_snapshot(hub_id: str) -> Path | None:
+    """Return the folder of a hub id in the hub's cache, named after a commit; None where it was never fetched."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(hub_id, "config.json")
+    return Path(found).parent if isinstance(found, str) else None

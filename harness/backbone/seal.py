@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.backbone.module_states import first_change, module_states, named_tensors
+from harness.backbone.module_states import changed_class, first_change, module_states, named_tensors
 
 PIECE = {"cpu": 1 << 16, "cuda": 1 << 22}
 """Numbers in a piece, by device. On a CPU half a MiB in 64 bits, which a core's cache holds; on a GPU 32 MiB, enough to
@@ -30,6 +30,9 @@ keep it busy."""
 GUARDED_ATTRIBUTES = ("name", "model", "tokenizer", "record", "precision", "quantization", "kind", "recomputes",
                       "_layers")  # fmt: skip
 """Attributes of a Backbone that a method must leave as they are."""
+GUARDED_SETTINGS = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "padding_side", "truncation_side",
+                    "model_max_length")  # fmt: skip
+"""Attributes of its tokenizer that a method must leave as they are, beside the tokens that were added to it."""
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Integer type by bytes per number; bits are compared, so NaN equals itself and -0.0 differs from 0.0."""
 
@@ -56,6 +59,7 @@ class Seal:
         """`backbone` is any object with a `model`. Reads all weights once."""
         self._backbone = backbone
         self._beside = _beside(backbone)
+        changed_class([type(backbone)])  # meets it
         self._traces = module_states(backbone.model)
         self._modules = list(backbone.model.modules())
         # tensors on the meta device have no numbers
@@ -109,16 +113,16 @@ class Seal:
             value, before = now.get(name), self._beside.get(name)
             if value is not before and value != before:
                 return f"`{name}` of the backbone"
-        return first_change(self._backbone.model, self._traces)
+        return changed_class([type(self._backbone)]) or first_change(self._backbone.model, self._traces)
 
     def difference(self) -> str | None:
         """Return the first change of any kind in words, or None. Methods must be detached."""
         return self.structure() or self._other_numbers()
 
     def holds(self, tensors: Iterable[Tensor]) -> bool:
-        """Whether any of these tensors is one of the backbone's own."""
-        own = {id(tensor) for tensor in self._tensors}
-        return any(id(tensor) in own for tensor in tensors)
+        """Whether any of these tensors has its numbers where the backbone has its own, as a view or `.data` does."""
+        own = {tensor.untyped_storage().data_ptr() for tensor in self._tensors}
+        return any(tensor.untyped_storage().data_ptr() in own for tensor in tensors)
 
     def _other_numbers(self) -> str | None:
         """Return the first tensor whose checksum differs, in words, or None."""
@@ -132,14 +136,20 @@ class Seal:
 
 
 def _beside(backbone: Any) -> dict[str, Any]:
-    """Return the attributes in BESIDE, and functions that somebody has put in place of the class's own.
+    """Return the attributes in GUARDED_ATTRIBUTES, functions that somebody has put in place of the class's own, and
+    what of the tokenizer decides the ids of a text.
 
     Others may change: the bundle chooses, for one, whether `_forward` is compiled.
     """
     cls, own = type(backbone), vars(backbone)
-    return {
+    found = {
         name: value for name, value in own.items() if name in GUARDED_ATTRIBUTES or callable(getattr(cls, name, None))
     }
+    tokenizer = own.get("tokenizer")
+    found |= {f"tokenizer.{name}": getattr(tokenizer, name, None) for name in GUARDED_SETTINGS}
+    if hasattr(tokenizer, "get_added_vocab"):
+        found["added tokens"] = tokenizer.get_added_vocab()
+    return found
 
 
 @torch.no_grad()

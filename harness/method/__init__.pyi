@@ -31,6 +31,8 @@ from .method import Method as Method
 from .method import Paper as Paper
 from .method import Rule as Rule
 from .method import explain_figure as explain_figure
+from .method import kept_tensors as kept_tensors
+from .method import own_export as own_export
 from .method import require_positive as require_positive
 from .method import sweep as sweep
 from .method import vocabulary_rows as vocabulary_rows

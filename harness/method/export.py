@@ -23,7 +23,7 @@ from torch import Tensor
 from harness.backbone import Backbone, Seal, load_backbone, meta_backbone
 from harness.errors import UserError
 from harness.method.linear_head import LinearHead
-from harness.method.method import Method
+from harness.method.method import Method, own_export
 from harness.method.registry import Registered, discover, get_class
 from harness.provenance import sha256_file
 from harness.results import Result, read_result, tensors_path
@@ -33,13 +33,15 @@ HEAD = "linear_head."
 
 
 class Exported(Method):
-    """A method that has collapsed: it answers from a prompt [P, H] and an added table [S, H] alone."""
+    """A method that has collapsed: it answers from a prompt [P, H] (or [K, P, H]) and an added table [S, H] alone."""
 
     def __init__(self, tensors: Mapping[str, Tensor], backbone: Backbone) -> None:
         super().__init__(None, backbone)
         for name in ("prompt", "added"):
             tensor = tensors.get(name)
             self.register_buffer(f"{name}_vectors", None if tensor is None else tensor.to(backbone.embedding.weight))
+        prompt = self.prompt_vectors
+        self.num_tasks = len(prompt) if prompt is not None and prompt.dim() == 3 else 1
 
     prompt_vectors: Tensor | None
     added_vectors: Tensor | None
@@ -72,7 +74,7 @@ def serve(method: Method, tensors: Mapping[str, Tensor], backbone: Backbone) -> 
 def exported_tensors(method: Method) -> dict[str, Tensor]:
     """Return what `method.export` gives, and the linear head's weights [C, W] and bias [C], where there is one."""
     # a method that exports its whole state has the head in it, one that collapses has not: it is added here for both
-    tensors = {name: tensor for name, tensor in method.export().items() if not name.startswith(HEAD)}
+    tensors = {name: tensor for name, tensor in own_export(method).items() if not name.startswith(HEAD)}
     head = {} if method.linear_head is None else dict(method.linear_head.named_parameters())
     return tensors | {f"{HEAD}{name}": tensor.detach().clone() for name, tensor in head.items()}
 

@@ -216,10 +216,7 @@ class Method(nn.Module):
     @property
     def num_kept(self) -> int:
         """Number of parameters that inference has to keep, a linear head left out."""
-        kept = _called(self.kept)
-        if not isinstance(kept, Mapping) or not all(isinstance(tensor, Tensor) for tensor in kept.values()):
-            raise ValueError("kept() must return a dict of tensors by name")
-        return sum(tensor.numel() for name, tensor in kept.items() if not name.startswith("linear_head."))
+        return sum(tensor.numel() for name, tensor in kept_tensors(self).items() if not name.startswith("linear_head."))
 
     @classmethod
     def for_settings(cls, hp: Any) -> type[Method]:
@@ -240,6 +237,25 @@ class Method(nn.Module):
     def depends_on_text(cls) -> bool:
         """Whether the vectors depend on the text: the method overrides `forward` instead of `prompt` and `added`."""
         return cls.forward is not Method.forward
+
+
+def kept_tensors(method: Method) -> Mapping[str, Tensor]:
+    """Return what `method.kept` gives. Raises ValueError unless that is a dict of tensors."""
+    return _by_name("kept", _called(method.kept))
+
+
+def own_export(method: Method) -> Mapping[str, Tensor]:
+    """Return what `method.export` gives. Raises ValueError unless that is a dict of tensors."""
+    return _by_name("export", method.export())
+
+
+def _by_name(what: str, found: object) -> Mapping[str, Tensor]:
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{what}() must return a dict of tensors by name, not a {type(found).__name__}")
+    for name, tensor in found.items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{what}() must return a dict of tensors by name; {name!r} is a {type(tensor).__name__}")
+    return found
 
 
 def _called(function: Callable[[], Found]) -> Found:

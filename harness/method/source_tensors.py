@@ -18,7 +18,7 @@ from torch import Tensor
 from harness.backbone import meta_backbone
 from harness.errors import UserError
 from harness.method.export import HEAD, is_collapsible
-from harness.method.method import Method
+from harness.method.method import Method, own_export
 from harness.method.registry import load_file
 from harness.provenance import sha256_file
 from harness.results import StartRecord
@@ -97,7 +97,7 @@ def tensors_for_others(method: Method) -> dict[str, Tensor]:
     """
     tensors = dict(method.state_dict())
     with torch.no_grad():
-        return {**tensors, **method.export()} if is_collapsible(method) else tensors
+        return {**tensors, **own_export(method)} if is_collapsible(method) else tensors
 
 
 def read_prompt_file(path: Path) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 
 from harness.results import DevScore, Result, data_notes
+from harness.screen import on_screen
 from harness.suite import Cell, Key
 
 PLAIN_EVERY_S = 10.0
@@ -178,7 +179,8 @@ class Progress:
         self._line(text)
 
     def _line(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False)
+        # from Python nobody has made the streams lenient, and rich ends the run for one character that a screen lacks
+        self.console.print(on_screen(text, self.console.file), markup=False, highlight=False)
 
     def _time_left(self) -> str:
         under_way = sum(bundle.work for bundle in self.running)

@@ -76,9 +76,9 @@ class BatchInput:
         """Where heads read an encoder: `recipe.pooling`."""
         self._layers = self._shared_layers() if len(methods) > 1 else None
         self._is_attached = False
-        self._table = torch.empty(0)
-        """[V, H]; row 0 is zero, for positions that take no vector."""
-        self._pieces: list[Tensor] = []
+        self.table = torch.empty(0)
+        """The shared table, [V, H]; row 0 is zero, for positions that take no vector."""
+        self.pieces: list[Tensor] = []
         """The parts of the table as the methods made them, with their graphs; none where nothing takes a gradient."""
         self._prompt_starts = np.zeros(len(methods), np.int64)
         """By cell, the row of the table at which its prompt begins; task k of a mixture begins k strides later."""
@@ -169,8 +169,8 @@ class BatchInput:
                     pieces.append(added)
                     end += len(added)
         needs_grad = grad and any(piece.requires_grad for piece in pieces)
-        self._pieces = pieces if needs_grad else []
-        self._table = torch.cat([piece.detach() for piece in pieces]).requires_grad_(needs_grad)
+        self.pieces = pieces if needs_grad else []
+        self.table = torch.cat([piece.detach() for piece in pieces]).requires_grad_(needs_grad)
 
     def _check_shapes(self, index: int, prompt: Tensor | None, added: Tensor | None) -> None:
         """Raise ValueError unless `prompt` is [P, H] or [K, P, H] and `added` is [S, H] or longer.
@@ -184,16 +184,21 @@ class BatchInput:
         if prompt is not None and prompt.shape[-2:] != (self.prompt_lengths[index], width):
             wanted = f"[{self.prompt_lengths[index]}, {width}] (num_prompt_tokens, H), or one for each task in front"
             raise ValueError(f"{name}.prompt() must return {wanted}, not {list(prompt.shape)}")
+        number = self.methods[index].num_tasks
+        if prompt is not None and prompt.dim() == 3 and len(prompt) != number:
+            # a prompt for each row of a batch, say: all but the first would never be read
+            wanted = f"[P, H], or one prompt for each of {number} tasks (num_tasks) in front"
+            raise ValueError(f"{name}.prompt() must return {wanted}, not {len(prompt)}")
         if added is not None and (added.dim() != 2 or added.shape[1] != width or len(added) < self.source_length):
             wanted = f"[{self.source_length}, {width}] (tokens of the longest text, H)"
             raise ValueError(f"{name}.added() must return {wanted}, not {list(added.shape)}")
 
     def backward(self) -> None:
         """Carry the gradient of the table, the sum over all micro-batches, into the methods' tensors."""
-        if self._table.grad is None:
+        if self.table.grad is None:
             return
-        gradients = torch.split(self._table.grad, [len(piece) for piece in self._pieces])
-        trained = [(piece, own) for piece, own in zip(self._pieces, gradients, strict=True) if piece.requires_grad]
+        gradients = torch.split(self.table.grad, [len(piece) for piece in self.pieces])
+        trained = [(piece, own) for piece, own in zip(self.pieces, gradients, strict=True) if piece.requires_grad]
         torch.autograd.backward([piece for piece, _ in trained], [own for _, own in trained])
 
     def lengths(self, encoded: Encoded, rows: Rows) -> Index:
@@ -267,7 +272,7 @@ class BatchInput:
         device = self.backbone.device
         tokens = self.backbone.embedding(on_device(ids, device))
         keep = on_device(is_token, device)[..., None]
-        table = F.embedding(on_device(vectors, device), self._table)
+        table = F.embedding(on_device(vectors, device), self.table)
         embeds = torch.where(keep, tokens, torch.zeros((), dtype=tokens.dtype, device=device)) + table
         return embeds, on_device(position < prompts + lengths, device).long()
 

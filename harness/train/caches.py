@@ -15,7 +15,7 @@ from harness.backbone import (
     Scheme,
     Seal,
     load_backbone,
-    restore_class_forwards,
+    restore_process,
     tokenizer_of,
 )
 
@@ -43,7 +43,7 @@ def sealed_backbone(
 def drop_backbone() -> None:
     """Free the kept backbone because a method has changed it; the next caller loads it anew."""
     _load_sealed.cache_clear()
-    restore_class_forwards()
+    restore_process()
 
 
 @functools.lru_cache(maxsize=1)

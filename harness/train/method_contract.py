@@ -59,6 +59,7 @@ COMPARING = (
 NEEDS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(COMPARING, (RUNS, FROZEN, SEEN, REPEATS)),
     FROZEN: (RUNS,),
+    SEEN: (RUNS,),
     REPEATS: (RUNS, FROZEN),
     "every trainable tensor gets a gradient": (RUNS, SEEN),
     "a few steps lower the loss on a fixed batch": (RUNS, SEEN, REPEATS),

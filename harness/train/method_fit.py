@@ -97,7 +97,8 @@ def _tried(
     backbone = _OnShapes(build())
     kind = backbone.kind.name
     try:
-        _try(cls(cls.HP(**hp), backbone), backbone, lr, sources)
+        # moved as for training: a method need not make its tensors where the backbone's are
+        _try(cls(cls.HP(**hp), backbone).to(backbone.device), backbone, lr, sources)
     except Exception as error:  # a method file, PEFT and transformers may raise anything
         return error, kind
     return None, kind
@@ -183,9 +184,12 @@ def _sentence(text: str) -> str:
 
 
 def build_method(cell: Cell, cls: type[Method], backbone: Backbone, where: str | None = None) -> Method:
-    """Create a cell's method, to see whether it can be. Raises UserError, at `where`, if settings do not fit."""
+    """Create a cell's method on the backbone's device, to see whether it can be.
+
+    Raises UserError, at `where`, if settings do not fit.
+    """
     try:
-        method = cls(cls.HP(**cell.hp), backbone)
+        method = cls(cls.HP(**cell.hp), backbone).to(backbone.device)
         checked_groups(method, cell.recipe.lr)  # wrong groups are found here, not in the first step of a long run
         return method
     except ValueError as error:

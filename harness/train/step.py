@@ -164,19 +164,18 @@ class BundleStep:
         """
         difference = None if self.watched is None else self.watched.glance(bool(self.training) and self.dropout)
         if difference is not None:
-            raise BackboneChanged(difference, self._only_suspect())
+            raise BackboneChanged(difference, self._suspect())
 
-    def _only_suspect(self) -> int | None:
-        """The cell whose code must have changed the backbone, or None where several may have.
+    def _suspect(self) -> int | None:
+        """A cell whose code must have changed the backbone, or None where any may have.
 
-        It is the only cell of the bundle, or the only one that trains a tensor of the backbone.
+        It is the only cell of the bundle, or the first that trains numbers of the backbone in their place.
         """
         if len(self.states) == 1:
             return 0
         if self.seal is None:
             return None
-        suspects = [i for i, state in enumerate(self.states) if self.seal.holds(state.parameters)]
-        return suspects[0] if len(suspects) == 1 else None
+        return next((i for i, state in enumerate(self.states) if self.seal.holds(state.parameters)), None)
 
     def prove(self) -> None:
         """Raise BackboneChanged unless the backbone is, to the last bit, the one that the bundle began with.
@@ -190,7 +189,7 @@ class BundleStep:
             differences = self.team.gather(self.seal.difference())
         for difference in differences:
             if difference is not None:
-                raise BackboneChanged(difference, self._only_suspect())
+                raise BackboneChanged(difference, self._suspect())
 
     def _draw(self) -> Rows:
         """The next batch of each active cell, one behind the other: [sum of batch sizes] rows."""

@@ -7,6 +7,7 @@ from dataclasses import make_dataclass
 from typing import Any
 
 import pytest
+from paths import METHODS, ROOT
 from transformers import LlamaForCausalLM, T5ForConditionalGeneration
 
 from harness.backbone.network import _cache_keyword
@@ -22,6 +23,13 @@ def test_the_keyword_follows_the_outputs_of_transformers(name: str, monkeypatch:
         assert _cache_keyword() == name
     finally:
         _cache_keyword.cache_clear()
+
+
+def test_no_other_place_spells_it() -> None:
+    """What passes it under one name works with one release and fails, or warns, with the next."""
+    for path in [*(ROOT / "harness").rglob("*.py"), *METHODS.glob("*.py")]:
+        words = (path.read_text(encoding="utf-8")).split("def _cache_keyword")[0]
+        assert "past_key_values" not in words, f"{path.name}: take Backbone.cache_keyword"
 
 
 @pytest.mark.parametrize("network", [LlamaForCausalLM, T5ForConditionalGeneration])

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 from typing_help import present
 
-from harness.backbone.load import Placement, load_backbone, meta_backbone, weights_fingerprint
+from harness.backbone.fingerprint import weights_fingerprint
+from harness.backbone.load import Placement, load_backbone, meta_backbone
 from harness.backbone.network import Backbone
 from harness.backbone.quantization import NF4_BITS, num_weights
 from harness.errors import UserError

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from test_fused import make_cell
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
+from typing_help import present
 
 import harness
 from harness.backbone.network import Backbone
-from harness.backbone.seal import Seal, checksums
+from harness.backbone.seal import BackboneChanged, Seal, checksums
+from harness.data.tasks import all_tasks
 from harness.errors import UserError
 from harness.method.export import load_export
+from harness.method.method import Method
+from harness.method.source_tensors import SourceFile
+from harness.provenance import sha256_file
 from harness.results.schema import Result
 from harness.results.store import ResultStore
 from harness.train.caches import cached_backbone, drop_backbone
+from harness.train.method_fit import build_to_train
 from harness.train.tiny_backbones import tiny_backbone
 
 METHOD = """
@@ -35,6 +47,10 @@ def halved(embedding, ids):
     return nn.functional.embedding(ids, embedding.weight) * 0.5
 
 
+def doubled(module, args, output):
+    return output * 2 if isinstance(module, nn.Embedding) else None
+
+
 class Poison(Method):
     name = "poison"
     paper = Paper("nobody-2026", "https://example.org")
@@ -47,7 +63,13 @@ class Poison(Method):
         super().__init__(hp, backbone)
         self.vectors = nn.Parameter(torch.zeros(1, backbone.hidden))
         self.network = [backbone]  # in a list, so that it is no part of the method
+        self.is_changed = False
         INIT
+
+    def change(self, factor):
+        if self.is_changed == (factor > 1):  # powers of two are undone to the last bit
+            self.weight.data.mul_(factor)
+            self.is_changed = not self.is_changed
 
     @property
     def weight(self):
@@ -85,6 +107,13 @@ WAYS = {
     "face": ("ON_STEP", "self.network[0].decode = lambda embeds, mask, most: mask[:, :1]"),
     "class": ("ON_STEP", "type(self.network[0].embedding).forward = halved"),
     "and raises": ("ON_STEP", "self.weight.data.mul_(0.5); raise RuntimeError('then it raised')"),
+    "mode of an evaluation": ("PROMPT", "self.training or self.network[0].model.train()"),
+    "put back for an evaluation": ("PROMPT", "self.change(0.5 if self.training else 2.0)"),
+    "hook on all": ("INIT", "nn.modules.module.register_module_forward_hook(doubled)"),
+    "class's function": ("ON_STEP", "type(self.network[0].embedding).__call__ = halved"),
+    "class of the face": ("ON_STEP", "type(self.network[0]).pad_id = 3"),
+    "tokenizer": ("ON_STEP", "self.network[0].tokenizer.add_tokens(['number', 'was'])"),
+    "its sides": ("ON_STEP", "self.network[0].tokenizer.truncation_side = 'left'"),
 }  # fmt: skip
 
 
@@ -124,14 +153,100 @@ def test_a_poisoner_fails_by_name_and_poisons_nobody(way: str, clean: dict[str, 
         assert (mixed[label].dev_history, mixed[label].test) == (result.dev_history, result.test)
 
 
-@pytest.mark.parametrize("way", ["in place", "late"])
+@pytest.mark.parametrize("way", ["hook on all", "class's function", "class of the face", "tokenizer", "its sides"])
+def test_nothing_outlives_the_run_in_which_it_was_done(way: str, clean: dict[str, Result], tmp_path: Path) -> None:
+    run(tmp_path / "first", "{poison: }", way)
+    later = run(tmp_path / "later", "{prompt_tuning: {prompt_length: 3}}")["prompt_tuning"]
+    before = clean["prompt_tuning"]
+    assert later.data is not None
+    assert before.data is not None
+    assert (later.status, later.dev_history, later.test) == ("done", before.dev_history, before.test)
+    assert later.data.cuts == before.data.cuts
+
+
+def test_a_method_may_hold_a_part_of_the_network_as_its_own(clean: dict[str, Result], tmp_path: Path) -> None:
+    """`train()` of such a method switches that part too, which is nobody's fault."""
+    WAYS["part"] = ("INIT", "self.part = backbone.model.encoder")
+    mixed = run(tmp_path / "mixed", "{poison: , prompt_tuning: {prompt_length: 3}}", "part")
+    assert [(r.status, r.failure) for r in mixed.values()] == [("done", None)] * 2
+    assert mixed["prompt_tuning"].dev_history == clean["prompt_tuning"].dev_history
+
+
+@pytest.mark.parametrize("way", ["in place", "init in place", "trained in place", "late"])
 def test_the_one_that_is_known_fails_and_the_others_stay_together(way: str, tmp_path: Path) -> None:
-    rows = "{poison: , other: {method: poison}, prompt_tuning: {prompt_length: 3}, p_tuning: {prompt_length: 3}}"
-    mixed = run(tmp_path / "mixed", rows, way)
+    WAYS["init in place"] = ("INIT", WAYS["in place"][1])
+    WAYS["trained in place"] = ("INIT", "self.vectors = nn.Parameter(backbone.embedding.weight.detach()[7:8])")
+    rows = "{poison: , other: {method: poison}, a: {method: prompt_tuning, prompt_length: 3}, p_tuning: {}, "
+    mixed = run(tmp_path / "mixed", rows + "b: {method: prompt_tuning, prompt_length: 2}}", way)
     assert {label for label, result in mixed.items() if result.status == "failed"} == {"poison", "other"}
     # a write in place has an author; behind one through `.data` each method goes on with its own cells
-    together = 2 if way == "in place" else 1
-    assert [mixed[label].usage.bundle_cells for label in ("prompt_tuning", "p_tuning")] == [together] * 2  # type: ignore[union-attr]
+    together = [2, 2, 1] if way == "late" else [3, 3, 3]
+    assert [present(mixed[label].usage).bundle_cells for label in ("a", "b", "p_tuning")] == together
+
+
+def test_a_start_from_others_that_writes_is_named_at_once(tmp_path: Path) -> None:
+    backbone = tiny_backbone()
+
+    class Writing(Method):
+        @dataclass(frozen=True, kw_only=True)
+        class HP:
+            """No settings."""
+
+        def start_from(self, sources: Any) -> None:
+            with torch.no_grad():
+                backbone.embedding.weight.mul_(0.5)
+            raise ValueError("and it raises")
+
+    save_file({"prompt": torch.zeros(2, 64)}, tmp_path / "prompt.safetensors")
+    start = SourceFile("a file", tmp_path / "prompt.safetensors", sha256_file(tmp_path / "prompt.safetensors"))
+    cell = make_cell("prompt_tuning", {}, 0.1, 1, 1, steps=1)
+    with pytest.raises(BackboneChanged, match=r"the numbers of 'shared\.weight'"):
+        build_to_train(cell, Writing, backbone, all_tasks()["micro_qa"], [start], Seal(backbone))
+
+
+PARTS: dict[str, tuple[Callable[[Backbone], object], str]] = {
+    "a weight": (lambda b: layer(b).mlp.up_proj.weight.data.mul_(2), "the numbers of 'model.layers.0.mlp.up_proj"),
+    "a buffer": (lambda b: b.model.model.rotary_emb.inv_freq.mul_(2), "the numbers of 'model.rotary_emb.inv_freq'"),
+    "a plain tensor": (lambda b: layer(b).plain.mul_(2), "the numbers of 'model.layers.0.plain'"),
+    "an equal weight": (lambda b: renew(layer(b).mlp.up_proj), "a tensor of the Linear 'model.layers.0.mlp.up_proj'"),
+    "another weight": (lambda b: layer(b).register_buffer("more", torch.ones(1)), "a tensor of the LlamaDecoderLayer"),
+    "gradients": (lambda b: layer(b).mlp.up_proj.weight.requires_grad_(True), "requires_grad of the Linear"),
+    "an equal module": (lambda b: setattr(layer(b), "mlp", copy.deepcopy(layer(b).mlp)), "the place of the LlamaMLP"),
+    "one module more": (lambda b: setattr(layer(b), "z", nn.Identity()), "the place of"),
+    "a module less": (lambda b: b.model.model.layers.__delitem__(1), "the place of"),
+    "another order": (lambda b: b.model.model.layers.__setitem__(0, b.model.model.layers[1]), "the place of"),
+    "a hook": (lambda b: layer(b).register_forward_hook(lambda m, a, out: None), "a hook of the LlamaDecoderLayer"),
+    "a hook before": (lambda b: layer(b).register_forward_pre_hook(lambda m, a: None), "a hook of"),
+    "a hook backward": (lambda b: layer(b).register_full_backward_hook(lambda m, i, o: None), "a hook of"),
+    "a function": (lambda b: setattr(layer(b), "forward", lambda *a, **k: None), "a function of the LlamaDecoderLayer"),
+    "a setting": (lambda b: setattr(layer(b).input_layernorm, "variance_epsilon", 0.1), "a setting of the LlamaRMS"),
+    "a rate": (lambda b: setattr(layer(b).self_attn, "attention_dropout", 0.9), "a setting of the LlamaAttention"),
+    "a configuration": (lambda b: setattr(b.config, "rms_norm_eps", 0.1), "the configuration of the Llama"),
+    "attention": (lambda b: setattr(b.config, "_attn_implementation", "eager"), "the configuration of the Llama"),
+    "the tokenizer": (lambda b: setattr(b, "tokenizer", copy.copy(b.tokenizer)), "`tokenizer` of the backbone"),
+    "an id": (lambda b: setattr(b.tokenizer, "eos_token_id", 5), "`tokenizer.eos_token_id` of the backbone"),
+    "precision": (lambda b: setattr(b, "precision", "bfloat16"), "`precision` of the backbone"),
+}  # fmt: skip
+
+
+def layer(backbone: Backbone) -> Any:
+    return backbone.model.model.layers[0]
+
+
+def renew(linear: Any) -> None:
+    linear.weight = nn.Parameter(linear.weight.detach().clone(), requires_grad=False)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_part_of_a_backbone_is_under_the_seal(part: str) -> None:
+    backbone = tiny_backbone("decoder")
+    layer(backbone).plain = torch.ones(3)
+    seal = Seal(backbone)
+    assert seal.difference() is None
+    change, said = PARTS[part]
+    with torch.no_grad():
+        change(backbone)
+    assert str(seal.difference()).startswith(said)
 
 
 def test_a_backbone_that_was_changed_between_runs_is_loaded_again() -> None:
@@ -157,6 +272,8 @@ def test_what_is_put_back_bit_for_bit_is_no_change() -> None:
     assert seal.glance(training=False) is None
     assert seal.glance(training=True) is not None
     assert seal.difference() is None
+    weight.requires_grad_(True)
+    assert seal.glance(training=False) == "'shared.weight' takes gradients"
 
 
 @settings(max_examples=60, deadline=None)

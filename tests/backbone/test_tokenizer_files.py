@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import re
 import shlex
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 import torch
-from checkpoints import GPT2, byte_tokenizer, write_checkpoint
+from checkpoints import GPT2, byte_tokenizer, write_checkpoint, write_reviews
+from paths import ROOT
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
-from harness.backbone.load import load_backbone, require_safetensors, weights_fingerprint
+from harness.backbone.fingerprint import weights_fingerprint
+from harness.backbone.load import load_backbone, require_safetensors
+from harness.backbone.tokenizer_files import PACKAGES
 from harness.errors import UserError
+from harness.runner.plan import make_plan
+from harness.suite.make_groups import Overrides
 
 TEXTS = [f"the {noun} {verb} a {noun}." for noun in ("cat", "dog", "mouse") for verb in ("sees", "hears", "likes")]
 T5 = {"model_type": "t5", "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2,
@@ -44,6 +50,12 @@ def test_a_sentencepiece_file_is_all_that_a_t5_needs(tmp_path: Path, spiece: Pat
     for text in [*TEXTS, "a  mouse  ", "zebra"]:
         assert backbone.tokenizer(text)["input_ids"] == [*own.encode(text), own.eos_id()]
     assert (backbone.eos_id, backbone.pad_id) == (1, 0)
+
+
+def test_an_installation_brings_what_reads_such_a_file() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    installed = {re.match("[a-z0-9-]+", line)[0] for line in project["dependencies"]}  # type: ignore[index]
+    assert {name for name, _ in PACKAGES} <= installed
 
 
 def test_a_tokenizer_made_of_other_files_counts_into_the_fingerprint(tmp_path: Path, spiece: Path) -> None:
@@ -125,6 +137,8 @@ def test_pickled_weights_are_refused_with_the_command_that_converts_them(
     for refuse in (require_safetensors, load_backbone):
         with pytest.raises(UserError, match=r"holds pickled weights only \(pytorch_model.bin\)") as caught:
             refuse(str(folder))
+    with pytest.raises(UserError, match="holds pickled weights only"):  # and before anything is looked for
+        make_plan(write_reviews(tmp_path, [folder]), Overrides(), tmp_path / "out", None)
     command = re.search(r"python -c .*", str(caught.value))
     assert command is not None
     assert f"AutoModelFor{kind}" in command[0]

@@ -14,7 +14,8 @@ from paths import ROOT
 from stored_runs import answers, store
 
 from harness.cli.commands import main
-from harness.screen import on_screen, say
+from harness.runner.progress import Progress
+from harness.screen import on_screen, replace_missing_characters, say
 
 ENCODINGS = ("utf-8", "latin-1", "cp1252", "ascii")
 TEXT = "naïve – 日本 ✓ ±2"
@@ -44,6 +45,10 @@ class Screen:
     def __init__(self, encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
         self.encoding, self._bytes = encoding, (io.BytesIO(), io.BytesIO())
         self._streams = [io.TextIOWrapper(item, encoding=encoding, write_through=True) for item in self._bytes]
+        self.use(monkeypatch)
+
+    def use(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let the program print here."""
         monkeypatch.setattr(sys, "stdout", self._streams[0])
         monkeypatch.setattr(sys, "stderr", self._streams[1])
 
@@ -131,9 +136,38 @@ def test_any_text_can_be_shown_and_what_the_screen_has_stays(text: str, encoding
 
 def test_nothing_else_prints() -> None:
     """`typer.echo` writes UTF-8 to a screen that says it is ASCII, and `print` ends in a traceback there."""
-    for path in [*(ROOT / "harness").glob("*.py"), *(ROOT / "harness" / "report").rglob("*.py")]:
-        found = re.search(r"^\s*(typer\.s?echo|print)\(", path.read_text(encoding="utf-8"), re.MULTILINE)
-        assert not found or path.name == "screen.py", f"{path.name} calls {found[1]}: use harness.screen.say"
+    paths = sorted((ROOT / "harness").rglob("*.py"))
+    assert len(paths) > 100
+    for path in paths:
+        found = re.search(
+            r"^\s*(print)\(|\b(echo|secho|rich\.print|sys\.std\w+\.write)\b", path.read_text("utf-8"), re.M
+        )
+        assert not found or path.name == "screen.py", f"{path.name} calls {found[0].strip()}: use harness.screen.say"
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_screen_is_spared_by_what_the_program_says_and_by_what_libraries_print(
+    encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strict, lenient = Screen(encoding, monkeypatch), Screen(encoding, monkeypatch)
+    strict.use(monkeypatch)
+    say(TEXT)
+    say(TEXT, is_error=True)
+    lenient.use(monkeypatch)
+    replace_missing_characters()
+    print(TEXT)
+    print(TEXT, file=sys.stderr)
+    shown = on_screen(TEXT) + "\n"
+    assert strict.texts() == lenient.texts() == [shown, shown]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_run_from_python_is_shown_on_every_screen(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has prepared the streams there; notes hold labels, and messages hold texts of the rows."""
+    screen = Screen(encoding, monkeypatch)
+    with Progress() as shown:
+        shown.say(TEXT)
+    assert screen.texts() == ["", on_screen(TEXT, sys.stderr) + "\n"]
 
 
 def test_what_is_said_without_streams_is_lost_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from harness.report.declared.find_entries import EntryIndex
 from harness.report.site.cells import sample_of
 from harness.report.site.runs import SHOWN, list_runs
 from harness.report.tables import render_boards
+from harness.results.notes import data_notes
 from harness.results.rescore import rescore_folder
 from harness.results.schema import Result
 from harness.results.store import ResultStore, load_results
@@ -114,6 +115,16 @@ def test_the_papers_tables_and_the_pages_show_every_task_of_a_mixture(trained: P
     assert {line.status for line in lines} == {SHOWN}
     path = next(path for path, made in scanned if made.cell_id == result.cell_id)
     assert sample_of(path, result).total == result.test.num_rows
+
+
+def test_what_is_to_be_known_of_the_rows_is_told_for_each_task_of_a_mixture(trained: Path) -> None:
+    (result,) = found(trained, "student")
+    assert result.data is not None
+    parts = {name: part.model_copy(update={"one_class": {"dev": "bad"}}) for name, part in result.data.parts.items()}
+    data = result.data.model_copy(update={"parts": parts})
+    assert data_notes([result.model_copy(update={"data": data})]) == [
+        f"{name}: all {part.num_dev:,} dev rows have the label 'bad'" for name, part in parts.items()
+    ]
 
 
 def test_teachers_come_first_and_in_the_order_of_the_tasks(trained: Path) -> None:

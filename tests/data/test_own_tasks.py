@@ -92,6 +92,15 @@ def test_a_declaration_that_cannot_be_is_refused_before_anything_is_written(
     assert expected in message(suite(tmp_path, **changes))
 
 
+def test_labels_that_differ_in_case_are_two(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text(
+        "text,verdict\n" + "\n".join(f"row {i},{('us', 'US')[i % 2]}" for i in range(20))
+    )
+    plan = make_plan(suite(tmp_path, labels="[us, US]"), Overrides(), tmp_path / "out", None)
+    found = {(int(row.source.split()[-1]) % 2, row.target) for row in load_task(plan.tasks["reviews"], None).train}
+    assert found == {(0, "0"), (1, "1")}
+
+
 def test_a_shipped_name_is_not_taken_over(tmp_path: Path) -> None:
     rows(tmp_path)
     path = suite(tmp_path)

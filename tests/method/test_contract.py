@@ -257,9 +257,26 @@ def test_a_file_that_is_no_method_is_one_finding(tmp_path: Path, body: str, word
     [
         (changed("return self.vectors", "return self.vectors[:, :5]"), RUNS, "must return [4, 64]"),
         (BROKEN[REPEATS][0], REPEATS, "evaluation is random"),
+        (
+            changed("return self.vectors", "return self.vectors + (torch.rand(()) > 0.5)"),
+            REPEATS,
+            "evaluation is random",
+        ),
         (BROKEN[SEEN][0], SEEN, "vectors[0]"),
+        (changed("return self.vectors", "return self.vectors / 0"), RUNS, "loss not finite"),
+        (
+            changed("return self.vectors", "return self.vectors[None].expand(3, -1, -1)"),
+            RUNS,
+            "must return [P, H], or one prompt for each of 1 tasks (num_tasks) in front, not 3",
+        ),
+        (
+            SOUND + "\n    def export(self):\n        return [self.vectors]\n",
+            EXPORT,
+            "export() must return a dict of tensors by name, not a list",
+        ),
+        (SOUND + "\n    def kept(self):\n        return {'vectors': 4}\n", COUNT, "'vectors' is a int"),
     ],
-    ids=["shape", "random", "list"],
+    ids=["shape", "random", "at times", "list", "nan", "batch", "export", "kept"],
 )
 def test_one_cause_is_one_line_that_names_what_it_takes_along(
     body: str, cause: str, words: str, tmp_path: Path
@@ -268,7 +285,41 @@ def test_one_cause_is_one_line_that_names_what_it_takes_along(
     assert [item.check for item in found if not item.ok and not item.cause] == [cause]
     assert {item.cause for item in found if not item.ok} == {"", cause}
     text = describe_contract(tmp_path / "broken.py", found)["text"]
-    assert (text.count("FAIL"), text.count(words), text.count(EXPORT)) == (1, 1, 1)
+    assert (text.count("FAIL"), text.count(words)) == (1, 1)
+    assert text.count(EXPORT) == 1
+
+
+HIDDEN = {
+    "dict": ("self.more = {'a': [made]}", "self.more['a'][0]"),
+    "object": ("self.more = SimpleNamespace(own=made)", "self.more.own"),
+    "object with slots": ("self.more = Slots(); self.more.own = made", "self.more.own"),
+    "closure": ("self.more = lambda: made", "self.more()"),
+    "default": ("self.more = lambda own=made: own", "self.more()"),
+    "deque": ("self.more = deque([made])", "self.more[0]"),
+    "class": ("type(self).more = made", "self.more"),
+    "module": ("TABLE['more'] = made", "TABLE['more']"),
+    "optimizer": ("self.more = torch.optim.SGD([made])", "self.more.param_groups[0]['params'][0]"),
+}
+
+
+@pytest.mark.parametrize("place", HIDDEN)
+def test_a_trained_tensor_is_found_wherever_it_is_kept(tmp_path: Path, place: str) -> None:
+    keep, use = HIDDEN[place]
+    body = (
+        "from collections import deque\nfrom types import SimpleNamespace\n\nclass Slots:\n    __slots__ = ('own',)\n"
+        + SOUND
+    )
+    body = changed("    def prompt", f"        made = nn.Parameter(torch.zeros_like(self.vectors))\n        {keep}"
+                   "\n\n    def prompt", body)  # fmt: skip
+    found = finding(tmp_path, changed("return self.vectors", f"return self.vectors + {use}", body), SEEN)
+    assert not found.ok
+    known = {
+        "dict": "more['a'][0]",
+        "object": "more.own",
+        "closure": "more.made",
+        "optimizer": use.removeprefix("self."),
+    }
+    assert found.detail.startswith(f"{known.get(place, 'a tensor [4, 64]')}: trained tensors")
 
 
 def test_an_exception_is_placed_in_the_methods_own_file(tmp_path: Path) -> None:
@@ -316,10 +367,12 @@ COUNTED = NONE_COUNTED.replace("return 0", "return 4")
          "Broken.prompt() must return [4, 64] (num_prompt_tokens, H), "
          "or one for each task in front, not [4, 63]"),
         (ADDED_METHOD.replace("self.vectors", "self.vectors[0]"), LOSS, "[P, H] or [K, P, H], not [64]"),
+        (ADDED_METHOD + "\n    def added(self):\n        return self.vectors[:3]\n", LOSS,
+         "Broken.added() must return [24, 64] (tokens of the longest text, H), not [3, 64]"),
         (ADDED_METHOD.replace("self.vectors", "self.vector"), LOSS, "no attribute 'vector' (broken.py:"),
         (ADDED_METHOD + "\n    def kept(self):\n        return [self.vectors]\n", COUNT, "must return a dict of"),
     ],
-    ids=["mask", "no-mask", "uncounted", "width", "one-vector", "misspelt", "kept"],
+    ids=["mask", "no-mask", "uncounted", "width", "one-vector", "short-table", "misspelt", "kept"],
 )  # fmt: skip
 def test_what_a_method_returns_is_named_where_it_is_wrong(tmp_path: Path, body: str, check: str, words: str) -> None:
     found = finding(tmp_path, changed(ADDED_METHOD, body), check)

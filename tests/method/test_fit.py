@@ -8,18 +8,26 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import byte_tokenizer, write_checkpoint
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 from typing_help import present
 
+from harness.backbone.fingerprint import weights_fingerprint
 from harness.backbone.names import SHIPPED
 from harness.backbone.network import Backbone
 from harness.cli.commands import app
+from harness.cli.list_params import describe_params
 from harness.errors import UserError
 from harness.method.method import Rule
 from harness.method.registry import discover
 from harness.results.store import ResultStore
+from harness.runner import preflight
+from harness.runner.plan import make_plan
+from harness.runner.preflight import find_misfits
 from harness.runner.run_suite import run
+from harness.suite.make_groups import Overrides
 from harness.train.method_fit import _compute, _OnShapes, misfit
 from harness.train.tiny_backbones import TinyTokenizer
 
@@ -200,6 +208,63 @@ def test_a_suite_in_which_nothing_fits_is_an_error_and_writes_nothing(ran: tuple
     assert not (folder / "none").exists()
 
 
+OWN = """
+from harness.method import LayerChange, Method, Paper
+import torch
+from torch import nn
+
+class Own(Method):
+    name = "own"
+    paper = Paper("nobody-2026", "https://example.org")
+
+    def __init__(self, hp, backbone):
+        super().__init__(hp, backbone)
+        self.bias = nn.Parameter(torch.zeros(backbone.hidden))
+        self.layers = list(backbone.model.base_model.layers)
+
+    def layer_changes(self):
+        return [LayerChange(layer.self_attn.o_proj, after=lambda states: states + self.bias) for layer in self.layers]
+"""
+STARTED = (
+    OWN.replace("Own", "Started")
+    .replace('"own"', '"started"')
+    .replace(
+        "paper =",
+        """takes_sources = (1, 1)
+    paper =""",
+    )
+    + """
+    def start_from(self, sources):
+        self.bias.data.copy_(sources[0]["prompt"][0])
+"""
+)
+
+
+def test_a_method_of_ones_own_is_judged_by_computing_with_it(folders: Path, tmp_path: Path) -> None:
+    """It can be built on GPT-NeoX, whose modules have other names than Llama's, for which it was written."""
+    (tmp_path / "methods").mkdir()
+    (tmp_path / "methods" / "own.py").write_text(OWN)
+    (tmp_path / "methods" / "started.py").write_text(STARTED)
+    config = {**SMALL, "model_type": "gpt_neox", "vocab_size": 300}
+    source = str(write_checkpoint(tmp_path / "net", config, byte_tokenizer()))
+    save_file({"prompt": torch.zeros(2, 64)}, tmp_path / "prompt.safetensors")
+    rows = "methods: {own: , started: {init_from: {file: prompt.safetensors}}}\n"
+    (tmp_path / "suite.yaml").write_text(SUITE.replace("micro-t5", source).split("methods:")[0] + rows)
+    plan = make_plan(tmp_path / "suite.yaml", Overrides(), tmp_path / "out", None, [str(tmp_path / "methods")])
+    reason = r"it is not written for networks of this kind: \w+\.py:\d+ stops with AttributeError .*'self_attn'"
+    for group in plan.groups:
+        with pytest.raises(UserError, match=reason):
+            find_misfits(plan, group.cells.values())
+    with pytest.raises(UserError, match=reason):
+        describe_params(plan.methods, ["own"], source, {})
+    assert misfit(plan.methods["own"].cls, {}, str(folders / "qwen3")) is None  # type: ignore[arg-type]
+
+
+def test_a_check_of_a_suite_says_what_does_not_fit(ran: tuple[Path, Any]) -> None:
+    told = CliRunner().invoke(app, ["check", str(ran[0] / "suite.yaml")])
+    assert "1 rows do not fit:\nwide does not fit backbone 'micro-t5': a subvector width of 7" in told.output
+
+
 def test_a_mistake_in_a_methods_code_is_no_question_of_fit() -> None:
     class Broken(METHODS["bitfit"]):  # type: ignore[misc, name-defined, valid-type]
         def layer_changes(self) -> Any:
@@ -211,8 +276,6 @@ def test_a_mistake_in_a_methods_code_is_no_question_of_fit() -> None:
 @pytest.fixture
 def two(tmp_path: Path) -> Path:
     """Two networks in folders of the same name, which differ in one weight."""
-    from safetensors.torch import load_file, save_file
-
     for run_name in ("a", "b"):
         shutil.copytree(SHIPPED["micro-t5"], tmp_path / run_name / "checkpoint-500")
     file = tmp_path / "b" / "checkpoint-500" / "model.safetensors"
@@ -231,6 +294,10 @@ def test_another_network_of_a_stored_name_is_refused_until_it_has_its_own(two: P
     for rerun in ("none", "failed", "stale"):
         with pytest.raises(UserError, match=r"another network than the 'checkpoint-500'.*NEW_NAME="):
             run(two / "suite.yaml", backbones=[second], rerun=rerun, **options)
+    told = CliRunner().invoke(
+        app, ["plan", str(two / "suite.yaml"), "--backbones", second, "--results", str(two / "out")]
+    )
+    assert "another network than the 'checkpoint-500'" in str(told.exception)
     other_row = {**options, "methods": ["dept"], "settings": {"methods.dept.budget_length": 120}}
     with pytest.raises(UserError, match="another network"):  # nor may its rows stand beside those of the first
         run(two / "suite.yaml", backbones=[second], **other_row)
@@ -238,3 +305,22 @@ def test_another_network_of_a_stored_name_is_refused_until_it_has_its_own(two: P
     assert run(two / "suite.yaml", backbones=[f"later={second}"], **options).num_trained == 1
     assert run(two / "suite.yaml", backbones=[first], **options).num_kept == 1
     assert {r.cell.backbone for _, r in ResultStore(two / "out").scan()} == {"checkpoint-500", "later"}
+
+
+def test_weights_that_a_run_has_just_downloaded_are_compared_before_it_trains(
+    two: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = str(two / "a" / "checkpoint-500"), str(two / "b" / "checkpoint-500")
+    options: dict[str, Any] = {"methods": ["prompt_tuning"], "seeds": [1], "results": two / "out", "quiet": True}
+    run(two / "suite.yaml", backbones=[first], **options)
+    before = {p: p.read_bytes() for p in (two / "out").rglob("*.*") if p.is_file()}
+    asked: list[str] = []
+
+    def unresolved_at_first(name: str) -> str:
+        asked.append(name)
+        return "unresolved" if len(asked) == 1 else weights_fingerprint(name)
+
+    monkeypatch.setattr(preflight, "weights_fingerprint", unresolved_at_first)
+    with pytest.raises(UserError, match="another network"):
+        run(two / "suite.yaml", backbones=[second], **{**options, "seeds": [2]})
+    assert before == {p: p.read_bytes() for p in (two / "out").rglob("*.*") if p.is_file()}

@@ -75,6 +75,16 @@ def texts(table: Table) -> dict[str, list[str]]:
     return {" ".join(cell.text for cell in row[:n]): [cell.text for cell in row[n:]] for row in measured}
 
 
+def test_a_column_tells_of_test_rows_that_stand_in_train() -> None:
+    runs = [made("dept", "rte", 60, suite="glue"), made("dept", "cola", 70, suite="glue")]
+    assert runs[0].data is not None
+    runs[0] = runs[0].model_copy(update={"data": runs[0].data.model_copy(update={"num_duplicates": 3})})
+    table, _ = filled("accept-1", runs)
+    sentence = "rte: 3 of 18 dev and test rows also stand in train, which rewards memory"
+    marked = [column.title for column in table.columns if sentence in [table.notes[n - 1] for n in column.notes]]
+    assert marked == ["RTE", "Avg."]
+
+
 def test_every_table_that_was_asked_for_has_a_layout_and_every_layout_can_be_read() -> None:
     assert set(table_names()) == ASKED
     assert table_names().index("accept-2") < table_names().index("accept-10")

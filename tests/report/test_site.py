@@ -127,6 +127,9 @@ def test_failed_missing_single_and_mixed_results_each_say_so(site: Path, documen
     ):
         assert note in text
     assert "rte: 0 to 3 of 200 dev and test rows also stand in train" in page(documents, site, "tasks/rte.html").text
+    task = page(documents, site, "tasks/rte.html").text
+    assert "100 dev and 100 test rows, fingerprint f, 3 of dev and test also in training" in task
+    assert "fingerprint f; rte: all 100 dev rows have the label 'yes'" in task
     method = page(documents, site, "methods/lora.html").text
     assert "made with another version of this file" in method
 

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from test_fused import SPECS, make_cell, trainer
 
+from harness.backbone.seal import BackboneChanged
 from harness.results.schema import DevScore
 from harness.runner.claimed_bundles import interval
 from harness.suite.cell import Cell, Key
@@ -79,6 +80,19 @@ def test_a_continued_bundle_ends_with_the_same_bits(
         assert bits(outcome) == bits(untouched[name]), outcome.cell.method
     handed_over = {state.outcome.cell.cell_id for state in first.states if state.outcome.scores.get("test")}
     assert ours.keys() | handed_over == untouched.keys()
+
+
+def test_no_checkpoint_holds_what_a_changed_backbone_has_computed(tmp_path: Path) -> None:
+    """A run that goes on from it loads the backbone anew, so nothing could tell any more."""
+    plan = CheckpointPlan(tmp_path / "state.safetensors", "key", every_steps=2)
+    first = made(bundle())
+
+    def on_step(step: int, steps: int, scores: dict[Key, DevScore]) -> None:
+        first.backbone.embedding.weight.data[0] += 1  # raises no version; the next evaluation is after step 5
+
+    with pytest.raises(BackboneChanged):
+        first.run(on_step, lambda outcome: None, CheckpointWriter(plan))
+    assert not plan.path.exists()
 
 
 def test_a_stop_within_an_evaluation_loses_nothing(
