@@ -177,5 +177,7 @@ def _field(value: ast.expr | None) -> Any:
     """The default of a setting; one that is computed stands as None, which nothing here shows or checks."""
     if value is None:
         return dataclasses.field()
+    if isinstance(value, ast.Call) and ast.unparse(value.func) == "field":  # a mapping or a list, made anew each time
+        return dataclasses.field(default_factory=lambda: None)
     found = literal(value)
     return dataclasses.field(default=None if isinstance(found, (list, dict, set)) else found)
