@@ -9,7 +9,7 @@ Shapes: N rows, P prompt vectors, K tasks of a mixture, H hidden width, L attent
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -88,6 +88,15 @@ class ConfiguredPeft(Method):
     def on_update(self, step: int, num_steps: int) -> None:
         if self.allocation is not None:
             self.allocation.allocate(step + 1)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load tensors; those that are exchanged and not filled are exchanged in PEFT's modules too."""
+        held: list[Any] = [self.tensors._parameters, self.frozen._buffers]
+        before = [(table, name, tensor) for table in held for name, tensor in table.items()]
+        loaded = super().load_state_dict(state_dict, strict, assign)
+        exchanged = {id(old): table[name] for table, name, old in before if table[name] is not old}
+        self.network.exchange(exchanged)
+        return loaded
 
     def train(self, mode: bool = True) -> ConfiguredPeft:
         """Switch PEFT's layers too. They are no modules of the method, since the backbone's lie inside them."""

@@ -51,13 +51,17 @@ class PeftNetwork:
         """What PEFT trains, by name, in the type of the embedding: PEFT takes that of the weight beside it."""
         self.frozen: dict[str, Tensor] = {}
         """What PEFT draws or computes once and answers with; it is stored, since another start would give another."""
+        self._stored: dict[int, Tensor] = {}
+        """By the id of a frozen tensor of PEFT, the one that is stored for it."""
         for name, tensor in self._by_name().items():
             key = name.replace(".", "/")  # nn.ParameterDict allows no dots
             if isinstance(tensor, nn.Parameter) and tensor.requires_grad:
                 tensor.data = tensor.data.to(dtype)
                 self.trained[key] = tensor
             else:
-                self.frozen[key] = tensor
+                # a buffer of the method may be no parameter; it shares the memory, which loading fills
+                self.frozen[key] = tensor.detach() if isinstance(tensor, nn.Parameter) else tensor
+                self._stored[id(tensor)] = self.frozen[key]
         if not self.trained:
             raise ValueError("nothing of it trains")
 
@@ -80,6 +84,16 @@ class PeftNetwork:
         """Return path, module of the backbone and module that stands for it, wherever they differ."""
         return self.view.changed()
 
+    def exchange(self, tensors: Mapping[int, Tensor | None]) -> None:
+        """Put other tensors in the places of some, by the id of the old ones, wherever PEFT's modules hold these."""
+        for module in self.model.modules() if tensors else ():
+            for name, old in module._parameters.items():
+                new = tensors.get(id(self._stored.get(id(old), old)))
+                if new is not None:
+                    module._parameters[name] = new if isinstance(new, nn.Parameter) else nn.Parameter(new, False)
+            for name, buffer in module._buffers.items():
+                module._buffers[name] = tensors.get(id(buffer), buffer)
+
     def train(self, mode: bool) -> None:
         """Switch what PEFT has put in between training and evaluation, and none of the network's own modules."""
         for module in self.model.modules():
@@ -100,5 +114,4 @@ class FrozenTensors(nn.Module):
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
         for key, tensor in tensors.items():
-            # the object itself, which PEFT's layer reads: loading copies into it
-            self.register_buffer(key, tensor.detach() if isinstance(tensor, nn.Parameter) else tensor)
+            self.register_buffer(key, tensor)  # the memory that PEFT's layer reads: loading copies into it

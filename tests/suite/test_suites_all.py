@@ -67,7 +67,7 @@ EXPECTED = {
     "transfer-mrqa": 3 * MRQA * SEEDED + (6 + 1) * GRID,
     # dev chooses one of five sources for SPoT
     "fewshot-transfer": 3 * SHOTS * (3 * SEEDED + 5 * GRID + 2) + (6 + 2) * GRID,
-    "peft": 2 * (11 * 2 + 4 + 1),  # two tasks, grids of two rates; one row has two lengths as well
+    "peft": 11 * 2 + 4 + 1,  # grids of two rates; one row has two lengths as well
     "transfer": 3 * 4 + 2 * 4,
     "transfer-few-shot": 4 * 6 + 2 * 6,
 }
