@@ -98,7 +98,9 @@ class Converter:
         names = (column, *self.task.aliases.get(column, ()))
         name = next((name for name in names if name in row), None)
         if name is None:
-            raise UserError(f"field '{column}' is missing", where=where, value=column, choices=list(row))
+            raise UserError(
+                f"field '{column}' is missing", where=where, value=column, choices=list(row), hint=_separator_hint(row)
+            )
         value = row[name]
         if _is_missing(value):
             raise UserError(f"field '{name}' is empty", where=where)
@@ -129,6 +131,15 @@ class Converter:
         targets = (answers or [NO_ANSWER]) if self.task.copy_per_answer else answers[:1]
         others = answers if self.task.references == "all" else []
         return [Example(source, target, tuple(dict.fromkeys([target, *others]))) for target in targets]
+
+
+def _separator_hint(row: Row) -> str | None:
+    """Return a hint where the only column is the head of a table that has another separator."""
+    (first, *others) = row
+    found = [name for mark, name in ((";", "semicolons"), ("\t", "tabs"), (",", "commas")) if mark in first]
+    if others or not found:
+        return None
+    return f"Its columns seem to be separated by {found[0]}; a .csv has commas, a .tsv tabs."
 
 
 def _is_missing(value: object) -> bool:

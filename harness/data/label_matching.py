@@ -140,6 +140,10 @@ class LabelMatcher:
             hint = "Hidden test labels (-1) cannot be scored."
         elif not text.strip():
             hint = "The cell is empty."
+        elif self._has_places and text.strip().lower() in _TRUTH and len(self.labels) == 2:
+            hint = (
+                "If false and true are the classes, list them as they stand: labels: [false, true], or [true, false]."
+            )
         elif self._has_places and _number(text) == str(len(self.labels)):
             hint = f"A number is the place of a label, counted from 0. {self._counted_from_one()}"
         return UserError(

@@ -176,7 +176,7 @@ def test_a_method_may_hold_a_part_of_the_network_as_its_own(clean: dict[str, Res
 def test_the_one_that_is_known_fails_and_the_others_stay_together(way: str, tmp_path: Path) -> None:
     WAYS["init in place"] = ("INIT", WAYS["in place"][1])
     WAYS["trained in place"] = ("INIT", "self.vectors = nn.Parameter(backbone.embedding.weight.detach()[7:8])")
-    rows = "{poison: , other: {method: poison}, a: {method: prompt_tuning, prompt_length: 3}, p_tuning: {}, "
+    rows = "{a: {method: prompt_tuning, prompt_length: 3}, p_tuning: {}, poison: , other: {method: poison}, "
     mixed = run(tmp_path / "mixed", rows + "b: {method: prompt_tuning, prompt_length: 2}}", way)
     assert {label for label, result in mixed.items() if result.status == "failed"} == {"poison", "other"}
     # a write in place has an author; behind one through `.data` each method goes on with its own cells

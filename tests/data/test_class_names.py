@@ -188,7 +188,7 @@ def test_labels_are_matched_as_written_then_without_case_then_as_numbers(
     [
         (["bad", "good"], 2, "If the data counts from 1, list the numbers as they stand: labels: [1, 2]"),
         (["bad", "good"], 0.5, "label '0.5' is not one of"),
-        (["bad", "good"], True, "label 'True' is not one of"),
+        (["bad", "good"], True, "list them as they stand: labels: [false, true]"),
         (["bad", "good"], "", "The cell is empty."),
         (["1", "2"], 0, "label '0' is not one of"),
         (["us", "US"], "Us", "label 'Us' is not one of"),

@@ -92,6 +92,17 @@ def test_a_declaration_that_cannot_be_is_refused_before_anything_is_written(
     assert expected in message(suite(tmp_path, **changes))
 
 
+@pytest.mark.parametrize(
+    ("name", "mark", "said"), [("rows.csv", ";", "semicolons"), ("rows.csv", "\t", "tabs"), ("rows.tsv", ",", "commas")]
+)
+def test_a_table_with_another_separator_is_told(tmp_path: Path, name: str, mark: str, said: str) -> None:
+    """A spreadsheet writes semicolons where the comma is for decimals."""
+    rows(tmp_path)
+    text = (tmp_path / "rows.csv").read_text().replace(",", mark)
+    (tmp_path / name).write_text(text)
+    assert f"seem to be separated by {said}; a .csv has commas" in message(suite(tmp_path, files=name))
+
+
 def test_labels_that_differ_in_case_are_two(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text(
         "text,verdict\n" + "\n".join(f"row {i},{('us', 'US')[i % 2]}" for i in range(20))
