@@ -39,6 +39,7 @@ from .names import known_config as known_config
 from .names import resolve_backbone as resolve_backbone
 from .network import DTYPES as DTYPES
 from .network import Backbone as Backbone
+from .network import CannotWrite as CannotWrite
 from .network_kinds import KindName as KindName
 from .network_kinds import Pooling as Pooling
 from .network_kinds import num_table_positions as num_table_positions

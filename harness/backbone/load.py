@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -17,20 +17,26 @@ import torch
 from safetensors import SafetensorError
 
 from harness.backbone.fingerprint import weights_fingerprint
+from harness.backbone.loaded_weights import require_whole
 from harness.backbone.names import SHIPPED, hub_snapshot, known_config, resolve_backbone
 from harness.backbone.network import DTYPES, Backbone
 from harness.backbone.network_kinds import kind_of
 from harness.backbone.quantization import PACKED, Scheme, load_options, num_weights, prepare_quantized
 from harness.backbone.record import BackboneRecord
 from harness.backbone.tokenizer_files import check_vocabulary, load_tokenizer
-from harness.errors import UserError
+from harness.errors import UserError, shortened
 from harness.hub import why_unreachable
 from harness.suite import short_name
 
 Loaded = TypeVar("Loaded")
 
-OTHER_WEIGHTS = ("pytorch_model*.bin", "tf_model*.h5", "flax_model*.msgpack", "*.gguf")
+OTHER_WEIGHTS = ("pytorch_model*.bin", "tf_model*.h5", "flax_model*.msgpack", "*.gguf", "consolidated*.pth",
+                 "model*.pt", "model*.pth", "model*.ckpt", "*.ot")  # fmt: skip
 """Files of weights that are recognised, to say what is wrong: pickles may run code, the others are not read."""
+
+
+LFS = b"version https://git-lfs"
+"""The first bytes of a file that Git LFS has left in place of the real one."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ def load_backbone(
 
     Local files are tried first, then the hub. Each tensor goes from its file straight to its device and form, so the
     host never holds all weights at once. Raises UserError where there is no such backbone, where its files cannot be
-    read, or where quantisation needs a package that is not installed.
+    read or do not give every weight, or where quantisation needs a package that is not installed.
     """
     from transformers import AutoConfig
     from transformers.utils import logging
@@ -67,17 +73,15 @@ def load_backbone(
     require_safetensors(name_or_path)
     options = load_options(quantization, DTYPES[precision]) | _device_options(device, quantization, placement)
 
-    def load(local: bool) -> tuple[Any, Any, Any]:
+    def load(local: bool) -> tuple[Any, Any, Any, Any]:
         # no pickles, and no code that comes with a checkpoint
         safe: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
         config = AutoConfig.from_pretrained(location, **safe)
-        if kind_of(config).writes_text:
-            model = _auto_class(config).from_pretrained(location, use_safetensors=True, **safe, **options)
-        else:
-            model = _body(location, config, use_safetensors=True, **safe, **options)
-        return config, model, load_tokenizer(location, **safe)
+        model, found = _from_files(location, config, **safe, **options)
+        return config, model, found, load_tokenizer(location, **safe)
 
-    config, model, tokenizer = _local_first(name_or_path, location, load)
+    config, model, found, tokenizer = _local_first(name_or_path, location, load)
+    require_whole(name_or_path, model, found)
     if "device_map" not in options:
         model.to(device)
     prepare_quantized(model, quantization)
@@ -117,8 +121,13 @@ def meta_backbone(name_or_path: str, quantization: Scheme = "none", with_tokeniz
     where that tokenizer belongs to another network.
     """
     config = backbone_config(name_or_path)
-    with torch.device("meta"):  # shapes without memory, whatever the size
-        model = untrained_network(config)
+    try:
+        with torch.device("meta"):  # shapes without memory, whatever the size
+            model = untrained_network(config)
+    except Exception as error:  # each network's code checks its configuration in its own way
+        reason = shortened(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__, 200)
+        problem = f"no network can be built from the configuration of '{name_or_path}': {reason}"
+        raise UserError(problem, field="backbones") from None
     if model._can_set_experts_implementation():
         # the usual way of mixtures of experts takes nothing but bfloat16 where tensors have no values
         model.set_experts_implementation("batched_mm")
@@ -171,24 +180,26 @@ def _auto_class(config: Any) -> Any:
     return getattr(transformers, kind_of(config).auto_class)
 
 
-def _body(location: str, config: Any, **options: Any) -> Any:
-    """Load an encoder without what its checkpoint has on top: a pooler, a head for masked words.
+def _from_files(location: str, config: Any, **options: Any) -> tuple[Any, Mapping[str, Any]]:
+    """Load a network, and the report of what its files lack or have in another shape; `require_whole` reads it.
 
-    Raises ValueError where the checkpoint lacks a weight, which transformers would draw at random.
+    Of an encoder what its checkpoint has on top is left out: a pooler, a head for masked words.
     """
     from transformers.utils import logging
 
     before = logging.get_verbosity()
-    logging.set_verbosity_error()  # what is left out on purpose needs no report
+    logging.set_verbosity_error()  # the report would be logged too
     try:
-        model, info = _auto_class(config).from_pretrained(
-            location, output_loading_info=True, **options, **_without_pooler(config)
+        return _auto_class(config).from_pretrained(  # type: ignore[no-any-return]
+            location,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
+            **_without_pooler(config),
         )
     finally:
         logging.set_verbosity(before)
-    if missing := sorted(info["missing_keys"]):
-        raise ValueError(f"its files lack {len(missing)} weights of the network: {', '.join(missing[:3])}")
-    return model
 
 
 def _without_pooler(config: Any) -> dict[str, bool]:
@@ -250,7 +261,18 @@ def require_safetensors(name_or_path: str, where: str | None = None) -> None:
     """Raise UserError, at `where`, for a checkpoint on this machine that has weights, and none in safetensors."""
     location = resolve_backbone(name_or_path, where)
     folder = Path(location) if Path(location).is_dir() else hub_snapshot(location)
-    if folder is None or any(folder.glob("*.safetensors")):
+    if folder is None:
+        return
+    files = sorted(folder.glob("*.safetensors"))
+    for path in files:
+        with open(path, "rb") as file:
+            if file.read(len(LFS)) == LFS:
+                problem = f"{path.name} is not the weights but a pointer that Git LFS left"
+                raise UserError(problem, where=where, field=name_or_path, hint="git lfs pull fetches them.")
+    if (folder / "adapter_config.json").exists() and all(path.name.startswith("adapter_") for path in files):
+        raise UserError("holds a PEFT adapter and not the network that it belongs to", where=where, field=name_or_path,
+                        hint="Merge it once: PEFT's merge_and_unload(), then save_pretrained().")  # fmt: skip
+    if files:
         return
     others = sorted(path.name for pattern in OTHER_WEIGHTS for path in folder.glob(pattern))
     if any(name.endswith(".bin") for name in others):

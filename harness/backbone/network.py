@@ -32,6 +32,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.
 What a method trains takes the embedding's type, and 8 bits would lose most steps of size 1e-4 on values near 1."""
 
 
+class CannotWrite(ValueError):
+    """The network reads texts but cannot write an answer token by token."""
+
+
 class Backbone:
     """A pretrained network whose own weights never change while methods train on it.
 
@@ -265,6 +269,16 @@ class Backbone:
         finally:
             for layer, training in zip(self._layers, before, strict=True):
                 layer.training, layer.gradient_checkpointing = training, False
+
+    def cache_of(self, out: Any) -> Any:
+        """Return the keys and values in a network's output. Raises CannotWrite where it gives none."""
+        cache = out.get(self.cache_keyword)
+        if cache is None:
+            raise CannotWrite(
+                f"{type(self.model).__name__} gives no stored keys and values ({self.cache_keyword}), so it cannot "
+                "write an answer token by token; networks without attention are not supported"
+            )
+        return cache
 
     def greedy(self, step: Any, logits: Tensor, max_new_tokens: int) -> Tensor:
         """Take the most likely token until each row has written its end or the limit is reached.

@@ -50,6 +50,9 @@ class Network(Protocol):
     def cache_keyword(self) -> str:
         """Name of the argument that takes stored keys and values."""
 
+    def cache_of(self, out: Any) -> Any:
+        """Return the keys and values in the model's output."""
+
     def forward_pass(self, **inputs: Any) -> Any:
         """Run the model as in training, compiled if that is switched on."""
 
@@ -134,7 +137,7 @@ class EncoderDecoder(NetworkKind):
                 use_cache=True,
                 **{network.cache_keyword: cache},
             )
-            cache = out[network.cache_keyword]
+            cache = network.cache_of(out)
             return out.logits[:, -1]  # type: ignore[no-any-return]
 
         return network.greedy(step, step(last), max_new_tokens)
@@ -172,7 +175,7 @@ class DecoderOnly(NetworkKind):
         out = network.model(
             inputs_embeds=embeds, attention_mask=mask, position_ids=_positions(mask), use_cache=True, logits_to_keep=1
         )
-        cache = out[network.cache_keyword]
+        cache = network.cache_of(out)
         full_mask = mask
 
         def step(tokens: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import contextlib
 import functools
 import json
 import logging
+import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +25,16 @@ from torch import Tensor
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from harness.backbone import Backbone, BackboneChanged, KindName, Scheme, Seal, backbone_config, meta_backbone
+from harness.backbone import (
+    Backbone,
+    BackboneChanged,
+    CannotWrite,
+    KindName,
+    Scheme,
+    Seal,
+    backbone_config,
+    meta_backbone,
+)
 from harness.data import Task
 from harness.errors import UserError, shortened
 from harness.method import HeadReader, LinearHead, Method, SourceFile, num_outputs, read_source_tensors
@@ -58,9 +68,10 @@ def misfit(
     `name_or_path` names the backbone; `sources` are the tensors, with or without values, that the method starts from.
     Raises UserError where the backbone has no configuration.
     """
-    if sources:
-        return _judged(cls, hp, lambda: meta_backbone(name_or_path, quantization), lr, sources)
     network = json.dumps(backbone_config(name_or_path), sort_keys=True, default=str)
+    if sources:
+        alone = _network_error(name_or_path, network, quantization)
+        return _judged(cls, hp, lambda: meta_backbone(name_or_path, quantization), lr, sources, alone)
     key: Any = cls
     return _remembered(key, json.dumps(dict(hp), sort_keys=True), name_or_path, network, quantization, lr)
 
@@ -70,18 +81,42 @@ def _remembered(
     cls: type[Method], hp: str, name_or_path: str, network: str, quantization: Scheme, lr: float
 ) -> str | None:
     """Do as `misfit`, once for each set of arguments. `network` is the configuration: that of a folder may change."""
-    return _judged(cls, json.loads(hp), lambda: meta_backbone(name_or_path, quantization), lr, ())
+    alone = _network_error(name_or_path, network, quantization)
+    return _judged(cls, json.loads(hp), lambda: meta_backbone(name_or_path, quantization), lr, (), alone)
+
+
+@functools.lru_cache(maxsize=64)
+def _network_error(name_or_path: str, network: str, quantization: Scheme) -> Exception | None:
+    """Return what a network raises on shapes without any method, or None; `network` is its configuration."""
+    backbone = _OnShapes(meta_backbone(name_or_path, quantization))
+    try:
+        _on_shapes(functools.partial(_compute, None, backbone))
+    except Exception as error:  # whatever the network's own code raises
+        return error.with_traceback(None)
+    return None
 
 
 def _judged(
-    cls: type[Method], hp: Mapping[str, Any], build: Callable[[], Backbone], lr: float, sources: Sources
+    cls: type[Method],
+    hp: Mapping[str, Any],
+    build: Callable[[], Backbone],
+    lr: float,
+    sources: Sources,
+    alone: Exception | None,
 ) -> str | None:
-    """Try the method on the network that `build` returns; where that raises, try it on a tiny one of the same kind."""
+    """Try the method on the network that `build` returns; where that raises, try it on a tiny one of the same kind.
+
+    `alone` is what that network raises without a method: mostly an operator that has no answer for shapes, such as
+    those of mixtures of experts.
+    """
+    if isinstance(alone, CannotWrite):
+        return _sentence(str(alone))
     error, kind = _tried(cls, hp, build, lr, sources)
     if error is None:
         return None
-    if isinstance(error, UNDECIDED):
-        return None  # a method that may fit is not refused; where it does not, its cells fail by themselves
+    # a method that may fit is not refused; where it does not, its cells fail by themselves
+    if isinstance(error, UNDECIDED) or (alone is not None and _told_apart(error) == _told_apart(alone)):
+        return None
     if isinstance(error, ValueError):  # a method's own way to say that settings do not fit
         return _sentence(str(error))
     on_tiny, _ = _tried(cls, hp, lambda: tiny_backbone(kind, meta=True), lr, ())
@@ -113,14 +148,24 @@ def _try(method: Method, backbone: Backbone, lr: float, sources: Sources) -> Non
         return  # its sources are not known here, and without them nothing can be computed
     if not (type(method).is_layer_side() or type(method).runs_alone()):
         return  # the network reads embeddings as it always does; `harness.train.batch_input` checks their shapes
+    _on_shapes(functools.partial(_compute, method, backbone))
+
+
+def _on_shapes(compute: Callable[[], None]) -> None:
+    """Call `compute`, which works on the meta device."""
     try:
-        _compute(method, backbone)
+        compute()
     except (RuntimeError, NotImplementedError) as error:
         if "meta tensors" not in str(error):
             raise
         # some networks read values unless they are traced by FakeTensorMode, which is ten times as slow
         with _quiet(), FakeTensorMode(allow_non_fake_inputs=True):
-            _compute(method, backbone)
+            compute()
+
+
+def _told_apart(error: Exception) -> tuple[type[Exception], str]:
+    """Return type and words of an exception without numbers: a prompt makes a sequence longer."""
+    return type(error), re.sub(r"\d+", "", str(error))
 
 
 @contextlib.contextmanager
@@ -134,17 +179,22 @@ def _quiet() -> Iterator[None]:
         logger.disabled = before
 
 
-def _compute(method: Method, backbone: Backbone) -> None:
+def _compute(method: Method | None, backbone: Backbone) -> None:
     """Compute the losses of [N, L, H] embeddings, and two tokens of an answer or a head's, on the meta device."""
     embeds = torch.zeros(ROWS, LENGTH, backbone.hidden, device="meta")
     mask = torch.ones(ROWS, LENGTH, dtype=torch.long, device="meta")
     labels = torch.zeros(ROWS, TARGETS, dtype=torch.long, device="meta")
-    if not type(method).is_layer_side():
-        embeds, mask = method(embeds, mask)
     reader = backbone
     if not backbone.writes_text:
         cells = torch.zeros(ROWS, dtype=torch.long, device="meta")
         reader, labels = HeadReader(backbone, [LinearHead(TARGETS, backbone)], cells), labels[:, :1]
+    if method is None:
+        reader.token_losses(embeds, mask, labels)
+        if backbone.writes_text:
+            backbone.decode(embeds, mask, 2)
+        return
+    if not type(method).is_layer_side():
+        embeds, mask = method(embeds, mask)
     method.attach(backbone)
     try:
         method.token_losses(reader, embeds, mask, labels)

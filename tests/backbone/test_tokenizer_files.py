@@ -149,8 +149,10 @@ def test_pickled_weights_are_refused_with_the_command_that_converts_them(
         assert torch.equal(tensor, expected[name])
 
 
-def test_weights_in_another_framework_s_form_are_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["tf_model.h5", "consolidated.00.pth", "model.ckpt"])
+def test_weights_in_another_form_are_named(tmp_path: Path, name: str) -> None:
     folder = write_checkpoint(tmp_path / "net", GPT2, byte_tokenizer())
-    (folder / "model.safetensors").rename(folder / "tf_model.h5")
-    with pytest.raises(UserError, match=r"holds no safetensors, only tf_model.h5"):
+    (folder / "model.safetensors").rename(folder / name)
+    (folder / "training_args.bin").write_bytes(b"")  # the Trainer leaves it beside weights, and it is none
+    with pytest.raises(UserError, match=f"holds no safetensors, only {name}"):
         require_safetensors(str(folder))

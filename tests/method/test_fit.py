@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import byte_tokenizer, write_checkpoint
+from checkpoints import byte_tokenizer, write_checkpoint, write_reviews
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
@@ -258,6 +258,40 @@ def test_a_method_of_ones_own_is_judged_by_computing_with_it(folders: Path, tmp_
     with pytest.raises(UserError, match=reason):
         describe_params(plan.methods, ["own"], source, {})
     assert misfit(plan.methods["own"].cls, {}, str(folders / "qwen3")) is None  # type: ignore[arg-type]
+
+
+MAMBA = {"model_type": "mamba", "hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}
+MIXTRAL = {**SMALL, "model_type": "mixtral", "num_key_value_heads": 2, "num_local_experts": 2}
+
+
+def test_a_network_without_attention_is_known_before_anything_is_trained(tmp_path: Path) -> None:
+    suite = write_reviews(tmp_path, [write_checkpoint(tmp_path / "net", MAMBA, byte_tokenizer())])
+    said = r"does not fit backbone 'net': \w+ gives no stored keys and values"
+    with pytest.raises(UserError, match=said):
+        run(suite, results=tmp_path / "out", quiet=True)
+    with pytest.raises(UserError, match=said) as refused:
+        run(suite, methods=["majority", "dept", "lora"], results=tmp_path / "out", quiet=True)
+    assert str(refused.value).count("does not fit") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_network_that_shapes_cannot_decide_is_tried_in_earnest(tmp_path: Path) -> None:
+    """The operator of Mixtral's experts refuses float32 on shapes alone; on values it takes it."""
+    net = write_checkpoint(tmp_path / "net", {**MIXTRAL, "vocab_size": 300}, byte_tokenizer())
+    suite = write_reviews(tmp_path, [net])
+    done = run(suite, methods=["lora", "prefix_tuning", "ia3"], results=tmp_path / "out", quiet=True)
+    failed = [r.failure for _, r in ResultStore(tmp_path / "out").scan() if r.status == "failed"]
+    assert (done.num_trained, failed) == (2, [])
+    assert [line.partition(":")[0] for line in done.unfit] == ["ia3 does not fit backbone 'net'"]
+
+
+@pytest.mark.parametrize("kind", ["vit", "whisper"])
+def test_a_configuration_of_no_network_of_texts_is_one_sentence(kind: str, tmp_path: Path) -> None:
+    AutoConfig.for_model(kind).save_pretrained(tmp_path / "net")
+    plan = make_plan(write_reviews(tmp_path, [tmp_path / "net"]), Overrides(), tmp_path / "out", None)
+    with pytest.raises(UserError, match=r"no network can be built from .*net': Unrec") as told:
+        find_misfits(plan, plan.asked())
+    assert told.value.problem.count("\n") == 0
 
 
 def test_a_check_of_a_suite_says_what_does_not_fit(ran: tuple[Path, Any]) -> None:
