@@ -235,7 +235,8 @@ def test_a_checkpoint_that_lacks_weights_is_refused(checkpoints: dict[str, str],
     tensors = load_file(folder / "model.safetensors")
     del tensors["encoder.layer.1.output.dense.weight"]
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match=r"lack 1 of the network's \d+ weights, such as encoder\.layer\.1\.output\.dense\.w"):
+    lacking = r"lack 1 of the network's \d+ weights, such as encoder\.layer\.1\.output\.dense\.weight"
+    with pytest.raises(UserError, match=lacking):
         load_backbone(str(folder))
 
 
