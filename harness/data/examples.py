@@ -135,9 +135,9 @@ class Converter:
 
 def _separator_hint(row: Row) -> str | None:
     """Return a hint where the only column is the head of a table that has another separator."""
-    (first, *others) = row
-    found = [name for mark, name in ((";", "semicolons"), ("\t", "tabs"), (",", "commas")) if mark in first]
-    if others or not found:
+    first = next(iter(row), "")
+    found = [name for mark, name in ((";", "semicolons"), ("\t", "tabs"), (",", "commas")) if mark in str(first)]
+    if len(row) != 1 or not found:
         return None
     return f"Its columns seem to be separated by {found[0]}; a .csv has commas, a .tsv tabs."
 

@@ -138,6 +138,8 @@ class BundleStep:
             state.record_loss(losses[i])
             state.outcome.num_steps += 1
         self.optimizer.step({i: lr_factor(self.states[i].recipe, step) for i in self.active})
+        if self.watched is not None and (what := self.watched.written()) is not None:
+            raise BackboneChanged(what, self._suspect())  # the update wrote it, so no `on_update` is to blame
         self._call_each("on_update", step)
         self.optimizer.clear()
         if not self.active:

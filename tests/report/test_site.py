@@ -202,7 +202,8 @@ def test_what_is_read_from_the_source_is_what_an_import_gives() -> None:
             fields = dataclasses.fields(cls.HP)
             assert [item.name for item in file.settings] == [field.name for field in fields]
             for item, field in zip(file.settings, fields, strict=True):
-                assert eval(item.default) == field.default
+                made = field.default_factory() if callable(field.default_factory) else field.default
+                assert eval(item.default) == made
             swept = {f"recipe.{key}" for key in cls.defaults.recipe} | {f"hp.{key}" for key in cls.defaults.hp}
             assert set(file.defaults) == swept
     assert not read

@@ -93,13 +93,21 @@ def _paper(values: Mapping[str, ast.expr]) -> dict[str, Any]:
     }
 
 
+def _default(value: ast.expr | None) -> str:
+    """A setting's default as it is written; of `field(default_factory=dict)`, what the factory makes."""
+    if isinstance(value, ast.Call) and ast.unparse(value.func).endswith("field"):
+        factory = next((item.value for item in value.keywords if item.arg == "default_factory"), None)
+        if factory is not None:
+            return f"{ast.unparse(factory)}()"
+    return ast.unparse(value) if value else ""
+
+
 def _settings(node: ast.ClassDef, values: Mapping[str, ast.expr]) -> dict[str, Any]:
     """The fields of MethodFile that the class `HP` and `defaults = Defaults(...)` give."""
     declared = hp_class(node)
     fields = [item for item in declared.body if isinstance(item, ast.AnnAssign)] if declared else []
     settings = tuple(
-        Setting(ast.unparse(item.target), ast.unparse(item.annotation), ast.unparse(item.value) if item.value else "")
-        for item in fields
+        Setting(ast.unparse(item.target), ast.unparse(item.annotation), _default(item.value)) for item in fields
     )
     defaults = {}
     call = values.get("defaults")
