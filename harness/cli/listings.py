@@ -183,10 +183,13 @@ def _misfit(registered: Registered, backbone: str) -> str | None:
         return f"its file cannot be imported: {registered.problem}"
     if issubclass(cls, Rule):
         return None
-    if registered.spec.defaults.recipe.get("head") == "linear" and not meta_backbone(backbone).kind.has_text_states:
-        return "its linear head needs an encoder or a decoder-only network"
+    network = meta_backbone(backbone)
     try:
-        return misfit(cls, method_settings(registered.spec, {}), backbone)
+        settings = method_settings(registered.spec, {})
+        reason = misfit(cls, settings, backbone)
+        if reason is None and not network.kind.has_text_states and not cls(cls.HP(**settings), network).num_trained:
+            return "it trains a linear head alone, which needs an encoder or a decoder-only network"
+        return reason
     except UserError as error:  # a setting that has no default
         return error.problem
 

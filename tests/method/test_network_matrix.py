@@ -5,12 +5,17 @@ Here a few architectures that differ most; `make networks` trains all of them an
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
 from paths import ROOT
+from typer.testing import CliRunner
 
 from harness.backbone.load import load_backbone
+from harness.cli.commands import app
+from harness.errors import UserError
 from tools.network_matrix.checkpoints import ARCHITECTURES, build
 from tools.network_matrix.matrix import judge, trainable
 from tools.network_matrix.page import read
@@ -25,10 +30,14 @@ def test_the_page_holds_every_architecture_and_every_method() -> None:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_tiny_checkpoint_loads_as_its_kind(name: str, tmp_path: Path) -> None:
     build(name, tmp_path / "tiny")
-    assert load_backbone(str(tmp_path / "tiny")).kind.name == ARCHITECTURES[name].kind
+    if name == "Gemma 4 E":
+        with pytest.raises(UserError, match="'tiny' reads token ids in every layer"):
+            load_backbone(str(tmp_path / "tiny"))
+    else:
+        assert load_backbone(str(tmp_path / "tiny")).kind.name == ARCHITECTURES[name].kind
 
 
-@pytest.mark.parametrize("name", ["Phi-3", "Qwen3-MoE", "DeBERTa-v3"])
+@pytest.mark.parametrize("name", ["Phi-3", "DeBERTa-v3"])
 def test_a_pair_trains_or_is_refused_as_the_page_says(name: str, tmp_path: Path) -> None:
     found = judge(name, tmp_path)
     assert [pair for pair in found if pair.outcome == "broken"] == []
@@ -36,3 +45,12 @@ def test_a_pair_trains_or_is_refused_as_the_page_says(name: str, tmp_path: Path)
     assert {pair.method: pair.outcome == "trains" for pair in found} == {
         method: trains for (architecture, method), trains in PAGE.items() if architecture == name
     }
+
+
+def test_a_list_of_methods_says_of_each_whether_it_fits_a_network_and_why_not() -> None:
+    found = json.loads(CliRunner().invoke(app, ["methods", "--backbone", "t5-base", "--format", "json"]).output)
+    reasons = {row["name"]: row["misfit"] for row in found["methods"] if row["misfit"]}
+    assert reasons == {"head_only": "it trains a linear head alone, which needs an encoder or a decoder-only network"}
+    told = CliRunner().invoke(app, ["methods", "--backbone", "bert-base-uncased"]).output
+    assert re.search(r"^hyperdecoder +layers +no: HyperDecoder reads the output of an encoder", told, re.MULTILINE)
+    assert re.search(r"^lora +layers +yes$", told, re.MULTILINE)

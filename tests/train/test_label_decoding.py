@@ -95,7 +95,8 @@ def test_a_run_decodes_as_its_recipe_says(
     decode = Backbone.decode
 
     def watched(self: Backbone, embeds: torch.Tensor, mask: torch.Tensor, max_new_tokens: int) -> torch.Tensor:
-        seen.add(max_new_tokens)
+        if type(self) is Backbone:  # and no judgement of fit, which writes two tokens on shapes
+            seen.add(max_new_tokens)
         return decode(self, embeds, mask, max_new_tokens)
 
     monkeypatch.setattr(Backbone, "decode", watched)
