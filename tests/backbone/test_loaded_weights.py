@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import GPT2, byte_tokenizer, write_checkpoint, write_reviews
+from checkpoints import BART, GPT2, byte_tokenizer, write_checkpoint, write_reviews
 from safetensors.torch import load_file, save_file
 
 from harness.backbone.load import load_backbone, require_safetensors
@@ -53,6 +53,14 @@ def test_what_a_network_does_not_need_may_lie_in_its_files(folder: Path) -> None
     more = {"classifier.weight": torch.zeros(2, 16), "transformer.h.0.attn.bias": torch.ones(1, 1, 64, 64)}
     change(folder, lambda tensors: tensors | more)
     assert load_backbone(str(folder), device="cpu").num_params > 0
+
+
+def test_a_buffer_may_be_missing(tmp_path: Path) -> None:
+    """A network computes its buffers, and releases differ in which of them they store."""
+    folder = write_checkpoint(tmp_path / "net", BART, byte_tokenizer())
+    assert "final_logits_bias" in load_file(folder / WHOLE)
+    change(folder, lambda tensors: {name: tensor for name, tensor in tensors.items() if name != "final_logits_bias"})
+    assert not load_backbone(str(folder), device="cpu").model.final_logits_bias.any()
 
 
 def test_a_pointer_of_git_lfs_is_told_from_weights(folder: Path) -> None:
