@@ -261,6 +261,9 @@ def test_a_method_of_ones_own_is_judged_by_computing_with_it(folders: Path, tmp_
 
 
 MAMBA = {"model_type": "mamba", "hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}
+SWITCH = {"model_type": "switch_transformers", "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 2, "num_heads": 2,
+          "num_experts": 2, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1,
+          "decoder_start_token_id": 0}  # fmt: skip
 MIXTRAL = {**SMALL, "model_type": "mixtral", "num_key_value_heads": 2, "num_local_experts": 2}
 
 
@@ -275,14 +278,17 @@ def test_a_network_without_attention_is_known_before_anything_is_trained(tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-def test_a_network_that_shapes_cannot_decide_is_tried_in_earnest(tmp_path: Path) -> None:
-    """The operator of Mixtral's experts refuses float32 on shapes alone; on values it takes it."""
-    net = write_checkpoint(tmp_path / "net", {**MIXTRAL, "vocab_size": 300}, byte_tokenizer())
+@pytest.mark.parametrize(("config", "others"), [(MIXTRAL, ["ia3"]), (SWITCH, ["lst"])], ids=["mixtral", "switch"])
+def test_a_network_that_shapes_cannot_decide_is_tried_in_earnest(
+    config: dict[str, Any], others: list[str], tmp_path: Path
+) -> None:
+    """Operators of experts take no float32 where there are shapes alone, or ask how many rows an expert has."""
+    net = write_checkpoint(tmp_path / "net", {**config, "vocab_size": 300}, byte_tokenizer())
     suite = write_reviews(tmp_path, [net])
-    done = run(suite, methods=["lora", "prefix_tuning", "ia3"], results=tmp_path / "out", quiet=True)
+    done = run(suite, methods=["lora", "prefix_tuning", *others], results=tmp_path / "out", quiet=True)
     failed = [r.failure for _, r in ResultStore(tmp_path / "out").scan() if r.status == "failed"]
     assert (done.num_trained, failed) == (2, [])
-    assert [line.partition(":")[0] for line in done.unfit] == ["ia3 does not fit backbone 'net'"]
+    assert [line.partition(":")[0] for line in done.unfit] == [f"{name} does not fit backbone 'net'" for name in others]
 
 
 @pytest.mark.parametrize("kind", ["vit", "whisper"])
