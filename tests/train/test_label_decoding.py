@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from harness.backbone.network import Backbone
+from harness.backbone.network_kinds import EncoderDecoder
 from harness.data.tasks import all_tasks
 from harness.data.tokenization import max_new_tokens, target_ids
 from harness.results.store import ResultStore
@@ -16,7 +18,7 @@ from harness.runner.plan import make_plan
 from harness.runner.run_suite import run
 from harness.suite.make_groups import Overrides
 from harness.suite.protocol import protocol_names
-from harness.train.caches import cached_backbone, drop_backbone
+from harness.train.caches import cached_backbone
 from harness.train.evaluate import to_text
 from harness.train.method_fit import _OnShapes
 from harness.train.tiny_backbones import tiny_backbone
@@ -93,15 +95,16 @@ def test_a_run_decodes_as_its_recipe_says(
     write_suite: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: object
 ) -> None:
     seen = set()
-    decode = Backbone.decode
+    decode = EncoderDecoder.decode
 
-    def watched(self: Backbone, embeds: torch.Tensor, mask: torch.Tensor, max_new_tokens: int) -> torch.Tensor:
-        if not isinstance(self, _OnShapes):  # a judgement of fit writes two tokens
+    def watched(
+        self: EncoderDecoder, network: Any, embeds: torch.Tensor, mask: torch.Tensor, max_new_tokens: int
+    ) -> torch.Tensor:
+        if not isinstance(network, _OnShapes):  # a judgement of fit writes two tokens
             seen.add(max_new_tokens)
-        return decode(self, embeds, mask, max_new_tokens)
+        return decode(self, network, embeds, mask, max_new_tokens)
 
-    drop_backbone()  # a kept one would be found changed by the line below, and its classes put right
-    monkeypatch.setattr(Backbone, "decode", watched)
+    monkeypatch.setattr(EncoderDecoder, "decode", watched)
     text = "suite: d\nbackbones: [micro-t5]\ntasks: [micro_sentiment]\nseeds: [1]\nmethods: {prompt_tuning: }\n"
     text += f"recipe: {{steps: 1, batch_size: 2, eval_every: 1, lr: 0.3, label_tokens: {limit}}}\n"
     assert run(write_suite(text), results=tmp_path / "out", quiet=True).num_failed == 0
