@@ -91,8 +91,9 @@ def _suite(backbone: str, methods: Sequence[str]) -> dict[str, object]:
         cls = classes[method]
         assert cls is not None
         assert issubclass(cls, Method)
+        recipe: dict[str, object] = {"head": "linear"} if method == "head_only" else {}
         rate = RATES.get(method, RATE if cls.is_layer_side() else PROMPT_RATE)
-        rows[method] = {**SMALL.get(method, {}), "recipe": {"lr": rate}}
+        rows[method] = {**SMALL.get(method, {}), "recipe": {**recipe, "lr": rate}}
         if cls.takes_sources[0]:
             rows[method]["init_from"] = {"method": "source", "task": "first"}
     task = {"files": "rows.jsonl", "fields": {"sentence": "text"}, "label": "label", "labels": ["no", "yes"],
