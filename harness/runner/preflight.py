@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from harness import provenance
-from harness.backbone import Backbone, meta_backbone, weights_fingerprint
+from harness.backbone import Backbone, Scheme, meta_backbone, weights_fingerprint
 from harness.data import MissingData, cell_rows, get_metric
 from harness.errors import UserError
 from harness.method import Method, check_head, read_prompt_file, tensors_for_others
@@ -58,18 +58,9 @@ def find_misfits(plan: Plan, cells: Iterable[Cell]) -> Misfits:
 
     A suite goes on without them. Raises UserError if none of the cells to train fits, and nothing is stored yet.
     """
-    judged: dict[str, UserError | None] = {}
-    misfits: Misfits = {}
+    fits = _Fits(plan)
     cells = list(cells)
-    for cell in cells:
-        if _class(plan, cell) is None:
-            continue
-        key = _fit_key(cell)
-        if key not in judged:
-            judged[key] = _misfit(plan, cell)
-        error = judged[key]
-        if error is not None:
-            misfits[cell.key] = error
+    misfits = {cell.key: error for cell in cells if _class(plan, cell) and (error := fits.misfit(cell)) is not None}
     # sources are trained for the rows that start from them, so they alone are nothing to go on for
     sources = {cell.key for group in plan.groups if group.is_source for cell in group.cells.values()}
     rows = [cell for cell in cells if cell.key not in sources]
@@ -96,40 +87,106 @@ def unfit_result(plan: Plan, cell: Cell, error: UserError) -> Result:
     return failed_result(cell, failure, common).result.model_copy(update={"status": "unfit"})
 
 
-def _misfit(plan: Plan, cell: Cell) -> UserError | None:
-    """Why a cell cannot be trained on its backbone; None if it can, or if its method's code is broken.
-
-    A broken method is no question of fit: its cells fail when they are trained, with a traceback.
+class _Fits:
+    """Judges the cells of a plan. What is equal for many of them is found out once: a grid over tasks and seeds asks
+    the same of a method again and again, and every cell that starts from others asks it of all its sources.
     """
-    name_or_path, quantization = plan.suite.backbone_sources[cell.backbone], cell.recipe.quantization
-    backbone = meta_backbone(name_or_path, quantization, True)
-    where = plan.suite.document.where(*suite_block(plan.suite, cell.label))
-    try:
-        check_head(
-            cell.recipe.head, cell.recipe.pooling, plan.tasks[cell.task], backbone, plan.suite.document.where("recipe")
-        )
-        sources = [_shapes_of(plan, start) for start in cell.init_from]
-        cls = _class(plan, cell)
-        assert cls is not None
-        reason = misfit(cls, cell.hp, name_or_path, quantization, cell.recipe.lr)
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._judged: dict[str, UserError | None] = {}
+        """By `_fit_key`."""
+        self._known_sizes: dict[str, tuple[int, int]] = {}
+        """By `_method_key`, for methods that can be built and start from what they are to start from."""
+        self._given: dict[str, dict[str, Tensor]] = {}
+        """By `_method_key` of a source, the shapes that it gives to others."""
+        self._networks: dict[tuple[str, Scheme], Backbone] = {}
+        """To be read only; a method gets one of its own, since its code may change what it is given."""
+
+    def misfit(self, cell: Cell) -> UserError | None:
+        """Why a cell cannot be trained on its backbone; None if it can, or if its method's code is broken.
+
+        A broken method is no question of fit: its cells fail when they are trained, with a traceback.
+        """
+        key = _fit_key(cell)
+        if key not in self._judged:
+            self._judged[key] = self._judge(cell)
+        return self._judged[key]
+
+    def _judge(self, cell: Cell) -> UserError | None:
+        plan = self._plan
+        name_or_path, quantization = plan.suite.backbone_sources[cell.backbone], cell.recipe.quantization
+        backbone = self._network(name_or_path, quantization)
+        where = plan.suite.document.where(*suite_block(plan.suite, cell.label))
+        try:
+            recipe_at = plan.suite.document.where("recipe")
+            check_head(cell.recipe.head, cell.recipe.pooling, plan.tasks[cell.task], backbone, recipe_at)
+            sources = [self._shapes_of(start) for start in cell.init_from]
+            cls = _class(plan, cell)
+            assert cls is not None
+            reason = misfit(cls, cell.hp, name_or_path, quantization, cell.recipe.lr)
+            if reason is None:
+                prompt_tokens, num_trained = self._sizes(cell, sources)
+                _require_something_to_train(cell, num_trained, recipe_at)
+                _check_positions(plan, cell, prompt_tokens, backbone)
+                reason = misfit(cls, cell.hp, name_or_path, quantization, cell.recipe.lr, sources) if sources else None
+        except UserError as error:
+            return error
+        except Exception:  # a mistake in a method's code is recorded as the failure of its cells
+            return None
         if reason is None:
-            method = build_method(cell, cls, backbone, where)
-            _require_something_to_train(cell, method, plan.suite.document.where("recipe"))
-            _check_starts(plan, cell, method, sources)
-            _check_positions(plan, cell, method.num_prompt_tokens, backbone)
-            reason = misfit(cls, cell.hp, name_or_path, quantization, cell.recipe.lr, sources) if sources else None
-    except UserError as error:
-        return error
-    except Exception:  # a mistake in a method's code is recorded as the failure of its cells
-        return None
-    if reason is None:
-        return None
-    return UserError(f"does not fit backbone '{cell.backbone}': {reason}", where=where, field=f"methods.{cell.label}")
+            return None
+        problem = f"does not fit backbone '{cell.backbone}': {reason}"
+        return UserError(problem, where=where, field=f"methods.{cell.label}")
+
+    def _network(self, name_or_path: str, quantization: Scheme) -> Backbone:
+        key = (name_or_path, quantization)
+        if key not in self._networks:
+            self._networks[key] = meta_backbone(name_or_path, quantization, True)
+        return self._networks[key]
+
+    def _sizes(self, cell: Cell, sources: Sequence[Mapping[str, Tensor]]) -> tuple[int, int]:
+        """Positions that the method puts in front, and parameters that it trains.
+
+        Raises UserError if it cannot be built or start from its sources.
+        """
+        key = _method_key(cell)
+        if key not in self._known_sizes:
+            method = self._build(cell)
+            _check_starts(self._plan, cell, method, sources)
+            self._known_sizes[key] = method.num_prompt_tokens, method.num_trained
+        return self._known_sizes[key]
+
+    def _shapes_of(self, start: Start) -> dict[str, Tensor]:
+        """The tensors that a source cell or file will give, by name, without values. Raises UserError."""
+        plan = self._plan
+        if start.file is not None:
+            return _without_values(read_prompt_file(Path(plan.suite.folder) / start.file))
+        index = plan.index.of_source(source_of(start))
+        assert index is not None, "a source has a group of its own"
+        source = plan.groups[index].cells[(0, start.seed)]
+        error = self.misfit(source)
+        if error is not None:
+            raise UserError(f"starts from {start.title}, which {error.problem}", where=error.where, field=error.field)
+        key = _method_key(source)
+        if key not in self._given:
+            self._given[key] = _without_values(tensors_for_others(self._build(source)))
+        return self._given[key]
+
+    def _build(self, cell: Cell) -> Method:
+        plan, cls = self._plan, _class(self._plan, cell)
+        assert cls is not None
+        backbone = meta_backbone(plan.suite.backbone_sources[cell.backbone], cell.recipe.quantization)
+        return build_method(cell, cls, backbone, plan.suite.document.where(*suite_block(plan.suite, cell.label)))
 
 
-def _require_something_to_train(cell: Cell, method: Method, where: str) -> None:
+def _without_values(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.to("meta") for name, tensor in tensors.items()}
+
+
+def _require_something_to_train(cell: Cell, num_trained: int, where: str) -> None:
     """Raise UserError where a method has no tensors of its own, and there is no head to train either."""
-    if cell.recipe.head != "linear" and not method.num_trained:
+    if cell.recipe.head != "linear" and not num_trained:
         problem = f"'{cell.label}' trains a linear head alone; recipe.head must be linear"
         raise UserError(problem, where=where, field="recipe.head")
 
@@ -144,21 +201,6 @@ def _check_starts(plan: Plan, cell: Cell, method: Method, sources: Sequence[Mapp
     except ValueError as error:
         titles = " + ".join(start.title for start in cell.init_from)
         raise UserError(f"cannot start from {titles}: {error}", where=where, field=cell.label) from None
-
-
-def _shapes_of(plan: Plan, start: Start) -> dict[str, Tensor]:
-    """The tensors that a source cell or file will give, by name, without values. Raises UserError."""
-    if start.file is not None:
-        tensors = read_prompt_file(Path(plan.suite.folder) / start.file)
-    else:
-        index = plan.index.of_source(source_of(start))
-        assert index is not None, "a source has a group of its own"
-        source = plan.groups[index].cells[(0, start.seed)]
-        error = _misfit(plan, source)
-        if error is not None:
-            raise UserError(f"starts from {start.title}, which {error.problem}", where=error.where, field=error.field)
-        tensors = tensors_for_others(_build(plan, source, meta_backbone(plan.suite.backbone_sources[source.backbone])))
-    return {name: tensor.to("meta") for name, tensor in tensors.items()}
 
 
 def _read_rows(plan: Plan, cells: Sequence[Cell]) -> None:
@@ -198,16 +240,17 @@ def _fit_key(cell: Cell) -> str:
     return json.dumps(parts, sort_keys=True)
 
 
+def _method_key(cell: Cell) -> str:
+    """A key that is equal for cells whose methods are built alike, whatever the task."""
+    starts = [start.identity for start in cell.init_from]
+    parts = [cell.method, cell.hp, cell.backbone, cell.recipe.quantization, cell.recipe.lr, starts]
+    return json.dumps(parts, sort_keys=True)
+
+
 def _class(plan: Plan, cell: Cell) -> type[Method] | None:
     """The class of a cell's method; None for a rule, which needs no backbone, and for a broken file."""
     cls = plan.methods[cell.method].cls
     return cls if cls is not None and issubclass(cls, Method) else None
-
-
-def _build(plan: Plan, cell: Cell, backbone: Backbone) -> Method:
-    cls = _class(plan, cell)
-    assert cls is not None
-    return build_method(cell, cls, backbone, plan.suite.document.where(*suite_block(plan.suite, cell.label)))
 
 
 def _check_positions(plan: Plan, cell: Cell, prompt_tokens: int, backbone: Backbone) -> None:

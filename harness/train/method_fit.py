@@ -53,6 +53,8 @@ UNDECIDED = (fake_tensor.DataDependentOutputException, fake_tensor.DynamicOutput
 
 Sources = Sequence[Mapping[str, Tensor]]
 """Tensors by name, of each cell that a method starts from."""
+Shapes = tuple[tuple[tuple[str, torch.Size, torch.dtype], ...], ...]
+"""Name, shape and type of the tensors of each source: all of them that counts here, and a key of a cache."""
 
 
 def misfit(
@@ -65,24 +67,25 @@ def misfit(
 ) -> str | None:
     """Return in one sentence why a method with these settings does not fit a backbone; None where it fits.
 
-    `name_or_path` names the backbone; `sources` are the tensors, with or without values, that the method starts from.
-    Raises UserError where the backbone has no configuration.
+    `name_or_path` names the backbone; `sources` are the tensors that the method starts from, whose values do not
+    count. Raises UserError where the backbone has no configuration.
     """
     network = json.dumps(backbone_config(name_or_path), sort_keys=True, default=str)
-    if sources:
-        alone = _network_error(name_or_path, network, quantization)
-        return _judged(cls, hp, lambda: meta_backbone(name_or_path, quantization), lr, sources, alone)
+    shapes = tuple(tuple((name, item.shape, item.dtype) for name, item in tensors.items()) for tensors in sources)
     key: Any = cls
-    return _remembered(key, json.dumps(dict(hp), sort_keys=True), name_or_path, network, quantization, lr)
+    return _remembered(key, json.dumps(dict(hp), sort_keys=True), name_or_path, network, quantization, lr, shapes)
 
 
 @functools.lru_cache(maxsize=4096)  # a suite asks the same for every seed and task; an answer is a short text
 def _remembered(
-    cls: type[Method], hp: str, name_or_path: str, network: str, quantization: Scheme, lr: float
+    cls: type[Method], hp: str, name_or_path: str, network: str, quantization: Scheme, lr: float, shapes: Shapes
 ) -> str | None:
     """Do as `misfit`, once for each set of arguments. `network` is the configuration: that of a folder may change."""
+    sources = [
+        {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape, dtype in tensors} for tensors in shapes
+    ]
     alone = _network_error(name_or_path, network, quantization)
-    return _judged(cls, json.loads(hp), lambda: meta_backbone(name_or_path, quantization), lr, (), alone)
+    return _judged(cls, json.loads(hp), lambda: meta_backbone(name_or_path, quantization), lr, sources, alone)
 
 
 @functools.lru_cache(maxsize=64)
