@@ -42,7 +42,10 @@ def _label(task: Task, index: int) -> Any:
 
 
 def write_wide_backbone(folder: Path) -> Path:
-    """A small T5 of width 768, which all subvector widths of the suites divide, with the micro T5's tokenizer."""
+    """A small T5 of width 768, which all subvector widths of the suites divide, with the micro T5's tokenizer.
+
+    Its answers end at once: a random network would write to the limit of every task, 32 passes for an answer to MRQA.
+    """
     import torch
     from transformers import T5Config, T5ForConditionalGeneration
 
@@ -51,7 +54,10 @@ def write_wide_backbone(folder: Path) -> Path:
     config.update({"d_model": 768, "d_kv": 8, "d_ff": 32, "num_heads": 2, "num_layers": 2, "num_decoder_layers": 2})
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        T5ForConditionalGeneration(config).save_pretrained(folder)
+        network = T5ForConditionalGeneration(config)
+    with torch.no_grad():  # behind the token that starts an answer, the embedding most like it scores highest
+        network.shared.weight[config.decoder_start_token_id] = network.shared.weight[config.eos_token_id] / 2
+    network.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(micro / name, folder / name)
     return folder
