@@ -119,7 +119,9 @@ class HyperFormer(Method):
         self._chosen = chosen
 
     def _change(self, sublayer: Sublayer, states: Tensor) -> Tensor:
-        """[B, L, H] -> [B, L, H], by the adapter of each row's task."""
+        """[B, L, H] -> [B, L, H], by the adapter of each row's task. Raises ValueError for vectors without rows."""
+        if states.dim() != 3:  # OPT joins the rows of a batch in front of its feed-forward parts
+            raise ValueError("each row has an adapter of its own, and this network joins the rows of a batch")
         written = self.generators[sublayer.stack](self.task.weight, sublayer.layer, int(sublayer.kind == "ffn"))
         own = {name: tensor[self.tasks_of(states)] for name, tensor in written.items()}  # first dimension B
         down = torch.einsum("blh,brh->blr", states.to(own["down"]), own["down"]) + own["down_bias"][:, None]

@@ -50,9 +50,13 @@ def small_config(config: Any, reduction: int, kept: list[int]) -> Any:
     small, depth = copy.deepcopy(config), config.num_hidden_layers
     for name in WIDTHS:
         if name in vars(small):
-            if getattr(small, name) % reduction:
-                raise ValueError(f"reduction must divide the backbone's {name} {getattr(small, name)}, got {reduction}")
-            setattr(small, name, getattr(small, name) // reduction)
+            try:
+                width = getattr(small, name)
+            except RuntimeError:  # what transformers raises where each layer has one of its own, as in Gemma 4
+                raise ValueError(f"{name} of {type(config).__name__} differs from layer to layer") from None
+            if width % reduction:
+                raise ValueError(f"reduction must divide the backbone's {name} {width}, got {reduction}")
+            setattr(small, name, width // reduction)
     if small.hidden_size * reduction != config.hidden_size:
         raise ValueError(f"the widths of {type(config).__name__} are not known; T5's and Llama's are")
     for name, value in list(vars(small).items()):
@@ -68,6 +72,8 @@ class Ladder(nn.Module):
 
     def __init__(self, stack: Any, kept: list[int], hp: "LST.HP", like: Tensor) -> None:
         super().__init__()
+        if not hasattr(stack, "embed_tokens"):
+            raise ValueError(f"a side stack is built as T5's and Llama's are, and {type(stack).__name__} is not")
         config = small_config(stack.config, hp.reduction, kept)
         with torch.device(like.device):
             self.side: Any = type(stack)(config).to(like.dtype)
@@ -346,7 +352,12 @@ def _residual_dims(backbone: Backbone, kept: int) -> Tensor:
     for stack in stacks_of(backbone).values():
         for path, module in layers_of(stack).named_modules():
             if isinstance(module, nn.Linear):
-                scores += module.weight.abs().sum(1 if path.rpartition(".")[2] in OUTPUTS else 0)
+                found = module.weight.abs().sum(1 if path.rpartition(".")[2] in OUTPUTS else 0)
+                if found.shape != scores.shape:
+                    raise ValueError(
+                        f"init pruned does not know which of its two sides {path} has in common with others"
+                    )
+                scores += found
     return _largest(scores, kept)
 
 

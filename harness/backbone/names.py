@@ -108,11 +108,10 @@ def _config_path(name_or_path: str) -> Path | None:
     location = resolve_backbone(name_or_path)
     if Path(location).is_dir():
         return Path(location) / "config.json"
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    if (folder := hub_snapshot(location)) is not None:
+        return folder / "config.json"
+    from huggingface_hub import hf_hub_download
 
-    found = try_to_load_from_cache(location, "config.json")
-    if isinstance(found, str):
-        return Path(found)
     return None if why_unreachable() else Path(hf_hub_download(location, "config.json"))
 
 

@@ -31,6 +31,12 @@ from harness.suite import LabelTokens
 
 Ids = np.ndarray[Any, np.dtype[np.int64]]
 
+FORMAT = 3
+"""Part of every file's name. Raise it when `encode` gives other ids for the same rows, so that old files are left."""
+ARRAYS = ("source_ids", "source_offsets", "target_ids", "target_offsets")
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)
+"""What NumPy raises on a damaged file, depending on where the damage is."""
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -202,13 +208,6 @@ def _padded(values: Ids, offsets: Ids, rows: Ids, pad: int) -> Ids:
     inside = columns < lengths[:, None]  # [len(rows), T]
     # padding may point behind the last id, so the index is held inside; `where` puts the padding there
     return np.where(inside, values[np.minimum(starts[:, None] + columns, len(values) - 1)], pad)
-
-
-FORMAT = 3
-"""Part of every file's name. Raise it when `encode` gives other ids for the same rows, so that old files are left."""
-ARRAYS = ("source_ids", "source_offsets", "target_ids", "target_offsets")
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)
-"""What NumPy raises on a damaged file, depending on where the damage is."""
 
 
 def cached_encode(examples: Sequence[Example], backbone: Backbone, task: Task, max_source_length: int) -> Encoded:

@@ -46,8 +46,11 @@ def key_head_shape(backbone: Backbone) -> tuple[int, int]:
             raise ValueError(problem)
         return int(config.num_heads), int(config.d_kv)
     heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return heads, int(size)
+    try:
+        size = getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
+    except RuntimeError:  # what transformers raises where each layer has one of its own, as in Gemma 4
+        raise ValueError(f"the heads of {type(backbone.model).__name__} differ from layer to layer") from None
+    return heads, int(size or config.hidden_size // config.num_attention_heads)
 
 
 def num_self_attentions(backbone: Backbone, part: str) -> int:

@@ -157,11 +157,14 @@ class SharedLayers:
     def _divided(self, entry: ChangedModule, states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Apply each cell's changes to that cell's rows: [N, ..., in] -> [N, ..., out].
 
-        Raises ValueError where N is not what `order` was told: without that, nobody knows whose row is whose.
+        Raises ValueError where N is not what `order` was told, and for vectors without rows, [tokens, in]: an expert
+        gets some of all cells' tokens, by chance as many as there are rows, and nobody knows whose is whose.
         """
         sizes = [count for _, count in self._row_counts]
         if len(states) != sum(sizes):
             raise ValueError(f"a module that cells change got {len(states)} rows, not {sum(sizes)}: whose is not known")
+        if states.is_floating_point() and states.dim() < 3:
+            raise ValueError(f"a module that cells change got {len(states)} vectors without rows: whose is not known")
         updates = _together([entry.changes.get(cell, []) for cell, _ in self._row_counts])
         if updates:
             return add_all_updates(updates, self._blocks, states, entry.original(states, *args, **kwargs))

@@ -162,7 +162,7 @@ COMMON_TO_A_COLUMN = ("protocols", "rows", "backbone weights")
 
 
 def find_differences(results: list[Result], kinds: Sequence[str]) -> list[str]:
-    """Which of `kinds` (SOURCES or COMMON_TO_A_COLUMN) differ between the results that have it."""
+    """Which of `kinds` (COMMON_TO_AN_ENTRY or COMMON_TO_A_COLUMN) differ between the results that have it."""
     fingerprints = {
         "protocols": {run.cell.protocol.title for run in results},
         "method source": {run.method_sha256 for run in results},

@@ -233,7 +233,7 @@ def test_a_change_that_gives_another_shape_is_blamed_on_its_cell(spoil: Callable
     shared = SharedLayers([[], [LayerChange(linear, after=spoil)]])
     shared.order(np.array([0, 1, 1]))
     with shared.attached(), pytest.raises(CellError) as caught:
-        linear(torch.zeros(3, 2))
+        linear(torch.zeros(3, 1, 2))
     assert caught.value.cell == 1
 
 
@@ -251,7 +251,7 @@ def test_a_forward_that_somebody_put_on_a_module_is_used_and_stays() -> None:
     linear.forward = lambda states: plain(states) + 1  # type: ignore[method-assign, assignment]
     put = linear.forward
     shared = SharedLayers([[LayerChange(linear, after=lambda states: 2 * states)], []])
-    rows = torch.ones(2, 2)
+    rows = torch.ones(2, 1, 2)
     shared.order(np.array([0, 1]))
     with shared.attached():
         changed = linear(rows)
@@ -281,8 +281,8 @@ def test_a_norm_with_scale_and_shift_trains_both() -> None:
     shared = SharedLayers([trained.changes(), []])
     shared.order(np.array([0, 1]))
     with shared.attached():
-        found = norm(torch.ones(2, 2))
-    assert found.tolist() == [[8.0, 8.0], [1.0, 1.0]]
+        found = norm(torch.ones(2, 1, 2))
+    assert found.tolist() == [[[8.0, 8.0]], [[1.0, 1.0]]]
     assert norm.weight.tolist() == [1.0, 1.0]
     twice = [LayerChange(norm, instead=norm.forward)] * 2
     with pytest.raises(ValueError, match="two changes instead of it"):
@@ -339,3 +339,15 @@ def test_changes_that_cannot_be_had_leave_the_other_cells_alone_and_are_said(tmp
     train_bundle(bundle, BundleListener(lambda *_: None, made.append, said.append))
     assert {product.result.cell.method: product.result.status for product in made}["ia3"] == "done"
     assert any("a bundle of 2 cells broke off (no changes)" in line for line in said)
+
+
+def test_vectors_without_rows_are_dealt_to_no_cell() -> None:
+    """An expert may get as many of all cells' tokens as there are rows; dealt out in order they would be others'."""
+    module = nn.Linear(4, 4)
+    cells = [[LayerChange(module, after=lambda output, shift=shift: output + shift)] for shift in (1.0, 2.0)]
+    layers = SharedLayers(cells)
+    layers.order(np.array([0, 0, 1]))
+    with layers.attached():
+        assert module(torch.ones(3, 5, 4)).shape == (3, 5, 4)
+        with pytest.raises(ValueError, match="3 vectors without rows"):
+            module(torch.ones(3, 4))
