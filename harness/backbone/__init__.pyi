@@ -51,3 +51,5 @@ from .quantization import weight_bytes as weight_bytes
 from .record import BackboneRecord as BackboneRecord
 from .seal import BackboneChanged as BackboneChanged
 from .seal import Seal as Seal
+from .shared_prefix import Prefixes as Prefixes
+from .shared_prefix import RowPrefixes as RowPrefixes

@@ -21,10 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from harness.backbone import shared_prefix
 from harness.backbone.fast_functions import avoid_host_sync, fast_dropout
 from harness.backbone.network_kinds import NetworkKind, Pooling, kind_of
 from harness.backbone.quantization import Scheme, num_weights
 from harness.backbone.record import BackboneRecord
+from harness.backbone.shared_prefix import Prefixes, RowPrefixes
 from harness.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
@@ -70,6 +72,8 @@ class Backbone:
         self.model.requires_grad_(False)
         avoid_host_sync(self.model)
         self._forward = model
+        self._selection = _Selection()
+        self._selection_handle: Any = None
 
     @property
     def config(self) -> Any:
@@ -150,12 +154,12 @@ class Backbone:
             raise UserError(f"the tokenizer of '{self.name}' has no end token, so an answer could never end")
         return int(eos)
 
-    def token_losses(self, embeds: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+    def token_losses(self, embeds: Tensor, mask: Tensor, labels: Tensor, prefixes: RowPrefixes | None = None) -> Tensor:
         """Return the cross-entropy per target token: embeddings [N, L, H], mask [N, L], target ids [N, T] -> [N, T].
 
-        Labels are -100 behind the end of a target; the loss there is 0.
+        Labels are -100 behind the end of a target; the loss there is 0. `prefixes` stand in front of a decoder's rows.
         """
-        return self.cross_entropy(self.target_logits(embeds, mask, labels), labels)
+        return self.cross_entropy(self.target_logits(embeds, mask, labels, prefixes), labels)
 
     @staticmethod
     def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -171,13 +175,41 @@ class Backbone:
         return losses.view(labels.shape)
 
     @torch.no_grad()
-    def decode(self, embeds: Tensor, mask: Tensor, max_new_tokens: int) -> Tensor:
+    def decode(self, embeds: Tensor, mask: Tensor, max_new_tokens: int, prefixes: RowPrefixes | None = None) -> Tensor:
         """Write answers greedily: [N, L, H], [N, L] -> ids [N, at most max_new_tokens].
 
         It stops when every row has written its end token; behind that a row holds padding.
         """
         with self._autocast():
+            if prefixes is not None:
+                return shared_prefix.decode(self, embeds, mask, max_new_tokens, prefixes)
             return self.kind.decode(self, embeds, mask, max_new_tokens)
+
+    def shares_prompts(self, num_positions: int) -> bool:
+        """Whether prompts may be read apart from the texts behind them, in the present mode of the network.
+
+        `num_positions` are the most of prompt, text and answer together.
+        """
+        return shared_prefix.shares_prompts(self.model, num_positions, in_training=self.model.training)
+
+    def read_prompts(self, prompts: Tensor, mask: Tensor, grad: bool) -> Prefixes:
+        """Read G prompts, [G, P, H] and [G, P] with the padding in front, for the rows that will stand behind them."""
+        with self._autocast(), self._dropout(), self._recomputation():
+            return shared_prefix.read_prompts(self, prompts, mask, grad)
+
+    @contextlib.contextmanager
+    def kept_positions(self, positions: Tensor) -> Iterator[None]:
+        """Compute logits at these positions only, [N, T], inside the context: those of all would fill the memory."""
+        head = self.model.get_output_embeddings()
+        # a compiled graph would be made anew for each hook, so there it stays until compilation ends
+        handle = None if self.is_compiled else head.register_forward_pre_hook(self._selection)
+        self._selection.positions = positions
+        try:
+            yield
+        finally:
+            self._selection.positions = None
+            if handle is not None:
+                handle.remove()
 
     @contextlib.contextmanager
     def _autocast(self) -> Iterator[None]:
@@ -199,22 +231,37 @@ class Backbone:
         A compiled pass does not see what methods put inside the layers. Lengths stay symbolic, so that micro-batches of
         all sizes share one graph; each new size would else be compiled anew.
         """
-        if wanted != self.is_compiled:
-            self._forward = torch.compile(self.model, dynamic=True) if wanted else self.model
+        if wanted == self.is_compiled:
+            return
+        self._forward = torch.compile(self.model, dynamic=True) if wanted else self.model
+        if self._selection_handle is not None:
+            self._selection_handle.remove()
+            self._selection_handle = None
+        elif self.kind.name == "decoder":
+            self._selection_handle = self.model.get_output_embeddings().register_forward_pre_hook(self._selection)
 
     def _dropout(self) -> AbstractContextManager[Any]:
         """Return the context in which dropout is cheap, for training on a CPU; else one that does nothing."""
         on_cpu = self.device.type == "cpu" and self.model.training and not self.is_compiled
         return fast_dropout() if on_cpu else contextlib.nullcontext()
 
-    def target_logits(self, embeds: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+    def target_logits(
+        self, embeds: Tensor, mask: Tensor, labels: Tensor, prefixes: RowPrefixes | None = None
+    ) -> Tensor:
         """Return the logits that predict each target token, [N, T, V]; arguments as for `token_losses`."""
         tokens = labels.masked_fill(labels == -100, self.pad_id)  # -100 is no id; these positions have no loss
         with self._autocast(), self._dropout(), self._recomputation():
+            if prefixes is not None:
+                return shared_prefix.target_logits(self, embeds, mask, tokens, labels != -100, prefixes)
             return self.kind.target_logits(self, embeds, mask, tokens, labels != -100)
 
     def text_states(
-        self, embeds: Tensor, mask: Tensor, pooling: Pooling = "first", prompts: Tensor | None = None
+        self,
+        embeds: Tensor,
+        mask: Tensor,
+        pooling: Pooling = "first",
+        prompts: Tensor | None = None,
+        prefixes: RowPrefixes | None = None,
     ) -> Tensor:
         """Return one state for each text, behind the last norm: [N, L, H], [N, L] -> [N, W].
 
@@ -222,7 +269,10 @@ class Backbone:
         which leaves out the `prompts` [N] positions behind the first.
         """
         with self._autocast(), self._dropout(), self._recomputation():
-            states = self.kind.text_states(self, embeds, mask, pooling, prompts)
+            if prefixes is not None:
+                states = shared_prefix.text_states(self, embeds, mask, prefixes)
+            else:
+                states = self.kind.text_states(self, embeds, mask, pooling, prompts)
         # layers that are spread over several GPUs end on another one than they begin
         return states.to(embeds.device)
 
@@ -239,9 +289,6 @@ class Backbone:
         from transformers.modeling_layers import GradientCheckpointingLayer
 
         self._layers = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
-        recompute = functools.partial(checkpoint, use_reentrant=False, context_fn=self._recomputed_within)
-        for layer in self._layers:
-            layer._gradient_checkpointing_func = recompute
         self.recomputes = True
 
     def _recomputed_within(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
@@ -255,20 +302,26 @@ class Backbone:
     def _recomputation(self) -> Iterator[None]:
         """Let the layers recompute, whether or not dropout is on.
 
-        transformers recomputes a layer only in training mode. A layer's own `training` flag decides nothing else, since
-        dropout asks that of its own module, so it can be set here and put back.
+        transformers' own way recomputes in training mode only, and takes the cache away from a layer, without which
+        rows would lose the prompts in front of them. So each layer's `forward` is exchanged for the time of a pass.
         """
         if not (self.recomputes and torch.is_grad_enabled()):
             yield
             return
-        before = [layer.training for layer in self._layers]
+        before = [vars(layer).get("forward") for layer in self._layers]
         for layer in self._layers:
-            layer.training = layer.gradient_checkpointing = True
+            forward = layer.forward
+            vars(layer)["forward"] = functools.partial(
+                checkpoint, forward, use_reentrant=False, context_fn=self._recomputed_within
+            )
         try:
             yield
         finally:
-            for layer, training in zip(self._layers, before, strict=True):
-                layer.training, layer.gradient_checkpointing = training, False
+            for layer, own in zip(self._layers, before, strict=True):
+                if own is None:
+                    del vars(layer)["forward"]
+                else:
+                    vars(layer)["forward"] = own
 
     def cache_of(self, out: Any) -> Any:
         """Return the keys and values in a network's output. Raises CannotWrite where it gives none."""
@@ -295,6 +348,20 @@ class Backbone:
             if len(written) == max_new_tokens or bool(finished.all()):
                 return torch.stack(written, 1)
             logits = step(token[:, None])
+
+
+class _Selection:
+    """A hook in front of the output head that takes the states at some positions: [N, L, W] -> [N, T, W]."""
+
+    positions: Tensor | None = None
+    """[N, T], or None for all."""
+
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        if self.positions is None:
+            return None
+        states = args[0]
+        index = self.positions.to(states.device)[..., None].expand(-1, -1, states.shape[-1])
+        return states.gather(1, index), *args[1:]
 
 
 @functools.cache

@@ -19,6 +19,7 @@ V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
@@ -55,6 +56,9 @@ class Network(Protocol):
 
     def forward_pass(self, **inputs: Any) -> Any:
         """Run the model as in training, compiled if that is switched on."""
+
+    def kept_positions(self, positions: Tensor) -> AbstractContextManager[None]:
+        """Compute logits at these positions only, [N, T], inside the context."""
 
     def greedy(self, step: Callable[[Tensor], Tensor], logits: Tensor, max_new_tokens: int) -> Tensor:
         """Take likely tokens until all rows have ended; `step` [N, 1] -> [N, V] gives the next logits."""
@@ -162,7 +166,7 @@ class DecoderOnly(NetworkKind):
         out = network.forward_pass(
             inputs_embeds=torch.cat([embeds, target], 1),
             attention_mask=full_mask,
-            position_ids=_positions(full_mask),
+            position_ids=positions_of(full_mask),
             use_cache=False,
             logits_to_keep=tokens.shape[1],  # the last token of the text predicts the first target
         )
@@ -173,24 +177,9 @@ class DecoderOnly(NetworkKind):
         embeds, mask = _pad_left(embeds, mask)
         # logits of the last position only: those of all would be 4 GB for 32 texts of 256 tokens and V = 128,256
         out = network.model(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=_positions(mask), use_cache=True, logits_to_keep=1
+            inputs_embeds=embeds, attention_mask=mask, position_ids=positions_of(mask), use_cache=True, logits_to_keep=1
         )
-        cache = network.cache_of(out)
-        full_mask = mask
-
-        def step(tokens: Tensor) -> Tensor:
-            nonlocal full_mask
-            full_mask = torch.cat([full_mask, full_mask.new_ones(len(tokens), 1)], 1)
-            out = network.model(
-                input_ids=tokens,
-                attention_mask=full_mask,
-                position_ids=_positions(full_mask)[:, -1:],
-                use_cache=True,
-                **{network.cache_keyword: cache},
-            )
-            return out.logits[:, -1]  # type: ignore[no-any-return]
-
-        return network.greedy(step, out.logits[:, -1], max_new_tokens)
+        return network.greedy(continued(network, network.cache_of(out), mask), out.logits[:, -1], max_new_tokens)
 
     def text_states(
         self, network: Network, embeds: Tensor, mask: Tensor, pooling: Pooling, prompts: Tensor | None
@@ -198,7 +187,7 @@ class DecoderOnly(NetworkKind):
         """[N, L, H], [N, L] -> [N, H]: the state at the last token, the only one that has seen the whole text."""
         embeds, mask = _pad_left(embeds, mask)
         out = network.model.get_decoder()(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=_positions(mask), use_cache=False
+            inputs_embeds=embeds, attention_mask=mask, position_ids=positions_of(mask), use_cache=False
         )
         return out.last_hidden_state[:, -1]  # type: ignore[no-any-return]
 
@@ -265,6 +254,28 @@ def _pad_left(embeds: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return embeds.gather(1, index[..., None].expand_as(embeds)), mask.gather(1, index)
 
 
-def _positions(mask: Tensor) -> Tensor:
-    """Return each token's position, counted without padding in front: mask [N, L] -> [N, L]."""
+def continued(network: Network, cache: Any, mask: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return a function that reads the next tokens, [N, 1] -> logits [N, V], behind what a decoder has read.
+
+    `cache` holds keys and values, `mask` [N, K] says which of them count; padding stands in front.
+    """
+    full_mask = mask
+
+    def step(tokens: Tensor) -> Tensor:
+        nonlocal full_mask
+        full_mask = torch.cat([full_mask, full_mask.new_ones(len(tokens), 1)], 1)
+        out = network.model(
+            input_ids=tokens,
+            attention_mask=full_mask,
+            position_ids=positions_of(full_mask)[:, -1:],
+            use_cache=True,
+            **{network.cache_keyword: cache},
+        )
+        return out.logits[:, -1]  # type: ignore[no-any-return]
+
+    return step
+
+
+def positions_of(mask: Tensor) -> Tensor:
+    """Return each token's position, counted without padding: mask [N, L] -> [N, L]."""
     return (mask.cumsum(1) - 1).clamp(min=0)

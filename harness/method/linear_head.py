@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from harness.backbone import Backbone, Pooling
+from harness.backbone import Backbone, Pooling, RowPrefixes
 from harness.data import Encoded, Example, Task
 from harness.errors import UserError
 
@@ -66,14 +66,16 @@ class HeadReader(Backbone):
         self.pooling = pooling
         self.prompts = prompts
 
-    def target_logits(self, embeds: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+    def target_logits(
+        self, embeds: Tensor, mask: Tensor, labels: Tensor, prefixes: RowPrefixes | None = None
+    ) -> Tensor:
         """[N, L, H], [N, L], labels [N, 1] -> [N, 1, C]."""
-        return self.outputs(embeds, mask)[:, None]
+        return self.outputs(embeds, mask, prefixes)[:, None]
 
-    def outputs(self, embeds: Tensor, mask: Tensor) -> Tensor:
+    def outputs(self, embeds: Tensor, mask: Tensor, prefixes: RowPrefixes | None = None) -> Tensor:
         """[N, L, H], [N, L] -> [N, C]."""
         weights = torch.stack([head.weight for head in self.heads])[self.cells]  # [N, C, W]
-        states = self.text_states(embeds, mask, self.pooling or "first", self.prompts)
+        states = self.text_states(embeds, mask, self.pooling or "first", self.prompts, prefixes)
         found = torch.einsum("nh,nch->nc", states.to(weights.dtype), weights)  # bfloat16 under autocast
         biases: list[Tensor] = [head.bias for head in self.heads if head.bias is not None]
         return found + torch.stack(biases)[self.cells] if biases else found

@@ -5,6 +5,9 @@ and `build` looks up a vector of that table for every position of every row. So 
 cell as for thirty, and the backward pass goes through each method once a step, not once a micro-batch. A method whose
 prompt depends on the text (`forward`) is called for its own rows in each micro-batch.
 
+A decoder reads such prompts by themselves, once a step, and rows then stand behind the keys and values that they leave
+(`harness.backbone.shared_prefix`). `groups` says for which cells at a time, and `read_prompts` does it.
+
 Shapes: N rows of a micro-batch, T tokens of the longest text, P prompt tokens, L = max(P + T) positions of the padded
 rows, H width of the backbone, S positions of an added table (`source_length`), K tasks of a mixture, V vectors in the
 shared table.
@@ -22,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.backbone import Backbone, Pooling, Seal, on_device
+from harness.backbone import Backbone, Pooling, Prefixes, RowPrefixes, Seal, on_device
 from harness.data import Encoded
 from harness.method import HeadReader, Method, SharedLayers, errors_of_cell
 
@@ -52,7 +55,8 @@ class BatchInput:
     `source_length` is S, the longest text that an added table has rows for. In an encoder-decoder, token t takes row t
     of the table, and so it does in an encoder, whose prompt stands behind its first token. A decoder-only network pads
     on the left, so there the last token takes the last row. With a `seal`, every call of a method is followed by a look
-    whether it wrote to the backbone.
+    whether it wrote to the backbone. With `answer_length`, the most tokens of an answer, prompts are read apart from
+    the texts where the network allows it; the caller then calls `read_prompts` before it builds.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class BatchInput:
         source_length: int,
         seal: Seal | None = None,
         pooling: Pooling | None = None,
+        answer_length: int | None = None,
     ) -> None:
         self.methods = methods
         self.seal = seal
@@ -76,6 +81,11 @@ class BatchInput:
         """Where heads read an encoder: `recipe.pooling`."""
         self._layers = self._shared_layers() if len(methods) > 1 else None
         self._is_attached = False
+        self._answer_length = answer_length
+        self._can_share = np.array([self._may_share(index) for index in range(len(methods))], bool)
+        self._prefixes: Prefixes | None = None
+        self._prefix_index = np.full(len(methods), -1, np.int64)
+        """By cell, which of `_prefixes` is its first, task 0's; -1 for a cell whose prompt has not been read."""
         self.table = torch.empty(0)
         """The shared table, [V, H]; row 0 is zero, for positions that take no vector."""
         self.pieces: list[Tensor] = []
@@ -99,6 +109,90 @@ class BatchInput:
     def _prompt_length(self, index: int) -> int:
         with errors_of_cell(index, self.seal):
             return self.methods[index].num_prompt_tokens
+
+    def _may_share(self, index: int) -> bool:
+        """Whether a cell's prompt is the same for all rows, and no layer is changed that it would have to pass."""
+        method = self.methods[index]
+        is_plain = self._layers is None and not method.is_layer_side() and not method.runs_alone()
+        return is_plain and self.static[index] and bool(self.prompt_lengths[index])
+
+    @property
+    def shared(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """By cell, whether its prompt is read apart from its texts, in the mode that the backbone is in."""
+        if self._answer_length is None or not self._can_share.any():
+            return np.zeros(len(self.methods), bool)
+        most = self.source_length + int(self.prompt_lengths.max()) + self._answer_length
+        return self._can_share & self.backbone.shares_prompts(most)
+
+    @property
+    def row_prompts(self) -> Index:
+        """By cell, the positions that its prompt takes in each row; 0 where it is read apart from them."""
+        lengths: Index = np.where(self.shared, 0, self.prompt_lengths)
+        return lengths
+
+    def _num_prompts(self, cell: int) -> int:
+        """How many prompts a cell has: one for each task of a mixture, or one."""
+        return self.methods[cell].num_tasks if self._task_strides[cell] else 1
+
+    def positions_apart(self, cells: Sequence[int], padded: bool = False) -> Index:
+        """By cell of the bundle, the positions of the prompts of `cells` that are read apart; 0 for all other cells.
+
+        With `padded` the padding counts too: prompts that are read together are as long as the longest. Call it after
+        `refresh`, which learns how many prompts a cell has.
+        """
+        positions = np.zeros(len(self.methods), np.int64)
+        shared = self.shared
+        own = [cell for cell in cells if shared[cell]]
+        longest = self.prompt_lengths[own].max() if own else 0
+        for cell in own:
+            positions[cell] = (longest if padded else self.prompt_lengths[cell]) * self._num_prompts(cell)
+        return positions
+
+    def groups(self, cells: Sequence[int], max_tokens: int) -> list[list[int]]:
+        """Cut cells into groups whose prompts are read together, in at most `max_tokens` positions, or one cell's.
+
+        The graph of such a pass lasts until the rows of its group are done. So memory follows the micro-batch, however
+        many cells there are. Where no prompt is read apart, all cells are one group.
+        """
+        if not self.shared.any():
+            return [list(cells)]
+        groups: list[list[int]] = [[]]
+        for cell in cells:
+            if groups[-1] and self.positions_apart([*groups[-1], cell], padded=True).sum() > max_tokens:
+                groups.append([])
+            groups[-1].append(cell)
+        return groups
+
+    def read_prompts(self, cells: Sequence[int], grad: bool) -> None:
+        """Let the backbone read the prompts of these cells; the rows of the next micro-batches are to be theirs."""
+        shared = self.shared
+        own = [cell for cell in cells if shared[cell]]
+        self._prefix_index[:] = -1
+        self._prefixes = None
+        if not own:
+            return
+        longest = int(self.prompt_lengths[own].max())
+        tables, masks, count = [], [], 0
+        for cell in own:
+            self._prefix_index[cell] = count
+            tasks = np.arange(self._num_prompts(cell))
+            count += len(tasks)
+            length = int(self.prompt_lengths[cell])
+            place = np.arange(longest) - (longest - length)  # padding in front
+            starts = self._prompt_starts[cell] + self._task_strides[cell] * tasks
+            tables.append(np.where(place >= 0, starts[:, None] + place, 0))
+            masks.append(np.broadcast_to(place >= 0, (len(tasks), longest)))
+        device = self.backbone.device
+        prompts = F.embedding(on_device(np.concatenate(tables), device), self.table)  # [G, P, H]
+        mask = on_device(np.concatenate(masks), device).long()
+        self._prefixes = self.backbone.read_prompts(prompts, mask, grad)
+
+    def finish_prompts(self) -> None:
+        """Carry the gradients that the rows of a group have left on its keys and values into the shared table."""
+        if self._prefixes is not None:
+            self._prefixes.backward()
+            self._prefixes = None
+            self._prefix_index[:] = -1
 
     def _shared_layers(self) -> SharedLayers | None:
         """What the cells change in layers, to be put in together; None if no cell changes any."""
@@ -202,8 +296,8 @@ class BatchInput:
         torch.autograd.backward([piece for piece, _ in trained], [own for _, own in trained])
 
     def lengths(self, encoded: Encoded, rows: Rows) -> Index:
-        """[N] positions that each row takes in the backbone: P + T of the row, without padding."""
-        lengths: Index = encoded.source_lengths(rows.rows) + self.prompt_lengths[rows.cells]
+        """[N] positions that each row takes: T, and P where its prompt is not read apart; without padding."""
+        lengths: Index = encoded.source_lengths(rows.rows) + self.row_prompts[rows.cells]
         return lengths
 
     def head_reader(self, rows: Rows) -> HeadReader:
@@ -216,8 +310,9 @@ class BatchInput:
     def build(self, encoded: Encoded, rows: Rows) -> tuple[Tensor, Tensor, Rows]:
         """Return embeddings [N, L, H], mask [N, L] (1 where a position counts), and the rows in the order of N.
 
-        The order may differ from that of `rows`: rows whose prompt depends on the text come first, cell by cell. Where
-        cells change layers, all rows are sorted by cell, since a changed module splits them there.
+        Prompts that have been read are left out; `row_prefixes` has them. The order may differ from that of `rows`:
+        rows whose prompt depends on the text come first, cell by cell. Where cells change layers, all rows are sorted
+        by cell, since a changed module splits them there.
         """
         if self._layers is not None:
             rows = rows.take(self._layers.order(rows.cells))
@@ -245,13 +340,24 @@ class BatchInput:
         index = on_device(by_cell, embeds.device)
         return embeds[index], mask[index], rows.take(by_cell)
 
+    def row_prefixes(self, encoded: Encoded, rows: Rows) -> RowPrefixes | None:
+        """Return the prompts, read before, in front of rows in the order of `build`; None where there are none."""
+        if self._prefixes is None:
+            return None
+        index = self._prefix_index[rows.cells]
+        if encoded.tasks is not None:
+            by_task = (index >= 0) & (self._task_strides[rows.cells] > 0)
+            index = index + np.where(by_task, encoded.tasks[rows.rows], 0)
+        return RowPrefixes(self._prefixes, on_device(index, self.backbone.device))
+
     def _build_static(self, encoded: Encoded, rows: Rows) -> tuple[Tensor, Tensor]:
         """Embeddings [N, L, H] and mask [N, L] of rows whose vectors all lie in the shared table.
 
         The indices are computed in NumPy on the host, so the device runs two look-ups and one addition, whatever the
         number of cells.
         """
-        prompts = self.prompt_lengths[rows.cells][:, None]  # [N, 1]
+        # a prompt that has been read stands in front of the row already
+        prompts = np.where(self._prefix_index >= 0, 0, self.prompt_lengths)[rows.cells][:, None]  # [N, 1]
         lengths = encoded.source_lengths(rows.rows)[:, None]  # [N, 1]
         sources = encoded.sources(rows.rows, self.backbone.pad_id)  # [N, T]
         position = np.arange(int((prompts + lengths).max()))[None]  # [1, L]

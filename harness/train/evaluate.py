@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -44,19 +44,31 @@ def answer_split(
     fused.refresh(grad=False, cells=cells)
     count = len(encoded)
     chosen = np.arange(count) if only is None else only
-    rows = Rows(np.repeat(np.asarray(cells, np.int64), len(chosen)), np.tile(chosen, len(cells)))
     limit = max_new_tokens(task, backbone, label_tokens)
     answers: dict[int, list[str]] = {cell: [""] * count for cell in cells}
-    for batch in micro_batches(fused.lengths(encoded, rows), max_tokens):
-        stop.raise_if_stopped()  # an evaluation may take minutes, and nothing is half done in it
-        embeds, mask, built = fused.build(encoded, rows.take(batch))  # [N, L, H], [N, L], and the rows in that order
-        if fused.heads:
-            texts = head_answers(fused.head_reader(built).outputs(embeds, mask), task)
-        else:
-            texts = to_text(backbone, backbone.decode(embeds, mask, limit))
-        for cell, row, text in zip(built.cells, built.rows, texts, strict=True):
-            answers[int(cell)][int(row)] = text
+    for group in fused.groups(cells, max_tokens):
+        rows = Rows(np.repeat(np.asarray(group, np.int64), len(chosen)), np.tile(chosen, len(group)))
+        fused.read_prompts(group, grad=False)
+        for batch in micro_batches(fused.lengths(encoded, rows), max_tokens):
+            stop.raise_if_stopped()  # an evaluation may take minutes, and nothing is half done in it
+            embeds, mask, built = fused.build(
+                encoded, rows.take(batch)
+            )  # [N, L, H], [N, L], and the rows in that order
+            prefixes = fused.row_prefixes(encoded, built)
+            if fused.heads:
+                texts = head_answers(fused.head_reader(built).outputs(embeds, mask, prefixes), task)
+            else:
+                texts = to_text(backbone, backbone.decode(embeds, mask, limit, prefixes))
+            for cell, row, text in zip(built.cells, built.rows, texts, strict=True):
+                answers[int(cell)][int(row)] = text
+        fused.finish_prompts()
     return answers
+
+
+def longest_answer(encoded: Mapping[str, Encoded], data: TaskData, backbone: Backbone, tokens: LabelTokens) -> int:
+    """Tokens of the longest answer that is trained on or may be written."""
+    trained = max(int(split.target_lengths(np.arange(len(split))).max(initial=0)) for split in encoded.values())
+    return max(trained, max_new_tokens(data.task, backbone, tokens) if backbone.writes_text else 0)
 
 
 def to_text(backbone: Backbone, ids: torch.Tensor) -> list[str]:

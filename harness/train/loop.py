@@ -177,7 +177,7 @@ class BundleTrainer(BundleStep):
         """
         encoded, task = self.encoded[split], self.data.task
         rows = np.arange(len(encoded))
-        shortest = int(encoded.source_lengths(rows).min() + self.fused.prompt_lengths[cells].min())
+        shortest = int(encoded.source_lengths(rows).min() + self.fused.row_prompts[cells].min())
         mine = self.team.share(len(encoded))
         label_tokens = self.states[cells[0]].recipe.label_tokens  # cells of a bundle have one
         with self.sharding.gathered():
@@ -193,7 +193,8 @@ class BundleTrainer(BundleStep):
         """Positions that a whole split takes for each cell; the time of an evaluation is divided by them."""
         encoded = self.encoded[split]
         text = int(encoded.source_lengths(np.arange(len(encoded))).sum())
-        return {i: float(text + len(encoded) * self.fused.prompt_lengths[i]) for i in cells}
+        in_rows, apart = self.fused.row_prompts, self.fused.positions_apart(cells)
+        return {i: float(text + len(encoded) * in_rows[i] + apart[i]) for i in cells}
 
     def _race(self, step: int) -> None:
         """At a rung of a race, let the grid points with the lower dev scores leave the bundle."""

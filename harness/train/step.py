@@ -22,6 +22,7 @@ from harness import stop
 from harness.backbone import (
     Backbone,
     BackboneChanged,
+    RowPrefixes,
     Seal,
     TokenBudget,
     on_device,
@@ -35,6 +36,7 @@ from harness.suite import Cell
 from harness.train.batch_input import BatchInput, Index, Rows, micro_batches
 from harness.train.cell_state import CellState, describe_failure, lr_factor
 from harness.train.data_parallel import ALONE, UNSHARDED, Team, Unsharded
+from harness.train.evaluate import longest_answer
 from harness.train.optimizer import JointAdamW
 from harness.train.race import Race
 from harness.train.row_order import row_order
@@ -107,7 +109,9 @@ class BundleStep:
         self.watched = None if attaches_itself else self.seal
         """The seal to hold against the backbone during a step. None for a method that attaches itself: its changes are
         in the backbone for the whole training, so only `prove`, which takes them out, can tell."""
-        self.fused = BatchInput(methods, backbone, length, self.watched, recipe.pooling)
+        # with divided weights, every process must run as many passes as the others, so prompts stay with their rows
+        answer = None if sharding.is_sharded else longest_answer(encoded, data, backbone, recipe.label_tokens)
+        self.fused = BatchInput(methods, backbone, length, self.watched, recipe.pooling, answer)
         self.active = list(range(len(cells)))
         """Cells still in training; a cell leaves when it ends, fails or loses a race."""
         self.handed_over: set[int] = set()
@@ -245,11 +249,15 @@ class BundleStep:
         factors = on_device(np.where(sums, num_targets, 1), device).to(dtype)  # [C]
         losses = torch.zeros(len(self.states), device=device, dtype=dtype)
         fused.refresh(grad=True, cells=self.active)
-        for batch, counts in self._own_micro_batches(rows, max_tokens):
-            stop.raise_if_stopped(stop.GRACE_S)
-            row_losses, cells = self.sharding.forward(partial(self._row_losses, batch, weights * counts))
-            (row_losses * factors[cells]).sum().backward()
-            losses.index_add_(0, cells, row_losses.detach())  # stays on the device, so no step waits for it
+        for group in fused.groups(self.active, max_tokens):
+            own = rows.take(np.flatnonzero(np.isin(rows.cells, group)))
+            fused.read_prompts(group, grad=True)
+            for batch, counts in self._own_micro_batches(own, max_tokens):
+                stop.raise_if_stopped(stop.GRACE_S)
+                row_losses, cells = self.sharding.forward(partial(self._row_losses, batch, weights * counts))
+                (row_losses * factors[cells]).sum().backward()
+                losses.index_add_(0, cells, row_losses.detach())  # stays on the device, so no step waits for it
+            fused.finish_prompts()
         fused.backward()
         self._add_penalties()
         return losses
@@ -281,16 +289,20 @@ class BundleStep:
         """
         train, device = self.encoded["train"], self.backbone.device
         embeds, mask, batch = self.fused.build(train, batch)  # [N, L, H], [N, L], and the rows in that order
+        prefixes = self.fused.row_prefixes(train, batch)
         labels = on_device(train.targets(batch.rows), device)  # [N, D]
         cells = on_device(batch.cells, device)  # [N]
         backbone = self.fused.head_reader(batch) if self.fused.heads else self.backbone
-        return self._token_losses(backbone, embeds, mask, labels).sum(1).to(weights.dtype) * weights[cells], cells
+        losses = self._token_losses(backbone, embeds, mask, labels, prefixes)
+        return losses.sum(1).to(weights.dtype) * weights[cells], cells
 
     def _micro_batches(self, lengths: Index, max_tokens: int) -> list[Index]:
         """Positions of the rows of each micro-batch, by the lengths of all rows, [N]."""
         return micro_batches(lengths, max_tokens, overhead_tokens(self.backbone, self.fused.calls_per_module))
 
-    def _token_losses(self, backbone: Backbone, embeds: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+    def _token_losses(
+        self, backbone: Backbone, embeds: Tensor, mask: Tensor, labels: Tensor, prefixes: RowPrefixes | None
+    ) -> Tensor:
         """Loss of each target token, [N, D], from [N, L, H], [N, L] and [N, D]; with a head, of the one target.
 
         A method that runs alone may compute its own loss. Raises ValueError unless that is [N, D] too.
@@ -303,7 +315,7 @@ class BundleStep:
                 name = type(method).__name__
                 raise ValueError(f"{name}.token_losses() must return {list(labels.shape)} (rows, targets), not {shape}")
             return losses
-        return backbone.token_losses(embeds, mask, labels)
+        return backbone.token_losses(embeds, mask, labels, prefixes)
 
     def _undo(self) -> None:
         """Drop all gradients of a step that is not finished."""
@@ -318,14 +330,20 @@ class BundleStep:
         """
         train, count = self.encoded["train"], len(self.states)
         lengths = self.fused.lengths(train, rows)
-        padding = np.zeros(count, np.int64)
-        for own in self.team.shares(len(rows)):
-            for batch in self._micro_batches(lengths[own], self.budget.tokens):
-                within = own[batch]
-                np.add.at(padding, rows.cells[within], lengths[within].max() - lengths[within])
+        padding, apart = np.zeros(count, np.int64), np.zeros(count, np.int64)
+        for group in self.fused.groups(self.active, self.budget.tokens):
+            of_group = np.flatnonzero(np.isin(rows.cells, group))
+            prompts = self.fused.positions_apart(group)
+            filled = self.fused.positions_apart(group, padded=True) - prompts
+            for own in self.team.shares(len(of_group)):
+                apart, padding = apart + prompts, padding + filled
+                for batch in self._micro_batches(lengths[of_group[own]], self.budget.tokens):
+                    within = of_group[own][batch]
+                    np.add.at(padding, rows.cells[within], lengths[within].max() - lengths[within])
         texts = train.source_lengths(rows.rows)
         parts = (np.ones_like(texts), texts, lengths - texts, train.target_lengths(rows.rows))
         totals = [np.bincount(rows.cells, values, minlength=count).astype(np.int64) for values in parts]
+        totals[2] += apart
         for i in self.active:
             outcome = self.states[i].outcome
             outcome.work.add(*(int(total[i]) for total in (*totals, padding)))

@@ -15,6 +15,7 @@ from typing_help import present
 
 from harness.backbone.device_memory import MEMORY_SHARE, PROBE_TOKENS, TokenBudget, probed_tokens, until_it_fits
 from harness.backbone.network import Backbone
+from harness.backbone.shared_prefix import RowPrefixes
 from harness.data.examples import Example, TaskData
 from harness.data.record import DataRecord
 from harness.data.tasks import all_tasks
@@ -42,13 +43,15 @@ class SmallMemory(Backbone):
         self.num_refused += 1
         raise torch.OutOfMemoryError("CUDA out of memory (on purpose)")
 
-    def target_logits(self, embeds: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+    def target_logits(
+        self, embeds: Tensor, mask: Tensor, labels: Tensor, prefixes: RowPrefixes | None = None
+    ) -> Tensor:
         self._claim(embeds)
-        return super().target_logits(embeds, mask, labels)
+        return super().target_logits(embeds, mask, labels, prefixes)
 
-    def decode(self, embeds: Tensor, mask: Tensor, max_new_tokens: int) -> Tensor:
+    def decode(self, embeds: Tensor, mask: Tensor, max_new_tokens: int, prefixes: RowPrefixes | None = None) -> Tensor:
         self._claim(embeds)
-        return super().decode(embeds, mask, max_new_tokens)
+        return super().decode(embeds, mask, max_new_tokens, prefixes)
 
 
 def made(max_tokens: int, limit: int = 10**9, spared: int = 0, dropout: bool = False) -> BundleTrainer:

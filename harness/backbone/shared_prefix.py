@@ -1,0 +1,276 @@
+"""A decoder reads each prompt once, and all rows of its cell use the keys and values that it leaves.
+
+In a decoder the positions of a prompt do not see the text behind them, so they come out the same in front of every row.
+`read_prompts` runs the network over the prompts alone. `target_logits`, `decode` and `text_states` then run it over the
+texts, with the keys and values of the prompts in front. Gradients flow through both passes: keys and values are leaves
+between them, whose gradients add up over micro-batches until `Prefixes.backward` carries them into the prompts.
+
+A prompt stands at the right end of its [P] positions and a text at the left end of its own, with its answer at once
+behind it. So the real positions of a row follow each other without a gap, and a sliding window, which counts places
+and not positions, sees what it would see in one pass.
+
+Shapes: G prompts, P positions of the longest, N rows, L positions of the longest text, T target tokens, H width of
+embeddings, W width of the last states, V vocabulary, A heads that have keys, D size of one.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from harness.backbone.network_kinds import Network, continued, positions_of
+
+LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
+"""Kinds of rotary positions whose frequencies change once a sequence is longer than in pretraining."""
+
+
+def shares_prompts(model: Any, num_positions: int, in_training: bool = False) -> bool:
+    """Whether a network may read prompts apart from texts, in rows of up to `num_positions` with text and answer.
+
+    The architecture says so itself: all of its layers keep keys and values, of all positions or of a window. Those of a
+    state-space or a hybrid network do not. `in_training` asks for a pass with dropout: where there is any, each row
+    draws its own, also in front of its text, so prompts are read with their rows.
+    """
+    config = model.config.get_text_config()
+    if model.config.is_encoder_decoder or getattr(model, "_is_stateful", False):
+        return False
+    if not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", False):
+        return False
+    taken = inspect.signature(model.get_decoder().forward).parameters
+    if "past_key_values" not in taken and "cache" not in taken:
+        return False
+    if "chunked_attention" in (getattr(config, "layer_types", None) or ()):
+        return False
+    kinds = {type(layer) for layer in DynamicCache(config=config).layers}
+    if not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
+        return False
+    if _rope_length(config) < num_positions:
+        return False
+    return not (in_training and has_dropout(model))
+
+
+def has_dropout(model: Any) -> bool:
+    """Whether a network drops anything in training. Attentions hold their share as a number, so settings count too."""
+    settings = model.config.get_text_config().to_dict()
+    shares = [value for key, value in settings.items() if "drop" in key and isinstance(value, (int, float))]
+    return any(share > 0 for share in shares) or any(
+        module.p > 0 for module in model.modules() if isinstance(module, torch.nn.Dropout)
+    )
+
+
+def _rope_length(config: Any) -> float:
+    """Longest sequence whose rotary frequencies do not depend on its length."""
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    # layers of two kinds have settings each
+    settings = [item for item in rope.values() if isinstance(item, dict)] or [rope]
+    limits = [
+        item.get("original_max_position_embeddings") or config.max_position_embeddings
+        for item in settings
+        if item.get("rope_type", item.get("type")) in LENGTH_DEPENDENT_ROPE
+    ]
+    return min(limits, default=float("inf"))
+
+
+@dataclass(frozen=True)
+class Prefixes:
+    """What G prompts leave in every layer of a decoder."""
+
+    keys: Sequence[Tensor]
+    """By layer, [G, A, P, D], in float32 at least: leaves of the graph where the prompts take a gradient."""
+    values: Sequence[Tensor]
+    mask: Tensor
+    """[G, P]: 1 where a position counts. Prompts stand on the right."""
+    made: Sequence[Tensor] = ()
+    """Keys and values as they were made, with the graph that leads to the prompts; none where there is no gradient."""
+
+    def backward(self) -> None:
+        """Carry the gradients of keys and values, the sums over all micro-batches, into the prompts."""
+        leaves = [*self.keys, *self.values]
+        pairs = [(own, leaf.grad) for own, leaf in zip(self.made, leaves, strict=False) if leaf.grad is not None]
+        if pairs:
+            torch.autograd.backward([own for own, _ in pairs], [grad.to(own.dtype) for own, grad in pairs])
+
+
+@dataclass(frozen=True)
+class RowPrefixes:
+    """The prefix of each row of a micro-batch."""
+
+    prefixes: Prefixes
+    index: Tensor
+    """[N]: which prompt stands in front of each row; -1 for a row without one, or with one among its embeddings."""
+    mask: Tensor = field(init=False)
+    """[N, P]: which positions of the prefix a row sees."""
+
+    def __post_init__(self) -> None:
+        own = self.prefixes.mask[self.index.clamp(min=0)] * (self.index >= 0)[:, None]
+        object.__setattr__(self, "mask", own)
+
+    def cache(self, keeps: bool = False) -> Any:
+        """Return a cache of transformers that holds the prefix of each row. With `keeps` it takes in what is read."""
+        cache = DynamicCache()
+        index = self.index.clamp(min=0)
+        one = len(self.prefixes.mask) == 1  # no copy for each row, then: one prompt is looked at from all of them
+        cache.layers = [
+            _PrefixLayer(keys, values, None if one else index, keeps)
+            for keys, values in zip(self.prefixes.keys, self.prefixes.values, strict=True)
+        ]
+        return cache
+
+
+class _ReadLayer(DynamicLayer):  # type: ignore[misc]
+    """Keeps the keys and values of one pass. A layer that is computed a second time sets the same ones again."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Take [G, A, P, D] twice and return them as they are."""
+        self.keys, self.values = key_states, value_states
+        return key_states, value_states
+
+    def get_seq_length(self, *args: Any) -> int:
+        return 0  # nothing stands in front of a prompt
+
+    def get_mask_sizes(self, query_length: Any, *args: Any) -> tuple[int, int]:
+        return _length(query_length), 0
+
+
+class _PrefixLayer(DynamicLayer):  # type: ignore[misc]
+    """Puts the prefix of each row in front of its own keys and values: [N, A, L, D] -> [N, A, P + L, D].
+
+    Without `keeps` nothing is stored, so a layer may be computed a second time in the backward pass.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, index: Tensor | None, keeps: bool) -> None:
+        super().__init__()
+        self.prefix = keys, values
+        self.index = index
+        self.keeps = keeps
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Return the prefix with these behind it."""
+        keys, values = (self._behind(*pair) for pair in zip(self.prefix, (key_states, value_states), strict=True))
+        if self.keeps:
+            self.keys, self.values = keys, values
+        return keys, values
+
+    def _behind(self, prefix: Tensor, own: Tensor) -> Tensor:
+        count = len(own)
+        front = prefix.expand(count, -1, -1, -1) if self.index is None else prefix[self.index.to(prefix.device)]
+        return torch.cat([front.to(own.dtype), own], 2)
+
+    def get_seq_length(self, *args: Any) -> int:
+        return self.prefix[0].shape[2]
+
+    def get_mask_sizes(self, query_length: Any, *args: Any) -> tuple[int, int]:
+        return self.prefix[0].shape[2] + _length(query_length), 0
+
+
+def _length(query: Any) -> int:
+    """Number of queries; older versions of transformers hand over their positions."""
+    return len(query) if isinstance(query, Tensor) and query.dim() else int(query)
+
+
+def read_prompts(network: Network, prompts: Tensor, mask: Tensor, grad: bool) -> Prefixes:
+    """Run the network over prompts, [G, P, H] and [G, P] with the padding in front, and keep their keys and values."""
+    cache = DynamicCache()
+    cache.layers = [_ReadLayer() for _ in range(int(network.config.get_text_config().num_hidden_layers))]
+    with torch.set_grad_enabled(grad):
+        network.model.get_decoder()(
+            inputs_embeds=prompts,
+            attention_mask=mask,
+            position_ids=positions_of(mask),
+            use_cache=True,
+            **{network.cache_keyword: cache},
+        )
+    return prefixes_of([layer.keys for layer in cache.layers], [layer.values for layer in cache.layers], mask)
+
+
+def prefixes_of(keys: Sequence[Tensor], values: Sequence[Tensor], mask: Tensor) -> Prefixes:
+    """Return prefixes with keys and values [G, A, P, D] of each layer, cut off from the graph that made them."""
+    made = [*keys, *values]
+    # bfloat16 has 8 bits: a sum of gradients over many rows would lose most of them
+    leaves = [
+        tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32)).requires_grad_(tensor.requires_grad)
+        for tensor in made
+    ]
+    has_graph = any(tensor.requires_grad for tensor in made)
+    return Prefixes(leaves[: len(keys)], leaves[len(keys) :], mask, made if has_graph else ())
+
+
+def target_logits(
+    network: Network, embeds: Tensor, mask: Tensor, tokens: Tensor, is_target: Tensor, rows: RowPrefixes
+) -> Tensor:
+    """Teacher forcing: texts [N, L, H], [N, L], target ids [N, T], which of them count [N, T] -> logits [N, T, V]."""
+    target = network.embedding(tokens[:, :-1]).to(embeds.dtype)  # the last target is predicted and never read
+    ends = mask.sum(1, keepdim=True)  # [N, 1]
+    length = embeds.shape[1]
+    place = torch.arange(length + target.shape[1], device=mask.device)[None]  # [1, L + T - 1]
+    # from the text, or behind its end from the target, which stands from L on in the joined row
+    index = torch.where(place < ends, place, length + place - ends).clamp(max=place.shape[1] - 1)
+    # behind the target the index would run out, and takes what is masked anyway
+    joined = torch.cat([embeds, target], 1).gather(1, index[..., None].expand(-1, -1, embeds.shape[2]))
+    counts = torch.cat([mask, is_target[:, :-1].to(mask.dtype)], 1).gather(1, index) * (place < ends + target.shape[1])
+    wanted = ends - 1 + torch.arange(tokens.shape[1], device=mask.device)[None]  # the text's end predicts the first
+    with network.kept_positions(wanted):
+        out = network.forward_pass(**_inputs(network, joined, counts, rows, rows.cache()))
+    return out.logits  # type: ignore[no-any-return]
+
+
+def text_states(network: Network, embeds: Tensor, mask: Tensor, rows: RowPrefixes) -> Tensor:
+    """Texts [N, L, H], [N, L] -> the state at the last token of each, [N, W]."""
+    out = network.model.get_decoder()(**_inputs(network, embeds, mask, rows, rows.cache()))
+    states: Tensor = out.last_hidden_state
+    last = (mask.sum(1) - 1).to(states.device)
+    return states[torch.arange(len(states), device=states.device), last]
+
+
+def decode(network: Network, embeds: Tensor, mask: Tensor, max_new_tokens: int, rows: RowPrefixes) -> Tensor:
+    """Write answers greedily behind texts [N, L, H], [N, L] -> ids [N, at most max_new_tokens]."""
+    cache = rows.cache(keeps=True)
+    with network.kept_positions(mask.sum(1, keepdim=True) - 1):
+        out = network.model(**_inputs(network, embeds, mask, rows, cache))
+    full_mask = torch.cat([rows.mask, mask], 1)
+    step = None
+
+    def following(tokens: Tensor) -> Tensor:
+        nonlocal step
+        if step is None:  # many answers are one token, and need none of this
+            step = continued(network, *_without_gaps(cache, full_mask))
+        return step(tokens)
+
+    return network.greedy(following, out.logits[:, -1], max_new_tokens)
+
+
+def _inputs(network: Network, embeds: Tensor, mask: Tensor, rows: RowPrefixes, cache: Any) -> dict[str, Any]:
+    """Arguments of a pass over texts [N, L, H], [N, L] behind their prefixes."""
+    full_mask = torch.cat([rows.mask, mask], 1)
+    return {
+        "inputs_embeds": embeds,
+        "attention_mask": full_mask,
+        "position_ids": positions_of(full_mask)[:, rows.mask.shape[1] :],
+        "use_cache": True,
+        network.cache_keyword: cache,
+    }
+
+
+def _without_gaps(cache: Any, mask: Tensor) -> tuple[Any, Tensor]:
+    """Move what counts to the right end, so that an answer follows its text at once: a new cache, and its mask [N, K].
+
+    Keys carry their positions in them already, so only their places change.
+    """
+    order = mask.argsort(dim=1, stable=True)  # padding first
+    moved = DynamicCache()
+    for number, layer in enumerate(cache.layers):
+        if layer.keys is None:  # takes those of another layer
+            continue
+        index = order.to(layer.keys.device)[:, None, :, None]
+        pair = (
+            part.gather(2, index.expand(-1, part.shape[1], -1, part.shape[3])) for part in (layer.keys, layer.values)
+        )
+        moved.update(*pair, number)
+    return moved, mask.gather(1, order)
