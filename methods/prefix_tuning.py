@@ -97,6 +97,10 @@ class PrefixTuning(Method):
         """Return the encoder's part of the prefix, [P, its layers, 2, W]."""
         return self._by_layer()[:, self.num_decoder :]
 
+    def keys_and_values(self) -> Tensor:
+        """Return the prefix as a decoder takes it, [layers, 2, heads, P, size], where no other part has one."""
+        return self._layers.keys_and_values(self._of_decoder(), 1)[:, :, 0]
+
     def attach(self, backbone: Backbone) -> None:
         """Start to give the prefix to the self-attentions."""
         self._layers.attach()

@@ -53,3 +53,4 @@ from .seal import BackboneChanged as BackboneChanged
 from .seal import Seal as Seal
 from .shared_prefix import Prefixes as Prefixes
 from .shared_prefix import RowPrefixes as RowPrefixes
+from .shared_prefix import joined_prefixes as joined_prefixes

@@ -185,12 +185,28 @@ class Backbone:
                 return shared_prefix.decode(self, embeds, mask, max_new_tokens, prefixes)
             return self.kind.decode(self, embeds, mask, max_new_tokens)
 
+    @functools.cached_property
+    def takes_prefixes(self) -> bool:
+        """Whether keys and values may be put in front of rows in every layer: a decoder without other states."""
+        return self.kind.name == "decoder" and shared_prefix.keeps_keys_and_values(self.model)
+
     def shares_prompts(self, num_positions: int) -> bool:
         """Whether prompts may be read apart from the texts behind them, in the present mode of the network.
 
-        `num_positions` are the most of prompt, text and answer together.
+        `num_positions` are the most of prompt, text and answer together. Where the network drops something in training,
+        each row draws its own, also in front of its text: there prompts stay with their rows.
         """
-        return shared_prefix.shares_prompts(self.model, num_positions, in_training=self.model.training)
+        if not self.takes_prefixes or num_positions > self._longest_rope:
+            return False
+        return not (self.model.training and self._has_dropout)
+
+    @functools.cached_property
+    def _longest_rope(self) -> float:
+        return shared_prefix.longest_rope(self.model)
+
+    @functools.cached_property
+    def _has_dropout(self) -> bool:
+        return shared_prefix.has_dropout(self.model)
 
     def read_prompts(self, prompts: Tensor, mask: Tensor, grad: bool) -> Prefixes:
         """Read G prompts, [G, P, H] and [G, P] with the padding in front, for the rows that will stand behind them."""

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
@@ -31,29 +32,24 @@ LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 """Kinds of rotary positions whose frequencies change once a sequence is longer than in pretraining."""
 
 
-def shares_prompts(model: Any, num_positions: int, in_training: bool = False) -> bool:
-    """Whether a network may read prompts apart from texts, in rows of up to `num_positions` with text and answer.
+def keeps_keys_and_values(model: Any) -> bool:
+    """Whether all layers of a decoder keep keys and values, of all positions or of a window, and nothing else.
 
-    The architecture says so itself: all of its layers keep keys and values, of all positions or of a window. Those of a
-    state-space or a hybrid network do not. `in_training` asks for a pass with dropout: where there is any, each row
-    draws its own, also in front of its text, so prompts are read with their rows.
+    The architecture says so itself, by the cache that it wants: a state-space or a hybrid network wants another one.
     """
     config = model.config.get_text_config()
     if model.config.is_encoder_decoder or getattr(model, "_is_stateful", False):
         return False
-    if not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", False):
+    if not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", None):
         return False
     taken = inspect.signature(model.get_decoder().forward).parameters
     if "past_key_values" not in taken and "cache" not in taken:
         return False
     if "chunked_attention" in (getattr(config, "layer_types", None) or ()):
-        return False
-    kinds = {type(layer) for layer in DynamicCache(config=config).layers}
-    if not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
-        return False
-    if _rope_length(config) < num_positions:
-        return False
-    return not (in_training and has_dropout(model))
+        return False  # windows that begin at fixed places
+    if getattr(config, "num_kv_shared_layers", None):
+        return False  # layers that take the keys and values of others
+    return {type(layer) for layer in DynamicCache(config=config).layers} <= {DynamicLayer, DynamicSlidingWindowLayer}
 
 
 def has_dropout(model: Any) -> bool:
@@ -65,8 +61,9 @@ def has_dropout(model: Any) -> bool:
     )
 
 
-def _rope_length(config: Any) -> float:
+def longest_rope(model: Any) -> float:
     """Longest sequence whose rotary frequencies do not depend on its length."""
+    config = model.config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     # layers of two kinds have settings each
     settings = [item for item in rope.values() if isinstance(item, dict)] or [rope]
@@ -188,6 +185,28 @@ def read_prompts(network: Network, prompts: Tensor, mask: Tensor, grad: bool) ->
             **{network.cache_keyword: cache},
         )
     return prefixes_of([layer.keys for layer in cache.layers], [layer.values for layer in cache.layers], mask)
+
+
+def joined_prefixes(read: Prefixes | None, given: Sequence[Tensor]) -> Prefixes:
+    """Put keys and values that methods give, [layers, 2, A, P, D] each, behind those of G prompts that were read."""
+    longest = max([own.shape[3] for own in given] + ([] if read is None else [read.mask.shape[1]]))
+    stacked = torch.stack(
+        [F.pad(own, (0, 0, longest - own.shape[3], 0)) for own in given], 2
+    )  # [layers, 2, G, A, P, D]
+    lengths = torch.tensor([own.shape[3] for own in given], device=stacked.device)
+    place = torch.arange(longest, device=stacked.device)[None]
+    mask = (place >= longest - lengths[:, None]).long()
+    keys, values = list(stacked[:, 0]), list(stacked[:, 1])
+    if read is None:
+        return prefixes_of(keys, values, mask)
+    count = len(keys)
+    whole = read.made or [*read.keys, *read.values]
+    whole = [F.pad(own, (0, 0, longest - own.shape[2], 0)) for own in whole]
+    keys = [torch.cat([own, more.to(own)]) for own, more in zip(whole[:count], keys, strict=True)]
+    values = [torch.cat([own, more.to(own)]) for own, more in zip(whole[count:], values, strict=True)]
+    return prefixes_of(
+        keys, values, torch.cat([F.pad(read.mask, (longest - read.mask.shape[1], 0)), mask.to(read.mask)])
+    )
 
 
 def prefixes_of(keys: Sequence[Tensor], values: Sequence[Tensor], mask: Tensor) -> Prefixes:

@@ -91,6 +91,14 @@ class Method(nn.Module):
         """Return the table that is added to the token embeddings, [S, H], row i to the i-th token; or None."""
         return None
 
+    def keys_and_values(self) -> Tensor | None:
+        """Return what stands in front of every row in each layer of a decoder, [layers, 2, A, P, D], or None.
+
+        A heads have keys, of size D. Cells of such methods share their passes on decoders, and `attach` is not called
+        there; it serves the other networks.
+        """
+        return None
+
     def forward(self, embeds: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Make the backbone's input: embeddings [B, T, H], mask [B, T] (1 for a token) -> [B, P+T, H], [B, P+T]."""
         table, prompt = self.added(), self.prompt()
@@ -232,6 +240,11 @@ class Method(nn.Module):
     def runs_alone(cls) -> bool:
         """Whether its cells train alone: it attaches in its own way, or has a loss of its own."""
         return cls.attach is not Method.attach or cls.token_losses is not Method.token_losses
+
+    @classmethod
+    def gives_keys_and_values(cls) -> bool:
+        """Whether the method overrides `keys_and_values`, so that on decoders its cells need not train alone."""
+        return cls.keys_and_values is not Method.keys_and_values
 
     @classmethod
     def depends_on_text(cls) -> bool:

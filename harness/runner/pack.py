@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
+from harness.backbone import meta_backbone
 from harness.errors import UserError
 from harness.method import Method, Rule
 from harness.runner.plan import Plan, backbone_placement
@@ -90,20 +92,28 @@ def _search_key(cell: Cell) -> tuple[str, ...]:
     return cell.label, cell.task, cell.backbone, str(cell.seed), shots
 
 
+@functools.lru_cache(maxsize=8)
+def _takes_prefixes(source: str) -> bool:
+    """Whether a backbone is a decoder that takes keys and values in front of its rows."""
+    return meta_backbone(source).takes_prefixes
+
+
 def _bundle_key(plan: Plan, cell: Cell) -> str:
     """A key that is equal for cells which may share a bundle.
 
     They must have the same backbone, rows and precision, the same dropout in the backbone, and the same kind of method:
     the changes of layer-side cells would also change the rows of input-side cells. A method that runs alone gets its
-    cell's own key.
+    cell's own key. One that gives keys and values stands beside the input-side cells of a decoder.
     """
     cls = plan.methods[cell.method].cls
     if cls is not None and issubclass(cls, Method):
         cls = cls.for_settings(cls.HP(**cell.hp))
-    alone = cls is None or issubclass(cls, Rule) or cls.runs_alone()
+    gives = cls is not None and issubclass(cls, Method) and cls.gives_keys_and_values()
+    gives = gives and _takes_prefixes(plan.suite.backbone_sources[cell.backbone])
+    alone = cls is None or issubclass(cls, Rule) or (cls.runs_alone() and not gives)
     recipe = cell.recipe
     shared = [cell.backbone, cell.task, recipe.precision, recipe.backbone_dropout, recipe.max_source_length]
-    if not alone and cls is not None and issubclass(cls, Method) and cls.is_layer_side():
+    if not alone and not gives and cls is not None and issubclass(cls, Method) and cls.is_layer_side():
         shared.append("layers")
     if cell.few_shot is not None:
         shared.append(cell.few_shot.model_dump_json())

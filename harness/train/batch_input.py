@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.backbone import Backbone, Pooling, Prefixes, RowPrefixes, Seal, on_device
+from harness.backbone import Backbone, Pooling, Prefixes, RowPrefixes, Seal, joined_prefixes, on_device
 from harness.data import Encoded
 from harness.method import HeadReader, Method, SharedLayers, errors_of_cell
 
@@ -69,8 +69,13 @@ class BatchInput:
         answer_length: int | None = None,
     ) -> None:
         self.methods = methods
-        self.seal = seal
         self.backbone = backbone
+        takes = answer_length is not None and backbone.takes_prefixes
+        self.given = np.array([takes and method.gives_keys_and_values() for method in methods], bool)
+        """By cell, whether its method gives keys and values that stand in front of its rows."""
+        if len(methods) > 1 and any(m.runs_alone() and not given for m, given in zip(methods, self.given, strict=True)):
+            raise ValueError("a method that attaches itself, or has a loss of its own, shares no bundle")
+        self.seal = None if self.attaches_itself else seal
         self.source_length = source_length
         self.static = [not method.depends_on_text() for method in methods]
         """By cell, whether its prompt and added table come from the shared table."""
@@ -118,11 +123,20 @@ class BatchInput:
 
     @property
     def shared(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """By cell, whether its prompt is read apart from its texts, in the mode that the backbone is in."""
+        """By cell, whether its prompt is read apart from its texts, in the mode that the backbone is in.
+
+        A prefix that a method gives as keys and values needs no reading.
+        """
         if self._answer_length is None or not self._can_share.any():
-            return np.zeros(len(self.methods), bool)
+            return self.given
         most = self.source_length + int(self.prompt_lengths.max()) + self._answer_length
-        return self._can_share & self.backbone.shares_prompts(most)
+        shared: np.ndarray[Any, np.dtype[np.bool_]] = self._can_share & self.backbone.shares_prompts(most) | self.given
+        return shared
+
+    @property
+    def attaches_itself(self) -> bool:
+        """Whether the bundle is one cell whose method changes the backbone in its own way, or has a loss of its own."""
+        return len(self.methods) == 1 and self.methods[0].runs_alone() and not self.given[0]
 
     @property
     def row_prompts(self) -> Index:
@@ -164,28 +178,48 @@ class BatchInput:
         return groups
 
     def read_prompts(self, cells: Sequence[int], grad: bool) -> None:
-        """Let the backbone read the prompts of these cells; the rows of the next micro-batches are to be theirs."""
+        """Let the backbone read the prompts of these cells, and ask methods for the keys and values that they give.
+
+        The rows of the next micro-batches are to be of these cells.
+        """
         shared = self.shared
         own = [cell for cell in cells if shared[cell]]
         self._prefix_index[:] = -1
-        self._prefixes = None
-        if not own:
-            return
-        longest = int(self.prompt_lengths[own].max())
-        tables, masks, count = [], [], 0
+        read = [cell for cell in own if not self.given[cell]]
+        prefixes = self._read(read, grad) if read else None
+        count = 0 if prefixes is None else len(prefixes.mask)
+        given: list[Tensor] = []
         for cell in own:
+            if self.given[cell]:
+                self._prefix_index[cell] = count + len(given)
+                with errors_of_cell(cell, self.seal), torch.set_grad_enabled(grad):
+                    given.append(self._given(cell))
+        self._prefixes = joined_prefixes(prefixes, given) if given else prefixes
+
+    def _given(self, cell: int) -> Tensor:
+        """Return the keys and values that a method gives. Raises ValueError unless they are [layers, 2, A, P, D]."""
+        made, name = self.methods[cell].keys_and_values(), type(self.methods[cell]).__name__
+        layers = int(self.backbone.config.get_text_config().num_hidden_layers)
+        if not isinstance(made, Tensor) or made.dim() != 5 or made.shape[:2] != (layers, 2):
+            got = list(made.shape) if isinstance(made, Tensor) else f"a {type(made).__name__}"
+            raise ValueError(f"{name}.keys_and_values() must return [{layers}, 2, A, P, D], not {got}")
+        return made
+
+    def _read(self, cells: Sequence[int], grad: bool) -> Prefixes:
+        """Read the prompts of these cells in one pass, each behind the padding that makes it as long as the longest."""
+        longest = int(self.prompt_lengths[cells].max())
+        tables, masks, count = [], [], 0
+        for cell in cells:
             self._prefix_index[cell] = count
             tasks = np.arange(self._num_prompts(cell))
             count += len(tasks)
-            length = int(self.prompt_lengths[cell])
-            place = np.arange(longest) - (longest - length)  # padding in front
+            place = np.arange(longest) - (longest - int(self.prompt_lengths[cell]))
             starts = self._prompt_starts[cell] + self._task_strides[cell] * tasks
             tables.append(np.where(place >= 0, starts[:, None] + place, 0))
             masks.append(np.broadcast_to(place >= 0, (len(tasks), longest)))
         device = self.backbone.device
         prompts = F.embedding(on_device(np.concatenate(tables), device), self.table)  # [G, P, H]
-        mask = on_device(np.concatenate(masks), device).long()
-        self._prefixes = self.backbone.read_prompts(prompts, mask, grad)
+        return self.backbone.read_prompts(prompts, on_device(np.concatenate(masks), device).long(), grad)
 
     def finish_prompts(self) -> None:
         """Carry the gradients that the rows of a group have left on its keys and values into the shared table."""
@@ -227,14 +261,14 @@ class BatchInput:
         self._is_attached = True
         if self._layers is not None:
             self._layers.attach()
-        else:  # one cell, or only input-side cells, whose `attach` does nothing
+        elif not self.given.any():  # one cell, or only input-side cells, whose `attach` does nothing
             self.methods[0].attach(self.backbone)
 
     def _detach(self) -> None:
         self._is_attached = False
         if self._layers is not None:
             self._layers.detach()
-        else:
+        elif not self.given.any():
             self.methods[0].detach(self.backbone)
 
     def refresh(self, grad: bool, cells: Sequence[int]) -> None:

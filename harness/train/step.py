@@ -105,13 +105,12 @@ class BundleStep:
         self.seal = None if sharding.is_sharded else seal or Seal(backbone)
         """Proof of what the backbone was when the bundle began. A sharded backbone has none: its tensors are divided,
         and it ends with its processes."""
-        attaches_itself = len(methods) == 1 and methods[0].runs_alone()
-        self.watched = None if attaches_itself else self.seal
-        """The seal to hold against the backbone during a step. None for a method that attaches itself: its changes are
-        in the backbone for the whole training, so only `prove`, which takes them out, can tell."""
         # with divided weights, every process must run as many passes as the others, so prompts stay with their rows
         answer = None if sharding.is_sharded else longest_answer(encoded, data, backbone, recipe.label_tokens)
-        self.fused = BatchInput(methods, backbone, length, self.watched, recipe.pooling, answer)
+        self.fused = BatchInput(methods, backbone, length, self.seal, recipe.pooling, answer)
+        self.watched = self.fused.seal
+        """The seal to hold against the backbone during a step. None for a method that attaches itself: its changes are
+        in the backbone for the whole training, so only `prove`, which takes them out, can tell."""
         self.active = list(range(len(cells)))
         """Cells still in training; a cell leaves when it ends, fails or loses a race."""
         self.handed_over: set[int] = set()
@@ -308,7 +307,7 @@ class BundleStep:
         A method that runs alone may compute its own loss. Raises ValueError unless that is [N, D] too.
         """
         method = self.states[0].outcome.method
-        if method.runs_alone():
+        if self.fused.attaches_itself:
             losses = method.token_losses(backbone, embeds, mask, labels)
             shape = list(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
             if shape != list(labels.shape):

@@ -46,6 +46,7 @@ def trained(kind: Kind, compiler: str | None = None) -> BundleTrainer:
     [
         ("encoder-decoder", "trace"),
         pytest.param("encoder-decoder", "full", marks=pytest.mark.slow),
+        # prompts are read apart, and rows stand behind their keys and values
         pytest.param("decoder", "full", marks=pytest.mark.slow),
     ],
 )

@@ -131,7 +131,8 @@ def test_answers_are_those_of_generate(network: Backbone) -> None:
     config = network.model.generation_config
     config.eos_token_id, config.pad_token_id = network.eos_id, network.pad_id
     with torch.no_grad():
-        ours = network.decode(*(part for part in rows.apart(rows.read(grad=False))[:2]), 8, rows.apart(rows.read())[2])
+        texts, mask, own = rows.apart(rows.read(grad=False))
+        ours = network.decode(texts, mask, 8, own)
         for row, (owner, length) in enumerate(zip(OWNERS, TEXTS, strict=True)):
             front = [rows.prompts[owner]] if owner >= 0 else []
             embeds = torch.cat([*front, rows.texts[row, :length]])[None]
@@ -183,7 +184,7 @@ def shares(model_type: str, positions: int = 64, training: bool = False, **setti
 
 
 def test_networks_without_keys_and_values_read_prompts_with_their_rows() -> None:
-    small = {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 128}
+    small: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 128}
     assert not shares("mamba", **small, state_size=8)
     hybrid = {**TINY, "layer_types": ["linear_attention", "full_attention"], "head_dim": 16,
               "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 16,
@@ -199,10 +200,10 @@ def test_rotary_positions_that_depend_on_the_length_share_below_it_only() -> Non
 
 
 def test_dropout_in_the_network_keeps_prompts_with_their_rows_in_training_only() -> None:
-    small = {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 128, "n_positions": 256}
+    small: dict[str, Any] = {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 128, "n_positions": 256}
     assert not shares("gpt2", training=True, **small)
     assert shares("gpt2", training=False, **small)
-    off = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop", "summary_first_dropout"), 0.0)
+    off: dict[str, Any] = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop", "summary_first_dropout"), 0.0)
     assert shares("gpt2", training=True, **small, **off)
     assert shares("llama", training=True, **TINY)
     assert not shares("llama", training=True, **TINY, attention_dropout=0.1)

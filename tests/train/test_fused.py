@@ -83,9 +83,9 @@ def make_method(cell: Cell, backbone: Backbone) -> Method:
     return method
 
 
-def trainer(cells: list[Cell], max_tokens: int) -> BundleTrainer:
+def trainer(cells: list[Cell], max_tokens: int, backbone: Backbone | None = None) -> BundleTrainer:
     """A trainer on made-up rows of very different lengths."""
-    backbone = tiny_backbone(precision="float64")
+    backbone = backbone or tiny_backbone(precision="float64")
     rows = [Example("x", "0", ("0",))] * 20
     record = DataRecord(source="", revision="", split_rule="", num_train=20, num_dev=20, num_test=20, fingerprint="")
     data = TaskData(all_tasks()["micro_sentiment"], rows, rows, rows, record)

@@ -100,6 +100,7 @@ def trainer(cells: list[Cell], backbone: Backbone, apart: bool, max_tokens: int 
     assert made.fused.shared.all()
     if not apart:
         made.fused = BatchInput(methods, backbone, LENGTH, made.watched)
+        made.watched = made.fused.seal
         assert not made.fused.shared.any()
     return made
 
@@ -108,7 +109,7 @@ def same(one: BundleTrainer, other: BundleTrainer) -> None:
     for ours, theirs in zip(one.states, other.states, strict=True):
         expected = theirs.outcome.method.state_dict()
         for name, tensor in ours.outcome.method.state_dict().items():
-            torch.testing.assert_close(tensor, expected[name], rtol=1e-7, atol=1e-8, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(tensor, expected[name], rtol=1e-7, atol=1e-8)
 
 
 @pytest.mark.parametrize("recipe", [{}, {"head": "linear"}], ids=["text", "head"])
@@ -139,6 +140,46 @@ def test_twenty_steps_end_where_prompts_in_every_row_end(network: Backbone) -> N
         assert [item.train_loss for item in ours.outcome.history] == pytest.approx(
             [item.train_loss for item in theirs.outcome.history], rel=1e-8
         )
+
+
+PREFIXES: list[Spec] = [
+    ("prefix_tuning", {"prefix_length": 4}),
+    ("prefix_tuning", {"prefix_length": 20, "network": "mlp", "network_width": 16}),
+]
+
+
+@pytest.mark.parametrize("recipe", [{}, {"head": "linear"}], ids=["text", "head"])
+def test_prefixes_share_a_bundle_with_prompts_and_end_where_they_end_alone(
+    network: Backbone, recipe: dict[str, Any]
+) -> None:
+    specs = [PREFIXES[0], SPECS[0], PREFIXES[1], SPECS[5]]
+    cells = [make_cell(*spec, seed=seed, steps=6, **recipe) for seed, spec in enumerate(specs)]
+    together = trainer(cells, network, apart=True)
+    together.run(lambda *_: None, lambda _: None)
+    for index, cell in enumerate(cells):
+        # one row at a time: padding between prefix and text would push the prefix out of a window
+        alone = trainer([cell], network, apart=False, max_tokens=1)
+        with alone.fused.attached():
+            alone.run(lambda *_: None, lambda _: None)
+        ours, theirs = together.states[index].outcome, alone.states[0].outcome
+        expected = theirs.method.state_dict()
+        for name, tensor in ours.method.state_dict().items():
+            torch.testing.assert_close(tensor, expected[name], rtol=1e-7, atol=1e-8)
+        assert ours.answers == theirs.answers
+        assert [e.train_loss for e in ours.history] == pytest.approx([e.train_loss for e in theirs.history], rel=1e-8)
+
+
+def test_a_prefix_takes_no_positions_of_its_own() -> None:
+    made = trainer([make_cell(*PREFIXES[0], seed=1, steps=2)], tiny_backbone("decoder", "float64"), apart=True)
+    made.run(lambda *_: None, lambda _: None)
+    assert made.states[0].outcome.work.prompt_tokens == 0
+
+
+def test_bundles_of_methods_that_attach_themselves_are_refused() -> None:
+    backbone = tiny_backbone("encoder-decoder", "float64")
+    methods = [make_method(make_cell(*PREFIXES[0], seed=seed, steps=2), backbone) for seed in range(2)]
+    with pytest.raises(ValueError, match="shares no bundle"):
+        BatchInput(methods, backbone, LENGTH, answer_length=2)
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -189,7 +230,12 @@ def test_answers_read_each_prompt_once(monkeypatch: pytest.MonkeyPatch) -> None:
     made = trainer(cells, backbone, apart=True)
     read: list[int] = []
     once: Callable[..., Any] = backbone.read_prompts
-    monkeypatch.setattr(backbone, "read_prompts", lambda *args: read.append(len(args[0])) or once(*args))
+
+    def counted(*args: Any) -> Any:
+        read.append(len(args[0]))
+        return once(*args)
+
+    monkeypatch.setattr(backbone, "read_prompts", counted)
     answers = answer_split(made.fused, range(3), made.encoded["dev"], made.data.task, 60)
     assert read == [3]
     other = trainer(cells, backbone, apart=False)
