@@ -3,12 +3,16 @@ from .examples import TaskData as TaskData
 from .few_shot import describe_few_shot as describe_few_shot
 from .metric_formulas import Array as Array
 from .metric_formulas import Scorer as Scorer
+from .metrics import DIGITS as DIGITS
 from .metrics import METRICS as METRICS
 from .metrics import TRUST as TRUST
 from .metrics import compute_metrics as compute_metrics
 from .metrics import count_unreadable as count_unreadable
 from .metrics import get_metric as get_metric
 from .metrics import is_trusted as is_trusted
+from .metrics import mean_score as mean_score
+from .metrics import round_score as round_score
+from .metrics import sample_std as sample_std
 from .micro.grammar import TASKS as TASKS
 from .micro.grammar import generate as generate
 from .micro.grammar import text as text

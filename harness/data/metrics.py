@@ -1,8 +1,9 @@
-"""Metrics: the texts that a model wrote, compared with the texts that count as right.
+"""Metrics and scores: the texts that a model wrote, compared with the texts that count as right.
 
-Every metric takes the predictions of N rows and for each row a list of accepted references. It returns percent points:
-0 to 100, correlations -100 to 100. Metrics read the decoded text, never class ids, so an output that is no label counts
-as wrong; T5's code for CB lets it count as class 0.
+A metric takes the predictions of N rows and for each row a list of accepted references. It returns percent points:
+0 to 100, correlations -100 to 100. It reads the decoded text, never class ids, so an output that is no label counts as
+wrong (in T5's code for CB it counts as class 0). A score is a mean of metrics. Both are rounded once, where they are
+computed, so that equal scores compare as equal.
 
 A metric of the `evaluate` library can be named too, see `get_metric`.
 """
@@ -12,13 +13,16 @@ from __future__ import annotations
 import math
 import os
 import re
+import statistics
 import string
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Real
 from typing import Any
+
+import numpy as np
 
 from harness.data.metric_formulas import (
     Scorer,
@@ -31,13 +35,12 @@ from harness.data.metric_formulas import (
     spearman_scorer,
 )
 from harness.errors import UserError, require_choice
-from harness.scores import round_score
 
 Predictions = Sequence[str]
 References = Sequence[Sequence[str]]
 Score = Callable[[Predictions, References, Sequence[str]], float]
 MakeScorer = Callable[[Predictions, Sequence[str], Sequence[str]], Scorer]
-"""(predictions, first reference of each row, labels) -> a scorer as `weighted` defines it."""
+"""(predictions, first reference of each row, labels) -> a scorer of weighted rows, see `metric_formulas`."""
 
 FOREIGN = "evaluate:"
 """Start of the name of a metric from the `evaluate` library."""
@@ -45,6 +48,29 @@ TRUST = "HARNESS_TRUST"
 """Environment variable with the `evaluate` metrics that may be loaded, as PATH,PATH. They are code, so a suite from a
 stranger must not be able to run one by naming it."""
 _SPELLING = re.compile(FOREIGN + r"([^#*]+)(?:#([^#*]+))?(?:\*(-?\d+(?:\.\d+)?))?")
+
+DIGITS = 9
+"""Digits kept after the decimal point of a score in percent. Float arithmetic is wrong from about the 13th digit on
+(100 * 0.28 = 28.000000000000004). Two different accuracies on a million rows differ in the fourth (100 / 1,000,000), so
+nine digits remove the noise and keep every real difference."""
+
+
+def round_score(value: float) -> float:
+    """`value` rounded to DIGITS."""
+    return round(value, DIGITS) + 0.0  # adding 0.0 turns -0.0 into 0.0, which prints without a sign
+
+
+def mean_score(values: Iterable[float]) -> float:
+    """Arithmetic mean of scores, rounded as a score: over metrics, tasks, runs or drawn rows.
+
+    Raises statistics.StatisticsError if `values` is empty.
+    """
+    return round_score(statistics.fmean(values))
+
+
+def sample_std(values: Sequence[float]) -> float | None:
+    """Sample standard deviation (divided by n - 1) of scores; None for fewer than two."""
+    return round_score(statistics.stdev(values)) if len(values) > 1 else None
 
 
 @dataclass(frozen=True)
@@ -136,7 +162,7 @@ METRICS: dict[str, Metric] = {
 def compute_metrics(
     names: Sequence[str], predictions: Predictions, references: References, labels: Sequence[str]
 ) -> dict[str, float]:
-    """Return each named metric of one split, rounded as all scores are (`scores`).
+    """Return each named metric of one split, rounded as all scores are.
 
     Raises UserError for an empty split or an unknown metric.
     """
@@ -200,8 +226,6 @@ def _mean(values: Sequence[float]) -> float:
 
 def _whole(make: MakeScorer, predictions: Predictions, references: References, labels: Sequence[str]) -> float:
     """Return the score in which every row counts once: weights of 1, [1, N]."""
-    import numpy as np
-
     truth = [refs[0] for refs in references]
     return float(make(predictions, truth, labels)(np.ones((1, len(truth))))[0])
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from harness.data import BENCHMARK as OWN
-from harness.data import METRICS, all_tasks
+from harness.data import METRICS, all_tasks, mean_score, round_score, sample_std
 from harness.errors import UserError
 from harness.report.published import PublishedRecord, PublishedRow
 from harness.results import (
@@ -25,7 +25,6 @@ from harness.results import (
     overlaps,
     results_by_task,
 )
-from harness.scores import mean_score, round_score, sample_std
 
 Repetition = tuple[tuple[int, ...], tuple[str, ...]]
 """What tells runs of one grid point apart: random seeds, and what the cell starts from. See `Cell.repetition`."""

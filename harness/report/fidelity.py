@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from harness.data import mean_score, round_score
 from harness.report.agreement import disagreements, is_same_method, is_unaltered
 from harness.report.boards import Board, BoardRow, Entry
 from harness.report.leaderboard_table import Cell, Column, Table
 from harness.report.published import Number, PublishedRow
-from harness.scores import mean_score, round_score
 
 
 @dataclass(frozen=True)

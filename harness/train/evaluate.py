@@ -14,10 +14,9 @@ import torch
 
 from harness import stop
 from harness.backbone import Backbone
-from harness.data import Encoded, Example, Task, TaskData, compute_metrics, count_unreadable, max_new_tokens
+from harness.data import Encoded, Example, Task, TaskData, compute_metrics, count_unreadable, max_new_tokens, mean_score
 from harness.method import head_answers
 from harness.results import SplitScore
-from harness.scores import mean_score
 from harness.suite import LabelTokens
 from harness.train.batch_input import BatchInput, Index, Rows, micro_batches
 from harness.train.race import ChanceLevel, standard_error
