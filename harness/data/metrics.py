@@ -130,7 +130,8 @@ def spearman(predictions: Predictions, references: References, labels: Sequence[
 def token_f1(predictions: Predictions, references: References, labels: Sequence[str] = ()) -> float:
     """Return SQuAD's token F1 in percent, of each row's best reference (Rajpurkar et al. 2016).
 
-    If the answer or the reference has no words, as for a question without answer, it is their exact match (SQuAD 2.0).
+    Where the answer or the reference has no words, as for a question without answer, it is 100 if both have none, else
+    0 (SQuAD 2.0).
     """
     return 100 * _mean([max(_overlap(p, r) for r in refs) for p, refs in zip(predictions, references, strict=True)])
 
@@ -175,9 +176,9 @@ def get_metric(name: str) -> Metric:
     """Return the metric called `name`, or the one of the `evaluate` library that `name` describes.
 
     `evaluate:PATH[#KEY][*FACTOR]`: PATH is what `evaluate.load` takes (a hub name or a script on this machine).
-    KEY picks one number out of the returned dict and may be left out where there is only one. The number is
-    multiplied by FACTOR and otherwise left as it is: own metrics are percent points and higher is better, so a
-    share wants `*100`, an error rate `*-100`. Example: `evaluate:rouge#rougeL*100`. An undefined value counts 0.
+    KEY picks one number out of the returned dict. It may be left out where there is only one. The number is multiplied
+    by FACTOR: our own metrics are percent points and higher is better, so a share wants `*100`, an error rate `*-100`.
+    Example: `evaluate:rouge#rougeL*100`. An undefined value counts as 0.
 
     Raises UserError if there is no such metric or it cannot be loaded.
     """
@@ -201,9 +202,10 @@ def get_metric(name: str) -> Metric:
 def count_unreadable(
     predictions: Predictions, labels: Sequence[str], numeric: bool, references: References | None = None
 ) -> int:
-    """Return the number of predictions that are no label of the task, or for a regression no number.
+    """Count the predictions that are no label of the task, or for a regression no number.
 
-    Of a text task, the number of empty ones, except in rows with an empty reference: there it is right to say nothing.
+    Of a task with texts as answers, empty ones count. A row with an empty reference is left out: there it is right to
+    say nothing.
     """
     if numeric:
         return sum(number(text) is None for text in predictions)
@@ -272,8 +274,8 @@ def _module_inputs(
     """Return predictions and references in the form that the metric's features ask for.
 
     Text features get texts: all references if a list is asked for, otherwise the first. Number features get class ids
-    in label order, or in a regression the numbers. An output that is no label becomes the class after the right one, of
-    two classes the wrong one; an output that is no number becomes -1.0. Raises UserError for any other features.
+    in label order, or in a regression the numbers. An output that is no label becomes the class after the right one,
+    which is surely wrong. An output that is no number becomes -1.0. Raises UserError for any other features.
     """
     features = module.features[0] if isinstance(module.features, list) else module.features
     answer, wanted = features.get("predictions"), features.get("references")

@@ -57,21 +57,26 @@ def markdown(table: Table) -> str:
 
 
 def terminal(table: Table) -> str:
-    """The same for a terminal, with drawn lines. Marks are escape codes on a screen, and * and _ in a file or pipe."""
+    """The same for a terminal, with drawn lines. On a screen the best is bold by escape codes, else it stands in *."""
     return _text(table, f"{table.title}\n{table.caption}", "simple_outline", _in_terminal, line_end="", show=on_screen)
 
 
 def _text(table: Table, head: str, layout: str, mark: Mark, line_end: str, show: Callable[[str], str] = str) -> str:
-    """`show` replaces what the screen lacks before columns are measured: "±" may become "+-", one character wider."""
+    """Lay out a table as text: `head`, then rows in tabulate's format `layout`, then footnotes and remarks.
+
+    `show` replaces the characters that a screen lacks. It does so before columns are measured: "±" may become "+-",
+    which is one character wider.
+    """
     body = []
     for i, row in enumerate(table.rows):
         if table.sections.get(i):
             body.append([show(table.sections[i]), *[""] * (len(row) - 1)])
         body.append([show(_cell(cell, mark)) for cell in row])
-    # two columns called "average", of two benchmarks, need their benchmark: text has no line of titles over columns
+    # text has no line of titles over columns, so two columns called "average" name their benchmarks themselves
     repeated = {title for title, count in Counter(column.title for column in table.columns).items() if count > 1}
     titles = [show(_column(column, with_group=column.title in repeated)) for column in table.columns]
     align = ["left"] * table.num_heads + ["right"] * (len(titles) - table.num_heads)
+    # without disable_numparse, tabulate reads "70.0" as a number and prints 70
     lines = [head, "", tabulate(body, titles, tablefmt=layout, colalign=align, disable_numparse=True)]
     if table.notes:
         lines += ["", *(f"[{i}] {text}{line_end}" for i, text in enumerate(table.notes, 1))]
@@ -80,7 +85,7 @@ def _text(table: Table, head: str, layout: str, mark: Mark, line_end: str, show:
 
 
 def _escaped(table: Table) -> Table:
-    """The table with texts escaped: none becomes markup or ends a cell."""
+    """Return the table with its texts escaped: no text becomes markup or ends a cell."""
     return replace(
         table,
         title=_plain(table.title),
@@ -98,6 +103,7 @@ def _escaped_cell(cell: Cell) -> Cell:
 
 
 def _plain(text: str) -> str:
+    # names may come from anybody: a line end or "|" would end the table's cell, "<" would begin HTML
     return " ".join(text.split("\n")).replace("<", "&lt;").replace("|", "\\|")
 
 
@@ -108,7 +114,7 @@ def _column(column: Column, with_group: bool) -> str:
 
 
 def _cell(cell: Cell, mark: Mark) -> str:
-    """ "**71.2** ±0.4 (3) [70.1, 72.3] ≈ [1]"."""
+    """Return a cell with all its parts: "**71.2** ±0.4 (3) [70.1, 72.3] ≈ [1]"."""
     parts = [
         mark(cell.text, cell.rank),
         f"±{cell.spread}" if cell.spread else "",
@@ -136,4 +142,4 @@ WRITERS: dict[str, Callable[[Sequence[Table]], str]] = {
     "latex": latex,
     "html": html,
 }
-"""Formats that show a table as it is laid out. CSV and JSON hold the numbers behind it; see `records`."""
+"""Formats that show a table as it is laid out. CSV and JSON hold the numbers behind it; see `writers/csv_json.py`."""

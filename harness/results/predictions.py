@@ -1,4 +1,4 @@
-"""Reads the predictions beside results: what each run answered. They may come from anybody, so up to a limit."""
+"""Reads the predictions beside results: what each run answered. They may come from anybody, so sizes are limited."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Answers:
 
 
 def split_of(result: Result, split: str) -> str:
-    """The name of a split in a file of predictions: `test`, or `test:cb` for the task cb of a mixture."""
+    """Return the name of a split in a file of predictions: `test`, or `test:cb` for the task cb of a mixture."""
     return split_name(split, result.cell.task if result.cell.mixture else "")
 
 
@@ -63,7 +63,7 @@ def read_answers(path: Path, sha256: str | None = None) -> dict[str, Answers]:
 
 
 def read_table(path: Path, sha256: str | None = None) -> Any:
-    """A Parquet file of predictions as a checked pyarrow table. Raises UserError as `read_answers` does."""
+    """Read a Parquet file of predictions as a pyarrow table, and check it. Raises UserError as `read_answers` does."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -77,7 +77,7 @@ def read_table(path: Path, sha256: str | None = None) -> Any:
         if file.metadata.num_rows > MAX_ROWS or sum(group.total_byte_size for group in groups) > MAX_BYTES:
             problem = f"unfolds to more than {MAX_ROWS:,} rows or {MAX_BYTES:,} bytes, the limits for predictions"
             raise UserError(problem, where=str(path))
-        table = file.read(use_threads=False)  # of 700 rows 0.8 ms, with threads 1.0 ms
+        table = file.read(use_threads=False)  # 700 rows: 0.3 ms of processor time, with threads 0.4
         table.validate(full=True)
         texts = [table["split"], table["prediction"], pc.list_flatten(table["references"])]
         if not all(pa.types.is_string(column.type) or pa.types.is_dictionary(column.type) for column in texts):
