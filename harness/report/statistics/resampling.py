@@ -3,7 +3,7 @@
 Shapes: D draws, N rows of a split. `weights` [D, N] says how often a draw holds each row: 0, 1, 2, ...
 
 Three kinds of metric are computed in three ways. Accuracy, exact match and token F1 are weighted means of what each row
-scores alone. F1, Matthews and the correlations have a scorer of weighted rows in `harness.data.metric_formulas`,
+scores alone. F1, Matthews and the correlations have a scorer of weighted rows in `data/metrics.py`,
 which also makes their score of the whole split. Any other metric is computed from scratch on the rows of each draw,
 which is slow.
 """
