@@ -9,7 +9,6 @@ import typer
 
 from harness.cli import check as cli_check
 from harness.cli import list as cli_list
-from harness.cli import publish as cli_publish
 from harness.cli import report as cli_report
 from harness.cli import results as cli_store
 from harness.cli import run as cli_run
@@ -49,8 +48,8 @@ app.command(cls=ReportCommand)(cli_report.report)
 app.command()(cli_report.table)
 app.command()(cli_report.fidelity)
 app.command()(cli_report.tuning)
-app.command()(cli_publish.figures)
-app.command()(cli_publish.site)
+app.command()(cli_report.figures)
+app.command()(cli_report.site)
 app.command()(cli_store.score)
 app.command()(cli_store.verify)
 app.command()(cli_list.suites)

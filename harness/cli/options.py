@@ -54,6 +54,10 @@ GpusPerBundle = Annotated[
 TrackOption = Annotated[
     Literal["tensorboard", "wandb", "mlflow"] | None, typer.Option(help="Show live curves of every cell there.")
 ]
+Format = Literal["terminal", "markdown", "latex", "html", "csv", "json"]
+"""The forms that a table of results can be written in. They stand here, not beside their writers in `report/tables.py`:
+those need scipy, which no `--help` should wait for."""
+FormatOption = Annotated[Format, typer.Option("--format", help="Form of the tables.")]
 ListFormat = Annotated[Literal["terminal", "json"], typer.Option("--format", help="terminal or json.")]
 
 

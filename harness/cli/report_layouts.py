@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from harness.cli.options import Format
 from harness.errors import UserError
-from harness.report import Format
 from harness.results import Result
 from harness.suite import (
     SETTINGS,

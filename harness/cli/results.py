@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from harness.cli.boards import Results, scan
+from harness.cli.report import Results, scan, without_gc
 from harness.errors import printable
-from harness.report import without_gc
 from harness.screen import say
 
 if TYPE_CHECKING:

@@ -1,50 +1,67 @@
-"""Metrics: the texts that a model wrote, compared with the texts that count as right.
+"""Metrics and scores: the texts that a model wrote, compared with the texts that count as right.
 
-Every metric takes the predictions of N rows and for each row a list of accepted references. It returns percent points:
-0 to 100, correlations -100 to 100. Metrics read the decoded text, never class ids, so an output that is no label counts
-as wrong; T5's code for CB lets it count as class 0.
+A metric takes the predictions of N rows and for each row a list of accepted references. It returns percent points:
+0 to 100, correlations -100 to 100. It reads the decoded text, never class ids, so an output that is no label counts as
+wrong (in T5's code for CB it counts as class 0). A score is a mean of metrics. Both are rounded once, where they are
+computed, so that equal scores compare as equal.
 
-A metric of the `evaluate` library can be named too, see `get_metric`.
+Metrics that are no mean over rows, such as F1 and correlations, are computed for rows with weights [D, N]: D ways to
+count the N rows. A row that counts twice has weight 2. The score of a whole split has weights of 1. A bootstrap sample
+has the number of times that each row was drawn, so the scores of a thousand samples are a few matrix products. Scores
+and their intervals share this code and so cannot disagree.
+
+Metrics of another library: `foreign_metrics`.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import re
+import statistics
 import string
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from numbers import Real
-from typing import Any
 
-from harness.data.metric_formulas import (
-    Scorer,
-    as_numbers,
-    f1_scorer,
-    macro_f1_scorer,
-    matthews_scorer,
-    number,
-    pearson_scorer,
-    spearman_scorer,
-)
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.data.foreign_metrics import FOREIGN, Predictions, References, Score, load_foreign
 from harness.errors import UserError, require_choice
-from harness.scores import round_score
 
-Predictions = Sequence[str]
-References = Sequence[Sequence[str]]
-Score = Callable[[Predictions, References, Sequence[str]], float]
+Array = NDArray[np.float64]
+Scorer = Callable[[Array], Array]
+"""weights [D, N] -> scores [D] in percent points."""
 MakeScorer = Callable[[Predictions, Sequence[str], Sequence[str]], Scorer]
-"""(predictions, first reference of each row, labels) -> a scorer as `weighted` defines it."""
+"""(predictions, first reference of each row, labels) -> a scorer of weighted rows."""
 
-FOREIGN = "evaluate:"
-"""Start of the name of a metric from the `evaluate` library."""
-TRUST = "HARNESS_TRUST"
-"""Environment variable with the `evaluate` metrics that may be loaded, as PATH,PATH. They are code, so a suite from a
-stranger must not be able to run one by naming it."""
-_SPELLING = re.compile(FOREIGN + r"([^#*]+)(?:#([^#*]+))?(?:\*(-?\d+(?:\.\d+)?))?")
+LEAST_SPREAD = 1e-13
+"""Numbers that differ by less than this share of the largest count as equal. float64 has 16 digits and a
+mean over many rows errs in the last two or three: below this a difference from the mean is rounding, and a correlation
+would be one of rounding errors."""
+
+DIGITS = 9
+"""Digits kept after the decimal point of a score in percent. Float arithmetic is wrong from about the 13th digit on
+(100 * 0.28 = 28.000000000000004). Two different accuracies on a million rows differ in the fourth (100 / 1,000,000), so
+nine digits remove the noise and keep every real difference."""
+
+
+def round_score(value: float) -> float:
+    """`value` rounded to DIGITS."""
+    return round(value, DIGITS) + 0.0  # adding 0.0 turns -0.0 into 0.0, which prints without a sign
+
+
+def mean_score(values: Iterable[float]) -> float:
+    """Arithmetic mean of scores, rounded as a score: over metrics, tasks, runs or drawn rows.
+
+    Raises statistics.StatisticsError if `values` is empty.
+    """
+    return round_score(statistics.fmean(values))
+
+
+def sample_std(values: Sequence[float]) -> float | None:
+    """Sample standard deviation (divided by n - 1) of scores; None for fewer than two."""
+    return round_score(statistics.stdev(values)) if len(values) > 1 else None
 
 
 @dataclass(frozen=True)
@@ -59,84 +76,10 @@ class Metric:
     for one of another library."""
 
 
-def accuracy(predictions: Predictions, references: References, labels: Sequence[str] = ()) -> float:
-    """Return the share of predictions that equal one of their references, in percent."""
-    return 100 * _mean([float(p in refs) for p, refs in zip(predictions, references, strict=True)])
-
-
-def binary_f1(predictions: Predictions, references: References, labels: Sequence[str] = ("0", "1")) -> float:
-    """Return the F1 of the second of two labels, in percent.
-
-    An output that is neither label counts as the wrong one. Raises UserError unless there are two labels.
-    """
-    if len(labels) != 2:  # of three labels there is no second one to be found
-        raise UserError(f"the metric f1 is for tasks with two labels, this one has {len(labels)}")
-    return _whole(f1_scorer, predictions, references, labels)
-
-
-def macro_f1(predictions: Predictions, references: References, labels: Sequence[str] = ()) -> float:
-    """Return the unweighted mean of the classes' F1, in percent; an output that is no label matches no class."""
-    return _whole(macro_f1_scorer, predictions, references, labels)
-
-
-def matthews(predictions: Predictions, references: References, labels: Sequence[str] = ()) -> float:
-    """Return the multi-class Matthews correlation (Gorodkin 2004, eq. 8), in percent.
-
-    An output that is no label is a class of its own. The value is 0 if all predictions or all references are alike.
-    """
-    return _whole(matthews_scorer, predictions, references, labels)
-
-
-def pearson(predictions: Predictions, references: References, labels: Sequence[str] = ()) -> float:
-    """Pearson correlation x100; an unreadable output counts as -1.0, an undefined correlation as 0.
-
-    As in DePT's code (src/metrics.py), one answer `nan` or `inf` leaves it undefined. A single row does too, for which
-    that code raises an error.
-    """
-    return _whole(pearson_scorer, predictions, references, labels)
-
-
-def spearman(predictions: Predictions, references: References, labels: Sequence[str] = ()) -> float:
-    """Spearman rank correlation x100; unreadable and undefined as in `pearson`, but `inf` has a rank."""
-    return _whole(spearman_scorer, predictions, references, labels)
-
-
-def token_f1(predictions: Predictions, references: References, labels: Sequence[str] = ()) -> float:
-    """Return SQuAD's token F1 in percent, of each row's best reference (Rajpurkar et al. 2016).
-
-    If the answer or the reference has no words, as for a question without answer, it is their exact match (SQuAD 2.0).
-    """
-    return 100 * _mean([max(_overlap(p, r) for r in refs) for p, refs in zip(predictions, references, strict=True)])
-
-
-def exact_match(predictions: Predictions, references: References, labels: Sequence[str] = ()) -> float:
-    """Return the share of predictions that equal a reference after SQuAD's normalisation, in percent."""
-    hits = [
-        float(any(normalize_answer(p) == normalize_answer(r) for r in refs))
-        for p, refs in zip(predictions, references, strict=True)
-    ]
-    return 100 * _mean(hits)
-
-
-METRICS: dict[str, Metric] = {
-    metric.name: metric
-    for metric in (
-        Metric("accuracy", "Acc.", accuracy),
-        Metric("f1", "F1", binary_f1, f1_scorer),
-        Metric("macro_f1", "Macro-F1", macro_f1, macro_f1_scorer),
-        Metric("matthews", "Matthews", matthews, matthews_scorer),
-        Metric("pearson", "Pearson", pearson, pearson_scorer),
-        Metric("spearman", "Spearman", spearman, spearman_scorer),
-        Metric("token_f1", "F1", token_f1),
-        Metric("exact_match", "EM", exact_match),
-    )
-}
-
-
 def compute_metrics(
     names: Sequence[str], predictions: Predictions, references: References, labels: Sequence[str]
 ) -> dict[str, float]:
-    """Return each named metric of one split, rounded as all scores are (`scores`).
+    """Return each named metric of one split, rounded as all scores are.
 
     Raises UserError for an empty split or an unknown metric.
     """
@@ -146,38 +89,22 @@ def compute_metrics(
 
 
 def get_metric(name: str) -> Metric:
-    """Return the metric called `name`, or the one of the `evaluate` library that `name` describes.
-
-    `evaluate:PATH[#KEY][*FACTOR]`: PATH is what `evaluate.load` takes (a hub name or a script on this machine).
-    KEY picks one number out of the returned dict and may be left out where there is only one. The number is
-    multiplied by FACTOR and otherwise left as it is: own metrics are percent points and higher is better, so a
-    share wants `*100`, an error rate `*-100`. Example: `evaluate:rouge#rougeL*100`. An undefined value counts 0.
+    """Return the metric called `name`, or the one of the `evaluate` library that it describes (`load_foreign`).
 
     Raises UserError if there is no such metric or it cannot be loaded.
     """
-    if not name.startswith(FOREIGN):
-        return METRICS[require_choice(name, METRICS, kind="metric")]
-    parts = _SPELLING.fullmatch(name)
-    if parts is None:
-        raise UserError(f"expected {FOREIGN}PATH[#KEY][*FACTOR], got '{name}'", field="metric")
-    path, key, factor = parts.groups()
-    module = _load_module(path)
-    scale = 1.0 if factor is None else float(factor)  # also turns "lower is better" round, with *-1
-
-    def score(predictions: Predictions, references: References, labels: Sequence[str]) -> float:
-        inputs = _module_inputs(name, module, predictions, references, labels)
-        value = scale * _pick(name, key, module.compute(**inputs))
-        return value if math.isfinite(value) else 0.0  # NaN is neither more nor less than any dev score
-
-    return Metric(name, name, score)
+    if name.startswith(FOREIGN):
+        return Metric(name, name, load_foreign(name, METRICS))
+    return METRICS[require_choice(name, METRICS, kind="metric")]
 
 
 def count_unreadable(
     predictions: Predictions, labels: Sequence[str], numeric: bool, references: References | None = None
 ) -> int:
-    """Return the number of predictions that are no label of the task, or for a regression no number.
+    """Count the predictions that are no label of the task, or for a regression no number.
 
-    Of a text task, the number of empty ones, except in rows with an empty reference: there it is right to say nothing.
+    Of a task with texts as answers, empty ones count. A row with an empty reference is left out: there it is right to
+    say nothing.
     """
     if numeric:
         return sum(number(text) is None for text in predictions)
@@ -194,16 +121,123 @@ def normalize_answer(text: str) -> str:
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
+def accuracy(predictions: Predictions, references: References, labels: Sequence[str] = ()) -> float:
+    """Return the share of predictions that equal one of their references, in percent."""
+    return 100 * _mean([float(p in refs) for p, refs in zip(predictions, references, strict=True)])
+
+
+def token_f1(predictions: Predictions, references: References, labels: Sequence[str] = ()) -> float:
+    """Return SQuAD's token F1 in percent, of each row's best reference (Rajpurkar et al. 2016).
+
+    Where the answer or the reference has no words, as for a question without answer, it is 100 if both have none, else
+    0 (SQuAD 2.0).
+    """
+    return 100 * _mean([max(_overlap(p, r) for r in refs) for p, refs in zip(predictions, references, strict=True)])
+
+
+def exact_match(predictions: Predictions, references: References, labels: Sequence[str] = ()) -> float:
+    """Return the share of predictions that equal a reference after SQuAD's normalisation, in percent."""
+    hits = [
+        float(any(normalize_answer(p) == normalize_answer(r) for r in refs))
+        for p, refs in zip(predictions, references, strict=True)
+    ]
+    return 100 * _mean(hits)
+
+
+def f1_scorer(predictions: Sequence[str], truth: Sequence[str], labels: Sequence[str]) -> Scorer:
+    """Make the scorer for the F1 of the second of two labels; an output that is no label counts as the wrong one."""
+    positive = labels[1]
+    actual = _equal(truth, positive)
+    readable = np.array([text in labels for text in predictions], bool)
+    predicted = np.where(readable, _equal(predictions, positive), ~actual)
+    return lambda weights: 100 * _f1(predicted, actual, weights)
+
+
+def macro_f1_scorer(predictions: Sequence[str], truth: Sequence[str], labels: Sequence[str]) -> Scorer:
+    """Make the scorer for the unweighted mean of the classes' F1; an output that is no label matches no class.
+
+    A class that no answer and no target has counts 0, as in T5's code.
+    """
+    pairs = [(_equal(predictions, label), _equal(truth, label)) for label in labels]
+    return lambda weights: 100 * np.mean([_f1(predicted, actual, weights) for predicted, actual in pairs], axis=0)
+
+
+def matthews_scorer(predictions: Sequence[str], truth: Sequence[str], labels: Sequence[str]) -> Scorer:
+    """Make the scorer for the multi-class Matthews correlation (Gorodkin 2004, eq. 8).
+
+    An output that is no label is a class of its own. The value is 0 if all answers or all targets are alike.
+    """
+    codes = {text: code for code, text in enumerate(dict.fromkeys([*predictions, *truth]))}
+    answered, wanted = (np.array([codes[text] for text in texts]) for texts in (predictions, truth))
+    hits = (answered == wanted).astype(float)
+    # `_sums` orders by code, and either side may lack codes: columns of the classes that both sides have
+    _, in_answers, in_truth = np.intersect1d(np.unique(answered), np.unique(wanted), return_indices=True)
+
+    def score(weights: Array) -> Array:
+        total, correct = weights.sum(axis=1), weights @ hits
+        predicted, actual = _sums(weights, answered), _sums(weights, wanted)
+        covariance = correct * total - (predicted[:, in_answers] * actual[:, in_truth]).sum(axis=1)
+        spread = np.sqrt((total**2 - (predicted**2).sum(axis=1)) * (total**2 - (actual**2).sum(axis=1)))
+        scores: Array = np.divide(100 * covariance, spread, out=np.zeros_like(spread), where=spread > 0)
+        return scores
+
+    return score
+
+
+def pearson_scorer(predictions: Sequence[str], truth: Sequence[str], labels: Sequence[str]) -> Scorer:
+    """Make the scorer for the Pearson correlation x100; an unreadable output counts as -1.0.
+
+    The correlation counts as 0 where it is undefined: where either side does not vary, as with a single row, and where
+    an answer that counts is `nan` or `inf` (as in DePT's code, src/metrics.py, which raises an error for a single row).
+    """
+    got, want = _number_pair(predictions, truth)
+    return lambda weights: _correlation(weights, np.broadcast_to(got, weights.shape), want)
+
+
+def spearman_scorer(predictions: Sequence[str], truth: Sequence[str], labels: Sequence[str]) -> Scorer:
+    """Make the scorer for the Spearman correlation x100, of mid-ranks; as `pearson_scorer`, but `inf` has a rank."""
+    got, want = _number_pair(predictions, truth)
+
+    def score(weights: Array) -> Array:
+        ranks = np.where(np.isnan(got), np.nan, _ranks(weights, got))
+        return _correlation(weights, ranks, _ranks(weights, want))
+
+    return score
+
+
+def _whole(make: MakeScorer) -> Score:
+    """Return the metric of a whole split: every row counts once, with weights of 1, [1, N]."""
+
+    def score(predictions: Predictions, references: References, labels: Sequence[str]) -> float:
+        truth = [refs[0] for refs in references]
+        return float(make(predictions, truth, labels)(np.ones((1, len(truth))))[0])
+
+    return score
+
+
+def _binary_f1(predictions: Predictions, references: References, labels: Sequence[str]) -> float:
+    if len(labels) != 2:  # of three labels there is no second one to be found
+        raise UserError(f"the metric f1 is for tasks with two labels, this one has {len(labels)}")
+    return _whole(f1_scorer)(predictions, references, labels)
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("accuracy", "Acc.", accuracy),
+        Metric("f1", "F1", _binary_f1, f1_scorer),
+        Metric("macro_f1", "Macro-F1", _whole(macro_f1_scorer), macro_f1_scorer),
+        Metric("matthews", "Matthews", _whole(matthews_scorer), matthews_scorer),
+        Metric("pearson", "Pearson", _whole(pearson_scorer), pearson_scorer),
+        Metric("spearman", "Spearman", _whole(spearman_scorer), spearman_scorer),
+        Metric("token_f1", "F1", token_f1),
+        Metric("exact_match", "EM", exact_match),
+    )
+}
+
+
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def _whole(make: MakeScorer, predictions: Predictions, references: References, labels: Sequence[str]) -> float:
-    """Return the score in which every row counts once: weights of 1, [1, N]."""
-    import numpy as np
-
-    truth = [refs[0] for refs in references]
-    return float(make(predictions, truth, labels)(np.ones((1, len(truth))))[0])
 
 
 def _overlap(prediction: str, reference: str) -> float:
@@ -215,74 +249,91 @@ def _overlap(prediction: str, reference: str) -> float:
     return 2 * common / (len(got) + len(want)) if common else 0.0
 
 
-def is_trusted(name: str) -> bool:
-    """Return whether a metric is one of our own, or one that the user has named in HARNESS_TRUST."""
-    parts = _SPELLING.fullmatch(name)
-    return parts is None or parts[1] in os.environ.get(TRUST, "").split(",")
-
-
-def _load_module(path: str) -> Any:
-    """Load a metric of the `evaluate` library. Raises UserError if that fails, or if the user has not allowed it."""
-    if not is_trusted(FOREIGN + path):
-        problem = f"'{path}' is code of the evaluate library, or a script, and nobody has allowed it by name"
-        raise UserError(problem, field="metric", hint=f"If you trust it, set {TRUST}={path} (several: A,B).")
-    return _load_trusted(path)
-
-
-@lru_cache  # loading one runs a script and may ask the hub; every evaluation of every cell needs it
-def _load_trusted(path: str) -> Any:
+def number(text: str) -> float | None:
+    """Return the finite number that a text spells, or None."""
     try:
-        import evaluate
-    except ImportError:
-        raise UserError(f"{FOREIGN}{path} needs the package evaluate", hint="pip install evaluate") from None
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _float_of(text: str) -> float:
+    """What the authors' `string_to_float` makes of an answer: `nan` and `inf` are floats, what is none is -1.0."""
     try:
-        return evaluate.load(path, keep_in_memory=True)
-    except Exception as error:  # no network, no such name, or whatever a broken script raises
-        problem = f"the evaluate library cannot load '{path}': {type(error).__name__}: {error}"
-        raise UserError(problem, field="metric", value=path, choices=METRICS) from error
+        return float(text)
+    except ValueError:
+        return -1.0
 
 
-def _module_inputs(
-    name: str, module: Any, predictions: Predictions, references: References, labels: Sequence[str]
-) -> dict[str, list[Any]]:
-    """Return predictions and references in the form that the metric's features ask for.
+def _equal(texts: Sequence[str], label: str) -> NDArray[np.bool_]:
+    # compared in Python: a NumPy array of texts drops zero characters at their ends, so "1\0" would equal "1"
+    return np.array([text == label for text in texts], bool)
 
-    Text features get texts: all references if a list is asked for, otherwise the first. Number features get class ids
-    in label order, or in a regression the numbers. An output that is no label becomes the class after the right one, of
-    two classes the wrong one; an output that is no number becomes -1.0. Raises UserError for any other features.
+
+def _f1(predicted: NDArray[np.bool_], actual: NDArray[np.bool_], weights: Array) -> Array:
+    """Return the F1 of one class in each draw, 0 to 1: [N], [N], [D, N] -> [D]. It is 0 where the class is nowhere."""
+    hits = weights @ (predicted & actual)
+    total = weights @ (predicted.astype(float) + actual)
+    scores: Array = np.divide(2 * hits, total, out=np.zeros(len(weights)), where=total > 0)
+    return scores
+
+
+def _sums(weights: Array, codes: NDArray[np.int64]) -> Array:
+    """Return the weight of each code in each draw: [D, N], [N] -> [D, C], C codes in ascending order.
+
+    Sums over sorted columns need no [N, C] matrix: a run may answer as many different texts as it has rows.
     """
-    features = module.features[0] if isinstance(module.features, list) else module.features
-    answer, wanted = features.get("predictions"), features.get("references")
-    several = getattr(wanted, "feature", None)
-    kinds = {getattr(item, "dtype", "") for item in (answer, several or wanted)}
-    if set(features) == {"predictions", "references"} and len(kinds) == 1:
-        kind = kinds.pop()
-        if kind in ("string", "large_string"):
-            texts = [list(refs) if several else refs[0] for refs in references]
-            return {"predictions": list(predictions), "references": texts}
-        if not several and kind.startswith(("int", "uint", "float")):
-            if labels:
-                return _class_ids(predictions, references, labels)
-            if kind.startswith("float"):
-                return {"predictions": as_numbers(predictions), "references": [float(refs[0]) for refs in references]}
-    raise UserError(f"{name} asks for {features}, which answers of this task cannot fill", field="metric")
+    order = np.argsort(codes, kind="stable")
+    _, starts = np.unique(codes[order], return_index=True)
+    sums: Array = np.add.reduceat(weights[:, order], starts, axis=1)
+    return sums
 
 
-def _class_ids(predictions: Predictions, references: References, labels: Sequence[str]) -> dict[str, list[Any]]:
-    ids = {label: index for index, label in enumerate(labels)}
-    truth = [ids[refs[0]] for refs in references]
-    # a class that is surely wrong, since these metrics have no id for "no answer"
-    answers = [ids.get(text, (right + 1) % len(ids)) for text, right in zip(predictions, truth, strict=True)]
-    return {"predictions": answers, "references": truth}
+def _number_pair(predictions: Sequence[str], truth: Sequence[str]) -> tuple[Array, Array]:
+    return np.array([_float_of(text) for text in predictions]), np.array([float(text) for text in truth])
 
 
-def _pick(name: str, key: str | None, values: dict[str, Any]) -> float:
-    """Return one number of what a metric returned. Raises UserError if it is not there or there are several."""
-    as_numbers = {k: float(v) for k, v in values.items() if isinstance(v, Real)}
-    if key is not None:
-        return as_numbers[require_choice(key, as_numbers, kind="number", where=name)]
-    if len(as_numbers) != 1:
-        raise UserError(
-            f"{name} returns {len(as_numbers)} numbers; name one as #KEY", field="metric", choices=as_numbers
-        )
-    return next(iter(as_numbers.values()))
+def _ranks(weights: Array, values: Array) -> Array:
+    """Return the ranks of the values in each draw, equal values sharing their mean rank: [D, N], [N] -> [D, N].
+
+    A row that was drawn twice takes two ranks.
+    """
+    _, codes = np.unique(values, return_inverse=True)
+    sizes = _sums(weights, codes)
+    middles = np.cumsum(sizes, axis=1) - (sizes - 1) / 2
+    ranks: Array = middles[:, codes]
+    return ranks
+
+
+def _correlation(weights: Array, got: Array, want: Array) -> Array:
+    """Weighted Pearson correlation x100 per draw; 0 where one side does not vary, or a counted `got` is not finite."""
+    counted = weights > 0
+    is_defined = ~(counted & ~np.isfinite(got)).any(axis=1)
+    got = np.where(np.isfinite(got), got, 0.0)
+    share = weights / weights.sum(axis=1, keepdims=True)
+    got, want = _centred(got, share, counted), _centred(want, share, counted)
+    spread = np.sqrt((share * got**2).sum(axis=1) * (share * want**2).sum(axis=1))
+    value: Array = np.divide(
+        100 * (share * got * want).sum(axis=1), spread, out=np.zeros_like(spread), where=is_defined & (spread > 0)
+    )
+    return np.clip(value, -100, 100)
+
+
+def _centred(values: Array, share: Array, counted: NDArray[np.bool_]) -> Array:
+    """Return values less their weighted mean, scaled so that the largest is 1, [D, N].
+
+    A correlation does not change by scaling, and without it squares of 1e308 would overflow and those of 1e-308 vanish.
+    All is 0 in a draw whose values are alike, and for rows that have no weight in it.
+    """
+    values = _scaled(np.where(counted, values, 0.0))
+    lowest = np.where(counted, values, np.inf).min(axis=1, keepdims=True)
+    highest = np.where(counted, values, -np.inf).max(axis=1, keepdims=True)
+    centred = np.where(counted, values - (share * values).sum(axis=1, keepdims=True), 0.0)
+    return _scaled(np.where(highest - lowest > LEAST_SPREAD, centred, 0.0))
+
+
+def _scaled(values: Array) -> Array:
+    """Return each draw's values divided by the largest of their sizes, [D, N]."""
+    largest = np.abs(values).max(axis=1, keepdims=True)
+    return values / np.where(largest > 0, largest, 1.0)

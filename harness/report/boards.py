@@ -1,4 +1,7 @@
-"""Groups results into leaderboards: a board per suite and backbone, a row per method, an entry per row and task."""
+"""Groups results into leaderboards.
+
+There is a board for each suite and backbone. It has a row for each method, and each row an entry for each task.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from harness.data import BENCHMARK as OWN
-from harness.data import METRICS, all_tasks
+from harness.data import METRICS, all_tasks, mean_score, round_score, sample_std
 from harness.errors import UserError
 from harness.report.published import PublishedRecord, PublishedRow
 from harness.results import (
@@ -25,7 +28,6 @@ from harness.results import (
     overlaps,
     results_by_task,
 )
-from harness.scores import mean_score, round_score, sample_std
 
 Repetition = tuple[tuple[int, ...], tuple[str, ...]]
 """What tells runs of one grid point apart: random seeds, and what the cell starts from. See `Cell.repetition`."""
@@ -56,7 +58,7 @@ class Entry:
 
     @property
     def scores(self) -> list[float]:
-        """Test score of each run. Rounded here too, since older results hold the noise of float arithmetic."""
+        """Test score of each run. Rounded here too: a file made elsewhere may hold the noise of float sums."""
         return [round_score(run.test.score) for run in self.runs if run.test]
 
     @property
@@ -319,8 +321,8 @@ def make_entry(members: list[Result]) -> Entry:
 def _winning_runs(members: list[Result], entry: Entry) -> list[Result]:
     """Return, for each repetition, the run of the grid point with the best dev score; fill in the entry's counts.
 
-    A repetition on which the whole grid was run chooses its own point. Any other was run at the point that another
-    seed's search chose, and is shown at that. If every grid run failed, all failures are returned.
+    A repetition on which the whole grid was run chooses its own point. Any other repetition was run at the point that
+    another seed's search chose, and is shown at that point. If every grid run failed, all failures are returned.
     """
     repetitions: dict[Repetition, list[Result]] = defaultdict(list)
     for result in members:

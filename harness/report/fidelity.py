@@ -1,15 +1,15 @@
-"""The table of `report --fidelity`: our scores beside published ones, cell by cell."""
+"""The table of `harness fidelity`: our scores beside published ones, cell by cell."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from harness.data import mean_score, round_score
 from harness.report.agreement import disagreements, is_same_method, is_unaltered
 from harness.report.boards import Board, BoardRow, Entry
 from harness.report.leaderboard_table import Cell, Column, Table
 from harness.report.published import Number, PublishedRow
-from harness.scores import mean_score, round_score
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Fidelity:
 def fidelity_of(board: Board) -> Fidelity:
     """Compare each published score with our one row that has the same method and settings; in the order of the board.
 
-    If several of our rows fit, the one with the method's plain name counts. If none or several have that name, none
-    counts: the record does not say which it means, and choosing the nearest would flatter us.
+    If several of our rows fit, the one with the method's plain name counts. If none of them has it, or several do, none
+    counts. The record does not say which one it means, and to choose the nearest would flatter us.
     """
     found: dict[tuple[int, int, int], Comparison] = {}
     left_out: dict[str, None] = {}
@@ -63,7 +63,7 @@ def fidelity_of(board: Board) -> Fidelity:
                     left_out[f"{row.name} beside {published.name}: {', '.join(reasons)}"] = None
                 else:
                     fitting.append((i, row, entry))
-            # several rows fit, such as two learning rates: the record does not say which it means
+            # several rows may fit, for example two learning rates
             plain = [item for item in fitting if is_unaltered(item[1])]
             chosen = fitting if len(fitting) == 1 else plain if len(plain) == 1 else []
             for i, row, entry in chosen:

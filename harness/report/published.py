@@ -11,10 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.data import METRICS
+from harness.data import METRICS, mean_score
 from harness.errors import UserError, require_choice
 from harness.results import Result
-from harness.scores import mean_score
 
 FOLDER = Path(__file__).parent / "published_numbers"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from harness.data import mean_score, round_score
 from harness.report.boards import Board, Entry
 from harness.report.leaderboard_table import Cell, Column, Table
 from harness.results import Result, best_point, dev_selection
-from harness.scores import mean_score, round_score
 
 
 @dataclass(frozen=True)

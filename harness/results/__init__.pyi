@@ -1,4 +1,3 @@
-from .answers import Answers as Answers
 from .notes import COMMON_TO_A_COLUMN as COMMON_TO_A_COLUMN
 from .notes import COMMON_TO_AN_ENTRY as COMMON_TO_AN_ENTRY
 from .notes import changed_since as changed_since
@@ -10,6 +9,7 @@ from .notes import origin_of as origin_of
 from .notes import overlaps as overlaps
 from .notes import superseded as superseded
 from .predictions import MAX_BYTES as MAX_BYTES
+from .predictions import Answers as Answers
 from .predictions import PredictionFiles as PredictionFiles
 from .rescore import rescore_folder as rescore_folder
 from .schema import DevScore as DevScore

@@ -6,14 +6,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.data import METRICS, TRUST, compute_metrics, count_unreadable, is_trusted
+from harness.data import METRICS, TRUST, compute_metrics, count_unreadable, is_trusted, mean_score
 from harness.errors import UserError
-from harness.results.answers import Answers
-from harness.results.predictions import read_answers, split_of
+from harness.results.predictions import Answers, read_answers, split_of
 from harness.results.schema import MetricRecord, Result, SplitScore
 from harness.results.selection import results_by_task
 from harness.results.store import predictions_path
-from harness.scores import mean_score
 
 TOLERANCE = 1e-6
 """Percent points by which a score may differ. Scores are rounded to 1e-9, and another machine may sum in another order;

@@ -16,7 +16,6 @@ import sklearn.metrics
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from harness.data.metric_formulas import pearson_scorer
 from harness.data.metrics import (
     METRICS,
     compute_metrics,
@@ -24,6 +23,7 @@ from harness.data.metrics import (
     exact_match,
     get_metric,
     normalize_answer,
+    pearson_scorer,
     token_f1,
 )
 from harness.errors import UserError

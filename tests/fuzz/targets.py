@@ -18,13 +18,13 @@ from paths import ROOT
 from ruamel.yaml import YAML
 from stored_runs import answers, store
 
-from harness.cli.boards import judge
+from harness.cli.options import Format
+from harness.cli.report import judge
 from harness.data.splits import load_task
 from harness.data.tasks import all_tasks
 from harness.data.tasks.declared import suite_tasks
 from harness.method.registry import discover
 from harness.report.boards import collect_boards
-from harness.report.formats import Format
 from harness.report.tables import render_boards
 from harness.results.rescore import rescore_folder
 from harness.results.store import ResultStore, checksum, load_results, predictions_path

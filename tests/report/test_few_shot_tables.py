@@ -20,7 +20,7 @@ from harness.report.site.grids import board_grid
 from harness.report.site.names import board_id, cell_page
 from harness.report.site.plots import scatter
 from harness.report.statistics.significance import AVERAGE, assess_board
-from harness.results.answers import Answers
+from harness.results.predictions import Answers
 from harness.results.schema import Failure, Result, StartRecord
 from harness.results.store import ResultStore
 from harness.suite.blocks import Draw

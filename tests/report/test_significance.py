@@ -16,8 +16,7 @@ from harness.report.boards import Board, collect_boards
 from harness.report.statistics.inference import Sample
 from harness.report.statistics.significance import AVERAGE, Significance, assess_board
 from harness.report.tables import render_boards
-from harness.results.answers import Answers
-from harness.results.predictions import PredictionFiles
+from harness.results.predictions import Answers, PredictionFiles
 from harness.results.store import ResultStore, predictions_path
 
 

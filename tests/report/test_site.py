@@ -18,8 +18,8 @@ from site_runs import HOSTILE, STRANGE, write_runs
 from test_report import beside
 from typer.testing import CliRunner
 
-from harness.cli.boards import marked
 from harness.cli.commands import app, main
+from harness.cli.report import marked
 from harness.method.method import Method
 from harness.method.registry import discover
 from harness.report.figures.colours import method_looks

@@ -23,7 +23,7 @@ from harness.report.statistics.inference import (
     swap_test,
 )
 from harness.report.statistics.resampling import draw_weights, make_scorer
-from harness.results.answers import Answers
+from harness.results.predictions import Answers
 
 JUNK = ("", "what", "none", "1\x00", "1e308", "-1e308", "5e-324", "1.0000000000000002")
 """What a model may write and no row asks for: zero characters, numbers at the limits of a float, near ties."""

@@ -11,14 +11,13 @@ from hypothesis import strategies as st
 from stored_runs import answers
 from test_report import result
 
-from harness.data.metrics import compute_metrics
+from harness.data.metrics import compute_metrics, mean_score, round_score
 from harness.report.boards import collect_boards
 from harness.report.figures.cost import pareto_front
 from harness.report.statistics.inference import Estimate, Sample, difference, mean_of
 from harness.report.statistics.resampling import make_scorer
 from harness.report.statistics.significance import assess_board
-from harness.results.answers import Answers
-from harness.scores import mean_score, round_score
+from harness.results.predictions import Answers
 
 NOISY = 100 * 0.28
 """28.000000000000004"""

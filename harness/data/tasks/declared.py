@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness.data.metrics import FOREIGN, METRICS
+from harness.data.foreign_metrics import FOREIGN
+from harness.data.metrics import METRICS
 from harness.data.tasks import all_tasks
 from harness.data.tasks.task import Hub, Task
 from harness.errors import UserError, require_choice

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from harness.data import mean_score, sample_std
 from harness.report.boards import median_step_seconds, metric_labels
 from harness.report.declared.find_entries import EntryIndex, FoundEntry
 from harness.report.declared.lines import Slot, slots
@@ -17,7 +18,6 @@ from harness.report.declared.published import published_rows
 from harness.report.leaderboard_table import DASH, Cell, Column, Table, entry_cell, mark_within, span_of
 from harness.report.published import PublishedRecord
 from harness.results import COMMON_TO_A_COLUMN, Result, data_notes, find_differences, origin_of, overlaps
-from harness.scores import mean_score, sample_std
 from harness.suite import TableLayout, Where
 
 TableRows = list[dict[str, object]]

@@ -12,11 +12,11 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from harness.data import mean_score
 from harness.report.boards import median_step_seconds
 from harness.report.declared.find_entries import EntryIndex, FoundEntry, by_method
 from harness.report.figures.base import blank_figure, face, label_axes, legend_beside
 from harness.report.figures.colours import Line, Look, lines_of
-from harness.scores import mean_score
 from harness.suite import DERIVED, Axis, FigureLayout, Panel, Where
 
 MOST_COLUMNS = 4

@@ -26,7 +26,7 @@ import scipy.special
 import scipy.stats
 from numpy.typing import NDArray
 
-from harness.data import Array
+from harness.data import Array, mean_score, round_score
 from harness.report.statistics.resampling import (
     ROW_MEANS,
     draw_weights,
@@ -36,7 +36,6 @@ from harness.report.statistics.resampling import (
     row_scores,
 )
 from harness.results import Answers
-from harness.scores import mean_score, round_score
 
 Seeds = tuple[int, ...]
 """The random seeds of a run: of training, and of its few-shot draw if it has one."""

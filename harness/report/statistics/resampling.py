@@ -3,7 +3,7 @@
 Shapes: D draws, N rows of a split. `weights` [D, N] says how often a draw holds each row: 0, 1, 2, ...
 
 Three kinds of metric are computed in three ways. Accuracy, exact match and token F1 are weighted means of what each row
-scores alone. F1, Matthews and the correlations have a scorer of weighted rows in `harness.data.metric_formulas`,
+scores alone. F1, Matthews and the correlations have a scorer of weighted rows in `data/metrics.py`,
 which also makes their score of the whole split. Any other metric is computed from scratch on the rows of each draw,
 which is slow.
 """
@@ -16,9 +16,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from harness.data import Array, Scorer, get_metric
+from harness.data import DIGITS, Array, Scorer, get_metric
 from harness.results import Answers
-from harness.scores import DIGITS
 
 ROW_MEANS = ("accuracy", "exact_match", "token_f1")
 """Metrics that are the mean of what each row scores alone."""
@@ -29,7 +28,7 @@ def make_scorer(metrics: Sequence[str], answers: Answers, labels: Sequence[str])
     scorers = [_scorer(name, answers, labels) for name in metrics]
 
     def score(weights: Array) -> Array:
-        # rounded as `scores.settled` does, so that a draw of all rows once gives the very score of the table
+        # rounded as `round_score` does, so that a draw of all rows once gives the very score of the table
         scores: Array = np.round(_mean([scorer(weights) for scorer in scorers]), DIGITS) + 0.0
         return scores
 
