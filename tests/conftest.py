@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
-import torch
 from paths import ROOT
 
-from harness.runner.run_suite import run
+from harness.data.tasks import micro
 
 SHARED = ROOT.parent / "shared"
 
@@ -27,17 +28,57 @@ methods:
 """
 
 
-# tests run in two processes; more threads than cores make tiny products slower
-torch.set_num_threads(1)
+# Nothing here imports torch: the process that only hands tests to two others would spend 6 s on it.
+# Tests run in two processes, and more threads than cores make tiny products slower.
+os.environ["OMP_NUM_THREADS"] = "1"  # PyTorch reads it when it is imported
 os.environ["HARNESS_CACHE"] = "off"  # tests leave nothing in the user's cache
+
+
+ALL_ROWS = dict(micro.SIZES)
+FEW_ROWS = {"validation": 40, "test": 40}
+
+
+@contextlib.contextmanager
+def micro_rows(sizes: dict[str, int]) -> Iterator[None]:
+    """Let the micro tasks have splits of these sizes in this process; new processes have them in full."""
+
+    from harness.data import splits
+
+    def forget() -> None:
+        splits._load_rows.cache_clear()
+        splits._draw_rows.cache_clear()
+
+    with patch.dict(micro.SIZES, sizes):
+        forget()
+        try:
+            yield
+        finally:
+            forget()
+
+
+@pytest.fixture(scope="module")
+def few_rows() -> Iterator[None]:
+    """Few rows to answer, where no test asks for a score: 200 of dev and 400 of test take most of a short run."""
+    with micro_rows(FEW_ROWS):
+        yield
+
+
+@pytest.fixture
+def all_rows() -> Iterator[None]:
+    """All rows again, for a test of a file with `few_rows` that asks for a score after all."""
+    with micro_rows(ALL_ROWS):
+        yield
 
 
 @pytest.fixture(scope="session")
 def small_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results of SMALL_SUITE, trained once for all tests that only read them."""
+    from harness.runner.run_suite import run
+
     folder = tmp_path_factory.mktemp("small")
     (folder / "small.yaml").write_text(SMALL_SUITE)
-    summary = run(folder / "small.yaml", results=folder / "results", quiet=True)
+    with micro_rows(ALL_ROWS):  # in full, whichever test asks first
+        summary = run(folder / "small.yaml", results=folder / "results", quiet=True)
     assert summary.num_failed == 0
     return folder / "results"
 
