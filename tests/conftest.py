@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -68,6 +69,14 @@ def all_rows() -> Iterator[None]:
     """All rows again, for a test of a file with `few_rows` that asks for a score after all."""
     with micro_rows(ALL_ROWS):
         yield
+
+
+@pytest.fixture
+def forked_team(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processes of a team are forked from one that has imported everything; each import takes 6 s of processor."""
+    forking = multiprocessing.get_context("forkserver")
+    forking.set_forkserver_preload(["harness.train.bundle"])
+    monkeypatch.setattr("torch.multiprocessing.get_context", lambda method: forking)
 
 
 @pytest.fixture(scope="session")
