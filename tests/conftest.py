@@ -122,6 +122,14 @@ def real_models() -> Path:
     return path
 
 
+def pytest_configure() -> None:
+    """Let SlipCover see methods/: what is loaded by its path it sees only in the process that it starts itself."""
+    if "SLIPCOVER_ENABLED" in os.environ and "PYTEST_XDIST_WORKER" in os.environ:
+        from slipcover import pytest_plugin, wrap_spec_from_file_location
+
+        wrap_spec_from_file_location(pytest_plugin._slipcover_instance, pytest_plugin._file_matcher)
+
+
 DEAREST = ("test_distributed.py", "test_ray.py", "test_suites_all.py", "test_sharding.py", "test_kill.py")
 """Files whose single tests take longest, the longest first: 58 s for one of them alone on two idle cores."""
 
