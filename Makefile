@@ -15,9 +15,10 @@ quickstart: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(TWO)
 
-# Lines only: branch coverage traces every jump, and the suite has to stay under 8 minutes on two cores.
+# SlipCover writes into the code of harness/ and methods/ alone and stops where a line was seen: 4 % of the tests' time,
+# where coverage.py makes Python 3.11 trace all code, the libraries' too: 53 %
 check: lint types
-	$(BIN)/python -m pytest $(TWO) --cov=harness --cov=methods --cov-report=term:skip-covered
+	$(BIN)/python -m slipcover --source harness,methods --skip-covered -m pytest $(TWO)
 
 # the longest files and functions of harness/ and methods/: a note for the reader, not a limit
 longest:
@@ -72,4 +73,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .coverage*
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

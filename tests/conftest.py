@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
-import torch
 from paths import ROOT
 
-from harness.runner.run_suite import run
+from harness.data.tasks import micro
 
 SHARED = ROOT.parent / "shared"
 
@@ -27,17 +29,65 @@ methods:
 """
 
 
-# tests run in two processes; more threads than cores make tiny products slower
-torch.set_num_threads(1)
+# Nothing here imports torch: the process that only hands tests to two others would spend 6 s on it.
+# Tests run in two processes, and more threads than cores make tiny products slower.
+os.environ["OMP_NUM_THREADS"] = "1"  # PyTorch reads it when it is imported
 os.environ["HARNESS_CACHE"] = "off"  # tests leave nothing in the user's cache
+
+
+ALL_ROWS = dict(micro.SIZES)
+FEW_ROWS = {"validation": 40, "test": 40}
+
+
+@contextlib.contextmanager
+def micro_rows(sizes: dict[str, int]) -> Iterator[None]:
+    """Let the micro tasks have splits of these sizes in this process; new processes have them in full."""
+
+    from harness.data import splits
+
+    def forget() -> None:
+        splits._load_rows.cache_clear()
+        splits._draw_rows.cache_clear()
+
+    with patch.dict(micro.SIZES, sizes):
+        forget()
+        try:
+            yield
+        finally:
+            forget()
+
+
+@pytest.fixture(scope="module")
+def few_rows() -> Iterator[None]:
+    """Few rows to answer, where no test asks for a score: 200 of dev and 400 of test take most of a short run."""
+    with micro_rows(FEW_ROWS):
+        yield
+
+
+@pytest.fixture
+def all_rows() -> Iterator[None]:
+    """All rows again, for a test of a file with `few_rows` that asks for a score after all."""
+    with micro_rows(ALL_ROWS):
+        yield
+
+
+@pytest.fixture
+def forked_team(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processes of a team are forked from one that has imported everything; each import takes 6 s of processor."""
+    forking = multiprocessing.get_context("forkserver")
+    forking.set_forkserver_preload(["harness.train.bundle"])
+    monkeypatch.setattr("torch.multiprocessing.get_context", lambda method: forking)
 
 
 @pytest.fixture(scope="session")
 def small_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results of SMALL_SUITE, trained once for all tests that only read them."""
+    from harness.runner.run_suite import run
+
     folder = tmp_path_factory.mktemp("small")
     (folder / "small.yaml").write_text(SMALL_SUITE)
-    summary = run(folder / "small.yaml", results=folder / "results", quiet=True)
+    with micro_rows(ALL_ROWS):  # in full, whichever test asks first
+        summary = run(folder / "small.yaml", results=folder / "results", quiet=True)
     assert summary.num_failed == 0
     return folder / "results"
 
@@ -70,6 +120,14 @@ def real_models() -> Path:
     if not (path / "stories260k").is_dir():
         pytest.skip("no real checkpoints: set HARNESS_MODELS to a folder with stories260k")
     return path
+
+
+def pytest_configure() -> None:
+    """Let SlipCover see methods/: what is loaded by its path it sees only in the process that it starts itself."""
+    if "SLIPCOVER_ENABLED" in os.environ and "PYTEST_XDIST_WORKER" in os.environ:
+        from slipcover import pytest_plugin, wrap_spec_from_file_location
+
+        wrap_spec_from_file_location(pytest_plugin._slipcover_instance, pytest_plugin._file_matcher)
 
 
 DEAREST = ("test_distributed.py", "test_ray.py", "test_suites_all.py", "test_sharding.py", "test_kill.py")

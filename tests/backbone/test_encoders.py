@@ -44,6 +44,8 @@ from harness.train.loop import BundleTrainer
 from harness.train.method_fit import misfit
 from harness.train.network_limits import require_positions
 
+pytestmark = pytest.mark.usefixtures("few_rows")
+
 Write = Callable[[str], Path]
 REGISTRY = discover()
 TASKS = all_tasks()

@@ -31,6 +31,8 @@ from harness.suite.make_groups import Overrides
 from harness.train.batch_input import BatchInput, Rows
 from harness.train.tiny_backbones import TinyTokenizer, tiny_backbone, tiny_rows
 
+pytestmark = pytest.mark.usefixtures("few_rows")
+
 Write = Callable[[str], Path]
 REGISTRY = discover()
 LENGTHS = [5, 9, 13, 7]

@@ -29,6 +29,8 @@ from harness.runner.progress import Progress
 from harness.suite.cell import Cell
 from harness.suite.make_groups import Overrides
 
+pytestmark = pytest.mark.usefixtures("few_rows")
+
 Write = Callable[[str], Path]
 
 

@@ -31,6 +31,8 @@ from harness.suite.make_groups import Overrides
 from harness.train.row_order import MixedOrder, sampling_shares
 from harness.train.tiny_backbones import tiny_backbone, tiny_rows
 
+pytestmark = pytest.mark.usefixtures("few_rows")
+
 Write = Callable[[str], Path]
 
 SUITE = """\

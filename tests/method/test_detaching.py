@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 import harness
 from harness.results.schema import Result
 from harness.results.store import ResultStore
+
+pytestmark = pytest.mark.usefixtures("few_rows")
 
 CLINGING = """
 from dataclasses import dataclass

@@ -24,6 +24,8 @@ from harness.train.batch_input import BatchInput
 from harness.train.evaluate import answer_split
 from harness.train.tiny_backbones import tiny_backbone
 
+pytestmark = pytest.mark.usefixtures("few_rows")
+
 SUITE = """\
 suite: export
 backbones: [micro-t5]

@@ -111,13 +111,20 @@ def test_ties_of_majority_go_to_the_first_target() -> None:
     assert rule("majority", ["0", "1"]).answers(["1", "0", "0", "1"], 2, 0) == ["1", "1"]
 
 
-@pytest.mark.parametrize("name", RULES)
-def test_another_process_gives_the_same_answers(name: str) -> None:
+@pytest.fixture(scope="module")
+def answers_elsewhere() -> dict[str, list[str]]:
+    """What each rule answers in a new process: one for all of them, since it imports torch."""
     code = (
         "import json, sys; from harness.method import discover, get_class;"
-        "rule = get_class(discover(), sys.argv[1])(['no', 'yes', 'maybe']);"
-        "print(json.dumps(rule.answers(['yes', 'no', 'no'], 50, 123)))"
+        "rules = {name: get_class(discover(), name)(['no', 'yes', 'maybe']) for name in sys.argv[1:]};"
+        "print(json.dumps({name: rule.answers(['yes', 'no', 'no'], 50, 123) for name, rule in rules.items()}))"
     )
+    there = subprocess.run([sys.executable, "-c", code, *RULES], capture_output=True, text=True, check=True)
+    answers: dict[str, list[str]] = json.loads(there.stdout)
+    return answers
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_another_process_gives_the_same_answers(name: str, answers_elsewhere: dict[str, list[str]]) -> None:
     here = rule(name, ["no", "yes", "maybe"]).answers(["yes", "no", "no"], 50, 123)
-    there = subprocess.run([sys.executable, "-c", code, name], capture_output=True, text=True, check=True)
-    assert json.loads(there.stdout) == here
+    assert answers_elsewhere[name] == here

@@ -19,6 +19,8 @@ from harness.runner.plan import Plan, make_plan
 from harness.runner.run_suite import RunSummary, run
 from harness.suite.make_groups import Overrides
 
+pytestmark = pytest.mark.usefixtures("few_rows")
+
 Write = Callable[[str], Path]
 
 SUITE = """\

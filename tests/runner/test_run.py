@@ -22,6 +22,8 @@ from harness.runner.preflight import find_misfits, lines_of
 from harness.suite.make_groups import Overrides
 from harness.train.method_contract import check_method_file
 
+pytestmark = pytest.mark.usefixtures("few_rows")
+
 NEW_METHOD = '''\
 """Shift: one vector added to every token embedding."""
 from dataclasses import dataclass
@@ -76,6 +78,7 @@ def test_the_grid_is_searched_on_the_first_seed_and_its_winner_runs_the_others(s
     assert by_seed[2] == max(sorted(first), key=lambda lr: first[lr])
 
 
+@pytest.mark.usefixtures("all_rows")
 def test_the_same_command_again_trains_nothing(small_results: Path, tmp_path: Path) -> None:
     shutil.copytree(small_results, tmp_path / "results")
     (tmp_path / "suite.yaml").write_text(SMALL_SUITE)
@@ -85,6 +88,7 @@ def test_the_same_command_again_trains_nothing(small_results: Path, tmp_path: Pa
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("*.*")} == before
 
 
+@pytest.mark.usefixtures("all_rows")
 def test_only_what_is_missing_is_trained(small_results: Path, tmp_path: Path) -> None:
     shutil.copytree(small_results, tmp_path / "results")
     (tmp_path / "suite.yaml").write_text(SMALL_SUITE)
@@ -291,6 +295,7 @@ def test_real_superglue_runs_on_a_real_backbone(folder: Path, real_data: Path, r
     )
 
 
+@pytest.mark.usefixtures("all_rows")
 def test_a_plan_knows_what_is_done_and_what_is_missing(small_results: Path, tmp_path: Path) -> None:
     (tmp_path / "suite.yaml").write_text(SMALL_SUITE)
     plan = make_plan(tmp_path / "suite.yaml", Overrides(), small_results, None)

@@ -14,6 +14,8 @@ from harness.results.store import ResultStore
 from harness.runner import tracking
 from harness.runner.run_suite import run
 
+pytestmark = pytest.mark.usefixtures("few_rows")
+
 SUITE = """\
 suite: tracked
 backbones: [micro-t5]

@@ -19,6 +19,8 @@ from harness.suite.cell import Cell
 from harness.suite.groups import SOURCES_SUITE
 from harness.suite.make_groups import Overrides
 
+pytestmark = pytest.mark.usefixtures("few_rows")
+
 Write = Callable[[str], Path]
 
 # MRQA has three seeds under this protocol, every other task one: `spot` asks the table's own row for seeds it lacks

@@ -15,6 +15,8 @@ from harness.results.store import ResultStore
 from harness.runner.plan import Plan, make_plan
 from harness.suite.make_groups import Overrides
 
+pytestmark = pytest.mark.usefixtures("few_rows")
+
 HEAD = """\
 suite: rows
 backbones: [micro-t5]

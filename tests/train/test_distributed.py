@@ -114,7 +114,13 @@ def once_begun(folder: Path, act: Callable[[], object], after: int = 2) -> Abstr
 
 
 def members(process: psutil.Process) -> list[psutil.Process]:
-    return [child for child in process.children() if any("spawn_main" in word for word in child.cmdline())]
+    """The processes of its team: spawned, or forked by a server of its own."""
+
+    def is_member(child: psutil.Process) -> bool:
+        words = " ".join(child.cmdline())
+        return "spawn_main" in words or ("forkserver" in words and child.ppid() != process.pid)
+
+    return [child for child in process.children(recursive=True) if is_member(child)]
 
 
 def outcome(folder: Path) -> tuple[object, bytes]:
@@ -130,6 +136,7 @@ def lay_out(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("forked_team")
 def test_a_team_goes_on_after_a_stop_and_after_the_death_of_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,6 +189,7 @@ def fail(team: Team, send: object, words: str) -> None:
     dist.barrier()  # for ever, did nobody end it
 
 
+@pytest.mark.usefixtures("forked_team")
 @pytest.mark.parametrize(("words", "kind"), [("a mistake", UserError), ("broken", TeamError)])
 def test_a_process_that_fails_ends_the_others_and_is_heard(words: str, kind: type[Exception]) -> None:
     with pytest.raises(kind, match=words):

@@ -90,6 +90,7 @@ def test_a_protocol_says_how_far_labels_are_decoded(write_suite: Write, tmp_path
     assert recipes(code) == {"cb": 20, "squad": "longest_label"}, "texts are decoded 20 tokens far anyway"
 
 
+@pytest.mark.usefixtures("few_rows")
 @pytest.mark.parametrize("limit", ["longest_label", 20])
 def test_a_run_decodes_as_its_recipe_says(
     write_suite: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: object

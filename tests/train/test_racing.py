@@ -37,6 +37,8 @@ from harness.train.cell_result import CellResult
 from harness.train.evaluate import chance_level
 from harness.train.race import ChanceLevel, eliminated, rungs, standard_error
 
+pytestmark = pytest.mark.usefixtures("few_rows")
+
 SUITE = """\
 suite: race
 backbones: [micro-t5]
@@ -115,6 +117,7 @@ def test_no_race_is_decided_before_a_point_has_learnt_anything(raced: Path, full
     assert [r.test for r in waiting] == [r.test for r in full if r.cell.seed == 1]
 
 
+@pytest.mark.usefixtures("all_rows")
 def test_a_race_begins_when_a_point_has_learnt(tmp_path: Path) -> None:
     text = SUITE.split("methods:")[0].replace(", begin: at_once", "").replace("steps: 16, batch_size: 8, eval_every: 2",
         "steps: 80, batch_size: 16, eval_every: 40")  # fmt: skip
@@ -124,6 +127,7 @@ def test_a_race_begins_when_a_point_has_learnt(tmp_path: Path) -> None:
     assert present(fast.test).score > 90
 
 
+@pytest.mark.usefixtures("all_rows")
 def test_learnt_means_clearly_above_the_best_constant_answer_on_dev() -> None:
     data = load_task(all_tasks()["micro_paraphrase"], None)
     targets = [example.target for example in data.dev]

@@ -56,6 +56,7 @@ def stored(folder: Path, **settings: object) -> tuple[Result, dict[str, torch.Te
     return result, load_tensors(path.with_suffix(".safetensors"))
 
 
+@pytest.mark.usefixtures("forked_team")
 def test_two_processes_with_shards_store_what_one_process_does(tmp_path: Path) -> None:
     alone, tensors = stored(tmp_path / "alone")
     together, gathered = stored(tmp_path / "together", processes=2, sharding="fsdp")
@@ -121,6 +122,7 @@ def gradient_error(team: Team) -> float:
     return max(float((found[0][name] - found[1][name]).abs().max()) for name in found[0])
 
 
+@pytest.mark.usefixtures("forked_team")
 def test_each_process_holds_its_part_of_weights_gradients_and_moments() -> None:
     said: list[tuple[int, list[dict[str, int]], float]] = []
     run_team(2, hold, (), said.append)
