@@ -256,7 +256,8 @@ def _check_widths(config: Any, backbone: Backbone) -> None:
         raise ValueError(f"config.num_layers is {layers}, the backbone has {own}: this configuration is for another "
                          "network")  # fmt: skip
     given = getattr(config, "num_attention_heads", None)
-    heads = {getattr(text, name, None) for name in ("num_attention_heads", "num_key_value_heads")} - {None}
+    counts = (getattr(text, name, None) for name in ("num_attention_heads", "num_key_value_heads"))
+    heads = {count for count in counts if count is not None}
     if given is not None and heads and given not in heads:
         own = " or ".join(map(str, sorted(heads)))
         raise ValueError(f"config.num_attention_heads is {given}, the backbone has {own}: this configuration is for "
