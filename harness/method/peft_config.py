@@ -121,8 +121,11 @@ def _check(text: str) -> None:
         values["total_step"] = _schedule_length(cls, values)
     if issubclass(cls, _prompt_class()):
         values["task_type"] = "CAUSAL_LM"
-        if not isinstance(values.get("num_virtual_tokens"), int) and "cpt_token_ids" not in defaults:
+        count = values.get("num_virtual_tokens")
+        if not isinstance(count, int) and "cpt_token_ids" not in defaults:
             raise SettingError("config.num_virtual_tokens", "is missing: how many vectors go in front of a text")
+        if isinstance(count, int) and count < 1:
+            raise SettingError("config.num_virtual_tokens", f"must be at least 1, got {count}")
         if values.get("modules_to_save"):
             raise SettingError("config.modules_to_save", "cannot be set beside vectors in front of the text")
     _check_meaning(_made(cls, values))
@@ -236,14 +239,19 @@ def _schedule_length(cls: type[PeftConfig], values: Mapping[str, Any]) -> int:
 
 
 def _made(cls: type[PeftConfig], values: Mapping[str, Any]) -> PeftConfig:
-    """Return PEFT's object. Raises SettingError with the first line of what PEFT says."""
+    """Return PEFT's object. Raises SettingError with the first sentence of what PEFT says."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return cls(**values)
     except (ValueError, TypeError, KeyError, AssertionError, ImportError, AttributeError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise SettingError("config", f"is refused by PEFT: {lines[0]}") from None
+        raise SettingError("config", f"is refused by PEFT: {first_sentence(error)}") from None
+
+
+def first_sentence(said: Exception | str) -> str:
+    """Return what PEFT says without the advice that follows: it names functions of PEFT that a suite has no use for."""
+    lines = str(said).strip().splitlines() or [type(said).__name__]
+    return re.split(r"(?<=[\w`'\"\])}])\. +(?=[A-Z])", lines[0])[0].rstrip(".")
 
 
 def _prompt_class() -> type[PeftConfig]:

@@ -250,8 +250,15 @@ def _check_widths(config: Any, backbone: Backbone) -> None:
     if given is not None and peft_type({"peft_type": config.peft_type.value}) in PROMPTS and given != backbone.hidden:
         raise ValueError(f"config.token_dim is {given}, the width of the backbone is {backbone.hidden}: this "
                          "configuration is for another network")  # fmt: skip
-    layers = getattr(config, "num_layers", None)
-    own = getattr(backbone.config.get_text_config(), "num_hidden_layers", None)
+    text = backbone.config.get_text_config()
+    layers, own = getattr(config, "num_layers", None), getattr(text, "num_hidden_layers", None)
     if layers is not None and own is not None and layers != own:
         raise ValueError(f"config.num_layers is {layers}, the backbone has {own}: this configuration is for another "
                          "network")  # fmt: skip
+    given = getattr(config, "num_attention_heads", None)
+    counts = (getattr(text, name, None) for name in ("num_attention_heads", "num_key_value_heads"))
+    heads = {count for count in counts if count is not None}
+    if given is not None and heads and given not in heads:
+        own = " or ".join(map(str, sorted(heads)))
+        raise ValueError(f"config.num_attention_heads is {given}, the backbone has {own}: this configuration is for "
+                         "another network")  # fmt: skip

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from harness.backbone import Backbone
 from harness.method.network_view import NetworkView
+from harness.method.peft_config import first_sentence
 from harness.method.peft_targets import set_targets
 
 ADAPTER = "default"  # PEFT's own choice where there is one adapter only
@@ -41,9 +42,10 @@ class PeftNetwork:
                 warnings.simplefilter("always")
                 self.model: Any = get_peft_model(self.view.model, config, ADAPTER)
         except (ValueError, TypeError, AttributeError, AssertionError, KeyError) as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
             kind = getattr(config.peft_type, "value", config.peft_type)
-            raise ValueError(f"PEFT cannot put {kind} into {type(backbone.model).__name__}: {lines[0]}") from error
+            raise ValueError(
+                f"PEFT cannot put {kind} into {type(backbone.model).__name__}: {first_sentence(error)}"
+            ) from error
         _refuse_unused(str(warning.message) for warning in heard)
         self.view.settle()
         dtype = backbone.embedding.weight.dtype
@@ -105,7 +107,7 @@ def _refuse_unused(messages: Iterable[str]) -> None:
     """Raise ValueError where PEFT only warns that a setting had no effect."""
     for message in messages:
         if any(sign in message for sign in UNUSED):
-            raise ValueError(f"a setting has no effect: {message.splitlines()[0]}")
+            raise ValueError(f"a setting has no effect: {first_sentence(message)}")
 
 
 class FrozenTensors(nn.Module):

@@ -24,11 +24,13 @@ def set_targets(config: PeftConfig, model: nn.Module) -> None:
 
     PEFT's choices go by the type of network. For one that they do not list, the first of them is taken whose names all
     exist here: so a new network with `q_proj` and `v_proj` gets what Llama gets. Raises ValueError for a name that no
-    module has: PEFT itself goes on as long as one of the names exists, and would train half of what was asked for.
+    module has, and for a layer that there is not: PEFT itself goes on as long as one of them exists, and would train
+    half of what was asked for.
     """
     said = getattr(config, "target_modules", None)
     if said is None and not getattr(config, "target_parameters", None):
         config.target_modules = default_targets(config, model)
+    _require_layers(config, model)
     for field in ("target_modules", "exclude_modules", "modules_to_save", "feedforward_modules"):
         names = said if field == "target_modules" else getattr(config, field, None)
         if isinstance(names, str):
@@ -97,6 +99,29 @@ def _require_names(field: str, names: Sequence[str], model: nn.Module) -> None:
     )
 
 
+def _require_layers(config: PeftConfig, model: nn.Module) -> None:
+    """Raise ValueError for the number of a layer that the network does not have."""
+    said = getattr(config, "layers_to_transform", None)
+    wanted = [said] if isinstance(said, int) else said or []
+    holders = getattr(config, "layers_pattern", None) or []
+    holder = "|".join([holders] if isinstance(holders, str) else holders)
+    # as PEFT reads a path: by default the first number in it is that of the layer
+    pattern = rf"(?:^|.*?\.)(?:{holder})\.(\d+)\." if holder else r".*?\.[^.]*\.(\d+)\."
+    try:
+        found = [re.match(pattern, path) for path, _ in model.named_modules()]
+    except re.error as error:
+        raise ValueError(f"layers_pattern: '{holder}' is no regular expression: {error}") from None
+    layers = {int(match[1]) for match in found if match}
+    missing = [number for number in wanted if number not in layers]
+    if missing and holders and not layers:
+        raise ValueError(f"layers_pattern: no numbered modules of {type(model).__name__} are called {holder}")
+    if missing:
+        has = f"has layers {min(layers)} to {max(layers)}" if layers else "has no numbered layers"
+        raise ValueError(
+            f"layers_to_transform: {type(model).__name__} {has}, and not {_listed([str(number) for number in missing])}"
+        )
+
+
 def _require_match(field: str, pattern: str, model: nn.Module) -> None:
     if pattern.lower() == ALL_LINEAR:
         return
@@ -105,8 +130,10 @@ def _require_match(field: str, pattern: str, model: nn.Module) -> None:
     except re.error as error:
         raise ValueError(f"{field}: '{pattern}' is no regular expression: {error}") from None
     if not is_met:
+        near = nearest(pattern, [ALL_LINEAR]) if field == "target_modules" else None
+        offer = f"did you mean {near}? For " if near else "for "
         raise ValueError(
-            f"{field}: the pattern '{pattern}' matches the whole name of no module of {type(model).__name__}; for "
+            f"{field}: the pattern '{pattern}' matches the whole name of no module of {type(model).__name__}; {offer}"
             f"names write a list (linear modules: {_listed(linear_names(model))})"
         )
 

@@ -204,11 +204,20 @@ def _name(cell: Cell) -> str:
 
 def _outcome(result: Result) -> str:
     if result.dev and result.raced_out_at is not None:
-        return f"dev {result.dev.score:.1f}, left the race at step {result.raced_out_at:,}"
+        return f"dev {_dev(result)}, left the race at step {result.raced_out_at:,}"
     if result.dev and result.selected_step is not None:
-        return f"dev {result.dev.score:.1f} at step {result.selected_step:,}"
+        return f"dev {_dev(result)} at step {result.selected_step:,}"
     lines = result.failure.message.strip().splitlines() if result.failure else []
     return f"FAILED: {lines[-1] if lines else 'no reason given'}"
+
+
+def _dev(result: Result) -> str:
+    """The dev score as reported, and what has chosen if that is another metric: steps were shown with that one."""
+    assert result.dev is not None
+    chosen_by = result.metrics.selection if result.metrics else ""
+    other = result.dev.metrics.get(chosen_by, result.dev.score)
+    reported = f"{result.dev.score:.1f}"
+    return reported if f"{other:.1f}" == reported else f"{reported}, {chosen_by} {other:.1f}"
 
 
 def _speed(steps_per_s: float) -> str:

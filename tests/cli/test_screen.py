@@ -170,6 +170,19 @@ def test_a_run_from_python_is_shown_on_every_screen(encoding: str, monkeypatch: 
     assert screen.texts() == ["", on_screen(TEXT, sys.stderr) + "\n"]
 
 
+def test_a_cell_is_shown_with_the_metric_that_chose_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """CB read "best dev 47.0" while it trained and "dev 64.3" when it was done: macro F1, then accuracy."""
+    result = store(tmp_path, "lora", "cb", 1, ["0", "0", "0", "1"], [["0"], ["0"], ["0"], ["0"]])
+    chosen = result.metrics.model_copy(update={"selection": "macro_f1"}) if result.metrics else None
+    dev = result.dev.model_copy(update={"metrics": {"accuracy": 75.0, "macro_f1": 42.9}}) if result.dev else None
+    with Progress() as shown:
+        shown.cell_done(result)
+        shown.cell_done(result.model_copy(update={"metrics": chosen, "dev": dev}))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].endswith("dev 75.0 at step 10")
+    assert lines[1].endswith("dev 75.0, macro_f1 42.9 at step 10")
+
+
 def test_what_is_said_without_streams_is_lost_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", None)
     say("a program without a window has no streams")

@@ -6,12 +6,15 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import SMALL_SUITE
+from torch import Tensor
 from typing_help import present
 
+import harness.runner.device_speed as device_speed
 import harness.runner.time_estimate as estimate_module
 from harness.backbone.flops import matmul_params
 from harness.backbone.load import load_backbone, meta_backbone, weights_are_here
@@ -92,6 +95,30 @@ def test_the_probe_gives_hours_and_their_sum(plan_of: Callable[..., Plan]) -> No
     total = sum(entry["train_s"] + entry["eval_s"] for entry in entries)
     assert shown["time"]["hours"] == pytest.approx(total / 3600)
     assert total > 0
+
+
+@pytest.mark.parametrize(
+    ("seconds_of_a_row", "tokens", "at_most_s"),
+    [(0.001, 2_048, 1.0), (0.1, 4 * 128, 6.0), (0.5, 128, 6.0), (20.0, 128, 40.0)],
+)
+def test_a_probe_takes_seconds_however_slow_the_network_is(
+    seconds_of_a_row: float, tokens: int, at_most_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A probe of SmolLM2-135M took 70 seconds of a processor; one of a billion weights would have taken ten minutes."""
+    backbone, clock = load_backbone("micro-t5", device="cpu"), [0.0]
+
+    def work(embeds: Tensor, *_: object) -> Tensor:
+        clock[0] += seconds_of_a_row * len(embeds)
+        return embeds.sum((1, 2))
+
+    monkeypatch.setattr(backbone, "token_losses", work)
+    monkeypatch.setattr(backbone, "decode", work)
+    monkeypatch.setattr(device_speed, "cached_backbone", lambda *_: backbone)
+    monkeypatch.setattr(device_speed, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    rate = device_speed.probed_rate.__wrapped__("a network", "float32", dropout=False)
+    assert clock[0] <= at_most_s
+    assert rate.origin == f"probe of {tokens:,} tokens"
+    assert rate.eval_positions == pytest.approx(128 / seconds_of_a_row)
 
 
 def test_only_weights_that_are_here_and_load_soon_are_probed_unasked(

@@ -66,6 +66,10 @@ BAD = {
     "config: {peft_type: ADALORA, tinit: 2, tfinal: 2}": "don't allow for a budgeting phase",
     "config: {peft_type: LORA, target_modules: [qq, v]}": "is called qq; did you mean q? (linear modules: q, k, v",
     "config: {peft_type: LORA, target_modules: '.*zz'}": "'.*zz' matches the whole name of no module",
+    "config: {peft_type: LORA, target_modules: all-liner}": "did you mean all-linear? For names write a list",
+    "config: {peft_type: LORA, layers_to_transform: [0, 40]}": "has layers 0 to 3, and not 40",
+    "config: {peft_type: LOHA, layers_to_transform: 40}": "layers_to_transform: T5ForConditionalGeneration has layers",
+    "config: {peft_type: LORA, layers_to_transform: [1], layers_pattern: h}": "layers_pattern: no numbered modules of",
     "config: {peft_type: LORA, modules_to_save: [classifier]}": "modules_to_save: no module of",
     "config: {peft_type: LORA, rank_pattern: {zz: 3}}": "a setting has no effect",
     "config: {peft_type: TRAINABLE_TOKENS, token_indices: [9999]}": "names token 9999, the backbone has 958",
@@ -80,6 +84,10 @@ BAD = {
     "adapter_config: revised": "methods.bad.config.revision: names a version",
     "adapter_config: outside": "methods.bad.config.base_model_name_or_path: points outside of the folder",
     "adapter_config: tokens": "methods.bad.config.tokenizer_kwargs: cannot be set",
+    "config: {peft_type: PROMPT_TUNING, num_virtual_tokens: 0}": "num_virtual_tokens: must be at least 1, got 0",
+    "config: {peft_type: PREFIX_TUNING, num_virtual_tokens: 2, num_attention_heads: 7}": "num_attention_heads is 7, ",
+    "config: {peft_type: LORA, target_modules: []}": "no `target_parameters` found\n",
+    "config: {peft_type: LORA, target_modules: [q], exclude_modules: [q]}": "No modules were targeted for adaptation\n",
     "adapter_config: wide": "config.token_dim is 768, the width of the backbone is 96",
 }
 
