@@ -82,7 +82,7 @@ def measure(suite: Path) -> dict[str, Any]:
     """Seconds of each stage, and of the processor in all, of a new process."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "benchmarks.startup", "--child", str(suite), folder, repr(time.time())]
-        out = subprocess.run(command, capture_output=True, text=True, check=False)
+        out = subprocess.run(command, capture_output=True, text=True, check=False, cwd=README.parents[1])
     if out.returncode or not out.stdout:
         raise SystemExit(f"{suite.name} did not reach a first step:\n{out.stdout}{out.stderr}")
     found: dict[str, Any] = json.loads(out.stdout.splitlines()[-1])
