@@ -64,10 +64,10 @@ class Contender:
     run: Run
     amount: int
     cells: int = 0
-    has_floor: bool = False
-    """Whether it is one side of a ratio that has a floor."""
     rates: list[float] = field(default_factory=list)
     last: Measured = field(default=Measured(0.0))
+    has_floor: bool = False
+    """Whether it is one side of a ratio that has a floor."""
 
     def round(self) -> None:
         self.last = self.run(self.amount, len(self.rates))
@@ -125,7 +125,8 @@ def training(work: Workload, method: str, shape: str, options: argparse.Namespac
             sizes = (held,)
         names = {size: f"({'c' if size == 1 else 'd'}) ours, {size} cell{'s' * (size > 1)}" for size in sizes}
         found += [
-            Contender(f"{names[n]}, {precision}", bundle(n, precision), steps, n, floor and n == held) for n in sizes
+            Contender(f"{names[n]}, {precision}", bundle(n, precision), steps, n, has_floor=floor and n == held)
+            for n in sizes
         ]
         if options.compile and bundled:
             found += [
@@ -162,7 +163,7 @@ def evaluation(work: Workload, shape: str, options: argparse.Namespace) -> list[
         found.append(Contender(f"(b) generate, sorted, {precision}", careful, rows, has_floor=floor))
         for cells in (1, EVALUATED_TOGETHER):
             name = f"ours, {cells} cell{'s' * (cells > 1)}, {precision}"
-            found.append(Contender(name, decode(cells, precision), rows, cells, floor))
+            found.append(Contender(name, decode(cells, precision), rows, cells, has_floor=floor))
     return found
 
 

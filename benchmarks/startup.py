@@ -28,7 +28,9 @@ README = Path(__file__).with_name("README.md")
 QUICKSTART = Path(__file__).parents[1] / "suites" / "quickstart.yaml"
 MARKS = ("<!-- startup:begin -->\n", "<!-- startup:end -->")
 SIZES = (2_500, 5_000, 10_000)
-METHODS = ("prompt_tuning", "dept", "accept", "ept", "lora")
+ONE_RATE = "added_lr: 0.001, "
+METHODS = {"prompt_tuning": "", "dept": ONE_RATE, "accept": ONE_RATE, "ept": ONE_RATE, "lora": ""}
+"""By name, the settings without which a method would have a grid of its own."""
 TASKS = ("micro_sentiment", "micro_entailment")
 STAGES = ("import", "plan", "check and load", "to the first step")
 HEADERS = ("suite", "cells", *STAGES, "all, seconds", "all, processor seconds", "runs")
@@ -39,7 +41,7 @@ def suite_text(cells: int) -> str:
     per_seed = len(METHODS) * len(TASKS)
     if cells % per_seed:
         raise ValueError(f"a suite has {per_seed} cells for each seed, so {cells} cannot be made")
-    methods = "\n".join(f"  {name}: {{recipe: {{lr: 0.1}}}}" for name in METHODS)
+    methods = "\n".join(f"  {name}: {{{settings}recipe: {{lr: 0.1}}}}" for name, settings in METHODS.items())
     return (
         f"suite: startup\nversion: 1\nbackbones: [micro-t5]\ntasks: [{', '.join(TASKS)}]\n"
         f"seeds: {list(range(cells // per_seed))}\nrecipe: {{steps: 10, batch_size: 16}}\nmethods:\n{methods}\n"

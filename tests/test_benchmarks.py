@@ -208,7 +208,7 @@ def test_a_careful_user_of_a_decoder_trains_on_the_answers_alone(few_logits: boo
         ids = torch.tensor([row["input_ids"] + row["labels"]])
         logits = network(input_ids=ids).logits[0, -3:-1]
         alone.append(torch.nn.functional.cross_entropy(logits, torch.tensor(theirs.ANSWER)))
-    assert float(loss) == pytest.approx(float(sum(alone)) / 2, rel=1e-5)
+    assert loss.item() == pytest.approx(torch.stack(alone).mean().item(), rel=1e-5)
 
 
 def test_padding_to_the_task_s_maximum_leaves_room_for_the_answer() -> None:
@@ -282,7 +282,7 @@ def test_the_cost_of_a_micro_batch_is_the_start_of_a_line() -> None:
     few, many = micro_batch_cost.cut(work, 2048, 10**9), micro_batch_cost.cut(work, 2048, 1)
     assert few[0] == 1
     assert many[0] > 4
-    assert few[1] > 0.5 > 0.1 > many[1]
+    assert few[1] > 0.5 > 0.25 > many[1]
 
 
 def test_generated_suites_have_as_many_cells_as_they_say(tmp_path: Path) -> None:
