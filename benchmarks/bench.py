@@ -87,7 +87,7 @@ def num_steps(work: Workload, method: str, options: argparse.Namespace) -> int:
     if options.quick or method in ("prompt_tuning", *ours.VARIANTS):
         return int(options.steps)
     mean = work.encoded.source_offsets[-1] / len(work.encoded)
-    return int(options.steps) * max(1, round(POSITIONS_PER_STEP / mean))
+    return int(options.steps) * max(1, round(POSITIONS_PER_STEP / float(mean)))
 
 
 def training(work: Workload, method: str, shape: str, options: argparse.Namespace) -> list[Contender]:
