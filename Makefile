@@ -6,7 +6,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 # each process begins with one half of the files, in order: what a file's tests share is trained once, not twice
 TWO = -n 2 --dist worksteal
 
-.PHONY: quickstart test check longest leaderboard site methods-table networks bench bench-quick bench-gpu bench-gpu-memory lint types wheel-check clean
+.PHONY: quickstart test check longest leaderboard site methods-table networks bench bench-quick bench-startup bench-gpu bench-gpu-memory lint types wheel-check clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/harness run suites/quickstart.yaml
@@ -40,17 +40,25 @@ methods-table: $(VENV)/.installed-dev
 networks: $(VENV)/.installed-dev
 	$(BIN)/python -m tools.network_matrix --write
 
+# the floors of a decoder's shape, then all of T5-small's: two hours on two cores
 bench: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.bench --shape smollm2-135m --precision float32 --floors --skip-padded --steps 4 --write
 	$(BIN)/python -m benchmarks.bench --precision float32 --steps 6 --seconds 150 --eval-tasks sst2 --write
 
 bench-quick: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.bench --quick
 
+# seconds before the first step of small and of large suites
+bench-startup: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.startup --write
+
+# with QUICK=1 small networks, on a machine without a GPU too: shows that all runs, and writes nothing
 bench-gpu: $(VENV)/.installed-dev
-	$(BIN)/python -m benchmarks.bench --device cuda --precision bfloat16 --compile --steps 20 --seconds 120 --write
+	$(BIN)/python -m benchmarks.bench --device cuda --precision bfloat16 --compile --steps 20 --seconds 120 \
+		--shape t5-base llama-3.2-1b llama-2-7b:bf16 llama-2-7b:nf4 $(if $(QUICK),--quick,--write)
 
 bench-gpu-memory: $(VENV)/.installed-dev
-	$(BIN)/python -m benchmarks.memory --write
+	$(BIN)/python -m benchmarks.memory $(if $(QUICK),--quick,--write)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -1,11 +1,12 @@
 """Speed of training and evaluation beside what a user could run otherwise, in one process, in alternation.
 
-    python -m benchmarks.bench --write          the full form; `make bench` is what two cores do in an hour
+    python -m benchmarks.bench --write          the full form; `make bench` is what two cores do in two hours
+    python -m benchmarks.bench --shape t5-small smollm2-135m --floors     only what has a floor
     python -m benchmarks.bench --quick          minutes: shows that all runs; its figures mean nothing
 
 Each round runs every contender once, one after the other, so that a machine that slows down slows all of them; shown
 are medians over rounds, and medians of the rounds' ratios. A first, short round is thrown away. A job whose rounds take
-long has fewer of them, one at least, and says so.
+long has fewer of them, one at least, and says so; those that have a floor, and what they are compared with, have three.
 """
 
 from __future__ import annotations
@@ -33,7 +34,15 @@ TASKS = ("sst2", "mnli", "boolq", "multirc")
 BUNDLES = (6, 18, 36)
 EVALUATED_TOGETHER = 6
 VARIANT_CELLS = 18
+FLOOR_CELLS = 18
+LEAST_ROUNDS = 3
+"""Rounds of what a floor is held to, however long they take."""
 EVALUATION = "evaluation"
+METHODS = ("prompt_tuning", "lora")
+FLOORS = {"prompt_tuning": ("sst2", "boolq"), "lora": TASKS, EVALUATION: ("sst2",)}
+"""By job, the tasks on which a floor is held."""
+POSITIONS_PER_STEP = 150
+"""Texts with fewer tokens on average are trained on in more steps: few rows of them would be a chance mean length."""
 PADDED, CAREFUL = "(a) Trainer, padded", "(b) Trainer"
 HEADERS = ("task", "what", "contender", "rows/s", "of (a)", "of (b)", "padding", "utilisation", "peak MiB", "rounds")
 EVALUATED_EVERY = 1_000
@@ -57,6 +66,8 @@ class Contender:
     cells: int = 0
     rates: list[float] = field(default_factory=list)
     last: Measured = field(default=Measured(0.0))
+    has_floor: bool = False
+    """Whether it is one side of a ratio that has a floor."""
 
     def round(self) -> None:
         self.last = self.run(self.amount, len(self.rates))
@@ -68,10 +79,23 @@ class Contender:
         return statistics.median(self.rates)
 
 
-def training(work: Workload, method: str, options: argparse.Namespace) -> list[Contender]:
+def num_steps(work: Workload, method: str, options: argparse.Namespace) -> int:
+    """Steps of (b) and (c): more on short texts, where a step is cheap and 16 lengths are a matter of chance.
+
+    With a prompt in front steps cost much the same everywhere.
+    """
+    if options.quick or method in ("prompt_tuning", *ours.VARIANTS):
+        return int(options.steps)
+    mean = work.encoded.source_offsets[-1] / len(work.encoded)
+    return int(options.steps) * max(1, round(POSITIONS_PER_STEP / float(mean)))
+
+
+def training(work: Workload, method: str, shape: str, options: argparse.Namespace) -> list[Contender]:
     """The contenders of training: (a), (b), (c), and for methods that share a forward pass (d)."""
 
-    shape, device = options.shape, options.device
+    device = options.device
+    bundled = method == "prompt_tuning"
+    floor = work.task in FLOORS.get(method, ())
 
     def trainer(padded: bool, bf16: bool, compiled: bool) -> Run:
         return lambda steps, seed: Measured(
@@ -85,22 +109,32 @@ def training(work: Workload, method: str, options: argparse.Namespace) -> list[C
             work, name, shape, device, precision, cells, max(fewest, steps // cells), seed, compiled
         )
 
-    steps = options.steps
+    steps = num_steps(work, method, options)
     # padded to one length all steps take the same time, and on a CPU one of them tells it
-    found = [Contender(PADDED, trainer(True, False, False), steps if device == "cuda" else 1)]
+    padded = Contender(PADDED, trainer(True, False, False), options.steps if device == "cuda" else 1)
+    found = [padded] if options.padded else []
     for precision in options.precision:
         bf16 = precision == "bfloat16"
-        found.append(Contender(f"{CAREFUL}, no waste, {precision}", trainer(False, bf16, False), steps))
+        careful = trainer(False, bf16, False)
+        found.append(Contender(f"{CAREFUL}, no waste, {precision}", careful, steps, has_floor=floor))
         if options.compile:
             found.append(Contender(f"{CAREFUL}, no waste, {precision}, compiled", trainer(False, bf16, True), steps))
-        sizes = (1, *options.bundles)
+        sizes = (1,) if method in ours.ALONE else (1, *options.bundles)
+        held = FLOOR_CELLS if bundled else 1
+        if options.floors:
+            sizes = (held,)
         names = {size: f"({'c' if size == 1 else 'd'}) ours, {size} cell{'s' * (size > 1)}" for size in sizes}
-        found += [Contender(f"{names[size]}, {precision}", bundle(size, precision), steps, size) for size in sizes]
-        if options.compile and method == "prompt_tuning":
+        found += [
+            Contender(f"{names[n]}, {precision}", bundle(n, precision), steps, n, has_floor=floor and n == held)
+            for n in sizes
+        ]
+        if options.compile and bundled:
             found += [
-                Contender(f"{names[n]}, {precision}, compiled", bundle(n, precision, True), steps, n) for n in sizes[1:]
+                Contender(f"{names[n]}, {precision}, compiled", bundle(n, precision, True), steps, n)
+                for n in sizes
+                if n > 1
             ]
-        for name in options.variants if method == "prompt_tuning" else ():
+        for name in options.variants if bundled else ():
             run = bundle(VARIANT_CELLS, precision, options.compile, name)
             found.append(
                 Contender(f"(d) ours, {VARIANT_CELLS} cells of {name}, {precision}", run, steps, VARIANT_CELLS)
@@ -108,10 +142,11 @@ def training(work: Workload, method: str, options: argparse.Namespace) -> list[C
     return found
 
 
-def evaluation(work: Workload, options: argparse.Namespace) -> list[Contender]:
+def evaluation(work: Workload, shape: str, options: argparse.Namespace) -> list[Contender]:
     """The contenders of answering `eval_rows` rows with the tokens of one label."""
 
-    shape, device = options.shape, options.device
+    device = options.device
+    floor = work.task in FLOORS[EVALUATION]
 
     def generate(padded: bool, bf16: bool) -> Run:
         return lambda rows, _: Measured(
@@ -122,31 +157,33 @@ def evaluation(work: Workload, options: argparse.Namespace) -> list[Contender]:
         return lambda rows, _: Measured(ours.evaluation_rate(work, shape, device, precision, rows, cells))
 
     rows = options.eval_rows
-    found = [Contender("(a) generate, padded", generate(True, False), rows)]
+    found = [Contender("(a) generate, padded", generate(True, False), rows)] if options.padded else []
     for precision in options.precision:
         careful = generate(False, precision == "bfloat16")
-        found.append(Contender(f"(b) generate, sorted, {precision}", careful, rows))
+        found.append(Contender(f"(b) generate, sorted, {precision}", careful, rows, has_floor=floor))
         for cells in (1, EVALUATED_TOGETHER):
             name = f"ours, {cells} cell{'s' * (cells > 1)}, {precision}"
-            found.append(Contender(name, decode(cells, precision), rows, cells))
+            found.append(Contender(name, decode(cells, precision), rows, cells, has_floor=floor))
     return found
 
 
 def measure(what: str, contenders: list[Contender], options: argparse.Namespace) -> None:
     """Run all in alternation; the round that warms up caches and compilers does not count.
 
-    On a CPU bundles are not warmed up: they run the code that one cell has warmed up. The last round is the one
-    behind which `seconds` have passed.
+    On a CPU bundles are not warmed up: they run the code that one cell, or the Trainer, has warmed up. The last round
+    is the one behind which `seconds` have passed; contenders with a floor go on to LEAST_ROUNDS.
     """
     for contender in contenders:
         if options.device == "cuda" or contender.cells <= 1:
             contender.run(theirs.EVALUATION_BATCH if what == EVALUATION else 1, 0)
     started = time.perf_counter()
-    for _ in range(options.rounds):
-        for contender in contenders:
+    least = min(LEAST_ROUNDS, options.rounds)
+    running = contenders
+    for number in range(options.rounds):
+        for contender in running:
             contender.round()
         if time.perf_counter() - started > options.seconds:
-            return
+            running = [item for item in contenders if item.has_floor] if number + 1 < least else []
 
 
 def evaluation_share(trained: list[Contender], evaluated: list[Contender]) -> float | None:
@@ -164,7 +201,7 @@ def evaluation_share(trained: list[Contender], evaluated: list[Contender]) -> fl
 
 def table_rows(task: str, what: str, contenders: list[Contender]) -> list[list[str]]:
     """Medians and ratios; (b) is the fastest of its kind."""
-    padded = contenders[0]
+    padded = next((c for c in contenders if c.name.startswith("(a)")), None)
     careful = max((c for c in contenders if c.name.startswith("(b)")), key=lambda c: c.rate)
     return [
         [
@@ -172,7 +209,7 @@ def table_rows(task: str, what: str, contenders: list[Contender]) -> list[list[s
             what,
             item.name,
             f"{item.rate:.1f}",
-            *(f"{_ratio(item, other):.2f}" for other in (padded, careful)),
+            *("" if other is None else f"{_ratio(item, other):.2f}" for other in (padded, careful)),
             "" if item.last.padding is None else f"{100 * item.last.padding:.1f} %",
             "" if item.last.utilisation is None else f"{100 * item.last.utilisation:.1f} %",
             "" if item.last.peak_bytes is None else f"{item.last.peak_bytes / 2**20:,.0f}",
@@ -183,10 +220,11 @@ def table_rows(task: str, what: str, contenders: list[Contender]) -> list[list[s
 
 
 def _ratio(item: Contender, other: Contender) -> float:
-    return statistics.median(a / b for a, b in zip(item.rates, other.rates, strict=True))
+    """The median over the rounds that both have run."""
+    return statistics.median(a / b for a, b in zip(item.rates, other.rates, strict=False))
 
 
-def report(rows: list[list[str]], shares: dict[str, float], options: argparse.Namespace) -> str:
+def report(rows: list[list[str]], shares: dict[str, float], shape: str, options: argparse.Namespace) -> str:
     """The table under a line that says when, with which commit and on what it was made, and what follows from it."""
     made = provenance.collect_provenance(device_name() if options.device == "cuda" else "cpu")
     dirty = " with local changes" if made["dirty"] else ""
@@ -194,9 +232,9 @@ def report(rows: list[list[str]], shares: dict[str, float], options: argparse.Na
     head = (
         f"{provenance.utc_now()}, commit {str(made['commit'])[:10]}{dirty}, {device}, "
         f"torch {made['versions']['torch']}, "
-        f"transformers {made['versions']['transformers']}, peft {made['versions']['peft']}; {options.shape} shape, "
-        f"up to {options.rounds} rounds of {options.steps} steps of {theirs.BATCH_SIZE} rows, "
-        f"evaluation of {options.eval_rows:,} rows."
+        f"transformers {made['versions']['transformers']}, peft {made['versions']['peft']}; {shape} shape, "
+        f"up to {options.rounds} rounds of {options.steps} steps of {theirs.BATCH_SIZE} rows (more on short texts), "
+        f"evaluation of {options.eval_rows:,} rows; load of the machine {load():.1f}."
     )
     every = f"{EVALUATED_EVERY:,}"
     tail = "".join(
@@ -209,20 +247,33 @@ def report(rows: list[list[str]], shares: dict[str, float], options: argparse.Na
     return f"{head}\n\n{tabulate(kept, headers, tablefmt='pipe', disable_numparse=True)}\n{tail}"
 
 
-def write(text: str, device: str) -> None:
-    """Put the figures of a device into the README, in place of those before."""
-    start, end = f"<!-- figures: {device} -->\n", f"<!-- end of figures: {device} -->"
+def load() -> float:
+    """Processes that wanted to run, on average over a quarter of an hour; more than those of the benchmark distort."""
+    return os.getloadavg()[2]
+
+
+def write(text: str, device: str, shape: str) -> None:
+    """Put the figures of a shape on a device into the README, in place of those before or behind those of others."""
+    start, end = (f"<!-- {word}figures: {device} {shape} -->" for word in ("", "end of "))
+    more = f"<!-- more figures: {device} -->"
     whole = README.read_text()
+    if start not in whole:
+        whole = whole.replace(more, f"### {shape}\n\n{start}\n{end}\n\n{more}")
     before, rest = whole.split(start)
-    README.write_text(f"{before}{start}\n{text}\n{end}{rest.split(end)[1]}")
+    README.write_text(f"{before}{start}\n\n{text}\n{end}{rest.split(end)[1]}")
 
 
-def parse() -> argparse.Namespace:
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--shape", default=None, help="t5-small, t5-base, ... or mini; t5-base on a GPU by default")
+    parser.add_argument(
+        "--shape",
+        nargs="+",
+        default=None,
+        help="t5-small, smollm2-135m, llama-2-7b:nf4, ...; t5-base on a GPU by default",
+    )
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--methods", nargs="+", choices=list(theirs.CONFIGS), default=list(theirs.CONFIGS))
+    parser.add_argument("--methods", nargs="+", choices=list(theirs.CONFIGS), default=list(METHODS))
     parser.add_argument("--eval-tasks", nargs="*", choices=TASKS, default=None, help="all of --tasks by default")
     parser.add_argument(
         "--variants", nargs="*", choices=ours.VARIANTS, default=None, help="bundles of these too; on a GPU all"
@@ -234,31 +285,43 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="behind these a job starts no new round")
     parser.add_argument("--eval-rows", type=int, default=1_000, help="rows that each contender answers, by all cells")
-    parser.add_argument("--quick", action="store_true", help="one round on a mini shape and one task")
+    parser.add_argument("--floors", action="store_true", help="only what has a floor, and what it is compared with")
+    parser.add_argument("--skip-padded", dest="padded", action="store_false", help="without (a), which takes longest")
+    parser.add_argument("--quick", action="store_true", help="one round on mini shapes and one task, on any machine")
     parser.add_argument("--write", action="store_true", help="put the figures into benchmarks/README.md")
-    options = parser.parse_args()
-    options.shape = options.shape or ("t5-base" if options.device == "cuda" else "t5-small")
+    options = parser.parse_args(arguments)
+    if options.quick and not torch.cuda.is_available():
+        options.device, options.compile = "cpu", False
+    options.shape = options.shape or ["t5-base" if options.device == "cuda" else "t5-small"]
     if options.variants is None:
         options.variants = list(ours.VARIANTS) if options.device == "cuda" else []
     options.eval_tasks = options.tasks if options.eval_tasks is None else options.eval_tasks
     if options.quick:
-        options.shape, options.rounds, options.steps = "mini", 1, 2
+        options.shape, options.rounds, options.steps = ["mini", "mini-decoder"], 1, 2
+        options.methods, options.write = list(theirs.CONFIGS), False
         options.tasks = options.eval_tasks = ["sst2"]
         options.precision, options.eval_rows = ["float32"], 64
     return options
 
 
-def main() -> None:
-    options = parse()
-    os.environ["CUDA_VISIBLE_DEVICES"] = "" if options.device == "cpu" else os.environ.get("CUDA_VISIBLE_DEVICES", "0")
-    warnings.filterwarnings("ignore")
+def tasks_of(job: str, tasks: list[str], options: argparse.Namespace) -> list[str]:
+    """Those of the tasks on which a job is to run."""
+    return [task for task in tasks if not options.floors or task in FLOORS.get(job, ())]
+
+
+def bench(shape: str, options: argparse.Namespace) -> str:
+    """Run all jobs of one shape; return their report."""
     rows: list[list[str]] = []
     shares: dict[str, float] = {}
     for task in options.tasks:
         work = workload(task)
-        jobs = {method: training(work, method, options) for method in options.methods}
-        if task in options.eval_tasks:
-            jobs[EVALUATION] = evaluation(work, options)
+        jobs = {
+            method: training(work, method, shape, options)
+            for method in options.methods
+            if task in tasks_of(method, options.tasks, options)
+        }
+        if task in tasks_of(EVALUATION, options.eval_tasks, options):
+            jobs[EVALUATION] = evaluation(work, shape, options)
         for what, contenders in jobs.items():
             measure(what, contenders, options)
             rows += table_rows(task, what, contenders)
@@ -266,10 +329,18 @@ def main() -> None:
         if {"prompt_tuning", EVALUATION} <= jobs.keys():
             share = evaluation_share(jobs["prompt_tuning"], jobs[EVALUATION])
             shares |= {} if share is None else {task: share}
-    text = report(rows, shares, options)
-    print(f"\n{text}")
-    if options.write:
-        write(text, options.device)
+    return report(rows, shares, shape, options)
+
+
+def main() -> None:
+    options = parse()
+    os.environ["CUDA_VISIBLE_DEVICES"] = "" if options.device == "cpu" else os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+    warnings.filterwarnings("ignore")
+    for shape in options.shape:
+        text = bench(shape, options)
+        print(f"\n{text}", flush=True)
+        if options.write:
+            write(text, options.device, shape)
 
 
 if __name__ == "__main__":

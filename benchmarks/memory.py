@@ -15,18 +15,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.integrations.bitsandbytes import replace_with_bnb_linear
-from transformers.quantizers.base import HfQuantizer
 
-from harness.backbone import (
-    PACKED,
-    Backbone,
-    Scheme,
-    backbone_config,
-    bitsandbytes_config,
-    prepare_quantized,
-    untrained_network,
-)
+from benchmarks.random_network import random_network
+from harness.backbone import Backbone, Scheme, backbone_config
 from harness.runner import LENGTH, TARGETS, MemoryNeed, memory_need
 from harness.suite import short_name
 from harness.train import TinyTokenizer
@@ -34,8 +25,9 @@ from harness.train import TinyTokenizer
 PAGE = Path(__file__).with_name("README.md")
 MARK = ("<!-- memory:begin -->\n", "<!-- memory:end -->")
 SHAPES = ("t5-3b", "llama-2-7b")
+QUICK_SHAPES = "t5-small"
+"""Of the known networks the smallest that writes."""
 STORAGES: tuple[Scheme, ...] = ("nf4", "bf16")
-STD = 0.02
 
 
 @dataclass(frozen=True)
@@ -49,35 +41,10 @@ class Measured:
 
 
 def random_backbone(config: dict[str, Any], storage: Scheme, device: str) -> Backbone:
-    """A backbone with random weights, made one matrix at a time in the form in which it is stored."""
-    with torch.device("meta"):
-        model = untrained_network(config)
-    if storage in PACKED:
-        kept = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
-        replace_with_bnb_linear(model, kept, bitsandbytes_config(storage))
-    made: dict[int, nn.Parameter] = {}
-    for module in model.modules():
-        for key, weight in module._parameters.items():
-            if weight is not None:
-                made.setdefault(id(weight), _filled(module, weight, storage, device))
-                module._parameters[key] = made[id(weight)]
-        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
-            module.__init__(model.config)  # rotary embeddings: a table that depends on the configuration alone
-            module.to(device)
-    prepare_quantized(model, storage)
+    """A backbone with random weights in the form in which they are stored."""
     precision = "float32" if storage == "none" else "bfloat16"
+    model = random_network(config, storage, device)
     return Backbone(short_name("random"), model.eval(), TinyTokenizer(), None, precision, storage)
-
-
-def _filled(module: nn.Module, weight: nn.Parameter, storage: Scheme, device: str) -> nn.Parameter:
-    dtype = torch.float32 if storage == "none" else torch.bfloat16
-    value = torch.randn(weight.shape, device=device, dtype=dtype) * STD
-    if "bitsandbytes" not in type(module).__module__:
-        return nn.Parameter(value, requires_grad=False)
-    start = value.cpu() if storage == "int8" else value
-    made = type(weight)(start, requires_grad=False, **vars(weight)).to(device)
-    assert isinstance(made, nn.Parameter), "bitsandbytes moves a parameter to a parameter"
-    return made
 
 
 def training_step(backbone: Backbone, tokens: int) -> None:
@@ -125,13 +92,13 @@ def peak_bytes(work: Callable[[], None], device: str) -> int:
     return peak
 
 
-def measure(name: str, storage: Scheme, tokens: int) -> Measured:
-    """Peaks on the CUDA device for one backbone and storage."""
-    backbone = random_backbone(backbone_config(name), storage, "cuda")
-    training = peak_bytes(lambda: training_step(backbone, tokens), "cuda")
-    return Measured(
-        memory_need(name, storage, tokens), tokens, training, peak_bytes(lambda: evaluation(backbone, tokens), "cuda")
-    )
+def measure(name: str, storage: Scheme, tokens: int, device: str) -> Measured:
+    """Peaks on a device for one backbone and storage; on a CPU weights are added, as the profiler has not seen them."""
+    backbone = random_backbone(backbone_config(name), storage, device)
+    weights = 0 if device == "cuda" else sum(p.nbytes for p in backbone.model.parameters())
+    training = weights + peak_bytes(lambda: training_step(backbone, tokens), device)
+    answering = weights + peak_bytes(lambda: evaluation(backbone, tokens), device)
+    return Measured(memory_need(name, storage, tokens), tokens, training, answering)
 
 
 def table(found: Sequence[Measured]) -> str:
@@ -149,7 +116,8 @@ def table(found: Sequence[Measured]) -> str:
             f"{guess / 2**30:.2f} | {real / 2**30:.2f} ({100 * (guess / real - 1):+.0f} %)" for guess, real in pairs
         ]
         rows.append(f"| {item.need.backbone} | {item.need.storage} | {cells[0]} | {cells[1]} |")
-    head = f"{date.today()}, {torch.cuda.get_device_name()}, {found[0].tokens:,} tokens, GiB allocated at the peak.\n\n"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    head = f"{date.today()}, {device}, {found[0].tokens:,} tokens, GiB allocated at the peak.\n\n"
     return head + "\n".join(rows) + "\n"
 
 
@@ -160,15 +128,19 @@ def main() -> None:
     parser.add_argument("--storages", default=",".join(STORAGES))
     parser.add_argument("--tokens", type=int, default=16 * LENGTH)
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="the smallest network, on a CPU too; writes nothing")
     options = parser.parse_args()
-    if not torch.cuda.is_available():
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if options.quick:
+        options.backbones, options.storages, options.write = QUICK_SHAPES, "none", False
+    elif device == "cpu":
         raise SystemExit(
-            "needs a CUDA device; what a step takes is checked on a CPU by tests/runner/test_device_plan.py"
+            "needs a CUDA device, or --quick; on a CPU, tests/runner/test_device_plan.py checks what a step takes"
         )
     found = []
     for name in options.backbones.split(","):
         for storage in options.storages.split(","):
-            found.append(measure(name, storage, options.tokens))
+            found.append(measure(name, storage, options.tokens, device))
             print(table(found[-1:]))
     if options.write:
         head, rest = PAGE.read_text().split(MARK[0])

@@ -20,13 +20,17 @@ from harness.train import EVALUATION_FACTOR, BatchInput, BundleTrainer, answer_s
 
 HP: dict[str, dict[str, Any]] = {
     "prompt_tuning": {"prompt_length": 100, "init": "sample_vocab"},
+    "prefix_tuning": {"prefix_length": 100},
     "lora": {"rank": 32, "alpha": 32, "dropout": 0.1},
+    "finetune": {},
     "dept": {},
     "accept": {},
     "ept": {},
 }
 VARIANTS = ("dept", "accept", "ept")
 """Methods beside prompt tuning whose bundles are compared with its contenders; their own defaults."""
+ALONE = ("finetune",)
+"""Methods whose cells share no forward pass."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,9 @@ def evaluation_rate(work: Workload, shape: str, device: str, precision: str, row
     """Answered rows per second of a bundle's evaluation; `rows` are answered in all, each cell has its share."""
     network = backbone(shape, device, precision)
     made = [_cell("prompt_tuning", 1, seed, precision, work.max_source_length) for seed in range(cells)]
-    fused = BatchInput([_method(cell, network).eval() for cell in made], network, work.max_source_length)
+    methods = [_method(cell, network).eval() for cell in made]
+    # with the length of an answer, a decoder reads prompts apart from texts, as in a real run
+    fused = BatchInput(methods, network, work.max_source_length, answer_length=TARGET_TOKENS)
     encoded, task = _first(work.encoded, -(-rows // cells)), all_tasks()["micro_sentiment"]
     started = time.perf_counter()
     answer_split(fused, range(cells), encoded, task, default_tokens(network) * EVALUATION_FACTOR)

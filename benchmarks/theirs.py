@@ -1,32 +1,53 @@
-"""What a user would run otherwise: PEFT under the transformers Trainer, and `generate`."""
+"""What a user would run otherwise: PEFT under the transformers Trainer, and `generate`.
+
+Sequence-to-sequence models are padded behind the text, decoders in front of it, as their users do. A careful user asks
+a decoder for the logits of the answer only (`logits_to_keep`), which at the end of rows padded in front are the last.
+"""
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, PromptTuningConfig, get_peft_model
+import torch.nn.functional as F
+from peft import LoraConfig, PeftConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from benchmarks.workload import Workload, model
+from benchmarks.workload import TARGET_TOKENS, Workload, is_decoder, model
 
 BATCH_SIZE = 16
 EVALUATION_BATCH = 64
 PAD, IGNORED = 0, -100
+ANSWER = [3, 1]
 WARM_UP_STEPS = 2
 GROUPED_BATCHES = 50
 """Batches that the Trainer sorts by length together, at most; a quarter of all where there are few."""
-CONFIGS = {
-    "prompt_tuning": lambda: PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=100),
-    "lora": lambda: LoraConfig(
-        task_type="SEQ_2_SEQ_LM", r=32, lora_alpha=32, lora_dropout=0.1, target_modules=["q", "v"]
+NUM_VECTORS, RANK = 100, 32
+CONFIGS: Mapping[str, Callable[[bool], PeftConfig | None]] = {
+    "prompt_tuning": lambda decoder: PromptTuningConfig(task_type=_task_type(decoder), num_virtual_tokens=NUM_VECTORS),
+    "prefix_tuning": lambda decoder: PrefixTuningConfig(task_type=_task_type(decoder), num_virtual_tokens=NUM_VECTORS),
+    "lora": lambda decoder: LoraConfig(
+        task_type=_task_type(decoder),
+        r=RANK,
+        lora_alpha=RANK,
+        lora_dropout=0.1,
+        target_modules=["q_proj", "v_proj"] if decoder else ["q", "v"],
     ),
+    "finetune": lambda _: None,
 }
+"""By method, PEFT's configuration for a decoder or another network; None where all weights train."""
+LEARNING_RATES = {"prompt_tuning": 0.3}
+LEARNING_RATE = 1e-4
+"""For all but prompts; a network that has left the range of its numbers is no work that anybody has."""
+
+
+def _task_type(decoder: bool) -> str:
+    return "CAUSAL_LM" if decoder else "SEQ_2_SEQ_LM"
 
 
 class _Clock(TrainerCallback):  # type: ignore[misc]
@@ -69,21 +90,32 @@ def evenly_spaced(num_batches: int, steps: int, seed: int) -> list[int]:
     return [0, group - 1] + [int((i + start) * span / steps) for i in range(steps)]
 
 
+def tuned_model(method: str, shape: str, device: str) -> Any:
+    """The network with what PEFT puts into it, or with all weights open."""
+    network, config = model(shape, device), CONFIGS[method](is_decoder(shape))
+    if config is None:
+        return network.requires_grad_(True)
+    return get_peft_model(network, config)
+
+
 def train_rate(
     work: Workload, method: str, shape: str, device: str, steps: int, seed: int,
     *, padded: bool, bf16: bool, compiled: bool,
 ) -> float:  # fmt: skip
     """Samples per second of `steps` steps; `padded` pads to the task's maximum, else to the batch's longest row."""
-    tuned = get_peft_model(model(shape, device), CONFIGS[method]())
-    rows = [{"input_ids": ids, "labels": [3, 1], "length": len(ids)} for ids in work.sources()]
+    decoder = is_decoder(shape)
+    rows = [{"input_ids": ids, "labels": ANSWER, "length": len(ids)} for ids in work.sources()]
+    limit = work.max_source_length if padded else None
+    few_logits = decoder and not padded
     clock = _Clock(device)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
             per_device_train_batch_size=BATCH_SIZE,
             max_steps=steps + WARM_UP_STEPS,
-            learning_rate=0.3,
+            learning_rate=LEARNING_RATES.get(method, LEARNING_RATE),
             train_sampling_strategy="random" if padded else "group_by_length",
+            gradient_checkpointing=False,
             bf16=bf16,
             torch_compile=compiled,
             use_cpu=device == "cpu",
@@ -94,9 +126,13 @@ def train_rate(
             seed=seed,
             remove_unused_columns=False,
         )
-        limit = work.max_source_length if padded else None
         trainer = _SampledTrainer(
-            tuned, arguments, train_dataset=rows, data_collator=lambda batch: _collate(batch, limit), callbacks=[clock]
+            tuned_model(method, shape, device),
+            arguments,
+            train_dataset=rows,
+            data_collator=lambda batch: collate_causal(batch, limit, few_logits) if decoder else _collate(batch, limit),
+            compute_loss_func=answer_loss if few_logits else None,
+            callbacks=[clock],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
@@ -107,17 +143,42 @@ def generate_rate(
     work: Workload, shape: str, device: str, rows: int, new_tokens: int, *, padded: bool, bf16: bool
 ) -> float:
     """Rows per second of `generate` behind a prompt; not padded means sorted by length and cut to the longest."""
-    tuned = get_peft_model(model(shape, device), CONFIGS["prompt_tuning"]()).eval()
+    tuned = tuned_model("prompt_tuning", shape, device).eval()
+    left = is_decoder(shape)
     sources = work.sources()[:rows]
     if not padded:
         sources.sort(key=len, reverse=True)
     started = time.perf_counter()
     for start in range(0, rows, EVALUATION_BATCH):
         chosen = sources[start : start + EVALUATION_BATCH]
-        ids, mask = (part.to(device) for part in _pad(chosen, work.max_source_length if padded else None))
+        ids, mask = (part.to(device) for part in _pad(chosen, work.max_source_length if padded else None, left))
         with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=bf16):
-            tuned.generate(input_ids=ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False).cpu()
+            tuned.generate(
+                input_ids=ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False, pad_token_id=PAD
+            ).cpu()
     return rows / (time.perf_counter() - started)
+
+
+def collate_causal(batch: Sequence[dict[str, Any]], limit: int | None, few_logits: bool) -> dict[str, Any]:
+    """Texts with their answers behind them, padded in front; labels are the answers.
+
+    With `few_logits` the network is asked for those that predict the answer, and for the one behind it.
+    """
+    longest = None if limit is None else limit + TARGET_TOKENS
+    ids, mask = _pad([row["input_ids"] + row["labels"] for row in batch], longest, left=True)
+    answers = torch.tensor([row["labels"] for row in batch])
+    if few_logits:
+        return {"input_ids": ids, "attention_mask": mask, "labels": answers, "logits_to_keep": answers.shape[1] + 1}
+    labels = torch.full_like(ids, IGNORED)
+    labels[:, -answers.shape[1] :] = answers
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def answer_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+    """The mean over all tokens of the answers, [N, T], from the last T + 1 logits of each row."""
+    logits = outputs.logits[:, :-1].flatten(0, 1).float()
+    total = F.cross_entropy(logits, labels.flatten(), reduction="sum")
+    return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
 
 
 def _collate(batch: Sequence[dict[str, Any]], limit: int | None) -> dict[str, Tensor]:
@@ -125,10 +186,11 @@ def _collate(batch: Sequence[dict[str, Any]], limit: int | None) -> dict[str, Te
     return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([row["labels"] for row in batch])}
 
 
-def _pad(rows: Sequence[list[int]], limit: int | None) -> tuple[Tensor, Tensor]:
+def _pad(rows: Sequence[list[int]], limit: int | None, left: bool = False) -> tuple[Tensor, Tensor]:
     width = limit or max(len(row) for row in rows)
     ids = np.full((len(rows), width), PAD)
+    mask = np.zeros((len(rows), width), np.int64)
     for index, row in enumerate(rows):
-        ids[index, : len(row)] = row
-    lengths = np.array([len(row) for row in rows])
-    return torch.as_tensor(ids), torch.as_tensor((np.arange(width)[None] < lengths[:, None]).astype(np.int64))
+        place = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[index, place], mask[index, place] = row, 1
+    return torch.as_tensor(ids), torch.as_tensor(mask)

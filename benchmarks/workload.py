@@ -1,6 +1,7 @@
-"""What is trained on: made-up rows with the lengths of real tasks, under a T5 of random weights.
+"""What is trained on: made-up rows with the lengths of real tasks, under a network of random weights.
 
-Speed depends on shapes alone, so that neither data nor checkpoints are needed.
+Speed depends on shapes alone, so that neither data nor checkpoints are needed. A shape is a name of `SHAPES`, or one
+that the program knows, and may say how weights are stored: `t5-small`, `smollm2-135m`, `llama-2-7b:nf4`.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForSeq2SeqLM
+from transformers import AutoConfig
 
-from harness.backbone import CONFIGS, Backbone
+from benchmarks.random_network import random_network
+from harness.backbone import CONFIGS, Backbone, Scheme, untrained_network
 from harness.data import DataRecord, Encoded, Example, TaskData, all_tasks
 from harness.train import TinyTokenizer
 
@@ -23,8 +25,54 @@ LENGTHS = Path(__file__).with_name("lengths.json")
 NUM_ROWS = 4_096
 TARGET_TOKENS = 2
 """A digit and the end."""
+VOCABULARY = 32_000
+"""Ids are drawn below the smallest vocabulary of all shapes."""
 # for the quick form, which only shows that all runs
 MINI = {"d_model": 128, "d_ff": 256, "d_kv": 32, "num_heads": 4, "num_layers": 2, "num_decoder_layers": 2}
+_LLAMA = {"model_type": "llama", "rms_norm_eps": 1e-5, "tie_word_embeddings": True}
+DECODERS: dict[str, dict[str, Any]] = {
+    "mini-decoder": _LLAMA
+    | {
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": 2048,
+    },
+    "smollm2-135m": _LLAMA
+    | {
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49_152,
+        "max_position_embeddings": 8192,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 100_000.0},
+    },
+    "llama-3.2-1b": _LLAMA
+    | {
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "vocab_size": 128_256,
+        "max_position_embeddings": 131_072,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 500_000.0,
+            "factor": 32.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    },
+}
+"""Shapes that the program has no name for: configurations of published networks, and one for the quick form."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +88,7 @@ class Workload:
         return [self.encoded.source_ids[a:b].tolist() for a, b in itertools.pairwise(bounds)]
 
 
-def workload(task: str, num_rows: int = NUM_ROWS, vocabulary: int = 32_100) -> Workload:
+def workload(task: str, num_rows: int = NUM_ROWS, vocabulary: int = VOCABULARY) -> Workload:
     """Draw lengths from the stored quantiles of a task, and ids at random."""
     stored = json.loads(LENGTHS.read_text())[task]
     rng = np.random.default_rng(0)
@@ -54,17 +102,44 @@ def workload(task: str, num_rows: int = NUM_ROWS, vocabulary: int = 32_100) -> W
     return Workload(task, stored["max_source_length"], Encoded(ids, offsets, targets, target_offsets))
 
 
+def shape_config(shape: str) -> dict[str, Any]:
+    """The configuration of a shape; `mini` is a small T5. Raises SystemExit for a name that nobody knows."""
+    name = shape.partition(":")[0]
+    if name in DECODERS:
+        return DECODERS[name]
+    path = CONFIGS / f"{'t5-small' if name == 'mini' else name}.json"
+    if not path.exists():
+        known = ", ".join(["mini", *DECODERS, *sorted(item.stem for item in CONFIGS.glob("*.json"))])
+        raise SystemExit(f"unknown shape '{name}'; known: {known}")
+    values: dict[str, Any] = json.loads(path.read_text())["config"]
+    return values | MINI if name == "mini" else values
+
+
+def is_decoder(shape: str) -> bool:
+    """Whether a shape reads and writes with one stack."""
+    return not AutoConfig.for_model(**shape_config(shape)).is_encoder_decoder
+
+
+def storage(shape: str) -> Scheme:
+    """How the weights of a shape are stored, as behind its colon; in float32 where it has none."""
+    name = shape.partition(":")[2] or "none"
+    for scheme in get_args(Scheme):
+        if scheme == name:
+            return scheme  # type: ignore[no-any-return]
+    raise SystemExit(f"unknown storage '{name}' of {shape}; known: {', '.join(get_args(Scheme))}")
+
+
 def model(shape: str, device: str) -> Any:
-    """A T5 of that shape with random weights: `t5-small`, `t5-base`, ... or `mini`."""
-    values = json.loads((CONFIGS / f"{'t5-small' if shape == 'mini' else shape}.json").read_text())["config"]
-    config = AutoConfig.for_model(**(values | MINI if shape == "mini" else values))
+    """A network of that shape with random weights, the same each time."""
     torch.manual_seed(0)
-    return AutoModelForSeq2SeqLM.from_config(config).to(device)
+    if storage(shape) == "none":
+        return untrained_network(shape_config(shape)).to(device)
+    return random_network(shape_config(shape), storage(shape), device)
 
 
 def backbone(shape: str, device: str, precision: str) -> Backbone:
     """The same network as ours sees it."""
-    return Backbone(shape, model(shape, device).eval(), TinyTokenizer(), None, precision)
+    return Backbone(shape, model(shape, device).eval(), TinyTokenizer(), None, precision, storage(shape))
 
 
 def task_data(num_train: int) -> TaskData:
