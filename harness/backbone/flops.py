@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from harness.backbone.network import Backbone
 
@@ -106,10 +107,12 @@ def peak_flops(device_name: str, precision: str) -> float | None:
 
 
 def _matrices(module: nn.Module) -> int:
-    """Return the number of weights of all linear modules inside."""
-    return sum(_size(item) for item in module.modules() if isinstance(item, nn.Linear))
+    """Return the number of weights of all linear modules inside. GPT-2 calls its own Conv1D."""
+    return sum(_size(item) for item in module.modules() if isinstance(item, (nn.Linear, Conv1D)))
 
 
-def _size(linear: nn.Linear) -> int:
+def _size(linear: nn.Linear | Conv1D) -> int:
     """Return the number of weights of a matrix; the shape of packed weights would not tell it."""
+    if isinstance(linear, Conv1D):
+        return linear.nx * linear.nf  # type: ignore[no-any-return]
     return linear.in_features * linear.out_features

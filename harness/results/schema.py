@@ -81,9 +81,13 @@ class Usage(Strict):
     num_tokens: int
     """Tokens of the training texts; neither prompt nor padding nor target."""
     num_prompt_tokens: int | None = None
+    """Positions of prompts in training: of each row, or of each step where a decoder reads a prompt once for all rows.
+    Keys and values that a method gives take none."""
     num_target_tokens: int | None = None
     num_padding: int | None = None
     """Positions that only filled up micro-batches."""
+    num_eval_prompt_tokens: int | None = None
+    """Positions of prompts in all evaluations."""
     padding_share: float | None = None
     """Padding among all positions: prompt, text and padding."""
     samples_per_s: float | None = None

@@ -34,7 +34,7 @@ from harness.results import Result, read_result
 from harness.runner.device_speed import Rate, device_name, probed_rate
 from harness.runner.plan import Plan
 from harness.suite import Cell, Group, Recipe
-from harness.train import build_method
+from harness.train import build_method, is_read_apart
 
 SAMPLED_ROWS = 500
 """Training rows that are tokenised for the mean length. Where lengths spread as much as their mean, the mean of 500 is
@@ -151,19 +151,27 @@ def _estimate(
 def _mean_rows(plan: Plan, group: Group, lengths: TextLengths) -> Rows:
     """What a cell of the group needs on average; grid points may differ in steps, batch size and prompt length."""
     points = [group.cells[(point, group.seeds[0])] for point in range(len(group.points))]
-    prompts = {str(cell.hp): _prompt_tokens(plan, cell) for cell in {str(cell.hp): cell for cell in points}.values()}
-    rows = [rows_of(cell, lengths, prompts[str(cell.hp)]) for cell in points]
+    prompts = {str(cell.hp): _prompt(plan, cell, lengths) for cell in {str(cell.hp): cell for cell in points}.values()}
+    rows = [rows_of(cell, lengths, *prompts[str(cell.hp)]) for cell in points]
     samples, source, target = (round(fmean(part)) for part in zip(*(one.training for one in rows), strict=True))
     return Rows((samples, source, target), fmean(one.evaluation for one in rows))
 
 
-def rows_of(cell: Cell, lengths: TextLengths, prompt_tokens: int) -> Rows:
-    """What training and evaluating one cell sends through the backbone."""
+def rows_of(
+    cell: Cell, lengths: TextLengths, prompt_tokens: int, apart: bool = False, apart_in_training: bool = False
+) -> Rows:
+    """What training and evaluating one cell sends through the backbone.
+
+    A prompt that is read apart counts once for each evaluation, and in training once a step; else it counts for each
+    row.
+    """
     recipe = cell.recipe
     samples = recipe.steps * recipe.batch_size
-    front = lengths.source + prompt_tokens
-    answered = math.ceil(recipe.steps / recipe.eval_every) * lengths.num_dev + lengths.num_test
-    return Rows((samples, round(samples * front), round(samples * lengths.target)), answered * front)
+    evaluations = math.ceil(recipe.steps / recipe.eval_every)
+    answered = evaluations * lengths.num_dev + lengths.num_test
+    trained = samples * lengths.source + prompt_tokens * (recipe.steps if apart_in_training else samples)
+    scored = answered * lengths.source + prompt_tokens * (evaluations + 1 if apart else answered)
+    return Rows((samples, round(trained), round(samples * lengths.target)), scored)
 
 
 def stored_results(root: Path) -> Iterable[Result]:
@@ -205,12 +213,16 @@ def _is_comparable(result: Result, cell: Cell, num_processes: int) -> bool:
 
 
 def _evaluated_positions(result: Result) -> float:
-    """Positions of prompts and texts in all evaluations of a stored cell, from the mean row of its training."""
-    assert result.usage is not None
+    """Positions of prompts and texts in all evaluations of a stored cell; texts are as long as in training."""
+    usage = result.usage
+    assert usage is not None
     assert result.data is not None
     tested = 0 if result.raced_out_at is not None else result.data.num_test
     rows = len(result.dev_history) * result.data.num_dev + tested
-    return rows * (result.usage.num_tokens + (result.usage.num_prompt_tokens or 0)) / result.usage.num_samples
+    prompts = usage.num_eval_prompt_tokens
+    if prompts is None:  # of an older version, where each row had its prompt, as in training
+        prompts = round(rows * (usage.num_prompt_tokens or 0) / usage.num_samples)
+    return rows * usage.num_tokens / usage.num_samples + prompts
 
 
 def _stored_lengths(stored: Iterable[Result], cell: Cell) -> TextLengths | None:
@@ -253,10 +265,19 @@ def _sampled_lengths(data: TaskData, tokenizer: Any, limit: int) -> TextLengths:
     return TextLengths(source, target + 1, len(data.dev), len(data.test))  # the end token closes a target
 
 
-def _prompt_tokens(plan: Plan, cell: Cell) -> int:
-    """Prompt positions of a cell, from its method built on a backbone without weights."""
+def _prompt(plan: Plan, cell: Cell, lengths: TextLengths) -> tuple[int, bool, bool]:
+    """Prompt positions of a cell, and whether they are read apart in evaluations and in training.
+
+    All of it comes from the method built on a backbone without weights.
+    """
     backbone = meta_backbone(plan.suite.backbone_sources[cell.backbone])
-    return build_method(cell, _class(plan, cell), backbone).num_prompt_tokens
+    method = build_method(cell, _class(plan, cell), backbone)
+    limit = cell.recipe.max_source_length or plan.tasks[cell.task].max_source_length
+    most = limit + method.num_prompt_tokens + math.ceil(lengths.target)
+    backbone.model.eval()
+    apart = is_read_apart(method) and backbone.shares_prompts(most)
+    backbone.model.train(cell.recipe.backbone_dropout)
+    return method.num_prompt_tokens, apart, apart and backbone.shares_prompts(most)
 
 
 def _class(plan: Plan, cell: Cell) -> type[Method]:

@@ -1,4 +1,5 @@
 from .batch_input import BatchInput as BatchInput
+from .batch_input import is_read_apart as is_read_apart
 from .bundle import MOST_DEATHS as MOST_DEATHS
 from .bundle import Bundle as Bundle
 from .bundle import BundleListener as BundleListener

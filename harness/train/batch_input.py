@@ -87,7 +87,7 @@ class BatchInput:
         self._layers = self._shared_layers() if len(methods) > 1 else None
         self._is_attached = False
         self._answer_length = answer_length
-        self._can_share = np.array([self._may_share(index) for index in range(len(methods))], bool)
+        self._can_share = np.array([self._layers is None and is_read_apart(method) for method in methods], bool)
         self._prefixes: Prefixes | None = None
         self._prefix_index = np.full(len(methods), -1, np.int64)
         """By cell, which of `_prefixes` is its first, task 0's; -1 for a cell whose prompt has not been read."""
@@ -114,12 +114,6 @@ class BatchInput:
     def _prompt_length(self, index: int) -> int:
         with errors_of_cell(index, self.seal):
             return self.methods[index].num_prompt_tokens
-
-    def _may_share(self, index: int) -> bool:
-        """Whether a cell's prompt is the same for all rows, and no layer is changed that it would have to pass."""
-        method = self.methods[index]
-        is_plain = self._layers is None and not method.is_layer_side() and not method.runs_alone()
-        return is_plain and self.static[index] and bool(self.prompt_lengths[index])
 
     @property
     def shared(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -460,22 +454,56 @@ class BatchInput:
         return embeds, mask
 
 
+def is_read_apart(method: Method) -> bool:
+    """Whether a method has a prompt that is the same for all rows, and changes no layer that it would have to pass."""
+    if method.is_layer_side() or method.runs_alone() or method.depends_on_text():
+        return False
+    return method.num_prompt_tokens > 0
+
+
 def micro_batches(lengths: Index, max_tokens: int, overhead: int | None = None) -> list[Index]:
     """Cut rows of these lengths, [N], into micro-batches; return the positions of the rows of each.
 
-    Rows are sorted by length, longest first. A micro-batch takes as many as keep rows x longest within `max_tokens`,
-    and one row at least. `overhead` is what one more micro-batch costs, in positions: a micro-batch is cut earlier
-    where that saves more padding. Without it, 16 rows of SST-2's lengths were padded on 59 % of their positions.
+    Rows are sorted by length, longest first. A micro-batch keeps rows x longest within `max_tokens`, or is one row.
+    `overhead` is what one more micro-batch costs, in positions: the cuts are then those of least cost, padding and
+    overhead together. Without it each micro-batch takes as many rows as it can.
     """
     order = np.argsort(-lengths, kind="stable")
-    batches, start = [], 0
-    while start < len(order):
-        batch = order[start : start + max(1, max_tokens // int(lengths[order[start]]))]
-        if overhead is not None:
-            # cutting before row i lets the rows from i on be padded to lengths[i] instead of to the longest
-            saved = (lengths[batch[0]] - lengths[batch]) * np.arange(len(batch), 0, -1)
-            best = int(saved.argmax())
-            batch = batch[:best] if saved[best] > overhead else batch
-        batches.append(batch)
-        start += len(batch)
-    return batches
+    ends = (
+        _full_cuts(lengths[order], max_tokens) if overhead is None else _best_cuts(lengths[order], max_tokens, overhead)
+    )
+    return np.split(order, ends)
+
+
+def _full_cuts(lengths: Index, max_tokens: int) -> list[int]:
+    """Where micro-batches end that take all they can, but for the last; `lengths` [N] fall."""
+    ends: list[int] = []
+    start = 0
+    while True:
+        start += max(1, max_tokens // int(lengths[start]))
+        if start >= len(lengths):
+            return ends
+        ends.append(start)
+
+
+def _best_cuts(lengths: Index, max_tokens: int, overhead: int) -> list[int]:
+    """Where micro-batches end that cost least; `lengths` [N] fall.
+
+    The best way to cut the first n rows ends with a micro-batch from some row i on, behind the best way to cut the
+    first i. Cutting where it saves most, one cut after another, left 16 rows of SST-2's lengths 13 % more positions at
+    an overhead of 16.
+    """
+    count = len(lengths)
+    most = max(1, max_tokens // int(lengths[-1]))  # rows of the longest micro-batch
+    cost, start = np.zeros(count + 1, np.int64), np.zeros(count + 1, np.int64)
+    for end in range(1, count + 1):
+        first = np.arange(max(0, end - most), end)
+        filled = (end - first) * lengths[first]
+        filled[:-1][filled[:-1] > max_tokens] = np.iinfo(np.int64).max // 4  # one row alone is always allowed
+        total = cost[first] + filled + overhead
+        best = len(first) - 1 - int(total[::-1].argmin())  # of equal ways the one with the fewest rows
+        cost[end], start[end] = total[best], first[best]
+    ends = []
+    while (count := int(start[count])) > 0:
+        ends.append(count)
+    return ends[::-1]

@@ -254,6 +254,7 @@ def usage_of(
         num_prompt_tokens=work.prompt_tokens,
         num_target_tokens=work.target_tokens,
         num_padding=work.padding,
+        num_eval_prompt_tokens=outcome.eval_prompt_tokens,
         padding_share=_ratio(work.padding, work.padding + work.source_positions),
         samples_per_s=_ratio(work.samples, seconds),
         tokens_per_s=_ratio(work.tokens, seconds),

@@ -65,7 +65,7 @@ class Work:
     tokens: int = 0
     """Tokens of the texts."""
     prompt_tokens: int = 0
-    """Positions that the method puts in front of the texts."""
+    """Positions that the method puts in front of the texts: of each row, or of each step where it is read apart."""
     target_tokens: int = 0
     """Tokens of the targets, each with its end token."""
     padding: int = 0
@@ -112,6 +112,8 @@ class Outcome:
     """Its share of the bundle's seconds in training steps."""
     eval_s: float = 0.0
     """Its share of the bundle's seconds in evaluations."""
+    eval_prompt_tokens: int = 0
+    """Positions of prompts that it has sent through the backbone in evaluations."""
     micro_batch_tokens: int = 0
     """Token budget of the last step."""
     num_out_of_memory: int = 0

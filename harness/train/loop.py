@@ -151,7 +151,7 @@ class BundleTrainer(BundleStep):
                 outcome.selected_step = step
                 outcome.answers["dev"], outcome.scores["dev"] = answers[i], score
                 self.states[i].best = {k: v.detach().clone() for k, v in outcome.method.state_dict().items()}
-        self._share_time("eval_s", started, self._eval_positions("dev", cells))
+        self._account_evaluation("dev", cells, started)
 
     def _answers(self, split: str, cells: list[int]) -> dict[int, list[str]]:
         """Answers of each cell to every row of a split; a cell whose own code raises leaves, and is not in the result.
@@ -189,12 +189,15 @@ class BundleTrainer(BundleStep):
         self._count_halvings(cells)
         return self.team.merge(answers)
 
-    def _eval_positions(self, split: str, cells: Sequence[int]) -> dict[int, float]:
-        """Positions that a whole split takes for each cell; the time of an evaluation is divided by them."""
+    def _account_evaluation(self, split: str, cells: Sequence[int], started: float) -> None:
+        """Count a split's positions of prompts for each cell, and divide the time of the evaluation by all positions."""
         encoded = self.encoded[split]
         text = int(encoded.source_lengths(np.arange(len(encoded))).sum())
         in_rows, apart = self.fused.row_prompts, self.fused.positions_apart(cells)
-        return {i: float(text + len(encoded) * in_rows[i] + apart[i]) for i in cells}
+        prompts = {i: len(encoded) * int(in_rows[i]) + int(apart[i]) for i in cells}
+        for i, count in prompts.items():
+            self.states[i].outcome.eval_prompt_tokens += count
+        self._share_time("eval_s", started, {i: float(text + count) for i, count in prompts.items()})
 
     def _race(self, step: int) -> None:
         """At a rung of a race, let the grid points with the lower dev scores leave the bundle."""
@@ -246,7 +249,7 @@ class BundleTrainer(BundleStep):
             outcome.answers["test"] = answers[i]
             outcome.scores["test"] = score_data(self.data, "test", answers[i])
             self._leave(i)
-        self._share_time("eval_s", started, self._eval_positions("test", cells))
+        self._account_evaluation("test", cells, started)
 
     def _wait_for_device(self) -> None:
         """Wait until a GPU has finished the steps that were launched, and count that time as training.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from harness.backbone.shared_prefix import RowPrefixes
 from harness.data.examples import Example, TaskData
 from harness.data.record import DataRecord
 from harness.data.tasks import all_tasks
-from harness.train.batch_input import micro_batches
+from harness.train.batch_input import Index, micro_batches
 from harness.train.loop import BundleTrainer
 from harness.train.step import EVALUATION_FACTOR
 from harness.train.tiny_backbones import tiny_backbone, tiny_rows
@@ -180,6 +181,21 @@ def test_cuts_that_save_padding_lose_no_row_and_pay_for_themselves(
     cost = [sum(len(b) * int(array[b].max()) for b in batches) for batches in (cut, plain)]
     assert cost[0] <= cost[1], "padding never grows"
     assert np.concatenate(cut).tolist() == np.concatenate(plain).tolist(), "rows stay sorted by length"
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=9), st.integers(1, 200), st.integers(0, 80))
+def test_no_other_cut_costs_less(lengths: list[int], max_tokens: int, overhead: int) -> None:
+    array = -np.sort(-np.array(lengths))
+
+    def cost(batches: list[Index]) -> int:
+        return sum(len(batch) * int(array[batch].max()) + overhead for batch in batches)
+
+    found = []
+    for places in itertools.product([False, True], repeat=len(array) - 1):  # every way to cut sorted rows
+        batches = np.split(np.arange(len(array)), np.flatnonzero(places) + 1)
+        if all(len(batch) == 1 or len(batch) * array[batch].max() <= max_tokens for batch in batches):
+            found.append(cost(batches))
+    assert cost(micro_batches(array, max_tokens, overhead)) == min(found)
 
 
 def test_one_long_text_among_short_ones_gets_a_micro_batch_of_its_own() -> None:
