@@ -3,9 +3,10 @@
 There are three. `harness.backbone.network.Backbone` has one of them, chosen from the configuration, and hands over to
 it. Nothing else asks which one it is where the answer can be an attribute of the kind.
 
-- An encoder-decoder such as T5 reads prompt and text with one stack and writes with another.
+- An encoder-decoder such as T5 reads prompt and text with one stack, padding behind the text, and writes with another.
 - A decoder-only network such as Llama reads prompt, text and answer as one. Inputs come with the padding behind the
-  text. The answer has to follow the text at once, so padding is moved to the front.
+  text. The answer has to follow the text at once, so padding is moved to the front. Where the prompts have been read
+  before, `harness.backbone.shared_prefix` puts the answer behind each text instead.
 - In an encoder such as BERT every token sees every other, and a linear head reads the answer off one state of the text.
   A text stands between two special tokens, [CLS] and [SEP] or what the tokenizer has in their place. A prompt goes
   behind the first, so that this one stays where pretraining had it. Padding stays on the right, where it needs no

@@ -1,4 +1,4 @@
-"""Where the layers of a backbone are, and trained modules that methods insert behind them or in their place.
+"""Trained modules that methods insert behind the layers of a backbone or in their place.
 
 Shapes: N rows, L positions, H hidden width, V vocabulary, R width of a bottleneck.
 

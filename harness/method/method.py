@@ -1,4 +1,4 @@
-"""What a method is, and how the files in methods/ are found.
+"""What a method is: the class that the files in methods/ extend.
 
 Shapes: B rows, T tokens, H hidden width of the backbone, P prompt vectors, S source length in tokens, K tasks of a
 mixture, N rows and T target tokens where labels are given.
@@ -48,6 +48,7 @@ class Method(nn.Module):
       serves the rows of all cells;
     - `forward`, when the change of the input depends on the text;
     - `layer_changes`, when single modules of the backbone are to give something else;
+    - `keys_and_values`, when every layer of a decoder is to see more positions, which no vector of the input stands for;
     - `attach` and `detach`, when more inside the backbone changes than single modules. Such a cell trains alone.
     """
 

@@ -183,8 +183,12 @@ class _Prefix(ConfiguredPeft):
         by_layer: Tensor = parts.unflatten(1, (-1, 2))
         return by_layer
 
+    def keys_and_values(self) -> Tensor:
+        """Return the prefix as a decoder takes it, [layers, 2, heads, P, size]."""
+        return self._layers.keys_and_values(self._by_layer(), 1)[:, :, 0]
+
     def attach(self, backbone: Backbone) -> None:
-        """Start to give the prefix to the self-attentions."""
+        """Start to give the prefix to the self-attentions, where these are not a decoder's alone."""
         self._layers.attach()
 
     def detach(self, backbone: Backbone) -> None:

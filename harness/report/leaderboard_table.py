@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from harness.report.boards import Board, BoardRow, Entry, peers
 from harness.report.published import Number, PublishedRow
-from harness.report.statistics.inference import LEVEL
+from harness.report.statistics.intervals import LEVEL
 from harness.report.statistics.significance import AVERAGE, Significance
 from harness.results import Result, data_notes
 

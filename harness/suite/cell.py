@@ -1,4 +1,4 @@
-"""What a cell and a result hold: typed, versioned, unknown keys refused."""
+"""One point of the grid: what identifies a cell, and how it is stored. Unknown keys are refused."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What the YAML of a table or figure layout may hold, as strict pydantic models.
 
-Layouts are files in `report/layouts/`, or stand in the `report:` block of a suite file.
+Layouts are files in `suite/report_layouts/`, or stand in the `report:` block of a suite file.
 """
 
 from __future__ import annotations

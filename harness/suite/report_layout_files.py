@@ -1,6 +1,6 @@
 """Finds the layout of a table or figure by its name.
 
-A layout is declared in the `report:` block of a suite file, or ships with the program in `report/layouts/`.
+A layout is declared in the `report:` block of a suite file, or ships with the program in `suite/report_layouts/`.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ cell as for thirty, and the backward pass goes through each method once a step, 
 prompt depends on the text (`forward`) is called for its own rows in each micro-batch.
 
 A decoder reads such prompts by themselves, once a step, and rows then stand behind the keys and values that they leave
-(`harness.backbone.shared_prefix`). `groups` says for which cells at a time, and `read_prompts` does it.
+(`harness.backbone.shared_prefix`). `groups` says which cells' prompts are read together; `read_prompts` reads them.
 
 Shapes: N rows of a micro-batch, T tokens of the longest text, P prompt tokens, L = max(P + T) positions of the padded
 rows, H width of the backbone, S positions of an added table (`source_length`), K tasks of a mixture, V vectors in the

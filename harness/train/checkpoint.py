@@ -45,8 +45,8 @@ MARKER = ".driver"
 COPIES = 4
 """Tensors of a weight's size in a state: the weight, its two moments, and the copy from the best step."""
 
-PLAIN = ("selected_step", "answers", "failed_at", "raced_out_at", "num_steps", "train_s", "eval_s", "eval_prompt_tokens",
-         "micro_batch_tokens", "num_out_of_memory")  # fmt: skip
+PLAIN = ("selected_step", "answers", "failed_at", "raced_out_at", "num_steps", "train_s", "eval_s",
+         "eval_prompt_tokens", "micro_batch_tokens", "num_out_of_memory")  # fmt: skip
 """Fields of an outcome that JSON holds as they are."""
 _history = TypeAdapter(list[DevScore])
 _scores = TypeAdapter(dict[str, SplitScore])

@@ -190,7 +190,7 @@ class BundleTrainer(BundleStep):
         return self.team.merge(answers)
 
     def _account_evaluation(self, split: str, cells: Sequence[int], started: float) -> None:
-        """Count a split's positions of prompts for each cell, and divide the time of the evaluation by all positions."""
+        """Count the positions of prompts of each cell, and divide the time of the evaluation by all positions."""
         encoded = self.encoded[split]
         text = int(encoded.source_lengths(np.arange(len(encoded))).sum())
         in_rows, apart = self.fused.row_prompts, self.fused.positions_apart(cells)

@@ -2,8 +2,8 @@
 
 The plan, the run, `harness check` and `harness params` all ask here. A method fits where its tensors can be created,
 and where one step of training and two written tokens, or what a head reads off an encoder, can be computed with it on
-tensors that have shapes and no values. What raises on a tiny network of the same kind too is a mistake in the method's
-code: then its cells fail, and this file says nothing.
+tensors that have shapes and no values. A ValueError says that settings do not fit. Anything else that is raised on a
+tiny network of the same kind too is a mistake in the method's code: nothing is said then, and its cells fail.
 
 Shapes: N rows, L positions, H hidden width, T target tokens.
 """
@@ -213,7 +213,7 @@ class _OnShapes(Backbone):
     def __init__(self, backbone: Backbone) -> None:
         vars(self).update(vars(backbone))
         if self.kind.pads_left and self.model._can_set_attn_implementation():
-            # other kinds of attention ask whether a mask hides anything, which needs values (see harness.attention)
+            # other kinds of attention ask whether a mask hides anything, which needs values
             self.model.set_attn_implementation("eager")
         self.tokenizer = TinyTokenizer()
 

@@ -26,7 +26,7 @@ from harness.report.figures.cost import COSTS, draw_cost, pareto_front
 from harness.report.figures.labels import place_labels
 from harness.report.figures.write import draw_curves, draw_ranks, draw_sizes, thinned
 from harness.report.site.plots import scatter
-from harness.report.statistics.inference import rank_methods
+from harness.report.statistics.intervals import rank_methods
 from harness.results.schema import DevScore, ParamCounts, Result, Usage
 from harness.suite.blocks import Draw
 

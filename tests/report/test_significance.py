@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from harness.cli.commands import app
 from harness.errors import UserError
 from harness.report.boards import Board, collect_boards
-from harness.report.statistics.inference import Sample
+from harness.report.statistics.intervals import Sample
 from harness.report.statistics.significance import AVERAGE, Significance, assess_board
 from harness.report.tables import render_boards
 from harness.results.predictions import Answers, PredictionFiles

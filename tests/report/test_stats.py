@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.data.metrics import METRICS
-from harness.report.statistics.inference import (
+from harness.report.statistics.intervals import (
     Estimate,
     Sample,
     compare_samples,

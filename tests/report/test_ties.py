@@ -14,7 +14,7 @@ from test_report import result
 from harness.data.metrics import compute_metrics, mean_score, round_score
 from harness.report.boards import collect_boards
 from harness.report.figures.cost import pareto_front
-from harness.report.statistics.inference import Estimate, Sample, difference, mean_of
+from harness.report.statistics.intervals import Estimate, Sample, difference, mean_of
 from harness.report.statistics.resampling import make_scorer
 from harness.report.statistics.significance import assess_board
 from harness.results.predictions import Answers

@@ -26,7 +26,7 @@ from harness.report.figures.base import (
 )
 from harness.report.figures.colours import Look, lines_of, method_looks
 from harness.report.figures.cost import COSTS, draw_cost
-from harness.report.statistics.inference import Ranking
+from harness.report.statistics.intervals import Ranking
 from harness.report.statistics.significance import Significance
 
 MOST_TICKS = 8

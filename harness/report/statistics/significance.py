@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from harness.report.boards import Board, BoardRow, Entry, peers
-from harness.report.statistics.inference import (
+from harness.report.statistics.intervals import (
     LEVEL,
     NUM_DRAWS,
     Estimate,
