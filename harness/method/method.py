@@ -48,7 +48,7 @@ class Method(nn.Module):
       serves the rows of all cells;
     - `forward`, when the change of the input depends on the text;
     - `layer_changes`, when single modules of the backbone are to give something else;
-    - `keys_and_values`, when every layer of a decoder is to see more positions, which no vector of the input stands for;
+    - `keys_and_values`, when every layer of a decoder is to see more positions, for which no vector is read;
     - `attach` and `detach`, when more inside the backbone changes than single modules. Such a cell trains alone.
     """
 

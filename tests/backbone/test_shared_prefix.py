@@ -14,7 +14,7 @@ from float64 import in_float64
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from harness.backbone.load import load_backbone
+from harness.backbone.load import Placement, load_backbone
 from harness.backbone.network import Backbone
 from harness.backbone.shared_prefix import Prefixes, RowPrefixes
 from tools.network_matrix.checkpoints import ARCHITECTURES, build
@@ -207,3 +207,28 @@ def test_dropout_in_the_network_keeps_prompts_with_their_rows_in_training_only()
     assert shares("gpt2", training=True, **small, **off)
     assert shares("llama", training=True, **TINY)
     assert not shares("llama", training=True, **TINY, attention_dropout=0.1)
+
+
+@pytest.mark.parametrize("how", ["nf4", "int8", "device_map"])
+def test_packed_and_spread_weights_share_prompts_too(folder: Path, how: str) -> None:
+    if not (folder / "Llama 3").exists():
+        build("Llama 3", folder / "Llama 3")
+    placement = Placement(device_map="auto") if how == "device_map" else Placement()
+    scheme: Any = "none" if how == "device_map" else how
+    network = load_backbone(
+        str(folder / "Llama 3"), "bfloat16" if scheme != "none" else "float32", quantization=scheme, placement=placement
+    )
+    rows = Rows(network)
+    embeds, mask = rows.joined()
+    expected = network.token_losses(embeds, mask, rows.labels)
+    gradients = torch.autograd.grad(expected.sum(), rows.prompts)
+    prefixes = rows.read()
+    losses = network.token_losses(*rows.apart(prefixes)[:2], rows.labels, rows.apart(prefixes)[2])
+    losses.sum().backward()
+    prefixes.backward()
+    # products in bfloat16 round at 1 / 256, and add up in another order
+    tolerance = 1e-4 if scheme == "none" else 0.05
+    torch.testing.assert_close(losses, expected, rtol=tolerance, atol=tolerance)
+    for prompt, gradient in zip(rows.prompts, gradients, strict=True):
+        assert prompt.grad is not None
+        assert (prompt.grad - gradient).norm() < tolerance * gradient.norm()
