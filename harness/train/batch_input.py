@@ -162,13 +162,18 @@ class BatchInput:
         The graph of such a pass lasts until the rows of its group are done. So memory follows the micro-batch, however
         many cells there are. Where no prompt is read apart, all cells are one group.
         """
-        if not self.shared.any():
+        shared = self.shared
+        if not shared.any():
             return [list(cells)]
         groups: list[list[int]] = [[]]
+        longest = prompts = 0  # of the last group: its longest prompt, and how many prompts it has
         for cell in cells:
-            if groups[-1] and self.positions_apart([*groups[-1], cell], padded=True).sum() > max_tokens:
+            length, count = (int(self.prompt_lengths[cell]), self._num_prompts(cell)) if shared[cell] else (0, 0)
+            if groups[-1] and max(longest, length) * (prompts + count) > max_tokens:
                 groups.append([])
+                longest = prompts = 0
             groups[-1].append(cell)
+            longest, prompts = max(longest, length), prompts + count
         return groups
 
     def read_prompts(self, cells: Sequence[int], grad: bool) -> None:
