@@ -27,13 +27,23 @@ class ClaimedBundles:
     """Gives out bundles whose cells it has claimed, and adds to the plan what other processes finish."""
 
     def __init__(
-        self, plan: Plan, claims: Claims, replaced: Mapping[Key, Result], on_found: Callable[[Result], None]
+        self,
+        plan: Plan,
+        claims: Claims,
+        replaced: Mapping[Key, Result],
+        on_found: Callable[[Result], None],
+        say: Callable[[str], None],
     ) -> None:
-        """`replaced` holds stored results that shall be made again; `on_found` gets those of other processes."""
+        """`replaced` holds stored results that shall be made again; `on_found` gets those of other processes.
+
+        `say` tells the user of checkpoints that are passed over.
+        """
         self.plan = plan
         self.claims = claims
         self.replaced = replaced
         self.on_found = on_found
+        self.say = say
+        self._passed_over: set[Path] = set()
         self.given: set[Key] = set()
         """Cells that an engine has got, by key."""
 
@@ -140,6 +150,7 @@ class ClaimedBundles:
             sources = {key: cell["source"] for key, cell in zip(header.keys, header.cells, strict=True)}
             cells = [left[key] for key in header.keys if key in left]
             if any(sources[cell.key] != self._origin(cell) for cell in cells):
+                self._pass_over(path, cells, header.step, "a method file or a starting tensor is another one")
                 continue
             if not cells and set(header.keys) <= known and not pending:
                 path.unlink(missing_ok=True)
@@ -148,7 +159,18 @@ class ClaimedBundles:
                 begun.append(replace(bundles[0], checkpoint=self._checkpoint(path, header.key, cells)))
                 for cell in cells:
                     del left[cell.key]
+            elif cells:
+                self._pass_over(
+                    path, cells, header.step, "rows, weights, commit, versions, device or bundles are others"
+                )
         return begun
+
+    def _pass_over(self, path: Path, cells: Sequence[Cell], step: int, why: str) -> None:
+        """Say once that cells start anew, since hours of training may be in their checkpoint."""
+        if path not in self._passed_over:
+            self._passed_over.add(path)
+            labels = ", ".join(dict.fromkeys(cell.label for cell in cells))
+            self.say(f"{cells[0].task}: the checkpoint of {labels} at step {step:,} is passed over, for {why}")
 
     def _checkpoint(self, path: Path, key: str, cells: Iterable[Cell]) -> CheckpointPlan:
         """Where and how often the checkpoint of these cells is written."""

@@ -120,7 +120,9 @@ class _Run:
         self._explain()
         if pending:
             with Claims(plan.store.root) as self.claims, self.progress, self.engine:
-                self.bundles = ClaimedBundles(plan, self.claims, {**plan.refused, **self.replaced}, self._found)
+                self.bundles = ClaimedBundles(
+                    plan, self.claims, {**plan.refused, **self.replaced}, self._found, self.progress.say
+                )
                 try:
                     self._refuse(misfits)
                     _expect_all(plan, self.progress)

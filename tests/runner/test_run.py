@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from conftest import SMALL_SUITE
 from typing_help import present
 
 import harness
+from harness import stop
 from harness.backbone.names import SHIPPED
 from harness.errors import UserError
 from harness.method.registry import discover
@@ -20,6 +22,7 @@ from harness.results.store import ResultStore
 from harness.runner.plan import make_plan
 from harness.runner.preflight import find_misfits, lines_of
 from harness.suite.make_groups import Overrides
+from harness.train.checkpoint import CheckpointWriter
 from harness.train.method_contract import check_method_file
 
 pytestmark = pytest.mark.usefixtures("few_rows")
@@ -407,3 +410,30 @@ def test_a_method_that_fits_one_backbone_of_two_is_left_out_on_the_other(folder:
         run(folder, **options, backbones=[str(other)])
     (folder / "mine" / "shift.py").write_text(NEW_METHOD)
     assert run(folder, **options, backbones=[str(other)]).num_trained == 2
+
+
+def test_a_checkpoint_that_is_passed_over_is_mentioned_once(
+    write_suite: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Hours of training may be in it, and they would be lost without a word."""
+    suite, results = write_suite(SMALL_SUITE), tmp_path / "results"
+    settings: dict[str, Any] = {"execution.checkpoint_every": "1 steps"}
+    save = CheckpointWriter.save
+
+    def save_and_stop(writer: CheckpointWriter, *args: Any) -> None:
+        save(writer, *args)
+        stop.request_stop(signal.SIGINT)
+
+    monkeypatch.setattr(CheckpointWriter, "save", save_and_stop)
+    with pytest.raises(stop.Stopped):
+        harness.run(suite, results=results, settings=settings)
+    monkeypatch.setattr(CheckpointWriter, "save", save)
+    assert "passed over" not in capsys.readouterr().err
+    other = {**settings, "execution.micro_batch_tokens": 512}
+    assert harness.run(suite, results=results, settings=other).num_failed == 0
+    said = capsys.readouterr().err
+    assert said.count("micro_sentiment: the checkpoint of prompt_tuning, dept at step 1 is passed over, for rows") == 1
+    assert "continued from" not in said
