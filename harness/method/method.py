@@ -213,6 +213,12 @@ class Method(nn.Module):
         return 0 if prompt is None else prompt.shape[-2]
 
     @property
+    def num_positions(self) -> int:
+        """Number of positions in front of a text that a decoder counts: those of vectors, and of keys and values."""
+        given = _called(self.keys_and_values) if self.gives_keys_and_values() else None
+        return self.num_prompt_tokens + (0 if given is None else given.shape[3])
+
+    @property
     def num_trained(self) -> int:
         """Number of parameters that train, a linear head left out."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad) - self.num_head

@@ -117,10 +117,16 @@ def _check(text: str) -> None:
     for key, value in values.items():
         if value is not None and value != defaults[key]:
             _check_value(key, value, hints[key])
+    for name in ("tinit", "tfinal"):
+        if name in defaults and isinstance(values.get(name), int) and values[name] < 0:
+            raise SettingError(f"config.{name}", f"must be 0 steps or more, got {values[name]}")
     if "total_step" in defaults:
         values["total_step"] = _schedule_length(cls, values)
     if issubclass(cls, _prompt_class()):
         values["task_type"] = "CAUSAL_LM"
+        if str(values.get("prompt_tuning_init") or "RANDOM") not in ("RANDOM", "SAMPLE_VOCAB"):
+            raise SettingError("config.prompt_tuning_init", "starts from a text or from files",
+                               choices=["RANDOM", "SAMPLE_VOCAB"])  # fmt: skip
         count = values.get("num_virtual_tokens")
         if not isinstance(count, int) and "cpt_token_ids" not in defaults:
             raise SettingError("config.num_virtual_tokens", "is missing: how many vectors go in front of a text")
@@ -223,13 +229,16 @@ def _check_meaning(config: Any) -> None:
     kind = peft_type({"peft_type": getattr(config.peft_type, "value", config.peft_type)})
     if kind == "ADALORA" and config.target_r >= config.init_r:
         raise SettingError("config.target_r", f"{config.target_r} is not below init_r, {config.init_r}")
+    if kind == "ADALORA" and config.deltaT < 1:
+        raise SettingError("config.deltaT", f"must be at least 1 step between two allocations, got {config.deltaT}")
+    for name in ("rank_pattern", "alpha_pattern"):
+        for key, value in (getattr(config, name, None) or {}).items():
+            if kind != "ADALORA" and (not isinstance(value, (int, float)) or value <= 0):
+                raise SettingError(f"config.{name}.{key}", f"must be a number above 0, got {_short(value)}")
     if getattr(config, "use_asa", False):
         raise SettingError("config.use_asa", "cannot be set: its choice of subspaces in training is not wired here")
     if getattr(config, "opt_weighted_loss_type", "none") not in (None, "none"):
         raise SettingError("config.opt_weighted_loss_type", "cannot be set: every row trains with one loss here")
-    if str(getattr(config, "prompt_tuning_init", "RANDOM")).rpartition(".")[2] not in ("RANDOM", "SAMPLE_VOCAB"):
-        raise SettingError("config.prompt_tuning_init", "starts from a text or from files",
-                           choices=["RANDOM", "SAMPLE_VOCAB"])  # fmt: skip
 
 
 def _schedule_length(cls: type[PeftConfig], values: Mapping[str, Any]) -> int:

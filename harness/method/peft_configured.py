@@ -59,6 +59,8 @@ class ConfiguredPeft(Method):
         _check_tokens(config, backbone)
         if hasattr(config, "num_virtual_tokens"):
             _check_widths(config, backbone)
+            if config.token_dim is None and peft_type(hp.config) in PROMPTS:
+                config.token_dim = backbone.hidden  # PEFT takes the layers' width, which OPT-350m does not embed in
         self.network = PeftNetwork(config, backbone)
         self.tensors = nn.ParameterDict(self.network.trained)
         self.frozen = FrozenTensors(self.network.frozen)

@@ -154,7 +154,10 @@ class _Fits:
         if key not in self._known_sizes:
             method = self._build(cell)
             _check_starts(self._plan, cell, method, sources)
-            self._known_sizes[key] = method.num_prompt_tokens, method.num_trained
+            # an encoder counts no positions for keys and values, and neither does a T5
+            is_decoder = self._network(self._plan.suite.backbone_sources[cell.backbone], cell.recipe.quantization)
+            counted = method.num_positions if is_decoder.kind.name == "decoder" else method.num_prompt_tokens
+            self._known_sizes[key] = counted, method.num_trained
         return self._known_sizes[key]
 
     def _shapes_of(self, start: Start) -> dict[str, Tensor]:

@@ -30,7 +30,7 @@ def read_adapter(named: Any, folder: Path, where: str, field: str) -> dict[str, 
     if isinstance(named, dict) and "sweep" in named:
         raise UserError("cannot be swept; give each folder a row of its own", where=where, field=field)
     if not isinstance(named, str) or not named:
-        raise UserError(f"expected the path of a folder with {CONFIG_FILE}, got {named}", where=where, field=field)
+        raise UserError(f"expected the path of a folder with {CONFIG_FILE}, got {named!r}", where=where, field=field)
     path = folder / named
     file = path / CONFIG_FILE if path.is_dir() else path
     if not file.is_file():
@@ -45,9 +45,27 @@ def read_adapter(named: Any, folder: Path, where: str, field: str) -> dict[str, 
     return _read_json(file, where, field)
 
 
+class _Doubled(Exception):
+    """A key that stands twice in one object: JSON readers take the last one without a word."""
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise _Doubled(key)
+        found[key] = value
+    return found
+
+
 def _read_json(file: Path, where: str, field: str) -> dict[str, Any]:
     try:
-        data = json.loads(read_bounded(file, MAX_BYTES, "an adapter's configuration").decode("utf-8"))
+        text = read_bounded(file, MAX_BYTES, "an adapter's configuration").decode(
+            "utf-8-sig"
+        )  # some editors write a BOM
+        data = json.loads(text, object_pairs_hook=_without_doubles)
+    except _Doubled as error:
+        raise UserError(f"{file.name} sets '{error}' twice", where=where, field=field) from None
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{file.name} is no JSON: {error}", where=where, field=field) from None
     except OSError as error:

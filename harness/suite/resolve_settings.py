@@ -150,7 +150,9 @@ def _merge(entry: EntrySettings) -> tuple[SettingsLayer, SettingsLayer]:
         raise UserError("expected a mapping", where=where, field=f"{entry.block}.{label}.recipe")
     recipe.update(own_recipe, document, entry.block, label, "recipe")
     if ADAPTER_CONFIG in entry.own:
-        hp.update({"config": _adapter(entry)}, document, origin=document.where(entry.block, label, ADAPTER_CONFIG))
+        # the row has no key for what the file holds, so the file is named beside the line
+        origin = f"{document.where(entry.block, label, ADAPTER_CONFIG)} ({entry.own[ADAPTER_CONFIG]})"
+        hp.update({"config": _adapter(entry)}, document, origin=origin)
     own = {k: v for k, v in entry.own.items() if k not in ("recipe", "method", ADAPTER_CONFIG)}
     hp.update(own, document, entry.block, label)
     for index, rule in entry.exceptions.items():

@@ -102,6 +102,18 @@ def test_what_has_too_few_positions_is_refused_before_training(
     assert expected in refused(suite, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "method",
+    ["prefix_tuning: {prefix_length: 40}", "peft: {config: {peft_type: PREFIX_TUNING, num_virtual_tokens: 40}}"],
+)
+def test_keys_and_values_in_front_take_positions_too(tmp_path: Path, method: str) -> None:
+    """The text behind them is numbered from their end on, so they are no less of the table than a prompt's vectors."""
+    folder = write_checkpoint(tmp_path / "net", GPT2, byte_tokenizer())
+    suite = write_reviews(tmp_path, [folder], 30)
+    suite.write_text(suite.read_text().replace("prompt_tuning: {prompt_length: 4}", method))
+    assert "needs 72 positions (40 prompt + 30 source + 2 target), backbone 'net' has 64" in refused(suite, tmp_path)
+
+
 def test_what_just_fits_its_positions_is_trained(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "net", BART, byte_tokenizer())
     suite = write_reviews(tmp_path, [folder], 60, text="long " * 30)

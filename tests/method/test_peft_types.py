@@ -9,13 +9,14 @@ import pytest
 import torch
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, get_peft_model
 from torch import Tensor
+from transformers import OPTConfig, OPTForCausalLM
 
 from harness.backbone import Backbone, Seal
 from harness.method.method import Method
 from harness.method.peft_config import REFUSED_TYPES, make_peft_config
 from harness.method.registry import discover
 from harness.train.batch_input import BatchInput, Rows
-from harness.train.tiny_backbones import tiny_backbone, tiny_rows
+from harness.train.tiny_backbones import TinyTokenizer, tiny_backbone, tiny_rows
 
 PEFT: Any = discover()["peft"].cls
 LENGTHS = [9, 9, 9]  # of one length: PEFT counts positions of padding, the harness does not
@@ -329,3 +330,16 @@ def test_adalora_allocates_ranks_and_pays_its_penalty_as_peft_does() -> None:
                 ranks[name] = int((parameter != 0).sum())
     assert sum(ranks.values()) == 2 * len(ranks)
     assert len(set(ranks.values())) > 1, "ranks differ between modules"
+
+
+@pytest.mark.parametrize("kind", ["PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "CPT"])
+def test_vectors_are_as_wide_as_the_embeddings_and_not_as_the_layers(kind: str) -> None:
+    """OPT-350m embeds in 512 numbers and computes in 1,024, which is what PEFT takes."""
+    config = OPTConfig(
+        hidden_size=64, word_embed_proj_dim=32, ffn_dim=64, num_hidden_layers=1, num_attention_heads=4, vocab_size=128
+    )
+    backbone = Backbone("opt", OPTForCausalLM(config), TinyTokenizer(), None, "float32")
+    chosen = {"cpt_token_ids": [5, 6, 7]} if kind == "CPT" else {"num_virtual_tokens": 3}
+    prompt = PEFT(PEFT.HP(config={"peft_type": kind, **chosen}), backbone).prompt()
+    assert prompt is not None
+    assert prompt.shape == (3, 32)
