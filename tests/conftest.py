@@ -10,6 +10,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+from hypothesis import settings
 from paths import ROOT
 
 from harness.data.tasks import micro
@@ -32,6 +33,9 @@ methods:
 # Nothing here imports torch: the process that only hands tests to two others would spend 6 s on it.
 # Tests run in two processes, and more threads than cores make tiny products slower.
 os.environ["OMP_NUM_THREADS"] = "1"  # PyTorch reads it when it is imported
+# an example may wait for a busy machine; nothing here asserts a time
+settings.register_profile("suite", deadline=None)
+settings.load_profile("suite")
 os.environ["HARNESS_CACHE"] = "off"  # tests leave nothing in the user's cache
 
 

@@ -188,7 +188,7 @@ class Backbone:
     @functools.cached_property
     def takes_prefixes(self) -> bool:
         """Whether keys and values may be put in front of rows in every layer: a decoder without other states."""
-        return self.kind.name == "decoder" and shared_prefix.keeps_keys_and_values(self.model)
+        return self.kind.name == "decoder" and shared_prefix.keeps_keys_and_values(self.model, self.cache_keyword)
 
     def shares_prompts(self, num_positions: int) -> bool:
         """Whether prompts may be read apart from the texts behind them, in the present mode of the network.

@@ -32,7 +32,7 @@ LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 """Kinds of rotary positions whose frequencies change once a sequence is longer than in pretraining."""
 
 
-def keeps_keys_and_values(model: Any) -> bool:
+def keeps_keys_and_values(model: Any, cache_keyword: str) -> bool:
     """Whether all layers of a decoder keep keys and values, of all positions or of a window, and nothing else.
 
     The architecture says so itself, by the cache that it wants: a state-space or a hybrid network wants another one.
@@ -42,8 +42,7 @@ def keeps_keys_and_values(model: Any) -> bool:
         return False
     if not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", None):
         return False
-    taken = inspect.signature(model.get_decoder().forward).parameters
-    if "past_key_values" not in taken and "cache" not in taken:
+    if cache_keyword not in inspect.signature(model.get_decoder().forward).parameters:
         return False
     if "chunked_attention" in (getattr(config, "layer_types", None) or ()):
         return False  # windows that begin at fixed places
