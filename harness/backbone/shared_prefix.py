@@ -66,8 +66,11 @@ def longest_rope(model: Any) -> float:
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     # layers of two kinds have settings each
     settings = [item for item in rope.values() if isinstance(item, dict)] or [rope]
+    pretrained = (
+        getattr(config, "original_max_position_embeddings", None) or config.max_position_embeddings if rope else 0
+    )
     limits = [
-        item.get("original_max_position_embeddings") or config.max_position_embeddings
+        item.get("original_max_position_embeddings") or pretrained
         for item in settings
         if item.get("rope_type", item.get("type")) in LENGTH_DEPENDENT_ROPE
     ]
