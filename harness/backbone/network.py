@@ -181,9 +181,11 @@ class Backbone:
         It stops when every row has written its end token; behind that a row holds padding.
         """
         with self._autocast():
-            if prefixes is not None:
-                return shared_prefix.decode(self, embeds, mask, max_new_tokens, prefixes)
-            return self.kind.decode(self, embeds, mask, max_new_tokens)
+            return self._kind(prefixes).decode(self, embeds, mask, max_new_tokens)
+
+    def _kind(self, prefixes: RowPrefixes | None) -> NetworkKind:
+        """How rows are laid out: as the network's kind has it, or behind prompts that have been read."""
+        return self.kind if prefixes is None else shared_prefix.BehindPrefixes(prefixes)
 
     @functools.cached_property
     def takes_prefixes(self) -> bool:
@@ -267,9 +269,7 @@ class Backbone:
         """Return the logits that predict each target token, [N, T, V]; arguments as for `token_losses`."""
         tokens = labels.masked_fill(labels == -100, self.pad_id)  # -100 is no id; these positions have no loss
         with self._autocast(), self._dropout(), self._recomputation():
-            if prefixes is not None:
-                return shared_prefix.target_logits(self, embeds, mask, tokens, labels != -100, prefixes)
-            return self.kind.target_logits(self, embeds, mask, tokens, labels != -100)
+            return self._kind(prefixes).target_logits(self, embeds, mask, tokens, labels != -100)
 
     def text_states(
         self,
@@ -285,10 +285,7 @@ class Backbone:
         which leaves out the `prompts` [N] positions behind the first.
         """
         with self._autocast(), self._dropout(), self._recomputation():
-            if prefixes is not None:
-                states = shared_prefix.text_states(self, embeds, mask, prefixes)
-            else:
-                states = self.kind.text_states(self, embeds, mask, pooling, prompts)
+            states = self._kind(prefixes).text_states(self, embeds, mask, pooling, prompts)
         # layers that are spread over several GPUs end on another one than they begin
         return states.to(embeds.device)
 

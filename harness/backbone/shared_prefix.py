@@ -1,8 +1,8 @@
 """A decoder reads each prompt once, and all rows of its cell use the keys and values that it leaves.
 
 In a decoder the positions of a prompt do not see the text behind them, so they come out the same in front of every row.
-`read_prompts` runs the network over the prompts alone. `target_logits`, `decode` and `text_states` then run it over the
-texts, with the keys and values of the prompts in front. Gradients flow through both passes: keys and values are leaves
+`read_prompts` runs the network over the prompts alone. `BehindPrefixes`, a kind of network, then runs it over texts,
+with the keys and values of the prompts in front. Gradients flow through both passes: keys and values are leaves
 between them, whose gradients add up over micro-batches until `Prefixes.backward` carries them into the prompts.
 
 A prompt stands at the right end of its [P] positions and a text at the left end of its own, with its answer at once
@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from harness.backbone.network_kinds import Network, continued, positions_of
+from harness.backbone.network_kinds import DecoderOnly, Network, Pooling, continued, positions_of
 
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 """Kinds of rotary positions whose frequencies change once a sequence is longer than in pretraining."""
@@ -192,9 +192,8 @@ def read_prompts(network: Network, prompts: Tensor, mask: Tensor, grad: bool) ->
 def joined_prefixes(read: Prefixes | None, given: Sequence[Tensor]) -> Prefixes:
     """Put keys and values that methods give, [layers, 2, A, P, D] each, behind those of G prompts that were read."""
     longest = max([own.shape[3] for own in given] + ([] if read is None else [read.mask.shape[1]]))
-    stacked = torch.stack(
-        [F.pad(own, (0, 0, longest - own.shape[3], 0)) for own in given], 2
-    )  # [layers, 2, G, A, P, D]
+    # [layers, 2, G, A, P, D]
+    stacked = torch.stack([F.pad(own, (0, 0, longest - own.shape[3], 0)) for own in given], 2)
     lengths = torch.tensor([own.shape[3] for own in given], device=stacked.device)
     place = torch.arange(longest, device=stacked.device)[None]
     mask = (place >= longest - lengths[:, None]).long()
@@ -223,48 +222,56 @@ def prefixes_of(keys: Sequence[Tensor], values: Sequence[Tensor], mask: Tensor) 
     return Prefixes(leaves[: len(keys)], leaves[len(keys) :], mask, made if has_graph else ())
 
 
-def target_logits(
-    network: Network, embeds: Tensor, mask: Tensor, tokens: Tensor, is_target: Tensor, rows: RowPrefixes
-) -> Tensor:
-    """Teacher forcing: texts [N, L, H], [N, L], target ids [N, T], which of them count [N, T] -> logits [N, T, V]."""
-    target = network.embedding(tokens[:, :-1]).to(embeds.dtype)  # the last target is predicted and never read
-    ends = mask.sum(1, keepdim=True)  # [N, 1]
-    length = embeds.shape[1]
-    place = torch.arange(length + target.shape[1], device=mask.device)[None]  # [1, L + T - 1]
-    # from the text, or behind its end from the target, which stands from L on in the joined row
-    index = torch.where(place < ends, place, length + place - ends).clamp(max=place.shape[1] - 1)
-    # behind the target the index would run out, and takes what is masked anyway
-    joined = torch.cat([embeds, target], 1).gather(1, index[..., None].expand(-1, -1, embeds.shape[2]))
-    counts = torch.cat([mask, is_target[:, :-1].to(mask.dtype)], 1).gather(1, index) * (place < ends + target.shape[1])
-    wanted = ends - 1 + torch.arange(tokens.shape[1], device=mask.device)[None]  # the text's end predicts the first
-    with network.kept_positions(wanted):
-        out = network.forward_pass(**_inputs(network, joined, counts, rows, rows.cache()))
-    return out.logits  # type: ignore[no-any-return]
+class BehindPrefixes(DecoderOnly):
+    """A decoder whose rows stand behind prompts that it has read."""
 
+    def __init__(self, rows: RowPrefixes) -> None:
+        self.rows = rows
 
-def text_states(network: Network, embeds: Tensor, mask: Tensor, rows: RowPrefixes) -> Tensor:
-    """Texts [N, L, H], [N, L] -> the state at the last token of each, [N, W]."""
-    out = network.model.get_decoder()(**_inputs(network, embeds, mask, rows, rows.cache()))
-    states: Tensor = out.last_hidden_state
-    last = (mask.sum(1) - 1).to(states.device)
-    return states[torch.arange(len(states), device=states.device), last]
+    def target_logits(
+        self, network: Network, embeds: Tensor, mask: Tensor, tokens: Tensor, is_target: Tensor
+    ) -> Tensor:
+        """Teacher forcing: texts [N, L, H], [N, L], target ids [N, T], which count [N, T] -> logits [N, T, V]."""
+        target = network.embedding(tokens[:, :-1]).to(embeds.dtype)  # the last target is predicted and never read
+        ends = mask.sum(1, keepdim=True)  # [N, 1]
+        length = embeds.shape[1]
+        place = torch.arange(length + target.shape[1], device=mask.device)[None]  # [1, L + T - 1]
+        # from the text, or behind its end from the target, which stands from L on in the joined row
+        index = torch.where(place < ends, place, length + place - ends).clamp(max=place.shape[1] - 1)
+        # behind the target the index would run out, and takes what is masked anyway
+        joined = torch.cat([embeds, target], 1).gather(1, index[..., None].expand(-1, -1, embeds.shape[2]))
+        counts = torch.cat([mask, is_target[:, :-1].to(mask.dtype)], 1).gather(1, index) * (
+            place < ends + target.shape[1]
+        )
+        wanted = ends - 1 + torch.arange(tokens.shape[1], device=mask.device)[None]  # the text's end predicts the first
+        with network.kept_positions(wanted):
+            out = network.forward_pass(**_inputs(network, joined, counts, self.rows, self.rows.cache()))
+        return out.logits  # type: ignore[no-any-return]
 
+    def text_states(
+        self, network: Network, embeds: Tensor, mask: Tensor, pooling: Pooling, prompts: Tensor | None
+    ) -> Tensor:
+        """Texts [N, L, H], [N, L] -> the state at the last token of each, [N, W]."""
+        out = network.model.get_decoder()(**_inputs(network, embeds, mask, self.rows, self.rows.cache()))
+        states: Tensor = out.last_hidden_state
+        last = (mask.sum(1) - 1).to(states.device)
+        return states[torch.arange(len(states), device=states.device), last]
 
-def decode(network: Network, embeds: Tensor, mask: Tensor, max_new_tokens: int, rows: RowPrefixes) -> Tensor:
-    """Write answers greedily behind texts [N, L, H], [N, L] -> ids [N, at most max_new_tokens]."""
-    cache = rows.cache(keeps=True)
-    with network.kept_positions(mask.sum(1, keepdim=True) - 1):
-        out = network.model(**_inputs(network, embeds, mask, rows, cache))
-    full_mask = torch.cat([rows.mask, mask], 1)
-    step = None
+    def decode(self, network: Network, embeds: Tensor, mask: Tensor, max_new_tokens: int) -> Tensor:
+        """Write answers greedily behind texts [N, L, H], [N, L] -> ids [N, at most max_new_tokens]."""
+        cache = self.rows.cache(keeps=True)
+        with network.kept_positions(mask.sum(1, keepdim=True) - 1):
+            out = network.model(**_inputs(network, embeds, mask, self.rows, cache))
+        full_mask = torch.cat([self.rows.mask, mask], 1)
+        step = None
 
-    def following(tokens: Tensor) -> Tensor:
-        nonlocal step
-        if step is None:  # many answers are one token, and need none of this
-            step = continued(network, *_without_gaps(cache, full_mask))
-        return step(tokens)
+        def following(tokens: Tensor) -> Tensor:
+            nonlocal step
+            if step is None:  # many answers are one token, and need none of this
+                step = continued(network, *_without_gaps(cache, full_mask))
+            return step(tokens)
 
-    return network.greedy(following, out.logits[:, -1], max_new_tokens)
+        return network.greedy(following, out.logits[:, -1], max_new_tokens)
 
 
 def _inputs(network: Network, embeds: Tensor, mask: Tensor, rows: RowPrefixes, cache: Any) -> dict[str, Any]:

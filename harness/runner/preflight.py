@@ -155,8 +155,8 @@ class _Fits:
             method = self._build(cell)
             _check_starts(self._plan, cell, method, sources)
             # an encoder counts no positions for keys and values, and neither does a T5
-            is_decoder = self._network(self._plan.suite.backbone_sources[cell.backbone], cell.recipe.quantization)
-            counted = method.num_positions if is_decoder.kind.name == "decoder" else method.num_prompt_tokens
+            network = self._network(self._plan.suite.backbone_sources[cell.backbone], cell.recipe.quantization)
+            counted = method.num_positions if network.kind.name == "decoder" else method.num_prompt_tokens
             self._known_sizes[key] = counted, method.num_trained
         return self._known_sizes[key]
 

@@ -60,9 +60,8 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _read_json(file: Path, where: str, field: str) -> dict[str, Any]:
     try:
-        text = read_bounded(file, MAX_BYTES, "an adapter's configuration").decode(
-            "utf-8-sig"
-        )  # some editors write a BOM
+        # some editors write a BOM
+        text = read_bounded(file, MAX_BYTES, "an adapter's configuration").decode("utf-8-sig")
         data = json.loads(text, object_pairs_hook=_without_doubles)
     except _Doubled as error:
         raise UserError(f"{file.name} sets '{error}' twice", where=where, field=field) from None

@@ -87,7 +87,8 @@ class BatchInput:
         self._layers = self._shared_layers() if len(methods) > 1 else None
         self._is_attached = False
         self._answer_length = answer_length
-        self._can_share = np.array([self._layers is None and is_read_apart(method) for method in methods], bool)
+        is_plain = self._layers is None
+        self._can_share = np.array([is_plain and is_read_apart(method) for method in methods], bool)
         self._prefixes: Prefixes | None = None
         self._prefix_index = np.full(len(methods), -1, np.int64)
         """By cell, which of `_prefixes` is its first, task 0's; -1 for a cell whose prompt has not been read."""

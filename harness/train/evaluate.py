@@ -50,9 +50,8 @@ def answer_split(
         fused.read_prompts(group, grad=False)
         for batch in micro_batches(fused.lengths(encoded, rows), max_tokens):
             stop.raise_if_stopped()  # an evaluation may take minutes, and nothing is half done in it
-            embeds, mask, built = fused.build(
-                encoded, rows.take(batch)
-            )  # [N, L, H], [N, L], and the rows in that order
+            # [N, L, H], [N, L], and the rows in that order
+            embeds, mask, built = fused.build(encoded, rows.take(batch))
             prefixes = fused.row_prefixes(encoded, built)
             if fused.heads:
                 texts = head_answers(fused.head_reader(built).outputs(embeds, mask, prefixes), task)

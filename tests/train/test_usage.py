@@ -9,6 +9,7 @@ import pytest
 import torch
 from test_fused import LENGTH, SPECS, Kind, make_cell, make_method, trainer
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import GPT2Config, GPT2LMHeadModel
 from typing_help import present
 
 from harness.backbone.flops import matmul_params, peak_flops
@@ -109,6 +110,13 @@ def test_flops_equal_those_that_pytorch_counts(kind: Kind) -> None:
     counted = counted_flops(make_method(make_cell(*SPECS[0], steps=1), backbone), backbone)
     skipped = 5 * backbone.hidden**2 * 2 * 4 if kind == "encoder-decoder" else 0
     assert counted == matmul.step_flops(rows=2, source_positions=2 * (7 + 4), target_positions=2 * 2) - skipped
+
+
+def test_matrices_of_gpt_2_count_although_they_are_no_linear_modules() -> None:
+    config = GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=128, n_positions=64)
+    matmul = matmul_params(Backbone("gpt2", GPT2LMHeadModel(config), None, None, "float32"))
+    assert matmul.per_source == 2 * 12 * 32 * 32  # keys, queries, values, output; the feed-forward is 4 times as wide
+    assert matmul.head == 128 * 32
 
 
 @pytest.mark.parametrize("kind", ["encoder-decoder", "decoder"])
