@@ -65,6 +65,7 @@ class AdaMix(AdapterMethod):
         "wang-etal-2022-adamix", "https://aclanthology.org/2022.emnlp-main.388/", params={"bert-base": 900_000}
     )
     defaults = Defaults(recipe={"lr": sweep(1e-4, 4e-4, 1e-3)})
+    is_positionwise = True
 
     @dataclass(frozen=True, kw_only=True)
     class HP:

@@ -33,6 +33,7 @@ class Adapter(AdapterMethod):
         "houlsby-etal-2019-adapters", "https://proceedings.mlr.press/v97/houlsby19a.html", params={"t5-base": 1_900_000}
     )
     defaults = Defaults(recipe={"lr": sweep(1e-4, 3e-4, 1e-3)})
+    is_positionwise = True
 
     @dataclass(frozen=True, kw_only=True)
     class HP:

@@ -39,6 +39,7 @@ class AdapterDrop(AdapterMethod):
         "ruckle-etal-2021-adapterdrop", "https://aclanthology.org/2021.emnlp-main.626/", params={"t5-base": 1_100_000}
     )
     defaults = Defaults(recipe={"lr": sweep(1e-4, 3e-4, 1e-3)})
+    is_positionwise = True
 
     @dataclass(frozen=True, kw_only=True)
     class HP:

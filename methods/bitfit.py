@@ -28,6 +28,7 @@ class BitFit(Method):
         "ben-zaken-etal-2022-bitfit", "https://aclanthology.org/2022.acl-short.1/", params={"t5-base": 280_000}
     )
     defaults = Defaults(recipe={"lr": sweep(1e-4, 3e-4, 1e-3)})
+    is_positionwise = True
 
     @dataclass(frozen=True, kw_only=True)
     class HP:

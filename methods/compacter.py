@@ -66,6 +66,7 @@ class Compacter(AdapterMethod):
     name = "compacter"
     paper = Paper("karimi-mahabadi-etal-2021-compacter", "https://arxiv.org/abs/2106.04647")
     defaults = Defaults(recipe={"lr": sweep(1e-3, 3e-3, 1e-2)})
+    is_positionwise = True
 
     @dataclass(frozen=True, kw_only=True)
     class HP:

@@ -25,6 +25,7 @@ class DoRA(PeftMethod):
     name = "dora"
     paper = Paper("liu-etal-2024-dora", "https://proceedings.mlr.press/v235/liu24bn.html")
     defaults = Defaults(recipe={"lr": sweep(1e-4, 3e-4, 1e-3)})
+    is_positionwise = True
 
     @dataclass(frozen=True, kw_only=True)
     class HP:

@@ -19,6 +19,7 @@ class Finetune(Method):
     name = "finetune"
     paper = Paper("raffel-etal-2020-t5", "https://jmlr.org/papers/v21/20-074.html", params={"t5-base": 220_000_000})
     defaults = Defaults(recipe={"lr": sweep(1e-4, 3e-4, 1e-3)})
+    is_positionwise = True
     trains_weights = True
 
     @dataclass(frozen=True, kw_only=True)

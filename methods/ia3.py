@@ -32,6 +32,7 @@ class IA3(PeftMethod):
         params_note="The printed figure leaves out the feed-forward vectors (73,728): targets: attention.",
     )
     defaults = Defaults(recipe={"lr": sweep(1e-3, 3e-3, 1e-2)})
+    is_positionwise = True
 
     @dataclass(frozen=True, kw_only=True)
     class HP:

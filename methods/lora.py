@@ -43,6 +43,7 @@ class LoRA(PeftMethod):
         params_note="The published rows also train biases (280,932) and position tables (768).",
     )
     defaults = Defaults(recipe={"lr": sweep(1e-4, 3e-4, 1e-3)})
+    is_positionwise = True
 
     @dataclass(frozen=True, kw_only=True)
     class HP:

@@ -24,6 +24,7 @@ class VeRA(PeftMethod):
     name = "vera"
     paper = Paper("kopiczko-etal-2024-vera", "https://openreview.net/forum?id=NjNfLdxr3A")
     defaults = Defaults(recipe={"lr": sweep(1e-3, 4e-3, 1e-2)})
+    is_positionwise = True
 
     @dataclass(frozen=True, kw_only=True)
     class HP:

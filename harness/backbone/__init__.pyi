@@ -43,6 +43,8 @@ from .network import CannotWrite as CannotWrite
 from .network_kinds import KindName as KindName
 from .network_kinds import Pooling as Pooling
 from .network_kinds import num_table_positions as num_table_positions
+from .packed_rows import Packing as Packing
+from .packed_rows import present_packing as present_packing
 from .quantization import PACKED as PACKED
 from .quantization import Scheme as Scheme
 from .quantization import bitsandbytes_config as bitsandbytes_config

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from harness.backbone import shared_prefix
+from harness.backbone import packed_rows, shared_prefix
 from harness.backbone.fast_functions import avoid_host_sync, fast_dropout
 from harness.backbone.network_kinds import NetworkKind, Pooling, kind_of
 from harness.backbone.quantization import Scheme, num_weights
@@ -66,6 +66,8 @@ class Backbone:
         """What is particular to this kind of network."""
         self.recomputes = False
         """Whether layers are computed a second time in the backward pass. A method may switch this off for a while."""
+        self._packs = False
+        """Whether rows are packed in training at present; see `packed`."""
         self._layers: list[Any] = []
         """The layers that can be recomputed."""
         # a method creates its tensors after this, so they alone take gradients
@@ -184,8 +186,31 @@ class Backbone:
             return self._kind(prefixes).decode(self, embeds, mask, max_new_tokens)
 
     def _kind(self, prefixes: RowPrefixes | None) -> NetworkKind:
-        """How rows are laid out: as the network's kind has it, or behind prompts that have been read."""
-        return self.kind if prefixes is None else shared_prefix.BehindPrefixes(prefixes)
+        """How rows are laid out: as the network's kind has it, packed, or behind prompts that have been read."""
+        if prefixes is not None:
+            return shared_prefix.BehindPrefixes(prefixes)
+        return packed_rows.PackedRows() if self._packs else self.kind
+
+    @property
+    def takes_packed_rows(self) -> bool:
+        """Whether a decoder can train on rows without the padding between them.
+
+        Packing asks the device where rows end. A processor has the answer at once; a GPU would be waited for.
+        """
+        is_ready = self.device.type == "cpu" and not self.is_compiled
+        return is_ready and self.takes_prefixes and packed_rows.takes_packed_rows(self.model)
+
+    @contextlib.contextmanager
+    def packed(self, wanted: bool) -> Iterator[None]:
+        """Within this context losses and states come from packed rows, if that is `wanted`; the numbers are the same.
+
+        What methods put into the layers then gets all rows as one, [1, M, W]: it has to treat each position by itself.
+        """
+        before, self._packs = self._packs, wanted
+        try:
+            yield
+        finally:
+            self._packs = before
 
     @functools.cached_property
     def takes_prefixes(self) -> bool:
@@ -200,14 +225,15 @@ class Backbone:
         """
         if not self.takes_prefixes or num_positions > self._longest_rope:
             return False
-        return not (self.model.training and self._has_dropout)
+        return not (self.model.training and self.has_dropout)
 
     @functools.cached_property
     def _longest_rope(self) -> float:
         return shared_prefix.longest_rope(self.model)
 
     @functools.cached_property
-    def _has_dropout(self) -> bool:
+    def has_dropout(self) -> bool:
+        """Whether the network drops anything in training mode."""
         return shared_prefix.has_dropout(self.model)
 
     def read_prompts(self, prompts: Tensor, mask: Tensor, grad: bool) -> Prefixes:
@@ -307,9 +333,12 @@ class Backbone:
     def _recomputed_within(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
         """Return the contexts for a layer's first run and for its second.
 
-        The second run comes in the backward pass, outside of the `_dropout()` around the forward pass.
+        The second run comes in the backward pass, outside of what is around the forward pass: `_dropout()`, and how
+        rows are packed.
         """
-        return contextlib.nullcontext(), self._dropout()
+        packing = packed_rows.present_packing()
+        layout = contextlib.nullcontext() if packing is None else packing.active(self.model)
+        return contextlib.nullcontext(), _both(self._dropout(), layout)
 
     @contextlib.contextmanager
     def _recomputation(self) -> Iterator[None]:
@@ -375,6 +404,12 @@ class _Selection:
         states = args[0]
         index = self.positions.to(states.device)[..., None].expand(-1, -1, states.shape[-1])
         return states.gather(1, index), *args[1:]
+
+
+@contextlib.contextmanager
+def _both(outer: AbstractContextManager[Any], inner: AbstractContextManager[Any]) -> Iterator[None]:
+    with outer, inner:
+        yield
 
 
 @functools.cache

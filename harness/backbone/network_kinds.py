@@ -52,6 +52,10 @@ class Network(Protocol):
     def cache_keyword(self) -> str:
         """Name of the argument that takes stored keys and values."""
 
+    @property
+    def has_dropout(self) -> bool:
+        """Whether the model drops anything in training mode."""
+
     def cache_of(self, out: Any) -> Any:
         """Return the keys and values in the model's output."""
 

@@ -73,6 +73,12 @@ class Method(nn.Module):
     class HP:
         """The method's settings, empty here. A subclass lists its own and checks them in `__post_init__`."""
 
+    is_positionwise: bool = False
+    """Whether each position of a layer's input is treated by itself, whatever else stands in its row.
+
+    A decoder then trains on packed rows: modules get all rows as one, [1, M, in], without padding.
+    """
+
     row_tasks: Tensor | None = None
     """[B], set before each forward pass: which task of a mixture each row belongs to."""
     num_tasks: int = 1
@@ -247,6 +253,10 @@ class Method(nn.Module):
     def runs_alone(cls) -> bool:
         """Whether its cells train alone: it attaches in its own way, or has a loss of its own."""
         return cls.attach is not Method.attach or cls.token_losses is not Method.token_losses
+
+    def takes_packed_rows(self) -> bool:
+        """Whether a decoder may train with this method on rows without padding: it sees no row in the layers."""
+        return self.is_positionwise or not self.is_layer_side()
 
     @classmethod
     def gives_keys_and_values(cls) -> bool:

@@ -55,6 +55,16 @@ REFUSED_TYPES: Mapping[str, str] = {
 }
 """Types of PEFT that cannot train here, with why."""
 
+# fmt: off
+POSITIONWISE_TYPES = frozenset({
+    "ADALORA", "ADAMSS", "BEFT", "BOFT", "C3A", "DEFT", "DELORA", "FOURIERFT", "FROD", "GLORA", "GRALORA", "HIRA",
+    "HRA", "IA3", "LN_TUNING", "LOHA", "LOKR", "LORA", "MISS", "OFT", "OSF", "PEANUT", "PSOFT", "PVERA",
+    "RANDLORA", "ROAD", "SHIRA", "SUPERTUNING", "TINYLORA", "TRAINABLE_TOKENS", "UNILORA", "VBLORA", "VERA",
+    "WAVEFT",
+})
+# fmt: on
+"""Types whose layers treat each position by itself. LILY's router takes a mean over rows, and POLY's goes by tasks."""
+
 TOKENS = ("token_indices", "cpt_token_ids")
 """Settings that list ids of tokens."""
 

@@ -24,7 +24,7 @@ from harness.method.layer_change import LayerChange
 from harness.method.layers import is_norm, stacks_of
 from harness.method.low_rank import LowRank
 from harness.method.method import Method
-from harness.method.peft_config import TOKENS, make_peft_config, peft_type
+from harness.method.peft_config import POSITIONWISE_TYPES, TOKENS, make_peft_config, peft_type
 from harness.method.peft_network import ADAPTER, FrozenTensors, PeftNetwork
 from harness.method.prefix_layers import PrefixAttention, key_head_shape
 from harness.method.rank_allocation import RankAllocation
@@ -64,6 +64,7 @@ class ConfiguredPeft(Method):
         self.network = PeftNetwork(config, backbone)
         self.tensors = nn.ParameterDict(self.network.trained)
         self.frozen = FrozenTensors(self.network.frozen)
+        self.is_positionwise = not self.runs_alone() and peft_type(hp.config) in POSITIONWISE_TYPES
         self.allocation = RankAllocation(self.network.tuner) if peft_type(hp.config) == "ADALORA" else None
 
     def layer_changes(self) -> Sequence[LayerChange]:

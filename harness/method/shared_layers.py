@@ -1,10 +1,12 @@
 """Trains layer-side cells together: the backbone runs once, and each cell's changes see only that cell's rows.
 
-Shapes: N rows of all cells, ordered by cell; Q query and K key positions; `...` stands for positions and widths.
+Shapes: N rows of all cells, ordered by cell; M positions of all rows where they are packed; Q query and K key
+positions; `...` stands for positions and widths.
 
 A module that no cell changes runs once on all N rows. A module that some cell changes splits its input by cell, hands
 each piece to that cell's changes, and joins the results. Low-rank updates of one shape take a shorter way: two batched
-products serve all cells (`harness.method.low_rank`).
+products serve all cells (`harness.method.low_rank`). A decoder may train on packed rows, [1, M, in], without padding
+(`harness.backbone.packed_rows`); then the positions are split in place of the rows.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from harness.backbone import Packing, present_packing
 from harness.method.cell_error import errors_of_cell
 from harness.method.layer_change import Change, LayerChange
 from harness.method.low_rank import CellBlocks, LowRank, add_all_updates
@@ -82,6 +85,8 @@ class SharedLayers:
         self._row_counts: list[tuple[int, int]] = []
         """(cell, its rows) for the forward passes to come, as `order` was told."""
         self._blocks = CellBlocks([])
+        self._packed: tuple[Packing, CellBlocks] | None = None
+        """How packed rows stand, and the positions of each cell among them."""
 
     @property
     def num_changes(self) -> int:
@@ -97,7 +102,7 @@ class SharedLayers:
         """
         found, counts = np.unique(cells, return_counts=True)
         self._row_counts = list(zip(found.tolist(), counts.tolist(), strict=True))
-        self._blocks = CellBlocks(counts.tolist())
+        self._blocks, self._packed = CellBlocks(counts.tolist()), None
         # stable, so that the rows of one cell keep their order and with it, in float64, every sum its last digit
         return np.argsort(cells, kind="stable")
 
@@ -155,30 +160,51 @@ class SharedLayers:
         return torch.cat([bias_of(cell).expand(count, -1, -1, -1) for cell, count in self._row_counts])
 
     def _divided(self, entry: ChangedModule, states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Apply each cell's changes to that cell's rows: [N, ..., in] -> [N, ..., out].
+        """Apply each cell's changes to that cell's rows: [N, ..., in] -> [N, ..., out], or packed, [1, M, in].
 
         Raises ValueError where N is not what `order` was told, and for vectors without rows, [tokens, in]: an expert
         gets some of all cells' tokens, by chance as many as there are rows, and nobody knows whose is whose.
         """
-        sizes = [count for _, count in self._row_counts]
-        if len(states) != sum(sizes):
-            raise ValueError(f"a module that cells change got {len(states)} rows, not {sum(sizes)}: whose is not known")
+        axis, blocks = self._division(states)
+        sizes, found = blocks.counts, states.shape[axis]
+        if found != sum(sizes):
+            what = "positions" if axis else "rows"
+            raise ValueError(f"a module that cells change got {found} {what}, not {sum(sizes)}: whose is not known")
         if states.is_floating_point() and states.dim() < 3:
             raise ValueError(f"a module that cells change got {len(states)} vectors without rows: whose is not known")
         updates = _together([entry.changes.get(cell, []) for cell, _ in self._row_counts])
         if updates:
-            return add_all_updates(updates, self._blocks, states, entry.original(states, *args, **kwargs))
+            output = entry.original(states, *args, **kwargs)
+            if axis == 0:
+                return add_all_updates(updates, blocks, states, output)
+            return add_all_updates(updates, blocks, states[0], output[0])[None]
         # the module itself is skipped where every cell at hand puts something in its place
         replaced_by_all = all(_instead(entry.changes.get(cell, [])) is not None for cell, _ in self._row_counts)
-        whole = () if replaced_by_all else torch.split(entry.original(states, *args, **kwargs), sizes)
+        whole = () if replaced_by_all else torch.split(entry.original(states, *args, **kwargs), sizes, axis)
         outputs = []
         for number, (own_states, (cell, _)) in enumerate(
-            zip(torch.split(states, sizes), self._row_counts, strict=True)
+            zip(torch.split(states, sizes, axis), self._row_counts, strict=True)
         ):
             with errors_of_cell(cell):
                 own_whole = None if replaced_by_all else whole[number]
                 outputs.append(_changed(entry, entry.changes.get(cell, []), own_states, own_whole))
-        return torch.cat(outputs)
+        return torch.cat(outputs, axis)
+
+    def _division(self, states: Tensor) -> tuple[int, CellBlocks]:
+        """Along which axis the cells stand one behind the other, and how much each has there."""
+        packing = present_packing()
+        if packing is None or states.dim() < 3:  # [tokens, in] has neither rows nor an axis for positions
+            return 0, self._blocks
+        rows = self._blocks.counts
+        if states.dim() == 3 and states.shape[1] == packing.num_kept * sum(rows) != packing.total:
+            return 1, CellBlocks([count * packing.num_kept for count in rows])  # an output head, at the targets alone
+        if self._packed is None or self._packed[0] is not packing:
+            lengths = packing.lengths.cpu().numpy()
+            starts = np.cumsum(rows, dtype=np.int64) - np.array(rows)
+            # rows are in the order of cells, which `order` has made
+            self._packed = packing, CellBlocks(np.add.reduceat(lengths, starts).tolist())
+        # norms of queries and keys may see [1, heads, M, size]; M is never the number of heads (`PackedRows`)
+        return (2 if states.dim() == 4 and states.shape[1] != packing.total else 1), self._packed[1]
 
 
 def _checked(changes: object) -> Sequence[LayerChange]:

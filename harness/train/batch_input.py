@@ -129,6 +129,16 @@ class BatchInput:
         return shared
 
     @property
+    def packs(self) -> bool:
+        """Whether training reads packed rows, without padding, in the mode that the backbone is in.
+
+        Rows behind prompts that are read apart stay padded.
+        """
+        if not self.backbone.takes_packed_rows or self.shared.any():
+            return False
+        return all(method.takes_packed_rows() for method in self.methods)
+
+    @property
     def attaches_itself(self) -> bool:
         """Whether the bundle is one cell whose method changes the backbone in its own way, or has a loss of its own."""
         return len(self.methods) == 1 and self.methods[0].runs_alone() and not self.given[0]

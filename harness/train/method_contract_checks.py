@@ -323,6 +323,28 @@ def decoder(cls: type[Method]) -> str:
     return gradients(cls, "decoder") + answers(cls, "decoder")
 
 
+def packed_rows(cls: type[Method]) -> str:
+    """Losses and gradients on a decoder, from packed rows and from padded ones."""
+    try:
+        bench = Bench(cls, "decoder")
+    except ValueError as error:
+        return f"does not apply: {error}"
+    if not bench.method.takes_packed_rows():
+        return "does not apply: it does not say that it treats positions one by one"
+    bench.train(steps=2)  # what starts at zero would hide what one position does to another
+    found = []
+    for wanted in (False, True):
+        bench.method.zero_grad()
+        with bench.attached(), bench.backbone.packed(wanted):
+            losses = bench.losses(LENGTHS)
+        found.append((losses, {n: p.grad for n, p in bench.method.named_parameters() if p.grad is not None}))
+    (losses, gradients_of), (packed_losses, packed_gradients) = found
+    _assert_close(packed_losses, losses, "losses of packed rows")
+    for name, gradient in gradients_of.items():
+        _assert_close(packed_gradients[name], gradient, f"gradients of {name} from packed rows")
+    return ""
+
+
 def encoder(cls: type[Method]) -> str:
     try:
         Bench(cls, "encoder")

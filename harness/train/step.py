@@ -86,6 +86,10 @@ def overhead_tokens(backbone: Backbone, calls_per_module: float = 1.0) -> int:
     return round(min(by_width, by_weights) * calls_per_module)
 
 
+PADDING_IN_ATTENTION = 8
+"""What a position costs in times of one of padding, where rows are packed: padding takes part in attention alone."""
+
+
 class BundleStep:
     """The cells of one bundle in training, and the step that all of them take together.
 
@@ -311,12 +315,13 @@ class BundleStep:
         labels = on_device(train.targets(batch.rows), device)  # [N, D]
         cells = on_device(batch.cells, device)  # [N]
         backbone = self.fused.head_reader(batch) if self.fused.heads else self.backbone
-        losses = self._token_losses(backbone, embeds, mask, labels, prefixes)
+        with self.backbone.packed(self.fused.packs):
+            losses = self._token_losses(backbone, embeds, mask, labels, prefixes)
         return losses.sum(1).to(weights.dtype) * weights[cells], cells
 
     def _micro_batches(self, lengths: Index, max_tokens: int) -> list[Index]:
         """Positions of the rows of each micro-batch, by the lengths of all rows, [N]."""
-        return micro_batches(lengths, max_tokens, self.overhead)
+        return micro_batches(lengths, max_tokens, self.overhead * (PADDING_IN_ATTENTION if self.fused.packs else 1))
 
     def _token_losses(
         self, backbone: Backbone, embeds: Tensor, mask: Tensor, labels: Tensor, prefixes: RowPrefixes | None
@@ -344,7 +349,7 @@ class BundleStep:
         """Add the finished step to the work of each active cell; return the positions that each took, [C].
 
         Padding counts, and is that of the micro-batches of all processes: the cut is repeated here from the lengths
-        alone, so no process has to tell the others.
+        alone, so no process has to tell the others. Packed rows have none.
         """
         train, count = self.encoded["train"], len(self.states)
         lengths = self.fused.lengths(train, rows)
@@ -355,7 +360,9 @@ class BundleStep:
             filled = self.fused.positions_apart(group, padded=True) - prompts
             for own in self.team.shares(len(of_group)):
                 apart, padding = apart + prompts, padding + filled
-                for batch in self._micro_batches(lengths[of_group[own]], self.budget.tokens):
+                for batch in (
+                    () if self.fused.packs else self._micro_batches(lengths[of_group[own]], self.budget.tokens)
+                ):
                     within = of_group[own][batch]
                     np.add.at(padding, rows.cells[within], lengths[within].max() - lengths[within])
         texts = train.source_lengths(rows.rows)

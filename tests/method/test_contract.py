@@ -39,7 +39,7 @@ class Broken(Method):
 METHOD_CHECKS = list(contract.METHODS)
 (
     SETTINGS, RUNS, SEED, FROZEN, SEEN, REPEATS, GRADIENT, LOSS, RELOAD, EXPORT, EXTREMES, TOGETHER, BUNDLE, ANSWERS,
-    DECODER, ENCODER, BFLOAT16, COUNT, KEPT, FIGURE,
+    DECODER, PACKED, ENCODER, BFLOAT16, COUNT, KEPT, FIGURE,
 ) = METHOD_CHECKS  # fmt: skip
 
 
@@ -196,6 +196,22 @@ BROKEN = {
             "    def prompt", "        self.skip = 0 if backbone.is_encoder_decoder else 5\n\n    def prompt"
         ),
         "gradient all zero: vectors",
+    ),
+    PACKED: (
+        changed(
+            ADDED_METHOD,
+            """
+    is_positionwise = True
+
+    def layer_changes(self):
+        from harness.method import LayerChange, sublayers_of
+        return [LayerChange(sublayer.output, after=self.after) for sublayer in sublayers_of(self.backbone)]
+
+    def after(self, states):
+        return states + torch.roll(states, 1, 1) * self.vectors.sum(0)
+""",
+        ).replace("        self.v", "        object.__setattr__(self, 'backbone', backbone)\n        self.v"),
+        "losses of packed rows differ by",
     ),
     ENCODER: (
         changed("return self.vectors", "return self.vectors[self.skip :]").replace(

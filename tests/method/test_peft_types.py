@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from transformers import OPTConfig, OPTForCausalLM
 
 from harness.backbone import Backbone, Seal
 from harness.method.method import Method
-from harness.method.peft_config import REFUSED_TYPES, make_peft_config
+from harness.method.peft_config import POSITIONWISE_TYPES, REFUSED_TYPES, make_peft_config
 from harness.method.registry import discover
 from harness.train.batch_input import BatchInput, Rows
 from harness.train.tiny_backbones import TinyTokenizer, tiny_backbone, tiny_rows
@@ -51,12 +52,18 @@ def settings(kind: str) -> dict[str, Any]:
 class Cell:
     """A method of one configuration over a tiny network, with rows."""
 
-    def __init__(self, config: dict[str, Any], network: str = "decoder", precision: str = "float32") -> None:
+    def __init__(
+        self,
+        config: dict[str, Any],
+        network: str = "decoder",
+        precision: str = "float32",
+        lengths: Sequence[int] = LENGTHS,
+    ) -> None:
         self.backbone: Backbone = tiny_backbone(network, precision)  # type: ignore[arg-type]
         self.seal = Seal(self.backbone)
         torch.manual_seed(0)
         self.method: Method = PEFT(PEFT.HP(config=config, num_steps=20), self.backbone)
-        self.encoded = tiny_rows(LENGTHS, self.backbone)
+        self.encoded = tiny_rows(lengths, self.backbone)
         self.fused = BatchInput([self.method], self.backbone, 24)
         self.rows = Rows(np.zeros(3, np.int64), np.arange(3))
         self.labels = torch.as_tensor(self.encoded.targets(np.arange(3)))
@@ -139,6 +146,25 @@ def test_a_type_trains_as_in_peft_and_leaves_the_backbone_alone(kind: str, netwo
             Cell(settings(kind), network)
         return
     held_to_peft(settings(kind), network)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", sorted(POSITIONWISE_TYPES))
+def test_a_type_that_treats_each_position_by_itself_gives_the_same_for_packed_rows(kind: str) -> None:
+    cell = Cell(settings(kind), "decoder", lengths=[9, 4, 13])
+    cell.train(3)
+    assert cell.method.takes_packed_rows()
+    with cell.fused.attached(), torch.no_grad():
+        padded = cell.logits()
+        with cell.backbone.packed(True):
+            torch.testing.assert_close(cell.logits(), padded, rtol=1e-4, atol=1e-5)
+
+
+def test_types_that_look_at_whole_rows_get_padded_ones() -> None:
+    for kind in ("LILY", "POLY", "PREFIX_TUNING", "ADAPTION_PROMPT"):
+        assert not Cell(settings(kind)).method.takes_packed_rows(), kind
+    whole = {"peft_type": "LORA", "target_parameters": ["mlp.up_proj.weight"], "target_modules": []}
+    assert not Cell(whole).method.takes_packed_rows()
 
 
 def test_at_most_five_types_are_refused_each_with_a_reason() -> None:
