@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -61,12 +61,6 @@ def answer_split(
                 answers[int(cell)][int(row)] = text
         fused.finish_prompts()
     return answers
-
-
-def longest_answer(encoded: Mapping[str, Encoded], data: TaskData, backbone: Backbone, tokens: LabelTokens) -> int:
-    """Tokens of the longest answer that is trained on or may be written."""
-    trained = max(int(split.target_lengths(np.arange(len(split))).max(initial=0)) for split in encoded.values())
-    return max(trained, max_new_tokens(data.task, backbone, tokens) if backbone.writes_text else 0)
 
 
 def to_text(backbone: Backbone, ids: torch.Tensor) -> list[str]:

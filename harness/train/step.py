@@ -31,13 +31,12 @@ from harness.backbone import (
     random_state,
     restore_random_state,
 )
-from harness.data import Encoded, TaskData
+from harness.data import Encoded, TaskData, longest_answer
 from harness.method import CellError, Method, errors_of_cell
 from harness.suite import Cell
 from harness.train.batch_input import BatchInput, Index, Rows, micro_batches
 from harness.train.cell_state import CellState, describe_failure, lr_factor
 from harness.train.data_parallel import ALONE, UNSHARDED, Team, Unsharded
-from harness.train.evaluate import longest_answer
 from harness.train.optimizer import JointAdamW
 from harness.train.race import Race
 from harness.train.row_order import row_order
@@ -123,7 +122,7 @@ class BundleStep:
         """Proof of what the backbone was when the bundle began. A sharded backbone has none: its tensors are divided,
         and it ends with its processes."""
         # with divided weights, every process must run as many passes as the others, so prompts stay with their rows
-        answer = None if sharding.is_sharded else longest_answer(encoded, data, backbone, recipe.label_tokens)
+        answer = None if sharding.is_sharded else longest_answer(encoded, data.task, backbone, recipe.label_tokens)
         self.fused = BatchInput(methods, backbone, length, self.seal, recipe.pooling, answer)
         self.overhead = overhead_tokens(backbone, self.fused.calls_per_module)
         """What one more micro-batch costs, in positions; counted before methods are in the backbone."""
