@@ -18,7 +18,7 @@ from harness.data import Encoded, Example, Task, TaskData, compute_metrics, coun
 from harness.method import head_answers
 from harness.results import SplitScore
 from harness.suite import LabelTokens
-from harness.train.batch_input import BatchInput, Index, Rows, micro_batches
+from harness.train.batch_input import BatchInput, Rows, micro_batches
 from harness.train.race import ChanceLevel, standard_error
 
 
@@ -29,7 +29,7 @@ def answer_split(
     encoded: Encoded,
     task: Task,
     max_tokens: int,
-    only: Index | None = None,
+    only: slice = slice(None),
     label_tokens: LabelTokens = "longest_label",
 ) -> dict[int, list[str]]:
     """Answers of each of `cells` (positions in `fused`) to every row, by cell, in the order of rows.
@@ -42,7 +42,7 @@ def answer_split(
     backbone = fused.backbone
     fused.refresh(grad=False, cells=cells)
     count = len(encoded)
-    chosen = np.arange(count) if only is None else only
+    chosen = np.arange(count)[only]
     limit = max_new_tokens(task, backbone, label_tokens)
     answers: dict[int, list[str]] = {cell: [""] * count for cell in cells}
     for group in fused.groups(cells, max_tokens):

@@ -293,7 +293,7 @@ class BundleStep:
         Processes with sharded weights must compute equally often, or one would wait for ever for the others' shards.
         One with fewer micro-batches adds a single row that counts nothing.
         """
-        mine = rows.take(self.team.share(len(rows)))
+        mine = rows.take(self.team.share)
         batches = self._micro_batches(self.fused.lengths(self.encoded["train"], mine), max_tokens)
         num_fillers = self.sharding.most(len(batches)) - len(batches)
         filler = rows.take(np.zeros(1, np.int64))
@@ -352,7 +352,7 @@ class BundleStep:
             of_group = np.flatnonzero(np.isin(rows.cells, group))
             prompts = self.fused.positions_apart(group)
             filled = self.fused.positions_apart(group, padded=True) - prompts
-            for own in self.team.shares(len(of_group)):
+            for own in self.team.shares:
                 apart, padding = apart + prompts, padding + filled
                 for batch in self._micro_batches(lengths[of_group[own]], self.budget.tokens):
                     within = of_group[own][batch]
