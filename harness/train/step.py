@@ -115,7 +115,8 @@ class BundleStep:
         self.training: bool | None = None
         """The mode that the modules are in; None before the first step or evaluation has set one."""
         self.encoded = encoded
-        orders = [row_order(data, cell.mixture, cell.seed) for cell in cells]
+        sizes = [len(part.train) for part in data.parts or (data,)]
+        orders = [row_order(sizes, cell.mixture, cell.seed) for cell in cells]
         self.states = [CellState(c, m, o) for c, m, o in zip(cells, methods, orders, strict=True)]
         self.optimizer = JointAdamW([s.groups for s in self.states], [s.recipe for s in self.states])
         self.seal = None if sharding.is_sharded else seal or Seal(backbone)
