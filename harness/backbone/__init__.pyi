@@ -1,6 +1,5 @@
 from .device_memory import TokenBudget as TokenBudget
 from .device_memory import is_out_of_memory as is_out_of_memory
-from .device_memory import on_device as on_device
 from .device_memory import peak_memory_bytes as peak_memory_bytes
 from .device_memory import probed_tokens as probed_tokens
 from .device_memory import random_state as random_state
@@ -9,6 +8,7 @@ from .device_memory import restore_random_state as restore_random_state
 from .device_memory import until_it_fits as until_it_fits
 from .fast_functions import ATTENTION_NAME as ATTENTION_NAME
 from .fast_functions import full_mask as full_mask
+from .fast_functions import on_device as on_device
 from .fingerprint import weights_fingerprint as weights_fingerprint
 from .flops import DEVICES as DEVICES
 from .flops import DeviceFigures as DeviceFigures

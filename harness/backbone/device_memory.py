@@ -1,7 +1,7 @@
 """How many tokens a forward pass may hold on a device, and what memory it takes.
 
 A budget of tokens is halved when memory runs out; on a GPU, a probe finds the first budget. Beside these stand helpers
-for devices: copies from the host, peak memory, streams of random numbers.
+for devices: peak memory, streams of random numbers.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import numpy as np
 import torch
 
 Result = TypeVar("Result")
@@ -88,12 +87,6 @@ def probed_tokens(peak_bytes: Callable[[int], int], free_bytes: int, most: int) 
         return large
     fixed = at_small - per_token * small
     return max(small, min(most, math.floor((MEMORY_SHARE * free_bytes - fixed) / per_token)))
-
-
-def on_device(values: np.ndarray[Any, Any], device: torch.device) -> torch.Tensor:
-    """Copy an array of any shape to `device`. To CUDA it goes from pinned memory, so that the host need not wait."""
-    tensor = torch.from_numpy(np.ascontiguousarray(values))
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def reset_peak_memory() -> None:

@@ -42,5 +42,6 @@ from .tokenization import cut_references as cut_references
 from .tokenization import encode as encode
 from .tokenization import has_cut_references as has_cut_references
 from .tokenization import join_encoded as join_encoded
+from .tokenization import longest_answer as longest_answer
 from .tokenization import max_new_tokens as max_new_tokens
 from .tokenization import require_known_ids as require_known_ids

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.data.class_names import class_features, name_classes
-from harness.data.file_formats import SAVED_MARK, SUFFIXES, LocatedRow, TsvRules, is_readable, read_file
+from harness.data.file_formats import SAVED_MARK, SUFFIXES, is_readable
 from harness.data.tasks.task import NEEDED_SPLITS, Hub, Task
 from harness.errors import UserError, require_choice
 from harness.hub import offline, why_unreachable
@@ -39,21 +38,10 @@ class Origin:
     """Split -> its files on this machine."""
     tables: Mapping[str, Any] | None = None
     """Split -> its table, loaded from the hub."""
-    skipped: list[str] = field(default_factory=list)
-    """`file:line` of each broken row that was left out; grows while rows are read."""
 
     def place(self, split: str) -> str:
         """Return where the rows of a split are, for messages."""
         return str(self.files[split][0]) if self.files and split in self.files else f"{self.name} {split}"
-
-    def describe(self, edits: Mapping[str, int]) -> str:
-        """Return the name, with the number of broken rows left out and of rows repaired, by kind of repair.
-
-        Complete only after all rows were read.
-        """
-        told = [f"{len(self.skipped)} broken rows left out"] if self.skipped else []
-        told += [f"{edit} in {count:,} row{'' if count == 1 else 's'}" for edit, count in sorted(edits.items())]
-        return self.name + (f" ({'; '.join(told)})" if told else "")
 
 
 class MissingData(UserError):
@@ -105,29 +93,6 @@ def _missing_data(task: Task, root: Path, lacking: dict[str, list[str]]) -> Miss
     error = MissingData(problem, field="--data", hint=hint)
     error.lacking = lacking
     return error
-
-
-def read_split(task: Task, origin: Origin, split: str) -> Iterator[LocatedRow]:
-    """Yield (where, row) for each row of a split, named as on the hub. Raises UserError on a broken file."""
-    if task.generate:
-        for index, row in enumerate(task.generate(split)):
-            yield f"{task.name} {split} row {index}", row
-    elif origin.files is not None:
-        for path in origin.files[split]:
-            yield from read_file(path, _tsv_rules(task, origin))
-    elif origin.tables is not None:
-        table = origin.tables[split]
-        classes = class_features(table.features.to_dict())
-        for index, row in enumerate(table.to_list()):
-            where = f"{origin.name} {split} row {index}"
-            yield where, name_classes(row, classes, where)
-
-
-def _tsv_rules(task: Task, origin: Origin) -> TsvRules:
-    # every name that a column of this task has in any layout: a first line with one of them is a header
-    names = {task.label, *(column for _, column in task.fields), *task.tsv_columns}
-    names.update(name for others in task.aliases.values() for name in others)
-    return TsvRules(task.tsv_columns, names, task.skips_broken_rows, origin.skipped)
 
 
 def _candidate_folders(task: Task) -> list[str]:

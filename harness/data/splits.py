@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
+from harness.data.class_names import class_features, name_classes
 from harness.data.examples import Converter, Example, TaskData, count_duplicates
 from harness.data.few_shot import draw_few
-from harness.data.origins import find_origin, read_split
+from harness.data.file_formats import LocatedRow, TsvRules, read_file
+from harness.data.origins import Origin, find_origin
 from harness.data.record import DataRecord
 from harness.data.tasks.declared import cell_mixture, cell_task
 from harness.data.tasks.task import NEEDED_SPLITS, SPLIT_RULES, Task
@@ -70,8 +72,8 @@ def load_task(task: Task, data_dir: str | Path | None) -> TaskData:
     Raises UserError that names file and row where something is wrong with them.
     """
     origin = find_origin(task, data_dir)
-    convert = Converter(task)
-    read = {name: convert.read(read_split(task, origin, name)) for name in NEEDED_SPLITS[task.split]}
+    convert, tsv = Converter(task), _tsv_rules(task)
+    read = {name: convert.read(_read_split(task, origin, name, tsv)) for name in NEEDED_SPLITS[task.split]}
     if not task.ids_are_documented:  # of a shipped task it is known that a label such as 1 is the second class
         convert.check()
     for name, rows in read.items():
@@ -79,7 +81,7 @@ def load_task(task: Task, data_dir: str | Path | None) -> TaskData:
             raise UserError(f"split '{name}' of task '{task.name}' has no rows", where=origin.place(name))
     train, dev, test = ([example for row in rows for example in row] for rows in _cut_splits(task, list(read.values())))
     record = DataRecord(
-        source=origin.describe(convert.edits),
+        source=_told_source(origin, tsv.skipped, convert.edits),
         revision=origin.revision,
         split_rule=SPLIT_RULES[task.split],
         num_train=len(train),
@@ -94,6 +96,39 @@ def load_task(task: Task, data_dir: str | Path | None) -> TaskData:
             problem = f"split '{name}' of task '{task.name}' has no rows: {record.split_rule}"
             raise UserError(problem, where=origin.place(NEEDED_SPLITS[task.split][-1]))
     return TaskData(task, train, dev, test, record)
+
+
+def _read_split(task: Task, origin: Origin, split: str, tsv: TsvRules) -> Iterator[LocatedRow]:
+    """Yield (where, row) for each row of a split, named as on the hub. Raises UserError on a broken file."""
+    if task.generate:
+        for index, row in enumerate(task.generate(split)):
+            yield f"{task.name} {split} row {index}", row
+    elif origin.files is not None:
+        for path in origin.files[split]:
+            yield from read_file(path, tsv)
+    elif origin.tables is not None:
+        table = origin.tables[split]
+        classes = class_features(table.features.to_dict())
+        for index, row in enumerate(table.to_list()):
+            where = f"{origin.name} {split} row {index}"
+            yield where, name_classes(row, classes, where)
+
+
+def _tsv_rules(task: Task) -> TsvRules:
+    # every name that a column of this task has in any layout: a first line with one of them is a header
+    names = {task.label, *(column for _, column in task.fields), *task.tsv_columns}
+    names.update(name for others in task.aliases.values() for name in others)
+    return TsvRules(task.tsv_columns, names, task.skips_broken_rows)
+
+
+def _told_source(origin: Origin, skipped: Sequence[str], edits: Mapping[str, int]) -> str:
+    """Return the name of the origin, with the number of broken rows left out and of rows repaired, by kind of repair.
+
+    Call it after all rows were read.
+    """
+    told = [f"{len(skipped)} broken rows left out"] if skipped else []
+    told += [f"{edit} in {count:,} row{'' if count == 1 else 's'}" for edit, count in sorted(edits.items())]
+    return origin.name + (f" ({'; '.join(told)})" if told else "")
 
 
 def load_mixture(task: Task, data_dir: str | Path | None) -> TaskData:

@@ -15,7 +15,7 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -143,6 +143,14 @@ def max_new_tokens(task: Task, backbone: Backbone, label_tokens: LabelTokens = "
         longest = max(len(target_ids(label, backbone, None)) for label in task.targets)
         return longest if label_tokens == "longest_label" else max(longest, label_tokens - 1)
     return task.max_target_length - 1
+
+
+def longest_answer(
+    encoded: Mapping[str, Encoded], task: Task, backbone: Backbone, label_tokens: LabelTokens = "longest_label"
+) -> int:
+    """Tokens of the longest answer that is trained on, in any of the splits, or may be written."""
+    trained = max(int(np.diff(split.target_offsets).max(initial=0)) for split in encoded.values())
+    return max(trained, max_new_tokens(task, backbone, label_tokens) if backbone.writes_text else 0)
 
 
 def _source_ids(texts: list[str], backbone: Backbone, limit: int) -> tuple[list[list[int]], int]:

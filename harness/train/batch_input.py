@@ -41,7 +41,7 @@ class Rows:
     rows: Index
     """[N] row numbers in the split."""
 
-    def take(self, order: Index) -> Rows:
+    def take(self, order: Index | slice) -> Rows:
         """The rows at these positions, in this order."""
         return Rows(self.cells[order], self.rows[order])
 

@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -31,7 +30,6 @@ from harness import stop
 from harness.backbone import TokenBudget, until_it_fits
 from harness.errors import UserError
 from harness.method import Method
-from harness.train.batch_input import Index
 from harness.train.optimizer import is_sharded
 
 T = TypeVar("T")
@@ -64,13 +62,15 @@ class Team:
     requested: Callable[[], int] = field(default=stop.requested_signal, compare=False, repr=False)
     """Returns the signal by which a stop was requested, or 0. Ask it only where all processes can stop together."""
 
-    def share(self, count: int) -> Index:
-        """Which of `count` rows this process computes."""
-        return self.shares(count)[self.rank]
+    @property
+    def share(self) -> slice:
+        """Which rows this process computes."""
+        return self.shares[self.rank]
 
-    def shares(self, count: int) -> list[Index]:
-        """Which of `count` rows each process computes: every `size`-th, so that long and short ones are spread."""
-        return [np.arange(rank, count, self.size) for rank in range(self.size)]
+    @property
+    def shares(self) -> list[slice]:
+        """Which rows each process computes: every `size`-th, so that long and short ones are spread."""
+        return [slice(rank, None, self.size) for rank in range(self.size)]
 
     def add_up(self, losses: Tensor, parameters: Sequence[Tensor]) -> None:
         """Replace losses, [C], and gradients by their sums over all processes.
@@ -95,9 +95,9 @@ class Team:
         if self.size == 1:
             return answers
         merged = {cell: list(rows) for cell, rows in answers.items()}
-        for rank, others in enumerate(self.gather(answers)):
+        for share, others in zip(self.shares, self.gather(answers), strict=True):
             for cell, rows in others.items():
-                merged[cell][rank :: self.size] = rows[rank :: self.size]
+                merged[cell][share] = rows[share]
         return merged
 
     def gather(self, own: Any) -> list[Any]:

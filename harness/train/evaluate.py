@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from harness.data import Encoded, Example, Task, TaskData, compute_metrics, coun
 from harness.method import head_answers
 from harness.results import SplitScore
 from harness.suite import LabelTokens
-from harness.train.batch_input import BatchInput, Index, Rows, micro_batches
+from harness.train.batch_input import BatchInput, Rows, micro_batches
 from harness.train.race import ChanceLevel, standard_error
 
 
@@ -29,7 +29,7 @@ def answer_split(
     encoded: Encoded,
     task: Task,
     max_tokens: int,
-    only: Index | None = None,
+    only: slice = slice(None),
     label_tokens: LabelTokens = "longest_label",
 ) -> dict[int, list[str]]:
     """Answers of each of `cells` (positions in `fused`) to every row, by cell, in the order of rows.
@@ -42,7 +42,7 @@ def answer_split(
     backbone = fused.backbone
     fused.refresh(grad=False, cells=cells)
     count = len(encoded)
-    chosen = np.arange(count) if only is None else only
+    chosen = np.arange(count)[only]
     limit = max_new_tokens(task, backbone, label_tokens)
     answers: dict[int, list[str]] = {cell: [""] * count for cell in cells}
     for group in fused.groups(cells, max_tokens):
@@ -61,12 +61,6 @@ def answer_split(
                 answers[int(cell)][int(row)] = text
         fused.finish_prompts()
     return answers
-
-
-def longest_answer(encoded: Mapping[str, Encoded], data: TaskData, backbone: Backbone, tokens: LabelTokens) -> int:
-    """Tokens of the longest answer that is trained on or may be written."""
-    trained = max(int(split.target_lengths(np.arange(len(split))).max(initial=0)) for split in encoded.values())
-    return max(trained, max_new_tokens(data.task, backbone, tokens) if backbone.writes_text else 0)
 
 
 def to_text(backbone: Backbone, ids: torch.Tensor) -> list[str]:

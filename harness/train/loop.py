@@ -178,11 +178,10 @@ class BundleTrainer(BundleStep):
         encoded, task = self.encoded[split], self.data.task
         rows = np.arange(len(encoded))
         shortest = int(encoded.source_lengths(rows).min() + self.fused.row_prompts[cells].min())
-        mine = self.team.share(len(encoded))
         label_tokens = self.states[cells[0]].recipe.label_tokens  # cells of a bundle have one
         with self.sharding.gathered():
             answers = until_it_fits(
-                lambda tokens: answer_split(self.fused, cells, encoded, task, tokens, mine, label_tokens),
+                lambda tokens: answer_split(self.fused, cells, encoded, task, tokens, self.team.share, label_tokens),
                 self.eval_budget,
                 shortest,
             )

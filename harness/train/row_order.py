@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.data import TaskData
 from harness.suite import Mixture, Sampling
 from harness.train.batch_input import Index
 
@@ -83,8 +82,8 @@ class MixedOrder:
             order.restore({name: state[f"{i}.{name}"] for name in ("generator", "waiting")})
 
 
-def row_order(data: TaskData, mixture: Mixture | None, seed: int) -> RowOrder | MixedOrder:
-    """Return the order in which a cell sees the training rows."""
+def row_order(sizes: Sequence[int], mixture: Mixture | None, seed: int) -> RowOrder | MixedOrder:
+    """Return the order in which a cell sees the training rows; `sizes` counts those of each of its tasks."""
     if mixture is None:
-        return RowOrder(len(data.train), seed)
-    return MixedOrder([len(part.train) for part in data.parts], mixture, seed)
+        return RowOrder(sum(sizes), seed)
+    return MixedOrder(sizes, mixture, seed)

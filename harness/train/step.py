@@ -31,13 +31,12 @@ from harness.backbone import (
     random_state,
     restore_random_state,
 )
-from harness.data import Encoded, TaskData
+from harness.data import Encoded, TaskData, longest_answer
 from harness.method import CellError, Method, errors_of_cell
 from harness.suite import Cell
 from harness.train.batch_input import BatchInput, Index, Rows, micro_batches
 from harness.train.cell_state import CellState, describe_failure, lr_factor
 from harness.train.data_parallel import ALONE, UNSHARDED, Team, Unsharded
-from harness.train.evaluate import longest_answer
 from harness.train.optimizer import JointAdamW
 from harness.train.race import Race
 from harness.train.row_order import row_order
@@ -120,14 +119,15 @@ class BundleStep:
         self.training: bool | None = None
         """The mode that the modules are in; None before the first step or evaluation has set one."""
         self.encoded = encoded
-        orders = [row_order(data, cell.mixture, cell.seed) for cell in cells]
+        sizes = [len(part.train) for part in data.parts or (data,)]
+        orders = [row_order(sizes, cell.mixture, cell.seed) for cell in cells]
         self.states = [CellState(c, m, o) for c, m, o in zip(cells, methods, orders, strict=True)]
         self.optimizer = JointAdamW([s.groups for s in self.states], [s.recipe for s in self.states])
         self.seal = None if sharding.is_sharded else seal or Seal(backbone)
         """Proof of what the backbone was when the bundle began. A sharded backbone has none: its tensors are divided,
         and it ends with its processes."""
         # with divided weights, every process must run as many passes as the others, so prompts stay with their rows
-        answer = None if sharding.is_sharded else longest_answer(encoded, data, backbone, recipe.label_tokens)
+        answer = None if sharding.is_sharded else longest_answer(encoded, data.task, backbone, recipe.label_tokens)
         self.fused = BatchInput(methods, backbone, length, self.seal, recipe.pooling, answer)
         self.overhead = overhead_tokens(backbone, self.fused.calls_per_module)
         """What one more micro-batch costs, in positions; counted before methods are in the backbone."""
@@ -298,7 +298,7 @@ class BundleStep:
         Processes with sharded weights must compute equally often, or one would wait for ever for the others' shards.
         One with fewer micro-batches adds a single row that counts nothing.
         """
-        mine = rows.take(self.team.share(len(rows)))
+        mine = rows.take(self.team.share)
         batches = self._micro_batches(self.fused.lengths(self.encoded["train"], mine), max_tokens)
         num_fillers = self.sharding.most(len(batches)) - len(batches)
         filler = rows.take(np.zeros(1, np.int64))
@@ -358,7 +358,7 @@ class BundleStep:
             of_group = np.flatnonzero(np.isin(rows.cells, group))
             prompts = self.fused.positions_apart(group)
             filled = self.fused.positions_apart(group, padded=True) - prompts
-            for own in self.team.shares(len(of_group)):
+            for own in self.team.shares:
                 apart, padding = apart + prompts, padding + filled
                 for batch in (
                     () if self.fused.packs else self._micro_batches(lengths[of_group[own]], self.budget.tokens)

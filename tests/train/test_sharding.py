@@ -105,7 +105,7 @@ def gradient_error(team: Team) -> float:
     torch.manual_seed(0)
     ids, labels = torch.randint(5, 40, (4, 6)), torch.randint(5, 40, (4, 2))
     found: list[dict[str, Any]] = []
-    for rows in (slice(None), team.share(4)):
+    for rows in (slice(None), team.share):
         backbone = tiny_backbone()
         method = make_method(make_cell("finetune", {}, 1e-3, 1, 4, 5), backbone)
         sharding = shard(backbone, method, team) if found else UNSHARDED
