@@ -189,16 +189,20 @@ class Backbone:
         """How rows are laid out: as the network's kind has it, packed, or behind prompts that have been read."""
         if prefixes is not None:
             return shared_prefix.BehindPrefixes(prefixes)
-        return packed_rows.PackedRows() if self._packs else self.kind
+        return packed_rows.PACKED[self.kind.name] if self._packs else self.kind
 
     @property
     def takes_packed_rows(self) -> bool:
-        """Whether a decoder can train on rows without the padding between them.
+        """Whether the network can train on rows without the padding between them, in its present state.
 
         Packing asks the device where rows end. A processor has the answer at once; a GPU would be waited for.
         """
-        is_ready = self.device.type == "cpu" and not self.is_compiled
-        return is_ready and self.takes_prefixes and packed_rows.takes_packed_rows(self.model)
+        return self.device.type == "cpu" and not self.is_compiled and self._can_pack
+
+    @functools.cached_property
+    def _can_pack(self) -> bool:
+        has_other_memory = self.kind.name == "decoder" and not self.takes_prefixes
+        return not has_other_memory and packed_rows.takes_packed_rows(self.model, self.kind.name)
 
     @contextlib.contextmanager
     def packed(self, wanted: bool) -> Iterator[None]:

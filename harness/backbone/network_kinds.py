@@ -216,6 +216,10 @@ class EncoderOnly(NetworkKind):
         padding and without the `prompts` behind the first token: a long prompt would else outweigh a short text.
         """
         states: Tensor = network.forward_pass(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
+        return self.pooled(states, mask, pooling, prompts)
+
+    def pooled(self, states: Tensor, mask: Tensor, pooling: Pooling, prompts: Tensor | None) -> Tensor:
+        """Return one state of each text, [N, W], from those of all its positions, [N, L, W]; the rest as above."""
         if pooling == "first":
             return states[:, 0]
         counted = mask
@@ -243,10 +247,20 @@ def num_table_positions(model: nn.Module) -> int | None:
 
     RoBERTa and its relatives leave the rows up to that of the padding id unused.
     """
+    table = _position_table(model)
+    return None if table is None else table.num_embeddings - first_table_position(model)
+
+
+def first_table_position(model: nn.Module) -> int:
+    """Return the row of an encoder's table of positions that its first token takes; 0 where it has no such table."""
+    table = _position_table(model)
+    return 0 if table is None or table.padding_idx is None else table.padding_idx + 1
+
+
+def _position_table(model: nn.Module) -> nn.Embedding | None:
     for name, module in model.named_modules():
         if name.rpartition(".")[2] == "position_embeddings" and isinstance(module, nn.Embedding):
-            first = 0 if module.padding_idx is None else module.padding_idx + 1
-            return module.num_embeddings - first
+            return module
     return None
 
 

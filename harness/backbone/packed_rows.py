@@ -1,9 +1,10 @@
-"""The rows of a micro-batch one behind the other, so that a decoder computes nothing for padding but in its attention.
+"""The rows of a micro-batch one behind the other, so that nothing is computed for padding but in attention.
 
 Texts of one batch differ in length: 16 rows of SST-2 fill 74 % of the positions of a padded batch. Here the N rows are
-one sequence of M positions, [1, M, H], for everything in a decoder that treats each position by itself: norms, linear
+one sequence of M positions, [1, M, H], for everything in a network that treats each position by itself: norms, linear
 modules, activations, experts. Only attention, where positions of one row meet, sees padded rows, [N, L], and no weight
-of the network is multiplied there. Padding stands behind each row, so what a decoder reads never sees it.
+of the network is multiplied there. Padding stands behind each row. What a decoder reads never sees it; an encoder gets
+a mask. Of an encoder-decoder only the encoder is packed, since answers in training are short and of one length.
 
 transformers' own way for such sequences is one mask of [M, M], which costs M / L times as much in the attention.
 
@@ -14,8 +15,11 @@ A heads, D size of one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,29 +27,53 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from transformers.modeling_outputs import BaseModelOutput
 
-from harness.backbone.network_kinds import DecoderOnly, Network, Pooling
+from harness.backbone.fast_functions import ATTENTION_NAME as UNASKED
+from harness.backbone.network_kinds import (
+    DecoderOnly,
+    EncoderDecoder,
+    EncoderOnly,
+    KindName,
+    Network,
+    NetworkKind,
+    Pooling,
+    first_table_position,
+)
 
 ATTENTION_NAME = "sdpa_packed_rows"
 
 
-def takes_packed_rows(model: Any) -> bool:
-    """Whether all attention of a decoder goes through transformers' interface, with PyTorch's SDPA behind it.
+def takes_packed_rows(model: Any, kind: KindName) -> bool:
+    """Whether all attention goes through transformers' interface, with PyTorch's SDPA behind it, and positions fit.
 
-    That the layers have no other memory, such as a state or a convolution, is asked by `keeps_keys_and_values`.
+    A network has to take each position's number, or to know no more than distances, as T5's encoder does. That the
+    layers of a decoder have no other memory, such as a state or a convolution, is asked by `keeps_keys_and_values`.
     """
-    return bool(model._supports_attention_backend) and model.config._attn_implementation == "sdpa"
+    if model.config._attn_implementation not in ("sdpa", UNASKED):
+        return False
+    if kind == "encoder-decoder":
+        has_interface = hasattr(sys.modules[type(model).__module__], "ALL_ATTENTION_FUNCTIONS")
+        return has_interface and bool(_distance_tables(model.get_encoder()))
+    return bool(model._supports_attention_backend) and "position_ids" in inspect.signature(model.forward).parameters
+
+
+def _distance_tables(encoder: nn.Module) -> list[Any]:
+    """Return the attentions of an encoder that turn distances into biases: T5's first one."""
+    return [module for module in encoder.modules() if getattr(module, "has_relative_attention_bias", False)]
 
 
 class Packing:
     """Where rows stand in one sequence, and in the padded rows of attention."""
 
-    def __init__(self, counts: Tensor, needs_mask: bool, num_kept: int = 0) -> None:
+    def __init__(self, counts: Tensor, is_causal: bool, needs_mask: bool = False, num_kept: int = 0) -> None:
         """`counts` [N, K] is True for the positions of each row that count; they keep their order.
 
-        `needs_mask` asks for a mask where PyTorch's SDPA needs none: dropout in attention is faster with one here.
+        With `is_causal` no position sees those behind it. `needs_mask` asks for a mask where PyTorch's SDPA needs none
+        then: dropout in attention is faster with one here.
         `num_kept` is how many positions of each row the output head computes; 0 where it does not run.
         """
+        self.is_causal = is_causal
         self.needs_mask = needs_mask
         self.lengths = counts.sum(1)  # [N]
         self.total = int(self.lengths.sum())
@@ -56,9 +84,9 @@ class Packing:
         """[M]: which of the N * K positions stand in the sequence."""
         place = torch.arange(longest, device=counts.device)[None]  # [1, L]
         is_real = place < self.lengths[:, None]
-        self.shape = is_real.shape
-        """N and L of the padded rows."""
-        self.positions = place.expand(self.shape)[is_real]
+        self.is_real = is_real
+        """[N, L]: which positions of the padded rows are no padding."""
+        self.positions = place.expand(self.is_real.shape)[is_real]
         """[M]: the position of each within its row."""
         self.sources = torch.where(is_real, self.starts[:, None] + place, 0).flatten()
         """[N * L]: which position of the sequence stands here; padding takes the first, which nothing sees."""
@@ -74,32 +102,57 @@ class Packing:
         """[N, K, ...] -> [1, M, ...]."""
         return padded.flatten(0, 1).index_select(0, self.taken)[None]
 
+    def unpack(self, sequence: Tensor) -> Tensor:
+        """[1, M, ...] -> [N, L, ...]. Padding gets no gradient back: nothing may depend on it."""
+        rows: Tensor = _Pad.apply(sequence[0], self)  # type: ignore[no-untyped-call]
+        return rows.view(*self.is_real.shape, *rows.shape[1:])
+
     @contextmanager
-    def active(self, model: Any) -> Iterator[None]:
-        """Within this context the model's attention takes sequences, [1, A, M, D], of rows that stand so."""
+    def active(self, network: nn.Module) -> Iterator[None]:
+        """Within this context attention in the network takes sequences, [1, A, M, D], of rows that stand so."""
         global _active
-        config, before = model.config.get_text_config(), _active
-        name = config._attn_implementation
-        config._attn_implementation, _active = ATTENTION_NAME, self
+        before = _active
+        names = [(config, config._attn_implementation) for config in _configs(network)]
+        tables = [
+            (module, vars(module).get("compute_bias"), module.compute_bias) for module in _distance_tables(network)
+        ]
+        _active = self
+        for config, _ in names:
+            config._attn_implementation = ATTENTION_NAME
+        for module, _, compute in tables:
+            vars(module)["compute_bias"] = partial(self._bias, compute)
         try:
             yield
         finally:
-            config._attn_implementation, _active = name, before
+            _active = before
+            for config, name in names:
+                config._attn_implementation = name
+            for module, own, _ in tables:
+                vars(module).pop("compute_bias")
+                if own is not None:
+                    vars(module)["compute_bias"] = own
+
+    def _bias(self, compute: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Return the biases of distances within a row, [1 or N, A, L, L], in place of those within the sequence."""
+        longest = self.is_real.shape[1]
+        return compute(longest, longest, *args[2:], **kwargs)
 
     def attention(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, None]:
         """Attention within rows: queries, keys and values [1, A, M, D] -> [1, M, A, D]."""
         self.num_calls += 1
-        padded = (self._padded(states) for states in (query, key, value))
+        # [1, A, M, D] -> [N, A, L, D]
+        padded = (self.unpack(states.transpose(1, 2)).transpose(1, 2) for states in (query, key, value))
         output, _ = sdpa_attention_forward(module, *padded, mask, **kwargs)  # [N, L, A, D]
         packed: Tensor = _Pack.apply(output.flatten(0, 1), self)  # type: ignore[no-untyped-call]
         return packed[None], None
 
-    def _padded(self, states: Tensor) -> Tensor:
-        """[1, A, M, D] -> [N, A, L, D]."""
-        rows: Tensor = _Pad.apply(states[0].transpose(0, 1), self)  # type: ignore[no-untyped-call]
-        return rows.view(*self.shape, *rows.shape[1:]).transpose(1, 2)
+
+def _configs(network: nn.Module) -> list[Any]:
+    """Return the configurations that the modules of a network read; a stack of an encoder-decoder has its own."""
+    found = {id(module.config): module.config for module in network.modules() if hasattr(module, "config")}
+    return list(found.values())
 
 
 _active: Packing | None = None
@@ -149,15 +202,20 @@ def _attention(
 
 
 def _mask(*, batch_size: int, q_length: int, kv_length: int, attention_mask: Any, **kwargs: Any) -> Tensor | None:
-    """Return the mask of one padded row, [1, 1, L, L], or None where each position sees all before it.
+    """Return the mask of the padded rows, [1 or N, 1, L, L], or None where each position sees all before it.
 
     A window counts places, and within a row they are positions.
     """
     assert _active is not None
-    longest = _active.shape[1]
-    sizes = {"batch_size": 1, "q_length": longest, "kv_length": longest}
-    skips = kwargs.pop("allow_is_causal_skip", True) and not _active.needs_mask
-    made: Tensor | None = sdpa_mask(**sizes, attention_mask=None, allow_is_causal_skip=skips, **kwargs)
+    count, longest = _active.is_real.shape
+    sizes = {"q_length": longest, "kv_length": longest, **kwargs}
+    if not _active.is_causal:
+        whole: Tensor = sdpa_mask(
+            batch_size=count, attention_mask=_active.is_real, **{**sizes, "allow_is_bidirectional_skip": False}
+        )
+        return whole
+    skips = kwargs.get("allow_is_causal_skip", True) and not _active.needs_mask
+    made: Tensor | None = sdpa_mask(batch_size=1, attention_mask=None, **{**sizes, "allow_is_causal_skip": skips})
     return made
 
 
@@ -165,7 +223,7 @@ AttentionInterface.register(ATTENTION_NAME, _attention)
 AttentionMaskInterface.register(ATTENTION_NAME, _mask)
 
 
-class PackedRows(DecoderOnly):
+class PackedDecoder(DecoderOnly):
     """A decoder that trains on rows without padding."""
 
     def target_logits(
@@ -174,51 +232,107 @@ class PackedRows(DecoderOnly):
         """[N, L, H], [N, L], target ids [N, T], which of them count [N, T] -> logits [N, T, V]."""
         target = network.embedding(tokens[:, :-1]).to(embeds.dtype)  # the last target is predicted and never read
         # a target is read where another one follows it
-        packing = _packing(network, torch.cat([mask.bool(), is_target[:, 1:]], 1), tokens.shape[1])
+        packing = _packing(network, torch.cat([mask.bool(), is_target[:, 1:]], 1), True, tokens.shape[1])
         if packing is None:
             return super().target_logits(network, embeds, mask, tokens, is_target)
         ends = packing.starts + mask.sum(1)  # [N]
         # a text's end predicts the first target; places behind the last target count for nothing
         wanted = ends[:, None] - 1 + torch.arange(tokens.shape[1], device=mask.device)[None]
         with network.kept_positions(wanted.clamp(max=packing.total - 1).view(1, -1)):
-            out = _read(network, network.forward_pass, packing, torch.cat([embeds, target], 1))
+            out = _read_decoder(network, network.forward_pass, packing, torch.cat([embeds, target], 1))
         return out.logits.view(*tokens.shape, -1)  # type: ignore[no-any-return]
 
     def text_states(
         self, network: Network, embeds: Tensor, mask: Tensor, pooling: Pooling, prompts: Tensor | None
     ) -> Tensor:
         """[N, L, H], [N, L] -> the state at the last token of each, [N, W]."""
-        packing = _packing(network, mask.bool())
+        packing = _packing(network, mask.bool(), True)
         if packing is None:
             return super().text_states(network, embeds, mask, pooling, prompts)
-        states = _read(network, network.model.get_decoder(), packing, embeds).last_hidden_state
+        states = _read_decoder(network, network.model.get_decoder(), packing, embeds).last_hidden_state
         last = packing.starts + packing.lengths - 1
         return states[0, last.to(states.device)]  # type: ignore[no-any-return]
 
 
-def _packing(network: Network, counts: Tensor, num_kept: int = 0) -> Packing | None:
+class PackedEncoderDecoder(EncoderDecoder):
+    """An encoder-decoder that trains on texts without padding."""
+
+    def target_logits(
+        self, network: Network, embeds: Tensor, mask: Tensor, tokens: Tensor, is_target: Tensor
+    ) -> Tensor:
+        """[N, L, H], [N, L], target ids [N, T], [N, T] -> logits [N, T, V]."""
+        packing = _packing(network, mask.bool(), False)
+        if packing is None:
+            return super().target_logits(network, embeds, mask, tokens, is_target)
+        packed = packing.pack(embeds)
+        encoder = network.model.get_encoder()
+        with _counted(packing, encoder, int(encoder.config.num_hidden_layers)):
+            states = encoder(inputs_embeds=packed, attention_mask=packed.new_ones(1, packing.total)).last_hidden_state
+        start = tokens.new_full((len(tokens), 1), network.config.decoder_start_token_id)
+        out = network.forward_pass(
+            encoder_outputs=BaseModelOutput(last_hidden_state=packing.unpack(states)),
+            attention_mask=packing.is_real.to(mask.dtype),
+            decoder_input_ids=torch.cat([start, tokens[:, :-1]], 1),
+            use_cache=False,
+        )
+        return out.logits  # type: ignore[no-any-return]
+
+
+class PackedEncoder(EncoderOnly):
+    """An encoder that trains on texts without padding."""
+
+    def text_states(
+        self, network: Network, embeds: Tensor, mask: Tensor, pooling: Pooling, prompts: Tensor | None
+    ) -> Tensor:
+        """[N, L, H], [N, L], prompt lengths [N] or None -> [N, W]."""
+        packing = _packing(network, mask.bool(), False)
+        if packing is None:
+            return super().text_states(network, embeds, mask, pooling, prompts)
+        packed = packing.pack(embeds)
+        with _counted(packing, network.model, int(network.config.num_hidden_layers)):
+            out = network.forward_pass(
+                inputs_embeds=packed,
+                attention_mask=packed.new_ones(1, packing.total, dtype=torch.long),
+                position_ids=packing.positions[None] + first_table_position(network.model),
+            )
+        states = packing.unpack(out.last_hidden_state)
+        return self.pooled(states, packing.is_real.to(mask.dtype), pooling, prompts)
+
+
+PACKED: Mapping[KindName, NetworkKind] = {
+    kind.name: kind for kind in (PackedDecoder(), PackedEncoderDecoder(), PackedEncoder())
+}
+"""By kind of network, the kind that trains on packed rows."""
+
+
+def _packing(network: Network, counts: Tensor, is_causal: bool, num_kept: int = 0) -> Packing | None:
     """Return how rows stand whose positions count where `counts` [N, K] is True.
 
     None for as many positions as there are heads: in [1, heads, M, size] nobody could tell which axis is which.
     """
-    packing = Packing(counts, network.model.training and network.has_dropout, num_kept)
+    packing = Packing(counts, is_causal, network.model.training and network.has_dropout, num_kept)
     config = network.config.get_text_config()
     heads = config.num_attention_heads, getattr(config, "num_key_value_heads", None)
     return None if packing.total in heads else packing
 
 
-def _read(network: Network, run: Any, packing: Packing, embeds: Tensor) -> Any:
-    """Run the network over packed embeddings [N, K, H]. Raises RuntimeError where some attention took another way."""
+@contextmanager
+def _counted(packing: Packing, network: nn.Module, num_layers: int) -> Iterator[None]:
+    """Keep a packing active. Raises RuntimeError where the attention of some layer took another way."""
+    with packing.active(network):
+        yield
+    if packing.num_calls < num_layers:
+        raise RuntimeError(f"{packing.num_calls} of {num_layers} attentions kept the rows apart")
+
+
+def _read_decoder(network: Network, run: Callable[..., Any], packing: Packing, embeds: Tensor) -> Any:
+    """Run a decoder over packed embeddings, [N, K, H]."""
     packed = packing.pack(embeds)
-    with packing.active(network.model):
-        out = run(
+    with _counted(packing, network.model, int(network.config.get_text_config().num_hidden_layers)):
+        return run(
             inputs_embeds=packed,
             # all ones: without a mask transformers would look for packed rows itself
             attention_mask=packed.new_ones(1, packing.total, dtype=torch.long),
             position_ids=packing.positions[None],
             use_cache=False,
         )
-    layers = int(network.config.get_text_config().num_hidden_layers)
-    if packing.num_calls < layers:
-        raise RuntimeError(f"{packing.num_calls} of {layers} attentions kept the rows apart")
-    return out

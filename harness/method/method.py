@@ -76,7 +76,7 @@ class Method(nn.Module):
     is_positionwise: bool = False
     """Whether each position of a layer's input is treated by itself, whatever else stands in its row.
 
-    A decoder then trains on packed rows: modules get all rows as one, [1, M, in], without padding.
+    Training may then pack rows: modules get all rows as one, [1, M, in], without padding.
     """
 
     row_tasks: Tensor | None = None
@@ -255,7 +255,7 @@ class Method(nn.Module):
         return cls.attach is not Method.attach or cls.token_losses is not Method.token_losses
 
     def takes_packed_rows(self) -> bool:
-        """Whether a decoder may train with this method on rows without padding: it sees no row in the layers."""
+        """Whether rows may be packed in training, without padding: the method sees no row in the layers."""
         return self.is_positionwise or not self.is_layer_side()
 
     @classmethod

@@ -203,7 +203,7 @@ class SharedLayers:
             starts = np.cumsum(rows, dtype=np.int64) - np.array(rows)
             # rows are in the order of cells, which `order` has made
             self._packed = packing, CellBlocks(np.add.reduceat(lengths, starts).tolist())
-        # norms of queries and keys may see [1, heads, M, size]; M is never the number of heads (`PackedRows`)
+        # norms of queries and keys may see [1, heads, M, size]; M is never the number of heads (`packed_rows`)
         return (2 if states.dim() == 4 and states.shape[1] != packing.total else 1), self._packed[1]
 
 

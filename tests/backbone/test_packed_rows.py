@@ -1,4 +1,4 @@
-"""A decoder that trains on packed rows gives what it gives for padded ones, on every architecture that takes them."""
+"""A network that trains on packed rows gives what it gives for padded ones, on every architecture that takes them."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ from transformers.pytorch_utils import Conv1D
 
 from harness.backbone.load import load_backbone
 from harness.backbone.network import Backbone
+from harness.backbone.network_kinds import Pooling
 from tools.network_matrix.checkpoints import ARCHITECTURES, build
 
 TEXTS = (14, 7, 1, 6, 5, 3, 30)
 """Tokens of seven texts. The short windows of these networks are 16 positions, so one text is longer than a window."""
 TARGETS = 3
-OWN_ATTENTION = {"BLOOM", "Falcon", "Gemma 2", "gpt-oss"}
-"""Their attention is their own, or not PyTorch's: positions from a table of distances, capped scores, sinks."""
+OWN_ATTENTION = {"BLOOM", "Falcon", "Gemma 2", "gpt-oss", "DeBERTa-v3", "BART"}
+"""Their attention is their own, or not PyTorch's: a table of distances, capped scores, sinks. BART numbers positions
+itself, from the first of the sequence on."""
 IN_FLOAT32 = ("Qwen3-MoE",)
 """PyTorch's grouped products, which run the experts, know no float64."""
-DECODERS = [name for name, found in ARCHITECTURES.items() if found.kind == "decoder" and name != "Gemma 4 E"]
+NETWORKS = [name for name in ARCHITECTURES if name != "Gemma 4 E"]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def checkpoint(folder: Path, name: str) -> str:
     return str(folder / name)
 
 
-@pytest.fixture(params=[name for name in DECODERS if name not in OWN_ATTENTION])
+@pytest.fixture(params=[name for name in NETWORKS if name not in OWN_ATTENTION])
 def network(request: pytest.FixtureRequest, folder: Path) -> Iterator[Backbone]:
     """A tiny network of each architecture that takes packed rows, with gradients for its own weights."""
     name = request.param
@@ -80,7 +82,10 @@ class Rows:
     def losses(self, packed: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """Losses [N, T], and gradients of the texts and of every weight by name."""
         with self.backbone.packed(packed):
-            losses = self.backbone.token_losses(self.texts, self.mask, self.labels)
+            if self.backbone.writes_text:
+                losses = self.backbone.token_losses(self.texts, self.mask, self.labels)
+            else:
+                losses = self.backbone.text_states(self.texts, self.mask).sin()
             losses.sum().backward()
         inputs = {"": self.texts, **dict(self.backbone.model.named_parameters())}
         gradients = {name: tensor.grad for name, tensor in inputs.items() if tensor.grad is not None}
@@ -95,8 +100,8 @@ def close(one: Tensor, other: Tensor) -> None:
 
 
 def test_the_architectures_that_take_packed_rows_are_those_with_the_interface(folder: Path) -> None:
-    takes = {name for name in DECODERS if load_backbone(checkpoint(folder, name), "float32").takes_packed_rows}
-    assert takes == set(DECODERS) - OWN_ATTENTION
+    takes = {name for name in NETWORKS if load_backbone(checkpoint(folder, name), "float32").takes_packed_rows}
+    assert takes == set(NETWORKS) - OWN_ATTENTION
 
 
 @pytest.mark.parametrize("recomputes", [False, True])
@@ -114,34 +119,41 @@ def test_losses_and_all_gradients_are_those_of_padded_rows(network: Backbone, re
     assert gradients[""].abs().max() > 1e-4
 
 
-def test_states_are_those_of_padded_rows(network: Backbone) -> None:
+@pytest.mark.parametrize("pooling", ["first", "mean"])
+def test_states_are_those_of_padded_rows(network: Backbone, pooling: Pooling) -> None:
+    if not network.kind.has_text_states:
+        return
     rows = Rows(network)
-    expected = network.text_states(rows.texts, rows.mask)
+    prompts = torch.tensor([2, 2, 0, 3, 1, 0, 5])
+    expected = network.text_states(rows.texts, rows.mask, pooling, prompts)
     with network.packed(True):
-        close(network.text_states(rows.texts, rows.mask), expected)
+        close(network.text_states(rows.texts, rows.mask, pooling, prompts), expected)
 
 
 def test_layers_see_no_padding(network: Backbone) -> None:
     rows = Rows(network)
     seen: list[Tensor] = []
-    head = network.model.get_output_embeddings()
-    linear = [m for m in network.model.modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head]
+    if network.is_encoder_decoder:
+        stack = network.model.get_encoder()
+    else:
+        stack = network.model.get_decoder() if network.writes_text else network.model
+    linear = [module for module in stack.modules() if isinstance(module, (nn.Linear, Conv1D))]
     handles = [module.register_forward_pre_hook(lambda module, args: seen.append(args[0])) for module in linear]
-    with network.packed(True):
-        network.token_losses(rows.texts, rows.mask, rows.labels)
+    rows.losses(packed=True)
     for handle in handles:
         handle.remove()
-    targets = int((rows.labels != -100)[:, 1:].sum())
+    targets = int((rows.labels != -100)[:, 1:].sum()) if network.kind.name == "decoder" else 0
     assert {states.shape[:-1].numel() for states in seen} == {sum(TEXTS) + targets}
 
 
 def test_packing_leaves_no_trace(network: Backbone) -> None:
     before = {name: dict(vars(module)) for name, module in network.model.named_modules()}
-    name = network.config.get_text_config()._attn_implementation
+    names = [module.config._attn_implementation for module in network.model.modules() if hasattr(module, "config")]
     rows = Rows(network)
     network.recompute_layers()
     rows.losses(packed=True)
-    assert network.config.get_text_config()._attn_implementation == name == "sdpa"
+    assert names == [m.config._attn_implementation for m in network.model.modules() if hasattr(m, "config")]
+    assert not any("packed" in name for name in names)
     after = {name: dict(vars(module)) for name, module in network.model.named_modules()}
     assert {name: set(values) for name, values in after.items()} == {n: set(v) for n, v in before.items()}
 
