@@ -89,7 +89,7 @@ class Packing:
         self.positions = place.expand(self.is_real.shape)[is_real]
         """[M]: the position of each within its row."""
         self.sources = torch.where(is_real, self.starts[:, None] + place, 0).flatten()
-        """[N * L]: which position of the sequence stands here; padding takes the first, which nothing sees."""
+        """[N * L]: which position of the sequence stands here; where padding does, any."""
         self.targets = is_real.flatten().nonzero()[:, 0]
         """[M]: where each position of the sequence stands in the padded rows."""
         self.gaps = (~is_real).flatten().nonzero()[:, 0]
@@ -173,7 +173,8 @@ class _Pad(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, sequence: Tensor, packing: Packing) -> Tensor:
         ctx.packing = packing
-        return sequence.index_select(0, packing.sources)
+        # zeros, since a weight of 0 on the NaN of another cell's row would be NaN
+        return sequence.index_select(0, packing.sources).index_fill_(0, packing.gaps, 0.0)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:

@@ -23,10 +23,17 @@ from harness.train.bundle import MICRO_BATCH_TOKENS
 from harness.train.cell_result import usage_of
 from harness.train.cell_state import Outcome, Work
 from harness.train.data_parallel import Team
-from harness.train.step import overhead_tokens
+from harness.train.step import LEAST_PADDING, PADDING_IN_ATTENTION, overhead_tokens
 from harness.train.tiny_backbones import tiny_backbone, tiny_rows
 
 
+@pytest.fixture
+def padded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows stay padded, as on a GPU."""
+    monkeypatch.setattr(BatchInput, "packs", False)
+
+
+@pytest.mark.usefixtures("padded")
 def test_a_step_is_counted_row_by_row() -> None:
     made = trainer([make_cell(*SPECS[0], steps=3), make_cell(*SPECS[1], steps=3)], max_tokens=90)
     train = made.encoded["train"]
@@ -49,6 +56,7 @@ def test_a_step_is_counted_row_by_row() -> None:
         assert positions[i] == padded[own].sum()
 
 
+@pytest.mark.usefixtures("padded")
 def test_padding_is_that_of_the_micro_batches_of_every_process() -> None:
     made = trainer([make_cell(*SPECS[0], steps=3), make_cell(*SPECS[1], steps=3)], max_tokens=90)
     made.team = Team(1, 2)
@@ -60,6 +68,20 @@ def test_padding_is_that_of_the_micro_batches_of_every_process() -> None:
         for batch in micro_batches(lengths, 90, overhead_tokens(made.backbone)):
             expected += int((lengths[batch].max() - lengths[batch]).sum())
     assert sum(state.outcome.work.padding for state in made.states) == expected > 0
+
+
+def test_padding_is_counted_where_a_micro_batch_is_not_packed() -> None:
+    made = trainer([make_cell(*SPECS[0], steps=3), make_cell(*SPECS[1], steps=3)], max_tokens=90)
+    assert made.fused.packs
+    rows = made._draw()
+    made._account(rows)
+    lengths = made.fused.lengths(made.encoded["train"], rows)
+    found = {True: 0, False: 0}
+    for batch in micro_batches(lengths, 90, overhead_tokens(made.backbone) * PADDING_IN_ATTENTION):
+        padding = int((lengths[batch].max() - lengths[batch]).sum())
+        found[padding > LEAST_PADDING * len(batch) * lengths[batch].max()] += padding
+    assert found[True] > 0
+    assert sum(state.outcome.work.padding for state in made.states) == found[False]
 
 
 def test_shares_of_time_add_up_and_follow_the_positions() -> None:
