@@ -281,7 +281,7 @@ class HostReads(TorchDispatchMode):
 
 @pytest.mark.parametrize("members", [cells(4), layer_cells(4)], ids=["input side", "layer side"])
 def test_no_step_makes_the_host_wait_for_the_device(members: list[Cell], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Backbone, "_can_pack", False)  # as on a GPU: packing asks where rows end
+    monkeypatch.setattr(BatchInput, "packs", False)  # as on a GPU: packing asks where rows end
     made = trainer(members, max_tokens=64)
     with made.fused.attached(), HostReads() as reads:
         for step in range(3):
