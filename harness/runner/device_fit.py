@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -215,14 +216,14 @@ def describe_device(device: str, sources: Sequence[str] | None, rows: int = ROWS
     shown = [_row(item, capacity) for item in needs]
     columns = ["backbone", "storage", "weights", "prompts", "fits", "most_tokens", "evaluation", "full_tuning"]
     columns += ["fits_full", *(f"fsdp_{shards}" for shards in SHARDS)]
-    positions, apart = rows * LENGTH, rows * TEXT + PROMPT
-    text = (
-        f"{name}: {found.memory_gb} GB, of which {capacity / GIB:.1f} GiB are planned with. GiB of a batch of\n"
-        f"{rows} rows of {PROMPT} prompt vectors and {TEXT} tokens, {positions:,} positions; {apart:,} where a decoder reads the\n"
-        "prompt once. most_tokens: the largest micro-batch that fits, whatever the number of cells; full_tuning: of\n"
-        "all weights, and on each of 2, 4 or 8 devices (execution.sharding: fsdp). 8- and 4-bit weights and bf16 compute in\n"
-        "bfloat16, none in float32.\n\n" + text_table(shown, columns)
+    head = (
+        f"{name}: {found.memory_gb} GB, of which {capacity / GIB:.1f} GiB are planned with. GiB of a batch of "
+        f"{rows} rows of {PROMPT} prompt vectors and {TEXT} tokens, {rows * LENGTH:,} positions; {rows * TEXT + PROMPT:,} where "
+        "a decoder reads the prompt once. most_tokens: the largest micro-batch that fits, whatever the number of "
+        "cells; full_tuning: of all weights, and on each of 2, 4 or 8 devices (execution.sharding: fsdp). 8- and "
+        "4-bit weights and bf16 compute in bfloat16, none in float32."
     )
+    text = f"{textwrap.fill(head, 110)}\n\n{text_table(shown, columns)}"
     return {
         "device": name,
         "memory_gb": found.memory_gb,
