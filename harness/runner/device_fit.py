@@ -218,8 +218,8 @@ def describe_device(device: str, sources: Sequence[str] | None, rows: int = ROWS
     columns += ["fits_full", *(f"fsdp_{shards}" for shards in SHARDS)]
     head = (
         f"{name}: {found.memory_gb} GB, of which {capacity / GIB:.1f} GiB are planned with. GiB of a batch of "
-        f"{rows} rows of {PROMPT} prompt vectors and {TEXT} tokens, {rows * LENGTH:,} positions; {rows * TEXT + PROMPT:,} where "
-        "a decoder reads the prompt once. most_tokens: the largest micro-batch that fits, whatever the number of "
+        f"{rows} rows of {PROMPT} prompt vectors and {TEXT} tokens, {rows * LENGTH:,} positions; "
+        f"{rows * TEXT + PROMPT:,} where a decoder reads the prompt once. most_tokens: the largest micro-batch that fits, whatever the number of "
         "cells; full_tuning: of all weights, and on each of 2, 4 or 8 devices (execution.sharding: fsdp). 8- and "
         "4-bit weights and bf16 compute in bfloat16, none in float32."
     )
