@@ -216,12 +216,13 @@ def describe_device(device: str, sources: Sequence[str] | None, rows: int = ROWS
     shown = [_row(item, capacity) for item in needs]
     columns = ["backbone", "storage", "weights", "prompts", "fits", "most_tokens", "evaluation", "full_tuning"]
     columns += ["fits_full", *(f"fsdp_{shards}" for shards in SHARDS)]
+    usable, positions, apart = capacity / GIB, rows * LENGTH, rows * TEXT + PROMPT
     head = (
-        f"{name}: {found.memory_gb} GB, of which {capacity / GIB:.1f} GiB are planned with. GiB of a batch of "
-        f"{rows} rows of {PROMPT} prompt vectors and {TEXT} tokens, {rows * LENGTH:,} positions; "
-        f"{rows * TEXT + PROMPT:,} where a decoder reads the prompt once. most_tokens: the largest micro-batch that fits, whatever the number of "
-        "cells; full_tuning: of all weights, and on each of 2, 4 or 8 devices (execution.sharding: fsdp). 8- and "
-        "4-bit weights and bf16 compute in bfloat16, none in float32."
+        f"{name}: {found.memory_gb} GB, of which {usable:.1f} GiB are planned with. GiB of a batch of {rows} rows of "
+        f"{PROMPT} prompt vectors and {TEXT} tokens, {positions:,} positions; {apart:,} where a decoder reads the "
+        "prompt once. most_tokens: the largest micro-batch that fits, whatever the number of cells; full_tuning: of "
+        "all weights, and on each of 2, 4 or 8 devices (execution.sharding: fsdp). 8- and 4-bit weights and bf16 "
+        "compute in bfloat16, none in float32."
     )
     text = f"{textwrap.fill(head, 110)}\n\n{text_table(shown, columns)}"
     return {
