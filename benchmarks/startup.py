@@ -2,7 +2,7 @@
 
     python -m benchmarks.startup --write
 
-The suites are the quickstart and generated ones of 2,500, 5,000 and 10,000 cells, of which the larger should cost in
+The suites are the quickstart and generated ones of 10 to 10,000 cells, of which the larger should cost in
 proportion. Each is run in a new process, which ends at its first step. Processor time is of that process with all of
 its threads; where others use the machine, it says more than the clock.
 """
@@ -27,7 +27,7 @@ from tabulate import tabulate
 README = Path(__file__).with_name("README.md")
 QUICKSTART = Path(__file__).parents[1] / "suites" / "quickstart.yaml"
 MARKS = ("<!-- startup:begin -->\n", "<!-- startup:end -->")
-SIZES = (2_500, 5_000, 10_000)
+SIZES = (10, 100, 1_000, 10_000)
 ONE_RATE = "added_lr: 0.001, "
 METHODS = {"prompt_tuning": "", "dept": ONE_RATE, "accept": ONE_RATE, "ept": ONE_RATE, "lora": ""}
 """By name, the settings without which a method would have a grid of its own."""
