@@ -48,9 +48,10 @@ bench: $(VENV)/.installed-dev
 bench-quick: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.bench --quick
 
-# seconds before the first step of small and of large suites
+# seconds before the first step of small and of large suites; what reading, planning and reporting them costs
 bench-startup: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.startup --write
+	$(BIN)/python -m benchmarks.loading --write
 
 # with QUICK=1 small networks, on a machine without a GPU too: shows that all runs, and writes nothing
 bench-gpu: $(VENV)/.installed-dev

@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from benchmarks.random_network import random_network
-from harness.backbone import Backbone, Scheme, backbone_config
-from harness.runner import LENGTH, TARGETS, MemoryNeed, memory_need
+from harness.backbone import Backbone, RowPrefixes, Scheme, backbone_config
+from harness.runner import LENGTH, PROMPT, TARGETS, TEXT, MemoryNeed, memory_need
 from harness.suite import short_name
 from harness.train import TinyTokenizer
 
@@ -35,7 +35,7 @@ class Measured:
     """Peaks in bytes, weights included."""
 
     need: MemoryNeed
-    tokens: int
+    rows: int
     training: int
     evaluation: int
 
@@ -47,24 +47,47 @@ def random_backbone(config: dict[str, Any], storage: Scheme, device: str) -> Bac
     return Backbone(short_name("random"), model.eval(), TinyTokenizer(), None, precision, storage)
 
 
-def training_step(backbone: Backbone, tokens: int) -> None:
-    """Forward and backward pass of one micro-batch through token embeddings and a table that takes the gradient."""
-    rows, device = max(1, tokens // LENGTH), backbone.device
+def training_step(backbone: Backbone, rows: int, prompts: int = 1) -> None:
+    """A step of `rows` rows of PROMPT vectors, in a table that takes the gradient, and TEXT token embeddings.
+
+    A decoder reads the prompts by themselves, as in training, and the rows behind them as two micro-batches. Without
+    any `prompts` the vectors stay with their rows.
+    """
     backbone.model.train()
-    ids = torch.zeros(rows, LENGTH, dtype=torch.long, device=device)
-    table = torch.zeros(100, backbone.hidden, device=device, requires_grad=True)
-    embeds = backbone.embedding(ids) + nn.functional.embedding(ids, table)
-    labels = torch.full((rows, TARGETS), 5, device=device)
-    backbone.token_losses(embeds, _padded(ids), labels).sum().backward()
+    table = torch.zeros(prompts * PROMPT + 1, backbone.hidden, device=backbone.device, requires_grad=True)
+    prefixes = _read(backbone, table, rows, prompts)
+    for _ in range(1 if prefixes is None else 2):
+        embeds, mask = _rows(backbone, rows, prefixes)
+        embeds = embeds + nn.functional.embedding(torch.zeros_like(mask), table)
+        labels = torch.full((rows, TARGETS), 5, device=backbone.device)
+        backbone.token_losses(embeds, mask, labels, prefixes).sum().backward()
+    if prefixes is not None:
+        prefixes.prefixes.backward()
 
 
-def evaluation(backbone: Backbone, tokens: int) -> None:
-    """Answers to twice the tokens, as in training."""
-    rows, device = 2 * max(1, tokens // LENGTH), backbone.device
+@torch.no_grad()
+def evaluation(backbone: Backbone, rows: int, prompts: int = 1) -> None:
+    """Answers to `rows` rows of PROMPT vectors and TEXT token embeddings; prompts as in `training_step`."""
     backbone.model.eval()
-    ids = torch.zeros(rows, LENGTH, dtype=torch.long, device=device)
-    with torch.no_grad():
-        backbone.decode(backbone.embedding(ids), _padded(ids), TARGETS)
+    table = torch.zeros(prompts * PROMPT, backbone.hidden, device=backbone.device)
+    prefixes = _read(backbone, table, rows, prompts)
+    backbone.decode(*_rows(backbone, rows, prefixes), TARGETS, prefixes)
+
+
+def _read(backbone: Backbone, table: torch.Tensor, rows: int, prompts: int) -> RowPrefixes | None:
+    """The prompts of a table, [prompts x PROMPT, H], in front of rows; None where they stay with their rows."""
+    if not prompts or not backbone.shares_prompts(LENGTH + TARGETS):
+        return None
+    places = torch.arange(prompts * PROMPT, device=table.device).view(prompts, PROMPT)
+    read = backbone.read_prompts(nn.functional.embedding(places, table), torch.ones_like(places), table.requires_grad)
+    return RowPrefixes(read, torch.arange(rows, device=table.device) % prompts)
+
+
+def _rows(backbone: Backbone, rows: int, prefixes: RowPrefixes | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token embeddings [rows, L, H] in the place of all positions of a row, and their mask [rows, L]."""
+    length = LENGTH if prefixes is None else TEXT
+    ids = torch.zeros(rows, length, dtype=torch.long, device=backbone.device)
+    return backbone.embedding(ids), _padded(ids)
 
 
 def _padded(ids: torch.Tensor) -> torch.Tensor:
@@ -92,13 +115,13 @@ def peak_bytes(work: Callable[[], None], device: str) -> int:
     return peak
 
 
-def measure(name: str, storage: Scheme, tokens: int, device: str) -> Measured:
+def measure(name: str, storage: Scheme, rows: int, device: str) -> Measured:
     """Peaks on a device for one backbone and storage; on a CPU weights are added, as the profiler has not seen them."""
     backbone = random_backbone(backbone_config(name), storage, device)
     weights = 0 if device == "cuda" else sum(p.nbytes for p in backbone.model.parameters())
-    training = weights + peak_bytes(lambda: training_step(backbone, tokens), device)
-    answering = weights + peak_bytes(lambda: evaluation(backbone, tokens), device)
-    return Measured(memory_need(name, storage, tokens), tokens, training, answering)
+    training = weights + peak_bytes(lambda: training_step(backbone, rows), device)
+    answering = weights + peak_bytes(lambda: evaluation(backbone, 2 * rows), device)
+    return Measured(memory_need(name, storage, rows), rows, training, answering)
 
 
 def table(found: Sequence[Measured]) -> str:
@@ -109,7 +132,7 @@ def table(found: Sequence[Measured]) -> str:
     ]
     for item in found:
         pairs = (
-            (item.need.step(item.tokens), item.training),
+            (item.need.step, item.training),
             (item.need.weights + item.need.evaluation, item.evaluation),
         )
         cells = [
@@ -117,7 +140,8 @@ def table(found: Sequence[Measured]) -> str:
         ]
         rows.append(f"| {item.need.backbone} | {item.need.storage} | {cells[0]} | {cells[1]} |")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    head = f"{date.today()}, {device}, {found[0].tokens:,} tokens, GiB allocated at the peak.\n\n"
+    rows_of = f"{found[0].rows} rows of {PROMPT} prompt vectors and {TEXT} tokens"
+    head = f"{date.today()}, {device}, {rows_of}, GiB allocated at the peak.\n\n"
     return head + "\n".join(rows) + "\n"
 
 
@@ -126,7 +150,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backbones", default=",".join(SHAPES))
     parser.add_argument("--storages", default=",".join(STORAGES))
-    parser.add_argument("--tokens", type=int, default=16 * LENGTH)
+    parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--quick", action="store_true", help="the smallest network, on a CPU too; writes nothing")
     options = parser.parse_args()
@@ -140,7 +164,7 @@ def main() -> None:
     found = []
     for name in options.backbones.split(","):
         for storage in options.storages.split(","):
-            found.append(measure(name, storage, options.tokens, device))
+            found.append(measure(name, storage, options.rows, device))
             print(table(found[-1:]))
     if options.write:
         head, rest = PAGE.read_text().split(MARK[0])

@@ -60,37 +60,44 @@ def write_results(root: Path, count: int, num_rows: int) -> None:
     places = itertools.product(methods, BACKBONES, TASKS, SEEDS, enumerate(RATES))
     for method, backbone, task, seed, (index, rate) in itertools.islice(places, count):
         skill = 0.55 + 0.3 * method / (len(methods) + 1) + 0.05 * list(BACKBONES).index(backbone)
-        store.write(*invent(generator, f"method_{method:02}", skill, backbone, task, seed, index, rate, num_rows), None)
+        cell = invented_cell(f"method_{method:02}", backbone, task, seed, index, rate)
+        result, rows = invent(generator, cell, skill - 0.03 * abs(index - 1), num_rows, 1_000 * 3**method)
+        store.write(result, rows, None)
 
 
-def invent(
-    generator: np.random.Generator, label: str, skill: float, backbone: str, task: str, seed: int, index: int,
-    rate: float, num_rows: int,
-) -> tuple[Result, list[PredictionRow]]:  # fmt: skip
-    """One result whose scores are those of its invented predictions."""
-    truth = np.random.default_rng(len(task)).integers(0, 2, num_rows)
-    right = generator.random(num_rows) < min(0.98, skill - 0.03 * abs(index - 1) + generator.normal(0, 0.01))
-    predictions, references = [str(t if ok else 1 - t) for t, ok in zip(truth, right, strict=True)], truth.astype(str)
-    rows = [("test", i, [str(ref)], text) for i, (ref, text) in enumerate(zip(references, predictions, strict=True))]
-    scores = compute_metrics(["accuracy"], predictions, [[ref] for ref in references], ["0", "1"])
-    cell = Cell(
+def invented_cell(label: str, backbone: str, task: str, seed: int, index: int, rate: float) -> Cell:
+    """A cell of a grid of learning rates."""
+    return Cell(
         suite="speed", label=label, method=label, hp={"prompt_length": 60, "added_rank": 30}, task=task,
         task_version=1, backbone=backbone, seed=seed, recipe=Recipe(lr=rate), grid={"recipe.lr": rate},
         grid_index=index, search_seed=seed, protocol=ProtocolReference(version=1),
     )  # fmt: skip
-    split = SplitScore(score=scores["accuracy"], metrics=scores, num_rows=num_rows, num_unreadable=0)
+
+
+def invent(
+    generator: np.random.Generator, cell: Cell, skill: float, num_rows: int, num_trained: int = 1_000
+) -> tuple[Result, list[PredictionRow]]:
+    """A result whose scores are those of its invented predictions, of which a share of `skill` or so is right."""
+    truth = np.random.default_rng(len(cell.task)).integers(0, 2, num_rows)
+    right = generator.random(num_rows) < min(0.98, skill + generator.normal(0, 0.01))
+    predictions, references = [str(t if ok else 1 - t) for t, ok in zip(truth, right, strict=True)], truth.astype(str)
+    rows = [("test", i, [str(ref)], text) for i, (ref, text) in enumerate(zip(references, predictions, strict=True))]
+    scores = compute_metrics(["accuracy"], predictions, [[ref] for ref in references], ["0", "1"])
     history = [
         DevScore(step=1_000 * i, selection=min(99.0, scores["accuracy"] * i / 30), metrics=scores, train_loss=1 / i)
         for i in range(1, 31)
     ]
+    split = SplitScore(score=scores["accuracy"], metrics=scores, num_rows=num_rows, num_unreadable=0)
+    backbone = cell.backbone
     result = Result(
         cell_id=cell.cell_id, group_id=cell.group_id, status="done", cell=cell, dev_history=history,
-        selected_step=30_000, dev=split, test=split, method_sha256=label, provenance={}, started_at="", finished_at="",
-        params=ParamCounts(num_trained=1_000 * 3 ** int(label[-2:]), num_kept=1_000),
+        selected_step=30_000, dev=split, test=split, method_sha256=cell.label, provenance={}, started_at="",
+        finished_at="", params=ParamCounts(num_trained=num_trained, num_kept=1_000),
         metrics=MetricRecord(reported=["accuracy"], extra=[], selection="accuracy", labels=["0", "1"]),
         data=DataRecord(source="x", revision="", split_rule="", num_train=9, num_dev=num_rows, num_test=num_rows,
-                        fingerprint=task),
-        backbone=BackboneRecord(source=backbone, revision="", fingerprint=backbone, num_params=BACKBONES[backbone]),
+                        fingerprint=cell.task),
+        backbone=BackboneRecord(source=backbone, revision="", fingerprint=backbone,
+                                num_params=BACKBONES.get(backbone, 1)),
         usage=Usage(num_steps=30_000, num_samples=480_000, num_tokens=1_000_000, train_s=3_600.0, eval_s=200.0,
                     total_s=3_800.0, peak_memory_bytes=10**10, bundle_cells=8),
     )  # fmt: skip

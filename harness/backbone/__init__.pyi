@@ -27,6 +27,7 @@ from .load import require_safetensors as require_safetensors
 from .load import tokenizer_of as tokenizer_of
 from .load import untrained_network as untrained_network
 from .load import weights_are_here as weights_are_here
+from .memory_estimate import PromptPass as PromptPass
 from .memory_estimate import evaluation_bytes as evaluation_bytes
 from .memory_estimate import shapes_only_backbone as shapes_only_backbone
 from .memory_estimate import training_bytes as training_bytes

@@ -5,7 +5,8 @@ keep other tensors for the backward pass than CPU ones do, so three operators ar
 keeps queries, keys, values, mask, output and one number per query; dropout keeps a byte per element; products with 4-
 and 8-bit weights keep what bitsandbytes keeps.
 
-Shapes: N rows, L positions of prompt and text, T target tokens, A heads, Q query and K key positions, D size of a head.
+Shapes: N rows, L positions of a row, T target tokens, G prompts that are read apart from the rows, P positions of each,
+H width of embeddings, V vocabulary, A heads, Q query and K key positions, D size of a head.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,18 @@ from torch.utils._pytree import tree_leaves
 
 from harness.backbone.network import Backbone
 from harness.backbone.quantization import PACKED, Scheme, packed_matrices
+from harness.backbone.shared_prefix import Prefixes, RowPrefixes, joined_prefixes
+
+
+class PromptPass(NamedTuple):
+    """What stands in front of the rows of a decoder: prompts that it reads together, keys and values of methods."""
+
+    number: int
+    """Prompts that are read; with `given` they are G."""
+    length: int
+    """P."""
+    given: int = 0
+    """Prefixes of P positions that methods give as keys and values, which no pass reads."""
 
 
 class MemoryTally(TorchDispatchMode):
@@ -145,9 +158,14 @@ def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool
 @contextlib.contextmanager
 def shapes_only_backbone(build: Callable[[], Backbone], scheme: Scheme) -> Iterator[Backbone]:
     """Give a backbone whose tensors have shapes and no data, stored under a scheme. It is valid inside the context."""
+    from transformers.initialization import no_init_weights
+
     with FakeTensorMode(allow_non_fake_inputs=True):
-        backbone = build()
+        with no_init_weights():  # ModernBERT looks at the numbers that it draws, and here are none
+            backbone = build()
+        backbone.model.tie_weights()
         vars(backbone)["_dropout"] = contextlib.nullcontext  # its dropout for CPUs keeps other tensors
+        vars(backbone)["greedy"] = _two_tokens
         packed = packed_matrices(backbone.model) if scheme in PACKED else set()
         for module in backbone.model.modules():
             if isinstance(module, nn.Linear) and scheme != "none" and module.weight is not backbone.embedding.weight:
@@ -167,39 +185,94 @@ def _packed_forward(module: nn.Linear, scheme: Scheme) -> Callable[[Tensor], Ten
     return forward
 
 
-def training_bytes(backbone: Backbone, rows: int, length: int, targets: int, trains_weights: bool = False) -> int:
+def _two_tokens(step: Callable[[Tensor], Tensor], logits: Tensor, max_new_tokens: int) -> Tensor:
+    """Stand in for `Backbone.greedy`, which looks whether all rows have ended; [N, V] -> [N, at most 2]."""
+    token = logits.argmax(-1)[:, None]
+    return token if max_new_tokens == 1 else torch.cat([token, step(token).argmax(-1)[:, None]], 1)
+
+
+def training_bytes(
+    backbone: Backbone,
+    rows: int,
+    length: int,
+    targets: int,
+    trains_weights: bool = False,
+    prompts: PromptPass | None = None,
+    dropout: bool = True,
+) -> int:
     """Return the peak bytes of a forward and backward pass, the weights themselves left out.
 
-    `rows`, `length` and `targets` are N, L and T. With `trains_weights` the gradients of all weights count too.
+    `rows`, `length` and `targets` are N, L and T. With `trains_weights` the gradients of all weights count too. With
+    `prompts` a decoder reads these first, and the rows, whose L positions are those of texts alone, stand behind them.
+    `dropout` says whether what the network drops in training is dropped.
     """
     for parameter in backbone.model.parameters():
         parameter.requires_grad_(trains_weights)
-    backbone.model.train()
+    backbone.model.train(dropout)
+    given = [] if prompts is None else _given(backbone, prompts, grad=True)
     tally = MemoryTally(backbone.model)
     with tally, _GpuKernels():
-        embeds, mask, labels = _batch(backbone, rows, length, targets)
-        if backbone.writes_text:
-            loss = backbone.token_losses(embeds, mask, labels).sum()
-        else:  # a head of a few classes is small beside all else
-            loss = backbone.text_states(embeds, mask).sum()
-        loss.backward()
+        if prompts is None:
+            _micro_batch(backbone, rows, length, targets, None)
+        else:
+            prefixes = _read(backbone, rows, prompts, given, grad=True)
+            for leaf in (*prefixes.prefixes.keys, *prefixes.prefixes.values):
+                leaf.grad = torch.zeros_like(leaf)  # from the group's first micro-batch on
+            _micro_batch(backbone, rows, length, targets, prefixes)
+            prefixes.prefixes.backward()
     return tally.peak
 
 
-def evaluation_bytes(backbone: Backbone, rows: int, length: int) -> int:
-    """Return the peak bytes of reading N texts of L positions and writing the first token, weights left out.
+def _micro_batch(backbone: Backbone, rows: int, length: int, targets: int, prefixes: RowPrefixes | None) -> None:
+    """Forward and backward pass of N rows of L positions with T target tokens."""
+    embeds, mask, labels = _batch(backbone, rows, length, targets)
+    if backbone.writes_text:
+        loss = backbone.token_losses(embeds, mask, labels, prefixes).sum()
+    else:  # a head of a few classes is small beside all else
+        loss = backbone.text_states(embeds, mask).sum()
+    loss.backward()
+
+
+def evaluation_bytes(backbone: Backbone, rows: int, length: int, prompts: PromptPass | None = None) -> int:
+    """Return the peak bytes of reading N texts of L positions and writing two tokens, weights left out.
 
     Keys and values of all positions are included. Further tokens add one position each, which is little beside L.
+    `prompts` as in `training_bytes`.
     """
     backbone.model.eval()
+    given = [] if prompts is None else _given(backbone, prompts, grad=False)
     tally = MemoryTally(backbone.model)
     with tally, _GpuKernels(), torch.no_grad():
+        prefixes = None if prompts is None else _read(backbone, rows, prompts, given, grad=False)
         embeds, mask, _ = _batch(backbone, rows, length, 1)
         if backbone.writes_text:
-            backbone.decode(embeds, mask, 1)
+            backbone.decode(embeds, mask, 2, prefixes)
         else:
             backbone.text_states(embeds, mask)
     return tally.peak
+
+
+def _given(backbone: Backbone, prompts: PromptPass, grad: bool) -> list[Tensor]:
+    """Keys and values of methods, [layers, 2, A, P, D] each. They are what cells train, so the caller counts them."""
+    if not prompts.given:
+        return []
+    keys = _read_prompts(backbone, 1, 1, grad=False).keys  # by layer, [1, A, 1, D]
+    shape = len(keys), 2, keys[0].shape[1], prompts.length, keys[0].shape[3]
+    return [torch.zeros(shape, requires_grad=grad) for _ in range(prompts.given)]
+
+
+def _read(backbone: Backbone, rows: int, prompts: PromptPass, given: Sequence[Tensor], grad: bool) -> RowPrefixes:
+    """Read prompts of P vectors, as one table has them, and put `given` behind; N rows stand behind all in turn."""
+    read = _read_prompts(backbone, prompts.number, prompts.length, grad) if prompts.number else None
+    prefixes = joined_prefixes(read, given) if given else read
+    assert prefixes is not None, "neither a prompt nor a prefix"
+    return RowPrefixes(prefixes, torch.arange(rows) % (prompts.number + len(given)))
+
+
+def _read_prompts(backbone: Backbone, number: int, length: int, grad: bool) -> Prefixes:
+    places = torch.arange(number * length).view(number, length)
+    table = torch.zeros(number * length, backbone.hidden, requires_grad=grad)
+    return backbone.read_prompts(F.embedding(places, table), torch.ones_like(places), grad)
 
 
 def _batch(backbone: Backbone, rows: int, length: int, targets: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,24 +6,20 @@ scipy and pandas is imported inside the commands: it takes 0.7 s of processor ti
 
 from __future__ import annotations
 
-import functools
-import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from harness.cli.options import FormatOption
 from harness.errors import UserError
+from harness.garbage import without_gc
 from harness.screen import as_html, say
 
 if TYPE_CHECKING:
     from harness.report import Board, PublishedRecord, Significance
     from harness.results import Result
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 Results = Annotated[Path, typer.Argument(help="Folder of the results.")]
 SuiteName = Annotated[str | None, typer.Option(help="Only this suite, or several: A,B.")]
@@ -43,24 +39,6 @@ WhereOption = Annotated[
     list[str] | None,
     typer.Option("--where", metavar="KEY=VALUE", help="Win over what a layout asks for, e.g. backbone=t5-small."),
 ]
-
-
-def without_gc(function: Callable[P, T]) -> Callable[P, T]:
-    """`function` with Python's garbage collector off while it runs. Ten thousand results then take half the time."""
-
-    # all results stay in memory until the command ends: the collector would look through them again and again, and
-    # free nothing
-    @functools.wraps(function)
-    def called(*args: P.args, **kwargs: P.kwargs) -> T:
-        was_on = gc.isenabled()
-        gc.disable()
-        try:
-            return function(*args, **kwargs)
-        finally:
-            if was_on:
-                gc.enable()
-
-    return called
 
 
 @without_gc

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from harness.cli.report import Results, scan, without_gc
+from harness.cli.report import Results, scan
 from harness.errors import printable
+from harness.garbage import without_gc
 from harness.screen import say
 
 if TYPE_CHECKING:

@@ -35,6 +35,7 @@ from harness.cli.options import (
 )
 from harness.data import require_folder
 from harness.errors import UserError
+from harness.garbage import without_gc
 from harness.runner import judge_suite
 from harness.screen import say
 from harness.suite import Overrides, find_suite, load_suite
@@ -127,6 +128,7 @@ def _next(summary: RunSummary) -> str:
     return f"Next: harness report {shlex.quote(str(summary.results))}{again}"
 
 
+@without_gc
 def plan(
     suite: Suite,
     methods: Methods = None,

@@ -1,5 +1,7 @@
 from .device_fit import LENGTH as LENGTH
+from .device_fit import PROMPT as PROMPT
 from .device_fit import TARGETS as TARGETS
+from .device_fit import TEXT as TEXT
 from .device_fit import MemoryNeed as MemoryNeed
 from .device_fit import describe_device as describe_device
 from .device_fit import memory_need as memory_need

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ from harness.backbone import (
     DEVICES,
     Backbone,
     DeviceFigures,
+    PromptPass,
     Scheme,
     backbone_config,
     evaluation_bytes,
@@ -28,12 +30,14 @@ from harness.errors import require_choice
 from harness.suite import short_name
 from harness.text_tables import text_table
 
-LENGTH = 356
-"""Positions of a row: a prompt of 100 and a text of 256, the papers' setting."""
+PROMPT, TEXT = 100, 256
+"""Vectors of a prompt and tokens of a text, the papers' setting."""
+LENGTH = PROMPT + TEXT
+"""Positions of a row with its prompt."""
 TARGETS = 3
 """Tokens of a label with its end."""
-TOKENS = 16 * LENGTH
-"""A batch of the papers, 16 rows: 5,696 positions."""
+ROWS = 16
+"""Rows of a batch, the papers' setting: 5,696 positions, or 4,096 behind a prompt that is read apart."""
 USABLE_SHARE = 0.9
 """Share of a device's memory that is planned with. The rest goes to the driver, libraries' workspaces and fragments: on
 80 GB, 8 GB. A larger share fits more and runs out of memory more often."""
@@ -82,21 +86,28 @@ class MemoryNeed:
     storage: Scheme
     weights: int
     """Bytes of the stored weights."""
+    batch: int
+    """Peak bytes of a step with one cell's batch beside the weights."""
     per_token: float
-    """Peak bytes of a step beside the weights, for each position of a micro-batch."""
+    """Peak bytes of a step of many cells beside the weights, for each token that a micro-batch may hold. Where a
+    decoder reads prompts apart, it reads as many positions of prompts together as a micro-batch may hold."""
+    row: int
+    """Positions of a row: without its prompt where that is read apart."""
     evaluation: int
-    """Peak bytes of an evaluation beside the weights; its micro-batches hold twice the tokens."""
+    """Peak bytes of an evaluation beside the weights; its micro-batches hold twice the rows."""
     full: FullTuning | None
     """Full fine-tuning; None unless weights are stored in float32."""
 
-    def step(self, tokens: int) -> int:
-        """Peak bytes of training a prompt or an added table, weights included."""
-        return round(self.weights + self.per_token * tokens)
+    @property
+    def step(self) -> int:
+        """Peak bytes of training a prompt or an added table with one cell's batch, weights included."""
+        return self.weights + self.batch
 
     def most_tokens(self, capacity: float) -> int:
-        """Positions of the largest micro-batch that fits into `capacity` bytes; 0 if not even one row does."""
+        """Tokens of the largest micro-batch that fits into `capacity` bytes, however many cells there are; 0 if not
+        even one row does."""
         tokens = int((capacity - self.weights) / self.per_token)
-        return tokens if tokens >= LENGTH else 0
+        return tokens if tokens >= self.row else 0
 
 
 def find_device(name: str) -> tuple[str, DeviceFigures]:
@@ -108,16 +119,33 @@ def find_device(name: str) -> tuple[str, DeviceFigures]:
     return key, DEVICES[key]
 
 
-def memory_need(source: str, storage: Scheme, tokens: int = TOKENS, length: int = LENGTH) -> MemoryNeed:
-    """The memory of training and evaluation with micro-batches of `tokens` positions in rows of `length`.
+def memory_need(source: str, storage: Scheme, rows: int = ROWS) -> MemoryNeed:
+    """The memory of training and evaluation with batches of `rows` rows of PROMPT and TEXT.
 
     Raises UserError for a backbone whose configuration is not on this machine.
     """
-    weights, per_token = weights_of(source, storage), token_bytes(source, storage, tokens, length)
-    full = full_tuning(source, tokens, length) if storage == "none" else None
-    return MemoryNeed(
-        short_name(source), storage, weights, per_token, _evaluation(source, storage, tokens, length), full
-    )
+    apart = shares_prompts(source, LENGTH + TARGETS, dropout=True)
+    length = TEXT if apart else LENGTH
+    batch = step_bytes(source, storage, rows, length, PromptPass(1, PROMPT) if apart else None)
+    largest = step_bytes(source, storage, rows, length, _full_group(rows * length) if apart else None)
+    evaluation = _evaluation(source, storage, 2 * rows)
+    full = full_tuning(source, rows * LENGTH) if storage == "none" else None
+    per_token = largest / (rows * length)
+    weights = weights_of(source, storage)
+    return MemoryNeed(short_name(source), storage, weights, batch, per_token, length, evaluation, full)
+
+
+def _full_group(tokens: int) -> PromptPass:
+    """As many prompts as are read together where a micro-batch holds this many tokens."""
+    return PromptPass(max(1, tokens // PROMPT), PROMPT)
+
+
+@functools.cache
+def shares_prompts(source: str, num_positions: int, dropout: bool) -> bool:
+    """Whether a backbone reads prompts apart from texts in training; arguments as for `Backbone.shares_prompts`."""
+    backbone = meta_backbone(source)
+    backbone.model.train(dropout)
+    return backbone.shares_prompts(num_positions)
 
 
 @functools.cache
@@ -127,20 +155,30 @@ def weights_of(source: str, storage: Scheme) -> int:
 
 
 @functools.cache
-def token_bytes(source: str, storage: Scheme, tokens: int, length: int) -> float:
-    """Peak bytes of a step beside the weights, for each position of a micro-batch of `tokens` in rows of `length`."""
-    rows = max(1, tokens // length)
-    return _step(source, storage, rows, length, trains_weights=False) / (rows * length)
+def step_bytes(
+    source: str,
+    storage: Scheme,
+    rows: int,
+    length: int,
+    prompts: PromptPass | None = None,
+    dropout: bool = True,
+    trains_weights: bool = False,
+) -> int:
+    """Peak bytes of a step beside the weights, from operators run on shapes; arguments as for `training_bytes`."""
+    with _shape(source, storage) as backbone:
+        return training_bytes(backbone, rows, length, TARGETS, trains_weights, prompts, dropout)
 
 
 @functools.cache
-def full_tuning(source: str, tokens: int = TOKENS, length: int = LENGTH) -> FullTuning:
-    """The memory of full fine-tuning of a backbone in float32."""
+def full_tuning(source: str, tokens: int = ROWS * LENGTH, length: int = LENGTH) -> FullTuning:
+    """The memory of full fine-tuning of a backbone in float32, with micro-batches of `tokens` in rows of `length`."""
+    rows = max(1, tokens // length)
     model = meta_backbone(source).model
     num_params = _num_weights(model)
     layers = [_num_weights(m) for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
-    backward = _step(source, "none", max(1, tokens // length), length, trains_weights=True)
-    evaluation = _evaluation(source, "none", tokens, length)
+    backward = step_bytes(source, "none", rows, length, trains_weights=True)
+    with _shape(source, "none") as backbone:
+        evaluation = evaluation_bytes(backbone, 2 * rows, length)
     activations = round(backward - 4 * num_params)
     return FullTuning(num_params, max(layers, default=0), num_params - sum(layers), activations, evaluation)
 
@@ -150,16 +188,13 @@ def _num_weights(module: Any) -> int:
 
 
 @functools.cache
-def _step(source: str, storage: Scheme, rows: int, length: int, trains_weights: bool) -> int:
-    """Peak bytes of a step beside the weights, from operators run on shapes."""
+def _evaluation(source: str, storage: Scheme, rows: int) -> int:
+    """Peak bytes of answering `rows` rows of one cell beside the weights."""
+    apart = shares_prompts(source, LENGTH + TARGETS, dropout=False)
     with _shape(source, storage) as backbone:
-        return training_bytes(backbone, rows, length, TARGETS, trains_weights)
-
-
-@functools.cache
-def _evaluation(source: str, storage: Scheme, tokens: int, length: int) -> int:
-    with _shape(source, storage) as backbone:
-        return evaluation_bytes(backbone, 2 * max(1, tokens // length), length)
+        if apart:
+            return evaluation_bytes(backbone, rows, TEXT, PromptPass(1, PROMPT))
+        return evaluation_bytes(backbone, rows, LENGTH)
 
 
 @contextmanager
@@ -172,39 +207,42 @@ def _shape(source: str, storage: Scheme) -> Iterator[Backbone]:
         yield backbone
 
 
-def describe_device(device: str, sources: Sequence[str] | None, tokens: int = TOKENS) -> dict[str, Any]:
+def describe_device(device: str, sources: Sequence[str] | None, rows: int = ROWS) -> dict[str, Any]:
     """What fits a device, one row for each backbone and form of storage: as data, with a table under "text"."""
     name, found = find_device(device)
     capacity = found.memory_gb * 1e9 * USABLE_SHARE
     names = sources or sorted((path.stem for path in CONFIGS.glob("*.json")), key=_size)
-    needs = [memory_need(source, storage, tokens) for source in names for storage in get_args(Scheme)]
-    rows = [_row(item, capacity, tokens) for item in needs]
+    needs = [memory_need(source, storage, rows) for source in names for storage in get_args(Scheme)]
+    shown = [_row(item, capacity) for item in needs]
     columns = ["backbone", "storage", "weights", "prompts", "fits", "most_tokens", "evaluation", "full_tuning"]
     columns += ["fits_full", *(f"fsdp_{shards}" for shards in SHARDS)]
-    text = (
-        f"{name}: {found.memory_gb} GB, of which {capacity / GIB:.1f} GiB are planned with. GiB at {tokens:,} tokens\n"
-        "(prompt, text and padding of a micro-batch); most_tokens: the largest micro-batch that fits; full_tuning: of\n"
-        "all weights, and on each of 2, 4 or 8 devices (execution.sharding: fsdp). 8- and 4-bit weights and bf16\n"
-        "compute in bfloat16, none in float32.\n\n" + text_table(rows, columns)
+    usable, positions, apart = capacity / GIB, rows * LENGTH, rows * TEXT + PROMPT
+    head = (
+        f"{name}: {found.memory_gb} GB, of which {usable:.1f} GiB are planned with. GiB of a batch of {rows} rows of "
+        f"{PROMPT} prompt vectors and {TEXT} tokens, {positions:,} positions; {apart:,} where a decoder reads the "
+        "prompt once. most_tokens: the largest micro-batch that fits, whatever the number of cells; full_tuning: of "
+        "all weights, and on each of 2, 4 or 8 devices (execution.sharding: fsdp). 8- and 4-bit weights and bf16 "
+        "compute in bfloat16, none in float32."
     )
+    text = f"{textwrap.fill(head, 110)}\n\n{text_table(shown, columns)}"
     return {
         "device": name,
         "memory_gb": found.memory_gb,
         "usable_bytes": round(capacity),
-        "tokens": tokens,
-        "backbones": [_values(item, capacity, tokens) for item in needs],
+        "tokens": rows * LENGTH,
+        "backbones": [_values(item, capacity) for item in needs],
         "text": text,
     }
 
 
-def _values(item: MemoryNeed, capacity: float, tokens: int) -> dict[str, Any]:
+def _values(item: MemoryNeed, capacity: float) -> dict[str, Any]:
     peaks = {"full_tuning": None if item.full is None else item.full.peak()}
     peaks |= {f"fsdp_{shards}": None if item.full is None else item.full.peak(shards) for shards in SHARDS}
-    return {**asdict(item), "step": item.step(tokens), "most_tokens": item.most_tokens(capacity), **peaks}
+    return {**asdict(item), "step": item.step, "most_tokens": item.most_tokens(capacity), **peaks}
 
 
-def _row(item: MemoryNeed, capacity: float, tokens: int) -> dict[str, str]:
-    step, evaluation = item.step(tokens), item.weights + item.evaluation
+def _row(item: MemoryNeed, capacity: float) -> dict[str, str]:
+    step, evaluation = item.step, item.weights + item.evaluation
     most = item.most_tokens(capacity)
     row = {
         "backbone": item.backbone,

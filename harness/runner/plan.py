@@ -11,6 +11,7 @@ from pathlib import Path
 from harness.backbone import Placement, require_safetensors, weights_fingerprint
 from harness.data import Task, cell_rows, require_folder
 from harness.errors import UserError
+from harness.garbage import without_gc
 from harness.method import MethodSpecs, Registered, SourceFile, discover
 from harness.provenance import sha256_file
 from harness.results import Result, ResultStore, chosen_run, next_cells, superseded, tensors_path
@@ -200,6 +201,7 @@ class Plan:
         return found != result.data.fingerprint
 
 
+@without_gc
 def make_plan(
     path: str | Path, overrides: Overrides, results: str | Path, data_dir: str | None, method_dirs: Sequence[str] = ()
 ) -> Plan:

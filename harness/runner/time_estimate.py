@@ -7,8 +7,9 @@ precision and device, or else from a probe of a few seconds (`probe`).
 from __future__ import annotations
 
 import functools
+import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -18,6 +19,7 @@ import numpy as np
 
 from harness import provenance
 from harness.backbone import (
+    Backbone,
     MatmulParams,
     known_config,
     local_tokenizer,
@@ -95,26 +97,71 @@ def estimate_time(plan: Plan, probe: bool | None = None) -> list[TimeEstimate]:
     With `probe`, the device is measured where no stored result tells its speed. With None, it is measured only if the
     weights are on this machine and load within seconds.
     """
-    stored = list(stored_results(plan.store.root))
+    counts = {index: missing for index in range(len(plan.groups)) if (missing := plan.num_missing(index))}
+    known = _Known(plan, stored_results(plan.store.root) if counts else ())
     estimates = []
-    for index, group in enumerate(plan.groups):
-        missing = plan.num_missing(index)
+    for index, missing in counts.items():
+        group = plan.groups[index]
         method = plan.methods[group.method]
-        if not missing or method.spec.is_rule or method.spec.error:
+        if method.spec.is_rule or method.spec.error:
             continue
         cell = group.cells[(0, group.seeds[0])]
         processes = plan.suite.file.execution.processes
         backbone = plan.suite.backbone_sources[group.backbone]
-        rate = stored_rate(stored, cell, processes) or _probe(backbone, cell.recipe, probe)
-        estimates.append(_estimate(plan, group, cell, missing, stored, rate))
+        rate = known.stored.rate(cell, processes) or _probe(backbone, cell.recipe, probe)
+        estimates.append(_estimate(known, group, cell, missing, rate))
     return estimates
+
+
+class _Known:
+    """What is equal for many groups of a plan, found out once: a wide suite asks the same again and again."""
+
+    def __init__(self, plan: Plan, stored: Iterable[Result]) -> None:
+        self.plan = plan
+        self.stored = StoredCosts(stored)
+        self._measured: dict[str, TextLengths | None] = {}
+        """By `_rows_key`."""
+        self._prompts: dict[tuple[str, ...], tuple[int, bool]] = {}
+        """By method, settings and backbone: positions of a prompt, and whether the method lets it be read apart."""
+        self._networks: dict[str, Backbone] = {}
+        """By name or path; to be read only, since the code of a method may change what it is given."""
+
+    def lengths(self, cell: Cell) -> TextLengths | None:
+        """The lengths of a cell's rows, from stored results or else from a sample; None where neither is here."""
+        key = _rows_key(cell)
+        if (found := self.stored.lengths.get(key)) is not None:
+            return found
+        if key not in self._measured:
+            self._measured[key] = _measured_lengths(self.plan, cell)
+        return self._measured[key]
+
+    def prompt(self, cell: Cell, lengths: TextLengths) -> tuple[int, bool, bool]:
+        """Prompt positions of a cell, and whether they are read apart in evaluations and in training.
+
+        All of it comes from the method built on a backbone without weights.
+        """
+        source = self.plan.suite.backbone_sources[cell.backbone]
+        key = (cell.method, json.dumps(cell.hp, sort_keys=True, default=str), source)
+        if key not in self._prompts:
+            method = build_method(cell, _class(self.plan, cell), meta_backbone(source))
+            self._prompts[key] = method.num_prompt_tokens, is_read_apart(method)
+        tokens, may = self._prompts[key]
+        if source not in self._networks:
+            self._networks[source] = meta_backbone(source)
+        backbone = self._networks[source]
+        limit = cell.recipe.max_source_length or self.plan.tasks[cell.task].max_source_length
+        most = limit + tokens + math.ceil(lengths.target)
+        backbone.model.eval()
+        apart = may and backbone.shares_prompts(most)
+        backbone.model.train(cell.recipe.backbone_dropout)
+        return tokens, apart, apart and backbone.shares_prompts(most)
 
 
 def _probe(name_or_path: str, recipe: Recipe, wanted: bool | None) -> Rate | str:
     """The speed that a probe measures, or in words why there is none. It never downloads weights."""
     if wanted is not False and not weights_are_here(name_or_path):
         return "weights not on this machine"
-    if wanted is False or (wanted is None and meta_backbone(name_or_path).num_params > MOST_PROBED_PARAMS):
+    if wanted is False or (wanted is None and _num_params(name_or_path) > MOST_PROBED_PARAMS):
         return "no stored result says how fast this device is; --probe measures it"
     try:
         return probed_rate(name_or_path, recipe.precision, recipe.backbone_dropout, recipe.quantization)
@@ -122,18 +169,22 @@ def _probe(name_or_path: str, recipe: Recipe, wanted: bool | None) -> Rate | str
         return error.problem
 
 
-def _estimate(
-    plan: Plan, group: Group, cell: Cell, missing: int, stored: Sequence[Result], rate: Rate | str
-) -> TimeEstimate:
+@functools.lru_cache(maxsize=8)
+def _num_params(name_or_path: str) -> int:
+    return meta_backbone(name_or_path).num_params
+
+
+def _estimate(known: _Known, group: Group, cell: Cell, missing: int, rate: Rate | str) -> TimeEstimate:
     """The estimate for one group; where something is unknown, as much of it as there is, with the reason."""
     head = TimeEstimate(group.label, group.task, group.backbone, missing)
+    plan = known.plan
     matmul = _matmul(plan.suite.backbone_sources[group.backbone])
-    lengths = _stored_lengths(stored, cell) or _measured_lengths(plan, cell)
+    lengths = known.lengths(cell)
     if matmul is None or lengths is None:
         lacking = "configuration of the backbone" if matmul is None else "rows or tokenizer"
         return replace(head, origin=f"{lacking} not on this machine")
     try:
-        rows = _mean_rows(plan, group, lengths)
+        rows = _mean_rows(known, group, lengths)
     except UserError:
         return replace(head, origin="does not fit the backbone")
     except Exception as error:  # a mistake in a method's code, which a run records as the failure of its cells
@@ -148,10 +199,10 @@ def _estimate(
     return replace(counted, train_s=flops / rate.train_flops, eval_s=evaluation, origin=rate.origin)
 
 
-def _mean_rows(plan: Plan, group: Group, lengths: TextLengths) -> Rows:
+def _mean_rows(known: _Known, group: Group, lengths: TextLengths) -> Rows:
     """What a cell of the group needs on average; grid points may differ in steps, batch size and prompt length."""
     points = [group.cells[(point, group.seeds[0])] for point in range(len(group.points))]
-    prompts = {str(cell.hp): _prompt(plan, cell, lengths) for cell in {str(cell.hp): cell for cell in points}.values()}
+    prompts = {str(cell.hp): known.prompt(cell, lengths) for cell in {str(cell.hp): cell for cell in points}.values()}
     rows = [rows_of(cell, lengths, *prompts[str(cell.hp)]) for cell in points]
     samples, source, target = (round(fmean(part)) for part in zip(*(one.training for one in rows), strict=True))
     return Rows((samples, source, target), fmean(one.evaluation for one in rows))
@@ -186,30 +237,78 @@ def stored_results(root: Path) -> Iterable[Result]:
 
 def stored_rate(stored: Iterable[Result], cell: Cell, num_processes: int = 1) -> Rate | None:
     """The mean speed of comparable stored cells: those of the same method, or if there are none, of any method."""
-    comparable = [result for result in stored if _is_comparable(result, cell, num_processes)]
-    own = [result for result in comparable if result.cell.method == cell.method]
-    chosen = own or comparable
-    seconds = sum(result.usage.train_s for result in chosen if result.usage)
-    eval_seconds = sum(result.usage.eval_s for result in chosen if result.usage)
-    if not seconds or not eval_seconds:
-        return None
-    flops = sum(result.usage.model_flops or 0.0 for result in chosen if result.usage)
-    positions = sum(_evaluated_positions(result) for result in chosen)
-    return Rate(flops / seconds, positions / eval_seconds, f"{len(chosen)} stored cells of {cell.backbone}")
+    return StoredCosts(stored).rate(cell, num_processes)
 
 
-def _is_comparable(result: Result, cell: Cell, num_processes: int) -> bool:
-    """Whether a stored cell ran on this device with the same backbone, precision, dropout and number of processes."""
-    usage, made = result.usage, result.provenance
-    if result.status != "done" or usage is None or not usage.model_flops or result.cell.backbone != cell.backbone:
-        return False
-    if usage.num_processes != num_processes:
-        return False
+@dataclass
+class _Total:
+    """What stored cells took together."""
+
+    cells: int = 0
+    train_s: float = 0.0
+    eval_s: float = 0.0
+    flops: float = 0.0
+    positions: float = 0.0
+
+    def add(self, result: Result) -> None:
+        usage = result.usage
+        assert usage is not None
+        self.cells += 1
+        self.train_s += usage.train_s
+        self.eval_s += usage.eval_s
+        self.flops += usage.model_flops or 0.0
+        self.positions += _evaluated_positions(result)
+
+
+class StoredCosts:
+    """Speeds and lengths that stored results tell. Each result is looked at once, however many groups ask."""
+
+    def __init__(self, stored: Iterable[Result]) -> None:
+        self._totals: dict[tuple[str, str], _Total] = {}
+        """By `_speed_key` and method; "" is any method."""
+        self.lengths: dict[str, TextLengths] = {}
+        """By `_rows_key`, what the first such cell has met in training."""
+        for result in stored:
+            self._add(result)
+
+    def _add(self, result: Result) -> None:
+        usage, data = result.usage, result.data
+        if usage is None or not usage.num_samples:
+            return
+        if data is not None and usage.num_target_tokens is not None:
+            means = usage.num_tokens / usage.num_samples, usage.num_target_tokens / usage.num_samples
+            self.lengths.setdefault(_rows_key(result.cell), TextLengths(*means, data.num_dev, data.num_test))
+        if result.status == "done" and usage.model_flops and _is_of_this_device(result):
+            key = _speed_key(result.cell, usage.num_processes)
+            for method in (result.cell.method, ""):
+                self._totals.setdefault((key, method), _Total()).add(result)
+
+    def rate(self, cell: Cell, num_processes: int = 1) -> Rate | None:
+        """The mean speed of comparable cells: those of the same method, or if there are none, of any method."""
+        key = _speed_key(cell, num_processes)
+        total = self._totals.get((key, cell.method)) or self._totals.get((key, ""))
+        if total is None or not total.train_s or not total.eval_s:
+            return None
+        origin = f"{total.cells} stored cells of {cell.backbone}"
+        return Rate(total.flops / total.train_s, total.positions / total.eval_s, origin)
+
+
+def _speed_key(cell: Cell, num_processes: int) -> str:
+    """Equal for cells of equal speed: the same backbone, precision, dropout, storage and number of processes."""
+    recipe = cell.recipe
+    return json.dumps([cell.backbone, recipe.precision, recipe.backbone_dropout, recipe.quantization, num_processes])
+
+
+def _rows_key(cell: Cell) -> str:
+    """Equal for cells whose rows have the same lengths."""
+    shots = None if cell.few_shot is None else cell.few_shot.model_dump_json()
+    protocol = cell.protocol.model_dump_json()
+    return json.dumps([cell.task, cell.backbone, protocol, cell.recipe.max_source_length, shots])
+
+
+def _is_of_this_device(result: Result) -> bool:
     here = provenance.collect_provenance(device_name())
-    same = all(made.get(key) == here[key] for key in ("device", "processor", "num_cpus"))
-    mine, theirs = cell.recipe, result.cell.recipe
-    settings = ("precision", "backbone_dropout", "quantization")
-    return same and all(getattr(mine, name) == getattr(theirs, name) for name in settings)
+    return all(result.provenance.get(key) == here[key] for key in ("device", "processor", "num_cpus"))
 
 
 def _evaluated_positions(result: Result) -> float:
@@ -223,21 +322,6 @@ def _evaluated_positions(result: Result) -> float:
     if prompts is None:  # of an older version, where each row had its prompt, as in training
         prompts = round(rows * (usage.num_prompt_tokens or 0) / usage.num_samples)
     return rows * usage.num_tokens / usage.num_samples + prompts
-
-
-def _stored_lengths(stored: Iterable[Result], cell: Cell) -> TextLengths | None:
-    """The lengths that a stored cell of the same task and backbone has met in training."""
-    for result in stored:
-        usage, data = result.usage, result.data
-        made = result.cell
-        same = (made.task, made.backbone, made.protocol, made.recipe.max_source_length, made.few_shot)
-        if usage is None or data is None or usage.num_target_tokens is None or not usage.num_samples:
-            continue
-        if same == (cell.task, cell.backbone, cell.protocol, cell.recipe.max_source_length, cell.few_shot):
-            samples = usage.num_samples
-            means = usage.num_tokens / samples, usage.num_target_tokens / samples
-            return TextLengths(*means, data.num_dev, data.num_test)
-    return None
 
 
 def _measured_lengths(plan: Plan, cell: Cell) -> TextLengths | None:
@@ -263,21 +347,6 @@ def _sampled_lengths(data: TaskData, tokenizer: Any, limit: int) -> TextLengths:
     targets = tokenizer([data.train[i].target for i in chosen], add_special_tokens=False)["input_ids"]
     source, target = (float(np.mean([len(ids) for ids in rows])) for rows in (sources, targets))
     return TextLengths(source, target + 1, len(data.dev), len(data.test))  # the end token closes a target
-
-
-def _prompt(plan: Plan, cell: Cell, lengths: TextLengths) -> tuple[int, bool, bool]:
-    """Prompt positions of a cell, and whether they are read apart in evaluations and in training.
-
-    All of it comes from the method built on a backbone without weights.
-    """
-    backbone = meta_backbone(plan.suite.backbone_sources[cell.backbone])
-    method = build_method(cell, _class(plan, cell), backbone)
-    limit = cell.recipe.max_source_length or plan.tasks[cell.task].max_source_length
-    most = limit + method.num_prompt_tokens + math.ceil(lengths.target)
-    backbone.model.eval()
-    apart = is_read_apart(method) and backbone.shares_prompts(most)
-    backbone.model.train(cell.recipe.backbone_dropout)
-    return method.num_prompt_tokens, apart, apart and backbone.shares_prompts(most)
 
 
 def _class(plan: Plan, cell: Cell) -> type[Method]:

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from test_fused import Kind, make_cell, make_method, trainer
 from typer.testing import CliRunner
+from typing_help import present
 
 from benchmarks.memory import evaluation, peak_bytes, random_backbone, training_step
 from harness.backbone.flops import DEVICES, peak_flops
 from harness.backbone.load import backbone_config, meta_backbone
-from harness.backbone.memory_estimate import evaluation_bytes, shapes_only_backbone, training_bytes
+from harness.backbone.memory_estimate import PromptPass, evaluation_bytes, shapes_only_backbone, training_bytes
 from harness.backbone.quantization import weight_bytes
 from harness.cli.commands import app
 from harness.errors import UserError
-from harness.runner.device_fit import LENGTH, describe_device, find_device, full_tuning, memory_need
+from harness.runner.device_fit import (
+    LENGTH,
+    PROMPT,
+    TEXT,
+    describe_device,
+    find_device,
+    full_tuning,
+    memory_need,
+)
+from harness.runner.ray.gpu_share import largest_prompt_pass
+from harness.train.tiny_backbones import tiny_backbone, tiny_rows
 
-TOKENS = 4 * LENGTH
+ROWS = 4
 # T5-small and a Llama of its size, shallow; dropout is off, since a CPU draws other masks than a GPU
 SMALL = {
     "t5": {**backbone_config("t5-small"), "num_layers": 2, "num_decoder_layers": 2, "dropout_rate": 0.0},
@@ -30,11 +44,75 @@ SMALL = {
 @pytest.mark.parametrize("storage", ["none", "nf4"])
 def test_the_estimate_of_a_step_is_what_a_profiler_sees(kind: str, storage: Any) -> None:
     backbone = random_backbone(SMALL[kind], storage, "cpu")
-    training = peak_bytes(lambda: training_step(backbone, TOKENS), "cpu")
-    answering = peak_bytes(lambda: evaluation(backbone, TOKENS), "cpu")
+    training = peak_bytes(lambda: training_step(backbone, ROWS, prompts=0), "cpu")
+    answering = peak_bytes(lambda: evaluation(backbone, 2 * ROWS, prompts=0), "cpu")
     with shapes_only_backbone(lambda: random_like(kind, storage), storage) as shapes:
-        assert training_bytes(shapes, 4, LENGTH, 3) == pytest.approx(training, rel=0.15)
-        assert evaluation_bytes(shapes, 8, LENGTH) == pytest.approx(answering, rel=0.25)
+        assert training_bytes(shapes, ROWS, LENGTH, 3) == pytest.approx(training, rel=0.15)
+        assert evaluation_bytes(shapes, 2 * ROWS, LENGTH) == pytest.approx(answering, rel=0.25)
+
+
+@pytest.mark.parametrize("prompts", [1, 10])
+@pytest.mark.parametrize("storage", ["none", "nf4"])
+def test_prompts_that_a_decoder_reads_apart_count_once(storage: Any, prompts: int) -> None:
+    backbone = random_backbone(SMALL["llama"], storage, "cpu")
+    training = peak_bytes(lambda: training_step(backbone, ROWS, prompts), "cpu")
+    answering = peak_bytes(lambda: evaluation(backbone, 2 * ROWS, prompts), "cpu")
+    read = PromptPass(prompts, PROMPT)
+    with shapes_only_backbone(lambda: random_like("llama", storage), storage) as shapes:
+        assert training_bytes(shapes, ROWS, TEXT, 3, prompts=read) == pytest.approx(training, rel=0.15)
+        assert evaluation_bytes(shapes, 2 * ROWS, TEXT, read) == pytest.approx(answering, rel=0.25)
+
+
+@pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
+def test_the_estimate_of_a_bundle_on_a_decoder_is_what_its_step_takes(method: str) -> None:
+    """Two groups of prompts, or prefixes of ten cells, in front of rows of one length."""
+    length, budget, cells = 24, 256, 10
+    name = {"prompt_tuning": "prompt_length", "prefix_tuning": "prefix_length"}[method]
+    network = random_backbone(SMALL["llama"], "none", "cpu")
+    members = [make_cell(method, {name: 40}, 0.3, seed, batch_size=8, steps=4) for seed in range(cells)]
+    made = trainer(members, budget, network)
+    rows = tiny_rows([length] * 32, network)
+    made.encoded = dict.fromkeys(made.encoded, rows)
+    made._train_step(0)  # moments and buffers that stay
+    measured = peak_bytes(lambda: made._train_step(1), "cpu")
+    methods = [state.outcome.method for state in made.states]
+    prompts = present(largest_prompt_pass(methods, network, budget, length))
+    assert prompts == (PromptPass(6, 40) if method == "prompt_tuning" else PromptPass(0, 40, given=cells))
+    with shapes_only_backbone(lambda: random_like("llama", "none"), "none") as shapes:
+        step = training_bytes(shapes, budget // length, length, 2, prompts=prompts)
+    assert step == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.parametrize("kind", ["encoder-decoder", "decoder"])
+def test_prompts_count_apart_only_where_training_reads_them_apart(kind: Kind) -> None:
+    network = tiny_backbone(kind)
+    specs: list[tuple[str, dict[str, object]]] = [("prompt_tuning", {"prompt_length": length}) for length in (7, 5)]
+    cells = [make_cell(*spec, 0.3, seed, 8, 4) for seed, spec in enumerate([*specs, ("by_text", {})])]
+    methods = [make_method(cell, network) for cell in cells]
+    wanted = PromptPass(2, 7) if kind == "decoder" else None
+    assert largest_prompt_pass(methods, network, 100, 20) == wanted
+    assert largest_prompt_pass(methods[2:], network, 100, 20) is None, "vectors that depend on the text"
+
+
+def test_a_decoder_that_reads_prompts_apart_needs_less_than_one_that_cannot(tmp_path: Path) -> None:
+    """The other network drops parts of its attention in training, so there each row has its own prompt."""
+    apart, within = (
+        memory_need(str(write_config(tmp_path / str(share), attention_dropout=share)), "none", ROWS)
+        for share in (0.0, 0.1)
+    )
+    assert (apart.row, within.row) == (TEXT, LENGTH)
+    assert apart.batch < 0.85 * within.batch
+    # many cells may need a pass over as many positions of prompts as of rows
+    assert apart.per_token > within.per_token == within.batch / (ROWS * LENGTH)
+    assert apart.evaluation == within.evaluation, "nothing is dropped in an evaluation"
+    with shapes_only_backbone(lambda: random_like("llama", "none"), "none") as shapes:
+        assert apart.evaluation < 0.9 * evaluation_bytes(shapes, 2 * ROWS, LENGTH)
+
+
+def write_config(folder: Path, **settings: Any) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({**SMALL["llama"], **settings}))
+    return folder
 
 
 def random_like(kind: str, storage: str) -> Any:
@@ -66,11 +144,17 @@ def backbone_shapes() -> Any:
 
 
 def test_a_step_is_that_of_all_layers_and_grows_with_its_tokens() -> None:
-    few, many = (memory_need("t5-small", "none", tokens=rows * LENGTH) for rows in (4, 16))
+    few, many = (memory_need("t5-small", "none", rows) for rows in (4, 16))
     assert few.per_token == pytest.approx(many.per_token, rel=0.1)
     with shapes_only_backbone(lambda: whole("t5-small"), "none") as backbone:
         exact = training_bytes(backbone, 16, LENGTH, 3)
-    assert many.step(16 * LENGTH) - many.weights == pytest.approx(exact, rel=0.05)
+    assert many.step - many.weights == many.batch == exact
+
+
+def test_a_network_that_looks_at_the_numbers_it_draws_has_an_estimate() -> None:
+    found = memory_need("modernbert-base", "none", rows=1)
+    assert found.weights < found.step < 2 * found.weights
+    assert present(found.full).num_params == meta_backbone("modernbert-base").num_params
 
 
 def whole(name: str) -> Any:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
-from harness.backbone import Backbone, Scheme, meta_backbone
-from harness.method import Method, Rule, load_file
-from harness.runner.device_fit import full_tuning, token_bytes, weights_of
+from harness.backbone import Backbone, PromptPass, Scheme, meta_backbone
+from harness.method import CellError, Method, Rule, load_file
+from harness.runner.device_fit import TARGETS, full_tuning, step_bytes, weights_of
 from harness.suite import Cell
-from harness.train import Bundle, build_method, trains_backbone
+from harness.train import BatchInput, Bundle, build_method, trains_backbone
 
 CONTEXT_BYTES = 600 * 2**20
 """Memory that CUDA and its libraries take in every process."""
@@ -55,9 +56,39 @@ def memory_need(bundle: Bundle) -> int:
     if any(trains_backbone(method, _meta(bundle.backbone, recipe.quantization)) for method in methods):
         shards = 1 if bundle.sharding == "none" else bundle.processes
         return CONTEXT_BYTES + scale * full_tuning(bundle.backbone, tokens, length).peak(shards)
+    backbone, dropout = _meta(bundle.backbone, recipe.quantization), recipe.backbone_dropout
+    backbone.model.train(dropout)
+    prompts = largest_prompt_pass(methods, backbone, tokens, length)
+    rows = max(1, tokens // length)
+    step = step_bytes(bundle.backbone, recipe.quantization, rows, length, prompts, dropout)
     trained = sum(method.num_trained for method in methods)
-    step = tokens * token_bytes(bundle.backbone, recipe.quantization, tokens, length)
     return round(CONTEXT_BYTES + scale * (weights_of(bundle.backbone, recipe.quantization) + step + 20 * trained))
+
+
+def largest_prompt_pass(methods: Sequence[Method], backbone: Backbone, tokens: int, length: int) -> PromptPass | None:
+    """The most prompts that stand in front of a group of cells, apart from their texts of at most `length` tokens.
+
+    `tokens` is the budget of a micro-batch, and the network's mode that of training. None where prompts stay with their
+    rows, or where the code of a method raises, which training its cell will record.
+    """
+    cells = list(range(len(methods)))
+    try:
+        fused = BatchInput(methods, backbone, length, answer_length=TARGETS)
+        fused.refresh(grad=False, cells=cells)
+        passes = [_prompt_pass(fused, group) for group in fused.groups(cells, tokens)]
+    except CellError:
+        return None
+    largest = max(passes, key=lambda one: (one.number + one.given) * one.length)
+    return largest if largest.length else None
+
+
+def _prompt_pass(fused: BatchInput, cells: Sequence[int]) -> PromptPass:
+    """What stands in front of the rows of a group of cells; of no length where that is nothing."""
+    positions = fused.positions_apart(cells, padded=True)[cells]
+    given = [cell for cell in cells if fused.given[cell]]
+    length = max((int(fused.prompt_lengths[cell]) for cell in cells if fused.shared[cell]), default=0)
+    number = int(positions.sum()) // length if length else 0
+    return PromptPass(number, max([length, *(fused.methods[cell].num_positions for cell in given)]), len(given))
 
 
 def is_rule(bundle: Bundle) -> bool:

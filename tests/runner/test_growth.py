@@ -1,0 +1,59 @@
+"""What a suite costs beside training grows with its cells and no faster: calls are counted, nothing is timed."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+import harness
+from benchmarks.loading import SHAPES, STAGES, stages
+
+OWN = str(Path(harness.__file__).parent)
+SIZES = (20, 40, 60)
+
+
+def calls(work: Any) -> Counter[str]:
+    """How often each function of the program is called, generators each time that they go on."""
+    found: Counter[str] = Counter()
+
+    def count(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(OWN):
+            found[f"{Path(frame.f_code.co_filename).name} {frame.f_code.co_qualname}"] += 1
+
+    sys.setprofile(count)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return found
+
+
+@pytest.fixture(scope="module", params=list(SHAPES))
+def counted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Counter[str]]]:
+    """By stage, the calls at each size; a first suite has filled the caches of the process."""
+    found: dict[str, list[Counter[str]]] = {stage: [] for stage in STAGES}
+    for size in (SIZES[0], *SIZES):
+        folder = tmp_path_factory.mktemp("suite")
+        suite = folder / "suite.yaml"
+        suite.write_text(SHAPES[request.param](size))
+        for stage, work in stages(suite, folder).items():
+            found[stage].append(calls(work))
+    return {stage: of_sizes[1:] for stage, of_sizes in found.items()}
+
+
+@pytest.mark.parametrize("stage", list(STAGES))
+def test_each_further_cell_costs_as_many_calls(counted: dict[str, list[Counter[str]]], stage: str) -> None:
+    small, middle, large = counted[stage]
+    faster = {
+        name: (small[name], middle[name], count)
+        for name, count in large.items()
+        # a handful of calls more is what a cache or a table's width may cost
+        if count - middle[name] > 1.1 * (middle[name] - small[name]) + 5
+    }
+    assert not faster
+    assert large.total() > small.total(), "nothing was counted"
