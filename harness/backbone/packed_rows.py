@@ -4,7 +4,8 @@ Texts of one batch differ in length: 16 rows of SST-2 fill 74 % of the positions
 one sequence of M positions, [1, M, H], for everything in a network that treats each position by itself: norms, linear
 modules, activations, experts. Only attention, where positions of one row meet, sees padded rows, [N, L], and no weight
 of the network is multiplied there. Padding stands behind each row. What a decoder reads never sees it; an encoder gets
-a mask. Of an encoder-decoder only the encoder is packed, since answers in training are short and of one length.
+a mask. Of an encoder-decoder the texts are packed, in the encoder and as what the decoder looks at. Answers are short
+and much of one length, and stay rows.
 
 transformers' own way for such sequences is one mask of [M, M], which costs M / L times as much in the attention.
 
@@ -58,9 +59,10 @@ def takes_packed_rows(model: Any, kind: KindName) -> bool:
     return bool(model._supports_attention_backend) and "position_ids" in inspect.signature(model.forward).parameters
 
 
-def _distance_tables(encoder: nn.Module) -> list[Any]:
-    """Return the attentions of an encoder that turn distances into biases: T5's first one."""
-    return [module for module in encoder.modules() if getattr(module, "has_relative_attention_bias", False)]
+def _distance_tables(network: nn.Module) -> list[Any]:
+    """Return the attentions over texts that turn distances into biases: the first one of T5's encoder."""
+    found: list[Any] = [m for m in network.modules() if getattr(m, "has_relative_attention_bias", False)]
+    return [module for module in found if not module.is_decoder]
 
 
 class Packing:
@@ -140,11 +142,23 @@ class Packing:
     def attention(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, None]:
-        """Attention within rows: queries, keys and values [1, A, M, D] -> [1, M, A, D]."""
+        """Attention within rows: queries, keys and values [1, A, M, D] -> [1, M, A, D].
+
+        In the decoder of an encoder-decoder queries are rows, [N, A, T, D], and so are its own keys and values; the
+        output then is [N, T, A, D].
+        """
+        if len(key) > 1:
+            return sdpa_attention_forward(module, query, key, value, mask, **kwargs)  # type: ignore[no-any-return]
         self.num_calls += 1
         # [1, A, M, D] -> [N, A, L, D]
-        padded = (self.unpack(states.transpose(1, 2)).transpose(1, 2) for states in (query, key, value))
-        output, _ = sdpa_attention_forward(module, *padded, mask, **kwargs)  # [N, L, A, D]
+        keys, values = (self.unpack(states.transpose(1, 2)).transpose(1, 2) for states in (key, value))
+        if len(query) > 1:
+            bias = kwargs.pop("position_bias", None)
+            if bias is not None:  # T5 adds zeros here, as many as there are keys
+                kwargs["position_bias"] = bias[..., : keys.shape[2]]
+            return sdpa_attention_forward(module, query, keys, values, mask, **kwargs)  # type: ignore[no-any-return]
+        queries = self.unpack(query.transpose(1, 2)).transpose(1, 2)
+        output, _ = sdpa_attention_forward(module, queries, keys, values, mask, **kwargs)  # [N, L, A, D]
         packed: Tensor = _Pack.apply(output.flatten(0, 1), self)  # type: ignore[no-untyped-call]
         return packed[None], None
 
@@ -208,6 +222,9 @@ def _mask(*, batch_size: int, q_length: int, kv_length: int, attention_mask: Any
     A window counts places, and within a row they are positions.
     """
     assert _active is not None
+    if batch_size > 1:  # the answers of an encoder-decoder
+        sizes = {"batch_size": batch_size, "q_length": q_length, "kv_length": kv_length}
+        return sdpa_mask(attention_mask=attention_mask, **sizes, **kwargs)  # type: ignore[no-any-return]
     count, longest = _active.is_real.shape
     sizes = {"q_length": longest, "kv_length": longest, **kwargs}
     if not _active.is_causal:
@@ -267,15 +284,16 @@ class PackedEncoderDecoder(EncoderDecoder):
             return super().target_logits(network, embeds, mask, tokens, is_target)
         packed = packing.pack(embeds)
         encoder = network.model.get_encoder()
-        with _counted(packing, encoder, int(encoder.config.num_hidden_layers)):
-            states = encoder(inputs_embeds=packed, attention_mask=packed.new_ones(1, packing.total)).last_hidden_state
         start = tokens.new_full((len(tokens), 1), network.config.decoder_start_token_id)
-        out = network.forward_pass(
-            encoder_outputs=BaseModelOutput(last_hidden_state=packing.unpack(states)),
-            attention_mask=packing.is_real.to(mask.dtype),
-            decoder_input_ids=torch.cat([start, tokens[:, :-1]], 1),
-            use_cache=False,
-        )
+        layers = int(encoder.config.num_hidden_layers) + int(network.model.get_decoder().config.num_hidden_layers)
+        with _counted(packing, network.model, layers):
+            states = encoder(inputs_embeds=packed, attention_mask=packed.new_ones(1, packing.total)).last_hidden_state
+            out = network.forward_pass(
+                encoder_outputs=BaseModelOutput(last_hidden_state=states),
+                attention_mask=packing.is_real[:, None, None].expand(-1, 1, tokens.shape[1], -1),  # as SDPA takes it
+                decoder_input_ids=torch.cat([start, tokens[:, :-1]], 1),
+                use_cache=False,
+            )
         return out.logits  # type: ignore[no-any-return]
 
 
@@ -309,8 +327,11 @@ PACKED: Mapping[KindName, NetworkKind] = {
 def _packing(network: Network, counts: Tensor, is_causal: bool, num_kept: int = 0) -> Packing | None:
     """Return how rows stand whose positions count where `counts` [N, K] is True.
 
-    None for as many positions as there are heads: in [1, heads, M, size] nobody could tell which axis is which.
+    None for one row, which has no padding, and for as many positions as there are heads: in [1, heads, M, size] nobody
+    could tell which axis is which.
     """
+    if len(counts) == 1:
+        return None
     packing = Packing(counts, is_causal, network.model.training and network.has_dropout, num_kept)
     config = network.config.get_text_config()
     heads = config.num_attention_heads, getattr(config, "num_key_value_heads", None)

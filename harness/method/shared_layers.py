@@ -192,10 +192,10 @@ class SharedLayers:
 
     def _division(self, states: Tensor) -> tuple[int, CellBlocks]:
         """Along which axis the cells stand one behind the other, and how much each has there."""
-        packing = present_packing()
-        if packing is None or states.dim() < 3:  # [tokens, in] has neither rows nor an axis for positions
+        packing, rows = present_packing(), self._blocks.counts
+        # [tokens, in] has no axis for positions, and an encoder-decoder's answers are rows, of which there are several
+        if packing is None or states.dim() < 3 or len(states) == sum(rows):
             return 0, self._blocks
-        rows = self._blocks.counts
         if states.dim() == 3 and states.shape[1] == packing.num_kept * sum(rows) != packing.total:
             return 1, CellBlocks([count * packing.num_kept for count in rows])  # an output head, at the targets alone
         if self._packed is None or self._packed[0] is not packing:

@@ -109,11 +109,13 @@ def test_a_module_that_no_cell_changes_runs_once_for_all_rows() -> None:
     made = trainer(cells(1), max_tokens=10_000)
     seen: list[int] = []
     attention = made.backbone.model.encoder.block[0].layer[0].SelfAttention  # cells change parts of it, not the whole
-    attention.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    attention.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[:2].numel()))
+    rows = made._draw()
     with made.fused.attached():
-        made._accumulate(made._draw())
-    num_rows = sum(batch_size for *_, batch_size in SPECS)
-    assert sum(seen) == num_rows
+        made._accumulate(rows)
+    # the rows are packed, so a position is computed once and none for padding
+    assert made.fused.packs
+    assert sum(seen) == made.fused.lengths(made.encoded["train"], rows).sum()
     assert len(seen) < len(SPECS)
 
 
