@@ -7,7 +7,8 @@ of the network is multiplied there. Padding stands behind each row. What a decod
 a mask. Of an encoder-decoder the texts are packed, in the encoder and as what the decoder looks at. Answers are short
 and much of one length, and stay rows.
 
-transformers' own way for such sequences is one mask of [M, M], which costs M / L times as much in the attention.
+The field calls this padding-free training, or sequence packing without a fixed length. transformers' own way for it is
+one mask of [M, M], which costs M / L times as much in the attention.
 
 Shapes: N rows, L positions of the longest text or, inside attention, of the longest text with its answer, T target
 tokens, M positions of all rows without padding, H width of embeddings, W width of the last states, V vocabulary,
@@ -118,19 +119,19 @@ class Packing:
         tables = [
             (module, vars(module).get("compute_bias"), module.compute_bias) for module in _distance_tables(network)
         ]
-        _active = self
-        for config, _ in names:
-            config._attn_implementation = ATTENTION_NAME
-        for module, _, compute in tables:
-            vars(module)["compute_bias"] = partial(self._bias, compute)
         try:
+            _active = self
+            for config, _ in names:
+                config._attn_implementation = ATTENTION_NAME
+            for module, _, compute in tables:
+                vars(module)["compute_bias"] = partial(self._bias, compute)
             yield
         finally:
             _active = before
             for config, name in names:
                 config._attn_implementation = name
             for module, own, _ in tables:
-                vars(module).pop("compute_bias")
+                vars(module).pop("compute_bias", None)
                 if own is not None:
                     vars(module)["compute_bias"] = own
 
@@ -254,9 +255,10 @@ class PackedDecoder(DecoderOnly):
         if packing is None:
             return super().target_logits(network, embeds, mask, tokens, is_target)
         ends = packing.starts + mask.sum(1)  # [N]
-        # a text's end predicts the first target; places behind the last target count for nothing
+        # a text's end predicts the first target; places behind the last target count for nothing, and stay in their row
         wanted = ends[:, None] - 1 + torch.arange(tokens.shape[1], device=mask.device)[None]
-        with network.kept_positions(wanted.clamp(max=packing.total - 1).view(1, -1)):
+        wanted = torch.minimum(wanted, (packing.starts + packing.lengths - 1)[:, None])
+        with network.kept_positions(wanted.view(1, -1)):
             out = _read_decoder(network, network.forward_pass, packing, torch.cat([embeds, target], 1))
         return out.logits.view(*tokens.shape, -1)  # type: ignore[no-any-return]
 
@@ -327,15 +329,15 @@ PACKED: Mapping[KindName, NetworkKind] = {
 def _packing(network: Network, counts: Tensor, is_causal: bool, num_kept: int = 0) -> Packing | None:
     """Return how rows stand whose positions count where `counts` [N, K] is True.
 
-    None for one row, which has no padding, and for as many positions as there are heads: in [1, heads, M, size] nobody
-    could tell which axis is which.
+    None for one row, which has no padding, and for numbers of positions that leave a shape open: as many as there are
+    heads, [1, heads, M, size], or as many as an output head computes.
     """
     if len(counts) == 1:
         return None
     packing = Packing(counts, is_causal, network.model.training and network.has_dropout, num_kept)
-    config = network.config.get_text_config()
-    heads = config.num_attention_heads, getattr(config, "num_key_value_heads", None)
-    return None if packing.total in heads else packing
+    settings = network.config.get_text_config().to_dict()
+    heads = {value for key, value in settings.items() if key.endswith("heads")}
+    return None if packing.total in heads | {num_kept * len(counts)} else packing
 
 
 @contextmanager

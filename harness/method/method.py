@@ -255,8 +255,12 @@ class Method(nn.Module):
         return cls.attach is not Method.attach or cls.token_losses is not Method.token_losses
 
     def takes_packed_rows(self) -> bool:
-        """Whether rows may be packed in training, without padding: the method sees no row in the layers."""
-        return self.is_positionwise or not self.is_layer_side()
+        """Whether rows may be packed in training, without padding: the method sees no row in the layers.
+
+        A loss of its own may look into them too, with a hook for one.
+        """
+        cls = type(self)
+        return self.is_positionwise or not (cls.is_layer_side() or cls.token_losses is not Method.token_losses)
 
     @classmethod
     def gives_keys_and_values(cls) -> bool:

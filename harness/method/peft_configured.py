@@ -64,7 +64,9 @@ class ConfiguredPeft(Method):
         self.network = PeftNetwork(config, backbone)
         self.tensors = nn.ParameterDict(self.network.trained)
         self.frozen = FrozenTensors(self.network.frozen)
-        self.is_positionwise = not self.runs_alone() and peft_type(hp.config) in POSITIONWISE_TYPES
+        takes_means = hp.config.get("velora_config") is not None  # over all positions of a batch
+        is_known = peft_type(hp.config) in POSITIONWISE_TYPES and not takes_means
+        self.is_positionwise = is_known and not self.runs_alone()
         self.allocation = RankAllocation(self.network.tuner) if peft_type(hp.config) == "ADALORA" else None
 
     def layer_changes(self) -> Sequence[LayerChange]:

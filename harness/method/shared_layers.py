@@ -5,7 +5,7 @@ positions; `...` stands for positions and widths.
 
 A module that no cell changes runs once on all N rows. A module that some cell changes splits its input by cell, hands
 each piece to that cell's changes, and joins the results. Low-rank updates of one shape take a shorter way: two batched
-products serve all cells (`harness.method.low_rank`). A decoder may train on packed rows, [1, M, in], without padding
+products serve all cells (`harness.method.low_rank`). A network may train on packed rows, [1, M, in], without padding
 (`harness.backbone.packed_rows`); then the positions are split in place of the rows.
 """
 

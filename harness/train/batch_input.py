@@ -56,7 +56,8 @@ class BatchInput:
     of the table, and so it does in an encoder, whose prompt stands behind its first token. A decoder-only network pads
     on the left, so there the last token takes the last row. With a `seal`, every call of a method is followed by a look
     whether it wrote to the backbone. With `answer_length`, the most tokens of an answer, prompts are read apart from
-    the texts where the network allows it; the caller then calls `read_prompts` before it builds.
+    the texts where the network allows it; the caller then calls `read_prompts` before it builds. Without `may_pack`
+    rows stay padded in training.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class BatchInput:
         seal: Seal | None = None,
         pooling: Pooling | None = None,
         answer_length: int | None = None,
+        may_pack: bool = True,
     ) -> None:
         self.methods = methods
         self.backbone = backbone
@@ -75,6 +77,10 @@ class BatchInput:
         """By cell, whether its method gives keys and values that stand in front of its rows."""
         if len(methods) > 1 and any(m.runs_alone() and not given for m, given in zip(methods, self.given, strict=True)):
             raise ValueError("a method that attaches itself, or has a loss of its own, shares no bundle")
+        # asked now, since methods that are in the backbone may hide from it what it is
+        self._can_pack = (
+            may_pack and backbone.takes_packed_rows and all(method.takes_packed_rows() for method in methods)
+        )
         self.seal = None if self.attaches_itself else seal
         self.source_length = source_length
         self.static = [not method.depends_on_text() for method in methods]
@@ -134,9 +140,7 @@ class BatchInput:
 
         Rows behind prompts that are read apart stay padded.
         """
-        if not self.backbone.takes_packed_rows or self.shared.any():
-            return False
-        return all(method.takes_packed_rows() for method in self.methods)
+        return self._can_pack and self.backbone.takes_packed_rows and not self.shared.any()
 
     @property
     def attaches_itself(self) -> bool:

@@ -131,7 +131,7 @@ class BundleStep:
         and it ends with its processes."""
         # with divided weights, every process must run as many passes as the others, so prompts stay with their rows
         answer = None if sharding.is_sharded else longest_answer(encoded, data.task, backbone, recipe.label_tokens)
-        self.fused = BatchInput(methods, backbone, length, self.seal, recipe.pooling, answer)
+        self.fused = BatchInput(methods, backbone, length, self.seal, recipe.pooling, answer, not sharding.is_sharded)
         self.overhead = overhead_tokens(backbone, self.fused.calls_per_module)
         """What one more micro-batch costs, in positions; counted before methods are in the backbone."""
         self.watched = self.fused.seal
@@ -317,8 +317,8 @@ class BundleStep:
         prefixes = self.fused.row_prefixes(train, batch)
         labels = on_device(train.targets(batch.rows), device)  # [N, D]
         cells = on_device(batch.cells, device)  # [N]
-        backbone = self.fused.head_reader(batch) if self.fused.heads else self.backbone
         with self.backbone.packed(self._is_packed(self.fused.lengths(train, batch))):
+            backbone = self.fused.head_reader(batch) if self.fused.heads else self.backbone
             losses = self._token_losses(backbone, embeds, mask, labels, prefixes)
         return losses.sum(1).to(weights.dtype) * weights[cells], cells
 

@@ -181,3 +181,35 @@ def test_dropout_in_attention_keeps_its_share(folder: Path) -> None:
         assert draws.std(0)[0].min() > 0
         means.append(draws.mean(0))
     torch.testing.assert_close(means[0], means[1], rtol=0.01, atol=0.01)
+
+
+def llama(folder: Path) -> Backbone:
+    return load_backbone(checkpoint(folder, "Llama 3"), "float32")
+
+
+def test_a_network_that_mixes_positions_outside_of_attention_is_found_out(folder: Path) -> None:
+    assert llama(folder).takes_packed_rows
+    mixing, failing = llama(folder), llama(folder)
+    mixing.model.model.layers[0].mlp.register_forward_hook(lambda module, args, output: output + output.roll(1, 1))
+    assert not mixing.takes_packed_rows
+    first = failing.model.model.layers[0].mlp
+    first.register_forward_pre_hook(lambda module, args: args[0].view(2, -1))  # wants the rows of the trial
+    assert not failing.takes_packed_rows
+    assert all(not module.training for module in failing.model.modules())
+
+
+def test_what_a_head_reads_behind_a_short_answer_stays_in_its_row(folder: Path) -> None:
+    """The loss there is 0, but 0 times the NaN of another cell's row would be NaN in a change of the head."""
+    backbone = llama(folder)
+    rows = Rows(backbone)
+    texts = rows.texts.detach().clone()
+    texts[2] = float("nan")
+    read: list[Tensor] = []
+    with (
+        backbone.packed(True),
+        backbone.model.get_output_embeddings().register_forward_hook(lambda module, args, output: read.append(args[0])),
+    ):
+        backbone.token_losses(texts, rows.mask, rows.labels)
+    states = read[0].view(len(TEXTS), TARGETS, -1)  # row 1, in front of the NaN, has two targets
+    assert states[2].isnan().all()
+    assert states[[0, 1, 3, 4, 5, 6]].isfinite().all()

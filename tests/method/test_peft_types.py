@@ -165,6 +165,8 @@ def test_types_that_look_at_whole_rows_get_padded_ones() -> None:
         assert not Cell(settings(kind)).method.takes_packed_rows(), kind
     whole = {"peft_type": "LORA", "target_parameters": ["mlp.up_proj.weight"], "target_modules": []}
     assert not Cell(whole).method.takes_packed_rows()
+    velora = {"peft_type": "LORA", "velora_config": {}}
+    assert not Cell(velora).method.takes_packed_rows()
 
 
 def test_at_most_five_types_are_refused_each_with_a_reason() -> None:

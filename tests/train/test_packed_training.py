@@ -1,4 +1,4 @@
-"""Cells that change layers train on packed rows of a decoder as on padded ones, alone and in bundles."""
+"""Cells train on packed rows as on padded ones, alone and in bundles."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 import torch
 from float64 import in_float64
 from test_shared_prompts import LENGTH, Spec, make_cell, make_method
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from harness.backbone.load import load_backbone
 from harness.backbone.network import Backbone
@@ -19,10 +20,12 @@ from harness.data.examples import Example, TaskData
 from harness.data.record import DataRecord
 from harness.data.tasks import all_tasks
 from harness.data.tokenization import Encoded
+from harness.method.method import Method, Rule
+from harness.method.registry import discover
 from harness.train.batch_input import BatchInput, Rows
 from harness.train.evaluate import answer_split
 from harness.train.loop import BundleTrainer
-from harness.train.tiny_backbones import tiny_rows
+from harness.train.tiny_backbones import tiny_backbone, tiny_rows
 from tools.network_matrix.checkpoints import build
 
 SPECS: list[Spec] = [
@@ -48,6 +51,14 @@ def network(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def exact() -> Iterator[None]:
     with in_float64():
         yield
+
+
+def layers_of_texts(network: Backbone) -> Iterator[nn.Module]:
+    """The modules that texts pass."""
+    model = network.model
+    if network.is_encoder_decoder:
+        return iter(model.get_encoder().modules())
+    return iter((model.get_decoder() if network.writes_text else model).modules())
 
 
 def trained(specs: list[Spec], backbone: Backbone, packs: bool, **recipe: Any) -> BundleTrainer:
@@ -78,7 +89,12 @@ def test_eight_steps_end_where_padded_rows_end(network: Backbone, specs: list[Sp
         return  # a decoder reads prompts apart, and the rows behind them stay padded
     if "gpt2" in network.config.model_type:  # its keys and values are no modules of their own, and not linear
         specs = [spec for spec in specs if spec[0] != "ia3"]
-    one, other = (trained(specs, network, packs, **recipe) for packs in (True, False))
+    seen: list[torch.Size] = []
+    linear = next(m for m in layers_of_texts(network) if isinstance(m, nn.Linear | Conv1D))
+    with linear.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape)):
+        one = trained(specs, network, True, **recipe)
+    assert any(shape[0] == 1 for shape in seen)
+    other = trained(specs, network, False, **recipe)
     for ours, theirs in zip(one.states, other.states, strict=True):
         assert ours.outcome.failure is None
         expected: dict[str, Tensor] = theirs.outcome.method.state_dict()
@@ -128,3 +144,20 @@ def test_answers_are_written_from_padded_rows(network: Backbone) -> None:
     with made.fused.attached():
         answers = answer_split(made.fused, [0], encoded, made.data.task, 120)
     assert answers[0] == made.states[0].outcome.answers["dev"]
+
+
+def test_methods_with_a_loss_of_their_own_see_rows_unless_they_say_otherwise() -> None:
+    """MPT hooks a decoder's last norm in its loss, and takes the last positions of each row there."""
+    own = {
+        name for name, found in discover().items() if issubclass(found.cls or Rule, Method) and has_own_loss(found.cls)
+    }
+    assert {"mpt", "hyperformer", "hyperdecoder", "adamix"} <= own
+    for name in own - {"adamix"}:
+        assert not discover()[name].cls.is_positionwise, name  # type: ignore[union-attr]
+    backbone = tiny_backbone("decoder")
+    cls: Any = discover()["mpt"].cls
+    assert not cls(cls.HP(), backbone).takes_packed_rows()
+
+
+def has_own_loss(cls: Any) -> bool:
+    return cls.token_losses is not Method.token_losses
