@@ -2,10 +2,10 @@
 
 Texts of one batch differ in length: 16 rows of SST-2 fill 74 % of the positions of a padded batch. Here the N rows are
 one sequence of M positions, [1, M, H], for everything in a network that treats each position by itself: norms, linear
-modules, activations, experts. Only attention, where positions of one row meet, sees padded rows, [N, L], and no weight
-of the network is multiplied there. Padding stands behind each row. What a decoder reads never sees it; an encoder gets
-a mask. Of an encoder-decoder the texts are packed, in the encoder and as what the decoder looks at. Answers are short
-and much of one length, and stay rows.
+modules, activations, experts. Only attention, where positions of one row meet, sees padded rows, those of like lengths
+together, and no weight of the network is multiplied there. Padding stands behind each row. What a decoder reads never
+sees it; an encoder gets a mask. Of an encoder-decoder the texts are packed, in the encoder and as what the decoder
+looks at. Answers are short and much of one length, and stay rows.
 
 The field calls this padding-free training, or sequence packing without a fixed length. transformers' own way for it is
 one mask of [M, M], which costs M / L times as much in the attention.
@@ -18,10 +18,11 @@ A heads, D size of one.
 from __future__ import annotations
 
 import inspect
+import itertools
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -44,6 +45,10 @@ from harness.backbone.network_kinds import (
 )
 
 ATTENTION_NAME = "sdpa_packed_rows"
+
+GROUP_PAIRS = 4_000
+"""Pairs of positions that one more call of attention has to save, about what takes the time of a call. At the width of
+SmolLM2-135M a pair is 4 x 576 FLOPs forward and twice that back, and a call with its way back costs some 0.1 ms."""
 
 
 def takes_packed_rows(model: Any, kind: KindName) -> bool:
@@ -86,6 +91,24 @@ class Packing:
         self.taken = counts.flatten().nonzero()[:, 0]
         """[M]: which of the N * K positions stand in the sequence."""
         place = torch.arange(longest, device=counts.device)[None]  # [1, L]
+        self.is_real = place < self.lengths[:, None]
+        """[N, L]: which positions of the padded rows are no padding."""
+        self.positions = place.expand(self.is_real.shape)[self.is_real]
+        """[M]: the position of each within its row."""
+        order = self.lengths.argsort(descending=True, stable=True)
+        self.groups = torch.split(order, _group_sizes(self.lengths[order].tolist()))
+        """Rows that are padded together in attention, those of like lengths."""
+        self.layout = _Layout(self, self.groups)
+        self.is_causal = is_causal
+        self.needs_mask = needs_mask
+        self.lengths = counts.sum(1)  # [N]
+        self.total = int(self.lengths.sum())
+        longest = int(self.lengths.max())
+        self.starts = self.lengths.cumsum(0) - self.lengths
+        """[N]: at which position of the sequence each row begins."""
+        self.taken = counts.flatten().nonzero()[:, 0]
+        """[M]: which of the N * K positions stand in the sequence."""
+        place = torch.arange(longest, device=counts.device)[None]  # [1, L]
         is_real = place < self.lengths[:, None]
         self.is_real = is_real
         """[N, L]: which positions of the padded rows are no padding."""
@@ -105,10 +128,15 @@ class Packing:
         """[N, K, ...] -> [1, M, ...]."""
         return padded.flatten(0, 1).index_select(0, self.taken)[None]
 
+    @cached_property
+    def whole(self) -> _Layout:
+        """All rows padded to one length, in their order."""
+        return _Layout(self, [torch.arange(len(self.lengths), device=self.lengths.device)])
+
     def unpack(self, sequence: Tensor) -> Tensor:
         """[1, M, ...] -> [N, L, ...]. Padding gets no gradient back: nothing may depend on it."""
-        rows: Tensor = _Pad.apply(sequence[0], self)  # type: ignore[no-untyped-call]
-        return rows.view(*self.is_real.shape, *rows.shape[1:])
+        (rows,) = self.whole.pad(sequence[0])
+        return rows
 
     @contextmanager
     def active(self, network: nn.Module) -> Iterator[None]:
@@ -158,10 +186,69 @@ class Packing:
             if bias is not None:  # T5 adds zeros here, as many as there are keys
                 kwargs["position_bias"] = bias[..., : keys.shape[2]]
             return sdpa_attention_forward(module, query, keys, values, mask, **kwargs)  # type: ignore[no-any-return]
-        queries = self.unpack(query.transpose(1, 2)).transpose(1, 2)
-        output, _ = sdpa_attention_forward(module, queries, keys, values, mask, **kwargs)  # [N, L, A, D]
-        packed: Tensor = _Pack.apply(output.flatten(0, 1), self)  # type: ignore[no-untyped-call]
+        bias = kwargs.pop("position_bias", None)
+        outputs = []
+        padded = (self.layout.pad(states[0].transpose(0, 1)) for states in (query, key, value))
+        for rows, *states in zip(self.groups, *padded, strict=True):  # [n, l, A, D] each
+            if bias is not None:
+                kwargs["position_bias"] = _part(bias, rows, states[0].shape[1])
+            own = [part.transpose(1, 2) for part in states]
+            output, _ = sdpa_attention_forward(module, *own, _part(mask, rows, states[0].shape[1]), **kwargs)
+            outputs.append(output.flatten(0, 1))
+        packed: Tensor = _Pack.apply(torch.cat(outputs), self.layout)  # type: ignore[no-untyped-call]
         return packed[None], None
+
+
+class _Layout:
+    """Where the positions of a sequence stand in rows that are padded group by group."""
+
+    def __init__(self, packing: Packing, groups: Sequence[Tensor]) -> None:
+        """`groups` holds the numbers of the rows of each."""
+        sources, targets, gaps = [], torch.empty(packing.total, dtype=torch.long), []
+        self.shapes: list[tuple[int, int]] = []
+        """By group, its n rows and the l positions of the longest."""
+        offset = 0
+        for rows in groups:
+            lengths = packing.lengths[rows]
+            place = torch.arange(int(lengths.max()))[None]  # [1, l]
+            is_real = (place < lengths[:, None]).flatten()
+            source = (packing.starts[rows][:, None] + place).flatten()
+            sources.append(torch.where(is_real, source, 0))
+            stands = offset + torch.arange(len(source))
+            targets[source[is_real]] = stands[is_real]
+            gaps.append(stands[~is_real])
+            self.shapes.append((len(rows), place.shape[1]))
+            offset += len(source)
+        self.sources = torch.cat(sources)
+        """[S], S the positions of all padded rows: which position of the sequence stands there; for padding any."""
+        self.targets = targets
+        """[M]: where each position of the sequence stands among the S."""
+        self.gaps = torch.cat(gaps)
+        """Which of the S are padding."""
+
+    def pad(self, sequence: Tensor) -> list[Tensor]:
+        """[M, ...] -> for each group [n, l, ...]."""
+        rows: Tensor = _Pad.apply(sequence, self)  # type: ignore[no-untyped-call]
+        parts = torch.split(rows, [count * longest for count, longest in self.shapes])
+        return [part.view(*shape, *part.shape[1:]) for part, shape in zip(parts, self.shapes, strict=True)]
+
+
+def _group_sizes(lengths: Sequence[int]) -> list[int]:
+    """Return how many rows to pad together in attention, by their lengths, [N], which fall."""
+    starts = [0]
+    for row, length in enumerate(lengths):
+        longest = lengths[starts[-1]]
+        saved = (len(lengths) - row) * (longest**2 - length**2)
+        if 4 * length <= 3 * longest and saved > GROUP_PAIRS:
+            starts.append(row)
+    return [end - start for start, end in itertools.pairwise([*starts, len(lengths)])]
+
+
+def _part(table: Tensor | None, rows: Tensor, length: int) -> Tensor | None:
+    """Cut a mask or a bias, [1 or N, 1 or A, L, L], to some rows and to their length l: [1 or n, 1 or A, l, l]."""
+    if table is None:
+        return None
+    return (table if len(table) == 1 else table[rows])[..., :length, :length]
 
 
 def _configs(network: nn.Module) -> list[Any]:
@@ -180,34 +267,36 @@ def present_packing() -> Packing | None:
 
 
 class _Pad(torch.autograd.Function):
-    """[M, ...] -> [N * L, ...]. A look-up in both directions, where autograd's own way back adds row after row.
+    """[M, ...] -> [S, ...], rows that are padded.
+
+    It is a look-up in both directions, where autograd's own way back adds row after row.
 
     The way back leaves the padding out: no row sees its keys and values, and `_Pack` gives its queries no gradient.
     """
 
     @staticmethod
-    def forward(ctx: Any, sequence: Tensor, packing: Packing) -> Tensor:
-        ctx.packing = packing
+    def forward(ctx: Any, sequence: Tensor, layout: _Layout) -> Tensor:
+        ctx.layout = layout
         # zeros, since a weight of 0 on the NaN of another cell's row would be NaN
-        return sequence.index_select(0, packing.sources).index_fill_(0, packing.gaps, 0.0)
+        return sequence.index_select(0, layout.sources).index_fill_(0, layout.gaps, 0.0)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0].index_select(0, ctx.packing.targets), None
+        return gradients[0].index_select(0, ctx.layout.targets), None
 
 
 class _Pack(torch.autograd.Function):
-    """[N * L, ...] -> [M, ...]."""
+    """[S, ...] -> [M, ...]."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, packing: Packing) -> Tensor:
-        ctx.packing = packing
-        return rows.index_select(0, packing.targets)
+    def forward(ctx: Any, rows: Tensor, layout: _Layout) -> Tensor:
+        ctx.layout = layout
+        return rows.index_select(0, layout.targets)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        packing: Packing = ctx.packing
-        return gradients[0].index_select(0, packing.sources).index_fill_(0, packing.gaps, 0.0), None
+        layout: _Layout = ctx.layout
+        return gradients[0].index_select(0, layout.sources).index_fill_(0, layout.gaps, 0.0), None
 
 
 def _attention(

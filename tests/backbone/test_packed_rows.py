@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
+from harness.backbone import packed_rows
 from harness.backbone.load import load_backbone
 from harness.backbone.network import Backbone
 from harness.backbone.network_kinds import Pooling
@@ -65,6 +66,20 @@ def network(request: pytest.FixtureRequest, folder: Path) -> Iterator[Backbone]:
 def _both(outer: Any, inner: Any) -> Iterator[None]:
     with outer, inner:
         yield
+
+
+@pytest.fixture(autouse=True)
+def several_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let attention pad these few rows in six groups; by default they would be too short for that."""
+    monkeypatch.setattr(packed_rows, "GROUP_PAIRS", 0)
+
+
+def test_rows_of_like_lengths_are_padded_together_where_it_saves_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert packed_rows._group_sizes(sorted(TEXTS, reverse=True)) == [1, 1, 2, 1, 1, 1]
+    monkeypatch.setattr(packed_rows, "GROUP_PAIRS", 4_000)
+    assert packed_rows._group_sizes(sorted(TEXTS, reverse=True)) == [1, 6]
+    assert packed_rows._group_sizes([100, 90, 76, 75, 60, 57, 56, 10]) == [3, 3, 2]
+    assert packed_rows._group_sizes([9] * 4) == [4]
 
 
 class Rows:
