@@ -99,27 +99,6 @@ class Packing:
         self.groups = torch.split(order, _group_sizes(self.lengths[order].tolist()))
         """Rows that are padded together in attention, those of like lengths."""
         self.layout = _Layout(self, self.groups)
-        self.is_causal = is_causal
-        self.needs_mask = needs_mask
-        self.lengths = counts.sum(1)  # [N]
-        self.total = int(self.lengths.sum())
-        longest = int(self.lengths.max())
-        self.starts = self.lengths.cumsum(0) - self.lengths
-        """[N]: at which position of the sequence each row begins."""
-        self.taken = counts.flatten().nonzero()[:, 0]
-        """[M]: which of the N * K positions stand in the sequence."""
-        place = torch.arange(longest, device=counts.device)[None]  # [1, L]
-        is_real = place < self.lengths[:, None]
-        self.is_real = is_real
-        """[N, L]: which positions of the padded rows are no padding."""
-        self.positions = place.expand(self.is_real.shape)[is_real]
-        """[M]: the position of each within its row."""
-        self.sources = torch.where(is_real, self.starts[:, None] + place, 0).flatten()
-        """[N * L]: which position of the sequence stands here; where padding does, any."""
-        self.targets = is_real.flatten().nonzero()[:, 0]
-        """[M]: where each position of the sequence stands in the padded rows."""
-        self.gaps = (~is_real).flatten().nonzero()[:, 0]
-        """Where the padding stands in the padded rows."""
         self.num_kept = num_kept
         self.num_calls = 0
         """How often attention has been computed with it."""
@@ -179,14 +158,13 @@ class Packing:
         if len(key) > 1:
             return sdpa_attention_forward(module, query, key, value, mask, **kwargs)  # type: ignore[no-any-return]
         self.num_calls += 1
-        # [1, A, M, D] -> [N, A, L, D]
-        keys, values = (self.unpack(states.transpose(1, 2)).transpose(1, 2) for states in (key, value))
+        bias = kwargs.pop("position_bias", None)
         if len(query) > 1:
-            bias = kwargs.pop("position_bias", None)
+            # [1, A, M, D] -> [N, A, L, D]
+            keys, values = (self.unpack(states.transpose(1, 2)).transpose(1, 2) for states in (key, value))
             if bias is not None:  # T5 adds zeros here, as many as there are keys
                 kwargs["position_bias"] = bias[..., : keys.shape[2]]
             return sdpa_attention_forward(module, query, keys, values, mask, **kwargs)  # type: ignore[no-any-return]
-        bias = kwargs.pop("position_bias", None)
         outputs = []
         padded = (self.layout.pad(states[0].transpose(0, 1)) for states in (query, key, value))
         for rows, *states in zip(self.groups, *padded, strict=True):  # [n, l, A, D] each
@@ -269,9 +247,8 @@ def present_packing() -> Packing | None:
 class _Pad(torch.autograd.Function):
     """[M, ...] -> [S, ...], rows that are padded.
 
-    It is a look-up in both directions, where autograd's own way back adds row after row.
-
-    The way back leaves the padding out: no row sees its keys and values, and `_Pack` gives its queries no gradient.
+    It is a look-up in both directions, where autograd's own way back adds row after row. The way back leaves the padding
+    out: no row sees its keys and values, and `_Pack` gives its queries no gradient.
     """
 
     @staticmethod

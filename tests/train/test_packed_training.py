@@ -10,15 +10,12 @@ import numpy as np
 import pytest
 import torch
 from float64 import in_float64
-from test_shared_prompts import LENGTH, Spec, make_cell, make_method
+from test_shared_prompts import LENGTH, Spec, made_up_rows, make_cell, make_method
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from harness.backbone.load import load_backbone
 from harness.backbone.network import Backbone
-from harness.data.examples import Example, TaskData
-from harness.data.record import DataRecord
-from harness.data.tasks import all_tasks
 from harness.data.tokenization import Encoded
 from harness.method.method import Method, Rule
 from harness.method.registry import discover
@@ -64,12 +61,7 @@ def layers_of_texts(network: Backbone) -> Iterator[nn.Module]:
 def trained(specs: list[Spec], backbone: Backbone, packs: bool, **recipe: Any) -> BundleTrainer:
     """A bundle after 8 steps on made-up rows, on packed ones or on padded ones."""
     cells = [make_cell(*spec, seed=seed, steps=8, **recipe) for seed, spec in enumerate(specs)]
-    rows = [Example("x", "0", ("0",))] * 16
-    record = DataRecord(source="", revision="", split_rule="", num_train=16, num_dev=16, num_test=16, fingerprint="")
-    data = TaskData(all_tasks()["micro_sentiment"], rows, rows, rows, record)
-    encoded = tiny_rows(np.random.default_rng(1).integers(2, LENGTH, 16).tolist(), backbone)
-    if recipe.get("head") == "linear":
-        encoded = Encoded(encoded.source_ids, encoded.source_offsets, np.arange(16) % 2, np.arange(17))
+    data, encoded = made_up_rows(cells[0], backbone)
     methods = [make_method(cell, backbone) for cell in cells]
     made = BundleTrainer(cells, methods, data, dict.fromkeys(("train", "dev", "test"), encoded), backbone, 120)
     with pytest.MonkeyPatch.context() as patch, made.fused.attached():
@@ -84,9 +76,9 @@ def trained(specs: list[Spec], backbone: Backbone, packs: bool, **recipe: Any) -
 @pytest.mark.parametrize("recipe", [{}, {"head": "linear"}], ids=["text", "head"])
 def test_eight_steps_end_where_padded_rows_end(network: Backbone, specs: list[Spec], recipe: dict[str, Any]) -> None:
     if not (network.kind.has_text_states if recipe else network.writes_text):
-        return
+        pytest.skip("this kind of network has no such output")
     if network.takes_prefixes and specs[0][0] == "prompt_tuning":
-        return  # a decoder reads prompts apart, and the rows behind them stay padded
+        pytest.skip("a decoder reads prompts apart, and the rows behind them stay padded")
     if "gpt2" in network.config.model_type:  # its keys and values are no modules of their own, and not linear
         specs = [spec for spec in specs if spec[0] != "ia3"]
     seen: list[torch.Size] = []

@@ -79,14 +79,20 @@ def make_method(cell: Cell, backbone: Backbone) -> Method:
     return method
 
 
-def trainer(cells: list[Cell], backbone: Backbone, apart: bool, max_tokens: int = 120) -> BundleTrainer:
-    """A trainer on made-up rows; with `apart` prompts are read once a step, as a run does it."""
+def made_up_rows(cell: Cell, backbone: Backbone) -> tuple[TaskData, Encoded]:
+    """16 rows of several lengths, with what the cell's recipe trains on."""
     rows = [Example("x", "0", ("0",))] * 16
     record = DataRecord(source="", revision="", split_rule="", num_train=16, num_dev=16, num_test=16, fingerprint="")
     data = TaskData(all_tasks()["micro_sentiment"], rows, rows, rows, record)
     encoded = tiny_rows(np.random.default_rng(1).integers(2, LENGTH, 16).tolist(), backbone)
-    if cells[0].recipe.head == "linear":
+    if cell.recipe.head == "linear":
         encoded = Encoded(encoded.source_ids, encoded.source_offsets, np.arange(16) % 2, np.arange(17))
+    return data, encoded
+
+
+def trainer(cells: list[Cell], backbone: Backbone, apart: bool, max_tokens: int = 120) -> BundleTrainer:
+    """A trainer on made-up rows; with `apart` prompts are read once a step, as a run does it."""
+    data, encoded = made_up_rows(cells[0], backbone)
     methods = [make_method(cell, backbone) for cell in cells]
     splits = dict.fromkeys(("train", "dev", "test"), encoded)
     made = BundleTrainer(cells, methods, data, splits, backbone, max_tokens)
