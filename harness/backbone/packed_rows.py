@@ -247,7 +247,8 @@ def present_packing() -> Packing | None:
 class _Pad(torch.autograd.Function):
     """[M, ...] -> [S, ...], rows that are padded.
 
-    It is a look-up in both directions, where autograd's own way back adds row after row. The way back leaves the padding
+    It is a look-up in both directions, where autograd's own way back adds row after row. The way back leaves the
+    padding
     out: no row sees its keys and values, and `_Pack` gives its queries no gradient.
     """
 
