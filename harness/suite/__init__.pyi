@@ -1,4 +1,7 @@
+from .blocks import AnsweredBy as AnsweredBy
+from .blocks import ChoiceScore as ChoiceScore
 from .blocks import Draw as Draw
+from .blocks import Form as Form
 from .blocks import ProtocolReference as ProtocolReference
 from .blocks import Strict as Strict
 from .blocks import TaskFile as TaskFile

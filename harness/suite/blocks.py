@@ -33,11 +33,18 @@ class ProtocolReference(Strict):
 Share = Annotated[int, Field(gt=0)] | Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 
 
+Form = Literal["suffix", "plain", "chat", "auto"]
+"""`suffix` is that of the papers: a decoder reads the text and " Label : ". `plain` is the text, a blank and the answer;
+`chat` the tokenizer's own template; `auto` that where there is one, else `plain`."""
+AnsweredBy = Literal["writing", "likelihood"]
+ChoiceScore = Literal["sum", "per_character", "per_byte", "per_token"]
+
+
 class TaskFile(Strict):
     """A user's own task, declared in a suite file under `define_tasks`."""
 
-    kind: Literal["classification", "regression", "text"] = "classification"
-    """What an answer is: one of the labels, a number, or a text."""
+    kind: Literal["classification", "regression", "text", "choice"] = "classification"
+    """What an answer is: one of the labels, a number, a text, or one of the row's own choices."""
     files: str | dict[str, str] | None = None
     """A file of training rows, a folder of splits, or a file for each split; relative to the suite file."""
     hub: str | None = Field(None, pattern=r"^[\w.-]+/[\w.-]+(:[\w.-]+)?$")
@@ -48,8 +55,26 @@ class TaskFile(Strict):
     """Tag -> column, in the order of the source text "tag: value tag: value"."""
     template: str | None = None
     """The source text with {column} in it, instead of `fields`."""
+    messages: str | None = None
+    """Column of conversations, instead of both: a list of {role, content}, whose last message is the answer."""
+    form: Form = "suffix"
+    """How the source text becomes a prompt: " Label : " behind it, plain, or in the tokenizer's chat template."""
+    system: str = ""
+    """System message in front of each conversation."""
+    choices: str | list[str] = []
+    """For a choice: the column that holds a list of texts, or the columns that hold one each."""
+    answered_by: AnsweredBy = "writing"
+    """Whether a label is written, or the likeliest label is taken."""
+    choice_score: ChoiceScore = "sum"
+    """What ranks choices: their log-likelihood, or that divided by their length."""
+    num_beams: int = Field(1, ge=1, le=64)
+    """Beams of a search for the likeliest answer; 1 is greedy."""
+    stop: list[str] = Field([], max_length=16)
+    """Texts at the first of which a written answer ends."""
+    max_new_tokens: int | None = Field(None, ge=1, le=10_000)
+    """Most tokens of a written answer; None takes `max_target_length` less one."""
     label: str = "label"
-    """Column of the label, the number or the answer."""
+    """Column of the label, the number, the answer, or of the right choice: its number from 0, a letter, or its text."""
     labels: list[str | int | bool | FiniteFloat] = []
     """Class names in the order of their digits."""
     metrics: list[str] = Field([], max_length=20)

@@ -17,6 +17,22 @@ from harness.suite.sweeps import without_path
 NOT_IDENTITY = {"suite", "label", "protocol", "grid", "grid_index", "search_seed"}
 """Fields of a cell that say where it stands. Two cells that differ in these alone train the same tensors."""
 
+YOUNGER: dict[str, dict[str, Any]] = {
+    "recipe": {"pooling": None},
+    "definition": {
+        "messages": None,
+        "form": "suffix",
+        "system": "",
+        "choices": [],
+        "answered_by": "writing",
+        "choice_score": "sum",
+        "num_beams": 1,
+        "stop": [],
+        "max_new_tokens": None,
+    },
+}
+"""Settings that came after many results were stored, with their defaults: at these they are no part of an identity."""
+
 Key = tuple[str, str, str]
 """(suite, label, cell_id): what tells a cell, and its result, from all others; two rows may hold the same settings."""
 
@@ -144,9 +160,19 @@ class Cell(Strict):
         identity = self.model_dump(mode="json", exclude=NOT_IDENTITY)
         if self.init_from:
             identity["init_from"] = [start.identity for start in self.init_from]
-        if self.recipe.pooling is None:  # younger than many results, whose ids it leaves alone
-            del identity["recipe"]["pooling"]
+        # younger than many results, whose ids they leave alone
+        for block, fields in YOUNGER.items():
+            for part in self._blocks(identity, block):
+                for name, default in fields.items():
+                    if part.get(name, default) == default:
+                        part.pop(name, None)
         return identity
+
+    @staticmethod
+    def _blocks(identity: dict[str, Any], block: str) -> list[dict[str, Any]]:
+        """Return the blocks of that name, in the cell itself and in each part of its mixture, without those of None."""
+        parts = (identity.get("mixture") or {}).get("parts", [])
+        return [found for holder in (identity, *parts) if (found := holder.get(block)) is not None]
 
 
 def digest(value: Any) -> str:

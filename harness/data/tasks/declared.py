@@ -24,8 +24,14 @@ METRICS_OF = {
     "classification": {"accuracy", "f1", "macro_f1", "matthews"},
     "regression": {"pearson", "spearman"},
     "text": {"token_f1", "exact_match", "accuracy"},
+    "choice": {"accuracy"},
 }
-USUAL_METRICS = {"classification": ("accuracy",), "regression": ("pearson",), "text": ("token_f1",)}
+USUAL_METRICS = {
+    "classification": ("accuracy",),
+    "regression": ("pearson",),
+    "text": ("token_f1",),
+    "choice": ("accuracy",),
+}
 
 
 def suite_tasks(suite: Suite) -> dict[str, Task]:
@@ -93,6 +99,15 @@ def declared_task(name: str, definition: TaskFile, folder: str, where: str = "")
         kind=definition.kind,
         fields=tuple(definition.fields.items()),
         template=definition.template or "",
+        messages=definition.messages or "",
+        form=definition.form,
+        system=definition.system,
+        choices=(definition.choices,) if isinstance(definition.choices, str) else tuple(definition.choices),
+        answered_by=definition.answered_by,
+        choice_score=definition.choice_score,
+        num_beams=definition.num_beams,
+        stop=tuple(definition.stop),
+        max_new_tokens=definition.max_new_tokens,
         label=definition.label,
         labels=tuple(map(str, definition.labels)),
         reported=reported,

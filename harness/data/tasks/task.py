@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from harness.suite import TaskSpec
+from harness.suite import AnsweredBy, ChoiceScore, Form, TaskSpec
 
 Row = Mapping[str, Any]
 EDITS = "*edits*"
 """Key of a row under which a task's `prepare` may put what it repaired, a tuple of short texts; results count them."""
-Kind = Literal["classification", "regression", "text"]
+Kind = Literal["classification", "regression", "text", "choice"]
 SplitRule = Literal["given", "halve_validation", "hold_out_1000", "official_test", "mismatched_dev", "cut_train"]
 
 SPLIT_RULES: dict[str, str] = {
@@ -62,6 +62,24 @@ class Task:
     """Source text with column names in braces. If set, it is used instead of `fields`."""
     prefix: str = ""
     """Put in front of the source text, followed by one blank."""
+    messages: str = ""
+    """Column of a conversation, a list of {role, content}, instead of `fields`; its last answer is the target."""
+    form: Form = "suffix"
+    """How the source text becomes a prompt (`harness.data.prompt_form`)."""
+    system: str = ""
+    """What stands in front of a conversation as its system message; only with a chat template."""
+    choices: tuple[str, ...] = ()
+    """Columns of a choice's texts in order, or the one column that holds a list of them. Kind `choice` alone."""
+    answered_by: AnsweredBy = "writing"
+    """Whether a label is written, or the likeliest of the labels is taken. A `choice` is always answered so."""
+    choice_score: ChoiceScore = "sum"
+    """What ranks the choices: their log-likelihood, or that divided by their length."""
+    num_beams: int = 1
+    """Beams of a search for the likeliest answer; 1 is greedy."""
+    stop: tuple[str, ...] = ()
+    """Texts at the first of which a written answer ends; they are no part of it."""
+    max_new_tokens: int | None = None
+    """Most tokens of a written answer; None takes `max_target_length` less one."""
     labels: tuple[str, ...] = ()
     """Class names in the order of their ids. The target text is the id as a digit, unless `target_style` is "words"."""
     target_words: tuple[str, ...] = ()
