@@ -53,7 +53,8 @@ def _describe_task(task: Task, data_dir: str | None) -> dict[str, Any]:
     except UserError as error:
         return {**row, "found": f"BROKEN: {error}", "sizes": "", "as published": "", "duplicates": ""}
     sizes = (record.num_train, record.num_dev, record.num_test)
-    same = "" if task.sizes is None else "yes" if sizes == task.sizes else "NO"
+    wanted = zip(sizes, task.sizes or sizes, strict=True)
+    same = "" if task.sizes is None else "yes" if all(is_ == said for is_, said in wanted if said is not None) else "NO"
     return {
         **row,
         "found": record.source,
@@ -69,8 +70,8 @@ def _lacking(error: MissingData) -> str:
     return f"incomplete: {'; '.join(parts)}" if parts else ""
 
 
-def _sizes(sizes: tuple[int, int, int] | None) -> str:
-    return " / ".join(f"{size:,}" for size in sizes) if sizes else ""
+def _sizes(sizes: tuple[int | None, int, int] | None) -> str:
+    return " / ".join("?" if size is None else f"{size:,}" for size in sizes) if sizes else ""
 
 
 def describe_rows(

@@ -16,7 +16,7 @@ import numpy as np
 from harness.data.file_formats import LocatedRow
 from harness.data.label_matching import LabelMatcher
 from harness.data.record import DataRecord
-from harness.data.tasks.task import EDITS, Row, Task
+from harness.data.tasks.task import EDITS, Prepare, Row, Task
 from harness.errors import UserError
 
 NO_ANSWER = "<unk>"
@@ -46,15 +46,16 @@ class Converter:
         self._targets = task.targets
         self._matcher = LabelMatcher(task.name, task.label, task.labels, task.label_words)
 
-    def read(self, rows: Iterable[LocatedRow]) -> list[list[Example]]:
+    def read(self, rows: Iterable[LocatedRow], prepare: Prepare | None = None) -> list[list[Example]]:
         """Convert rows of any layout. Each inner list holds the examples of one flat row, which are split together.
 
-        Raises UserError at the first row that does not fit the task.
+        `prepare` turns a row into flat ones; None takes the task's. Raises UserError at the first row that is wrong.
         """
         converted: list[list[Example]] = []
+        prepare = prepare or self.task.prepare
         for where, row in rows:
             try:
-                flat = list(self.task.prepare(row)) if self.task.prepare else [row]
+                flat = list(prepare(row)) if prepare else [row]
             except ValueError as error:
                 raise UserError(str(error), where=where) from None
             # `prepare` is written for official rows; on any other it may fail with a KeyError, a TypeError and so on

@@ -211,7 +211,10 @@ def test_generated_tasks_have_the_sizes_they_declare(name: str) -> None:
 def test_every_task_record_is_complete() -> None:
     for task in TASKS.values():
         assert task.licence, task.name
-        assert task.generate or (task.hub and task.folders and task.citation), task.name
+        assert task.generate or (task.folders and task.citation), task.name
+        assert bool(task.hub) + bool(task.generate) + bool(task.download) == 1, f"{task.name}: one place to get it from"
+        assert not task.download or task.download.startswith("https://"), task.name
+        assert not task.sources or set(task.sources) == set(NEEDED_SPLITS[task.split]), task.name
         assert task.kind != "classification" or len(task.labels) > 1, task.name
         assert task.selection in task.metrics
 

@@ -56,8 +56,8 @@ def suite_tasks(suite: Suite) -> dict[str, Task]:
 
 def mixture_of(name: str, parts: Sequence[Task]) -> Task:
     """Return a mixture as one task: limits on length that hold for all its tasks, dev score the mean of theirs."""
-    sizes = [part.sizes for part in parts]
-    known = [size for size in sizes if size is not None]
+    known = [part.sizes for part in parts if part.sizes is not None]
+    training = [size[0] for size in known if size[0] is not None]
     return Task(
         name=name,
         title=name,
@@ -70,8 +70,8 @@ def mixture_of(name: str, parts: Sequence[Task]) -> Task:
         split="given",
         max_source_length=max(part.max_source_length for part in parts),
         max_target_length=max(part.max_target_length for part in parts),
-        sizes=(sum(s[0] for s in known), sum(s[1] for s in known), sum(s[2] for s in known))
-        if len(known) == len(parts)
+        sizes=(sum(training), sum(s[1] for s in known), sum(s[2] for s in known))
+        if len(training) == len(parts)
         else None,
         parts=tuple(parts),
     )
