@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from harness.data.choice_labels import ChoiceMatcher
 from harness.data.file_formats import LocatedRow
 from harness.data.label_matching import LabelMatcher
 from harness.data.record import DataRecord
@@ -32,7 +33,12 @@ class Example:
     target: str
     """The text that it is trained to write."""
     references: tuple[str, ...]
-    """The texts that count as right when an answer is scored; the target is the first of them."""
+    """The texts that count as right when an answer is scored; the target is the first of them.
+
+    Of a choice it is the number of the right one, from 0: two equal texts stay two choices.
+    """
+    choices: tuple[str, ...] = ()
+    """The texts among which a choice is made; empty for any other row."""
 
 
 class Converter:
@@ -45,6 +51,7 @@ class Converter:
         self._pieces = _template_pieces(task) if task.template else _field_pieces(task)
         self._targets = task.targets
         self._matcher = LabelMatcher(task.name, task.label, task.labels, task.label_words)
+        self._choice_matcher = ChoiceMatcher(task.name, task.label, task.choices)
 
     def read(self, rows: Iterable[LocatedRow]) -> list[list[Example]]:
         """Convert rows of any layout. Each inner list holds the examples of one flat row, which are split together.
@@ -70,6 +77,10 @@ class Converter:
         label = self._value(where, row, self.task.label)
         if self.task.kind == "text":
             return self._answered(source, label, where)
+        if self.task.kind == "choice":
+            choices, names = self._choices(where, row)
+            right = self._choice_matcher.match(label, choices, names, where)
+            return [Example(source, choices[right], (str(right),), choices)]
         if self.task.kind == "classification":
             target = self._targets[self._matcher.match(label, where)]
         else:
@@ -79,6 +90,43 @@ class Converter:
     def check(self) -> None:
         """Call after all splits were read. Raises UserError if the labels of all rows together look wrong."""
         self._matcher.check()
+        self._choice_matcher.check()
+
+    def _choices(self, where: str, row: Row) -> tuple[tuple[str, ...], list[str]]:
+        """Return the texts of a row's choices, without outer blanks, and what the row calls them, if it does.
+
+        They stand in one column each, or as a list in one column: a list of texts, or {"text": [...], "label": [...]}
+        as data sets of the hub have it. Raises UserError for fewer than two choices, and for one that is no text.
+        """
+        columns = self.task.choices
+        names: list[str] = []
+        found: object = [self._value(where, row, column) for column in columns]
+        if len(columns) == 1:
+            found = self._value(where, row, columns[0])
+            if isinstance(found, dict) and isinstance(found.get("label", []), list):
+                names, found = [str(name) for name in found.get("label", [])], found.get("text")
+            if not isinstance(found, list):
+                problem = f"field '{columns[0]}' holds no list of choices but {type(found).__name__} {found!r:.60}"
+                raise UserError(problem, where=where, hint="Columns of one choice each: choices: [COLUMN, COLUMN].")
+        assert isinstance(found, list)
+        if len(found) < 2 or (names and len(names) != len(found)):
+            counted = f"{len(found)} choice{'' if len(found) == 1 else 's'}"
+            problem = f"has {counted} and {len(names)} names of them" if names else f"has {counted}, and needs two"
+            raise UserError(problem, where=where, field=columns[0])
+        texts = tuple(self._choice(where, number, value) for number, value in enumerate(found))
+        return texts, names
+
+    def _choice(self, where: str, number: int, value: object) -> str:
+        """Return the text of one choice. Raises UserError if it is empty, or a list or mapping."""
+        if isinstance(value, (dict, list)):
+            raise UserError(f"choice {number} is no text but {type(value).__name__} {value!r:.60}", where=where)
+        text = "" if _is_missing(value) else str(value).strip()
+        if not text:  # no token would be left to compute a likelihood of
+            columns = self.task.choices
+            hint = "Rows with different numbers of choices hold them as a list in one column."
+            raise UserError(f"choice {number} is empty", where=where, field=columns[min(number, len(columns) - 1)],
+                            hint=hint if len(columns) > 1 else None)  # fmt: skip
+        return space_punctuation(text) if self.task.space_punctuation else text
 
     def _source(self, where: str, row: Row) -> str:
         parts = []
