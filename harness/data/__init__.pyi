@@ -1,3 +1,5 @@
+from .encoded_choices import EncodedChoices as EncodedChoices
+from .encoded_choices import encode_choices as encode_choices
 from .examples import Example as Example
 from .examples import TaskData as TaskData
 from .few_shot import describe_few_shot as describe_few_shot

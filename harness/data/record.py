@@ -44,6 +44,8 @@ class DataRecord(Strict):
     """Split -> label, of each split of a classification whose rows all have the same."""
     cuts: Cuts | None = None
     """None where nothing was tokenised, as for a rule."""
+    choice_tokens: dict[str, int] = {}
+    """Split -> tokens of all choices of its rows, where the likeliest is the answer."""
     fingerprint: str
     """Of all rows of the task's splits, drawn or not."""
     parts: dict[str, DataRecord] = {}

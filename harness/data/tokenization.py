@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 
 from harness.backbone import Backbone
+from harness.data.encoded_choices import EncodedChoices, join_choices
 from harness.data.examples import Example, TaskData
+from harness.data.ragged import Ids, joined_offsets, padded, ragged
 from harness.data.tasks.task import Task
 from harness.errors import UserError
 from harness.suite import LabelTokens
-
-Ids = np.ndarray[Any, np.dtype[np.int64]]
 
 FORMAT = 3
 """Part of every file's name. Raise it when `encode` gives other ids for the same rows, so that old files are left."""
@@ -59,6 +59,8 @@ class Encoded:
     """Number of rows whose source was longer than the limit and was cut."""
     num_cut_targets: int = 0
     """Number of rows whose target was cut."""
+    choices: EncodedChoices | None = None
+    """What is chosen from by likelihood; None where all answers are written. Rows to train on need none."""
 
     def __len__(self) -> int:
         return len(self.source_offsets) - 1
@@ -75,25 +77,24 @@ class Encoded:
 
     def sources(self, rows: Ids, pad: int) -> Ids:
         """Return the source ids of `rows`, padded on the right with `pad`, [len(rows), T]."""
-        return _padded(self.source_ids, self.source_offsets, rows, pad)
+        return padded(self.source_ids, self.source_offsets, rows, pad)
 
     def targets(self, rows: Ids) -> Ids:
         """Return the target ids of `rows`, padded on the right with -100, [len(rows), T]; the loss ignores -100."""
-        return _padded(self.target_ids, self.target_offsets, rows, -100)
+        return padded(self.target_ids, self.target_offsets, rows, -100)
 
 
 def encode(examples: Sequence[Example], backbone: Backbone, task: Task, max_source_length: int) -> Encoded:
     """Tokenise a split for a backbone. Sources are cut on the right, targets end with the end token."""
     sources, num_cut = _source_ids([example.source for example in examples], backbone, max_source_length)
-    # a label is never cut: two labels could become the same tokens
-    limit = task.max_target_length if task.kind != "classification" else None
+    limit = task.target_limit
     # many rows share a target, so each text is tokenised once
     whole = {text: target_ids(text, backbone, None) for text in {example.target for example in examples}}
     long = {text for text, ids in whole.items() if limit is not None and len(ids) > limit}
     known = whole | {text: target_ids(text, backbone, limit) for text in long}
     targets = [known[example.target] for example in examples]
     num_long = sum(example.target in long for example in examples)
-    return Encoded(*_ragged(sources), *_ragged(targets), num_cut_sources=num_cut, num_cut_targets=num_long)
+    return Encoded(*ragged(sources), *ragged(targets), num_cut_sources=num_cut, num_cut_targets=num_long)
 
 
 def target_ids(text: str, backbone: Backbone, limit: int | None) -> list[int]:
@@ -139,6 +140,8 @@ def max_new_tokens(task: Task, backbone: Backbone, label_tokens: LabelTokens = "
     """
     if task.parts:
         return max(max_new_tokens(part, backbone, label_tokens) for part in task.parts)
+    if task.kind == "choice":
+        return 1  # nothing is written
     if task.kind == "classification":
         longest = max(len(target_ids(label, backbone, None)) for label in task.targets)
         return longest if label_tokens == "longest_label" else max(longest, label_tokens - 1)
@@ -148,9 +151,10 @@ def max_new_tokens(task: Task, backbone: Backbone, label_tokens: LabelTokens = "
 def longest_answer(
     encoded: Mapping[str, Encoded], task: Task, backbone: Backbone, label_tokens: LabelTokens = "longest_label"
 ) -> int:
-    """Tokens of the longest answer that is trained on, in any of the splits, or may be written."""
+    """Tokens of the longest answer that is trained on or chosen from, in any of the splits, or may be written."""
     trained = max(int(np.diff(split.target_offsets).max(initial=0)) for split in encoded.values())
-    return max(trained, max_new_tokens(task, backbone, label_tokens) if backbone.writes_text else 0)
+    ranked = [int(np.diff(split.choices.offsets).max(initial=0)) for split in encoded.values() if split.choices]
+    return max(trained, *ranked, max_new_tokens(task, backbone, label_tokens) if backbone.writes_text else 0)
 
 
 def _source_ids(texts: list[str], backbone: Backbone, limit: int) -> tuple[list[list[int]], int]:
@@ -201,30 +205,13 @@ def _num_cut(made: Any, texts: Sequence[str], tokenizer: Any, limit: int) -> int
     return sum(len(tokenizer(text, verbose=False)["input_ids"]) > limit for text in full)
 
 
-def _ragged(rows: Sequence[Sequence[int]]) -> tuple[Ids, Ids]:
-    """Return all ids in one array, and the offset at which each row starts, [N + 1]."""
-    offsets = np.zeros(len(rows) + 1, np.int64)
-    np.cumsum([len(row) for row in rows], out=offsets[1:])
-    flat = np.fromiter((item for row in rows for item in row), np.int64, int(offsets[-1]))
-    return flat, offsets
-
-
-def _padded(values: Ids, offsets: Ids, rows: Ids, pad: int) -> Ids:
-    """Return the ids of `rows` as one array, padded on the right, [len(rows), T]."""
-    starts, lengths = offsets[rows], offsets[rows + 1] - offsets[rows]
-    columns = np.arange(lengths.max(initial=0))[None]  # [1, T]
-    inside = columns < lengths[:, None]  # [len(rows), T]
-    # padding may point behind the last id, so the index is held inside; `where` puts the padding there
-    return np.where(inside, values[np.minimum(starts[:, None] + columns, len(values) - 1)], pad)
-
-
 def cached_encode(examples: Sequence[Example], backbone: Backbone, task: Task, max_source_length: int) -> Encoded:
     """Return what `encode` returns: read from disk if the same rows were tokenised before, else made and stored."""
     folder = cache_folder()
     tokenizer = tokenizer_fingerprint(backbone.tokenizer)
     if folder is None or tokenizer is None:
         return encode(examples, backbone, task, max_source_length)
-    limit = task.max_target_length if task.kind != "classification" else None
+    limit = task.target_limit
     # everything beside the texts that decides the ids
     layout = "encoder" if backbone.kind.text_marks == "both" else backbone.kind.text_suffix
     settings = [FORMAT, tokenizer, backbone.eos_id, layout, max_source_length, limit]
@@ -309,25 +296,21 @@ def join_encoded(splits: Sequence[Encoded]) -> Encoded:
     """Return the token arrays of one split of several tasks as one, task after task; each row knows its task."""
     return Encoded(
         np.concatenate([split.source_ids for split in splits]),
-        _joined_offsets([split.source_offsets for split in splits]),
+        joined_offsets([split.source_offsets for split in splits]),
         np.concatenate([split.target_ids for split in splits]),
-        _joined_offsets([split.target_offsets for split in splits]),
+        joined_offsets([split.target_offsets for split in splits]),
         np.repeat(np.arange(len(splits)), [len(split) for split in splits]),
         sum(split.num_cut_sources for split in splits),
         sum(split.num_cut_targets for split in splits),
+        join_choices([split.choices for split in splits], [len(split) for split in splits]),
     )
-
-
-def _joined_offsets(offsets: Sequence[Ids]) -> Ids:
-    """Return the offsets of rows that stand one after the other, from those of each task, [N + 1] from [N_k + 1]."""
-    lengths = np.concatenate([np.diff(each) for each in offsets])
-    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
 def require_known_ids(encoded: Encoded, backbone: Backbone, what: str) -> None:
     """Raise UserError where rows hold a token that the network has no vector for. `what` names the rows."""
     rows = backbone.embedding.num_embeddings
-    for kind, ids in (("source", encoded.source_ids), ("target", encoded.target_ids)):
+    choices = () if encoded.choices is None else (("choice", encoded.choices.ids),)
+    for kind, ids in (("source", encoded.source_ids), ("target", encoded.target_ids), *choices):
         largest = int(ids.max(initial=0))  # max() of no ids at all would raise
         if largest >= rows:
             token = backbone.tokenizer.decode([largest])
