@@ -117,6 +117,8 @@ def _read_split(task: Task, origin: Origin, split: str, tsv: TsvRules) -> Iterat
 def _tsv_rules(task: Task) -> TsvRules:
     # every name that a column of this task has in any layout: a first line with one of them is a header
     names = {task.label, *(column for _, column in task.fields), *task.tsv_columns}
+    if task.messages:
+        names.add(task.messages)
     names.update(name for others in task.aliases.values() for name in others)
     return TsvRules(task.tsv_columns, names, task.skips_broken_rows)
 
@@ -215,5 +217,5 @@ def _fingerprint(*splits: Sequence[Example]) -> str:
     for rows in splits:
         digest.update(f"split {len(rows)}\n".encode())
         for example in rows:
-            digest.update("\x1f".join((example.source, *example.references)).encode() + b"\n")
+            digest.update("\x1f".join((*example.read_texts, *example.references)).encode() + b"\n")
     return digest.hexdigest()[:16]
