@@ -18,6 +18,7 @@ from harness.data import (
     encode,
     encode_choices,
     load_task,
+    prompt_form,
     require_folder,
 )
 from harness.errors import UserError
@@ -103,15 +104,28 @@ def describe_rows(
         f"{task.name} {split} row {row['row']}: {row['source_tokens']} source tokens"
         f"{' (cut)' if row['cut'] else ''}, {row['target_tokens']} target tokens"
         f"{' (cut)' if row['target_cut'] else ''}\n"
-        f"  source: {row['source']}\n  target: {row['target']}" + _told_choices(row["choices"], row["answer"])
+        f"  source: {_shown(row['source'])}\n  target: {_shown(row['target'])}"
+        + (f"\n  tokens: {' | '.join(row['target_pieces'])}" if built.writes_text else "")
+        + _told_choices(row["choices"], row["answer"])
         for row in rows
     ]
-    record = data.record
+    form = prompt_form(task, built)
+    record = data.record.model_copy(update={"prompt": form.record})
     sizes = _sizes((record.num_train, record.num_dev, record.num_test))
-    head = f"{record.source}; {record.split_rule}; {sizes} rows"
+    ends = built.tokenizer.convert_ids_to_tokens(list(form.end_ids))
+    head = f"{record.source}; {record.split_rule}; {sizes} rows\nform {form.name}" + (
+        f"; an answer ends at {' or '.join(map(str, ends))}" if built.writes_text else ""
+    )
     notes = [*_cuts(data, built, split), *notes_on(task.name, record)]
     text = "\n\n".join(["\n".join([head, *notes]), *parts])
-    return {"task": name, "data": record.model_dump(), "rows": rows, "notes": notes, "text": text}
+    shown = {"task": name, "data": record.model_dump(), "ends": ends if built.writes_text else []}
+    return {**shown, "rows": rows, "notes": notes, "text": text}
+
+
+def _shown(text: str) -> str:
+    """A text with its line breaks visible; each line begins below the first."""
+    below = "\n" + " " * len("  source: ")
+    return text.replace("\n", f"\\n{below}").removesuffix(below)
 
 
 def _told_choices(choices: Sequence[str], answer: str) -> str:
@@ -154,8 +168,13 @@ def _tokenised(data: TaskData, backbone: Backbone, split: str, count: int) -> li
             {
                 "row": index,
                 "source": backbone.tokenizer.decode(source),
+                "source_ids": source.tolist(),
                 # an encoder writes nothing: its head is trained on the class or the number
                 "target": backbone.tokenizer.decode(target) if backbone.writes_text else examples[index].target,
+                # an id that the vocabulary has no token for has no name either
+                "target_pieces": list(map(str, backbone.tokenizer.convert_ids_to_tokens(target.tolist())))
+                if backbone.writes_text
+                else [],
                 "source_tokens": len(source),
                 "target_tokens": len(target) if backbone.writes_text else 1,
                 "cut": alone.num_cut_sources > 0,

@@ -27,8 +27,10 @@ from .micro.phrases import voiced as voiced
 from .micro.tasks import Row as Row
 from .origins import MissingData as MissingData
 from .origins import require_folder as require_folder
+from .prompt_form import prompt_form as prompt_form
 from .record import Cuts as Cuts
 from .record import DataRecord as DataRecord
+from .record import PromptRecord as PromptRecord
 from .splits import cell_rows as cell_rows
 from .splits import load_task as load_task
 from .tasks import all_tasks as all_tasks

@@ -13,6 +13,7 @@ import numpy as np
 
 from harness.backbone import Backbone
 from harness.data.examples import Example
+from harness.data.prompt_form import prompt_form
 from harness.data.ragged import Ids, joined_offsets, padded, ragged
 from harness.data.tasks.task import Task
 from harness.errors import UserError
@@ -74,25 +75,26 @@ class EncodedChoices:
 def encode_choices(examples: Sequence[Example], backbone: Backbone, task: Task) -> EncodedChoices | None:
     """Tokenise the choices of a split; None for a task whose answers are written.
 
-    A classification has its labels in every row. Raises UserError for a choice without any token.
+    A classification has its labels in every row. Raises UserError for a choice without any token, and where the
+    backbone's chat template cannot be used.
     """
     if not task.is_ranked:
         return None
+    form = prompt_form(task, backbone)
     by_row = [example.choices if task.kind == "choice" else tuple(task.targets) for example in examples]
-    # labels are the same in all rows, and so are many choices, so each text is tokenised once
-    known = {text: choice_ids(text, backbone, task) for texts in dict.fromkeys(by_row) for text in texts}
-    for index, texts in enumerate(by_row):
-        for text in texts:
-            if not known[text]:
-                problem = f"choice {text!r} of row {index} has no token in the vocabulary of '{backbone.name}'"
-                raise UserError(problem, where=f"task '{task.name}'")
-    ids, offsets = ragged([known[text] for texts in by_row for text in texts])
+    # many texts stand in many rows, so each is tokenised once; of a source its end decides what stands between the two
+    keys = [(text, example.source[-1:]) for example, texts in zip(examples, by_row, strict=True) for text in texts]
+    known = {key: form.choice_ids(*key) for key in set(keys)}
+    for text, _ in (key for key in keys if not known[key]):
+        problem = f"the choice {text!r} has no token in the vocabulary of '{backbone.name}'"
+        raise UserError(problem, where=f"task '{task.name}'")
+    ids, offsets = ragged([known[key] for key in keys])
     length = LENGTHS[task.choice_score]
     return EncodedChoices(
         ids,
         offsets,
         np.concatenate([[0], np.cumsum([len(texts) for texts in by_row])]).astype(np.int64),
-        np.array([length(text, known[text]) for texts in by_row for text in texts], np.float64),
+        np.array([length(key[0], known[key]) for key in keys], np.float64),
         tuple(str(number) if task.kind == "choice" else text for texts in by_row for number, text in enumerate(texts)),
     )
 
@@ -114,10 +116,3 @@ def join_choices(splits: Sequence[EncodedChoices | None], sizes: Sequence[int]) 
 def _no_choices(num_rows: int) -> EncodedChoices:
     empty = np.zeros(0, np.int64)
     return EncodedChoices(empty, np.zeros(1, np.int64), np.zeros(num_rows + 1, np.int64), np.zeros(0), ())
-
-
-def choice_ids(text: str, backbone: Backbone, task: Task) -> list[int]:
-    """Return the ids of an answer as it stands behind the prompt, without an end; `plain` puts a blank in front."""
-    marks = {backbone.eos_id, getattr(backbone.tokenizer, "bos_token_id", None)}
-    text = f" {text}" if task.form == "plain" else text
-    return [i for i in backbone.tokenizer(text, add_special_tokens=False)["input_ids"] if i not in marks]

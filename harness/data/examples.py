@@ -9,13 +9,14 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from harness.data.choice_labels import ChoiceMatcher
 from harness.data.file_formats import LocatedRow
 from harness.data.label_matching import LabelMatcher
+from harness.data.messages import Messages, read_messages
 from harness.data.record import DataRecord
 from harness.data.tasks.task import EDITS, Row, Task
 from harness.errors import UserError
@@ -39,6 +40,13 @@ class Example:
     """
     choices: tuple[str, ...] = ()
     """The texts among which a choice is made; empty for any other row."""
+    messages: Messages = ()
+    """(role, content) of a conversation before the answer, or empty; `source` is the last of these texts then."""
+
+    @property
+    def read_texts(self) -> tuple[str, ...]:
+        """All that the model reads: the source, behind it the roles and texts of what stood in front."""
+        return (self.source, *(text for message in self.messages[:-1] for text in message))
 
 
 class Converter:
@@ -48,7 +56,9 @@ class Converter:
         self.task = task
         self.edits: Counter[str] = Counter()
         """Kind of repair by the task's `prepare` -> number of rows with it."""
-        self._pieces = _template_pieces(task) if task.template else _field_pieces(task)
+        self._pieces: list[tuple[str, str | None]] = []
+        if not task.messages:
+            self._pieces = _template_pieces(task) if task.template else _field_pieces(task)
         self._targets = task.targets
         self._matcher = LabelMatcher(task.name, task.label, task.labels, task.label_words)
         self._choice_matcher = ChoiceMatcher(task.name, task.label, task.choices)
@@ -73,8 +83,16 @@ class Converter:
 
     def examples(self, where: str, row: Row) -> list[Example]:
         """Convert one flat row. Raises UserError, at `where`, if a field is missing or a label unknown."""
-        source = self._source(where, row)
-        label = self._value(where, row, self.task.label)
+        if self.task.messages:
+            column = self.task.messages
+            (*earlier, (role, text)), label = read_messages(self._value(where, row, column), where, column)
+            source = _prefix(self.task) + text
+            made = self._labelled(source, label, row, where)
+            return [replace(example, messages=(*earlier, (role, source))) for example in made]
+        return self._labelled(self._source(where, row), self._value(where, row, self.task.label), row, where)
+
+    def _labelled(self, source: str, label: object, row: Row, where: str) -> list[Example]:
+        """Return the examples of a row whose answer is `label`, as the task's kind takes it."""
         if self.task.kind == "text":
             return self._answered(source, label, where)
         if self.task.kind == "choice":
@@ -276,5 +294,5 @@ class TaskData:
 
 def count_duplicates(train: Sequence[Example], others: Sequence[Example]) -> int:
     """Return the number of rows in `others` (dev and test) whose source text also stands in train."""
-    seen = {example.source for example in train}
-    return sum(example.source in seen for example in others)
+    seen = {example.read_texts for example in train}
+    return sum(example.read_texts in seen for example in others)

@@ -26,6 +26,7 @@ import numpy as np
 from harness.backbone import Backbone
 from harness.data.encoded_choices import EncodedChoices, join_choices
 from harness.data.examples import Example, TaskData
+from harness.data.prompt_form import prompt_form
 from harness.data.ragged import Ids, joined_offsets, padded, ragged
 from harness.data.tasks.task import Task
 from harness.errors import UserError
@@ -85,23 +86,21 @@ class Encoded:
 
 
 def encode(examples: Sequence[Example], backbone: Backbone, task: Task, max_source_length: int) -> Encoded:
-    """Tokenise a split for a backbone. Sources are cut on the right, targets end with the end token."""
-    sources, num_cut = _source_ids([example.source for example in examples], backbone, max_source_length)
+    """Tokenise a split for a backbone, in the task's form. Sources are cut on the right, targets end with an end token.
+
+    Raises UserError where the backbone's chat template cannot be used, or takes too many tokens itself.
+    """
+    form = prompt_form(task, backbone)
+    sources, num_cut = form.source_ids(examples, max_source_length)
     limit = task.target_limit
-    # many rows share a target, so each text is tokenised once
-    whole = {text: target_ids(text, backbone, None) for text in {example.target for example in examples}}
-    long = {text for text, ids in whole.items() if limit is not None and len(ids) > limit}
-    known = whole | {text: target_ids(text, backbone, limit) for text in long}
-    targets = [known[example.target] for example in examples]
-    num_long = sum(example.target in long for example in examples)
+    # many rows share a target, so each text is tokenised once; of a source its end decides what stands between the two
+    keys = [(example.target, example.source[-1:]) for example in examples]
+    whole = {key: form.target_ids(key[0], None, key[1]) for key in set(keys)}
+    long = {key for key, ids in whole.items() if limit is not None and len(ids) > limit}
+    known = whole | {key: form.target_ids(key[0], limit, key[1]) for key in long}
+    targets = [known[key] for key in keys]
+    num_long = sum(key in long for key in keys)
     return Encoded(*ragged(sources), *ragged(targets), num_cut_sources=num_cut, num_cut_targets=num_long)
-
-
-def target_ids(text: str, backbone: Backbone, limit: int | None) -> list[int]:
-    """Return the token ids of an answer with exactly one end token, as the last; at most `limit` ids."""
-    marks = _boundary_tokens(backbone)
-    ids = [i for i in backbone.tokenizer(text, add_special_tokens=False)["input_ids"] if i not in marks]
-    return [*ids[: None if limit is None else limit - 1], backbone.eos_id]
 
 
 def has_cut_references(task: Task) -> bool:
@@ -143,7 +142,7 @@ def max_new_tokens(task: Task, backbone: Backbone, label_tokens: LabelTokens = "
     if task.kind == "choice":
         return 1  # nothing is written
     if task.kind == "classification":
-        longest = max(len(target_ids(label, backbone, None)) for label in task.targets)
+        longest = prompt_form(task, backbone).longest_target(task.targets)
         return longest if label_tokens == "longest_label" else max(longest, label_tokens - 1)
     return task.max_target_length - 1
 
@@ -157,54 +156,6 @@ def longest_answer(
     return max(trained, *ranked, max_new_tokens(task, backbone, label_tokens) if backbone.writes_text else 0)
 
 
-def _source_ids(texts: list[str], backbone: Backbone, limit: int) -> tuple[list[list[int]], int]:
-    """Return the token ids of each text, and how many texts were cut."""
-    tokenizer, kind = backbone.tokenizer, backbone.kind
-    if kind.text_marks == "as they are":
-        made = tokenizer(texts, truncation=True, max_length=limit)
-        return list(made["input_ids"]), _num_cut(made, texts, tokenizer, limit)
-    suffix = list(tokenizer(kind.text_suffix, add_special_tokens=False)["input_ids"])
-    begin, end = _tokens_around(tokenizer)
-    if kind.text_marks == "both" and not (begin and end):
-        problem = (
-            f"the tokenizer of encoder '{backbone.name}' puts no token {'behind' if begin else 'in front of'} a text"
-        )
-        raise UserError(problem, hint="An encoder reads a text between two special tokens, such as [CLS] and [SEP].")
-    tail = end if kind.text_marks == "both" else suffix
-    # the text is cut, never what stands around it; end tokens that are taken off below need no room
-    room = limit - len(tail) + len(end)
-    marks = {*_boundary_tokens(backbone), *begin, *end}
-    made = tokenizer(texts, truncation=True, max_length=room)
-    num_cut = _num_cut(made, texts, tokenizer, room)
-    bodies = made["input_ids"]
-    return [[*begin, *(i for i in body[len(begin) :] if i not in marks), *tail] for body in bodies], num_cut
-
-
-def _boundary_tokens(backbone: Backbone) -> set[int]:
-    """Return the begin and the end token. A text that spells one would seem to begin or end there, so it loses it."""
-    begin = getattr(backbone.tokenizer, "bos_token_id", None)
-    return {backbone.eos_id} if begin is None else {backbone.eos_id, begin}
-
-
-def _tokens_around(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Return the ids that a tokenizer puts before and behind a text. Raises UserError if the text's own ids change."""
-    text = "0"  # any text with a token of its own would do
-    plain, framed = (tokenizer(text, add_special_tokens=added)["input_ids"] for added in (False, True))
-    for start in range(len(framed) - len(plain) + 1):
-        if framed[start : start + len(plain)] == plain:
-            return list(framed[:start]), list(framed[start + len(plain) :])
-    raise UserError(f"the tokenizer {type(tokenizer).__name__} changes a text's tokens where it frames it")
-
-
-def _num_cut(made: Any, texts: Sequence[str], tokenizer: Any, limit: int) -> int:
-    """Return how many of the tokenised texts were cut."""
-    if made.encodings is not None:
-        return sum(bool(encoding.overflowing) for encoding in made.encodings)
-    # a tokenizer written in Python does not say, so texts that fill the limit are tokenised again without it
-    full = [text for text, ids in zip(texts, made["input_ids"], strict=True) if len(ids) >= limit]
-    return sum(len(tokenizer(text, verbose=False)["input_ids"]) > limit for text in full)
-
-
 def cached_encode(examples: Sequence[Example], backbone: Backbone, task: Task, max_source_length: int) -> Encoded:
     """Return what `encode` returns: read from disk if the same rows were tokenised before, else made and stored."""
     folder = cache_folder()
@@ -214,7 +165,8 @@ def cached_encode(examples: Sequence[Example], backbone: Backbone, task: Task, m
     limit = task.target_limit
     # everything beside the texts that decides the ids
     layout = "encoder" if backbone.kind.text_marks == "both" else backbone.kind.text_suffix
-    settings = [FORMAT, tokenizer, backbone.eos_id, layout, max_source_length, limit]
+    form = prompt_form(task, backbone).settings
+    settings = [FORMAT, tokenizer, backbone.eos_id, layout, max_source_length, limit, *form]
     path = folder / "tokens" / f"{_digest(examples, settings)}.npz"
     found = _read(path, len(examples))
     if found is None:
@@ -252,7 +204,7 @@ def _digest(examples: Sequence[Example], settings: Sequence[Any]) -> str:
     """Return the name of a file: a hash of the settings and of every text. References are not tokenised."""
     digest = hashlib.sha256(json.dumps(settings).encode())
     for example in examples:
-        digest.update(json.dumps([example.source, example.target]).encode())
+        digest.update(json.dumps([*example.read_texts, example.target]).encode())
     return digest.hexdigest()[:32]
 
 

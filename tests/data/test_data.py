@@ -15,12 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.data.examples import Example
+from harness.data.prompt_form import target_ids
 from harness.data.ragged import padded as pad_rows
 from harness.data.ragged import ragged
 from harness.data.splits import _cut_splits, load_task, permutation
 from harness.data.tasks import all_tasks
 from harness.data.tasks.task import NEEDED_SPLITS, SPLIT_RULES, SplitRule
-from harness.data.tokenization import encode, max_new_tokens, target_ids
+from harness.data.tokenization import encode, max_new_tokens
 from harness.errors import UserError
 from harness.runner.run_suite import run
 from harness.train.caches import cached_backbone

@@ -44,6 +44,8 @@ def suite_tasks(suite: Suite) -> dict[str, Task]:
             raise UserError(f"a shipped task is called '{name}' already; choose another name", where=where)
         own[name] = declared_task(name, definition, suite.folder, where)
     single = {name: under_protocol(task, suite.protocol) for name, task in {**shipped, **own}.items()}
+    for name in own:
+        _check_form(single[name], suite.document.where("define_tasks", name))
     mixed = {}
     for name, mixture in suite.file.define_mixtures.items():
         where = suite.document.where("define_mixtures", name)
@@ -145,8 +147,12 @@ def _check(name: str, definition: TaskFile, where: str) -> None:
     field = f"define_tasks.{name}"
     if (definition.files is None) == (definition.hub is None):
         raise UserError("give either files or hub, where the rows are", where=where, field=field)
-    if bool(definition.fields) == bool(definition.template):
-        raise UserError("give either fields or template, which make the source text", where=where, field=field)
+    if sum(map(bool, (definition.fields, definition.template, definition.messages))) != 1:
+        problem = "give either fields or template, which make the source text, or messages, which are a conversation"
+        raise UserError(problem, where=where, field=field)
+    if definition.messages and definition.kind == "choice":
+        problem = "a conversation holds one answer and no choices; give fields or template"
+        raise UserError(problem, where=where, field=f"{field}.messages")
     if len({str(label).strip() for label in definition.labels}) < len(definition.labels):
         raise UserError("lists a label twice", where=where, field=f"{field}.labels")
     if definition.template is not None and "{" not in definition.template:
@@ -188,6 +194,14 @@ def _check_choices(definition: TaskFile, where: str, field: str) -> None:
     words = [word.strip() for word in definition.words]
     if words and (len(words) != len(definition.labels) or len(set(words)) < len(words) or not all(words)):
         raise UserError("lists one word for each label, all different", where=where, field=f"{field}.words")
+
+
+def _check_form(task: Task, where: str) -> None:
+    """Raise UserError where a task under its protocol has a conversation or a system text, and no form for them."""
+    if task.form == "suffix" and (task.messages or task.system):
+        what = "messages" if task.messages else "system"
+        problem = f"'{what}' goes with form: chat, plain or auto; form: suffix has no place for a conversation"
+        raise UserError(problem, where=where, field=f"define_tasks.{task.name}.form", hint="Say form: auto.")
 
 
 def cell_mixture(mixture: Mixture, name: str, reference: ProtocolReference, folder: str) -> Task:
