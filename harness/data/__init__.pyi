@@ -35,6 +35,7 @@ from .splits import cell_rows as cell_rows
 from .splits import load_task as load_task
 from .tasks import all_tasks as all_tasks
 from .tasks.declared import BENCHMARK as BENCHMARK
+from .tasks.declared import cell_mixture as cell_mixture
 from .tasks.declared import cell_task as cell_task
 from .tasks.declared import suite_tasks as suite_tasks
 from .tasks.declared import under_protocol as under_protocol

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from harness import provenance
 from harness.backbone import Backbone, BackboneRecord, MatmulParams, peak_flops, peak_memory_bytes
-from harness.data import TaskData, cell_task
+from harness.data import TaskData, cell_mixture, cell_task
 from harness.method import Rule, SourceFile
 from harness.results import (
     DevScore,
@@ -168,7 +168,10 @@ def failed_result(cell: Cell, failure: Failure, common: BundleFacts, usage: Usag
 
     It needs neither rows nor weights, since loading those may be what failed.
     """
-    task = cell_task(cell.task, cell.protocol, cell.definition, common.suite_folder)
+    if cell.mixture is None:
+        task = cell_task(cell.task, cell.protocol, cell.definition, common.suite_folder)
+    else:
+        task = cell_mixture(cell.mixture, cell.task, cell.protocol, common.suite_folder)
     result = Result(
         cell_id=cell.cell_id,
         group_id=cell.group_id,
