@@ -155,7 +155,9 @@ def _of_source(source: Source, rows: Iterator[LocatedRow]) -> Iterator[LocatedRo
 
 def _tsv_rules(task: Task) -> TsvRules:
     # every name that a column of this task has in any layout: a first line with one of them is a header
-    names = {task.label, *(column for _, column in task.fields), *task.tsv_columns}
+    names = {task.label, *(column for _, column in task.fields), *task.choices, *task.tsv_columns}
+    if task.messages:
+        names.add(task.messages)
     names.update(name for others in task.aliases.values() for name in others)
     return TsvRules(task.tsv_columns, names, task.skips_broken_rows)
 
@@ -258,5 +260,7 @@ def _fingerprint(*splits: Sequence[Example]) -> str:
     for rows in splits:
         digest.update(f"split {len(rows)}\n".encode())
         for example in rows:
-            digest.update("\x1f".join((example.source, *example.references)).encode() + b"\n")
+            # a choice's reference is a number, so its texts count too
+            texts = (*example.read_texts, *example.references, *example.choices)
+            digest.update("\x1f".join(texts).encode() + b"\n")
     return digest.hexdigest()[:16]

@@ -77,6 +77,8 @@ class TaskFile(Strict):
     """Column of the label, the number, the answer, or of the right choice: its number from 0, a letter, or its text."""
     labels: list[str | int | bool | FiniteFloat] = []
     """Class names in the order of their digits."""
+    words: list[str] = []
+    """Texts that stand for the labels in answers, in their order; empty takes the digits."""
     metrics: list[str] = Field([], max_length=20)
     """The reported ones; empty takes the usual of the kind."""
     extra_metrics: list[str] = []

@@ -15,10 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.data.examples import Example
+from harness.data.prompt_form import target_ids
+from harness.data.ragged import padded as pad_rows
+from harness.data.ragged import ragged
 from harness.data.splits import _cut_splits, load_task, permutation
 from harness.data.tasks import all_tasks
 from harness.data.tasks.task import NEEDED_SPLITS, SPLIT_RULES, SplitRule
-from harness.data.tokenization import _padded, _ragged, encode, max_new_tokens, target_ids
+from harness.data.tokenization import encode, max_new_tokens
 from harness.errors import UserError
 from harness.runner.run_suite import run
 from harness.train.caches import cached_backbone
@@ -141,9 +144,9 @@ def test_dev_and_test_rows_that_stand_in_train_are_counted_and_told(
 
 @given(st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=9), min_size=1, max_size=9), st.randoms())
 def test_ragged_rows_come_back_padded(rows: list[list[int]], random: Random) -> None:
-    flat, offsets = _ragged(rows)
+    flat, offsets = ragged(rows)
     picked = np.array(random.sample(range(len(rows)), len(rows)))
-    padded = _padded(flat, offsets, picked, -100)
+    padded = pad_rows(flat, offsets, picked, -100)
     assert [[int(i) for i in row if i != -100] for row in padded] == [rows[i] for i in picked]
 
 

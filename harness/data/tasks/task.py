@@ -217,6 +217,16 @@ class Task:
         return [str(index) for index in range(len(self.labels))]
 
     @property
+    def is_ranked(self) -> bool:
+        """Whether an answer is the likeliest of some texts: a row's choices, or the labels."""
+        return self.kind == "choice" or self.answered_by == "likelihood"
+
+    @property
+    def target_limit(self) -> int | None:
+        """Tokens at which a target is cut. A label or a choice never is: two could become the same tokens."""
+        return None if self.kind in ("classification", "choice") else self.max_target_length
+
+    @property
     def metrics(self) -> list[str]:
         """Every metric computed, the reported ones first."""
         return list(dict.fromkeys([*self.reported, *self.extra, self.selection]))
