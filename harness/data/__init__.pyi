@@ -41,6 +41,7 @@ from .tasks.declared import suite_tasks as suite_tasks
 from .tasks.declared import under_protocol as under_protocol
 from .tasks.task import SPLIT_RULES as SPLIT_RULES
 from .tasks.task import Task as Task
+from .text_metrics import signature_of as signature_of
 from .tokenization import Encoded as Encoded
 from .tokenization import cached_encode as cached_encode
 from .tokenization import cut_references as cut_references

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from harness import provenance
 from harness.backbone import Backbone, BackboneRecord, MatmulParams, peak_flops, peak_memory_bytes
-from harness.data import TaskData, cell_mixture, cell_task
+from harness.data import TaskData, cell_mixture, cell_task, signature_of
 from harness.method import Rule, SourceFile
 from harness.results import (
     DevScore,
@@ -221,11 +221,14 @@ def _protocol_values(cell: Cell, benchmark: str) -> dict[str, Any]:
 def _metric_record(data: TaskData) -> MetricRecord:
     """What `harness score` needs to recompute the metrics of a task, and of each task of a mixture."""
     task = data.task
+    references = [example.references for example in data.test]
+    made = {name: signature_of(name, references) for name in ([] if data.parts else task.metrics)}
     return MetricRecord(
         reported=list(task.reported),
         extra=[name for name in task.metrics if name not in task.reported],
         selection=task.selection,
         labels=task.targets,
+        signatures={name: signature for name, signature in made.items() if signature is not None},
         parts={part.task.name: _metric_record(part) for part in data.parts},
     )
 

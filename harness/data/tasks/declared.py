@@ -23,7 +23,18 @@ MIXTURE_METRIC = "mean"
 METRICS_OF = {
     "classification": {"accuracy", "f1", "macro_f1", "matthews"},
     "regression": {"pearson", "spearman"},
-    "text": {"token_f1", "exact_match", "accuracy"},
+    "text": {
+        "token_f1",
+        "exact_match",
+        "accuracy",
+        "numeric_match",
+        "rouge1",
+        "rouge2",
+        "rougeL",
+        "rougeLsum",
+        "bleu",
+        "chrf",
+    },
     "choice": {"accuracy"},
 }
 USUAL_METRICS = {
