@@ -10,7 +10,6 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-
 from harness.suite.file_schema import Recipe
 from harness.train.cell_state import lr_factor
 from harness.train.optimizer import JointAdamW
