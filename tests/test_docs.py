@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from paths import ROOT
 from suite_reference import EXAMPLES, SECTIONS, inline_yaml, models_below, reference
+from task_page import previews, records
 
 import harness
 from harness.cli.list_protocols import describe_protocols
@@ -40,6 +41,12 @@ def test_a_page_shows_the_rendered_report(page: str, mark: str, report: str) -> 
 def test_the_docs_show_the_protocols_as_they_are() -> None:
     table = f"{describe_protocols('markdown')['text']}\n"
     assert_shown(ROOT / "docs" / "protocol.md", "protocols", table, "UPDATE_GOLDEN=1 pytest tests/test_docs.py")
+
+
+def test_the_docs_show_each_task_of_today_with_a_row(tmp_path: Path) -> None:
+    page, hint = ROOT / "docs" / "tasks.md", "UPDATE_GOLDEN=1 pytest tests/test_docs.py"
+    assert_shown(page, "records", records(), hint)
+    assert_shown(page, "previews", previews(tmp_path), hint)
 
 
 def test_the_docs_show_every_key_of_a_suite_file() -> None:

@@ -27,7 +27,7 @@ def describe_protocols(style: str) -> dict[str, Any]:
     if style == "markdown":
         text = tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
     else:
-        text = _wrapped([list(row.values()) for row in rows], list(rows[0]), [99, 99, 24, 24, 30, 30, 30])
+        text = _wrapped([list(row.values()) for row in rows], list(rows[0]), [99, 99, 24, 24, *[30] * len(protocols)])
     return {"protocols": {name: protocol_values(protocol) for name, protocol in protocols.items()}, "text": text}
 
 

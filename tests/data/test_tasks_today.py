@@ -15,10 +15,12 @@ import yaml  # type: ignore[import-untyped]
 from task_rows import GSM8K_OFFICIAL, HUB, LONG, METAMATH, OFFICIAL, activity, gsm8k, jsonl, metamath, write_files
 
 from harness.data.examples import Converter
+from harness.data.metrics import METRICS, compute_metrics
 from harness.data.origins import find_origin
 from harness.data.splits import _read_split, _tsv_rules, load_task
 from harness.data.tasks import Task, all_tasks
 from harness.data.tasks.arithmetic import MOST_CHARACTERS
+from harness.data.tasks.declared import METRICS_OF
 from harness.data.tasks.llm_adapters import TEMPLATE
 from harness.data.tasks.task import EDITS, NEEDED_SPLITS, Row
 from harness.errors import UserError
@@ -357,6 +359,23 @@ def test_sizes_are_those_of_the_published_splits(name: str) -> None:
     train, dev, test = sizes
     published = PUBLISHED[name]
     assert (train, dev, test) == published if len(published) == 3 else ((train or 0) + dev, test) == published
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_the_metrics_of_a_task_exist_and_fit_its_kind(name: str) -> None:
+    assert set(TASKS[name].metrics) <= set(METRICS)
+    assert set(TASKS[name].metrics) <= METRICS_OF[TASKS[name].kind]
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "metamath_gsm8k", "math10k_gsm8k"])
+def test_an_answer_as_it_is_trained_on_counts_as_right(name: str, tmp_path: Path) -> None:
+    """Of the way and of MetaMathQA's last line the number is read; another number is wrong."""
+    test = load_task(TASKS[name], write_files(tmp_path, OFFICIAL[name])).test
+    (right,) = {example.references for example in test[:1]}
+    number = right[0].rpartition("#### ")[2]
+    told = [f"So there are {number} of them.\nThe answer is: {number}", f"It is {number}1.\n#### {number}1"]
+    scores = [compute_metrics(["numeric_match"], [text], [right], [])["numeric_match"] for text in told]
+    assert scores == [100.0, 0.0]
 
 
 @pytest.mark.parametrize("name", OFFICIAL)

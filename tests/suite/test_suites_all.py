@@ -176,20 +176,14 @@ def test_a_suite_runs_from_end_to_end(suite: str, wide: Path, decoder: Path, tin
     plan = plan_of(suite)
     first = plan.suite.file.tasks[0]
     # generated tasks have hundreds of rows to score
-    run_short(
-        suite,
-        decoder if suite in DECODERS else wide,
-        tiny_data,
-        tmp_path / "out",
-        ["cb" if plan.tasks[first].generate else first],
-    )
+    tasks = ["cb" if plan.tasks[first].generate else first]
+    run_short(suite, decoder if suite in DECODERS else wide, tiny_data, tmp_path / "out", tasks)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suite", SUITES)
 def test_a_suite_runs_on_all_its_tasks(suite: str, wide: Path, decoder: Path, tiny_data: Path, tmp_path: Path) -> None:
-    tasks = ["cb" if plan.tasks[first].generate else first]
-    run_short(suite, decoder if suite in DECODERS else wide, tiny_data, tmp_path / "out", tasks)
+    run_short(suite, decoder if suite in DECODERS else wide, tiny_data, tmp_path / "out", None)
 
 
 def test_large_backbones_are_not_run_in_float32() -> None:

@@ -20,6 +20,10 @@ TEMPLATE = (
 )
 """The prompt of `finetune.py`, blanks included; that of `evaluate.py` differs in three blanks."""
 
+LONGEST = 512
+"""Tokens of a prompt. The code cuts prompt and answer together at 256 in training, which can cut an answer off, and
+nothing in evaluation; a prompt that is cut here would lose its end."""
+
 ANSWER_PHRASE = "the correct answer is "
 
 
@@ -81,6 +85,7 @@ def _commonsense(name: str, title: str, official: str, labels: tuple[str, ...], 
         target_style="words",
         form="plain",
         num_beams=4,
+        max_source_length=LONGEST,
         max_new_tokens=32,
         split="cut_dev",
         dev_share=15,
@@ -109,6 +114,7 @@ def _math(name: str, title: str, official: str, num_test: int, *stems: str) -> T
         label="answer",
         form="plain",
         num_beams=4,
+        max_source_length=LONGEST,
         max_new_tokens=256,
         max_target_length=256,
         reported=("numeric_match",),
