@@ -187,7 +187,11 @@ def instruct(instruction: str, output: str, answer: str) -> Row:
 
 
 def _commonsense(official: str, instruction: str, answer: str) -> Files:
-    rows = [instruct(f"({i}) {instruction}", f"the correct answer is {answer}", answer) for i in range(4)]
+    """The first row has the right answer, the others the next labels, so that not all have the same."""
+    labels = instruction.rpartition("format: ")[2].split("/")
+    answers = [labels[(labels.index(answer) + i) % len(labels)] for i in range(4)]
+    rows = [instruct(f"({i}) {instruction}", f"the correct answer is {label}", label)
+            for i, label in enumerate(answers)]  # fmt: skip
     return {f"LLM-Adapters/dataset/{official}/{split}.json": json.dumps(rows) for split in ("train", "test")}
 
 

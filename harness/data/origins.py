@@ -224,9 +224,10 @@ def _declared_origin(task: Task) -> Origin:
 def _refuse_unused(task: Task, files: Mapping[str, list[Path]]) -> None:
     """Raise UserError if the user gave validation or test rows that the split rule would silently leave out."""
     unused = [split for split in files if split not in NEEDED_SPLITS[task.split]]
-    if unused and task.split == "cut_train":
+    if unused and task.split in ("cut_train", "cut_dev"):
+        cut = "dev and test" if task.split == "cut_train" else "dev"
         raise UserError(
-            f"split rule 'cut_train' cuts dev and test from train, but {' and '.join(unused)} rows are there too",
+            f"split rule '{task.split}' cuts {cut} from train, but {' and '.join(unused)} rows are there too",
             where=f"files of task '{task.name}'",
             hint="Say split: given, halve_validation or hold_out_1000, or name the training file alone.",
         )

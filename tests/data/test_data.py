@@ -116,6 +116,14 @@ def test_cut_train_leaves_no_split_empty(dev: float, test: float) -> None:
         _cut_splits(task, [numbered(10)])
 
 
+@pytest.mark.parametrize(("share", "num_dev"), [(3, 3), (0.2, 2), (5, 5), (500, 5)])
+def test_cut_dev_takes_dev_from_train_and_leaves_half_of_it(share: float, num_dev: int) -> None:
+    task = replace(TASKS["cb"], split="cut_dev", dev_share=share)
+    train, dev, test = ([row[0].source for row in rows] for rows in _cut_splits(task, [numbered(10), numbered(4, 90)]))
+    assert [f"row {i}" for i in PERMUTATIONS[10]] == [*dev, *train]
+    assert (len(dev), test) == (num_dev, ["row 90", "row 91", "row 92", "row 93"])
+
+
 def test_a_thousand_training_rows_are_held_out_and_half_of_a_small_set(tmp_path: Path) -> None:
     task = replace(TASKS["cb"], split="hold_out_1000")
     folder = write_cb(tmp_path / "large", [cb_row(i) for i in range(2_500)], [cb_row(-1)])

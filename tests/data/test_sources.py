@@ -155,6 +155,15 @@ def test_a_users_files_go_before_the_data_folder_and_may_hold_only_train(tmp_pat
     assert data.record.source == f"files {tmp_path / 'mine.csv'}"
 
 
+def test_dev_is_not_cut_from_train_while_dev_rows_lie_unused(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", jsonl(ROWS))
+    task = replace(declared(tmp_path, train="a.jsonl", test="a.jsonl"), split="cut_dev", dev_share=2)
+    assert load_task(task, None).record.num_dev == 2
+    task = replace(declared(tmp_path, train="a.jsonl", dev="a.jsonl", test="a.jsonl"), split="cut_dev")
+    with pytest.raises(UserError, match="'cut_dev' cuts dev from train, but validation rows are there too"):
+        load_task(task, None)
+
+
 @pytest.mark.parametrize("key", ["dev", "val", "validation"])
 def test_a_declared_split_may_have_any_usual_name(key: str, tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", jsonl(ROWS))

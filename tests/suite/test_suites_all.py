@@ -111,6 +111,35 @@ def test_the_rows_of_table_12_have_the_printed_ranks() -> None:
         assert [method.num_trained for method in built] == counts
 
 
+BOARD_COUNTS = {
+    "adaptionprompt-lr_5e-3": 8_601_628, "beft-target-v_proj": 28_672, "c3a-default": 5_505_024,
+    "deft-rank32": 9_175_040, "deft-rank32-para": 3_670_016, "full-finetuning-lr_0.00001": 3_212_749_824,
+    "glora-default": 4_587_520, "glora-vector-paths": 229_376, "hira-rank32-lr4.5e-3": 9_175_040,
+    "ia3-all-attn-5k-lr0.005": 630_784, "ia3-default": 286_720, "ln_tuning-default": 175_104,
+    "lora-rank10-target-mlp": 9_461_760, "lora-rank32": 9_175_040, "lora-rank32-dora": 9_289_728,
+    "lora-rank64-rslora": 18_350_080, "miss-default": 7_340_032, "miss-mini": 229_376, "oft-rank32": 8_171_520,
+    "peanut-rank32-relu-depth0-s2.0": 7_340_032, "prefixtuning-lr_0.001": 11_468_800, "prompt_tuning-default": 614_400,
+    "psoft-default": 1_856_512, "ptuning-default": 28_382_208, "pvera-default": 143_360, "pvera-rank64": 121_856,
+    "road-lr_0.001": 229_376, "tinylora-default": 3_584, "tinylora-weight-tying": 64,
+    "trainable_tokens-sos+eos": 6_144,
+}  # fmt: skip
+"""num_trainable_params in the result files of PEFT's board, of the rows that take little time to build."""
+
+
+def test_rows_of_pefts_board_train_as_many_parameters_as_its_results_say() -> None:
+    from harness.backbone.load import meta_backbone
+    from harness.train.method_fit import build_method
+
+    plan, backbone = plan_of("peft-board"), meta_backbone("llama-3.2-3b", "bf16")
+    counted = {}
+    for group in plan.groups:
+        if group.label in BOARD_COUNTS:
+            cell = group.cells[(0, 0)]
+            cls = plan.methods[cell.method].cls
+            counted[group.label] = build_method(cell, cls, backbone).num_trained  # type: ignore[arg-type]
+    assert counted == BOARD_COUNTS
+
+
 @pytest.fixture(scope="module")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rows")
