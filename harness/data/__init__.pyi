@@ -1,3 +1,5 @@
+from .encoded_choices import EncodedChoices as EncodedChoices
+from .encoded_choices import encode_choices as encode_choices
 from .examples import Example as Example
 from .examples import TaskData as TaskData
 from .few_shot import describe_few_shot as describe_few_shot
@@ -25,17 +27,21 @@ from .micro.phrases import voiced as voiced
 from .micro.tasks import Row as Row
 from .origins import MissingData as MissingData
 from .origins import require_folder as require_folder
+from .prompt_form import prompt_form as prompt_form
 from .record import Cuts as Cuts
 from .record import DataRecord as DataRecord
+from .record import PromptRecord as PromptRecord
 from .splits import cell_rows as cell_rows
 from .splits import load_task as load_task
 from .tasks import all_tasks as all_tasks
 from .tasks.declared import BENCHMARK as BENCHMARK
+from .tasks.declared import cell_mixture as cell_mixture
 from .tasks.declared import cell_task as cell_task
 from .tasks.declared import suite_tasks as suite_tasks
 from .tasks.declared import under_protocol as under_protocol
 from .tasks.task import SPLIT_RULES as SPLIT_RULES
 from .tasks.task import Task as Task
+from .text_metrics import signature_of as signature_of
 from .tokenization import Encoded as Encoded
 from .tokenization import cached_encode as cached_encode
 from .tokenization import cut_references as cut_references

@@ -117,6 +117,8 @@ class MetricRecord(Strict):
     extra: list[str]
     selection: str
     labels: list[str]
+    signatures: dict[str, str] = {}
+    """Metric of a library -> the options and versions that its scores depend on, as sacrebleu writes them."""
     parts: dict[str, MetricRecord] = {}
     """The metrics of each task of a mixture."""
 

@@ -23,6 +23,7 @@ YOUNGER: dict[str, dict[str, Any]] = {
         "messages": None,
         "form": "suffix",
         "system": "",
+        "words": [],
         "choices": [],
         "answered_by": "writing",
         "choice_score": "sum",

@@ -34,8 +34,8 @@ class Recipe(Strict):
     """Steps in which the learning rate rises from 0 to `lr`."""
     warmup_max_share: float = Field(0.06, ge=0, le=1)
     """Upper bound of the warm-up as a share of `steps`, so that a shortened run still reaches its lr."""
-    schedule: Literal["linear", "constant"] = "linear"
-    """What the learning rate does after the warm-up: fall to 0 in a straight line, or stay."""
+    schedule: Literal["linear", "constant", "cosine"] = "linear"
+    """What the learning rate does after the warm-up: fall to 0 in a straight line, stay, or fall as half a cosine."""
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
     """Weight decay of AdamW."""
     beta1: float = Field(0.9, ge=0, lt=1)

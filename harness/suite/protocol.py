@@ -20,7 +20,11 @@ from harness.yaml_lines import read_document
 
 FOLDER = Path(__file__).parent / "protocols"
 DEFAULT_PROTOCOL = "accept-2024"
-Kind = Literal["integer", "number", "grid", "choice", "recorded"]
+Kind = Literal["integer", "number", "grid", "choice", "text", "recorded"]
+OF_THE_TASK = "task"
+"""Value of a key of kind "text" that sets nothing: each task keeps what it says itself."""
+MOST_TEXT = 10_000
+"""Characters of such a value."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ class Key:
         """Return setting -> value for a value of this key; a grid becomes a sweep."""
         if self.choices is not None:
             return self.choices[value]
-        if not self.sets:
+        if not self.sets or (self.kind == "text" and value == OF_THE_TASK):
             return {}
         # seeds are a list that is used whole, every other grid is searched
         return {self.sets: {"sweep": value} if self.kind == "grid" and self.sets != "seeds" else value}
@@ -88,6 +92,11 @@ class Key:
             raise UserError("is recorded only; nothing here varies it", where=where, field=f"protocol.{self.name}")
         if self.choices is not None:
             return require_choice(str(value), self.choices, kind=f"value of protocol.{self.name}", where=where)
+        if self.kind == "text":
+            if not isinstance(value, str) or len(value) > MOST_TEXT:
+                problem = f"expected a text of at most {MOST_TEXT:,} characters, got {value!r:.60}"
+                raise UserError(problem, where=where, field=f"protocol.{self.name}")
+            return value
         items = value if self.kind == "grid" else [value]
         wanted = int if self.kind == "integer" or self.sets == "seeds" else (int, float)
         valid = isinstance(items, list) and items and all(_is_number(item, wanted) for item in items)

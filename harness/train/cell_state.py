@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import traceback
 from dataclasses import dataclass, field
 from typing import Any
@@ -186,12 +187,14 @@ class CellState:
 def lr_factor(recipe: Recipe, step: int) -> float:
     """Factor of the learning rate for the update of `step` (0 for the first).
 
-    Linear warm-up from 0, then constant or linear decay to 0 at `steps`, as transformers'
-    `get_linear_schedule_with_warmup` has it: with a warm-up, the first update has factor 0 and moves nothing.
+    Linear warm-up from 0, then constant, or decay to 0 at `steps` in a straight line or as half a cosine. These are
+    transformers' `get_linear_schedule_with_warmup` and `get_cosine_schedule_with_warmup`: with a warm-up, the first
+    update has factor 0 and moves nothing.
     """
     warmup = recipe.effective_warmup
     if step < warmup:
         return step / warmup
     if recipe.schedule == "constant":
         return 1.0
-    return max(0.0, (recipe.steps - step) / max(1, recipe.steps - warmup))
+    left = max(0.0, (recipe.steps - step) / max(1, recipe.steps - warmup))
+    return 0.5 * (1.0 - math.cos(math.pi * left)) if recipe.schedule == "cosine" else left

@@ -19,6 +19,7 @@ from harness.method import head_answers
 from harness.results import SplitScore
 from harness.suite import LabelTokens
 from harness.train.batch_input import BatchInput, Rows, micro_batches
+from harness.train.choices import choice_scores, likeliest
 from harness.train.race import ChanceLevel, standard_error
 
 
@@ -34,8 +35,9 @@ def answer_split(
 ) -> dict[int, list[str]]:
     """Answers of each of `cells` (positions in `fused`) to every row, by cell, in the order of rows.
 
-    Answers are decoded greedily, or read off by the cells' linear heads where they have them. `max_tokens` is the
-    token budget of a micro-batch. With `only`, these rows alone are answered, and the answers to others are empty.
+    Answers are decoded greedily, or read off by the cells' linear heads where they have them. The answer to a row that
+    has choices is the likeliest of them. `max_tokens` is the token budget of a micro-batch. With `only`, these rows
+    alone are answered, and the answers to others are empty.
     `label_tokens` is that of the cells' recipes. Raises CellError where a method's code raises, and Stopped after a
     request to stop.
     """
@@ -43,12 +45,18 @@ def answer_split(
     fused.refresh(grad=False, cells=cells)
     count = len(encoded)
     chosen = np.arange(count)[only]
+    is_ranked = np.zeros(count, bool) if encoded.choices is None else np.diff(encoded.choices.row_offsets) > 0
     limit = max_new_tokens(task, backbone, label_tokens)
     answers: dict[int, list[str]] = {cell: [""] * count for cell in cells}
     for group in fused.groups(cells, max_tokens):
         rows = Rows(np.repeat(np.asarray(group, np.int64), len(chosen)), np.tile(chosen, len(group)))
         fused.read_prompts(group, grad=False)
-        for batch in micro_batches(fused.lengths(encoded, rows), max_tokens):
+        ranked = rows.take(np.flatnonzero(is_ranked[rows.rows]))
+        for cell, row, scores in choice_scores(fused, encoded, ranked, max_tokens):
+            assert encoded.choices is not None
+            answers[cell][row] = likeliest(encoded.choices, row, scores)
+        rows = rows.take(np.flatnonzero(~is_ranked[rows.rows]))
+        for batch in micro_batches(fused.lengths(encoded, rows), max_tokens) if len(rows) else ():
             stop.raise_if_stopped()  # an evaluation may take minutes, and nothing is half done in it
             # [N, L, H], [N, L], and the rows in that order
             embeds, mask, built = fused.build(encoded, rows.take(batch))
@@ -94,8 +102,8 @@ def score_data(data: TaskData, split: str, answers: Sequence[str]) -> SplitScore
 def chance_level(data: TaskData) -> ChanceLevel:
     """What a constant answer scores on dev, in the task's selection metric.
 
-    The answer is the best of the labels, or the most frequent training target of a task without labels. A mixture has
-    the mean over its tasks, with the standard error of a mean of independent scores.
+    The answer is the best of the labels or of the numbers of choices, or the most frequent training target of a task
+    that has neither. A mixture has the mean over its tasks, with the standard error of a mean of independent scores.
     """
     if data.parts:
         chances = [chance_level(part) for part in data.parts]
@@ -103,9 +111,14 @@ def chance_level(data: TaskData) -> ChanceLevel:
         return ChanceLevel(mean_score(chance.score for chance in chances), error)
     metric = data.task.selection
     ((most_frequent, _),) = Counter(example.target for example in data.train).most_common(1)
-    answers = data.task.targets or (most_frequent,)
+    answers = data.task.targets or _numbers(data.dev) or (most_frequent,)
     scores = [score_split(data.task, data.dev, [answer] * len(data.dev)).metrics[metric] for answer in answers]
     return ChanceLevel(max(scores), standard_error(metric, len(data.dev)))
+
+
+def _numbers(examples: Sequence[Example]) -> list[str]:
+    """The numbers of choices, from 0 to that of the last in the longest row; none where rows have no choices."""
+    return [str(number) for number in range(max(len(example.choices) for example in examples))]
 
 
 def score_split(task: Task, examples: Sequence[Example], answers: Sequence[str]) -> SplitScore:

@@ -192,6 +192,7 @@ class BundleTrainer(BundleStep):
         """Count the positions of prompts of each cell, and divide the time of the evaluation by all positions."""
         encoded = self.encoded[split]
         text = int(encoded.source_lengths(np.arange(len(encoded))).sum())
+        text += 0 if encoded.choices is None else len(encoded.choices.ids)
         in_rows, apart = self.fused.row_prompts, self.fused.positions_apart(cells)
         prompts = {i: len(encoded) * int(in_rows[i]) + int(apart[i]) for i in cells}
         for i, count in prompts.items():
