@@ -27,6 +27,7 @@ from .origins import MissingData as MissingData
 from .origins import require_folder as require_folder
 from .record import Cuts as Cuts
 from .record import DataRecord as DataRecord
+from .record import WritingRecord as WritingRecord
 from .splits import cell_rows as cell_rows
 from .splits import load_task as load_task
 from .tasks import all_tasks as all_tasks

@@ -1,4 +1,4 @@
-"""Which rows a cell used: sizes, fingerprints, few-shot draws."""
+"""Which rows a cell used and how they were answered: sizes, fingerprints, few-shot draws."""
 
 from __future__ import annotations
 
@@ -29,6 +29,18 @@ class Cuts(Strict):
     """Whether the references of dev and test were cut like the targets."""
 
 
+class WritingRecord(Strict):
+    """How answers were written."""
+
+    max_new_tokens: int
+    """Most tokens of an answer, its end included."""
+    end_ids: list[int]
+    """Tokens at the first of which an answer ended."""
+    num_beams: int
+    stop: list[str]
+    """Texts at the first of which it ended."""
+
+
 class DataRecord(Strict):
     """Which rows a cell used."""
 
@@ -44,6 +56,8 @@ class DataRecord(Strict):
     """Split -> label, of each split of a classification whose rows all have the same."""
     cuts: Cuts | None = None
     """None where nothing was tokenised, as for a rule."""
+    writing: WritingRecord | None = None
+    """None where no answer was written: by a rule or a linear head, and in results of older versions."""
     fingerprint: str
     """Of all rows of the task's splits, drawn or not."""
     parts: dict[str, DataRecord] = {}
