@@ -12,6 +12,7 @@ Shapes: N rows, n of them still read, V vocabulary.
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import time
 from collections.abc import Sequence
@@ -26,11 +27,12 @@ from torch import Tensor, nn
 from benchmarks.workload import backbone
 from harness.backbone import Backbone, Writing
 from harness.backbone import writing as writing_module
+from harness.backbone.writing import Reader
 
 END = 1
 STAYING = 2.0
 """A share that is never reached."""
-SHARES = (STAYING, 0.75, 0.5, 0.25, 0.125, 0.0625)
+SHARES = (STAYING, 0.5, 0.25, 0.125)
 
 
 class DrawnEnds:
@@ -67,7 +69,7 @@ def drawn_rows(count: int, longest_text: int, most: int, seed: int) -> Rows:
 
 
 def seconds(network: Backbone, rows: Rows, most: int, share: float) -> float:
-    """Time to read the texts and write the answers; on a CPU that of our threads, which other work does not lengthen."""
+    """Time to read texts and write answers; on a CPU that of our own threads, which other work does not lengthen."""
     clock = time.process_time if network.device.type == "cpu" else time.perf_counter
     length = int(rows.texts.max())
     mask = (torch.arange(length)[None] < torch.as_tensor(rows.texts)[:, None]).long().to(network.device)
@@ -101,6 +103,41 @@ def written_in_positions(network: Backbone, count: int, length: int, most: int) 
     return (both - read) / (most - 1) / count / (read / (count * length))
 
 
+def moving_in_steps(network: Backbone, count: int, length: int) -> float:
+    """What it costs to keep three quarters of `count` rows behind texts of one length, in tokens written by all rows.
+
+    That many tokens times 4 have to be written after a quarter of the rows has left, until it has paid.
+    """
+    clock = time.process_time if network.device.type == "cpu" else time.perf_counter
+    step_s: list[float] = []
+    moved_s: list[float] = []
+    kept = torch.arange(count - count // 4, device=network.device)
+
+    def timed(read: Reader, logits: Tensor, *_: object) -> Tensor:
+        for _ in range(6):
+            _wait(network)
+            started = clock()
+            logits = read(logits.argmax(-1)[:, None])
+            _wait(network)
+            step_s.append(clock() - started)
+        cache = copy.deepcopy(getattr(read, "cache", None))
+        for _ in range(6):
+            read.cache = copy.deepcopy(cache)  # type: ignore[attr-defined]
+            mask = read.mask  # type: ignore[attr-defined]
+            _wait(network)
+            started = clock()
+            read.keep(kept)
+            _wait(network)
+            moved_s.append(clock() - started)
+            read.mask = mask  # type: ignore[attr-defined]
+        return logits
+
+    mask = torch.ones(count, length, dtype=torch.long, device=network.device)
+    with patch.object(network, "greedy", timed):
+        network.write(network.token_vectors(torch.full(mask.shape, 5)), mask, Writing(2, (END,)))
+    return statistics.median(moved_s) / statistics.median(step_s)
+
+
 def compared(network: Backbone, rows: Rows, most: int, rounds: int) -> list[list[float]]:
     """Seconds of each round with each of SHARES; the first round warms up and is left out."""
     return [[seconds(network, rows, most, share) for share in SHARES] for _ in range(rounds + 1)][1:]
@@ -117,6 +154,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     network = backbone(options.shape, options.device, options.precision)
+    moving = moving_in_steps(network, options.rows, options.text)
+    print(
+        f"{options.rows} rows, texts of {options.text}: moving three quarters of them costs {moving:.3f} steps",
+        flush=True,
+    )
+    cost = written_in_positions(network, options.rows, options.text, min(8, options.most))
+    print(f"a written token costs as much as {cost:.1f} positions that are read", flush=True)
     rows = drawn_rows(options.rows, options.text, options.most, seed=0)
     found = compared(network, rows, options.most, options.rounds)
     tokens, places = int(rows.answers.sum()), options.rows * int(rows.answers.max())
@@ -131,8 +175,6 @@ def main() -> None:
         name = "all rows stay" if share == STAYING else f"rows leave when {share:.0%} have ended"
         table.append([name, f"{tokens / took:.1f}", f"{ratio:.2f}"])
     print(tabulate(table, ("contender", "tokens/s", "of staying"), tablefmt="pipe"))
-    cost = written_in_positions(network, options.rows, options.text, min(32, options.most))
-    print(f"a written token costs as much as {cost:.1f} positions that are read")
 
 
 if __name__ == "__main__":
