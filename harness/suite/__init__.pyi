@@ -37,6 +37,7 @@ from .protocol import Scope as Scope
 from .protocol import protocol_keys as protocol_keys
 from .protocol import protocol_names as protocol_names
 from .protocol import protocol_values as protocol_values
+from .protocol import require_stop_texts as require_stop_texts
 from .protocol import resolve_protocol as resolve_protocol
 from .report_block import Axis as Axis
 from .report_block import Categories as Categories

@@ -20,7 +20,7 @@ from harness.results import DevScore, best_step
 from harness.suite import Key
 from harness.train.cell_state import CellFailure, Outcome, describe_failure
 from harness.train.checkpoint import CheckpointPlan, CheckpointWriter, TrainingState, restore_checkpoint
-from harness.train.evaluate import answer_split, chance_level, score_data
+from harness.train.evaluate import answer_split, chance_level, fewest_tokens, score_data
 from harness.train.race import ChanceLevel, eliminated, rungs
 from harness.train.step import BundleStep
 
@@ -160,7 +160,7 @@ class BundleTrainer(BundleStep):
         """
         while cells:
             try:
-                answers = self._greedy_answers(split, cells)
+                answers = self._written_answers(split, cells)
                 if self.watched is not None:
                     self._require_untouched()
                     self.prove()  # again, as a change that every second call undoes shows only on one side
@@ -170,15 +170,14 @@ class BundleTrainer(BundleStep):
                 cells = [i for i in cells if i != error.cell]
         return {}
 
-    def _greedy_answers(self, split: str, cells: list[int]) -> dict[int, list[str]]:
+    def _written_answers(self, split: str, cells: list[int]) -> dict[int, list[str]]:
         """Answers of each cell to every row, in smaller micro-batches when memory runs out.
 
         Several processes each answer their share of the rows, and have all answers afterwards.
         """
         encoded, task = self.encoded[split], self.data.task
-        rows = np.arange(len(encoded))
-        shortest = int(encoded.source_lengths(rows).min() + self.fused.row_prompts[cells].min())
         label_tokens = self.states[cells[0]].recipe.label_tokens  # cells of a bundle have one
+        shortest = fewest_tokens(self.fused, cells, encoded, task, label_tokens)
         with self.sharding.gathered():
             answers = until_it_fits(
                 lambda tokens: answer_split(self.fused, cells, encoded, task, tokens, self.team.share, label_tokens),
