@@ -19,6 +19,7 @@ from .checkpoint import drop_markers as drop_markers
 from .checkpoint import new_marker as new_marker
 from .checkpoint import read_header as read_header
 from .evaluate import answer_split as answer_split
+from .forgetting import read_general_text as read_general_text
 from .fsdp import trains_backbone as trains_backbone
 from .loop import BundleTrainer as BundleTrainer
 from .method_contract import Finding as Finding
