@@ -300,7 +300,17 @@ class _Attempt:
             max_tokens = bundle.micro_batch_tokens or sharding.default_tokens or default_tokens(backbone)
             try:
                 trainer = BundleTrainer(
-                    cells, methods, data, encoded, backbone, max_tokens, bundle.races, self.team, sharding, seal
+                    cells,
+                    methods,
+                    data,
+                    encoded,
+                    backbone,
+                    max_tokens,
+                    bundle.races,
+                    self.team,
+                    sharding,
+                    seal,
+                    bundle.suite_folder,
                 )
                 with contextlib.nullcontext() if sharding.is_sharded else trainer.fused.attached():
                     self._train_from_checkpoint(trainer, data, matmul)
