@@ -145,6 +145,11 @@ class HyperDecoder(Method):
             self._handles.pop().remove()
         self.pooled = torch.empty(0)
 
+    def keep_rows(self, rows: Tensor) -> bool:
+        """Keep e of these rows."""
+        self.pooled = self.pooled[rows]
+        return True
+
     def token_losses(self, backbone: Backbone, embeds: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy with smoothed labels, -> [N, T]."""
         return backbone.cross_entropy(backbone.target_logits(embeds, mask, labels), labels, self.smoothing)

@@ -177,6 +177,14 @@ class LST(Method):
             self._handles.pop().remove()
         self._encoded, self._prefix = None, {}
 
+    def keep_rows(self, rows: Tensor) -> bool:
+        """Keep what was read and written in these rows. Beams change places with every token, so they are refused."""
+        if rows.unique().numel() < len(rows):
+            return False
+        self._encoded = None if self._encoded is None else self._encoded[rows]
+        self._prefix = {key: value[rows] for key, value in self._prefix.items()}
+        return True
+
     def _collect(self, name: str, index: int, layer: nn.Module, args: Any, output: Any) -> None:
         """Hook: keep a layer's output, [N, T, H], without its gradient, which must not enter the backbone."""
         states = output[0] if isinstance(output, tuple) else output

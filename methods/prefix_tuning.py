@@ -109,6 +109,10 @@ class PrefixTuning(Method):
         """Stop it."""
         self._layers.detach()
 
+    def keep_rows(self, rows: Tensor) -> bool:
+        """Follow any rows: all have the same prefix, and it stands among the keys and values that leave with them."""
+        return True
+
     def kept(self) -> dict[str, Tensor]:
         """The prefix, [P, 2 L W]; a network is not needed after training."""
         return {"prefix": self.prefix()}

@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_leaves
 from harness.backbone.network import Backbone
 from harness.backbone.quantization import PACKED, Scheme, packed_matrices
 from harness.backbone.shared_prefix import Prefixes, RowPrefixes, joined_prefixes
+from harness.backbone.writing import Follow, Reader, Writing
 
 
 class PromptPass(NamedTuple):
@@ -185,10 +186,10 @@ def _packed_forward(module: nn.Linear, scheme: Scheme) -> Callable[[Tensor], Ten
     return forward
 
 
-def _two_tokens(step: Callable[[Tensor], Tensor], logits: Tensor, max_new_tokens: int) -> Tensor:
-    """Stand in for `Backbone.greedy`, which looks whether all rows have ended; [N, V] -> [N, at most 2]."""
+def _two_tokens(read: Reader, logits: Tensor, writing: Writing, follow: Follow | None) -> Tensor:
+    """Stand in for `Backbone.greedy`, which looks whether all rows have ended; [N, V] -> [N, 2]."""
     token = logits.argmax(-1)[:, None]
-    return token if max_new_tokens == 1 else torch.cat([token, step(token).argmax(-1)[:, None]], 1)
+    return torch.cat([token, read(token).argmax(-1)[:, None]], 1)
 
 
 def training_bytes(
@@ -246,7 +247,7 @@ def evaluation_bytes(backbone: Backbone, rows: int, length: int, prompts: Prompt
         prefixes = None if prompts is None else _read(backbone, rows, prompts, given, grad=False)
         embeds, mask, _ = _batch(backbone, rows, length, 1)
         if backbone.writes_text:
-            backbone.decode(embeds, mask, 2, prefixes)
+            backbone.write(embeds, mask, Writing(2, ()), prefixes)
         else:
             backbone.text_states(embeds, mask)
     return tally.peak

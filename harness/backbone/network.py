@@ -28,6 +28,7 @@ from harness.backbone.network_kinds import NetworkKind, Pooling, kind_of
 from harness.backbone.quantization import Scheme, num_weights
 from harness.backbone.record import BackboneRecord
 from harness.backbone.shared_prefix import Prefixes, RowPrefixes
+from harness.backbone.writing import Follow, Reader, Writing, greedy
 from harness.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
@@ -188,8 +189,24 @@ class Backbone:
 
         It stops when every row has written its end token; behind that a row holds padding.
         """
+        return self.write(embeds, mask, Writing(max_new_tokens, (self.eos_id,)), prefixes)
+
+    @torch.no_grad()
+    def write(
+        self,
+        embeds: Tensor,
+        mask: Tensor,
+        writing: Writing,
+        prefixes: RowPrefixes | None = None,
+        follow: Follow | None = None,
+    ) -> Tensor:
+        """Write answers as `writing` says: [N, L, H], [N, L] -> ids [N, at most its max_new_tokens].
+
+        Behind its end a row holds padding. With `follow` rows may leave, or become several beams: it is told which are
+        read from then on. Raises CannotFollow where beams are wanted and it says no.
+        """
         with self._autocast():
-            return self._kind(prefixes).decode(self, embeds, mask, max_new_tokens)
+            return self._kind(prefixes).decode(self, embeds, mask, writing, follow)
 
     def shares_contexts(self, num_positions: int) -> bool:
         """Whether a context may be read once for several texts behind it, in the present mode of the network.
@@ -441,21 +458,9 @@ class Backbone:
             )
         return cache
 
-    def greedy(self, step: Any, logits: Tensor, max_new_tokens: int) -> Tensor:
-        """Take the most likely token until each row has written its end or the limit is reached.
-
-        `logits` [N, V] predict the first token; `step` reads the last tokens [N, 1] and returns the next logits [N, V].
-        """
-        finished = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
-        written: list[Tensor] = []
-        while True:
-            token = logits.argmax(-1).masked_fill(finished, self.pad_id)
-            written.append(token)
-            finished |= token == self.eos_id
-            # here the host waits for the device, once per token; without it every answer would take the full length
-            if len(written) == max_new_tokens or bool(finished.all()):
-                return torch.stack(written, 1)
-            logits = step(token[:, None])
+    def greedy(self, read: Reader, logits: Tensor, writing: Writing, follow: Follow | None) -> Tensor:
+        """Take the most likely tokens, ids [N, T]; see `harness.backbone.writing.greedy`."""
+        return greedy(read, logits, writing, self.tokenizer, self.pad_id, follow)
 
 
 class _Selection:

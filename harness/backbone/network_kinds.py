@@ -19,7 +19,6 @@ V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -27,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.backbone.names import is_encoder_config
+from harness.backbone.writing import Follow, Reader, Writing, beam_search, keep_stored_rows, stored_by_row
 
 KindName = Literal["encoder-decoder", "decoder", "encoder"]
 Pooling = Literal["first", "mean"]
@@ -65,8 +65,16 @@ class Network(Protocol):
     def kept_positions(self, positions: Tensor) -> AbstractContextManager[None]:
         """Compute logits at these positions only, [N, T], inside the context."""
 
-    def greedy(self, step: Callable[[Tensor], Tensor], logits: Tensor, max_new_tokens: int) -> Tensor:
-        """Take likely tokens until all rows have ended; `step` [N, 1] -> [N, V] gives the next logits."""
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer."""
+
+    @property
+    def pad_id(self) -> int:
+        """Id that fills unused positions."""
+
+    def greedy(self, read: Reader, logits: Tensor, writing: Writing, follow: Follow | None) -> Tensor:
+        """Take likely tokens until all rows have ended; `logits` [N, V] predict the first, `read` gives the next."""
 
 
 class NetworkKind:
@@ -96,8 +104,10 @@ class NetworkKind:
         """Teacher forcing: [N, L, H], [N, L], target ids [N, T], which of them count [N, T] -> logits [N, T, V]."""
         raise TypeError(f"a network of the kind '{self.name}' writes no text, so it has no logits of tokens")
 
-    def decode(self, network: Network, embeds: Tensor, mask: Tensor, max_new_tokens: int) -> Tensor:
-        """Write answers greedily: [N, L, H], [N, L] -> ids [N, at most max_new_tokens]."""
+    def decode(
+        self, network: Network, embeds: Tensor, mask: Tensor, writing: Writing, follow: Follow | None = None
+    ) -> Tensor:
+        """Write answers: [N, L, H], [N, L] -> ids [N, at most writing.max_new_tokens]. `follow` hears of rows."""
         raise TypeError(f"a network of the kind '{self.name}' writes no text")
 
     def text_states(
@@ -131,25 +141,17 @@ class EncoderDecoder(NetworkKind):
         )
         return out.logits  # type: ignore[no-any-return]
 
-    def decode(self, network: Network, embeds: Tensor, mask: Tensor, max_new_tokens: int) -> Tensor:
-        """[N, L, H], [N, L] -> ids [N, at most max_new_tokens]."""
+    def decode(
+        self, network: Network, embeds: Tensor, mask: Tensor, writing: Writing, follow: Follow | None = None
+    ) -> Tensor:
+        """[N, L, H], [N, L] -> ids [N, at most writing.max_new_tokens]."""
         encoded = network.model.get_encoder()(inputs_embeds=embeds, attention_mask=mask)
+        if writing.num_beams > 1:
+            inputs = {"encoder_outputs": encoded, "attention_mask": mask}
+            return beam_search(network, writing, follow, len(embeds), **inputs)[:, 1:]  # the first is the start token
         last = torch.full((len(embeds), 1), network.config.decoder_start_token_id, device=embeds.device)
-        cache = None
-
-        def step(tokens: Tensor) -> Tensor:
-            nonlocal cache
-            out = network.model(
-                encoder_outputs=encoded,
-                attention_mask=mask,
-                decoder_input_ids=tokens,
-                use_cache=True,
-                **{network.cache_keyword: cache},
-            )
-            cache = network.cache_of(out)
-            return out.logits[:, -1]  # type: ignore[no-any-return]
-
-        return network.greedy(step, step(last), max_new_tokens)
+        read = Answering(network, encoded, mask)
+        return network.greedy(read, read(last), writing, follow)
 
 
 class DecoderOnly(NetworkKind):
@@ -177,14 +179,18 @@ class DecoderOnly(NetworkKind):
         )
         return out.logits  # type: ignore[no-any-return]
 
-    def decode(self, network: Network, embeds: Tensor, mask: Tensor, max_new_tokens: int) -> Tensor:
-        """[N, L, H], [N, L] -> ids [N, at most max_new_tokens]."""
+    def decode(
+        self, network: Network, embeds: Tensor, mask: Tensor, writing: Writing, follow: Follow | None = None
+    ) -> Tensor:
+        """[N, L, H], [N, L] -> ids [N, at most writing.max_new_tokens]."""
         embeds, mask = _pad_left(embeds, mask)
+        if writing.num_beams > 1:
+            return beam_search(network, writing, follow, len(embeds), inputs_embeds=embeds, attention_mask=mask)
         # logits of the last position only: those of all would be 4 GB for 32 texts of 256 tokens and V = 128,256
         out = network.model(
             inputs_embeds=embeds, attention_mask=mask, position_ids=positions_of(mask), use_cache=True, logits_to_keep=1
         )
-        return network.greedy(continued(network, network.cache_of(out), mask), out.logits[:, -1], max_new_tokens)
+        return network.greedy(Continuation(network, network.cache_of(out), mask), out.logits[:, -1], writing, follow)
 
     def text_states(
         self, network: Network, embeds: Tensor, mask: Tensor, pooling: Pooling, prompts: Tensor | None
@@ -273,26 +279,70 @@ def _pad_left(embeds: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return embeds.gather(1, index[..., None].expand_as(embeds)), mask.gather(1, index)
 
 
-def continued(network: Network, cache: Any, mask: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return a function that reads the next tokens, [N, 1] -> logits [N, V], behind what a decoder has read.
+class Continuation:
+    """Reads tokens behind what a decoder has read; a `Reader`."""
 
-    `cache` holds keys and values, `mask` [N, K] says which of them count; padding stands in front.
-    """
-    full_mask = mask
+    def __init__(self, network: Network, cache: Any, mask: Tensor) -> None:
+        """`cache` holds keys and values, `mask` [N, K] says which of them count; padding stands in front."""
+        self.network = network
+        self.cache = cache
+        self.mask = mask
 
-    def step(tokens: Tensor) -> Tensor:
-        nonlocal full_mask
-        full_mask = torch.cat([full_mask, full_mask.new_ones(len(tokens), 1)], 1)
-        out = network.model(
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """[n, 1] -> logits [n, V]."""
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], 1)
+        out = self.network.model(
             input_ids=tokens,
-            attention_mask=full_mask,
-            position_ids=positions_of(full_mask)[:, -1:],
+            attention_mask=self.mask,
+            position_ids=positions_of(self.mask)[:, -1:],
             use_cache=True,
-            **{network.cache_keyword: cache},
+            **{self.network.cache_keyword: self.cache},
         )
         return out.logits[:, -1]  # type: ignore[no-any-return]
 
-    return step
+    @property
+    def can_keep(self) -> bool:
+        """Whether rows can be picked from the cache."""
+        return stored_by_row(self.cache) is not None
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows alone, [n]."""
+        keep_stored_rows(self.cache, rows)
+        self.mask = self.mask[rows]
+
+
+class Answering:
+    """Reads an answer with the decoder of an encoder-decoder, behind what the encoder has read; a `Reader`."""
+
+    def __init__(self, network: Network, encoded: Any, mask: Tensor) -> None:
+        """`encoded` is the output of the encoder, `mask` [N, L] that of its texts."""
+        self.network = network
+        self.encoded = encoded
+        self.mask = mask
+        self.cache: Any = None
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """[n, 1] -> logits [n, V]."""
+        out = self.network.model(
+            encoder_outputs=self.encoded,
+            attention_mask=self.mask,
+            decoder_input_ids=tokens,
+            use_cache=True,
+            **{self.network.cache_keyword: self.cache},
+        )
+        self.cache = self.network.cache_of(out)
+        return out.logits[:, -1]  # type: ignore[no-any-return]
+
+    @property
+    def can_keep(self) -> bool:
+        """Whether rows can be picked from the cache."""
+        return stored_by_row(self.cache) is not None
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows alone, [n]."""
+        keep_stored_rows(self.cache, rows)
+        self.mask = self.mask[rows]
+        self.encoded = type(self.encoded)(last_hidden_state=self.encoded.last_hidden_state[rows])
 
 
 def positions_of(mask: Tensor) -> Tensor:

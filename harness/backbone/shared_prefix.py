@@ -26,7 +26,8 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from harness.backbone.network_kinds import DecoderOnly, Network, Pooling, continued, positions_of
+from harness.backbone.network_kinds import Continuation, DecoderOnly, Network, Pooling, positions_of
+from harness.backbone.writing import Follow, Writing, beam_search
 
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 """Kinds of rotary positions whose frequencies change once a sequence is longer than in pretraining."""
@@ -287,21 +288,64 @@ class BehindPrefixes(DecoderOnly):
         last = (mask.sum(1) - 1).to(states.device)
         return states[torch.arange(len(states), device=states.device), last]
 
-    def decode(self, network: Network, embeds: Tensor, mask: Tensor, max_new_tokens: int) -> Tensor:
-        """Write answers greedily behind texts [N, L, H], [N, L] -> ids [N, at most max_new_tokens]."""
+    def decode(
+        self, network: Network, embeds: Tensor, mask: Tensor, writing: Writing, follow: Follow | None = None
+    ) -> Tensor:
+        """Write answers behind texts [N, L, H], [N, L] -> ids [N, at most writing.max_new_tokens]."""
         cache = self.rows.cache(keeps=True)
-        with network.kept_positions(mask.sum(1, keepdim=True) - 1):
-            out = network.model(**inputs_behind(network, embeds, mask, self.rows, cache))
         full_mask = torch.cat([self.rows.mask, mask], 1)
-        step = None
+        ends = mask.sum(1, keepdim=True) - 1  # [N, 1]
+        if writing.num_beams > 1:
+            network.model.get_decoder()(**inputs_behind(network, embeds, mask, self.rows, cache))
+            last = embeds.gather(1, ends[..., None].expand(-1, -1, embeds.shape[2]))
+            return _searched(network, *_without_gaps(cache, full_mask), last, writing, follow)
+        with network.kept_positions(ends):
+            logits = network.model(**inputs_behind(network, embeds, mask, self.rows, cache)).logits[:, -1]
+        read = _Later(network, cache, full_mask)
+        del cache  # so that it does not stay beside the one without gaps
+        return network.greedy(read, logits, writing, follow)
 
-        def following(tokens: Tensor) -> Tensor:
-            nonlocal step
-            if step is None:  # many answers are one token, and need none of this
-                step = continued(network, *_without_gaps(cache, full_mask))
-            return step(tokens)
 
-        return network.greedy(following, out.logits[:, -1], max_new_tokens)
+class _Later:
+    """Reads tokens behind texts that stand behind prompts. It closes gaps at the first one: many answers have none."""
+
+    def __init__(self, network: Network, cache: Any, mask: Tensor) -> None:
+        self._network = network
+        self._made: tuple[Any, Tensor] | None = (cache, mask)
+        self._read: Continuation | None = None
+
+    @property
+    def _continuation(self) -> Continuation:
+        if self._read is None:
+            assert self._made is not None
+            self._read = Continuation(self._network, *_without_gaps(*self._made))
+            self._made = None
+        return self._read
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """[n, 1] -> logits [n, V]."""
+        return self._continuation(tokens)
+
+    @property
+    def can_keep(self) -> bool:
+        """Whether rows can leave."""
+        return self._continuation.can_keep
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows alone, [n]."""
+        self._continuation.keep(rows)
+
+
+def _searched(
+    network: Network, cache: Any, mask: Tensor, last: Tensor, writing: Writing, follow: Follow | None
+) -> Tensor:
+    """Search with beams behind a cache of K positions, mask [N, K], which end with the vectors `last`, [N, 1, H]."""
+    cache.crop(-1)  # the last position is read once more, by each beam, since its logits are needed
+    cache.batch_repeat_interleave(writing.num_beams)
+    # transformers wants all positions, and reads those that the cache does not hold
+    embeds = torch.cat([last.new_zeros(len(last), mask.shape[1] - 1, last.shape[2]), last], 1)
+    inputs = {"inputs_embeds": embeds, "attention_mask": mask, network.cache_keyword: cache}
+    return beam_search(network, writing, follow, len(last), **inputs)
 
 
 def inputs_behind(network: Network, embeds: Tensor, mask: Tensor, rows: RowPrefixes, cache: Any) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from .prompt_form import prompt_form as prompt_form
 from .record import Cuts as Cuts
 from .record import DataRecord as DataRecord
 from .record import PromptRecord as PromptRecord
+from .record import WritingRecord as WritingRecord
 from .splits import cell_rows as cell_rows
 from .splits import load_task as load_task
 from .tasks import all_tasks as all_tasks
@@ -51,3 +52,4 @@ from .tokenization import join_encoded as join_encoded
 from .tokenization import longest_answer as longest_answer
 from .tokenization import max_new_tokens as max_new_tokens
 from .tokenization import require_known_ids as require_known_ids
+from .tokenization import writings as writings

@@ -1,4 +1,4 @@
-"""Which rows a cell used: sizes, fingerprints, few-shot draws."""
+"""Which rows a cell used and how they were answered: sizes, fingerprints, few-shot draws."""
 
 from __future__ import annotations
 
@@ -44,6 +44,18 @@ class PromptRecord(Strict):
     """Text in front of every conversation that has no system message of its own."""
 
 
+class WritingRecord(Strict):
+    """How answers were written."""
+
+    max_new_tokens: int
+    """Most tokens of an answer, its end included."""
+    end_ids: list[int]
+    """Tokens at the first of which an answer ended."""
+    num_beams: int
+    stop: list[str]
+    """Texts at the first of which it ended."""
+
+
 class DataRecord(Strict):
     """Which rows a cell used."""
 
@@ -62,6 +74,8 @@ class DataRecord(Strict):
     choice_tokens: dict[str, int] = {}
     """Split -> tokens of all choices of its rows, where the likeliest is the answer."""
     prompt: PromptRecord = PromptRecord()
+    writing: WritingRecord | None = None
+    """None where no answer was written: by a rule or a linear head, and in results of older versions."""
     fingerprint: str
     """Of all rows of the task's splits, drawn or not."""
     parts: dict[str, DataRecord] = {}

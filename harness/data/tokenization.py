@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.backbone import Backbone
+from harness.backbone import Backbone, Writing
 from harness.data.encoded_choices import EncodedChoices, join_choices
 from harness.data.examples import Example, TaskData
 from harness.data.prompt_form import prompt_form
@@ -133,9 +133,10 @@ def cut_references(data: TaskData, tokenizer: Any) -> TaskData:
 
 
 def max_new_tokens(task: Task, backbone: Backbone, label_tokens: LabelTokens = "longest_label") -> int:
-    """Decoding steps: the longest label with its end, or the task's limit less the start token.
+    """Most tokens of a written answer: the longest label with its end, or the task's own limit.
 
-    As `recipe.label_tokens` says, labels get more steps than they need; never fewer.
+    As `recipe.label_tokens` says, labels get more steps than they need; never fewer. A text without a limit of its own
+    gets the tokens of the longest one that is trained on, less the start token, as in the papers' code.
     """
     if task.parts:
         return max(max_new_tokens(part, backbone, label_tokens) for part in task.parts)
@@ -143,8 +144,32 @@ def max_new_tokens(task: Task, backbone: Backbone, label_tokens: LabelTokens = "
         return 1  # nothing is written
     if task.kind == "classification":
         longest = prompt_form(task, backbone).longest_target(task.targets)
-        return longest if label_tokens == "longest_label" else max(longest, label_tokens - 1)
-    return task.max_target_length - 1
+        wanted = 0 if label_tokens == "longest_label" else label_tokens - 1
+        return max(longest, wanted, task.max_new_tokens or 0)
+    return task.max_new_tokens or task.max_target_length - 1
+
+
+def writings(task: Task, backbone: Backbone, label_tokens: LabelTokens = "longest_label") -> tuple[Writing, ...]:
+    """How the answers of a task are written, or of each task of a mixture.
+
+    Tasks of a mixture that set no limit share one, the longest among them, so that their rows are written together.
+    """
+    parts = task.parts or (task,)
+    limits = [max_new_tokens(part, backbone, label_tokens) for part in parts]
+    shared = max((limit for part, limit in zip(parts, limits, strict=True) if not part.max_new_tokens), default=0)
+    return tuple(
+        _writing(part, backbone, limit if part.max_new_tokens else shared)
+        for part, limit in zip(parts, limits, strict=True)
+    )
+
+
+def _writing(task: Task, backbone: Backbone, limit: int) -> Writing:
+    # texts are decoded without special tokens, so such a text could never be found in one
+    vocabulary = backbone.tokenizer.get_vocab() if task.stop else {}
+    special = set(getattr(backbone.tokenizer, "all_special_ids", ())) if task.stop else set()
+    tokens = {text: vocabulary[text] for text in task.stop if vocabulary.get(text) in special}
+    ends = dict.fromkeys([*prompt_form(task, backbone).end_ids, *tokens.values()])
+    return Writing(limit, tuple(ends), task.num_beams, tuple(text for text in task.stop if text not in tokens))
 
 
 def longest_answer(

@@ -154,6 +154,20 @@ class Method(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} says that it takes sources and must define start_from()")
 
+    def keep_rows(self, rows: Tensor) -> bool:
+        """Follow the rows of an answer that is being written; return whether the method can.
+
+        The next passes read these rows alone, [n] numbers among those of the last pass: rows that have ended leave. A
+        row may be named several times, as beams, which change places from token to token. A method that attaches
+        itself and remembers what it has seen of each row picks it here, or returns False: then all rows stay to the
+        end, and beams are refused.
+        """
+        if type(self).attach is not Method.attach and not self.is_positionwise:
+            return False
+        if self.row_tasks is not None:
+            self.row_tasks = self.row_tasks[rows]
+        return True
+
     def on_step(self, step: int, num_steps: int) -> None:
         """Do what a method does between steps; called before each training step, counted from 0."""
 

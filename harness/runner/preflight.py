@@ -18,13 +18,14 @@ from harness.errors import UserError
 from harness.method import Method, check_head, read_prompt_file, tensors_for_others
 from harness.results import Failure, Result, read_result
 from harness.runner.plan import Plan, backbone_placement
-from harness.suite import INIT_FROM, Cell, Key, Start, source_of, suite_block
+from harness.suite import INIT_FROM, NO_TEXT, Cell, Key, Start, source_of, suite_block
 from harness.train import (
     BundleFacts,
     build_method,
     cached_backbone,
     failed_result,
     misfit,
+    read_general_text,
     require_positions,
     target_tokens,
 )
@@ -45,6 +46,8 @@ def check_cells(plan: Plan, cells: Iterable[Cell], weights: bool = True) -> Misf
     _read_rows(plan, cells)
     _check_conversations(plan, cells)
     trained = [cell for cell in cells if _class(plan, cell) is not None]
+    for text in {cell.recipe.forgetting_text for cell in trained} - {NO_TEXT}:
+        read_general_text(text, plan.suite.folder)
     for name, recipe in {cell.backbone: cell.recipe for cell in trained}.items():
         # several processes load their own
         if weights and plan.suite.file.execution.processes == 1:

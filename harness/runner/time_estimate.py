@@ -19,6 +19,7 @@ import numpy as np
 
 from harness import provenance
 from harness.backbone import (
+    SHORT_ANSWER,
     Backbone,
     MatmulParams,
     known_config,
@@ -29,7 +30,7 @@ from harness.backbone import (
     resolve_backbone,
     weights_are_here,
 )
-from harness.data import TaskData, cell_rows
+from harness.data import Task, TaskData, cell_rows
 from harness.errors import UserError
 from harness.method import Method
 from harness.results import Result, read_result
@@ -41,6 +42,8 @@ from harness.train import build_method, is_read_apart
 SAMPLED_ROWS = 500
 """Training rows that are tokenised for the mean length. Where lengths spread as much as their mean, the mean of 500 is
 within 4.5 % (one standard error)."""
+WRITTEN_TOKEN = 4.0
+"""What a token of a long answer costs, in positions that are read."""
 MOST_PROBED_PARAMS = 10**9
 """Largest backbone, in weights, that a plan probes without `--probe`: 4 GB in float32, which load within seconds."""
 
@@ -90,7 +93,7 @@ class Rows:
     training: tuple[int, int, int]
     """(rows, positions of prompts and texts, target tokens) of all steps."""
     evaluation: float
-    """Positions of prompts, texts and choices in all evaluations."""
+    """Positions of prompts, texts and choices in all evaluations, and what the tokens of long answers cost in such."""
 
 
 def estimate_time(plan: Plan, probe: bool | None = None) -> list[TimeEstimate]:
@@ -205,26 +208,62 @@ def _mean_rows(known: _Known, group: Group, lengths: TextLengths) -> Rows:
     """What a cell of the group needs on average; grid points may differ in steps, batch size and prompt length."""
     points = [group.cells[(point, group.seeds[0])] for point in range(len(group.points))]
     prompts = {str(cell.hp): known.prompt(cell, lengths) for cell in {str(cell.hp): cell for cell in points}.values()}
-    rows = [rows_of(cell, lengths, *prompts[str(cell.hp)]) for cell in points]
+    written = _planned_writing(known.plan.tasks[group.task], lengths.target)
+    rows = [rows_of(cell, lengths, *prompts[str(cell.hp)], written) for cell in points]
     samples, source, target = (round(fmean(part)) for part in zip(*(one.training for one in rows), strict=True))
     return Rows((samples, source, target), fmean(one.evaluation for one in rows))
 
 
 def rows_of(
-    cell: Cell, lengths: TextLengths, prompt_tokens: int, apart: bool = False, apart_in_training: bool = False
+    cell: Cell,
+    lengths: TextLengths,
+    prompt_tokens: int,
+    apart: bool = False,
+    apart_in_training: bool = False,
+    written: float = 0.0,
 ) -> Rows:
     """What training and evaluating one cell sends through the backbone.
 
     A prompt that is read apart counts once for each evaluation, and in training once a step; else it counts for each
-    row.
+    row. `written` is what writing one answer costs, in positions.
     """
     recipe = cell.recipe
     samples = recipe.steps * recipe.batch_size
     evaluations = math.ceil(recipe.steps / recipe.eval_every)
     answered = evaluations * lengths.num_dev + lengths.num_test
     trained = samples * lengths.source + prompt_tokens * (recipe.steps if apart_in_training else samples)
-    scored = answered * (lengths.source + lengths.choices) + prompt_tokens * (evaluations + 1 if apart else answered)
+    scored = answered * (lengths.source + lengths.choices + written)
+    scored += prompt_tokens * (evaluations + 1 if apart else answered)
     return Rows((samples, round(trained), round(samples * lengths.target)), scored)
+
+
+def written_positions(target: float, limit: int, num_beams: int) -> float:
+    """What writing an answer costs, in positions that are read.
+
+    Trained networks write as much as the texts that they were trained on, `target` tokens on average, within `limit`.
+    Short answers cost nothing here: they are part of the speed that was measured on cells like theirs.
+    """
+    if limit <= SHORT_ANSWER and num_beams == 1:
+        return 0.0
+    return WRITTEN_TOKEN * min(target, limit) * num_beams
+
+
+def _planned_writing(task: Task, target: float) -> float:
+    """The same for a task, or the mean over the tasks of a mixture."""
+    if task.parts:
+        return fmean(_planned_writing(part, target) for part in task.parts)
+    if task.kind == "choice" or task.answered_by == "likelihood":
+        return 0.0
+    limit = task.max_new_tokens or (0 if task.kind == "classification" else task.max_target_length - 1)
+    return written_positions(target, limit, task.num_beams)
+
+
+def _stored_writing(result: Result, target: float) -> float:
+    """The same for a stored cell, as it has recorded."""
+    assert result.data is not None
+    records = [part.writing for part in result.data.parts.values()] or [result.data.writing]
+    known = [record for record in records if record is not None]
+    return fmean(written_positions(target, own.max_new_tokens, own.num_beams) for own in known) if known else 0.0
 
 
 def stored_results(root: Path) -> Iterable[Result]:
@@ -318,7 +357,10 @@ def _is_of_this_device(result: Result) -> bool:
 
 
 def _evaluated_positions(result: Result) -> float:
-    """Positions of prompts, texts and choices in all evaluations of a stored cell; texts are as long as in training."""
+    """Positions of prompts, texts and choices in all evaluations of a stored cell, and those that long answers cost.
+
+    Texts and answers are as long as in training.
+    """
     usage = result.usage
     assert usage is not None
     assert result.data is not None
@@ -330,7 +372,8 @@ def _evaluated_positions(result: Result) -> float:
     prompts = usage.num_eval_prompt_tokens
     if prompts is None:  # of an older version, where each row had its prompt, as in training
         prompts = round(rows * (usage.num_prompt_tokens or 0) / usage.num_samples)
-    return rows * usage.num_tokens / usage.num_samples + prompts + choices
+    written = _stored_writing(result, (usage.num_target_tokens or 0) / usage.num_samples)
+    return rows * (usage.num_tokens / usage.num_samples + written) + prompts + choices
 
 
 def _measured_lengths(plan: Plan, cell: Cell) -> TextLengths | None:

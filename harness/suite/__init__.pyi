@@ -11,6 +11,8 @@ from .cell import Mixture as Mixture
 from .cell import Part as Part
 from .cell import Start as Start
 from .cell import digest as digest
+from .file_schema import NO_TEXT as NO_TEXT
+from .file_schema import SHIPPED_TEXT as SHIPPED_TEXT
 from .file_schema import SLUG as SLUG
 from .file_schema import Defaults as Defaults
 from .file_schema import LabelTokens as LabelTokens
@@ -37,6 +39,7 @@ from .protocol import Scope as Scope
 from .protocol import protocol_keys as protocol_keys
 from .protocol import protocol_names as protocol_names
 from .protocol import protocol_values as protocol_values
+from .protocol import require_stop_texts as require_stop_texts
 from .protocol import resolve_protocol as resolve_protocol
 from .report_block import Axis as Axis
 from .report_block import Categories as Categories

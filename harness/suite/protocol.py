@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from harness.errors import UserError, require_choice
 from harness.suite.blocks import ProtocolReference
-from harness.suite.file_schema import MAX_SEED
+from harness.suite.file_schema import MAX_SEED, checked_text
 from harness.yaml_lines import read_document
 
 FOLDER = Path(__file__).parent / "protocols"
 DEFAULT_PROTOCOL = "accept-2024"
-Kind = Literal["integer", "number", "grid", "choice", "text", "recorded"]
-OF_THE_TASK = "task"
-"""Value of a key of kind "text" that sets nothing: each task keeps what it says itself."""
+Kind = Literal["integer", "number", "grid", "choice", "text", "texts", "general text", "recorded"]
 MOST_TEXT = 10_000
-"""Characters of such a value."""
+"""Characters of a value that is a text."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +55,10 @@ class Key:
     backbones: tuple[str, ...] = ()
     minimum: int = 1
     """Smallest value of an integer."""
+    maximum: int | None = None
+    """Largest value of an integer."""
+    unset: str | None = None
+    """A word that stands in place of a value and sets nothing, as "task" where each task says it itself."""
     few_shot: bool = False
     """Whether it acts on few-shot cells only."""
 
@@ -81,7 +83,7 @@ class Key:
         """Return setting -> value for a value of this key; a grid becomes a sweep."""
         if self.choices is not None:
             return self.choices[value]
-        if not self.sets or (self.kind == "text" and value == OF_THE_TASK):
+        if not self.sets or (self.unset is not None and value == self.unset):
             return {}
         # seeds are a list that is used whole, every other grid is searched
         return {self.sets: {"sweep": value} if self.kind == "grid" and self.sets != "seeds" else value}
@@ -92,26 +94,39 @@ class Key:
             raise UserError("is recorded only; nothing here varies it", where=where, field=f"protocol.{self.name}")
         if self.choices is not None:
             return require_choice(str(value), self.choices, kind=f"value of protocol.{self.name}", where=where)
+        if self.unset is not None and value == self.unset:
+            return value
+        if self.kind == "texts":
+            return _checked_texts(value, f"protocol.{self.name}", where)
         if self.kind == "text":
             if not isinstance(value, str) or len(value) > MOST_TEXT:
                 problem = f"expected a text of at most {MOST_TEXT:,} characters, got {value!r:.60}"
                 raise UserError(problem, where=where, field=f"protocol.{self.name}")
             return value
+        if self.kind == "general text":
+            try:
+                return checked_text(str(value))
+            except ValueError as error:
+                raise UserError(str(error), where=where, field=f"protocol.{self.name}") from None
         items = value if self.kind == "grid" else [value]
         wanted = int if self.kind == "integer" or self.sets == "seeds" else (int, float)
         valid = isinstance(items, list) and items and all(_is_number(item, wanted) for item in items)
         # < inf also refuses NaN, which compares as false
         lowest = self.minimum if self.kind == "integer" else 0
-        valid = valid and all(lowest <= item < math.inf for item in items)
+        highest = math.inf if self.maximum is None else self.maximum + 1
+        valid = valid and all(lowest <= item < highest for item in items)
         if valid and self.sets == "seeds":
             valid = len(set(items)) == len(items) and all(0 <= item < MAX_SEED for item in items)
         if not valid:
             form = {
-                "integer": f"an integer of at least {self.minimum}",
+                "integer": f"an integer of at least {self.minimum}"
+                if self.maximum is None
+                else f"an integer from {self.minimum} to {self.maximum}",
                 "number": "a number of at least 0",
                 "grid": "a list of numbers",
             }[self.kind]
             form = "a list of different seeds" if self.sets == "seeds" else form
+            form += "" if self.unset is None else f", or '{self.unset}'"
             raise UserError(f"expected {form}, got {value!r}", where=where, field=f"protocol.{self.name}")
         return value
 
@@ -221,11 +236,26 @@ def protocol_values(protocol: Protocol) -> list[dict[str, Any]]:
 def _key(name: str, entry: Mapping[str, Any]) -> Key:
     kind: Kind = "recorded" if entry.get("recorded") else "choice" if "choices" in entry else entry["kind"]
     bounds = {part: tuple(entry.get(part, ())) for part in ("methods", "tasks", "benchmarks", "backbones")}
-    minimum = entry.get("minimum", 1)
+    numbers = {part: entry[part] for part in ("minimum", "maximum", "unset") if part in entry}
     sets, choices = entry.get("sets", ""), entry.get("choices")
     few_shot = entry.get("few_shot", False)
     about, rows = entry["about"], tuple(entry["rows"])
-    return Key(name, rows, about, kind, sets, choices, **bounds, minimum=minimum, few_shot=few_shot)
+    return Key(name, rows, about, kind, sets, choices, **bounds, **numbers, few_shot=few_shot)
+
+
+def _checked_texts(value: Any, field: str, where: str) -> list[str]:
+    """Return `value` if it is a list of texts, none of them empty; raise UserError otherwise."""
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise UserError(f"expected a list of texts, or 'task', got {value!r}", where=where, field=field)
+    require_stop_texts(value, where, field)
+    return value
+
+
+def require_stop_texts(texts: Sequence[str], where: str, field: str) -> None:
+    """Raise UserError for an empty stop text: every answer holds it, so all would be empty."""
+    if "" in texts:
+        problem = "lists an empty text, which every answer holds at its first place"
+        raise UserError(problem, where=where, field=field)
 
 
 def _is_number(value: Any, kinds: type | tuple[type, ...]) -> bool:

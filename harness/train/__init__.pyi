@@ -22,6 +22,7 @@ from .checkpoint import read_header as read_header
 from .choices import choice_scores as choice_scores
 from .choices import likeliest as likeliest
 from .evaluate import answer_split as answer_split
+from .forgetting import read_general_text as read_general_text
 from .fsdp import trains_backbone as trains_backbone
 from .loop import BundleTrainer as BundleTrainer
 from .method_contract import Finding as Finding

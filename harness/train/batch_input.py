@@ -99,6 +99,8 @@ class BatchInput:
         self._answer_length = answer_length
         is_plain = self._layers is None
         self._can_share = np.array([is_plain and is_read_apart(method) for method in methods], bool)
+        self._cells = np.zeros(0, np.int64)
+        """[N]: the cell of each row that the network reads, where cells change layers."""
         self._prefixes: Prefixes | None = None
         self._prefix_index = np.full(len(methods), -1, np.int64)
         """By cell, which of `_prefixes` is its first, task 0's; -1 for a cell whose prompt has not been read."""
@@ -391,6 +393,7 @@ class BatchInput:
         """Tell what cells have put into layers which rows the next passes hold; return these in the order they need."""
         if self._layers is not None:
             rows = rows.take(self._layers.order(rows.cells))
+            self._cells = rows.cells
             for cell in np.unique(rows.cells):
                 self._set_row_tasks(encoded, rows.take(np.flatnonzero(rows.cells == cell)), int(cell))
         if len(self.methods) == 1:
@@ -404,6 +407,28 @@ class BatchInput:
         a decoder where what cells put into layers looks at more than one position.
         """
         return self._reads_once and not self.attaches_itself and self.backbone.shares_contexts(num_positions)
+    def keep_rows(self, kept: Tensor) -> bool:
+        """Let methods follow the rows that go on, [n] numbers among those of the last pass; return whether all can.
+
+        They are in ascending order; a row may stand there several times, as beams. Input-side cells change nothing
+        behind the input.
+        """
+        if len(self.methods) == 1 and not self.given[0]:
+            with errors_of_cell(0, self.seal):
+                return self.methods[0].keep_rows(kept)
+        if self._layers is None:
+            return True
+        numbers = kept.cpu().numpy()
+        cells, before = self._cells[numbers], self._cells
+        for cell in np.unique(cells).tolist():
+            own = kept[on_device(np.flatnonzero(cells == cell), kept.device)] - int((before < cell).sum())
+            with errors_of_cell(cell, self.seal):
+                if not self.methods[cell].keep_rows(own):
+                    # each row by itself is what such methods promise, so there is nothing that they could not follow
+                    raise ValueError(f"{type(self.methods[cell]).__name__}.keep_rows() must follow in a bundle")
+        self._cells = cells
+        self._layers.order(cells)  # which is the order that they stand in
+        return True
 
     def row_prefixes(self, encoded: Encoded, rows: Rows) -> RowPrefixes | None:
         """Return the prompts, read before, in front of rows in the order of `build`; None where there are none."""

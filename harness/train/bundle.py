@@ -33,6 +33,7 @@ from harness.data import (
     Encoded,
     Task,
     TaskData,
+    WritingRecord,
     cached_encode,
     cell_rows,
     cut_references,
@@ -42,6 +43,7 @@ from harness.data import (
     longest_answer,
     prompt_form,
     require_known_ids,
+    writings,
 )
 from harness.method import CellError, Method, Rule, SourceFile, head_targets, load_file
 from harness.results import Failure, NotStored
@@ -298,7 +300,17 @@ class _Attempt:
             max_tokens = bundle.micro_batch_tokens or sharding.default_tokens or default_tokens(backbone)
             try:
                 trainer = BundleTrainer(
-                    cells, methods, data, encoded, backbone, max_tokens, bundle.races, self.team, sharding, seal
+                    cells,
+                    methods,
+                    data,
+                    encoded,
+                    backbone,
+                    max_tokens,
+                    bundle.races,
+                    self.team,
+                    sharding,
+                    seal,
+                    bundle.suite_folder,
                 )
                 with contextlib.nullcontext() if sharding.is_sharded else trainer.fused.attached():
                     self._train_from_checkpoint(trainer, data, matmul)
@@ -387,7 +399,12 @@ def _encode(cell: Cell, data: TaskData, backbone: Backbone) -> tuple[dict[str, E
     splits = {name: data.split(name) for name in ("train", "dev", "test")}
     if data.parts:
         encodings, records = zip(*(_encode(cell, part, backbone) for part in data.parts), strict=True)
-        by_task = {part.task.name: record for part, record in zip(data.parts, records, strict=True)}
+        names = [part.task.name for part in data.parts]
+        written = _writing_records(cell, data.task, backbone)  # tasks of a mixture may share their limit
+        by_task = {
+            name: record.model_copy(update={"writing": own})
+            for name, record, own in zip(names, records, written, strict=True)
+        }
         joined = {name: join_encoded([encoding[name] for encoding in encodings]) for name in splits}
         return joined, data.record.model_copy(update={"parts": by_task})
     encoded = {name: cached_encode(rows, backbone, data.task, length) for name, rows in splits.items()}
@@ -403,8 +420,23 @@ def _encode(cell: Cell, data: TaskData, backbone: Backbone) -> tuple[dict[str, E
         cuts_references=has_cut_references(data.task),
     )
     tokens = {name: len(part.choices.ids) for name, part in encoded.items() if part.choices is not None}
-    changes = {"cuts": cuts, "prompt": prompt_form(data.task, backbone).record, "choice_tokens": tokens}
+    (written,) = _writing_records(cell, data.task, backbone)
+    prompt = prompt_form(data.task, backbone).record
+    changes = {"cuts": cuts, "prompt": prompt, "choice_tokens": tokens, "writing": written}
     record = data.record.model_copy(update=changes)
     if cell.recipe.head == "linear":
         return {name: head_targets(encoded[name], rows, data.task) for name, rows in splits.items()}, record
     return encoded, record
+
+
+def _writing_records(cell: Cell, task: Task, backbone: Backbone) -> list[WritingRecord | None]:
+    """How the answers of a task are written, or of each task of a mixture; None where a head gives them."""
+    if cell.recipe.head == "linear" or not backbone.writes_text:
+        return [None] * max(1, len(task.parts))
+    found = writings(task, backbone, cell.recipe.label_tokens)
+    return [
+        WritingRecord(
+            max_new_tokens=own.max_new_tokens, end_ids=list(own.end_ids), num_beams=own.num_beams, stop=list(own.stop)
+        )
+        for own in found
+    ]

@@ -105,6 +105,7 @@ def trained_result(
         ),
         starts=common.start_records(cell),
         usage=usage,
+        forgetting=outcome.forgetting,
         data=data.record,
         backbone=backbone.record,
         method_sha256=common.method_sha256[cell.method],

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from harness.method import Method
-from harness.results import DevScore, Failure, SplitScore
+from harness.results import DevScore, Failure, Forgetting, SplitScore
 from harness.suite import Cell, Recipe
 from harness.train.row_order import MixedOrder, RowOrder
 
@@ -101,6 +101,8 @@ class Outcome:
     """Of dev (at the selected step) and test, by split."""
     scores: dict[str, SplitScore] = field(default_factory=dict)
     """Of the same."""
+    forgetting: Forgetting | None = None
+    """What it has forgotten of a general text, at the selected step."""
     failure: Failure | None = None
     failed_at: int | None = None
     """Step at which it failed."""

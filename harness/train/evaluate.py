@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from harness import stop
-from harness.backbone import Backbone
-from harness.data import Encoded, Example, Task, TaskData, compute_metrics, count_unreadable, max_new_tokens, mean_score
+from harness.backbone import Backbone, Writing, answer_text
+from harness.data import Encoded, Example, Task, TaskData, compute_metrics, count_unreadable, mean_score, writings
 from harness.method import head_answers
 from harness.results import SplitScore
 from harness.suite import LabelTokens
-from harness.train.batch_input import BatchInput, Rows, micro_batches
+from harness.train.batch_input import BatchInput, Index, Rows, micro_batches
 from harness.train.choices import choice_scores, likeliest
 from harness.train.race import ChanceLevel, standard_error
 
@@ -35,49 +35,116 @@ def answer_split(
 ) -> dict[int, list[str]]:
     """Answers of each of `cells` (positions in `fused`) to every row, by cell, in the order of rows.
 
-    Answers are decoded greedily, or read off by the cells' linear heads where they have them. The answer to a row that
-    has choices is the likeliest of them. `max_tokens` is the token budget of a micro-batch. With `only`, these rows
-    alone are answered, and the answers to others are empty.
+    Answers are written as the task says, or read off by the cells' linear heads where they have them. The answer to a
+    row that has choices is the likeliest of them. `max_tokens` is the token budget of a micro-batch. With `only`, these
+    rows alone are answered, and the answers to others are empty.
     `label_tokens` is that of the cells' recipes. Raises CellError where a method's code raises, and Stopped after a
     request to stop.
     """
-    backbone = fused.backbone
     fused.refresh(grad=False, cells=cells)
-    count = len(encoded)
-    chosen = np.arange(count)[only]
-    is_ranked = np.zeros(count, bool) if encoded.choices is None else np.diff(encoded.choices.row_offsets) > 0
-    limit = max_new_tokens(task, backbone, label_tokens)
-    answers: dict[int, list[str]] = {cell: [""] * count for cell in cells}
+    chosen = np.arange(len(encoded))[only]
+    answers: dict[int, list[str]] = {cell: [""] * len(encoded) for cell in cells}
+    is_ranked = np.zeros(len(encoded), bool) if encoded.choices is None else np.diff(encoded.choices.row_offsets) > 0
+    _rank_rows(fused, cells, encoded, chosen[is_ranked[chosen]], max_tokens, answers)
+    for writing, own in _by_writing(encoded, chosen[~is_ranked[chosen]], task, fused, label_tokens):
+        _answer_rows(fused, cells, encoded, own, task, writing, max_tokens, answers)
+    return answers
+
+
+def _rank_rows(
+    fused: BatchInput,
+    cells: Sequence[int],
+    encoded: Encoded,
+    chosen: Index,
+    max_tokens: int,
+    answers: dict[int, list[str]],
+) -> None:
+    """Put the likeliest choice of each of the chosen rows into `answers`, for each cell."""
+    if encoded.choices is None or not len(chosen):
+        return
     for group in fused.groups(cells, max_tokens):
         rows = Rows(np.repeat(np.asarray(group, np.int64), len(chosen)), np.tile(chosen, len(group)))
         fused.read_prompts(group, grad=False)
-        ranked = rows.take(np.flatnonzero(is_ranked[rows.rows]))
-        for cell, row, scores in choice_scores(fused, encoded, ranked, max_tokens):
-            assert encoded.choices is not None
+        for cell, row, scores in choice_scores(fused, encoded, rows, max_tokens):
             answers[cell][row] = likeliest(encoded.choices, row, scores)
-        rows = rows.take(np.flatnonzero(~is_ranked[rows.rows]))
-        for batch in micro_batches(fused.lengths(encoded, rows), max_tokens) if len(rows) else ():
+        fused.finish_prompts()
+
+
+def _by_writing(
+    encoded: Encoded, chosen: Index, task: Task, fused: BatchInput, label_tokens: LabelTokens
+) -> list[tuple[Writing | None, Index]]:
+    """Return the chosen rows by how their answers are written: tasks of a mixture may differ. Heads write none."""
+    if fused.heads or not len(chosen):
+        return [(None, chosen)] if len(chosen) else []
+    by_task = writings(task, fused.backbone, label_tokens)
+    if len(set(by_task)) == 1:
+        return [(by_task[0], chosen)]
+    assert encoded.tasks is not None, "rows of a mixture know their tasks"
+    found: list[tuple[Writing | None, Index]] = []
+    for writing in dict.fromkeys(by_task):
+        own = [number for number, other in enumerate(by_task) if other == writing]
+        rows = chosen[np.isin(encoded.tasks[chosen], own)]
+        if len(rows):
+            found.append((writing, rows))
+    return found
+
+
+def _answer_rows(
+    fused: BatchInput,
+    cells: Sequence[int],
+    encoded: Encoded,
+    chosen: Index,
+    task: Task,
+    writing: Writing | None,
+    max_tokens: int,
+    answers: dict[int, list[str]],
+) -> None:
+    """Put the answers of each cell to the chosen rows into `answers`; without a `writing` heads give them."""
+    backbone = fused.backbone
+    for group in fused.groups(cells, max_tokens):
+        rows = Rows(np.repeat(np.asarray(group, np.int64), len(chosen)), np.tile(chosen, len(group)))
+        fused.read_prompts(group, grad=False)
+        for batch in micro_batches(_positions(fused.lengths(encoded, rows), writing), max_tokens):
             stop.raise_if_stopped()  # an evaluation may take minutes, and nothing is half done in it
             # [N, L, H], [N, L], and the rows in that order
             embeds, mask, built = fused.build(encoded, rows.take(batch))
             prefixes = fused.row_prefixes(encoded, built)
-            if fused.heads:
+            if writing is None:
                 texts = head_answers(fused.head_reader(built).outputs(embeds, mask, prefixes), task)
             else:
-                texts = to_text(backbone, backbone.decode(embeds, mask, limit, prefixes))
+                texts = to_text(backbone, backbone.write(embeds, mask, writing, prefixes, fused.keep_rows), writing)
             for cell, row, text in zip(built.cells, built.rows, texts, strict=True):
                 answers[int(cell)][int(row)] = text
         fused.finish_prompts()
-    return answers
 
 
-def to_text(backbone: Backbone, ids: torch.Tensor) -> list[str]:
-    """Decode token ids, [N, T], to N texts: up to the first end token, without special tokens and outer blanks."""
+def _positions(lengths: Index, writing: Writing | None) -> Index:
+    """Positions that rows of these lengths, [N], take in memory while they are answered."""
+    return lengths if writing is None else np.array([writing.positions(int(length)) for length in lengths], np.int64)
+
+
+def fewest_tokens(
+    fused: BatchInput, cells: Sequence[int], encoded: Encoded, task: Task, label_tokens: LabelTokens
+) -> int:
+    """Smallest token budget that cuts rows apart any further: that of the smallest row of `cells`."""
+    rows = np.arange(len(encoded))
+    prompt = int(fused.row_prompts[list(cells)].min())
+    return min(
+        int(_positions(encoded.source_lengths(own) + prompt, writing).min())
+        for writing, own in _by_writing(encoded, rows, task, fused, label_tokens)
+    )
+
+
+def to_text(backbone: Backbone, ids: torch.Tensor, writing: Writing | None = None) -> list[str]:
+    """Decode token ids, [N, T], to N texts: up to the first end, without special tokens and outer blanks.
+
+    Without a `writing` that is the network's own end token.
+    """
     # equal rows are decoded once: 3,000 answers of a classification task are three labels (0.1 ms instead of 7)
-    cut = [row[: row.index(backbone.eos_id)] if backbone.eos_id in row else row for row in ids.tolist()]
-    unique = {tuple(row) for row in cut}
-    texts = {row: str(backbone.tokenizer.decode(list(row), skip_special_tokens=True)).strip() for row in unique}
-    return [texts[tuple(row)] for row in cut]
+    made = writing or Writing(ids.shape[1], (backbone.eos_id,))
+    rows = [tuple(row) for row in ids.tolist()]
+    texts = {row: answer_text(backbone.tokenizer, row, made) for row in set(rows)}
+    return [texts[row] for row in rows]
 
 
 def score_data(data: TaskData, split: str, answers: Sequence[str]) -> SplitScore:

@@ -20,7 +20,8 @@ from harness.results import DevScore, best_step
 from harness.suite import Key
 from harness.train.cell_state import CellFailure, Outcome, describe_failure
 from harness.train.checkpoint import CheckpointPlan, CheckpointWriter, TrainingState, restore_checkpoint
-from harness.train.evaluate import answer_split, chance_level, score_data
+from harness.train.evaluate import answer_split, chance_level, fewest_tokens, score_data
+from harness.train.forgetting import measure_forgetting
 from harness.train.race import ChanceLevel, eliminated, rungs
 from harness.train.step import BundleStep
 
@@ -160,7 +161,7 @@ class BundleTrainer(BundleStep):
         """
         while cells:
             try:
-                answers = self._greedy_answers(split, cells)
+                answers = self._written_answers(split, cells)
                 if self.watched is not None:
                     self._require_untouched()
                     self.prove()  # again, as a change that every second call undoes shows only on one side
@@ -170,15 +171,14 @@ class BundleTrainer(BundleStep):
                 cells = [i for i in cells if i != error.cell]
         return {}
 
-    def _greedy_answers(self, split: str, cells: list[int]) -> dict[int, list[str]]:
+    def _written_answers(self, split: str, cells: list[int]) -> dict[int, list[str]]:
         """Answers of each cell to every row, in smaller micro-batches when memory runs out.
 
         Several processes each answer their share of the rows, and have all answers afterwards.
         """
         encoded, task = self.encoded[split], self.data.task
-        rows = np.arange(len(encoded))
-        shortest = int(encoded.source_lengths(rows).min() + self.fused.row_prompts[cells].min())
         label_tokens = self.states[cells[0]].recipe.label_tokens  # cells of a bundle have one
+        shortest = fewest_tokens(self.fused, cells, encoded, task, label_tokens)
         with self.sharding.gathered():
             answers = until_it_fits(
                 lambda tokens: answer_split(self.fused, cells, encoded, task, tokens, self.team.share, label_tokens),
@@ -248,8 +248,23 @@ class BundleTrainer(BundleStep):
             outcome = self.states[i].outcome
             outcome.answers["test"] = answers[i]
             outcome.scores["test"] = score_data(self.data, "test", answers[i])
-            self._leave(i)
         self._account_evaluation("test", cells, started)
+        for i in answers:
+            self._measure_forgetting(i)
+            if i in self.active:
+                self._leave(i)
+
+    def _measure_forgetting(self, i: int) -> None:
+        """Measure what a cell has forgotten, if its recipe asks for it; a cell whose own code raises fails and leaves.
+
+        It takes no part in the times of training and evaluation. Several processes all measure the same.
+        """
+        outcome, folder = self.states[i].outcome, self.suite_folder
+        name, is_sharded = self.states[i].recipe.forgetting_text, self.sharding.is_sharded
+        try:
+            outcome.forgetting = measure_forgetting(self.fused, i, name, folder, is_sharded)
+        except CellError as error:
+            self._fail(error)
 
     def _wait_for_device(self) -> None:
         """Wait until a GPU has finished the steps that were launched, and count that time as training.

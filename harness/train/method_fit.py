@@ -217,9 +217,9 @@ class _OnShapes(Backbone):
             self.model.set_attn_implementation("eager")
         self.tokenizer = TinyTokenizer()
 
-    def greedy(self, step: Any, logits: Tensor, max_new_tokens: int) -> Tensor:
+    def greedy(self, read: Any, logits: Tensor, writing: Any, follow: Any) -> Tensor:
         token = logits.argmax(-1)[:, None]
-        return torch.cat([token, step(token).argmax(-1)[:, None]], 1)
+        return torch.cat([token, read(token).argmax(-1)[:, None]], 1)
 
 
 def _told(error: Exception) -> str:

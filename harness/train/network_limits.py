@@ -42,7 +42,7 @@ def _limit(backbone: Backbone, side: str) -> int | None:
 
 
 def target_tokens(task: Task, backbone: Backbone, label_tokens: LabelTokens = "longest_label") -> int:
-    """Return the most tokens that an answer takes, its end included.
+    """Return the most tokens of an answer that is trained on or written, its end included.
 
     For labels without a tokenizer that is NUM_DIGIT_TOKENS where labels are digits, else the task's own limit.
     """
@@ -51,7 +51,7 @@ def target_tokens(task: Task, backbone: Backbone, label_tokens: LabelTokens = "l
     if task.kind == "classification" and backbone.tokenizer is not None:
         return max_new_tokens(task, backbone, label_tokens)
     is_digit = task.kind == "classification" and task.target_style == "digits"
-    least = NUM_DIGIT_TOKENS if is_digit else task.max_target_length
+    least = max(NUM_DIGIT_TOKENS if is_digit else task.max_target_length, task.max_new_tokens or 0)
     if task.kind != "classification" or label_tokens == "longest_label":
         return least
     return max(least, label_tokens - 1)
@@ -78,6 +78,7 @@ def require_positions(
         owner = f"backbone '{backbone.name}'"
         if backbone.is_encoder_decoder:
             owner = f"the {side} of {owner}"
-        settings = "max_target_length" if names == ("target",) else "prompt_length or recipe.max_source_length"
+        is_answer = "target" in names and target == max(lengths[name] for name in names)
+        settings = "max_target_length or max_new_tokens" if is_answer else "prompt_length or recipe.max_source_length"
         problem = f"needs {needed} positions ({tokens}), {owner} has {limit}"
         raise UserError(problem, where=where, field=field, hint=f"Lower {settings}.")

@@ -91,6 +91,10 @@ def refused(suite: Path, folder: Path) -> str:
         (BART, 61, None, "needs 65 positions (4 prompt + 61 source), the encoder of backbone 'net' has 64"),
         (BART, 32, "kind: text, label: verdict, max_target_length: 65",
          "needs 65 positions (65 target), the decoder of backbone 'net' has 64"),
+        (BART, 32, "kind: text, label: verdict, max_new_tokens: 65",
+         "needs 65 positions (65 target), the decoder of backbone 'net' has 64"),
+        (GPT2, 20, "kind: text, label: verdict, max_new_tokens: 41",
+         "needs 65 positions (4 prompt + 20 source + 41 target), backbone 'net' has 64"),
         (GPT2, 60, None, "needs 66 positions (4 prompt + 60 source + 2 target), backbone 'net' has 64"),
     ],
 )  # fmt: skip

@@ -102,13 +102,13 @@ def test_a_stop_within_an_evaluation_loses_nothing(
 
     plan = CheckpointPlan(tmp_path / "state.safetensors", "key")
     first = made(bundle())
-    original = first._greedy_answers
+    original = first._written_answers
 
     def stopped(split: str, cells: list[int]) -> dict[int, list[str]]:
         original(split, cells)
         raise stop.Stopped(15)
 
-    monkeypatch.setattr(first, "_greedy_answers", stopped)
+    monkeypatch.setattr(first, "_written_answers", stopped)
     with pytest.raises(stop.Stopped):
         finish(first, plan)
     header = read_header(plan.path)

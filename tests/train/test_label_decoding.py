@@ -11,6 +11,7 @@ import torch
 
 from harness.backbone.network import Backbone
 from harness.backbone.network_kinds import EncoderDecoder
+from harness.backbone.writing import Writing
 from harness.data.prompt_form import target_ids
 from harness.data.tasks import all_tasks
 from harness.data.tokenization import max_new_tokens
@@ -100,11 +101,11 @@ def test_a_run_decodes_as_its_recipe_says(
     decode = EncoderDecoder.decode
 
     def watched(
-        self: EncoderDecoder, network: Any, embeds: torch.Tensor, mask: torch.Tensor, max_new_tokens: int
+        self: EncoderDecoder, network: Any, embeds: torch.Tensor, mask: torch.Tensor, writing: Writing, *args: Any
     ) -> torch.Tensor:
         if not isinstance(network, _OnShapes):  # a judgement of fit writes two tokens
-            seen.add(max_new_tokens)
-        return decode(self, network, embeds, mask, max_new_tokens)
+            seen.add(writing.max_new_tokens)
+        return decode(self, network, embeds, mask, writing, *args)
 
     monkeypatch.setattr(EncoderDecoder, "decode", watched)
     text = "suite: d\nbackbones: [micro-t5]\ntasks: [micro_sentiment]\nseeds: [1]\nmethods: {prompt_tuning: }\n"

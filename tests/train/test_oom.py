@@ -50,9 +50,9 @@ class SmallMemory(Backbone):
         self._claim(embeds)
         return super().target_logits(embeds, mask, labels, prefixes)
 
-    def decode(self, embeds: Tensor, mask: Tensor, max_new_tokens: int, prefixes: RowPrefixes | None = None) -> Tensor:
+    def write(self, embeds: Tensor, mask: Tensor, *args: Any) -> Tensor:
         self._claim(embeds)
-        return super().decode(embeds, mask, max_new_tokens, prefixes)
+        return super().write(embeds, mask, *args)
 
 
 def made(max_tokens: int, limit: int = 10**9, spared: int = 0, dropout: bool = False) -> BundleTrainer:

@@ -12,7 +12,15 @@ from harness.data.metrics import METRICS
 from harness.data.tasks import all_tasks
 from harness.data.tasks.task import Hub, Task
 from harness.errors import UserError, require_choice
-from harness.suite import Mixture, Protocol, ProtocolReference, Suite, TaskFile, resolve_protocol
+from harness.suite import (
+    Mixture,
+    Protocol,
+    ProtocolReference,
+    Suite,
+    TaskFile,
+    require_stop_texts,
+    resolve_protocol,
+)
 
 BENCHMARK = "Own"
 """Benchmark under which tables group the tasks that a suite declares."""
@@ -100,6 +108,8 @@ def under_protocol(task: Task, protocol: Protocol) -> Task:
     if "reported" in changes:  # what is no longer reported is still computed and stored
         changes["reported"] = tuple(changes["reported"])
         changes["extra"] = tuple(dict.fromkeys((*task.extra, *task.reported)))
+    if "stop" in changes:
+        changes["stop"] = tuple(changes["stop"])
     return replace(task, **changes)
 
 
@@ -176,6 +186,7 @@ def _check(name: str, definition: TaskFile, where: str) -> None:
     if definition.kind != "classification" and definition.labels:
         raise UserError("only a classification has labels", where=where, field=f"{field}.labels")
     _check_choices(definition, where, field)
+    require_stop_texts(definition.stop, where, f"{field}.stop")
     chosen = [definition.selection] if definition.selection else []
     fitting = METRICS_OF[definition.kind] - ({"f1"} if len(definition.labels) > 2 else set())
     for metric in [*definition.metrics, *definition.extra_metrics, *chosen]:

@@ -25,7 +25,7 @@ SPLIT_RULES: dict[str, str] = {
     "official_test": "validation is dev, the published test split is test",
     "mismatched_dev": "validation_mismatched is dev, validation_matched is test",
     "cut_train": "dev, then test, cut from train in the order of torch.randperm(n), seed 42; the rest is train",
-    "cut_dev": "dev, at most half of train, cut from it in the order of torch.randperm(n), seed 42; test as published",
+    "cut_dev": "dev, at most half of train, cut from it as torch.randperm(n), seed 42, orders; test is the published",
 }
 NEEDED_SPLITS: dict[str, tuple[str, ...]] = {
     "given": ("train", "validation", "test"),
