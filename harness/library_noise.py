@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 
-NOISY = ("bitsandbytes", "huggingface_hub", "datasets", "transformers")
-"""They warn of kernels that nobody asked for and of retries. What a user can mend becomes a message of our own."""
+NOISY = ("bitsandbytes", "huggingface_hub", "datasets", "math_verify", "transformers")
+"""They warn of kernels that nobody asked for, of retries, and of timeouts that are off. What a user can mend becomes a
+message of our own."""
 
 
 def silence_libraries() -> None:

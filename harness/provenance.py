@@ -14,8 +14,23 @@ from typing import Any
 
 from harness.shipped import PACKAGE
 
-PACKAGES = ("torch", "transformers", "tokenizers", "peft", "datasets", "numpy", "scipy", "pyarrow")
-"""Packages whose version can move a number: they compute, tokenise or read rows."""
+PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "peft",
+    "datasets",
+    "numpy",
+    "scipy",
+    "pyarrow",
+    "math-verify",
+    "latex2sympy2_extended",
+    "sympy",
+    "rouge-score",
+    "nltk",
+    "sacrebleu",
+)
+"""Packages whose version can move a number: they compute, tokenise, read rows or score answers."""
 
 
 def utc_now() -> str:

@@ -1,7 +1,8 @@
 """BitFit: only bias vectors train (Ben Zaken et al., ACL 2022).
 
 y = W x + b for every linear module in the layers (q, k, v, o, wi, wo), y = g * x / rms(x) + b for every norm in them,
-logits = W h + b: b trains. T5 has no biases, so zero vectors are added. lr 3e-4.
+logits = W h + b: b trains. Outside the layers what has a bias trains it too, such as BERT's norm of the embeddings.
+T5 has no biases, so zero vectors are added. lr 3e-4.
 
 Source: rabeehk/compacter, seq2seq/third_party/models/t5/modeling_t5.py and utils/utils.py: what has ".bias" in its name
 trains, so T5's tables of relative positions (`relative_attention_bias.weight`) do not.

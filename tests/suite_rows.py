@@ -19,7 +19,7 @@ WORDS = ("good", "bad", "dull", "fine")
 def write_tiny_task(folder: Path, task: Task) -> None:
     """Write few rows of every split that the task needs below `folder`, as JSON lines with the hub's columns."""
     place = folder / task.hub[0].path / (task.hub[0].config or "")
-    place.mkdir(parents=True)
+    place.mkdir(parents=True, exist_ok=True)  # COPA's rows are those of two tasks
     for split in NEEDED_SPLITS[task.split]:
         rows = [_row(task, index) for index in range(NUM_ROWS.get(split, 4))]
         (place / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -30,6 +30,10 @@ def _row(task: Task, index: int) -> dict[str, Any]:
     row: dict[str, Any] = {column: f"The {word} film {index} was {word}." for _, column in task.fields}
     if task.name == "record":
         return {**row, "entities": ["film", word], "answers": [word]}
+    if task.name in ("copa", "copa_choice"):
+        row |= {"premise": f"The {word} film {index} was {word}.", "question": ("cause", "effect")[index % 2],
+                "choice1": "It was long.", "choice2": "It was short."}  # fmt: skip
+        return {**row, "label": index % 2}
     if task.name == "wsc":
         row |= {"span1_text": "film", "span1_index": 2, "span2_text": "was", "span2_index": 4}
     return {**row, task.label: _label(task, index)}
@@ -39,6 +43,24 @@ def _label(task: Task, index: int) -> Any:
     if task.kind == "text":
         return [f"film {index}"]
     return index % 6 if task.kind == "regression" else index % len(task.labels)
+
+
+def write_small_decoder(folder: Path) -> Path:
+    """A small Llama with a tokenizer of bytes, whose answers end at once, as those of `write_wide_backbone` do."""
+    import torch
+    from checkpoints import byte_tokenizer, write_checkpoint
+    from transformers import AutoModelForCausalLM
+
+    config = {"model_type": "llama", "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 1,
+              "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048,
+              "tie_word_embeddings": False}  # fmt: skip
+    network = AutoModelForCausalLM.from_pretrained(write_checkpoint(folder, config, byte_tokenizer("<s> $A")))
+    with torch.no_grad():  # every state is positive there, and nothing else is read off
+        network.model.embed_tokens.weight[:, 0] = 10.0
+        network.lm_head.weight.zero_()
+        network.lm_head.weight[network.config.eos_token_id, 0] = 1.0
+    network.save_pretrained(folder)
+    return folder
 
 
 def write_wide_backbone(folder: Path) -> Path:

@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from harness.backbone import packed_rows, shared_prefix
+from harness.backbone import continuations, packed_rows, shared_prefix
+from harness.backbone.continuations import Contexts
 from harness.backbone.fast_functions import avoid_host_sync, fast_dropout
 from harness.backbone.network_kinds import NetworkKind, Pooling, kind_of
 from harness.backbone.quantization import Scheme, num_weights
@@ -206,6 +207,30 @@ class Backbone:
         """
         with self._autocast():
             return self._kind(prefixes).decode(self, embeds, mask, writing, follow)
+
+    def shares_contexts(self, num_positions: int) -> bool:
+        """Whether a context may be read once for several texts behind it, in the present mode of the network.
+
+        `num_positions` are the most of prompt, context and text together.
+        """
+        return self.is_encoder_decoder or self.shares_prompts(num_positions)
+
+    @torch.no_grad()
+    def read_contexts(self, embeds: Tensor, mask: Tensor, prefixes: RowPrefixes | None = None) -> Contexts:
+        """Read N contexts, [N, L, H] and [N, L], once for all texts that `continuation_losses` puts behind them."""
+        with self._autocast():
+            return continuations.read(self, embeds, mask, prefixes)
+
+    @torch.no_grad()
+    def continuation_losses(self, contexts: Contexts, rows: Tensor, labels: Tensor) -> Tensor:
+        """Return the cross-entropy of each token of M texts, [M, T]: the context of each [M], ids [M, T].
+
+        Labels are -100 behind the end of a text; the loss there is 0. It is what `token_losses` gives for whole rows.
+        """
+        tokens = labels.masked_fill(labels == -100, self.pad_id)
+        with self._autocast():
+            logits = contexts.target_logits(self, rows, tokens, labels != -100)
+        return self.cross_entropy(logits, labels)
 
     def _kind(self, prefixes: RowPrefixes | None) -> NetworkKind:
         """How rows are laid out: as the network's kind has it, packed, or behind prompts that have been read."""

@@ -177,8 +177,7 @@ def _length(query: Any) -> int:
 
 def read_prompts(network: Network, prompts: Tensor, mask: Tensor, grad: bool) -> Prefixes:
     """Run the network over prompts, [G, P, H] and [G, P] with the padding in front, and keep their keys and values."""
-    cache = DynamicCache()
-    cache.layers = [_ReadLayer() for _ in range(int(network.config.get_text_config().num_hidden_layers))]
+    cache = _reading(network)
     with torch.set_grad_enabled(grad):
         network.model.get_decoder()(
             inputs_embeds=prompts,
@@ -188,6 +187,37 @@ def read_prompts(network: Network, prompts: Tensor, mask: Tensor, grad: bool) ->
             **{network.cache_keyword: cache},
         )
     return prefixes_of([layer.keys for layer in cache.layers], [layer.values for layer in cache.layers], mask)
+
+
+def read_contexts(network: Network, embeds: Tensor, mask: Tensor, rows: RowPrefixes | None) -> tuple[Prefixes, Tensor]:
+    """Read texts, [N, L, H] and [N, L] with the padding behind, that others will stand behind; `rows` stand in front.
+
+    Returns their keys and values, with those of what is in front, and the logits at the last position, [N, V].
+    """
+    if rows is None:
+        cache = _reading(network)
+        inputs = {
+            "inputs_embeds": embeds,
+            "attention_mask": mask,
+            "position_ids": positions_of(mask),
+            "use_cache": True,
+            network.cache_keyword: cache,
+        }
+    else:
+        cache = rows.cache(keeps=True)
+        inputs = inputs_behind(network, embeds, mask, rows, cache)
+    with network.kept_positions(mask.sum(1, keepdim=True) - 1):
+        out = network.model(**inputs)
+    moved, counts = _without_gaps(cache, inputs["attention_mask"])
+    keys, values = [layer.keys for layer in moved.layers], [layer.values for layer in moved.layers]
+    return Prefixes(keys, values, counts), out.logits[:, -1]
+
+
+def _reading(network: Network) -> Any:
+    """Return a cache of transformers that keeps the keys and values of one pass."""
+    cache = DynamicCache()
+    cache.layers = [_ReadLayer() for _ in range(int(network.config.get_text_config().num_hidden_layers))]
+    return cache
 
 
 def joined_prefixes(read: Prefixes | None, given: Sequence[Tensor]) -> Prefixes:
@@ -246,14 +276,14 @@ class BehindPrefixes(DecoderOnly):
         )
         wanted = ends - 1 + torch.arange(tokens.shape[1], device=mask.device)[None]  # the text's end predicts the first
         with network.kept_positions(wanted):
-            out = network.forward_pass(**_inputs(network, joined, counts, self.rows, self.rows.cache()))
+            out = network.forward_pass(**inputs_behind(network, joined, counts, self.rows, self.rows.cache()))
         return out.logits  # type: ignore[no-any-return]
 
     def text_states(
         self, network: Network, embeds: Tensor, mask: Tensor, pooling: Pooling, prompts: Tensor | None
     ) -> Tensor:
         """Texts [N, L, H], [N, L] -> the state at the last token of each, [N, W]."""
-        out = network.model.get_decoder()(**_inputs(network, embeds, mask, self.rows, self.rows.cache()))
+        out = network.model.get_decoder()(**inputs_behind(network, embeds, mask, self.rows, self.rows.cache()))
         states: Tensor = out.last_hidden_state
         last = (mask.sum(1) - 1).to(states.device)
         return states[torch.arange(len(states), device=states.device), last]
@@ -266,11 +296,11 @@ class BehindPrefixes(DecoderOnly):
         full_mask = torch.cat([self.rows.mask, mask], 1)
         ends = mask.sum(1, keepdim=True) - 1  # [N, 1]
         if writing.num_beams > 1:
-            network.model.get_decoder()(**_inputs(network, embeds, mask, self.rows, cache))
+            network.model.get_decoder()(**inputs_behind(network, embeds, mask, self.rows, cache))
             last = embeds.gather(1, ends[..., None].expand(-1, -1, embeds.shape[2]))
             return _searched(network, *_without_gaps(cache, full_mask), last, writing, follow)
         with network.kept_positions(ends):
-            logits = network.model(**_inputs(network, embeds, mask, self.rows, cache)).logits[:, -1]
+            logits = network.model(**inputs_behind(network, embeds, mask, self.rows, cache)).logits[:, -1]
         read = _Later(network, cache, full_mask)
         del cache  # so that it does not stay beside the one without gaps
         return network.greedy(read, logits, writing, follow)
@@ -318,7 +348,7 @@ def _searched(
     return beam_search(network, writing, follow, len(last), **inputs)
 
 
-def _inputs(network: Network, embeds: Tensor, mask: Tensor, rows: RowPrefixes, cache: Any) -> dict[str, Any]:
+def inputs_behind(network: Network, embeds: Tensor, mask: Tensor, rows: RowPrefixes, cache: Any) -> dict[str, Any]:
     """Arguments of a pass over texts [N, L, H], [N, L] behind their prefixes."""
     full_mask = torch.cat([rows.mask, mask], 1)
     return {

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from harness.backbone import Backbone, load_backbone
-from harness.data import MissingData, Task, TaskData, all_tasks, encode, load_task, require_folder
+from harness.data import (
+    Example,
+    MissingData,
+    Task,
+    TaskData,
+    all_tasks,
+    encode,
+    encode_choices,
+    load_task,
+    prompt_form,
+    require_folder,
+)
 from harness.errors import UserError
 from harness.results import notes_on
 from harness.runner import find_task
@@ -53,7 +65,8 @@ def _describe_task(task: Task, data_dir: str | None) -> dict[str, Any]:
     except UserError as error:
         return {**row, "found": f"BROKEN: {error}", "sizes": "", "as published": "", "duplicates": ""}
     sizes = (record.num_train, record.num_dev, record.num_test)
-    same = "" if task.sizes is None else "yes" if sizes == task.sizes else "NO"
+    wanted = zip(sizes, task.sizes or sizes, strict=True)
+    same = "" if task.sizes is None else "yes" if all(is_ == said for is_, said in wanted if said is not None) else "NO"
     return {
         **row,
         "found": record.source,
@@ -69,8 +82,8 @@ def _lacking(error: MissingData) -> str:
     return f"incomplete: {'; '.join(parts)}" if parts else ""
 
 
-def _sizes(sizes: tuple[int, int, int] | None) -> str:
-    return " / ".join(f"{size:,}" for size in sizes) if sizes else ""
+def _sizes(sizes: tuple[int | None, int, int] | None) -> str:
+    return " / ".join("?" if size is None else f"{size:,}" for size in sizes) if sizes else ""
 
 
 def describe_rows(
@@ -92,15 +105,41 @@ def describe_rows(
         f"{task.name} {split} row {row['row']}: {row['source_tokens']} source tokens"
         f"{' (cut)' if row['cut'] else ''}, {row['target_tokens']} target tokens"
         f"{' (cut)' if row['target_cut'] else ''}\n"
-        f"  source: {row['source']}\n  target: {row['target']}"
+        f"  source: {_shown(row['source'])}\n  target: {_shown(row['target'])}"
+        + (f"\n  tokens: {' | '.join(row['target_pieces'])}" if built.writes_text else "")
+        + _told_choices(row["choices"], row["answer"])
         for row in rows
     ]
-    record = data.record
+    form = prompt_form(task, built)
+    record = data.record.model_copy(update={"prompt": form.record})
     sizes = _sizes((record.num_train, record.num_dev, record.num_test))
-    head = f"{record.source}; {record.split_rule}; {sizes} rows"
+    ends = built.tokenizer.convert_ids_to_tokens(list(form.end_ids))
+    head = f"{record.source}; {record.split_rule}; {sizes} rows\nform {form.name}" + (
+        f"; an answer ends at {' or '.join(map(str, ends))}" if built.writes_text else ""
+    )
     notes = [*_cuts(data, built, split), *notes_on(task.name, record)]
     text = "\n\n".join(["\n".join([head, *notes]), *parts])
-    return {"task": name, "data": record.model_dump(), "rows": rows, "notes": notes, "text": text}
+    shown = {"task": name, "data": record.model_dump(), "ends": ends if built.writes_text else []}
+    return {**shown, "rows": rows, "notes": notes, "text": text}
+
+
+def _shown(text: str) -> str:
+    """A text with its line breaks visible; each line begins below the first."""
+    below = "\n" + " " * len("  source: ")
+    return text.replace("\n", f"\\n{below}").removesuffix(below)
+
+
+def _told_choices(choices: Sequence[str], answer: str) -> str:
+    """Lines with the choices of a row as the network sees them, a star at the right one; "" where it writes."""
+    return "".join(f"\n  {'*' if str(number) == answer else ' '} choice {number}: {text}"
+                   for number, text in enumerate(choices))  # fmt: skip
+
+
+def _number(task: Task, example: Example) -> str:
+    """The number of the right one among what is chosen from; "" where the answer is written."""
+    if not task.is_ranked:
+        return ""
+    return example.references[0] if task.kind == "choice" else str(task.targets.index(example.target))
 
 
 def _cuts(data: TaskData, backbone: Backbone, split: str) -> list[str]:
@@ -118,22 +157,30 @@ def _cuts(data: TaskData, backbone: Backbone, split: str) -> list[str]:
 
 def _tokenised(data: TaskData, backbone: Backbone, split: str, count: int) -> list[dict[str, Any]]:
     examples = data.split(split)[:count]
-    limit = data.task.max_source_length
-    encoded = encode(examples, backbone, data.task, limit)
+    task, limit = data.task, data.task.max_source_length
+    encoded, choices = encode(examples, backbone, task, limit), encode_choices(examples, backbone, task)
     rows: list[dict[str, Any]] = []
     for index in range(len(examples)):
         at = np.array([index])
         source, target = encoded.sources(at, 0)[0], encoded.targets(at)[0]
-        alone = encode([examples[index]], backbone, data.task, limit)
+        alone = encode([examples[index]], backbone, task, limit)
+        own = [] if choices is None else [choices.tokens(choice[None])[0] for choice in choices.of(at)[0]]
         rows.append(
             {
                 "row": index,
                 "source": backbone.tokenizer.decode(source),
+                "source_ids": source.tolist(),
                 # an encoder writes nothing: its head is trained on the class or the number
                 "target": backbone.tokenizer.decode(target) if backbone.writes_text else examples[index].target,
+                # an id that the vocabulary has no token for has no name either
+                "target_pieces": list(map(str, backbone.tokenizer.convert_ids_to_tokens(target.tolist())))
+                if backbone.writes_text
+                else [],
                 "source_tokens": len(source),
                 "target_tokens": len(target) if backbone.writes_text else 1,
                 "cut": alone.num_cut_sources > 0,
+                "choices": [backbone.tokenizer.decode(ids) for ids in own],
+                "answer": _number(task, examples[index]),
                 "target_cut": alone.num_cut_targets > 0,
             }
         )

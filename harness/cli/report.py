@@ -48,7 +48,7 @@ def report(
     suite: SuiteName = None,
     out: OutFile = None,
     published: Published = None,
-    costs: Annotated[bool, typer.Option("--costs", help="Add time per step and peak memory.")] = False,
+    costs: Annotated[bool, typer.Option("--costs", help="Add time per step, peak memory and forgetting.")] = False,
     statistics: Annotated[
         bool, typer.Option("--statistics", help="Add intervals and mark what is not separable from the best.")
     ] = False,

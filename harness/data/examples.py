@@ -9,14 +9,16 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from harness.data.choice_labels import ChoiceMatcher
 from harness.data.file_formats import LocatedRow
 from harness.data.label_matching import LabelMatcher
+from harness.data.messages import Messages, read_messages
 from harness.data.record import DataRecord
-from harness.data.tasks.task import EDITS, Row, Task
+from harness.data.tasks.task import EDITS, Prepare, Row, Task
 from harness.errors import UserError
 
 NO_ANSWER = "<unk>"
@@ -32,7 +34,19 @@ class Example:
     target: str
     """The text that it is trained to write."""
     references: tuple[str, ...]
-    """The texts that count as right when an answer is scored; the target is the first of them."""
+    """The texts that count as right when an answer is scored; the target is the first of them.
+
+    Of a choice it is the number of the right one, from 0: two equal texts stay two choices.
+    """
+    choices: tuple[str, ...] = ()
+    """The texts among which a choice is made; empty for any other row."""
+    messages: Messages = ()
+    """(role, content) of a conversation before the answer, or empty; `source` is the last of these texts then."""
+
+    @property
+    def read_texts(self) -> tuple[str, ...]:
+        """All that the model reads: the source, behind it the roles and texts of what stood in front."""
+        return (self.source, *(text for message in self.messages[:-1] for text in message))
 
 
 class Converter:
@@ -42,19 +56,23 @@ class Converter:
         self.task = task
         self.edits: Counter[str] = Counter()
         """Kind of repair by the task's `prepare` -> number of rows with it."""
-        self._pieces = _template_pieces(task) if task.template else _field_pieces(task)
+        self._pieces: list[tuple[str, str | None]] = []
+        if not task.messages:
+            self._pieces = _template_pieces(task) if task.template else _field_pieces(task)
         self._targets = task.targets
         self._matcher = LabelMatcher(task.name, task.label, task.labels, task.label_words)
+        self._choice_matcher = ChoiceMatcher(task.name, task.label, task.choices)
 
-    def read(self, rows: Iterable[LocatedRow]) -> list[list[Example]]:
+    def read(self, rows: Iterable[LocatedRow], prepare: Prepare | None = None) -> list[list[Example]]:
         """Convert rows of any layout. Each inner list holds the examples of one flat row, which are split together.
 
-        Raises UserError at the first row that does not fit the task.
+        `prepare` turns a row into flat ones; None takes the task's. Raises UserError at the first row that is wrong.
         """
         converted: list[list[Example]] = []
+        prepare = prepare or self.task.prepare
         for where, row in rows:
             try:
-                flat = list(self.task.prepare(row)) if self.task.prepare else [row]
+                flat = list(prepare(row)) if prepare else [row]
             except ValueError as error:
                 raise UserError(str(error), where=where) from None
             # `prepare` is written for official rows; on any other it may fail with a KeyError, a TypeError and so on
@@ -66,10 +84,22 @@ class Converter:
 
     def examples(self, where: str, row: Row) -> list[Example]:
         """Convert one flat row. Raises UserError, at `where`, if a field is missing or a label unknown."""
-        source = self._source(where, row)
-        label = self._value(where, row, self.task.label)
+        if self.task.messages:
+            column = self.task.messages
+            (*earlier, (role, text)), label = read_messages(self._value(where, row, column), where, column)
+            source = _prefix(self.task) + text
+            made = self._labelled(source, label, row, where)
+            return [replace(example, messages=(*earlier, (role, source))) for example in made]
+        return self._labelled(self._source(where, row), self._value(where, row, self.task.label), row, where)
+
+    def _labelled(self, source: str, label: object, row: Row, where: str) -> list[Example]:
+        """Return the examples of a row whose answer is `label`, as the task's kind takes it."""
         if self.task.kind == "text":
             return self._answered(source, label, where)
+        if self.task.kind == "choice":
+            choices, names = self._choices(where, row)
+            right = self._choice_matcher.match(label, choices, names, where)
+            return [Example(source, choices[right], (str(right),), choices)]
         if self.task.kind == "classification":
             target = self._targets[self._matcher.match(label, where)]
         else:
@@ -79,6 +109,43 @@ class Converter:
     def check(self) -> None:
         """Call after all splits were read. Raises UserError if the labels of all rows together look wrong."""
         self._matcher.check()
+        self._choice_matcher.check()
+
+    def _choices(self, where: str, row: Row) -> tuple[tuple[str, ...], list[str]]:
+        """Return the texts of a row's choices, without outer blanks, and what the row calls them, if it does.
+
+        They stand in one column each, or as a list in one column: a list of texts, or {"text": [...], "label": [...]}
+        as data sets of the hub have it. Raises UserError for fewer than two choices, and for one that is no text.
+        """
+        columns = self.task.choices
+        names: list[str] = []
+        found: object = [self._value(where, row, column) for column in columns]
+        if len(columns) == 1:
+            found = self._value(where, row, columns[0])
+            if isinstance(found, dict) and isinstance(found.get("label", []), list):
+                names, found = [str(name) for name in found.get("label", [])], found.get("text")
+            if not isinstance(found, list):
+                problem = f"field '{columns[0]}' holds no list of choices but {type(found).__name__} {found!r:.60}"
+                raise UserError(problem, where=where, hint="Columns of one choice each: choices: [COLUMN, COLUMN].")
+        assert isinstance(found, list)
+        if len(found) < 2 or (names and len(names) != len(found)):
+            counted = f"{len(found)} choice{'' if len(found) == 1 else 's'}"
+            problem = f"has {counted} and {len(names)} names of them" if names else f"has {counted}, and needs two"
+            raise UserError(problem, where=where, field=columns[0])
+        texts = tuple(self._choice(where, number, value) for number, value in enumerate(found))
+        return texts, names
+
+    def _choice(self, where: str, number: int, value: object) -> str:
+        """Return the text of one choice. Raises UserError if it is empty, or a list or mapping."""
+        if isinstance(value, (dict, list)):
+            raise UserError(f"choice {number} is no text but {type(value).__name__} {value!r:.60}", where=where)
+        text = "" if _is_missing(value) else str(value).strip()
+        if not text:  # no token would be left to compute a likelihood of
+            columns = self.task.choices
+            hint = "Rows with different numbers of choices hold them as a list in one column."
+            raise UserError(f"choice {number} is empty", where=where, field=columns[min(number, len(columns) - 1)],
+                            hint=hint if len(columns) > 1 else None)  # fmt: skip
+        return space_punctuation(text) if self.task.space_punctuation else text
 
     def _source(self, where: str, row: Row) -> str:
         parts = []
@@ -228,5 +295,5 @@ class TaskData:
 
 def count_duplicates(train: Sequence[Example], others: Sequence[Example]) -> int:
     """Return the number of rows in `others` (dev and test) whose source text also stands in train."""
-    seen = {example.source for example in train}
-    return sum(example.source in seen for example in others)
+    seen = {example.read_texts for example in train}
+    return sum(example.read_texts in seen for example in others)

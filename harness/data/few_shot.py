@@ -141,7 +141,7 @@ def _fingerprint(examples: Sequence[Example]) -> str:
     """Return a hash of the drawn texts and targets: equal for two cells that trained on the same rows."""
     digest = hashlib.sha256()
     for example in examples:
-        digest.update("\x1f".join((example.source, example.target)).encode() + b"\n")
+        digest.update("\x1f".join((*example.read_texts, example.target)).encode() + b"\n")
     return digest.hexdigest()[:16]
 
 

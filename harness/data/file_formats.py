@@ -79,6 +79,26 @@ def read_file(path: Path, tsv: TsvRules | None = None) -> Iterator[LocatedRow]:
         raise UserError(f"cannot be read: {error.strerror or error}", where=str(path)) from None
 
 
+def with_labels(rows: Iterator[LocatedRow], path: Path, ending: str, column: str) -> Iterator[LocatedRow]:
+    """Yield the rows of `path` with the labels in the file beside it, one a line; without such a file as they are.
+
+    Raises UserError if rows and labels are not equally many.
+    """
+    beside = path.with_name(path.name.split(".", 1)[0] + ending)
+    if not beside.is_file():
+        yield from rows
+        return
+    with _open(beside) as file:
+        labels = [line.strip() for _, line in _lines(file, beside) if line.strip()]
+    number = 0
+    for number, (where, row) in enumerate(rows, 1):
+        if number > len(labels):
+            raise UserError(f"has no label in {beside.name}, which holds {len(labels):,}", where=where)
+        yield where, {**row, column: labels[number - 1]}
+    if number < len(labels):
+        raise UserError(f"holds {len(labels):,} labels for the {number:,} rows of {path.name}", where=str(beside))
+
+
 def _format(path: Path) -> str | None:
     """Return the longest known suffix of a file name; SciTail's `.txt` files hold JSON lines."""
     if path.suffix == ".txt":

@@ -10,7 +10,7 @@ count the N rows. A row that counts twice has weight 2. The score of a whole spl
 has the number of times that each row was drawn, so the scores of a thousand samples are a few matrix products. Scores
 and their intervals share this code and so cannot disagree.
 
-Metrics of another library: `foreign_metrics`.
+Metrics of written texts by libraries: `text_metrics`. Any metric of the `evaluate` library: `foreign_metrics`.
 """
 
 from __future__ import annotations
@@ -27,13 +27,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.data.foreign_metrics import FOREIGN, Predictions, References, Score, load_foreign
+from harness.data.text_metrics import bleu_scorer, chrf_scorer, is_same_number, rouge
 from harness.errors import UserError, require_choice
 
 Array = NDArray[np.float64]
 Scorer = Callable[[Array], Array]
 """weights [D, N] -> scores [D] in percent points."""
-MakeScorer = Callable[[Predictions, Sequence[str], Sequence[str]], Scorer]
-"""(predictions, first reference of each row, labels) -> a scorer of weighted rows."""
+MakeScorer = Callable[[Predictions, References, Sequence[str]], Scorer]
+"""(predictions, references, labels) -> a scorer of weighted rows."""
+MakeLabelScorer = Callable[[Predictions, Sequence[str], Sequence[str]], Scorer]
+"""The same for metrics that compare with the first reference of each row alone."""
 
 LEAST_SPREAD = 1e-13
 """Numbers that differ by less than this share of the largest count as equal. float64 has 16 digits and a
@@ -73,7 +76,9 @@ class Metric:
     score: Score
     scorer: MakeScorer | None = None
     """Makes the scorer for weighted rows, which bootstrap samples need. None for a metric that is a mean over rows, and
-    for one of another library."""
+    for one of the `evaluate` library."""
+    is_row_mean: bool = False
+    """Whether it is the mean of what each row scores alone."""
 
 
 def compute_metrics(
@@ -144,6 +149,21 @@ def exact_match(predictions: Predictions, references: References, labels: Sequen
     return 100 * _mean(hits)
 
 
+def numeric_match(predictions: Predictions, references: References, labels: Sequence[str] = ()) -> float:
+    """Return the share of answers with the number of one of their references (`is_same_number`), in percent.
+
+    A reference without a number is compared as `exact_match` does.
+    """
+
+    def is_right(answer: str, reference: str) -> bool:
+        same = is_same_number(answer, reference)
+        return normalize_answer(answer) == normalize_answer(reference) if same is None else same
+
+    return 100 * _mean(
+        [float(any(is_right(p, r) for r in refs)) for p, refs in zip(predictions, references, strict=True)]
+    )
+
+
 def f1_scorer(predictions: Sequence[str], truth: Sequence[str], labels: Sequence[str]) -> Scorer:
     """Make the scorer for the F1 of the second of two labels; an output that is no label counts as the wrong one."""
     positive = labels[1]
@@ -205,33 +225,50 @@ def spearman_scorer(predictions: Sequence[str], truth: Sequence[str], labels: Se
     return score
 
 
+def _by_first(make: MakeLabelScorer) -> MakeScorer:
+    """Return a scorer that compares with the first reference of each row."""
+    return lambda predictions, references, labels: make(predictions, [refs[0] for refs in references], labels)
+
+
 def _whole(make: MakeScorer) -> Score:
     """Return the metric of a whole split: every row counts once, with weights of 1, [1, N]."""
-
-    def score(predictions: Predictions, references: References, labels: Sequence[str]) -> float:
-        truth = [refs[0] for refs in references]
-        return float(make(predictions, truth, labels)(np.ones((1, len(truth))))[0])
-
-    return score
+    return lambda predictions, references, labels: float(
+        make(predictions, references, labels)(np.ones((1, len(references))))[0]
+    )
 
 
-def _binary_f1(predictions: Predictions, references: References, labels: Sequence[str]) -> float:
+def _binary_f1(predictions: Predictions, references: References, labels: Sequence[str]) -> Scorer:
     if len(labels) != 2:  # of three labels there is no second one to be found
         raise UserError(f"the metric f1 is for tasks with two labels, this one has {len(labels)}")
-    return _whole(f1_scorer)(predictions, references, labels)
+    return _by_first(f1_scorer)(predictions, references, labels)
+
+
+def _of_rows(name: str, label: str, score: Score) -> Metric:
+    return Metric(name, label, score, is_row_mean=True)
+
+
+def _of_corpus(name: str, label: str, make: MakeScorer) -> Metric:
+    return Metric(name, label, _whole(make), make)
 
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("accuracy", "Acc.", accuracy),
-        Metric("f1", "F1", _binary_f1, f1_scorer),
-        Metric("macro_f1", "Macro-F1", _whole(macro_f1_scorer), macro_f1_scorer),
-        Metric("matthews", "Matthews", _whole(matthews_scorer), matthews_scorer),
-        Metric("pearson", "Pearson", _whole(pearson_scorer), pearson_scorer),
-        Metric("spearman", "Spearman", _whole(spearman_scorer), spearman_scorer),
-        Metric("token_f1", "F1", token_f1),
-        Metric("exact_match", "EM", exact_match),
+        _of_rows("accuracy", "Acc.", accuracy),
+        _of_corpus("f1", "F1", _binary_f1),
+        _of_corpus("macro_f1", "Macro-F1", _by_first(macro_f1_scorer)),
+        _of_corpus("matthews", "Matthews", _by_first(matthews_scorer)),
+        _of_corpus("pearson", "Pearson", _by_first(pearson_scorer)),
+        _of_corpus("spearman", "Spearman", _by_first(spearman_scorer)),
+        _of_rows("token_f1", "F1", token_f1),
+        _of_rows("exact_match", "EM", exact_match),
+        _of_rows("numeric_match", "Num. match", numeric_match),
+        _of_rows("rouge1", "ROUGE-1", rouge("rouge1")),
+        _of_rows("rouge2", "ROUGE-2", rouge("rouge2")),
+        _of_rows("rougeL", "ROUGE-L", rouge("rougeL")),
+        _of_rows("rougeLsum", "ROUGE-Lsum", rouge("rougeLsum")),
+        _of_corpus("bleu", "BLEU", bleu_scorer),
+        _of_corpus("chrf", "chrF", chrf_scorer),
     )
 }
 

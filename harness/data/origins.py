@@ -1,7 +1,8 @@
 """Where a task's rows come from: a generator, the user's own files, a folder below --data, or the hub.
 
 The first of these that applies is taken, in this order, and its name goes into every result. All splits of a task come
-from one origin: copies may differ in the order of rows, so a mix of two could put one row into two splits.
+from one origin: copies may differ in the order of rows, so a mix of two could put one row into two splits. A task whose
+record says where each split comes from (`sources`) has an origin for each, and the splits of one data set share theirs.
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from harness.data.file_formats import SAVED_MARK, SUFFIXES, is_readable
-from harness.data.tasks.task import NEEDED_SPLITS, Hub, Task
+from harness.data.tasks.task import NEEDED_SPLITS, Hub, Source, Task
 from harness.errors import UserError, require_choice
 from harness.hub import offline, why_unreachable
 
@@ -38,9 +39,13 @@ class Origin:
     """Split -> its files on this machine."""
     tables: Mapping[str, Any] | None = None
     """Split -> its table, loaded from the hub."""
+    parts: Mapping[str, Origin] = field(default_factory=dict)
+    """Split -> the origin of its data set, for a task with `sources`; then `name` and `revision` tell all of them."""
 
     def place(self, split: str) -> str:
         """Return where the rows of a split are, for messages."""
+        if split in self.parts:
+            return f"{self.parts[split].name}, as {split}"
         return str(self.files[split][0]) if self.files and split in self.files else f"{self.name} {split}"
 
 
@@ -61,18 +66,55 @@ def find_origin(task: Task, data_dir: str | Path | None) -> Origin:
         return Origin("generated", f"version {task.version}")
     if task.files:
         return _declared_origin(task)
+    if task.sources:
+        return _joined_origin(task, data_dir)
+    return _single_origin(task, NEEDED_SPLITS[task.split], data_dir)
+
+
+def _joined_origin(task: Task, data_dir: str | Path | None) -> Origin:
+    """Find the data set of every split; those that share one have the same origin."""
+    needed = NEEDED_SPLITS[task.split]
+    assert set(task.sources) == set(needed), f"task {task.name} names sources of other splits than it needs"
+    found: dict[tuple[object, ...], Origin] = {}
+    parts: dict[str, Origin] = {}
+    for split in needed:
+        data_set = _data_set(task.sources[split])
+        if data_set not in found:
+            shared = [source for source in task.sources.values() if _data_set(source) == data_set]
+            stems = {source.split: source.stems for source in shared}
+            own = replace(task, hub=shared[0].hub, folders=shared[0].folders, stems=stems, shared_folders=())
+            found[data_set] = _single_origin(own, tuple(stems), data_dir)
+        parts[split] = found[data_set]
+    name = "; ".join(f"{split}: {_as_told(parts[split].name, task.sources[split], split)}" for split in needed)
+    return Origin(name, "; ".join(f"{split}: {parts[split].revision}" for split in needed), parts=parts)
+
+
+def _data_set(source: Source) -> tuple[object, ...]:
+    return source.hub, source.folders
+
+
+def _as_told(name: str, source: Source, split: str) -> str:
+    """Return where a split comes from in words, such as "hub openai/gsm8k:main train, 50 rows"."""
+    there = "" if source.split == split else f" {source.split}"
+    drawn = "" if source.num_drawn is None else f", {source.num_drawn:,} rows drawn"
+    left_out = f", without rows {source.left_out}" if source.left_out else ""
+    return f"{name}{there}{drawn}{left_out}"
+
+
+def _single_origin(task: Task, splits: Sequence[str], data_dir: str | Path | None) -> Origin:
+    """Find the one folder, or the one copy on the hub, that holds all of these published splits."""
     if data_dir is None:
-        return _load_from_hub(task)
+        return _load_from_hub(task, splits)
     root = Path(data_dir)
     require_folder(data_dir)
     lacking: dict[str, list[str]] = {}
     for folder in _candidate_folders(task):
-        files, missing = _search_folder(root, folder, task)
+        files, missing = _search_folder(root, folder, task, splits)
         if not missing:
             return Origin(f"folder {folder}", "local files", files=files)
         if files:
             lacking[folder] = missing
-    raise _missing_data(task, root, lacking)
+    raise _missing_data(task, splits, root, lacking)
 
 
 def require_folder(data_dir: str | Path | None) -> None:
@@ -81,15 +123,18 @@ def require_folder(data_dir: str | Path | None) -> None:
         raise UserError("no such data folder", where=str(data_dir), field="--data", hint="HARNESS_DATA sets it too.")
 
 
-def _missing_data(task: Task, root: Path, lacking: dict[str, list[str]]) -> MissingData:
+def _missing_data(task: Task, splits: Sequence[str], root: Path, lacking: dict[str, list[str]]) -> MissingData:
     if lacking:
         parts = [f"{root / folder} has no {' and no '.join(splits)}" for folder, splits in lacking.items()]
         problem = f"task '{task.name}' is not complete in the data folder: {'; '.join(parts)}"
     else:
         looked = ", ".join(str(root / folder) for folder in _candidate_folders(task))
         problem = f"no files of task '{task.name}' in the data folder; looked in {looked}"
-    names = ", ".join("|".join((*STEMS[split], *task.stems.get(split, ()))) for split in NEEDED_SPLITS[task.split])
-    hint = f"Looked for {names} with {', '.join(SUFFIXES)}. Without --data the task is loaded from the hub."
+    names = ", ".join("|".join((*STEMS[split], *task.stems.get(split, ()))) for split in splits)
+    otherwise = (
+        f"The files are at {task.download}." if task.download else "Without --data the task is loaded from the hub."
+    )
+    hint = f"Looked for {names} with {', '.join(SUFFIXES)}. {otherwise}"
     error = MissingData(problem, field="--data", hint=hint)
     error.lacking = lacking
     return error
@@ -105,11 +150,13 @@ def _candidate_folders(task: Task) -> list[str]:
     return list(dict.fromkeys([*task.folders, *task.shared_folders, *hub]))
 
 
-def _search_folder(root: Path, folder: str, task: Task) -> tuple[dict[str, list[Path]], list[str]]:
+def _search_folder(
+    root: Path, folder: str, task: Task, splits: Sequence[str]
+) -> tuple[dict[str, list[Path]], list[str]]:
     """Return the files of the needed splits that `folder` holds, and the splits that it lacks."""
     files: dict[str, list[Path]] = {}
     missing = []
-    for split in NEEDED_SPLITS[task.split]:
+    for split in splits:
         usual = () if folder in task.shared_folders else STEMS[split]
         found = _split_files(root / folder, (*usual, *task.stems.get(split, ())))
         if not found:
@@ -205,14 +252,13 @@ def _declared_files(path: Path, task: Task, split: str) -> list[Path]:
     return found
 
 
-def _load_from_hub(task: Task) -> Origin:
+def _load_from_hub(task: Task, splits: Sequence[str]) -> Origin:
     """Load every needed split from the first copy on the hub that has them all.
 
     Raises UserError with one reason per copy, or that nothing is on this machine and the hub cannot be reached.
     """
     from datasets import load_dataset
 
-    splits = NEEDED_SPLITS[task.split]
     closed, reasons = why_unreachable(), []
     for hub in task.hub:
         try:
@@ -222,7 +268,12 @@ def _load_from_hub(task: Task) -> Origin:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             reasons.append(f"{hub}: {lines[0]}")
             continue
-        return Origin(f"hub {hub}", hub.revision or _hub_commit(hub), tables=tables)
+        return Origin(f"hub {hub}", _hub_commit(hub), tables=tables)
+    if task.download:
+        raise UserError(
+            f"task '{task.name}' has no copy on the hub",
+            hint=f"The files are at {task.download}; name the folder that holds them: --data DIR, or HARNESS_DATA.",
+        )
     if closed and not any(Path(hub.path).exists() for hub in task.hub) and task.hub:
         raise UserError(
             f"task '{task.name}' is not on this machine: nothing of it was fetched before, and {closed}",
@@ -235,12 +286,16 @@ def _load_from_hub(task: Task) -> Origin:
 
 
 def _hub_commit(hub: Hub) -> str:
-    """Return the commit of a data set's main branch; "unknown" if the hub does not answer."""
+    """Return the commit of a data set: as the record names it, else that of its branch, main unless it names another.
+
+    If the hub does not answer, it is the name of the branch, or "unknown" for main.
+    """
     from huggingface_hub import HfApi
 
-    if why_unreachable():
-        return "unknown"
+    name = hub.revision or "unknown"
+    if re.fullmatch(r"[0-9a-f]{40}", name) or why_unreachable():
+        return name
     try:
-        return str(HfApi().dataset_info(hub.path).sha)
+        return str(HfApi().dataset_info(hub.path, revision=hub.revision).sha)
     except Exception:  # without it the fingerprint in the result still identifies the rows
-        return "unknown"
+        return name

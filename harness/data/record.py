@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from harness.suite import Strict
+
+ResolvedForm = Literal["suffix", "plain", "chat"]
 
 
 class DrawRecord(Strict):
@@ -27,6 +31,17 @@ class Cuts(Strict):
     targets: dict[str, int]
     cuts_references: bool
     """Whether the references of dev and test were cut like the targets."""
+
+
+class PromptRecord(Strict):
+    """How source texts became prompts."""
+
+    form: ResolvedForm = "suffix"
+    """`auto` is resolved here."""
+    template: str | None = None
+    """Hash of the tokenizer's chat template and of the tokens that it is given; None in other forms."""
+    system: str = ""
+    """Text in front of every conversation that has no system message of its own."""
 
 
 class WritingRecord(Strict):
@@ -56,6 +71,9 @@ class DataRecord(Strict):
     """Split -> label, of each split of a classification whose rows all have the same."""
     cuts: Cuts | None = None
     """None where nothing was tokenised, as for a rule."""
+    choice_tokens: dict[str, int] = {}
+    """Split -> tokens of all choices of its rows, where the likeliest is the answer."""
+    prompt: PromptRecord = PromptRecord()
     writing: WritingRecord | None = None
     """None where no answer was written: by a rule or a linear head, and in results of older versions."""
     fingerprint: str

@@ -8,18 +8,20 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from harness.data.class_names import class_features, name_classes
 from harness.data.examples import Converter, Example, TaskData, count_duplicates
 from harness.data.few_shot import draw_few
-from harness.data.file_formats import LocatedRow, TsvRules, read_file
+from harness.data.file_formats import LocatedRow, TsvRules, read_file, with_labels
 from harness.data.origins import Origin, find_origin
 from harness.data.record import DataRecord
 from harness.data.tasks.declared import cell_mixture, cell_task
-from harness.data.tasks.task import NEEDED_SPLITS, SPLIT_RULES, Task
+from harness.data.tasks.task import NEEDED_SPLITS, SPLIT_RULES, Source, Task
 from harness.errors import UserError
 from harness.suite import Cell, Draw, Mixture, ProtocolReference, Strict, TaskFile
 
@@ -73,7 +75,7 @@ def load_task(task: Task, data_dir: str | Path | None) -> TaskData:
     """
     origin = find_origin(task, data_dir)
     convert, tsv = Converter(task), _tsv_rules(task)
-    read = {name: convert.read(_read_split(task, origin, name, tsv)) for name in NEEDED_SPLITS[task.split]}
+    read = {name: _converted(convert, name, _read_split(task, origin, name, tsv)) for name in NEEDED_SPLITS[task.split]}
     if not task.ids_are_documented:  # of a shipped task it is known that a label such as 1 is the second class
         convert.check()
     for name, rows in read.items():
@@ -98,14 +100,39 @@ def load_task(task: Task, data_dir: str | Path | None) -> TaskData:
     return TaskData(task, train, dev, test, record)
 
 
+def _converted(convert: Converter, split: str, rows: Iterator[LocatedRow]) -> Rows:
+    """Convert the rows of a published split; all but those of train may be joined."""
+    task = convert.task
+    source = task.sources.get(split)
+    prepare = source.prepare if source is not None and source.prepare is not None else task.prepare
+    converted = convert.read(rows, prepare)
+    return _joined(converted) if task.joins_references and split != "train" else converted
+
+
+def _joined(rows: Rows) -> Rows:
+    """Make one row of those with the same source text; its references are those of all, in their order."""
+    by_source: dict[str, list[Example]] = {}
+    for row in rows:
+        for example in row:
+            by_source.setdefault(example.source, []).append(example)
+    return [
+        [replace(same[0], references=tuple(dict.fromkeys(text for example in same for text in example.references)))]
+        for same in by_source.values()
+    ]
+
+
 def _read_split(task: Task, origin: Origin, split: str, tsv: TsvRules) -> Iterator[LocatedRow]:
     """Yield (where, row) for each row of a split, named as on the hub. Raises UserError on a broken file."""
-    if task.generate:
+    if split in origin.parts:
+        part, source = origin.parts[split], task.sources[split]
+        yield from _of_source(source, _read_split(task, part, source.split, tsv))
+    elif task.generate:
         for index, row in enumerate(task.generate(split)):
             yield f"{task.name} {split} row {index}", row
     elif origin.files is not None:
         for path in origin.files[split]:
-            yield from read_file(path, tsv)
+            rows = read_file(path, tsv)
+            yield from with_labels(rows, path, task.label_files, task.label) if task.label_files else rows
     elif origin.tables is not None:
         table = origin.tables[split]
         classes = class_features(table.features.to_dict())
@@ -114,9 +141,23 @@ def _read_split(task: Task, origin: Origin, split: str, tsv: TsvRules) -> Iterat
             yield where, name_classes(row, classes, where)
 
 
+def _of_source(source: Source, rows: Iterator[LocatedRow]) -> Iterator[LocatedRow]:
+    """Yield the rows of a data set that a split of a task takes."""
+    kept = ((where, row) for where, row in rows if source.keep is None or source.keep(row))
+    if source.num_drawn is None:
+        yield from kept
+        return
+    drawn = list(kept)
+    order = np.arange(len(drawn))
+    np.random.RandomState(0).shuffle(order)  # the legacy generator, whose numbers NumPy keeps for good
+    yield from (drawn[index] for index in order[: source.num_drawn])
+
+
 def _tsv_rules(task: Task) -> TsvRules:
     # every name that a column of this task has in any layout: a first line with one of them is a header
-    names = {task.label, *(column for _, column in task.fields), *task.tsv_columns}
+    names = {task.label, *(column for _, column in task.fields), *task.choices, *task.tsv_columns}
+    if task.messages:
+        names.add(task.messages)
     names.update(name for others in task.aliases.values() for name in others)
     return TsvRules(task.tsv_columns, names, task.skips_broken_rows)
 
@@ -169,7 +210,11 @@ def _cut_splits(task: Task, read: Sequence[Rows]) -> tuple[Rows, Rows, Rows]:
         dev, train = _cut(read[0], min(NUM_HELD_OUT, len(read[0]) // 2))
         return train, dev, read[1]
     total = len(read[0])
-    num_dev, num_test = _num_rows(task.dev_share, total), _num_rows(task.test_share, total)
+    num_dev = _num_rows(task.dev_share, total)
+    if task.split == "cut_dev":
+        dev, train = _cut(read[0], min(num_dev, total // 2))  # as above
+        return train, dev, read[1]
+    num_test = _num_rows(task.test_share, total)
     if min(num_dev, num_test, total - num_dev - num_test) < 1:
         problem = f"{num_dev} dev and {num_test} test rows cannot be cut from {total} rows with one left for each split"
         raise UserError(problem, where=f"task '{task.name}'", field="dev_share, test_share")
@@ -215,5 +260,7 @@ def _fingerprint(*splits: Sequence[Example]) -> str:
     for rows in splits:
         digest.update(f"split {len(rows)}\n".encode())
         for example in rows:
-            digest.update("\x1f".join((example.source, *example.references)).encode() + b"\n")
+            # a choice's reference is a number, so its texts count too
+            texts = (*example.read_texts, *example.references, *example.choices)
+            digest.update("\x1f".join(texts).encode() + b"\n")
     return digest.hexdigest()[:16]

@@ -24,12 +24,13 @@ from typing import Any
 import numpy as np
 
 from harness.backbone import Backbone, Writing
+from harness.data.encoded_choices import EncodedChoices, join_choices
 from harness.data.examples import Example, TaskData
+from harness.data.prompt_form import prompt_form
+from harness.data.ragged import Ids, joined_offsets, padded, ragged
 from harness.data.tasks.task import Task
 from harness.errors import UserError
 from harness.suite import LabelTokens
-
-Ids = np.ndarray[Any, np.dtype[np.int64]]
 
 FORMAT = 3
 """Part of every file's name. Raise it when `encode` gives other ids for the same rows, so that old files are left."""
@@ -59,6 +60,8 @@ class Encoded:
     """Number of rows whose source was longer than the limit and was cut."""
     num_cut_targets: int = 0
     """Number of rows whose target was cut."""
+    choices: EncodedChoices | None = None
+    """What is chosen from by likelihood; None where all answers are written. Rows to train on need none."""
 
     def __len__(self) -> int:
         return len(self.source_offsets) - 1
@@ -75,32 +78,29 @@ class Encoded:
 
     def sources(self, rows: Ids, pad: int) -> Ids:
         """Return the source ids of `rows`, padded on the right with `pad`, [len(rows), T]."""
-        return _padded(self.source_ids, self.source_offsets, rows, pad)
+        return padded(self.source_ids, self.source_offsets, rows, pad)
 
     def targets(self, rows: Ids) -> Ids:
         """Return the target ids of `rows`, padded on the right with -100, [len(rows), T]; the loss ignores -100."""
-        return _padded(self.target_ids, self.target_offsets, rows, -100)
+        return padded(self.target_ids, self.target_offsets, rows, -100)
 
 
 def encode(examples: Sequence[Example], backbone: Backbone, task: Task, max_source_length: int) -> Encoded:
-    """Tokenise a split for a backbone. Sources are cut on the right, targets end with the end token."""
-    sources, num_cut = _source_ids([example.source for example in examples], backbone, max_source_length)
-    # a label is never cut: two labels could become the same tokens
-    limit = task.max_target_length if task.kind != "classification" else None
-    # many rows share a target, so each text is tokenised once
-    whole = {text: target_ids(text, backbone, None) for text in {example.target for example in examples}}
-    long = {text for text, ids in whole.items() if limit is not None and len(ids) > limit}
-    known = whole | {text: target_ids(text, backbone, limit) for text in long}
-    targets = [known[example.target] for example in examples]
-    num_long = sum(example.target in long for example in examples)
-    return Encoded(*_ragged(sources), *_ragged(targets), num_cut_sources=num_cut, num_cut_targets=num_long)
+    """Tokenise a split for a backbone, in the task's form. Sources are cut on the right, targets end with an end token.
 
-
-def target_ids(text: str, backbone: Backbone, limit: int | None) -> list[int]:
-    """Return the token ids of an answer with exactly one end token, as the last; at most `limit` ids."""
-    marks = _boundary_tokens(backbone)
-    ids = [i for i in backbone.tokenizer(text, add_special_tokens=False)["input_ids"] if i not in marks]
-    return [*ids[: None if limit is None else limit - 1], backbone.eos_id]
+    Raises UserError where the backbone's chat template cannot be used, or takes too many tokens itself.
+    """
+    form = prompt_form(task, backbone)
+    sources, num_cut = form.source_ids(examples, max_source_length)
+    limit = task.target_limit
+    # many rows share a target, so each text is tokenised once; of a source its end decides what stands between the two
+    keys = [(example.target, example.source[-1:]) for example in examples]
+    whole = {key: form.target_ids(key[0], None, key[1]) for key in set(keys)}
+    long = {key for key, ids in whole.items() if limit is not None and len(ids) > limit}
+    known = whole | {key: form.target_ids(key[0], limit, key[1]) for key in long}
+    targets = [known[key] for key in keys]
+    num_long = sum(key in long for key in keys)
+    return Encoded(*ragged(sources), *ragged(targets), num_cut_sources=num_cut, num_cut_targets=num_long)
 
 
 def has_cut_references(task: Task) -> bool:
@@ -140,8 +140,10 @@ def max_new_tokens(task: Task, backbone: Backbone, label_tokens: LabelTokens = "
     """
     if task.parts:
         return max(max_new_tokens(part, backbone, label_tokens) for part in task.parts)
+    if task.kind == "choice":
+        return 1  # nothing is written
     if task.kind == "classification":
-        longest = max(len(target_ids(label, backbone, None)) for label in task.targets)
+        longest = prompt_form(task, backbone).longest_target(task.targets)
         wanted = 0 if label_tokens == "longest_label" else label_tokens - 1
         return max(longest, wanted, task.max_new_tokens or 0)
     return task.max_new_tokens or task.max_target_length - 1
@@ -166,81 +168,17 @@ def _writing(task: Task, backbone: Backbone, limit: int) -> Writing:
     vocabulary = backbone.tokenizer.get_vocab() if task.stop else {}
     special = set(getattr(backbone.tokenizer, "all_special_ids", ())) if task.stop else set()
     tokens = {text: vocabulary[text] for text in task.stop if vocabulary.get(text) in special}
-    ends = dict.fromkeys([backbone.eos_id, *tokens.values()])
+    ends = dict.fromkeys([*prompt_form(task, backbone).end_ids, *tokens.values()])
     return Writing(limit, tuple(ends), task.num_beams, tuple(text for text in task.stop if text not in tokens))
 
 
 def longest_answer(
     encoded: Mapping[str, Encoded], task: Task, backbone: Backbone, label_tokens: LabelTokens = "longest_label"
 ) -> int:
-    """Tokens of the longest answer that is trained on, in any of the splits, or may be written."""
+    """Tokens of the longest answer that is trained on or chosen from, in any of the splits, or may be written."""
     trained = max(int(np.diff(split.target_offsets).max(initial=0)) for split in encoded.values())
-    return max(trained, max_new_tokens(task, backbone, label_tokens) if backbone.writes_text else 0)
-
-
-def _source_ids(texts: list[str], backbone: Backbone, limit: int) -> tuple[list[list[int]], int]:
-    """Return the token ids of each text, and how many texts were cut."""
-    tokenizer, kind = backbone.tokenizer, backbone.kind
-    if kind.text_marks == "as they are":
-        made = tokenizer(texts, truncation=True, max_length=limit)
-        return list(made["input_ids"]), _num_cut(made, texts, tokenizer, limit)
-    suffix = list(tokenizer(kind.text_suffix, add_special_tokens=False)["input_ids"])
-    begin, end = _tokens_around(tokenizer)
-    if kind.text_marks == "both" and not (begin and end):
-        problem = (
-            f"the tokenizer of encoder '{backbone.name}' puts no token {'behind' if begin else 'in front of'} a text"
-        )
-        raise UserError(problem, hint="An encoder reads a text between two special tokens, such as [CLS] and [SEP].")
-    tail = end if kind.text_marks == "both" else suffix
-    # the text is cut, never what stands around it; end tokens that are taken off below need no room
-    room = limit - len(tail) + len(end)
-    marks = {*_boundary_tokens(backbone), *begin, *end}
-    made = tokenizer(texts, truncation=True, max_length=room)
-    num_cut = _num_cut(made, texts, tokenizer, room)
-    bodies = made["input_ids"]
-    return [[*begin, *(i for i in body[len(begin) :] if i not in marks), *tail] for body in bodies], num_cut
-
-
-def _boundary_tokens(backbone: Backbone) -> set[int]:
-    """Return the begin and the end token. A text that spells one would seem to begin or end there, so it loses it."""
-    begin = getattr(backbone.tokenizer, "bos_token_id", None)
-    return {backbone.eos_id} if begin is None else {backbone.eos_id, begin}
-
-
-def _tokens_around(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Return the ids that a tokenizer puts before and behind a text. Raises UserError if the text's own ids change."""
-    text = "0"  # any text with a token of its own would do
-    plain, framed = (tokenizer(text, add_special_tokens=added)["input_ids"] for added in (False, True))
-    for start in range(len(framed) - len(plain) + 1):
-        if framed[start : start + len(plain)] == plain:
-            return list(framed[:start]), list(framed[start + len(plain) :])
-    raise UserError(f"the tokenizer {type(tokenizer).__name__} changes a text's tokens where it frames it")
-
-
-def _num_cut(made: Any, texts: Sequence[str], tokenizer: Any, limit: int) -> int:
-    """Return how many of the tokenised texts were cut."""
-    if made.encodings is not None:
-        return sum(bool(encoding.overflowing) for encoding in made.encodings)
-    # a tokenizer written in Python does not say, so texts that fill the limit are tokenised again without it
-    full = [text for text, ids in zip(texts, made["input_ids"], strict=True) if len(ids) >= limit]
-    return sum(len(tokenizer(text, verbose=False)["input_ids"]) > limit for text in full)
-
-
-def _ragged(rows: Sequence[Sequence[int]]) -> tuple[Ids, Ids]:
-    """Return all ids in one array, and the offset at which each row starts, [N + 1]."""
-    offsets = np.zeros(len(rows) + 1, np.int64)
-    np.cumsum([len(row) for row in rows], out=offsets[1:])
-    flat = np.fromiter((item for row in rows for item in row), np.int64, int(offsets[-1]))
-    return flat, offsets
-
-
-def _padded(values: Ids, offsets: Ids, rows: Ids, pad: int) -> Ids:
-    """Return the ids of `rows` as one array, padded on the right, [len(rows), T]."""
-    starts, lengths = offsets[rows], offsets[rows + 1] - offsets[rows]
-    columns = np.arange(lengths.max(initial=0))[None]  # [1, T]
-    inside = columns < lengths[:, None]  # [len(rows), T]
-    # padding may point behind the last id, so the index is held inside; `where` puts the padding there
-    return np.where(inside, values[np.minimum(starts[:, None] + columns, len(values) - 1)], pad)
+    ranked = [int(np.diff(split.choices.offsets).max(initial=0)) for split in encoded.values() if split.choices]
+    return max(trained, *ranked, max_new_tokens(task, backbone, label_tokens) if backbone.writes_text else 0)
 
 
 def cached_encode(examples: Sequence[Example], backbone: Backbone, task: Task, max_source_length: int) -> Encoded:
@@ -249,10 +187,11 @@ def cached_encode(examples: Sequence[Example], backbone: Backbone, task: Task, m
     tokenizer = tokenizer_fingerprint(backbone.tokenizer)
     if folder is None or tokenizer is None:
         return encode(examples, backbone, task, max_source_length)
-    limit = task.max_target_length if task.kind != "classification" else None
+    limit = task.target_limit
     # everything beside the texts that decides the ids
     layout = "encoder" if backbone.kind.text_marks == "both" else backbone.kind.text_suffix
-    settings = [FORMAT, tokenizer, backbone.eos_id, layout, max_source_length, limit]
+    form = prompt_form(task, backbone).settings
+    settings = [FORMAT, tokenizer, backbone.eos_id, layout, max_source_length, limit, *form]
     path = folder / "tokens" / f"{_digest(examples, settings)}.npz"
     found = _read(path, len(examples))
     if found is None:
@@ -290,7 +229,7 @@ def _digest(examples: Sequence[Example], settings: Sequence[Any]) -> str:
     """Return the name of a file: a hash of the settings and of every text. References are not tokenised."""
     digest = hashlib.sha256(json.dumps(settings).encode())
     for example in examples:
-        digest.update(json.dumps([example.source, example.target]).encode())
+        digest.update(json.dumps([*example.read_texts, example.target]).encode())
     return digest.hexdigest()[:32]
 
 
@@ -334,25 +273,21 @@ def join_encoded(splits: Sequence[Encoded]) -> Encoded:
     """Return the token arrays of one split of several tasks as one, task after task; each row knows its task."""
     return Encoded(
         np.concatenate([split.source_ids for split in splits]),
-        _joined_offsets([split.source_offsets for split in splits]),
+        joined_offsets([split.source_offsets for split in splits]),
         np.concatenate([split.target_ids for split in splits]),
-        _joined_offsets([split.target_offsets for split in splits]),
+        joined_offsets([split.target_offsets for split in splits]),
         np.repeat(np.arange(len(splits)), [len(split) for split in splits]),
         sum(split.num_cut_sources for split in splits),
         sum(split.num_cut_targets for split in splits),
+        join_choices([split.choices for split in splits], [len(split) for split in splits]),
     )
-
-
-def _joined_offsets(offsets: Sequence[Ids]) -> Ids:
-    """Return the offsets of rows that stand one after the other, from those of each task, [N + 1] from [N_k + 1]."""
-    lengths = np.concatenate([np.diff(each) for each in offsets])
-    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
 def require_known_ids(encoded: Encoded, backbone: Backbone, what: str) -> None:
     """Raise UserError where rows hold a token that the network has no vector for. `what` names the rows."""
     rows = backbone.embedding.num_embeddings
-    for kind, ids in (("source", encoded.source_ids), ("target", encoded.target_ids)):
+    choices = () if encoded.choices is None else (("choice", encoded.choices.ids),)
+    for kind, ids in (("source", encoded.source_ids), ("target", encoded.target_ids), *choices):
         largest = int(ids.max(initial=0))  # max() of no ids at all would raise
         if largest >= rows:
             token = backbone.tokenizer.decode([largest])

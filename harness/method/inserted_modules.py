@@ -144,9 +144,10 @@ class BottleneckAdapter(nn.Module):
 class AddedBiases(nn.Module):
     """Trained vectors, zero at first, added to the output of every linear module and norm in the layers, and to logits.
 
-    Where a module has a bias of its own, the vector is the difference that training makes to it. `head` says which
-    logits get one: `tokenizer` those of T5's 32,100 tokens (all V for other backbones), `all`, or `none`. With
-    `final_norms` the norm behind the last layer of each stack gets one too.
+    Where a module has a bias of its own, the vector is the difference that training makes to it. Modules outside the
+    layers get one if they have a bias, as BERT's norm of the embeddings and GPT-2's last norm: BitFit trains every bias
+    of a network. `head` says which logits get one: `tokenizer` those of T5's 32,100 tokens (all V for other backbones),
+    `all`, or `none`. With `final_norms` the norm behind the last layer of each stack gets one too where it has none.
     """
 
     def __init__(self, backbone: Backbone, head: BiasedLogits = "tokenizer", final_norms: bool = False) -> None:
@@ -161,14 +162,15 @@ class AddedBiases(nn.Module):
     def _create(self, backbone: Backbone, head: BiasedLogits, final_norms: bool) -> Iterator[tuple[nn.Module, str]]:
         """Create the vectors; yield each module with the name of its vector. Raises ValueError for other matrices."""
         inside = {id(m) for stack in stacks_of(backbone).values() for m in layers_of(stack).modules()}
+        logits = backbone.model.get_output_embeddings()
         for name, module in backbone.model.named_modules():
-            if id(module) in inside and isinstance(module, (nn.Linear, Conv1D)):
+            chosen = id(module) in inside or getattr(module, "bias", None) is not None
+            if chosen and module is not logits and isinstance(module, (nn.Linear, Conv1D)):
                 yield module, self._zeros(backbone, name, _num_outputs(module))
-            elif is_norm(module) and (final_norms or id(module) in inside):
+            elif is_norm(module) and (chosen or final_norms):
                 yield module, self._zeros(backbone, name, norm_width(name, module))
             elif id(module) in inside:
                 _refuse_matrices(name, module)
-        logits = backbone.model.get_output_embeddings()
         if head != "none" and logits is not None:  # an encoder has none
             total = len(logits.weight)
             is_t5 = head == "tokenizer" and backbone.config.model_type == "t5"

@@ -125,6 +125,8 @@ def check_head(head: str, pooling: Pooling | None, task: Task, backbone: Backbon
     if not backbone.writes_text:
         if task.kind == "text":
             what = f"'{name}' is an encoder and writes no text, which task '{task.name}' asks for"
+        elif task.is_ranked:
+            what = f"'{name}' is an encoder and gives no likelihood of texts, which task '{task.name}' ranks"
         elif head != "linear":
             what = f"'{name}' is an encoder and writes no text; its head must be linear"
     if what is not None:
@@ -140,7 +142,10 @@ def check_head(head: str, pooling: Pooling | None, task: Task, backbone: Backbon
         raise UserError(
             problem, where=where, field="recipe.head", hint="Bind it by exceptions: where: {backbones: [...]}."
         )
-    if task.kind == "text":
+    if task.kind in ("text", "choice"):
         raise UserError(
             f"linear needs classes or numbers; task '{task.name}' has neither", where=where, field="recipe.head"
         )
+    if task.is_ranked:
+        problem = f"linear reads the class off; task '{task.name}' is answered by the likelihood of its labels"
+        raise UserError(problem, where=where, field="recipe.head", hint="Say head: label, or answered_by: writing.")

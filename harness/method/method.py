@@ -326,7 +326,7 @@ class Rule:
 
     def __init__(self, labels: Sequence[str] = ()) -> None:
         self.labels = list(labels)
-        """Target texts of a classification task, in label order; empty for any other task."""
+        """Target texts of a classification task in label order, the numbers of a choice's texts; else empty."""
 
     def answers(self, train_targets: Sequence[str], num_rows: int, seed: int) -> list[str]:
         """Return one answer, as text, for each of `num_rows` rows."""

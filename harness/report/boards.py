@@ -158,6 +158,26 @@ class BoardRow:
         peaks = [run.usage.peak_memory_bytes for run in self._runs() if run.usage and run.usage.num_steps]
         return max(peaks, default=None)
 
+    def forgetting(self) -> float | None:
+        """Rise of the loss on a general text in nats per token: the mean over runs, then over tasks.
+
+        None unless it was measured in every run: a mean over some would pass for one over all.
+        """
+        means = []
+        for entry in self.entries.values():
+            rises = [run.forgetting.rise if run.forgetting else None for run in entry.runs]
+            known = [rise for rise in rises if rise is not None]
+            if len(known) < len(rises):
+                return None
+            if known:
+                means.append(statistics.fmean(known))
+        return statistics.fmean(means) if means else None
+
+    def forgetting_problems(self) -> list[str]:
+        """Why it was not measured in some runs, each reason once."""
+        found = (run.forgetting.problem for run in self._runs() if run.forgetting)
+        return list(dict.fromkeys(problem for problem in found if problem))
+
     def _runs(self) -> list[Result]:
         return [run for entry in self.entries.values() for run in entry.runs]
 
@@ -186,6 +206,12 @@ class Board:
     """Published numbers as rows. They are apart from `rows` since they are not measured here and not ranked."""
     published_note: str = ""
     """Why `published` is empty although a record was asked for."""
+
+    @property
+    def general_texts(self) -> set[str]:
+        """SHA-256 of the general texts on which forgetting was measured; empty where it was not asked for."""
+        runs = (run for row in self.rows for entry in row.entries.values() for run in entry.runs)
+        return {run.forgetting.sha256 for run in runs if run.forgetting}
 
 
 def peers(rows: Sequence[BoardRow]) -> dict[str, list[BoardRow]]:

@@ -17,6 +17,8 @@ TIED = "≈"
 """Marks an entry that the tests cannot tell from the best of its column."""
 COST_COLUMNS = ("ms/step", "peak MiB")
 """A run's share of its bundle's training time, and the bundle's peak memory (on a CPU, the whole process's)."""
+FORGETTING_COLUMN = "forgetting"
+"""Rise of the loss on a general text; a column of costs where some run was asked for it."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,13 @@ class Table:
 def lay_out(board: Board, costs: bool = False, significance: Significance | None = None) -> Table:
     """Return the table of a board: a row per method, a column per task, published rows last.
 
-    `costs` adds columns of time and memory, `significance` intervals and ties.
+    `costs` adds columns of time, memory and, if it was measured, forgetting; `significance` intervals and ties.
     """
     table = Table(f"{board.suite} on {board.backbone}", _caption(board, significance, costs), [])
     tasks = [_column(board, task, table, significance) for task in board.tasks]
     heads = [Column("method"), Column("params"), Column("grid runs")]
-    table.columns = [*heads, *tasks, Column("average"), *(Column(name) for name in (COST_COLUMNS if costs else ()))]
+    cost_columns = _cost_columns(board, table) if costs else []
+    table.columns = [*heads, *tasks, Column("average"), *cost_columns]
     ranks = {
         task: mark_rows(board, [row.entries[task].mean if task in row.entries else None for row in board.rows])
         for task in board.tasks
@@ -95,10 +98,10 @@ def lay_out(board: Board, costs: bool = False, significance: Significance | None
         for task in board.tasks:
             cells.append(_cell(row, task, ranks[task][i], table, significance))
         cells.append(_average(row, board, average_ranks[i], significance))
-        table.rows.append([*cells, *(_costs(row) if costs else ())])
+        table.rows.append([*cells, *(_costs(row, table)[: len(cost_columns)] if costs else ())])
     if board.published:
         table.apart = len(table.rows)
-    unmeasured = [Cell()] * (len(COST_COLUMNS) if costs else 0)
+    unmeasured = [Cell()] * len(cost_columns)
     table.rows += [[*_published_row(row, board, table), *unmeasured] for row in board.published]
     below = [board.published_note, *_statements(significance), board.origin]
     table.remarks = [f"{text}." for text in below if text]
@@ -142,6 +145,11 @@ def _caption(board: Board, significance: Significance | None, costs: bool) -> st
         )
     if costs:
         text += " ms/step is a run's share of its bundle's time, so cells that trained together share it."
+    if costs and board.general_texts:
+        text += (
+            f" {FORGETTING_COLUMN} is the rise of the loss on a general text against the bare backbone, in nats per "
+            "token, as a mean over runs and tasks."
+        )
     if board.published:
         text += " Rows marked published are figures of the named source: not measured here, not ranked."
     return text
@@ -245,13 +253,25 @@ def _name(row: BoardRow, table: Table) -> Cell:
     return Cell(row.name, notes=(table.note(text),))
 
 
-def _costs(row: BoardRow) -> tuple[Cell, Cell]:
-    """Milliseconds per step and peak MiB, as COST_COLUMNS."""
-    seconds, memory = row.step_seconds(), row.peak_memory()
-    return (
+def _cost_columns(board: Board, table: Table) -> list[Column]:
+    columns = [Column(name) for name in COST_COLUMNS]
+    if not board.general_texts:
+        return columns
+    differ = "measured on different texts: not comparable"
+    notes = (table.note(differ),) if len(board.general_texts) > 1 else ()
+    return [*columns, Column(FORGETTING_COLUMN, notes=notes)]
+
+
+def _costs(row: BoardRow, table: Table) -> list[Cell]:
+    """Milliseconds per step and peak MiB, as COST_COLUMNS, and forgetting."""
+    seconds, memory, rise = row.step_seconds(), row.peak_memory(), row.forgetting()
+    problems = tuple(table.note(f"forgetting: {problem}") for problem in row.forgetting_problems())
+    return [
         Cell(DASH if seconds is None else f"{1000 * seconds:.3g}"),
         Cell(DASH if memory is None else f"{memory / 2**20:,.0f}"),
-    )
+        # a loss falls too; adding 0.0 turns -0.0 into 0.0
+        Cell(DASH if rise is None else f"{round(rise, 3) + 0.0:.3f}", notes=problems),
+    ]
 
 
 def _params(row: BoardRow) -> str:

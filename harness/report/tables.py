@@ -28,10 +28,10 @@ Mark = Callable[[str, str], str]
 def render_boards(
     boards: Sequence[Board], style: str, costs: bool = False, significance: Sequence[Significance | None] = ()
 ) -> str:
-    """Return all boards in the format `style`: one of WRITERS, "csv" or "json". `costs` adds time and memory.
+    """Return all boards in the format `style`: one of WRITERS, "csv" or "json".
 
-    `significance` holds the statistics of each board, in their order; empty without any. CSV leaves them out: it has
-    a line per entry, and a test is about two.
+    `costs` adds time, memory and forgetting. `significance` holds the statistics of each board, in their order; empty
+    without any. CSV leaves them out: it has a line per entry, and a test is about two.
     """
     verdicts = significance or [None] * len(boards)
     if style == "csv":

@@ -14,6 +14,7 @@ from .predictions import PredictionFiles as PredictionFiles
 from .rescore import rescore_folder as rescore_folder
 from .schema import DevScore as DevScore
 from .schema import Failure as Failure
+from .schema import Forgetting as Forgetting
 from .schema import MetricRecord as MetricRecord
 from .schema import ParamCounts as ParamCounts
 from .schema import Result as Result

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from harness.data import DataRecord, all_tasks
+from harness.data import DataRecord, PromptRecord, all_tasks
 from harness.errors import UserError
 from harness.results.schema import Result
 from harness.results.store import ResultStore, read_result
@@ -155,21 +155,29 @@ def _protocol_version(name: str) -> int | None:
         return None
 
 
-COMMON_TO_AN_ENTRY = ("method source", "rows", "backbone weights")
+COMMON_TO_AN_ENTRY = ("method source", "rows", "prompt forms", "backbone weights")
 """What all runs of one entry must share: a mean over runs that differ in it means nothing."""
-COMMON_TO_A_COLUMN = ("protocols", "rows", "backbone weights")
+COMMON_TO_A_COLUMN = ("protocols", "rows", "prompt forms", "backbone weights")
 """What all runs of one column must share for its scores to be comparable. Its methods differ, of course."""
 
 
 def find_differences(results: list[Result], kinds: Sequence[str]) -> list[str]:
     """Which of `kinds` (COMMON_TO_AN_ENTRY or COMMON_TO_A_COLUMN) differ between the results that have it."""
+    trained = [run for run in results if run.backbone and run.backbone.num_params]
     fingerprints = {
         "protocols": {run.cell.protocol.title for run in results},
         "method source": {run.method_sha256 for run in results},
         "rows": {run.data.fingerprint for run in results if run.data},
-        "backbone weights": {run.backbone.fingerprint for run in results if run.backbone and run.backbone.num_params},
+        # a rule reads no prompt
+        "prompt forms": {repr(_prompts(run.data)) for run in trained if run.data},
+        "backbone weights": {run.backbone.fingerprint for run in trained if run.backbone},
     }
     return [kind for kind in kinds if len(fingerprints[kind]) > 1]
+
+
+def _prompts(record: DataRecord) -> list[PromptRecord]:
+    """The prompt form of the task, or of each task of a mixture."""
+    return [prompt for part in record.parts.values() for prompt in _prompts(part)] or [record.prompt]
 
 
 def commits_of(results: Iterable[Result]) -> list[str]:

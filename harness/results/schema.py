@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, FiniteFloat
 
 from harness.backbone import BackboneRecord
 from harness.data import DataRecord
@@ -117,8 +117,33 @@ class MetricRecord(Strict):
     extra: list[str]
     selection: str
     labels: list[str]
+    signatures: dict[str, str] = {}
+    """Metric of a library -> the options and versions that its scores depend on, as sacrebleu writes them."""
     parts: dict[str, MetricRecord] = {}
     """The metrics of each task of a mixture."""
+
+
+class Forgetting(Strict):
+    """The loss on a general text before and after training, in nats per token."""
+
+    text: str
+    """As the suite names it."""
+    sha256: str
+    window: int = 0
+    """Tokens that are read at once."""
+    num_tokens: int = 0
+    """Tokens that were predicted."""
+    before: FiniteFloat | None = None
+    """Of the bare backbone."""
+    after: FiniteFloat | None = None
+    """Of the selected checkpoint."""
+    problem: Storable | None = None
+    """Why there is no rise."""
+
+    @property
+    def rise(self) -> float | None:
+        """How much the loss has risen; None where it could not be measured."""
+        return None if self.before is None or self.after is None else self.after - self.before
 
 
 class StartRecord(Strict):
@@ -160,6 +185,8 @@ class Result(Strict):
     test: SplitScore | None = None
     params: ParamCounts | None = None
     usage: Usage | None = None
+    forgetting: Forgetting | None = None
+    """None where nobody asked for it, and for a cell that is not trained to its end."""
     starts: list[StartRecord] = []
     """In the order of the cell's `init_from`."""
     data: DataRecord | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from harness.results.rescore import TOLERANCE, rescore_folder
 from harness.results.schema import DevScore, Result
 from harness.results.selection import best_step
 from harness.results.store import ResultStore, predictions_path, read_result, tensors_path
-from harness.suite import Key
+from harness.suite import NO_TEXT, Key
 
 Kind = Literal[
     "unreadable",  # a JSON that is no result: cut short, no such fields, another format
@@ -123,6 +124,7 @@ def _check_result(root: Path, path: Path, seen: dict[Key, Path], verified: Verif
         yield "duplicate", f"is a copy of {_name(root, first)}"
     # an edited result may be consistent in some places only, so every check runs
     yield from _check_completeness(result)
+    yield from _check_forgetting(result)
     yield from _check_selection(result)
     yield from _check_beside(path, result, verified)
 
@@ -151,6 +153,27 @@ def _check_completeness(result: Result) -> Iterator[Problem]:
             num_rows = result.data.num_dev if split == "dev" else result.data.num_test
             if score.num_rows != num_rows:
                 yield "incomplete", f"{split} has {num_rows} rows, {score.num_rows} were scored"
+
+
+def _check_forgetting(result: Result) -> Iterator[Problem]:
+    """Check that what is measured on a general text is there exactly where the recipe asks for it, and whole."""
+    made, name = result.forgetting, result.cell.recipe.forgetting_text
+    is_trained = (
+        result.status == "done" and result.raced_out_at is None and bool(result.usage and result.usage.num_steps)
+    )
+    if made is None:
+        if is_trained and name != NO_TEXT:
+            yield "incomplete", f"lacks its loss on the general text '{name}'"
+        return
+    if made.text != name or result.status != "done":
+        yield "incomplete", f"has a loss on the general text '{made.text}' that nobody asked for"
+    if re.fullmatch(r"[0-9a-f]{64}", made.sha256) is None:
+        yield "incomplete", "its general text has no SHA-256"
+    if (made.rise is None) == (made.problem is None):
+        yield "incomplete", "says neither how much was forgotten nor why that was not measured, or both"
+    losses = [loss for loss in (made.before, made.after) if loss is not None]
+    if min(losses, default=0.0) < 0 or (losses and not (made.num_tokens > 0 and made.window > 1)):
+        yield "incomplete", "its losses on the general text are below 0, or of no tokens"
 
 
 def _check_selection(result: Result) -> Iterator[Problem]:

@@ -13,18 +13,19 @@ from torch import Tensor
 
 from harness import provenance
 from harness.backbone import Backbone, Scheme, meta_backbone, weights_fingerprint
-from harness.data import MissingData, cell_rows, get_metric
+from harness.data import Example, MissingData, Task, cell_rows, get_metric, prompt_form
 from harness.errors import UserError
 from harness.method import Method, check_head, read_prompt_file, tensors_for_others
 from harness.results import Failure, Result, read_result
 from harness.runner.plan import Plan, backbone_placement
-from harness.suite import INIT_FROM, Cell, Key, Start, source_of, suite_block
+from harness.suite import INIT_FROM, NO_TEXT, Cell, Key, Start, source_of, suite_block
 from harness.train import (
     BundleFacts,
     build_method,
     cached_backbone,
     failed_result,
     misfit,
+    read_general_text,
     require_positions,
     target_tokens,
 )
@@ -43,7 +44,10 @@ def check_cells(plan: Plan, cells: Iterable[Cell], weights: bool = True) -> Misf
     misfits = find_misfits(plan, cells)
     cells = [cell for cell in cells if cell.key not in misfits]
     _read_rows(plan, cells)
+    _check_conversations(plan, cells)
     trained = [cell for cell in cells if _class(plan, cell) is not None]
+    for text in {cell.recipe.forgetting_text for cell in trained} - {NO_TEXT}:
+        read_general_text(text, plan.suite.folder)
     for name, recipe in {cell.backbone: cell.recipe for cell in trained}.items():
         # several processes load their own
         if weights and plan.suite.file.execution.processes == 1:
@@ -121,6 +125,7 @@ class _Fits:
         try:
             recipe_at = plan.suite.document.where("recipe")
             check_head(cell.recipe.head, cell.recipe.pooling, plan.tasks[cell.task], backbone, recipe_at)
+            _check_form(plan.tasks[cell.task], backbone, cell.recipe.max_source_length)
             sources = [self._shapes_of(start) for start in cell.init_from]
             cls = _class(plan, cell)
             assert cls is not None
@@ -254,6 +259,29 @@ def _class(plan: Plan, cell: Cell) -> type[Method] | None:
     """The class of a cell's method; None for a rule, which needs no backbone, and for a broken file."""
     cls = plan.methods[cell.method].cls
     return cls if cls is not None and issubclass(cls, Method) else None
+
+
+def _check_form(task: Task, backbone: Backbone, limit: int | None) -> None:
+    """Raise UserError if the tokenizer has not the chat template that a task asks for, or one that cannot be used."""
+    for part in task.parts or (task,):
+        if backbone.tokenizer is None:  # of a hub id it may not be here yet; then the run's cells fail
+            continue
+        form = prompt_form(part, backbone)
+        if form.name == "chat":  # its own tokens have to leave room for a text
+            form.source_ids([Example("", "", ("",))], limit or part.max_source_length)
+
+
+def _check_conversations(plan: Plan, cells: Sequence[Cell]) -> None:
+    """Raise UserError if a backbone's chat template refuses a conversation that a task has."""
+    for cell in {(cell.task, cell.few_shot, cell.backbone): cell for cell in cells}.values():
+        task = plan.tasks[cell.task]
+        if not any(part.messages for part in task.parts or (task,)) or _class(plan, cell) is None:
+            continue
+        backbone = meta_backbone(plan.suite.backbone_sources[cell.backbone], cell.recipe.quantization, True)
+        data = cell_rows(cell, plan.data_dir, plan.suite.folder)
+        for part in data.parts or (data,):
+            if backbone.tokenizer is not None:
+                prompt_form(part.task, backbone).check([*part.train, *part.dev, *part.test])
 
 
 def _check_positions(plan: Plan, cell: Cell, prompt_tokens: int, backbone: Backbone) -> None:

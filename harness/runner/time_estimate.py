@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -83,6 +83,8 @@ class TextLengths:
     """Tokens of a target with its end token."""
     num_dev: int
     num_test: int
+    choices: float = 0.0
+    """Tokens of all choices of a row, where the likeliest is the answer."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class Rows:
     training: tuple[int, int, int]
     """(rows, positions of prompts and texts, target tokens) of all steps."""
     evaluation: float
-    """Positions of prompts and texts in all evaluations, and what the tokens of long answers cost in such."""
+    """Positions of prompts, texts and choices in all evaluations, and what the tokens of long answers cost in such."""
 
 
 def estimate_time(plan: Plan, probe: bool | None = None) -> list[TimeEstimate]:
@@ -231,7 +233,8 @@ def rows_of(
     evaluations = math.ceil(recipe.steps / recipe.eval_every)
     answered = evaluations * lengths.num_dev + lengths.num_test
     trained = samples * lengths.source + prompt_tokens * (recipe.steps if apart_in_training else samples)
-    scored = answered * (lengths.source + written) + prompt_tokens * (evaluations + 1 if apart else answered)
+    scored = answered * (lengths.source + lengths.choices + written)
+    scored += prompt_tokens * (evaluations + 1 if apart else answered)
     return Rows((samples, round(trained), round(samples * lengths.target)), scored)
 
 
@@ -316,7 +319,11 @@ class StoredCosts:
             return
         if data is not None and usage.num_target_tokens is not None:
             means = usage.num_tokens / usage.num_samples, usage.num_target_tokens / usage.num_samples
-            self.lengths.setdefault(_rows_key(result.cell), TextLengths(*means, data.num_dev, data.num_test))
+            sizes = data.num_dev, data.num_test
+            # a text is as long as in training; choices are read in evaluations alone, and what they took is known
+            records = (data, *data.parts.values())
+            choices = sum(sum(record.choice_tokens.values()) for record in records) / sum(sizes)
+            self.lengths.setdefault(_rows_key(result.cell), TextLengths(*means, *sizes, choices))
         if result.status == "done" and usage.model_flops and _is_of_this_device(result):
             key = _speed_key(result.cell, usage.num_processes)
             for method in (result.cell.method, ""):
@@ -351,20 +358,23 @@ def _is_of_this_device(result: Result) -> bool:
 
 
 def _evaluated_positions(result: Result) -> float:
-    """Positions of prompts and texts in all evaluations of a stored cell, and those that long answers cost.
+    """Positions of prompts, texts and choices in all evaluations of a stored cell, and those that long answers cost.
 
     Texts and answers are as long as in training.
     """
     usage = result.usage
     assert usage is not None
     assert result.data is not None
-    tested = 0 if result.raced_out_at is not None else result.data.num_test
-    rows = len(result.dev_history) * result.data.num_dev + tested
+    tests = 0 if result.raced_out_at is not None else 1
+    rows = len(result.dev_history) * result.data.num_dev + tests * result.data.num_test
+    records = list(result.data.parts.values()) or [result.data]
+    choices = sum(len(result.dev_history) * record.choice_tokens.get("dev", 0) for record in records)
+    choices += sum(tests * record.choice_tokens.get("test", 0) for record in records)
     prompts = usage.num_eval_prompt_tokens
     if prompts is None:  # of an older version, where each row had its prompt, as in training
         prompts = round(rows * (usage.num_prompt_tokens or 0) / usage.num_samples)
     written = _stored_writing(result, (usage.num_target_tokens or 0) / usage.num_samples)
-    return rows * (usage.num_tokens / usage.num_samples + written) + prompts
+    return rows * (usage.num_tokens / usage.num_samples + written) + prompts + choices
 
 
 def _measured_lengths(plan: Plan, cell: Cell) -> TextLengths | None:
@@ -389,7 +399,25 @@ def _sampled_lengths(data: TaskData, tokenizer: Any, limit: int) -> TextLengths:
     sources = tokenizer([data.train[i].source for i in chosen], truncation=True, max_length=limit)["input_ids"]
     targets = tokenizer([data.train[i].target for i in chosen], add_special_tokens=False)["input_ids"]
     source, target = (float(np.mean([len(ids) for ids in rows])) for rows in (sources, targets))
-    return TextLengths(source, target + 1, len(data.dev), len(data.test))  # the end token closes a target
+    # the end token closes a target
+    return TextLengths(source, target + 1, len(data.dev), len(data.test), _sampled_choices(data, tokenizer))
+
+
+def _sampled_choices(data: TaskData, tokenizer: Any) -> float:
+    """Mean tokens of all choices of a row, of SAMPLED_ROWS dev rows; 0 where answers are written."""
+    chosen = np.random.default_rng(0).permutation(len(data.dev))[:SAMPLED_ROWS]
+    texts = [text for row in chosen for text in _choices_of(data, int(row))]
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    return sum(map(len, ids)) / len(chosen)
+
+
+def _choices_of(data: TaskData, row: int) -> Sequence[str]:
+    """The texts among which the answer to a dev row is chosen; of a mixture, by the task that the row is of."""
+    for part in data.parts:
+        if row < len(part.dev):
+            return _choices_of(part, row)
+        row -= len(part.dev)
+    return data.dev[row].choices or (data.task.targets if data.task.is_ranked else ())
 
 
 def _class(plan: Plan, cell: Cell) -> type[Method]:

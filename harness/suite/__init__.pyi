@@ -11,6 +11,8 @@ from .cell import Mixture as Mixture
 from .cell import Part as Part
 from .cell import Start as Start
 from .cell import digest as digest
+from .file_schema import NO_TEXT as NO_TEXT
+from .file_schema import SHIPPED_TEXT as SHIPPED_TEXT
 from .file_schema import SLUG as SLUG
 from .file_schema import Defaults as Defaults
 from .file_schema import LabelTokens as LabelTokens

@@ -34,8 +34,8 @@ Share = Annotated[int, Field(gt=0)] | Annotated[float, Field(gt=0, lt=1, allow_i
 
 
 Form = Literal["suffix", "plain", "chat", "auto"]
-"""`suffix` is that of the papers: a decoder reads the text and " Label : ". `plain` is the text, then the answer behind a
-blank. `chat` is the tokenizer's own template, `auto` that where there is one, else `plain`."""
+"""`suffix` is that of the papers: a decoder reads the text and " Label : ". `plain` is the text, a blank and the answer.
+`chat` is the tokenizer's own template, `auto` that where there is one, else `plain`."""
 AnsweredBy = Literal["writing", "likelihood"]
 ChoiceScore = Literal["sum", "per_character", "per_byte", "per_token"]
 
@@ -77,16 +77,18 @@ class TaskFile(Strict):
     """Column of the label, the number, the answer, or of the right choice: its number from 0, a letter, or its text."""
     labels: list[str | int | bool | FiniteFloat] = []
     """Class names in the order of their digits."""
+    words: list[str] = []
+    """Texts that stand for the labels in answers, in their order; empty takes the digits."""
     metrics: list[str] = Field([], max_length=20)
     """The reported ones; empty takes the usual of the kind."""
     extra_metrics: list[str] = []
     """Metrics that are computed and stored beside the reported ones."""
     selection: str | None = None
     """Metric that chooses the checkpoint; None takes the first reported."""
-    split: Literal["given", "halve_validation", "hold_out_1000", "cut_train"] = "cut_train"
+    split: Literal["given", "halve_validation", "hold_out_1000", "cut_train", "cut_dev"] = "cut_train"
     """How train, dev and test are made of the rows."""
     dev_share: Share = 0.1
-    """For `cut_train`: the part of the rows that is dev, as a share or as a number of rows."""
+    """For `cut_train` and `cut_dev`: the part of the training rows that is dev, as a share or as a number of rows."""
     test_share: Share = 0.1
     """For `cut_train`: the same for test."""
     max_source_length: int = Field(256, ge=4, le=1_000_000)

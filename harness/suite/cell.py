@@ -18,11 +18,12 @@ NOT_IDENTITY = {"suite", "label", "protocol", "grid", "grid_index", "search_seed
 """Fields of a cell that say where it stands. Two cells that differ in these alone train the same tensors."""
 
 YOUNGER: dict[str, dict[str, Any]] = {
-    "recipe": {"pooling": None},
+    "recipe": {"pooling": None, "forgetting_text": "none"},
     "definition": {
         "messages": None,
         "form": "suffix",
         "system": "",
+        "words": [],
         "choices": [],
         "answered_by": "writing",
         "choice_score": "sum",

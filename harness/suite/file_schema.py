@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from harness.errors import nearest
 from harness.suite.blocks import FewShot, ProtocolReference, Strict, TaskFile
 from harness.suite.report_block import ReportBlock
 
@@ -19,6 +20,24 @@ MAX_SEED = 2**32
 LabelTokens = Literal["longest_label"] | Annotated[int, Field(ge=2, le=1_000)]
 Sampling = Literal["proportional", "equal", "temperature"]
 SLUG = r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,79}$"
+
+
+NO_TEXT, SHIPPED_TEXT = "none", "shipped"
+"""What `recipe.forgetting_text` may be beside the path of a file."""
+
+
+def checked_text(value: str) -> str:
+    """Return the name of a general text. Raises ValueError for any but `none`, `shipped` and the path of a .txt file.
+
+    A path has to end so, or a slip such as `shiped` would pass for one.
+    """
+    if value in (NO_TEXT, SHIPPED_TEXT) or value.endswith(".txt"):
+        return value
+    match = nearest(value, (NO_TEXT, SHIPPED_TEXT))
+    raise ValueError(
+        f"expected {NO_TEXT}, {SHIPPED_TEXT} or the path of a .txt file beside the suite, got {value!r}"
+        + (f"; did you mean {match}?" if match else "")
+    )
 
 
 class Recipe(Strict):
@@ -34,8 +53,8 @@ class Recipe(Strict):
     """Steps in which the learning rate rises from 0 to `lr`."""
     warmup_max_share: float = Field(0.06, ge=0, le=1)
     """Upper bound of the warm-up as a share of `steps`, so that a shortened run still reaches its lr."""
-    schedule: Literal["linear", "constant"] = "linear"
-    """What the learning rate does after the warm-up: fall to 0 in a straight line, or stay."""
+    schedule: Literal["linear", "constant", "cosine"] = "linear"
+    """What the learning rate does after the warm-up: fall to 0 in a straight line, stay, or fall as half a cosine."""
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
     """Weight decay of AdamW."""
     beta1: float = Field(0.9, ge=0, lt=1)
@@ -66,6 +85,8 @@ class Recipe(Strict):
     """Where the head reads an encoder: at the first token (None), or as the mean over the tokens of the text."""
     label_tokens: LabelTokens = "longest_label"
     """How far labels are decoded: as the longest with its end, or so many tokens with the start if that is more."""
+    forgetting_text: Annotated[str, AfterValidator(checked_text)] = NO_TEXT
+    """General text whose loss is measured before and after training: none, `shipped`, or a .txt file by the suite."""
 
     @model_validator(mode="after")
     def _quantized_in_bfloat16(self) -> Recipe:

@@ -15,12 +15,14 @@ from typing import Any, Literal
 
 from harness.errors import UserError, require_choice
 from harness.suite.blocks import ProtocolReference
-from harness.suite.file_schema import MAX_SEED
+from harness.suite.file_schema import MAX_SEED, checked_text
 from harness.yaml_lines import read_document
 
 FOLDER = Path(__file__).parent / "protocols"
 DEFAULT_PROTOCOL = "accept-2024"
-Kind = Literal["integer", "number", "grid", "texts", "choice", "recorded"]
+Kind = Literal["integer", "number", "grid", "choice", "text", "texts", "general text", "recorded"]
+MOST_TEXT = 10_000
+"""Characters of a value that is a text."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,16 @@ class Key:
             return value
         if self.kind == "texts":
             return _checked_texts(value, f"protocol.{self.name}", where)
+        if self.kind == "text":
+            if not isinstance(value, str) or len(value) > MOST_TEXT:
+                problem = f"expected a text of at most {MOST_TEXT:,} characters, got {value!r:.60}"
+                raise UserError(problem, where=where, field=f"protocol.{self.name}")
+            return value
+        if self.kind == "general text":
+            try:
+                return checked_text(str(value))
+            except ValueError as error:
+                raise UserError(str(error), where=where, field=f"protocol.{self.name}") from None
         items = value if self.kind == "grid" else [value]
         wanted = int if self.kind == "integer" or self.sets == "seeds" else (int, float)
         valid = isinstance(items, list) and items and all(_is_number(item, wanted) for item in items)

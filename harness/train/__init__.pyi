@@ -1,4 +1,5 @@
 from .batch_input import BatchInput as BatchInput
+from .batch_input import Rows as Rows
 from .batch_input import is_read_apart as is_read_apart
 from .bundle import MOST_DEATHS as MOST_DEATHS
 from .bundle import Bundle as Bundle
@@ -18,7 +19,10 @@ from .checkpoint import CheckpointPlan as CheckpointPlan
 from .checkpoint import drop_markers as drop_markers
 from .checkpoint import new_marker as new_marker
 from .checkpoint import read_header as read_header
+from .choices import choice_scores as choice_scores
+from .choices import likeliest as likeliest
 from .evaluate import answer_split as answer_split
+from .forgetting import read_general_text as read_general_text
 from .fsdp import trains_backbone as trains_backbone
 from .loop import BundleTrainer as BundleTrainer
 from .method_contract import Finding as Finding

@@ -81,6 +81,10 @@ class BatchInput:
         self._can_pack = (
             may_pack and backbone.takes_packed_rows and all(method.takes_packed_rows() for method in methods)
         )
+        self._reads_once = backbone.is_encoder_decoder or (
+            backbone.takes_prefixes
+            and all(given or method.takes_packed_rows() for method, given in zip(methods, self.given, strict=True))
+        )
         self.seal = None if self.attaches_itself else seal
         self.source_length = source_length
         self.static = [not method.depends_on_text() for method in methods]
@@ -364,13 +368,7 @@ class BatchInput:
         rows whose prompt depends on the text come first, cell by cell. Where cells change layers, all rows are sorted
         by cell, since a changed module splits them there.
         """
-        if self._layers is not None:
-            rows = rows.take(self._layers.order(rows.cells))
-            self._cells = rows.cells
-            for cell in np.unique(rows.cells):
-                self._set_row_tasks(encoded, rows.take(np.flatnonzero(rows.cells == cell)), int(cell))
-        if len(self.methods) == 1:
-            self._set_row_tasks(encoded, rows, 0)
+        rows = self.announce(encoded, rows)
         static = np.array([self.static[cell] for cell in rows.cells], bool)
         if static.all():
             return (*self._build_static(encoded, rows), rows)
@@ -391,6 +389,24 @@ class BatchInput:
         index = on_device(by_cell, embeds.device)
         return embeds[index], mask[index], rows.take(by_cell)
 
+    def announce(self, encoded: Encoded, rows: Rows) -> Rows:
+        """Tell what cells have put into layers which rows the next passes hold; return these in the order they need."""
+        if self._layers is not None:
+            rows = rows.take(self._layers.order(rows.cells))
+            self._cells = rows.cells
+            for cell in np.unique(rows.cells):
+                self._set_row_tasks(encoded, rows.take(np.flatnonzero(rows.cells == cell)), int(cell))
+        if len(self.methods) == 1:
+            self._set_row_tasks(encoded, rows, 0)
+        return rows
+
+    def shares_contexts(self, num_positions: int) -> bool:
+        """Whether a text is read once for all that is tried behind it, `num_positions` with prompt and answer.
+
+        Not where a method attaches itself or has a loss of its own, and so may look at rows in its own way; and not in
+        a decoder where what cells put into layers looks at more than one position.
+        """
+        return self._reads_once and not self.attaches_itself and self.backbone.shares_contexts(num_positions)
     def keep_rows(self, kept: Tensor) -> bool:
         """Let methods follow the rows that go on, [n] numbers among those of the last pass; return whether all can.
 

@@ -37,8 +37,11 @@ from harness.data import (
     cached_encode,
     cell_rows,
     cut_references,
+    encode_choices,
     has_cut_references,
     join_encoded,
+    longest_answer,
+    prompt_form,
     require_known_ids,
     writings,
 )
@@ -53,6 +56,7 @@ from harness.train.data_parallel import ALONE, UNSHARDED, MemberDied, Send, Team
 from harness.train.fsdp import shard, trains_backbone
 from harness.train.loop import BundleTrainer, OnStep
 from harness.train.method_fit import build_method, build_to_train, try_detaching
+from harness.train.network_limits import require_positions
 from harness.train.race import Race
 
 MICRO_BATCH_TOKENS = {"cpu": 2_048}
@@ -215,7 +219,7 @@ class _Attempt:
             if has_cut_references(data.task):
                 data = cut_references(data, cached_tokenizer(self.bundle.backbone))
             self.is_ready = True
-            self.listener.on_product(rule_result(cell, cls(data.task.targets), data, self.common))
+            self.listener.on_product(rule_result(cell, cls, data, self.common))
             self.left.remove(cell)
         elif self.bundle.processes > 1 and self.team.size == 1:
             self._train_in_processes()
@@ -282,6 +286,7 @@ class _Attempt:
             methods = self._built(backbone, data.task, seal)
             if not self.left:
                 return
+            _require_room(bundle.cells[0], methods, data.task, encoded, backbone)
             cells = list(self.left)
             if seal is not None:
                 try_detaching(methods[0], backbone, seal)
@@ -295,7 +300,17 @@ class _Attempt:
             max_tokens = bundle.micro_batch_tokens or sharding.default_tokens or default_tokens(backbone)
             try:
                 trainer = BundleTrainer(
-                    cells, methods, data, encoded, backbone, max_tokens, bundle.races, self.team, sharding, seal
+                    cells,
+                    methods,
+                    data,
+                    encoded,
+                    backbone,
+                    max_tokens,
+                    bundle.races,
+                    self.team,
+                    sharding,
+                    seal,
+                    bundle.suite_folder,
                 )
                 with contextlib.nullcontext() if sharding.is_sharded else trainer.fused.attached():
                     self._train_from_checkpoint(trainer, data, matmul)
@@ -356,6 +371,19 @@ def _train_as_member(team: Team, send: Send, bundle: Bundle, common: BundleFacts
         raise RuntimeError(f"{failure.type}: {failure.message}\n{failure.traceback}")
 
 
+def _require_room(
+    cell: Cell, methods: Sequence[Method], task: Task, encoded: Mapping[str, Encoded], backbone: Backbone
+) -> None:
+    """Raise UserError where prompt, text and the longest choice do not fit the network: choices are never cut."""
+    if not any(part.is_ranked for part in task.parts or (task,)):
+        return
+    prompt = max(method.num_positions if backbone.kind.name == "decoder" else method.num_prompt_tokens
+                 for method in methods)  # fmt: skip
+    source = cell.recipe.max_source_length or task.max_source_length
+    target = longest_answer(encoded, task, backbone, cell.recipe.label_tokens)
+    require_positions(backbone, prompt, source, target, field=cell.task)
+
+
 def default_tokens(backbone: Backbone) -> int:
     """Token budget of a micro-batch if neither the suite nor a probe sets one."""
     return MICRO_BATCH_TOKENS.get(backbone.device.type, OTHER_MICRO_BATCH_TOKENS)
@@ -380,6 +408,8 @@ def _encode(cell: Cell, data: TaskData, backbone: Backbone) -> tuple[dict[str, E
         joined = {name: join_encoded([encoding[name] for encoding in encodings]) for name in splits}
         return joined, data.record.model_copy(update={"parts": by_task})
     encoded = {name: cached_encode(rows, backbone, data.task, length) for name, rows in splits.items()}
+    for name in ("dev", "test"):  # training takes the right choice's text alone
+        encoded[name] = replace(encoded[name], choices=encode_choices(splits[name], backbone, data.task))
     for name, rows in encoded.items():
         require_known_ids(rows, backbone, f"{data.task.name} {name}")
     cuts = Cuts(
@@ -389,8 +419,11 @@ def _encode(cell: Cell, data: TaskData, backbone: Backbone) -> tuple[dict[str, E
         targets={name: part.num_cut_targets for name, part in encoded.items()},
         cuts_references=has_cut_references(data.task),
     )
+    tokens = {name: len(part.choices.ids) for name, part in encoded.items() if part.choices is not None}
     (written,) = _writing_records(cell, data.task, backbone)
-    record = data.record.model_copy(update={"cuts": cuts, "writing": written})
+    prompt = prompt_form(data.task, backbone).record
+    changes = {"cuts": cuts, "prompt": prompt, "choice_tokens": tokens, "writing": written}
+    record = data.record.model_copy(update=changes)
     if cell.recipe.head == "linear":
         return {name: head_targets(encoded[name], rows, data.task) for name, rows in splits.items()}, record
     return encoded, record

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from harness import provenance
 from harness.backbone import Backbone, BackboneRecord, MatmulParams, peak_flops, peak_memory_bytes
-from harness.data import TaskData, cell_task
+from harness.data import TaskData, cell_mixture, cell_task, signature_of
 from harness.method import Rule, SourceFile
 from harness.results import (
     DevScore,
@@ -105,6 +105,7 @@ def trained_result(
         ),
         starts=common.start_records(cell),
         usage=usage,
+        forgetting=outcome.forgetting,
         data=data.record,
         backbone=backbone.record,
         method_sha256=common.method_sha256[cell.method],
@@ -117,11 +118,25 @@ def trained_result(
     return CellResult(result, _prediction_rows(data, outcome.answers), content)
 
 
-def rule_result(cell: Cell, rule: Rule, data: TaskData, common: BundleFacts) -> CellResult:
+def _rule_answers(cls: type[Rule], data: TaskData, split: str, seed: int) -> list[str]:
+    """Answers of a rule to a split. Of a choice the answer is a number, and a row's labels are those of its choices."""
+    targets = [example.references[0] if example.choices else example.target for example in data.train]
+    rows = data.split(split)
+    places: dict[int, list[int]] = {}
+    for index, example in enumerate(rows):
+        places.setdefault(len(example.choices), []).append(index)
+    answers = [""] * len(rows)
+    for count, own in sorted(places.items()):
+        labels = [str(number) for number in range(count)] or data.task.targets
+        for index, answer in zip(own, cls(labels).answers(targets, len(own), seed), strict=True):
+            answers[index] = answer
+    return answers
+
+
+def rule_result(cell: Cell, cls: type[Rule], data: TaskData, common: BundleFacts) -> CellResult:
     """Score a rule, and return what is stored of it. It is not trained, so step 0 is its whole history."""
     begin = time.perf_counter()
-    targets = [example.target for example in data.train]
-    answers = {name: rule.answers(targets, len(data.split(name)), cell.seed) for name in ("dev", "test")}
+    answers = {name: _rule_answers(cls, data, name, cell.seed) for name in ("dev", "test")}
     scores = {name: score_data(data, name, answers[name]) for name in answers}
     selection = scores["dev"].metrics[data.task.selection]
     elapsed = time.perf_counter() - begin
@@ -154,7 +169,10 @@ def failed_result(cell: Cell, failure: Failure, common: BundleFacts, usage: Usag
 
     It needs neither rows nor weights, since loading those may be what failed.
     """
-    task = cell_task(cell.task, cell.protocol, cell.definition, common.suite_folder)
+    if cell.mixture is None:
+        task = cell_task(cell.task, cell.protocol, cell.definition, common.suite_folder)
+    else:
+        task = cell_mixture(cell.mixture, cell.task, cell.protocol, common.suite_folder)
     result = Result(
         cell_id=cell.cell_id,
         group_id=cell.group_id,
@@ -204,11 +222,14 @@ def _protocol_values(cell: Cell, benchmark: str) -> dict[str, Any]:
 def _metric_record(data: TaskData) -> MetricRecord:
     """What `harness score` needs to recompute the metrics of a task, and of each task of a mixture."""
     task = data.task
+    references = [example.references for example in data.test]
+    made = {name: signature_of(name, references) for name in ([] if data.parts else task.metrics)}
     return MetricRecord(
         reported=list(task.reported),
         extra=[name for name in task.metrics if name not in task.reported],
         selection=task.selection,
         labels=task.targets,
+        signatures={name: signature for name, signature in made.items() if signature is not None},
         parts={part.task.name: _metric_record(part) for part in data.parts},
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import traceback
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from harness.method import Method
-from harness.results import DevScore, Failure, SplitScore
+from harness.results import DevScore, Failure, Forgetting, SplitScore
 from harness.suite import Cell, Recipe
 from harness.train.row_order import MixedOrder, RowOrder
 
@@ -100,6 +101,8 @@ class Outcome:
     """Of dev (at the selected step) and test, by split."""
     scores: dict[str, SplitScore] = field(default_factory=dict)
     """Of the same."""
+    forgetting: Forgetting | None = None
+    """What it has forgotten of a general text, at the selected step."""
     failure: Failure | None = None
     failed_at: int | None = None
     """Step at which it failed."""
@@ -186,12 +189,14 @@ class CellState:
 def lr_factor(recipe: Recipe, step: int) -> float:
     """Factor of the learning rate for the update of `step` (0 for the first).
 
-    Linear warm-up from 0, then constant or linear decay to 0 at `steps`, as transformers'
-    `get_linear_schedule_with_warmup` has it: with a warm-up, the first update has factor 0 and moves nothing.
+    Linear warm-up from 0, then constant, or decay to 0 at `steps` in a straight line or as half a cosine. These are
+    transformers' `get_linear_schedule_with_warmup` and `get_cosine_schedule_with_warmup`: with a warm-up, the first
+    update has factor 0 and moves nothing.
     """
     warmup = recipe.effective_warmup
     if step < warmup:
         return step / warmup
     if recipe.schedule == "constant":
         return 1.0
-    return max(0.0, (recipe.steps - step) / max(1, recipe.steps - warmup))
+    left = max(0.0, (recipe.steps - step) / max(1, recipe.steps - warmup))
+    return 0.5 * (1.0 - math.cos(math.pi * left)) if recipe.schedule == "cosine" else left

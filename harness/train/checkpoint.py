@@ -28,7 +28,7 @@ from torch import Tensor
 
 from harness.backbone import TokenBudget
 from harness.files import put_in_place, sync_folder, write_aside
-from harness.results import DevScore, Failure, SplitScore
+from harness.results import DevScore, Failure, Forgetting, SplitScore
 from harness.suite import Cell, Key, digest
 from harness.train.cell_state import CellState, Work
 from harness.train.data_parallel import ALONE, Team
@@ -280,6 +280,7 @@ def _cell_state(training: TrainingState, i: int) -> tuple[dict[str, Any], dict[s
         "history": _history.dump_python(outcome.history, mode="json"),
         "scores": _scores.dump_python(outcome.scores, mode="json"),
         "failure": None if outcome.failure is None else outcome.failure.model_dump(mode="json"),
+        "forgetting": None if outcome.forgetting is None else outcome.forgetting.model_dump(mode="json"),
         "work": asdict(outcome.work),
         "num_losses": state.num_losses,
         "num_updates": [slot.num_updates for slot in slots],
@@ -319,6 +320,8 @@ def _restore_cell(training: TrainingState, i: int, values: Mapping[str, Any], te
     outcome.history = _history.validate_python(values["history"])
     outcome.scores = _scores.validate_python(values["scores"])
     outcome.failure = None if values["failure"] is None else Failure.model_validate(values["failure"])
+    forgetting = values.get("forgetting")  # checkpoints of earlier versions do not have it
+    outcome.forgetting = None if forgetting is None else Forgetting.model_validate(forgetting)
     outcome.work = Work(**values["work"])
     for name in PLAIN:
         setattr(outcome, name, values[name])

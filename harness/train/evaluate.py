@@ -19,6 +19,7 @@ from harness.method import head_answers
 from harness.results import SplitScore
 from harness.suite import LabelTokens
 from harness.train.batch_input import BatchInput, Index, Rows, micro_batches
+from harness.train.choices import choice_scores, likeliest
 from harness.train.race import ChanceLevel, standard_error
 
 
@@ -34,17 +35,39 @@ def answer_split(
 ) -> dict[int, list[str]]:
     """Answers of each of `cells` (positions in `fused`) to every row, by cell, in the order of rows.
 
-    Answers are written as the task says, or read off by the cells' linear heads where they have them. `max_tokens` is
-    the token budget of a micro-batch. With `only`, these rows alone are answered, and the answers to others are empty.
+    Answers are written as the task says, or read off by the cells' linear heads where they have them. The answer to a
+    row that has choices is the likeliest of them. `max_tokens` is the token budget of a micro-batch. With `only`, these
+    rows alone are answered, and the answers to others are empty.
     `label_tokens` is that of the cells' recipes. Raises CellError where a method's code raises, and Stopped after a
     request to stop.
     """
     fused.refresh(grad=False, cells=cells)
     chosen = np.arange(len(encoded))[only]
     answers: dict[int, list[str]] = {cell: [""] * len(encoded) for cell in cells}
-    for writing, own in _by_writing(encoded, chosen, task, fused, label_tokens):
+    is_ranked = np.zeros(len(encoded), bool) if encoded.choices is None else np.diff(encoded.choices.row_offsets) > 0
+    _rank_rows(fused, cells, encoded, chosen[is_ranked[chosen]], max_tokens, answers)
+    for writing, own in _by_writing(encoded, chosen[~is_ranked[chosen]], task, fused, label_tokens):
         _answer_rows(fused, cells, encoded, own, task, writing, max_tokens, answers)
     return answers
+
+
+def _rank_rows(
+    fused: BatchInput,
+    cells: Sequence[int],
+    encoded: Encoded,
+    chosen: Index,
+    max_tokens: int,
+    answers: dict[int, list[str]],
+) -> None:
+    """Put the likeliest choice of each of the chosen rows into `answers`, for each cell."""
+    if encoded.choices is None or not len(chosen):
+        return
+    for group in fused.groups(cells, max_tokens):
+        rows = Rows(np.repeat(np.asarray(group, np.int64), len(chosen)), np.tile(chosen, len(group)))
+        fused.read_prompts(group, grad=False)
+        for cell, row, scores in choice_scores(fused, encoded, rows, max_tokens):
+            answers[cell][row] = likeliest(encoded.choices, row, scores)
+        fused.finish_prompts()
 
 
 def _by_writing(
@@ -146,8 +169,8 @@ def score_data(data: TaskData, split: str, answers: Sequence[str]) -> SplitScore
 def chance_level(data: TaskData) -> ChanceLevel:
     """What a constant answer scores on dev, in the task's selection metric.
 
-    The answer is the best of the labels, or the most frequent training target of a task without labels. A mixture has
-    the mean over its tasks, with the standard error of a mean of independent scores.
+    The answer is the best of the labels or of the numbers of choices, or the most frequent training target of a task
+    that has neither. A mixture has the mean over its tasks, with the standard error of a mean of independent scores.
     """
     if data.parts:
         chances = [chance_level(part) for part in data.parts]
@@ -155,9 +178,14 @@ def chance_level(data: TaskData) -> ChanceLevel:
         return ChanceLevel(mean_score(chance.score for chance in chances), error)
     metric = data.task.selection
     ((most_frequent, _),) = Counter(example.target for example in data.train).most_common(1)
-    answers = data.task.targets or (most_frequent,)
+    answers = data.task.targets or _numbers(data.dev) or (most_frequent,)
     scores = [score_split(data.task, data.dev, [answer] * len(data.dev)).metrics[metric] for answer in answers]
     return ChanceLevel(max(scores), standard_error(metric, len(data.dev)))
+
+
+def _numbers(examples: Sequence[Example]) -> list[str]:
+    """The numbers of choices, from 0 to that of the last in the longest row; none where rows have no choices."""
+    return [str(number) for number in range(max(len(example.choices) for example in examples))]
 
 
 def score_split(task: Task, examples: Sequence[Example], answers: Sequence[str]) -> SplitScore:

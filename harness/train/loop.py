@@ -21,6 +21,7 @@ from harness.suite import Key
 from harness.train.cell_state import CellFailure, Outcome, describe_failure
 from harness.train.checkpoint import CheckpointPlan, CheckpointWriter, TrainingState, restore_checkpoint
 from harness.train.evaluate import answer_split, chance_level, fewest_tokens, score_data
+from harness.train.forgetting import measure_forgetting
 from harness.train.race import ChanceLevel, eliminated, rungs
 from harness.train.step import BundleStep
 
@@ -191,6 +192,7 @@ class BundleTrainer(BundleStep):
         """Count the positions of prompts of each cell, and divide the time of the evaluation by all positions."""
         encoded = self.encoded[split]
         text = int(encoded.source_lengths(np.arange(len(encoded))).sum())
+        text += 0 if encoded.choices is None else len(encoded.choices.ids)
         in_rows, apart = self.fused.row_prompts, self.fused.positions_apart(cells)
         prompts = {i: len(encoded) * int(in_rows[i]) + int(apart[i]) for i in cells}
         for i, count in prompts.items():
@@ -246,8 +248,23 @@ class BundleTrainer(BundleStep):
             outcome = self.states[i].outcome
             outcome.answers["test"] = answers[i]
             outcome.scores["test"] = score_data(self.data, "test", answers[i])
-            self._leave(i)
         self._account_evaluation("test", cells, started)
+        for i in answers:
+            self._measure_forgetting(i)
+            if i in self.active:
+                self._leave(i)
+
+    def _measure_forgetting(self, i: int) -> None:
+        """Measure what a cell has forgotten, if its recipe asks for it; a cell whose own code raises fails and leaves.
+
+        It takes no part in the times of training and evaluation. Several processes all measure the same.
+        """
+        outcome, folder = self.states[i].outcome, self.suite_folder
+        name, is_sharded = self.states[i].recipe.forgetting_text, self.sharding.is_sharded
+        try:
+            outcome.forgetting = measure_forgetting(self.fused, i, name, folder, is_sharded)
+        except CellError as error:
+            self._fail(error)
 
     def _wait_for_device(self) -> None:
         """Wait until a GPU has finished the steps that were launched, and count that time as training.

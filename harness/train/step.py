@@ -111,8 +111,11 @@ class BundleStep:
         team: Team = ALONE,
         sharding: Unsharded = UNSHARDED,
         seal: Seal | None = None,
+        suite_folder: str = "",
     ) -> None:
         self.backbone = backbone
+        self.suite_folder = suite_folder
+        """Where the suite file lies; paths in recipes are relative to it."""
         self.data = data
         self.budget = TokenBudget(max_tokens)
         self.eval_budget = TokenBudget(max_tokens * EVALUATION_FACTOR)

@@ -15,10 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.data.examples import Example
+from harness.data.prompt_form import target_ids
+from harness.data.ragged import padded as pad_rows
+from harness.data.ragged import ragged
 from harness.data.splits import _cut_splits, load_task, permutation
 from harness.data.tasks import all_tasks
 from harness.data.tasks.task import NEEDED_SPLITS, SPLIT_RULES, SplitRule
-from harness.data.tokenization import _padded, _ragged, encode, max_new_tokens, target_ids
+from harness.data.tokenization import encode, max_new_tokens
 from harness.errors import UserError
 from harness.runner.run_suite import run
 from harness.train.caches import cached_backbone
@@ -141,9 +144,9 @@ def test_dev_and_test_rows_that_stand_in_train_are_counted_and_told(
 
 @given(st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=9), min_size=1, max_size=9), st.randoms())
 def test_ragged_rows_come_back_padded(rows: list[list[int]], random: Random) -> None:
-    flat, offsets = _ragged(rows)
+    flat, offsets = ragged(rows)
     picked = np.array(random.sample(range(len(rows)), len(rows)))
-    padded = _padded(flat, offsets, picked, -100)
+    padded = pad_rows(flat, offsets, picked, -100)
     assert [[int(i) for i in row if i != -100] for row in padded] == [rows[i] for i in picked]
 
 
@@ -211,7 +214,10 @@ def test_generated_tasks_have_the_sizes_they_declare(name: str) -> None:
 def test_every_task_record_is_complete() -> None:
     for task in TASKS.values():
         assert task.licence, task.name
-        assert task.generate or (task.hub and task.folders and task.citation), task.name
+        assert task.generate or (task.folders and task.citation), task.name
+        assert bool(task.hub) + bool(task.generate) + bool(task.download) == 1, f"{task.name}: one place to get it from"
+        assert not task.download or task.download.startswith("https://"), task.name
+        assert not task.sources or set(task.sources) == set(NEEDED_SPLITS[task.split]), task.name
         assert task.kind != "classification" or len(task.labels) > 1, task.name
         assert task.selection in task.metrics
 

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from harness.data.examples import Converter, Example, round_number, space_punctuation
 from harness.data.metrics import normalize_answer
+from harness.data.prompt_form import target_ids
 from harness.data.tasks import Task, all_tasks
-from harness.data.tokenization import max_new_tokens, target_ids
+from harness.data.tokenization import max_new_tokens
 from harness.errors import UserError
 from harness.train.caches import cached_backbone
 from harness.train.evaluate import score_split

@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 import harness
 from harness.backbone.load import load_backbone
+from harness.cli.commands import app
 from harness.cli.list_tasks import describe_rows
 from harness.data.examples import Example
+from harness.data.metrics import compute_metrics
 from harness.data.splits import load_task
 from harness.data.tasks import all_tasks
+from harness.data.text_metrics import signature_of
 from harness.data.tokenization import cut_references
 from harness.errors import UserError
 from harness.report.boards import collect_boards
@@ -67,6 +71,12 @@ def message(path: Path) -> str:
         ({"labels": "[good]"}, "a classification lists at least two different labels"),
         ({"kind": "text"}, "only a classification has labels"),
         ({"metrics": "[acuracy]"}, "unknown metric 'acuracy'; did you mean accuracy?"),
+        ({"metrics": "[rougel]"}, "unknown metric 'rougel'; did you mean rougeL?"),
+        ({"metrics": "[rougeL]"}, "unknown metric of a classification with these labels 'rougeL'"),
+        (
+            {"labels": None, "kind": "text", "metrics": "[f1]"},
+            "unknown metric of a text with these labels 'f1' (allowed: accuracy, bleu",
+        ),
         ({"metrics": "[pearson]"}, "unknown metric of a classification with these labels 'pearson'"),
         ({"labels": "[bad, good, odd]", "extra_metrics": "[f1]"}, "metric of a classification with these labels 'f1'"),
         ({"lable": "x"}, "did you mean label?"),
@@ -216,6 +226,28 @@ def test_every_reference_counts_whole_for_rules_and_trained_methods_alike(
     assert all(note in shown.out + shown.err for note in said)
     (board,) = collect_boards([result for _, result in results.values()])
     assert set(said) <= set(lay_out(board).notes)
+
+
+def test_metrics_of_libraries_are_stored_recomputed_and_shown(tmp_path: Path) -> None:
+    names = ["numeric_match", "rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf"]
+    lines = [{"q": f"how many {i}", "a": ["so it is 5", f"it is {i}"][: 1 + i % 2]} for i in range(30)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    keys = {"labels": None, "kind": "text", "files": "rows.jsonl", "fields": "{question: q}", "label": "a"}
+    path = suite(tmp_path, **keys, metrics=f"[{', '.join(names)}]")
+    assert harness.run(path, results=tmp_path / "out", quiet=True).num_failed == 0
+    ((where, result),) = ResultStore(tmp_path / "out").scan()
+    stored = read_answers(predictions_path(where))["test"]
+    assert result.test is not None
+    assert result.metrics is not None
+    assert result.test.metrics == compute_metrics(names, stored.predictions, stored.references, [])
+    assert result.test.metrics["numeric_match"] == 100
+    made = {name: signature_of(name, stored.references) for name in names}
+    assert result.metrics.signatures == made
+    assert {"sacrebleu", "rouge-score", "math-verify"} <= set(result.provenance["versions"])
+    for command in ("score", "verify"):
+        assert CliRunner().invoke(app, [command, str(tmp_path / "out")]).exit_code == 0
+    shown = CliRunner().invoke(app, ["report", str(tmp_path / "out"), "--statistics", "--format", "json"])
+    assert json.loads(shown.stdout)[0]["statistics"]["intervals"]
 
 
 def load_rows(path: Path) -> list[Example]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,12 @@ from test_fused import make_cell, trainer
 from test_layer_methods import attached, batch, build, shake
 from torch import Tensor, nn
 
+from harness.backbone import load_backbone
 from harness.backbone.network import Backbone
 from harness.method.layers import layers_of, stacks_of
 from harness.method.shared_layers import SharedLayers
 from harness.train.tiny_backbones import tiny_backbone
+from tools.network_matrix.checkpoints import build as build_checkpoint
 
 
 def test_an_adapter_stands_behind_attention_and_feed_forward_before_the_residual() -> None:
@@ -195,6 +198,38 @@ def test_bitfit_equals_a_t5_that_has_biases() -> None:
     theirs = other.target_logits(*batch(other)) + own["logits"]
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
     assert not any("final_layer_norm" in key for key in own)
+
+
+@pytest.mark.parametrize("name", ["BART", "GPT-2", "BLOOM", "OPT", "Qwen2", "BERT", "ELECTRA", "DeBERTa-v3"])
+def test_bitfit_moves_every_bias_that_a_network_has(name: str, tmp_path: Path) -> None:
+    """The norm of BERT's embeddings and GPT-2's last norm stand outside the layers, and were left out once."""
+    build_checkpoint(name, tmp_path)
+    precision = "float32" if name == "BLOOM" else "float64"  # its attention gives NaN for padding in float64
+    ours, theirs = (load_backbone(str(tmp_path), precision, "cpu") for _ in range(2))
+    method = build("bitfit", ours)
+    shake(method)
+    moved = {key.replace("/", "."): vector.detach() for key, vector in method.biases.vectors.items()}
+    logits = moved.pop("logits", None)
+    biases = {key.removesuffix(".bias"): p for key, p in theirs.model.named_parameters() if key.endswith(".bias")}
+    assert biases.keys() <= moved.keys()
+    for key, vector in moved.items():
+        module = theirs.model.get_submodule(key)
+        if key in biases:
+            biases[key].data += vector
+        else:  # a linear module or a norm in the layers without a bias
+            module.register_forward_hook(lambda _, __, out, vector=vector: out + vector)
+    with attached(method, ours):
+        found = _seen(ours)
+    expected = _seen(theirs)
+    tolerance = 1e-9 if precision == "float64" else 1e-4
+    expected = expected if logits is None else expected + logits
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+def _seen(backbone: Backbone) -> Tensor:
+    """The logits of a batch, or the state of each text where the network writes none."""
+    embeds, mask, labels = batch(backbone)
+    return backbone.target_logits(embeds, mask, labels) if backbone.writes_text else backbone.text_states(embeds, mask)
 
 
 def test_a_bias_on_t5_keys_has_no_effect() -> None:

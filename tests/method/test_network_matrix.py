@@ -48,7 +48,7 @@ def test_a_pair_trains_or_is_refused_as_the_page_says(name: str, tmp_path: Path)
 
 
 def test_a_list_of_methods_says_of_each_whether_it_fits_a_network_and_why_not() -> None:
-    found = json.loads(CliRunner().invoke(app, ["methods", "--backbone", "t5-base", "--format", "json"]).output)
+    found = json.loads(CliRunner().invoke(app, ["methods", "--backbone", "t5-small", "--format", "json"]).output)
     reasons = {row["name"]: row["misfit"] for row in found["methods"] if row["misfit"]}
     assert reasons == {"head_only": "it trains a linear head alone, which needs an encoder or a decoder-only network"}
     told = CliRunner().invoke(app, ["methods", "--backbone", "bert-base-uncased"]).output

@@ -36,6 +36,11 @@ TEXTS = {
     "spearman": ["0.2", "1.0", "4.8", *JUNK],
     "token_f1": ["the red house", "red", "a house", ""],
     "exact_match": ["the red house", "Red house.", "red"],
+    "numeric_match": ["72", "it is 72.0", "#### 5", "none"],
+    **{
+        name: ["the red house\nis small", "a small red house", "red", "the red house is not very small", ""]
+        for name in ("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf")
+    },
 }
 LABELS = {"f1": ["0", "1"], "macro_f1": ["0", "1", "2"]}
 

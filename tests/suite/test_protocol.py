@@ -22,6 +22,7 @@ from harness.yaml_lines import read_document
 
 Write = Callable[[str], Path]
 NUM_CONTRADICTIONS = 38
+NAMES = ["accept-2024", "dept-code", "ept-2025", "llm-adapters", "peft-board"]
 METHODS = discover()
 TASKS = all_tasks()
 
@@ -49,7 +50,7 @@ def message(path: Path, **settings: Any) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["accept-2024", "ept-2025", "dept-code"])
+@pytest.mark.parametrize("name", NAMES)
 def test_every_contradiction_can_be_pointed_at_with_value_and_reason(name: str) -> None:
     rows = protocol_values(resolve_protocol(ProtocolReference(name=name)))
     assert {number for row in rows for number in row["rows"]} == set(range(1, NUM_CONTRADICTIONS + 1))
@@ -58,11 +59,11 @@ def test_every_contradiction_can_be_pointed_at_with_value_and_reason(name: str) 
         assert len(str(row["reason"])) > 3, row["key"]
 
 
-def test_the_shipped_protocols_are_the_three_that_the_docs_describe() -> None:
-    assert protocol_names() == ["accept-2024", "dept-code", "ept-2025"]
+def test_the_shipped_protocols_are_the_five_that_the_docs_describe() -> None:
+    assert protocol_names() == NAMES
 
 
-@pytest.mark.parametrize("name", ["accept-2024", "ept-2025", "dept-code"])
+@pytest.mark.parametrize("name", NAMES)
 def test_every_shipped_value_is_one_that_its_key_allows(name: str) -> None:
     protocol = resolve_protocol(ProtocolReference(name=name))
     for key in protocol_keys().values():
@@ -70,7 +71,7 @@ def test_every_shipped_value_is_one_that_its_key_allows(name: str) -> None:
             assert key.checked(protocol.values[key.name], "") == protocol.values[key.name]
 
 
-@pytest.mark.parametrize("name", ["accept-2024", "ept-2025", "dept-code"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_file_holds_every_key_once_with_one_value_and_one_reason(name: str) -> None:
     values = read_document(FOLDER / f"{name}.yaml").data["values"]
     assert list(values) == list(protocol_keys())
@@ -129,7 +130,8 @@ def test_a_protocol_sets_recipe_lengths_seeds_and_grids(write_suite: Write) -> N
 def test_a_protocol_says_whose_adamw_moves_the_tensors(write_suite: Write) -> None:
     path = write_suite(SUITE)
     forms = {name: first_cell(planned(path, protocol=name), "cb").recipe.adamw for name in protocol_names()}
-    assert forms == {"accept-2024": "transformers", "dept-code": "transformers", "ept-2025": "torch"}
+    old, new = dict.fromkeys(NAMES[:2], "transformers"), dict.fromkeys(NAMES[2:], "torch")
+    assert forms == old | new
     changed = planned(path, protocol__optimizer__adamw="torch")
     assert first_cell(changed, "cb").recipe.adamw == "torch"
     assert "torch, transformers" in message(path, protocol__optimizer__adamw="keras")
@@ -246,3 +248,35 @@ def test_a_mistake_in_a_protocol_names_file_line_and_choice(write_suite: Write, 
 def test_a_mistake_on_the_command_line_names_the_option(write_suite: Write) -> None:
     assert message(write_suite(SUITE), protocol__stsb__round="third").startswith("--set protocol.stsb.round: ")
     assert message(write_suite(SUITE), protocol="accept").startswith("--protocol: unknown protocol")
+
+
+def test_pefts_board_and_llm_adapters_set_the_whole_recipe(write_suite: Write) -> None:
+    text = SUITE.replace("[cb, stsb, mnli, multirc, newsqa]", "[gsm8k]").replace("t5-base", "llama-3.2-3b")
+    text = text.replace("dept: {added_lr: 0.001}, accept: {added_lr: 0.001}, prompt_tuning: ", "lora: ")
+    board = first_cell(planned(write_suite(text), protocol="peft-board"), "gsm8k", "lora").recipe
+    adapters = first_cell(planned(write_suite(text), protocol="llm-adapters"), "gsm8k", "lora").recipe
+    names = ("steps", "batch_size", "lr", "warmup_steps", "effective_warmup", "schedule", "weight_decay", "eval_every",
+             "eps", "adamw", "precision", "quantization", "clip_norm")  # fmt: skip
+    assert [getattr(board, name) for name in names] == [
+        5_000, 4, 1e-4, 500, 500, "cosine", 0.1, 250, 1e-8, "torch", "bfloat16", "bf16", 1.0,
+    ]  # fmt: skip
+    assert [getattr(adapters, name) for name in names] == [
+        1_875, 16, 3e-4, 100, 100, "linear", 0.0, 200, 1e-8, "torch", "bfloat16", "bf16", 1.0,
+    ]  # fmt: skip
+
+
+def test_keys_of_the_recipe_leave_the_papers_cells_as_they_were(write_suite: Write) -> None:
+    """The older protocols set what the recipe's own defaults are, so that no older cell is another one now."""
+    plain = Recipe()
+    for name in NAMES[:3]:
+        recipe = first_cell(planned(write_suite(SUITE), protocol=name), "cb", "dept").recipe
+        for field in ("schedule", "warmup_max_share", "eval_every", "eps"):
+            assert getattr(recipe, field) == getattr(plain, field), field
+
+
+def test_a_learning_rate_for_all_wins_over_a_methods_own_grid_and_a_row_over_both(write_suite: Write) -> None:
+    text = SUITE.replace("prompt_tuning: }", "lora: , ia3: {recipe: {lr: 0.005}}}")
+    plan = planned(write_suite(text), protocol="peft-board")
+    rates = {label: first_cell(plan, "cb", label).recipe.lr for label in ("dept", "lora", "ia3")}
+    assert rates == {"dept": 1e-4, "lora": 1e-4, "ia3": 0.005}
+    assert len(next(g for g in plan.groups if g.label == "lora").points) == 1

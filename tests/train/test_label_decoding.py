@@ -12,8 +12,9 @@ import torch
 from harness.backbone.network import Backbone
 from harness.backbone.network_kinds import EncoderDecoder
 from harness.backbone.writing import Writing
+from harness.data.prompt_form import target_ids
 from harness.data.tasks import all_tasks
-from harness.data.tokenization import max_new_tokens, target_ids
+from harness.data.tokenization import max_new_tokens
 from harness.results.store import ResultStore
 from harness.runner.plan import make_plan
 from harness.runner.run_suite import run

@@ -31,7 +31,18 @@ MIXTURE_METRIC = "mean"
 METRICS_OF = {
     "classification": {"accuracy", "f1", "macro_f1", "matthews"},
     "regression": {"pearson", "spearman"},
-    "text": {"token_f1", "exact_match", "accuracy"},
+    "text": {
+        "token_f1",
+        "exact_match",
+        "accuracy",
+        "numeric_match",
+        "rouge1",
+        "rouge2",
+        "rougeL",
+        "rougeLsum",
+        "bleu",
+        "chrf",
+    },
     "choice": {"accuracy"},
 }
 USUAL_METRICS = {
@@ -52,6 +63,8 @@ def suite_tasks(suite: Suite) -> dict[str, Task]:
             raise UserError(f"a shipped task is called '{name}' already; choose another name", where=where)
         own[name] = declared_task(name, definition, suite.folder, where)
     single = {name: under_protocol(task, suite.protocol) for name, task in {**shipped, **own}.items()}
+    for name in own:
+        _check_form(single[name], suite.document.where("define_tasks", name))
     mixed = {}
     for name, mixture in suite.file.define_mixtures.items():
         where = suite.document.where("define_mixtures", name)
@@ -64,8 +77,8 @@ def suite_tasks(suite: Suite) -> dict[str, Task]:
 
 def mixture_of(name: str, parts: Sequence[Task]) -> Task:
     """Return a mixture as one task: limits on length that hold for all its tasks, dev score the mean of theirs."""
-    sizes = [part.sizes for part in parts]
-    known = [size for size in sizes if size is not None]
+    known = [part.sizes for part in parts if part.sizes is not None]
+    training = [size[0] for size in known if size[0] is not None]
     return Task(
         name=name,
         title=name,
@@ -78,8 +91,8 @@ def mixture_of(name: str, parts: Sequence[Task]) -> Task:
         split="given",
         max_source_length=max(part.max_source_length for part in parts),
         max_target_length=max(part.max_target_length for part in parts),
-        sizes=(sum(s[0] for s in known), sum(s[1] for s in known), sum(s[2] for s in known))
-        if len(known) == len(parts)
+        sizes=(sum(training), sum(s[1] for s in known), sum(s[2] for s in known))
+        if len(training) == len(parts)
         else None,
         parts=tuple(parts),
     )
@@ -90,6 +103,8 @@ def under_protocol(task: Task, protocol: Protocol) -> Task:
     changes = dict(protocol.task_fields(task.name, task.benchmark))
     if changes.get("prefix") == "NAME":
         changes["prefix"] = task.name
+    if "target_words" in changes:  # a list in a file of keys
+        changes["target_words"] = tuple(changes["target_words"])
     if "reported" in changes:  # what is no longer reported is still computed and stored
         changes["reported"] = tuple(changes["reported"])
         changes["extra"] = tuple(dict.fromkeys((*task.extra, *task.reported)))
@@ -120,6 +135,8 @@ def declared_task(name: str, definition: TaskFile, folder: str, where: str = "")
         max_new_tokens=definition.max_new_tokens,
         label=definition.label,
         labels=tuple(map(str, definition.labels)),
+        target_words=tuple(definition.words),
+        target_style="words" if definition.words else "digits",
         reported=reported,
         extra=tuple(definition.extra_metrics),
         selection=definition.selection or reported[0],
@@ -151,8 +168,12 @@ def _check(name: str, definition: TaskFile, where: str) -> None:
     field = f"define_tasks.{name}"
     if (definition.files is None) == (definition.hub is None):
         raise UserError("give either files or hub, where the rows are", where=where, field=field)
-    if bool(definition.fields) == bool(definition.template):
-        raise UserError("give either fields or template, which make the source text", where=where, field=field)
+    if sum(map(bool, (definition.fields, definition.template, definition.messages))) != 1:
+        problem = "give either fields or template, which make the source text, or messages, which are a conversation"
+        raise UserError(problem, where=where, field=field)
+    if definition.messages and definition.kind == "choice":
+        problem = "a conversation holds one answer and no choices; give fields or template"
+        raise UserError(problem, where=where, field=f"{field}.messages")
     if len({str(label).strip() for label in definition.labels}) < len(definition.labels):
         raise UserError("lists a label twice", where=where, field=f"{field}.labels")
     if definition.template is not None and "{" not in definition.template:
@@ -164,6 +185,7 @@ def _check(name: str, definition: TaskFile, where: str) -> None:
         raise UserError("a classification lists at least two different labels", where=where, field=f"{field}.labels")
     if definition.kind != "classification" and definition.labels:
         raise UserError("only a classification has labels", where=where, field=f"{field}.labels")
+    _check_choices(definition, where, field)
     require_stop_texts(definition.stop, where, f"{field}.stop")
     chosen = [definition.selection] if definition.selection else []
     fitting = METRICS_OF[definition.kind] - ({"f1"} if len(definition.labels) > 2 else set())
@@ -171,6 +193,37 @@ def _check(name: str, definition: TaskFile, where: str) -> None:
         if not metric.startswith(FOREIGN):  # those of another library are loaded before a run
             require_choice(metric, METRICS, kind="metric", where=where)
             require_choice(metric, fitting, kind=f"metric of a {definition.kind} with these labels", where=where)
+
+
+def _check_choices(definition: TaskFile, where: str, field: str) -> None:
+    """Raise UserError for choices, words or a way of answering that the kind of the task does not have."""
+    columns = [definition.choices] if isinstance(definition.choices, str) else definition.choices
+    is_choice = definition.kind == "choice"
+    if is_choice and not columns:
+        raise UserError("names no column of choices", where=where, field=f"{field}.choices")
+    if columns and not is_choice:
+        raise UserError("only a task of kind choice has them", where=where, field=f"{field}.choices")
+    if isinstance(definition.choices, list) and len(set(columns)) < max(2, len(columns)) and is_choice:
+        problem = "lists a column twice" if len(columns) > 1 else "lists one column, and a choice needs two"
+        hint = f"A column that holds a list: choices: {columns[0]}." if len(columns) == 1 else None
+        raise UserError(problem, where=where, field=f"{field}.choices", hint=hint)
+    if definition.answered_by == "likelihood" and definition.kind in ("regression", "text"):
+        problem = f"a {definition.kind} has no labels to choose from; its answers are written"
+        raise UserError(problem, where=where, field=f"{field}.answered_by")
+    if definition.choice_score != "sum" and not is_choice and definition.answered_by != "likelihood":
+        raise UserError("answers are written, so nothing is ranked", where=where, field=f"{field}.choice_score",
+                        hint="Say answered_by: likelihood.")  # fmt: skip
+    words = [word.strip() for word in definition.words]
+    if words and (len(words) != len(definition.labels) or len(set(words)) < len(words) or not all(words)):
+        raise UserError("lists one word for each label, all different", where=where, field=f"{field}.words")
+
+
+def _check_form(task: Task, where: str) -> None:
+    """Raise UserError where a task under its protocol has a conversation or a system text, and no form for them."""
+    if task.form == "suffix" and (task.messages or task.system):
+        what = "messages" if task.messages else "system"
+        problem = f"'{what}' goes with form: chat, plain or auto; form: suffix has no place for a conversation"
+        raise UserError(problem, where=where, field=f"define_tasks.{task.name}.form", hint="Say form: auto.")
 
 
 def cell_mixture(mixture: Mixture, name: str, reference: ProtocolReference, folder: str) -> Task:

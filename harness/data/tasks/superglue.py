@@ -103,6 +103,25 @@ def _find_span(text: str, span: str, index: int) -> int | None:
     return min(found, key=lambda start: abs(start - wanted)) if found else None
 
 
+COPA_CONNECTORS = {"cause": "because", "effect": "therefore"}
+
+
+def continue_copa(row: Row) -> Iterable[Row]:
+    """Yield the premise without its full stop, with the word that asks, and choices that go on with a small letter.
+
+    This is the form in which lm-evaluation-harness ranks them. Raises ValueError for a question that is neither.
+    """
+    question = row["question"]
+    if question not in COPA_CONNECTORS:
+        raise ValueError(f"question {question!r} is neither cause nor effect")
+    choices = {name: str(row[name]).strip() for name in ("choice1", "choice2")}
+    yield {
+        **row,
+        "premise": f"{row['premise'].strip()[:-1]} {COPA_CONNECTORS[question]}",
+        **{name: text[:1].lower() + text[1:] for name, text in choices.items()},
+    }
+
+
 def flatten_record(row: Row) -> Iterable[Row]:
     """Yield one row per query, its entities joined by `, `. Entities and answers are sets, sorted as on the hub."""
     if "qas" in row:
@@ -187,6 +206,24 @@ TASKS = (
         licence="BSD 2-Clause",
         citation="roemmele-etal-2011-copa",
         notes="In neither paper's tables; the question (cause or effect) is left out as in their code.",
+    ),
+    Task(
+        name="copa_choice",
+        title="COPA (choice)",
+        benchmark="SuperGLUE",
+        kind="choice",
+        fields=(),
+        template="{premise}",
+        form="plain",
+        choices=("choice1", "choice2"),
+        label="label",
+        sizes=(400, 50, 50),
+        hub=_hub("copa"),
+        folders=("superglue/COPA", "COPA"),
+        prepare=continue_copa,
+        licence="BSD 2-Clause",
+        citation="roemmele-etal-2011-copa",
+        notes="COPA's two choices ranked by likelihood behind the premise and its question. Test labels are hidden.",
     ),
     _yes_no(
         name="multirc",

@@ -9,10 +9,13 @@ from typing import Any, Literal
 from harness.suite import AnsweredBy, ChoiceScore, Form, TaskSpec
 
 Row = Mapping[str, Any]
+Prepare = Callable[[Row], Iterable[Row]]
 EDITS = "*edits*"
 """Key of a row under which a task's `prepare` may put what it repaired, a tuple of short texts; results count them."""
 Kind = Literal["classification", "regression", "text", "choice"]
-SplitRule = Literal["given", "halve_validation", "hold_out_1000", "official_test", "mismatched_dev", "cut_train"]
+SplitRule = Literal[
+    "given", "halve_validation", "hold_out_1000", "official_test", "mismatched_dev", "cut_train", "cut_dev"
+]
 
 SPLIT_RULES: dict[str, str] = {
     "given": "train, dev and test as published",
@@ -22,6 +25,7 @@ SPLIT_RULES: dict[str, str] = {
     "official_test": "validation is dev, the published test split is test",
     "mismatched_dev": "validation_mismatched is dev, validation_matched is test",
     "cut_train": "dev, then test, cut from train in the order of torch.randperm(n), seed 42; the rest is train",
+    "cut_dev": "dev, at most half of train, cut from it as torch.randperm(n), seed 42, orders; test is the published",
 }
 NEEDED_SPLITS: dict[str, tuple[str, ...]] = {
     "given": ("train", "validation", "test"),
@@ -30,6 +34,7 @@ NEEDED_SPLITS: dict[str, tuple[str, ...]] = {
     "official_test": ("train", "validation", "test"),
     "mismatched_dev": ("train", "validation_mismatched", "validation_matched"),
     "cut_train": ("train",),
+    "cut_dev": ("train", "test"),
 }
 """Split rule -> the published splits it needs, named as on the hub. Three of them are train, dev and test in order."""
 
@@ -44,6 +49,29 @@ class Hub:
 
     def __str__(self) -> str:
         return self.path + (f":{self.config}" if self.config else "")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one published split comes from, of a task whose splits are of several data sets.
+
+    Splits of one data set, which is told by `hub` and `folders`, come from the same copy of it.
+    """
+
+    split: str
+    """Name of the split in its own data set."""
+    hub: tuple[Hub, ...] = ()
+    folders: tuple[str, ...] = ()
+    stems: tuple[str, ...] = ()
+    """Further names of its file, relative to the folder."""
+    keep: Callable[[Row], bool] | None = None
+    """Whether a row is taken, asked before `prepare`; None takes all."""
+    left_out: str = ""
+    """In words, which rows `keep` leaves out: "with more than 1,300 characters"."""
+    prepare: Prepare | None = None
+    """For the rows of this split, instead of the task's."""
+    num_drawn: int | None = None
+    """Take so many of its rows: the first that numpy.random.RandomState(0) shuffles to the front."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +124,8 @@ class Task:
 
     "first" is how the papers' code scores. A task has it by its record or by the protocol.
     """
+    joins_references: bool = False
+    """Whether rows of dev and test with the same source text are one row, for which all their answers are right."""
     stringify_answers: bool = False
     """Whether the target is the whole answer field as Python prints it: a slip of the papers' code for SQuAD."""
     copy_per_answer: bool = False
@@ -112,11 +142,11 @@ class Task:
     max_target_length: int = 20
     """Most tokens of a text target, its end token included. DePT's code takes 20."""
     dev_share: float | int = 0.1
-    """Dev rows under split rule `cut_train`: a float is a share of the rows, an integer a number of rows."""
+    """Dev rows under split rules `cut_train` and `cut_dev`: a float is a share of train, an integer a number."""
     test_share: float | int = 0.1
-    """Test rows, in the same way."""
-    sizes: tuple[int, int, int] | None = None
-    """Published sizes of train, dev and test."""
+    """Test rows under `cut_train`, in the same way."""
+    sizes: tuple[int | None, int, int] | None = None
+    """Published sizes of train, dev and test; None for a number of training rows that nobody states."""
     hub: tuple[Hub, ...] = ()
     folders: tuple[str, ...] = ()
     """Folders to look for below --data, in this order; those named as on the hub need no entry and come last."""
@@ -124,6 +154,12 @@ class Task:
     """Folders that hold several tasks: a file named `train` there may be another task's, so only `stems` count."""
     stems: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Split -> further names of its file in the official download, relative to the folder, with or without suffix."""
+    sources: Mapping[str, Source] = field(default_factory=dict)
+    """Published split -> where it comes from, if not from `hub` and `folders`; then for each split that is needed."""
+    download: str = ""
+    """Address of the official files, for a data set of which the hub holds no copy."""
+    label_files: str = ""
+    """Ending of official files that hold the labels of the file beside them, one a line: "-labels.lst"."""
     files: Mapping[str, str] = field(default_factory=dict)
     """Split -> file or folder of the user's own data, which is taken before --data and the hub."""
     tsv_columns: tuple[str, ...] = ()
@@ -132,7 +168,7 @@ class Task:
     """Whether rows of an official TSV file that lack cells are left out, as the hub copy does, and counted."""
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Column -> its names in other layouts, tried in this order."""
-    prepare: Callable[[Row], Iterable[Row]] | None = None
+    prepare: Prepare | None = None
     """Turns one official or hub row into flat rows, one or several. Raises ValueError for a row that it cannot turn."""
     generate: Callable[[str], list[dict[str, Any]]] | None = None
     """For a generated task, makes the rows of "train", "validation" or "test"."""
@@ -178,6 +214,16 @@ class Task:
         if self.target_style == "words":
             return list(self.target_words or self.labels)
         return [str(index) for index in range(len(self.labels))]
+
+    @property
+    def is_ranked(self) -> bool:
+        """Whether an answer is the likeliest of some texts: a row's choices, or the labels."""
+        return self.kind == "choice" or self.answered_by == "likelihood"
+
+    @property
+    def target_limit(self) -> int | None:
+        """Tokens at which a target is cut. A label or a choice never is: two could become the same tokens."""
+        return None if self.kind in ("classification", "choice") else self.max_target_length
 
     @property
     def metrics(self) -> list[str]:

@@ -65,6 +65,7 @@ def facts_of(path: Path, result: Result) -> list[Facts]:
         Facts("Selection and parameters", _items(counts)),
         Facts("Metrics", _items(leaves(result.metrics))),
         Facts("What it cost", _items(leaves(result.usage))),
+        Facts("Forgetting", _items(leaves(result.forgetting))),
         Facts("Data", _items(leaves(result.data))),
         Facts("The task as the suite declares it", _items(leaves(cell.definition))),
         Facts("Backbone", _items(leaves(result.backbone))),

@@ -123,7 +123,8 @@ def _task_context(name: str, results: Sequence[Result]) -> dict[str, Any]:
 
 
 def _record_facts(task: Task) -> Facts:
-    sizes = "" if task.sizes is None else "{:,} train, {:,} dev, {:,} test".format(*task.sizes)
+    named = zip(task.sizes or (), ("train", "dev", "test"), strict=False)
+    sizes = ", ".join(f"{size:,} {split}" for size, split in named if size is not None)
     source = task.template or " ".join(f"{tag}: {{{column}}}" for tag, column in task.fields)
     items = {
         "benchmark": task.benchmark,

@@ -2,8 +2,8 @@
 
 Shapes: D draws, N rows of a split. `weights` [D, N] says how often a draw holds each row: 0, 1, 2, ...
 
-Three kinds of metric are computed in three ways. Accuracy, exact match and token F1 are weighted means of what each row
-scores alone. F1, Matthews and the correlations have a scorer of weighted rows in `data/metrics.py`,
+Three kinds of metric are computed in three ways. Accuracy, exact match, token F1 and ROUGE are weighted means of what
+each row scores alone. F1, Matthews, the correlations, BLEU and chrF have a scorer of weighted rows in `harness.data`,
 which also makes their score of the whole split. Any other metric is computed from scratch on the rows of each draw,
 which is slow.
 """
@@ -16,10 +16,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from harness.data import DIGITS, Array, Scorer, get_metric
+from harness.data import DIGITS, METRICS, Array, Scorer, get_metric
 from harness.results import Answers
 
-ROW_MEANS = ("accuracy", "exact_match", "token_f1")
+ROW_MEANS = tuple(name for name, metric in METRICS.items() if metric.is_row_mean)
 """Metrics that are the mean of what each row scores alone."""
 
 
@@ -90,8 +90,8 @@ def _scorer(name: str, answers: Answers, labels: Sequence[str]) -> Scorer:
         values = _alone(name, answers, labels)
         return lambda weights: weights @ values / weights.sum(axis=1)
     make = get_metric(name).scorer
-    if make is not None:  # these metrics compare with the first reference alone
-        return make(answers.predictions, [refs[0] for refs in answers.references], labels)
+    if make is not None:
+        return make(answers.predictions, answers.references, labels)
     return _from_scratch(name, answers, labels)
 
 

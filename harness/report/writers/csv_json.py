@@ -93,6 +93,7 @@ def as_json(board: Board, significance: Significance | None = None) -> dict[str,
             "protocols": row.protocols,
             "step_seconds": row.step_seconds(),
             "peak_memory_bytes": row.peak_memory(),
+            **({"forgetting": row.forgetting()} if board.general_texts else {}),
             "average": row.average(board.tasks),
             "tasks": {task: _entry_json(entry) for task, entry in sorted(row.entries.items())},
         }

@@ -1,0 +1,65 @@
+"""Conversations in a user's rows: what stands before the last answer, and that answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from harness.errors import UserError, require_choice
+
+Messages = tuple[tuple[str, str], ...]
+"""(role, content) of each message, in order."""
+
+ROLES = ("system", "user", "assistant")
+_FORM = 'Expected [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}].'
+
+
+def read_messages(value: object, where: str, column: str) -> tuple[Messages, str]:
+    """Return the conversation before the answer, and the answer, which is the last message.
+
+    `value` is a list of {role, content}, or such a list as JSON. A system message may stand first; then user and
+    assistant take turns. Raises UserError, at `where`, for anything else.
+    """
+    items = _as_list(value, where, column)
+    messages = tuple(_message(item, number, where, column) for number, item in enumerate(items, 1))
+    turns = messages[1:] if messages and messages[0][0] == "system" else messages
+    begin = len(messages) - len(turns)
+    for number, (role, _) in enumerate(turns):
+        expected = ROLES[1:][number % 2]
+        if role != expected:
+            before = "at the beginning" if number + begin == 0 else f"behind that of {messages[number + begin - 1][0]}"
+            problem = f"message {number + begin + 1} of '{column}' is of {role}; {before} comes one of {expected}"
+            hint = "A system message may stand first; then user and assistant take turns."
+            raise UserError(problem, where=where, hint=hint)
+    if not turns or turns[-1][0] != "assistant":
+        problem = f"'{column}' does not end with a message of assistant, which would be the answer to train on"
+        raise UserError(problem, where=where)
+    return messages[:-1], messages[-1][1]
+
+
+def _as_list(value: object, where: str, column: str) -> list[Any]:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            problem = f"'{column}' holds no conversation but a text that is not JSON"
+            raise UserError(problem, where=where, hint=_FORM) from None
+    if not isinstance(value, list):
+        raise UserError(f"'{column}' holds no conversation but {value!r:.60}", where=where, hint=_FORM)
+    return value
+
+
+def _message(item: object, number: int, where: str, column: str) -> tuple[str, str]:
+    """Return (role, content) of a message. Raises UserError for an unknown role, and for one that is no text."""
+    if not isinstance(item, Mapping) or "role" not in item or "content" not in item:
+        problem = f"message {number} of '{column}' has no role and content: {item!r:.60}"
+        raise UserError(problem, where=where, hint=_FORM)
+    role = require_choice(str(item["role"]), ROLES, kind=f"role of message {number} in '{column}'", where=where)
+    content = item["content"]
+    if content is None or (isinstance(content, str) and not content.strip()):
+        raise UserError(f"message {number} of '{column}', of {role}, is empty", where=where)
+    if not isinstance(content, str):
+        problem = f"the content of message {number} in '{column}' is no text but {type(content).__name__}"
+        raise UserError(problem, where=where)
+    return role, content
