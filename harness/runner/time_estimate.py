@@ -253,7 +253,7 @@ def _planned_writing(task: Task, target: float) -> float:
     """The same for a task, or the mean over the tasks of a mixture."""
     if task.parts:
         return fmean(_planned_writing(part, target) for part in task.parts)
-    if task.kind == "choice" or task.answered_by == "likelihood":
+    if task.is_ranked:
         return 0.0
     limit = task.max_new_tokens or (0 if task.kind == "classification" else task.max_target_length - 1)
     return written_positions(target, limit, task.num_beams)

@@ -407,6 +407,7 @@ class BatchInput:
         a decoder where what cells put into layers looks at more than one position.
         """
         return self._reads_once and not self.attaches_itself and self.backbone.shares_contexts(num_positions)
+
     def keep_rows(self, kept: Tensor) -> bool:
         """Let methods follow the rows that go on, [n] numbers among those of the last pass; return whether all can.
 
