@@ -113,7 +113,7 @@ def moving_in_steps(network: Backbone, count: int, length: int) -> float:
     moved_s: list[float] = []
     kept = torch.arange(count - count // 4, device=network.device)
 
-    def timed(read: Reader, logits: Tensor, *_: object) -> Tensor:
+    def timed(read: Reader, logits: Tensor, *rest: object) -> Tensor:
         for _ in range(6):
             _wait(network)
             started = clock()

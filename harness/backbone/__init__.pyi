@@ -58,7 +58,5 @@ from .shared_prefix import Prefixes as Prefixes
 from .shared_prefix import RowPrefixes as RowPrefixes
 from .shared_prefix import joined_prefixes as joined_prefixes
 from .writing import SHORT_ANSWER as SHORT_ANSWER
-from .writing import CannotFollow as CannotFollow
-from .writing import Follow as Follow
 from .writing import Writing as Writing
 from .writing import answer_text as answer_text

@@ -308,7 +308,7 @@ class Continuation:
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows alone, [n]."""
         keep_stored_rows(self.cache, rows)
-        self.mask = self.mask[rows]
+        self.mask = self.mask[rows.to(self.mask.device)]  # logits may lie on another of several GPUs
 
 
 class Answering:
@@ -341,8 +341,9 @@ class Answering:
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows alone, [n]."""
         keep_stored_rows(self.cache, rows)
-        self.mask = self.mask[rows]
-        self.encoded = type(self.encoded)(last_hidden_state=self.encoded.last_hidden_state[rows])
+        self.mask = self.mask[rows.to(self.mask.device)]
+        states = self.encoded.last_hidden_state
+        self.encoded = type(self.encoded)(last_hidden_state=states[rows.to(states.device)])
 
 
 def positions_of(mask: Tensor) -> Tensor:

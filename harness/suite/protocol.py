@@ -235,7 +235,9 @@ def protocol_values(protocol: Protocol) -> list[dict[str, Any]]:
 
 def _key(name: str, entry: Mapping[str, Any]) -> Key:
     kind: Kind = "recorded" if entry.get("recorded") else "choice" if "choices" in entry else entry["kind"]
-    bounds = {part: tuple(entry.get(part, ())) for part in ("methods", "tasks", "benchmarks", "backbones")}
+    bounds: dict[str, Any] = {
+        part: tuple(entry.get(part, ())) for part in ("methods", "tasks", "benchmarks", "backbones")
+    }
     numbers = {part: entry[part] for part in ("minimum", "maximum", "unset") if part in entry}
     sets, choices = entry.get("sets", ""), entry.get("choices")
     few_shot = entry.get("few_shot", False)

@@ -414,6 +414,7 @@ class BatchInput:
         They are in ascending order; a row may stand there several times, as beams. Input-side cells change nothing
         behind the input.
         """
+        kept = kept.to(self.backbone.device)
         if len(self.methods) == 1 and not self.given[0]:
             with errors_of_cell(0, self.seal):
                 return self.methods[0].keep_rows(kept)

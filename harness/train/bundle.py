@@ -400,10 +400,10 @@ def _encode(cell: Cell, data: TaskData, backbone: Backbone) -> tuple[dict[str, E
     if data.parts:
         encodings, records = zip(*(_encode(cell, part, backbone) for part in data.parts), strict=True)
         names = [part.task.name for part in data.parts]
-        written = _writing_records(cell, data.task, backbone)  # tasks of a mixture may share their limit
+        by_part = _writing_records(cell, data.task, backbone)  # tasks of a mixture may share their limit
         by_task = {
             name: record.model_copy(update={"writing": own})
-            for name, record, own in zip(names, records, written, strict=True)
+            for name, record, own in zip(names, records, by_part, strict=True)
         }
         joined = {name: join_encoded([encoding[name] for encoding in encodings]) for name in splits}
         return joined, data.record.model_copy(update={"parts": by_task})
@@ -430,13 +430,15 @@ def _encode(cell: Cell, data: TaskData, backbone: Backbone) -> tuple[dict[str, E
 
 
 def _writing_records(cell: Cell, task: Task, backbone: Backbone) -> list[WritingRecord | None]:
-    """How the answers of a task are written, or of each task of a mixture; None where a head gives them."""
+    """How the answers of a task, or of each task of a mixture, are written; None where a head or a ranking has them."""
     if cell.recipe.head == "linear" or not backbone.writes_text:
         return [None] * max(1, len(task.parts))
     found = writings(task, backbone, cell.recipe.label_tokens)
     return [
-        WritingRecord(
+        None
+        if part.is_ranked
+        else WritingRecord(
             max_new_tokens=own.max_new_tokens, end_ids=list(own.end_ids), num_beams=own.num_beams, stop=list(own.stop)
         )
-        for own in found
+        for part, own in zip(task.parts or (task,), found, strict=True)
     ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,11 +45,19 @@ def answer_split(
     fused.refresh(grad=False, cells=cells)
     chosen = np.arange(len(encoded))[only]
     answers: dict[int, list[str]] = {cell: [""] * len(encoded) for cell in cells}
-    is_ranked = np.zeros(len(encoded), bool) if encoded.choices is None else np.diff(encoded.choices.row_offsets) > 0
+    is_ranked = _is_ranked(encoded)
     _rank_rows(fused, cells, encoded, chosen[is_ranked[chosen]], max_tokens, answers)
     for writing, own in _by_writing(encoded, chosen[~is_ranked[chosen]], task, fused, label_tokens):
         _answer_rows(fused, cells, encoded, own, task, writing, max_tokens, answers)
     return answers
+
+
+def _is_ranked(encoded: Encoded) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """[N]: whether a row has choices, the likeliest of which is its answer."""
+    if encoded.choices is None:
+        return np.zeros(len(encoded), bool)
+    ranked: np.ndarray[Any, np.dtype[np.bool_]] = np.diff(encoded.choices.row_offsets) > 0
+    return ranked
 
 
 def _rank_rows(
@@ -127,11 +136,12 @@ def fewest_tokens(
     fused: BatchInput, cells: Sequence[int], encoded: Encoded, task: Task, label_tokens: LabelTokens
 ) -> int:
     """Smallest token budget that cuts rows apart any further: that of the smallest row of `cells`."""
-    rows = np.arange(len(encoded))
+    is_ranked = _is_ranked(encoded)
+    written = _by_writing(encoded, np.flatnonzero(~is_ranked), task, fused, label_tokens)
+    ranked = [(None, np.flatnonzero(is_ranked))] if is_ranked.any() else []
     prompt = int(fused.row_prompts[list(cells)].min())
     return min(
-        int(_positions(encoded.source_lengths(own) + prompt, writing).min())
-        for writing, own in _by_writing(encoded, rows, task, fused, label_tokens)
+        int(_positions(encoded.source_lengths(own) + prompt, writing).min()) for writing, own in [*written, *ranked]
     )
 
 
