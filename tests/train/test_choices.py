@@ -136,6 +136,17 @@ def test_choices_of_a_bundle_are_as_likely_as_alone(network: Backbone, specs: Sp
         np.testing.assert_allclose(scores, alone(methods[cell], network, encoded, row), rtol=1e-9)
 
 
+@pytest.mark.parametrize("specs", [INPUT_SIDE[::-1], LAYER_SIDE[:2]], ids=["input", "layers"])
+def test_texts_with_their_whole_rows_are_as_likely(network: Backbone, specs: Specs) -> None:
+    """As where a network keeps something else than keys and values."""
+    encoded = drawn_rows(network, CONTEXTS[:3], TEXTS[:3])
+    whole = bundle(network, specs)
+    whole._reads_once = False
+    expected = scores_of(bundle(network, specs), encoded)
+    for key, scores in scores_of(whole, encoded).items():
+        np.testing.assert_allclose(scores, expected[key], rtol=1e-9)
+
+
 def test_keys_and_values_that_a_method_gives_stand_in_front(network: Backbone) -> None:
     if network.is_encoder_decoder:
         pytest.skip("prefix tuning trains alone there")
