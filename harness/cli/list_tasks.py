@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from harness.backbone import Backbone, load_backbone
-from harness.data import MissingData, Task, TaskData, all_tasks, encode, load_task, prompt_form, require_folder
+from harness.data import MissingData, Task, TaskData, all_tasks, encode, load_task, make_form, require_folder
 from harness.errors import UserError
 from harness.results import notes_on
 from harness.runner import find_task
@@ -96,7 +96,7 @@ def describe_rows(
         + (f"\n  tokens: {' | '.join(row['target_pieces'])}" if built.writes_text else "")
         for row in rows
     ]
-    form = prompt_form(task, built)
+    form = make_form(task, built)
     record = data.record.model_copy(update={"prompt": form.record})
     sizes = _sizes((record.num_train, record.num_dev, record.num_test))
     ends = built.tokenizer.convert_ids_to_tokens(list(form.end_ids))

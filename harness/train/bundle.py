@@ -38,7 +38,7 @@ from harness.data import (
     cut_references,
     has_cut_references,
     join_encoded,
-    prompt_form,
+    make_form,
     require_known_ids,
 )
 from harness.method import CellError, Method, Rule, SourceFile, head_targets, load_file
@@ -383,7 +383,7 @@ def _encode(cell: Cell, data: TaskData, backbone: Backbone) -> tuple[dict[str, E
         targets={name: part.num_cut_targets for name, part in encoded.items()},
         cuts_references=has_cut_references(data.task),
     )
-    record = data.record.model_copy(update={"cuts": cuts, "prompt": prompt_form(data.task, backbone).record})
+    record = data.record.model_copy(update={"cuts": cuts, "prompt": make_form(data.task, backbone).record})
     if cell.recipe.head == "linear":
         return {name: head_targets(encoded[name], rows, data.task) for name, rows in splits.items()}, record
     return encoded, record
