@@ -40,7 +40,7 @@ from harness.data import (
     has_cut_references,
     join_encoded,
     longest_answer,
-    prompt_form,
+    make_form,
     require_known_ids,
 )
 from harness.method import CellError, Method, Rule, SourceFile, head_targets, load_file
@@ -403,7 +403,7 @@ def _encode(cell: Cell, data: TaskData, backbone: Backbone) -> tuple[dict[str, E
         cuts_references=has_cut_references(data.task),
     )
     tokens = {name: len(part.choices.ids) for name, part in encoded.items() if part.choices is not None}
-    changes = {"cuts": cuts, "prompt": prompt_form(data.task, backbone).record, "choice_tokens": tokens}
+    changes = {"cuts": cuts, "prompt": make_form(data.task, backbone).record, "choice_tokens": tokens}
     record = data.record.model_copy(update=changes)
     if cell.recipe.head == "linear":
         return {name: head_targets(encoded[name], rows, data.task) for name, rows in splits.items()}, record
