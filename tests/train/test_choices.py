@@ -255,13 +255,12 @@ def test_the_first_of_the_likeliest_wins(row: list[tuple[float, int]], expected:
 def test_rows_of_a_mixture_are_written_or_ranked_as_their_task_says(network: Backbone) -> None:
     encoded = drawn_rows(network, CONTEXTS, TEXTS)
     whole = drawn_rows(network, CONTEXTS, [[], *TEXTS[1:]])
-    joined = join_choices([None, encoded.choices], [1, len(CONTEXTS)])
+    own, joined = encoded.choices, join_choices([None, encoded.choices], [1, len(CONTEXTS)])
+    assert own is not None
     assert joined is not None
     assert joined.counts(np.arange(1 + len(CONTEXTS))).tolist() == [0, *map(len, TEXTS)]
-    assert (
-        joined.tokens(joined.of(np.array([2]))[0]).tolist()
-        == encoded.choices.tokens(encoded.choices.of(np.array([1]))[0]).tolist()
-    )
+    moved, first = (made.tokens(made.of(np.array([row]))[0]) for made, row in ((joined, 2), (own, 1)))
+    assert moved.tolist() == first.tolist()
     fused = bundle(network, INPUT_SIDE[:2])
     answers = answer_split(fused, [0, 1], whole, all_tasks()["micro_qa"], 200)
     for cell in (0, 1):
