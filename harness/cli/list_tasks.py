@@ -18,7 +18,7 @@ from harness.data import (
     encode,
     encode_choices,
     load_task,
-    prompt_form,
+    make_form,
     require_folder,
 )
 from harness.errors import UserError
@@ -111,7 +111,7 @@ def describe_rows(
         + _told_choices(row["choices"], row["answer"])
         for row in rows
     ]
-    form = prompt_form(task, built)
+    form = make_form(task, built)
     record = data.record.model_copy(update={"prompt": form.record})
     sizes = _sizes((record.num_train, record.num_dev, record.num_test))
     ends = built.tokenizer.convert_ids_to_tokens(list(form.end_ids))

@@ -21,9 +21,8 @@ from jinja2.visitor import NodeTransformer
 from harness.data.messages import Messages
 from harness.errors import UserError
 
-MOST_STEPS = 1_000_000
-"""Rounds of loops and calls of macros in one rendering: half a second. A conversation of 1,000 messages takes some
-thousands."""
+MOST_STEPS = 100_000
+"""Rounds of loops and calls of macros in one rendering, 0.3 s. 1,000 messages take some thousands."""
 MOST_LENGTH = 1_000_000
 """Characters that a rendering may have besides ten times those of its messages, and that a text made on the way may
 have."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from harness.backbone import Backbone
 from harness.data.examples import Example
-from harness.data.prompt_form import prompt_form
+from harness.data.prompt_form import make_form
 from harness.data.ragged import Ids, joined_offsets, padded, ragged
 from harness.data.tasks.task import Task
 from harness.errors import UserError
@@ -80,7 +80,7 @@ def encode_choices(examples: Sequence[Example], backbone: Backbone, task: Task) 
     """
     if not task.is_ranked:
         return None
-    form = prompt_form(task, backbone)
+    form = make_form(task, backbone)
     by_row = [example.choices if task.kind == "choice" else tuple(task.targets) for example in examples]
     # many texts stand in many rows, so each is tokenised once; of a source its end decides what stands between the two
     keys = [(text, example.source[-1:]) for example, texts in zip(examples, by_row, strict=True) for text in texts]

@@ -38,10 +38,10 @@ class Example:
 
     Of a choice it is the number of the right one, from 0: two equal texts stay two choices.
     """
-    choices: tuple[str, ...] = ()
-    """The texts among which a choice is made; empty for any other row."""
     messages: Messages = ()
     """(role, content) of a conversation before the answer, or empty; `source` is the last of these texts then."""
+    choices: tuple[str, ...] = ()
+    """The texts among which a choice is made; empty for any other row."""
 
     @property
     def read_texts(self) -> tuple[str, ...]:
@@ -99,7 +99,7 @@ class Converter:
         if self.task.kind == "choice":
             choices, names = self._choices(where, row)
             right = self._choice_matcher.match(label, choices, names, where)
-            return [Example(source, choices[right], (str(right),), choices)]
+            return [Example(source, choices[right], (str(right),), choices=choices)]
         if self.task.kind == "classification":
             target = self._targets[self._matcher.match(label, where)]
         else:

@@ -334,7 +334,7 @@ class _Chat(PromptForm):
         return functools.partial(_without, _pattern([*self._special_tokens, *self._frame_tokens]))
 
 
-def prompt_form(task: Task, backbone: Backbone) -> PromptForm:
+def make_form(task: Task, backbone: Backbone) -> PromptForm:
     """Return the form of a task's texts on a backbone. Raises UserError where its chat template cannot be used."""
     form, has_template = task.form, bool(getattr(backbone.tokenizer, "chat_template", None))
     if form == "auto":

@@ -26,7 +26,7 @@ import numpy as np
 from harness.backbone import Backbone, Writing
 from harness.data.encoded_choices import EncodedChoices, join_choices
 from harness.data.examples import Example, TaskData
-from harness.data.prompt_form import prompt_form
+from harness.data.prompt_form import make_form
 from harness.data.ragged import Ids, joined_offsets, padded, ragged
 from harness.data.tasks.task import Task
 from harness.errors import UserError
@@ -90,7 +90,7 @@ def encode(examples: Sequence[Example], backbone: Backbone, task: Task, max_sour
 
     Raises UserError where the backbone's chat template cannot be used, or takes too many tokens itself.
     """
-    form = prompt_form(task, backbone)
+    form = make_form(task, backbone)
     sources, num_cut = form.source_ids(examples, max_source_length)
     limit = task.target_limit
     # many rows share a target, so each text is tokenised once; of a source its end decides what stands between the two
@@ -143,7 +143,7 @@ def max_new_tokens(task: Task, backbone: Backbone, label_tokens: LabelTokens = "
     if task.kind == "choice":
         return 1  # nothing is written
     if task.kind == "classification":
-        longest = prompt_form(task, backbone).longest_target(task.targets)
+        longest = make_form(task, backbone).longest_target(task.targets)
         wanted = 0 if label_tokens == "longest_label" else label_tokens - 1
         return max(longest, wanted, task.max_new_tokens or 0)
     return task.max_new_tokens or task.max_target_length - 1
@@ -168,7 +168,7 @@ def _writing(task: Task, backbone: Backbone, limit: int) -> Writing:
     vocabulary = backbone.tokenizer.get_vocab() if task.stop else {}
     special = set(getattr(backbone.tokenizer, "all_special_ids", ())) if task.stop else set()
     tokens = {text: vocabulary[text] for text in task.stop if vocabulary.get(text) in special}
-    ends = dict.fromkeys([*prompt_form(task, backbone).end_ids, *tokens.values()])
+    ends = dict.fromkeys([*make_form(task, backbone).end_ids, *tokens.values()])
     return Writing(limit, tuple(ends), task.num_beams, tuple(text for text in task.stop if text not in tokens))
 
 
@@ -190,7 +190,7 @@ def cached_encode(examples: Sequence[Example], backbone: Backbone, task: Task, m
     limit = task.target_limit
     # everything beside the texts that decides the ids
     layout = "encoder" if backbone.kind.text_marks == "both" else backbone.kind.text_suffix
-    form = prompt_form(task, backbone).settings
+    form = make_form(task, backbone).settings
     settings = [FORMAT, tokenizer, backbone.eos_id, layout, max_source_length, limit, *form]
     path = folder / "tokens" / f"{_digest(examples, settings)}.npz"
     found = _read(path, len(examples))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from harness import provenance
 from harness.backbone import Backbone, Scheme, meta_backbone, weights_fingerprint
-from harness.data import Example, MissingData, Task, cell_rows, get_metric, prompt_form
+from harness.data import Example, MissingData, Task, cell_rows, get_metric, make_form
 from harness.errors import UserError
 from harness.method import Method, check_head, read_prompt_file, tensors_for_others
 from harness.results import Failure, Result, read_result
@@ -266,7 +266,7 @@ def _check_form(task: Task, backbone: Backbone, limit: int | None) -> None:
     for part in task.parts or (task,):
         if backbone.tokenizer is None:  # of a hub id it may not be here yet; then the run's cells fail
             continue
-        form = prompt_form(part, backbone)
+        form = make_form(part, backbone)
         if form.name == "chat":  # its own tokens have to leave room for a text
             form.source_ids([Example("", "", ("",))], limit or part.max_source_length)
 
@@ -281,7 +281,7 @@ def _check_conversations(plan: Plan, cells: Sequence[Cell]) -> None:
         data = cell_rows(cell, plan.data_dir, plan.suite.folder)
         for part in data.parts or (data,):
             if backbone.tokenizer is not None:
-                prompt_form(part.task, backbone).check([*part.train, *part.dev, *part.test])
+                make_form(part.task, backbone).check([*part.train, *part.dev, *part.test])
 
 
 def _check_positions(plan: Plan, cell: Cell, prompt_tokens: int, backbone: Backbone) -> None:

@@ -41,7 +41,7 @@ from harness.data import (
     has_cut_references,
     join_encoded,
     longest_answer,
-    prompt_form,
+    make_form,
     require_known_ids,
     writings,
 )
@@ -421,7 +421,7 @@ def _encode(cell: Cell, data: TaskData, backbone: Backbone) -> tuple[dict[str, E
     )
     tokens = {name: len(part.choices.ids) for name, part in encoded.items() if part.choices is not None}
     (written,) = _writing_records(cell, data.task, backbone)
-    prompt = prompt_form(data.task, backbone).record
+    prompt = make_form(data.task, backbone).record
     changes = {"cuts": cuts, "prompt": prompt, "choice_tokens": tokens, "writing": written}
     record = data.record.model_copy(update=changes)
     if cell.recipe.head == "linear":

@@ -27,7 +27,6 @@ MOST_LOGITS = {"cpu": 2**26, "cuda": 2**30}
 """Logits of one pass: 256 MB in float32 on a CPU. A budget of 2,048 positions would make 2 GB at V = 262,144. On a GPU
 small passes cost more, and running out of memory halves the budget."""
 
-
 Scores = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -63,8 +62,8 @@ def likeliest(choices: EncodedChoices, row: int, scores: Scores) -> str:
         return ""
     index = choices.of(np.array([row]))[0]
     best = int(index[scores.argmax()])
-    equal = (choice for choice in index.tolist() if choices.are_equal(choice, best))
-    return choices.answers[next(equal)]
+    first = int(next(choice for choice in index if choices.are_equal(int(choice), best)))
+    return choices.answers[first]
 
 
 def _scores(fused: BatchInput, encoded: Encoded, rows: Rows, max_tokens: int, shares: bool) -> tuple[Rows, Scores]:

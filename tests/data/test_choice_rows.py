@@ -123,11 +123,11 @@ def test_rows_without_two_texts_to_choose_from_are_refused(texts: object, expect
 
 def test_rows_may_differ_in_their_number_of_choices_where_a_column_holds_lists() -> None:
     made = Converter(task("options"))
-    rows = [("f:1", {"q": "?", "options": ["a1", "a2"], "answer": 0}),
+    rows: list[tuple[str, dict[str, Any]]] = [("f:1", {"q": "?", "options": ["a1", "a2"], "answer": 0}),
             ("f:2", {"q": "?", "options": ["b1", "b2", "b3"], "answer": "C"})]  # fmt: skip
     (first,), (second,) = made.read(rows)
-    assert first == Example("question: ?", "a1", ("0",), ("a1", "a2"))
-    assert second == Example("question: ?", "b3", ("2",), ("b1", "b2", "b3"))
+    assert first == Example("question: ?", "a1", ("0",), choices=("a1", "a2"))
+    assert second == Example("question: ?", "b3", ("2",), choices=("b1", "b2", "b3"))
 
 
 def test_a_row_that_lacks_one_of_the_columns_is_refused() -> None:
@@ -195,7 +195,10 @@ def micro() -> Backbone:
 
 
 def test_choices_as_tokens_without_an_end_and_what_they_are_divided_by(micro: Backbone) -> None:
-    rows = [Example("x", "good", ("0",), ("good", "bad film")), Example("y", "é", ("2",), ("bad", "good", "é"))]
+    rows = [
+        Example("x", "good", ("0",), choices=("good", "bad film")),
+        Example("y", "é", ("2",), choices=("bad", "good", "é")),
+    ]
     for score, lengths in (("sum", [1] * 5), ("per_character", [4, 8, 3, 4, 1]), ("per_byte", [4, 8, 3, 4, 2])):
         made = encode_choices(rows, micro, task("options", choice_score=score))
         assert made is not None
@@ -224,7 +227,10 @@ def test_labels_by_likelihood_are_the_choices_of_every_row(micro: Backbone) -> N
 
 
 def test_a_score_counts_numbers_and_an_empty_answer_is_unreadable() -> None:
-    rows = [Example("x", "good", ("0",), ("good", "bad")), Example("y", "good", ("1",), ("bad", "good"))]
+    rows = [
+        Example("x", "good", ("0",), choices=("good", "bad")),
+        Example("y", "good", ("1",), choices=("bad", "good")),
+    ]
     score = score_split(task("options"), rows, ["0", ""])
     assert (score.score, score.num_unreadable) == (50.0, 1)
 

@@ -16,13 +16,14 @@ from typer.testing import CliRunner
 
 from harness.backbone.record import BackboneRecord
 from harness.cli.commands import app
-from harness.data.record import DataRecord
+from harness.data.record import DataRecord, PromptRecord
 from harness.errors import UserError
 from harness.report.boards import Board, collect_boards
 from harness.report.fidelity import lay_out_fidelity
 from harness.report.published import find_published
 from harness.report.tables import render_boards
 from harness.report.tuning import lay_out_tuning
+from harness.results.notes import COMMON_TO_AN_ENTRY, find_differences
 from harness.results.schema import DevScore, Failure, MetricRecord, ParamCounts, Result, SplitScore
 from harness.suite.blocks import Draw, ProtocolReference
 from harness.suite.cell import Cell
@@ -437,3 +438,26 @@ def test_each_draw_of_a_searched_seed_is_a_search_of_its_own() -> None:
     entry = collect_boards(runs)[0].rows[0].entries["cb"]
     assert entry.scores == [60, 70, 62, 72]
     assert (len(entry.searches), entry.num_grid_runs) == (2, 4)
+
+
+def test_a_column_made_with_different_prompts_says_so() -> None:
+    """Another template is another task; a result from before there were forms has the papers' own."""
+    one, other, rule = (result(label, "cb", 1, 1, 50) for label in ("plain", "grid", "majority"))
+    weights = BackboneRecord(source="x", revision="", fingerprint="w", num_params=9)
+    assert other.data is not None
+    text = "rows of this column were made with different prompt forms: not comparable"
+    for prompt, is_told in (
+        (PromptRecord(), False),
+        (PromptRecord(form="plain"), True),
+        (PromptRecord(form="chat", template="a"), True),
+        (PromptRecord(system="Be brief."), True),
+    ):
+        changed = other.data.model_copy(update={"prompt": prompt})
+        runs = [
+            one.model_copy(update={"backbone": weights}),
+            other.model_copy(update={"data": changed, "backbone": weights}),
+        ]
+        assert (text in render_boards(collect_boards([*runs, rule]), "markdown")) == is_told
+    joined = changed.model_copy(update={"prompt": PromptRecord(), "parts": {"a": changed}})
+    runs[1] = runs[1].model_copy(update={"data": joined})
+    assert find_differences(runs, COMMON_TO_AN_ENTRY) == ["prompt forms"]

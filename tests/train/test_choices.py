@@ -136,6 +136,17 @@ def test_choices_of_a_bundle_are_as_likely_as_alone(network: Backbone, specs: Sp
         np.testing.assert_allclose(scores, alone(methods[cell], network, encoded, row), rtol=1e-9)
 
 
+@pytest.mark.parametrize("specs", [INPUT_SIDE[::-1], LAYER_SIDE[:2]], ids=["input", "layers"])
+def test_texts_with_their_whole_rows_are_as_likely(network: Backbone, specs: Specs) -> None:
+    """As where a network keeps something else than keys and values."""
+    encoded = drawn_rows(network, CONTEXTS[:3], TEXTS[:3])
+    whole = bundle(network, specs)
+    whole._reads_once = False
+    expected = scores_of(bundle(network, specs), encoded)
+    for key, scores in scores_of(whole, encoded).items():
+        np.testing.assert_allclose(scores, expected[key], rtol=1e-9)
+
+
 def test_keys_and_values_that_a_method_gives_stand_in_front(network: Backbone) -> None:
     if network.is_encoder_decoder:
         pytest.skip("prefix tuning trains alone there")
@@ -244,13 +255,12 @@ def test_the_first_of_the_likeliest_wins(row: list[tuple[float, int]], expected:
 def test_rows_of_a_mixture_are_written_or_ranked_as_their_task_says(network: Backbone) -> None:
     encoded = drawn_rows(network, CONTEXTS, TEXTS)
     whole = drawn_rows(network, CONTEXTS, [[], *TEXTS[1:]])
-    joined = join_choices([None, encoded.choices], [1, len(CONTEXTS)])
+    own, joined = encoded.choices, join_choices([None, encoded.choices], [1, len(CONTEXTS)])
+    assert own is not None
     assert joined is not None
     assert joined.counts(np.arange(1 + len(CONTEXTS))).tolist() == [0, *map(len, TEXTS)]
-    assert (
-        joined.tokens(joined.of(np.array([2]))[0]).tolist()
-        == encoded.choices.tokens(encoded.choices.of(np.array([1]))[0]).tolist()
-    )
+    moved, first = (made.tokens(made.of(np.array([row]))[0]) for made, row in ((joined, 2), (own, 1)))
+    assert moved.tolist() == first.tolist()
     fused = bundle(network, INPUT_SIDE[:2])
     answers = answer_split(fused, [0, 1], whole, all_tasks()["micro_qa"], 200)
     for cell in (0, 1):
