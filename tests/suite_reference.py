@@ -110,6 +110,7 @@ EXAMPLES: dict[type[Strict], list[dict[str, Any]]] = {
             "version": 2,
         },
         {"hub": "owner/name:config", "revision": "0f3a6c1", "template": "review: {text}", "labels": ["bad", "good"]},
+        {"files": "talks.jsonl", "messages": "talk", "kind": "text", "form": "auto", "system": "Be brief."},
     ],
     MixtureFile: [{"tasks": ["mnli", "qqp", "sst2"], "sampling": "temperature", "temperature": 10.0}],
     Tuning: [{"seeds": "first", "strategy": "halving", "begin": "learnt"}],

@@ -198,17 +198,19 @@ class _Chat(PromptForm):
         self._template = ChatTemplate(self._text, self._tokens, backbone.name)
         self._known_shapes: set[tuple[str, ...]] = set()
         """Roles of conversations that have been tried."""
-        first = ((("system", task.system),) if task.system else ()) + (("user", NEUTRAL),)
-        self._prompt, self._lead, self._tail = self._around(first)
+        self._first = _conversation(task, Example(NEUTRAL, "", ()))
+        """A conversation of a single text, behind which answers are rendered."""
+        self._prompt, self._lead, self._tail = self._around(self._first)
         """The prompt that answers are tokenised behind; what of it stands behind the generation prompt; what ends an
         answer. White space in front of an answer is part of it. All else there, such as a closed block of thinking, is
         in the prompt."""
-        self._known_shapes.add(tuple(role for role, _ in first))
+        self._known_shapes.add(tuple(role for role, _ in self._first))
         frame = self._template.render((("user", NEUTRAL),), False) + self._tail
         self._frame_tokens = [
             token.content
             for token in getattr(tokenizer, "added_tokens_decoder", {}).values()
-            if token.content.strip() and token.content in frame
+            # white space and words may be added tokens too, and are no marks
+            if token.content in frame and not token.content.strip().isalnum()
         ]
         self._turn_end = self._end_of_turn()
 
@@ -268,8 +270,7 @@ class _Chat(PromptForm):
     def _answer(self, text: str) -> str:
         """What the template writes behind the prompt for an answer. Raises UserError if it rewrites the answer."""
         text = self._unmarked(text)
-        conversation = ((("system", self._task.system),) if self._task.system else ()) + (("user", NEUTRAL),)
-        whole = self._template.render((*conversation, ("assistant", text)), False)
+        whole = self._template.render((*self._first, ("assistant", text)), False)
         if not whole.startswith(self._prompt) or text.strip() not in whole[len(self._prompt) :]:
             problem = f"rewrites an answer, which begins {text!r:.60}, so it does not stand behind the prompt as it is"
             raise self._template.error(problem, "Take form: plain.")
@@ -378,7 +379,8 @@ def _generation_ends(backbone: Backbone) -> list[int]:
 
 
 def _pattern(tokens: Iterable[str]) -> re.Pattern[str] | None:
-    longest_first = sorted(filter(str.strip, tokens), key=len, reverse=True)
+    # a single character is no spelling of a token: some tokenizers pad with "!"
+    longest_first = sorted((token for token in tokens if len(token.strip()) > 1), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
 

@@ -34,7 +34,7 @@ class Cuts(Strict):
 
 
 class PromptRecord(Strict):
-    """How source texts became prompts."""
+    """How source texts became what a network reads."""
 
     form: ResolvedForm = "suffix"
     """`auto` is resolved here."""

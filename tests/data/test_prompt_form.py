@@ -78,6 +78,18 @@ def test_whatever_a_row_spells_no_special_token_is_lost_or_doubled(family: str, 
         assert special_ids(made, made.choice_ids(answer, text)) == []
 
 
+@pytest.mark.parametrize("name", ["plain", "chat"])
+@pytest.mark.parametrize("family", CHATS)
+def test_a_token_that_comes_about_as_another_is_taken_out_goes_too(family: str, name: Form) -> None:
+    made = form(family, name)
+    frame = special_ids(made, source(made, "word"))
+    for token in (*dict(FAMILIES[family].named).values(), *FAMILIES[family].others):
+        text = f"a{token[:2]}{token[:2]}{token}{token[2:]}{token[2:]}"
+        assert special_ids(made, source(made, text)) == frame
+        target = made.target_ids(text, None)
+        assert special_ids(made, target) == target[-1:]
+
+
 @pytest.mark.parametrize("family", CHATS)
 @given(text=st.text("the No\n.é", max_size=12), answer=st.text("in Yes\n", max_size=9))
 @settings(max_examples=20)
