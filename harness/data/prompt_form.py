@@ -193,9 +193,7 @@ class _Chat(PromptForm):
             self._text = str(tokenizer.get_chat_template())
         except ValueError as error:  # several templates, and none of them called default
             raise UserError(f"backbone '{backbone.name}' has no chat template to use: {error}") from None
-        tokens = getattr(tokenizer, "special_tokens_map", {})
-        self._tokens = {name: token for name, token in tokens.items() if isinstance(token, (str, list))}
-        self._template = ChatTemplate(self._text, self._tokens, backbone.name)
+        self._template = ChatTemplate(self._text, _tokens_of(tokenizer), backbone.name)
         self._known_shapes: set[tuple[str, ...]] = set()
         """Roles of conversations that have been tried."""
         self._first = _conversation(task, Example(NEUTRAL, "", ()))
@@ -216,9 +214,7 @@ class _Chat(PromptForm):
 
     @property
     def record(self) -> PromptRecord:
-        whole = json.dumps([self._text, self._tokens], sort_keys=True)
-        digest = hashlib.sha256(whole.encode()).hexdigest()[:16]
-        return PromptRecord(form=self.name, template=digest, system=self._task.system)
+        return PromptRecord(form=self.name, template=template_digest(self._tokenizer), system=self._task.system)
 
     @property
     def settings(self) -> list[Any]:
@@ -357,6 +353,20 @@ def make_form(task: Task, backbone: Backbone) -> PromptForm:
         hint = "Say form: auto, or template.form: auto in the protocol."
         raise UserError(f"task '{task.name}' has {what}, for which form: suffix has no place", hint=hint)
     return PromptForm(task, backbone)
+
+
+def template_digest(tokenizer: Any) -> str | None:
+    """Return a hash of a tokenizer's chat template and of the tokens that it is given; None where there is none."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    whole = json.dumps([tokenizer.chat_template, _tokens_of(tokenizer)], sort_keys=True)
+    return hashlib.sha256(whole.encode()).hexdigest()[:16]
+
+
+def _tokens_of(tokenizer: Any) -> dict[str, Any]:
+    """Return the special tokens by their names, for a template: `bos_token` and the like."""
+    tokens = getattr(tokenizer, "special_tokens_map", {})
+    return {name: token for name, token in tokens.items() if isinstance(token, (str, list))}
 
 
 def target_ids(text: str, backbone: Backbone, limit: int | None) -> list[int]:

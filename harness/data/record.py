@@ -65,3 +65,8 @@ class DataRecord(Strict):
     parts: dict[str, DataRecord] = {}
     """The tasks of a mixture, whose own numbers are sums."""
     few_shot: DrawRecord | None = None
+
+    @property
+    def prompts(self) -> list[PromptRecord]:
+        """The prompt form of the task, or of each task of a mixture."""
+        return [prompt for part in self.parts.values() for prompt in part.prompts] or [self.prompt]
