@@ -118,6 +118,7 @@ EXAMPLES: dict[type[Strict], list[dict[str, Any]]] = {
             "choice_score": "per_character",
         },
         {"files": "claims.jsonl", **TASK, "labels": [False, True], "words": ["no", "yes"], "answered_by": "likelihood"},
+        {"files": "talks.jsonl", "messages": "talk", "kind": "text", "form": "auto", "system": "Be brief."},
     ],
     MixtureFile: [{"tasks": ["mnli", "qqp", "sst2"], "sampling": "temperature", "temperature": 10.0}],
     Tuning: [{"seeds": "first", "strategy": "halving", "begin": "learnt"}],

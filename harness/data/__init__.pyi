@@ -28,6 +28,7 @@ from .micro.tasks import Row as Row
 from .origins import MissingData as MissingData
 from .origins import require_folder as require_folder
 from .prompt_form import make_form as make_form
+from .prompt_form import template_digest as template_digest
 from .record import Cuts as Cuts
 from .record import DataRecord as DataRecord
 from .record import PromptRecord as PromptRecord

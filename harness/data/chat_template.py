@@ -1,7 +1,7 @@
 """Renders the chat templates of tokenizers. A template is a stranger's program, so it runs in a sandbox, within bounds.
 
 It is rendered here and not by transformers for three reasons. A template that loops ends in a message. One that writes
-the date writes the same each day, since a prompt is part of a result. And what it raises is told in its own words.
+the date writes the same each day, since what is read is part of a result. And what it raises is told in its own words.
 """
 
 from __future__ import annotations

@@ -193,30 +193,28 @@ class _Chat(PromptForm):
             self._text = str(tokenizer.get_chat_template())
         except ValueError as error:  # several templates, and none of them called default
             raise UserError(f"backbone '{backbone.name}' has no chat template to use: {error}") from None
-        tokens = getattr(tokenizer, "special_tokens_map", {})
-        self._tokens = {name: token for name, token in tokens.items() if isinstance(token, (str, list))}
-        self._template = ChatTemplate(self._text, self._tokens, backbone.name)
+        self._template = ChatTemplate(self._text, _tokens_of(tokenizer), backbone.name)
         self._known_shapes: set[tuple[str, ...]] = set()
         """Roles of conversations that have been tried."""
-        first = ((("system", task.system),) if task.system else ()) + (("user", NEUTRAL),)
-        self._prompt, self._lead, self._tail = self._around(first)
+        self._first = _conversation(task, Example(NEUTRAL, "", ()))
+        """A conversation of a single text, behind which answers are rendered."""
+        self._prompt, self._lead, self._tail = self._around(self._first)
         """The prompt that answers are tokenised behind; what of it stands behind the generation prompt; what ends an
         answer. White space in front of an answer is part of it. All else there, such as a closed block of thinking, is
         in the prompt."""
-        self._known_shapes.add(tuple(role for role, _ in first))
+        self._known_shapes.add(tuple(role for role, _ in self._first))
         frame = self._template.render((("user", NEUTRAL),), False) + self._tail
         self._frame_tokens = [
             token.content
             for token in getattr(tokenizer, "added_tokens_decoder", {}).values()
-            if token.content.strip() and token.content in frame
+            # white space and words may be added tokens too, and are no marks
+            if token.content in frame and not token.content.strip().isalnum()
         ]
         self._turn_end = self._end_of_turn()
 
     @property
     def record(self) -> PromptRecord:
-        whole = json.dumps([self._text, self._tokens], sort_keys=True)
-        digest = hashlib.sha256(whole.encode()).hexdigest()[:16]
-        return PromptRecord(form=self.name, template=digest, system=self._task.system)
+        return PromptRecord(form=self.name, template=template_digest(self._tokenizer), system=self._task.system)
 
     @property
     def settings(self) -> list[Any]:
@@ -268,8 +266,7 @@ class _Chat(PromptForm):
     def _answer(self, text: str) -> str:
         """What the template writes behind the prompt for an answer. Raises UserError if it rewrites the answer."""
         text = self._unmarked(text)
-        conversation = ((("system", self._task.system),) if self._task.system else ()) + (("user", NEUTRAL),)
-        whole = self._template.render((*conversation, ("assistant", text)), False)
+        whole = self._template.render((*self._first, ("assistant", text)), False)
         if not whole.startswith(self._prompt) or text.strip() not in whole[len(self._prompt) :]:
             problem = f"rewrites an answer, which begins {text!r:.60}, so it does not stand behind the prompt as it is"
             raise self._template.error(problem, "Take form: plain.")
@@ -358,6 +355,20 @@ def make_form(task: Task, backbone: Backbone) -> PromptForm:
     return PromptForm(task, backbone)
 
 
+def template_digest(tokenizer: Any) -> str | None:
+    """Return a hash of a tokenizer's chat template and of the tokens that it is given; None where there is none."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    whole = json.dumps([tokenizer.chat_template, _tokens_of(tokenizer)], sort_keys=True)
+    return hashlib.sha256(whole.encode()).hexdigest()[:16]
+
+
+def _tokens_of(tokenizer: Any) -> dict[str, Any]:
+    """Return the special tokens by their names, for a template: `bos_token` and the like."""
+    tokens = getattr(tokenizer, "special_tokens_map", {})
+    return {name: token for name, token in tokens.items() if isinstance(token, (str, list))}
+
+
 def target_ids(text: str, backbone: Backbone, limit: int | None) -> list[int]:
     """Return the ids of an answer with exactly one end token, as the last; at most `limit` ids."""
     marks = _boundary_tokens(backbone)
@@ -378,7 +389,8 @@ def _generation_ends(backbone: Backbone) -> list[int]:
 
 
 def _pattern(tokens: Iterable[str]) -> re.Pattern[str] | None:
-    longest_first = sorted(filter(str.strip, tokens), key=len, reverse=True)
+    # a single character is no spelling of a token: some tokenizers pad with "!"
+    longest_first = sorted((token for token in tokens if len(token.strip()) > 1), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
 

@@ -34,7 +34,7 @@ class Cuts(Strict):
 
 
 class PromptRecord(Strict):
-    """How source texts became prompts."""
+    """How source texts became what a network reads."""
 
     form: ResolvedForm = "suffix"
     """`auto` is resolved here."""
@@ -81,3 +81,8 @@ class DataRecord(Strict):
     parts: dict[str, DataRecord] = {}
     """The tasks of a mixture, whose own numbers are sums."""
     few_shot: DrawRecord | None = None
+
+    @property
+    def prompts(self) -> list[PromptRecord]:
+        """The prompt form of the task, or of each task of a mixture."""
+        return [prompt for part in self.parts.values() for prompt in part.prompts] or [self.prompt]

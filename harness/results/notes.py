@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from harness.data import DataRecord, PromptRecord, all_tasks
+from harness.data import DataRecord, all_tasks
 from harness.errors import UserError
 from harness.results.schema import Result
 from harness.results.store import ResultStore, read_result
@@ -169,15 +169,10 @@ def find_differences(results: list[Result], kinds: Sequence[str]) -> list[str]:
         "method source": {run.method_sha256 for run in results},
         "rows": {run.data.fingerprint for run in results if run.data},
         # a rule reads no prompt
-        "prompt forms": {repr(_prompts(run.data)) for run in trained if run.data},
+        "prompt forms": {repr(run.data.prompts) for run in trained if run.data},
         "backbone weights": {run.backbone.fingerprint for run in trained if run.backbone},
     }
     return [kind for kind in kinds if len(fingerprints[kind]) > 1]
-
-
-def _prompts(record: DataRecord) -> list[PromptRecord]:
-    """The prompt form of the task, or of each task of a mixture."""
-    return [prompt for part in record.parts.values() for prompt in _prompts(part)] or [record.prompt]
 
 
 def commits_of(results: Iterable[Result]) -> list[str]:

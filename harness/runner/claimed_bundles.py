@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness import stop
-from harness.backbone import best_device, weights_fingerprint
-from harness.data import cell_rows
+from harness.backbone import best_device, local_tokenizer, weights_fingerprint
+from harness.data import cell_rows, template_digest
 from harness.provenance import collect_provenance
 from harness.results import Result
 from harness.runner.claims import Claims
@@ -197,6 +197,9 @@ class ClaimedBundles:
         made = collect_provenance(best_device())
         versions = [made["harness"], made["commit"], made["versions"].get("torch")]
         weights = weights_fingerprint(bundle.backbone, bundle.cells[0].recipe.quantization)
+        task = self.plan.tasks[bundle.cells[0].task]
+        if any(part.form in ("chat", "auto") for part in task.parts or (task,)):  # another template makes other ids
+            versions.append(template_digest(local_tokenizer(bundle.backbone)))
         processes = [bundle.processes, bundle.sharding]
         return _digest([rows, weights, bundle.micro_batch_tokens, made["device"], versions, processes])
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.backbone import Placement, require_safetensors, weights_fingerprint
-from harness.data import Task, cell_rows, require_folder
+from harness.backbone import Placement, local_tokenizer, require_safetensors, weights_fingerprint
+from harness.data import Task, cell_rows, require_folder, template_digest
 from harness.errors import UserError
 from harness.garbage import without_gc
 from harness.method import MethodSpecs, Registered, SourceFile, discover
@@ -154,7 +154,7 @@ class Plan:
         return any(point in self.results[index] for index, point in self.index.of_cell(cell.key))
 
     def is_stale(self, result: Result) -> bool:
-        """Whether the method's file, the weights, the rows or the source cells have changed since `result` was made.
+        """Whether the method's file, the weights, the chat template, the rows or the source cells have changed since.
 
         For a failure only the file and the sources count: it may have no record of weights and rows.
         """
@@ -167,7 +167,7 @@ class Plan:
             return True
         if result.status == "failed" or result.data is None or result.backbone is None:
             return False
-        return self._weights_moved(result) or self._data_moved(result)
+        return self._weights_moved(result) or self._template_moved(result) or self._data_moved(result)
 
     def _starts_moved(self, result: Result) -> bool:
         """Whether a source was trained again since, or is stale itself."""
@@ -187,6 +187,13 @@ class Plan:
         if (backbone, quantization) not in self._fingerprints:
             self._fingerprints[backbone, quantization] = weights_fingerprint(backbone, quantization)
         return self._fingerprints[backbone, quantization] not in (result.backbone.fingerprint, "unresolved")
+
+    def _template_moved(self, result: Result) -> bool:
+        """Whether the tokenizer has another chat template now than the one in which texts were read."""
+        assert result.data is not None
+        told = {prompt.template for prompt in result.data.prompts if prompt.form == "chat"}
+        tokenizer = local_tokenizer(self.suite.backbone_sources[result.cell.backbone]) if told else None
+        return tokenizer is not None and told != {template_digest(tokenizer)}
 
     def _data_moved(self, result: Result) -> bool:
         """Whether the task's rows are others now, as far as they are on this machine."""

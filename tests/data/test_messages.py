@@ -31,7 +31,7 @@ SYSTEM = message("system", "Be brief.")
 
 def task(path: Path, **settings: Any) -> Task:
     given_ = {"files": str(path), "messages": "talk", "kind": "text", "form": "auto", "dev_share": 1, "test_share": 1}
-    return declared_task("cats", TaskFile(**(given_ | settings)), str(path.parent))
+    return declared_task("cats", TaskFile.model_validate(given_ | settings), str(path.parent))
 
 
 def write(folder: Path, name: str, talks: list[Any]) -> Path:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from lm_eval.api.model import TemplateLM
 
 import harness
-from harness.backbone.load import load_backbone
+from harness.backbone.load import load_backbone, local_tokenizer
 from harness.cli.list_tasks import describe_rows
 from harness.data.examples import Example
 from harness.data.prompt_form import PromptForm, make_form
@@ -78,6 +78,18 @@ def test_whatever_a_row_spells_no_special_token_is_lost_or_doubled(family: str, 
         assert special_ids(made, made.choice_ids(answer, text)) == []
 
 
+@pytest.mark.parametrize("name", ["plain", "chat"])
+@pytest.mark.parametrize("family", CHATS)
+def test_a_token_that_comes_about_as_another_is_taken_out_goes_too(family: str, name: Form) -> None:
+    made = form(family, name)
+    frame = special_ids(made, source(made, "word"))
+    for token in (*dict(FAMILIES[family].named).values(), *FAMILIES[family].others):
+        text = f"a{token[:2]}{token[:2]}{token}{token[2:]}{token[2:]}"
+        assert special_ids(made, source(made, text)) == frame
+        target = made.target_ids(text, None)
+        assert special_ids(made, target) == target[-1:]
+
+
 @pytest.mark.parametrize("family", CHATS)
 @given(text=st.text("the No\n.é", max_size=12), answer=st.text("in Yes\n", max_size=9))
 @settings(max_examples=20)
@@ -125,7 +137,7 @@ def test_plain_pairs_are_those_of_the_evaluation_harness(family: str, context: s
     made = form(family, "plain")
     theirs = SimpleNamespace(backend="causal", tok_encode=made._tokenizer.encode)
     for text in (context, f"{context} "):
-        read, written = TemplateLM._encode_pair(theirs, context, f" {answer}")  # type: ignore[arg-type]
+        read, written = TemplateLM._encode_pair(theirs, context, f" {answer}")
         assert source(made, text) == read
         assert made.choice_ids(answer, text) == written
         assert made.target_ids(answer, None, text) == [*written, made._tokenizer.eos_token_id]
@@ -406,6 +418,18 @@ def test_a_run_records_form_and_template(tmp_path: Path) -> None:
     )
     assert prompt == repr(expected.record)
     assert len(expected.record.template or "") == 16
+
+
+def test_another_template_makes_a_chat_stale_and_nothing_else(tmp_path: Path) -> None:
+    for name, form in (("chat", "form: chat"), ("plain", "form: plain")):
+        folder = tmp_path / name
+        folder.mkdir()
+        path = write_sums(folder, form, TEMPLATE)
+        assert harness.run(path, results=folder / "out", quiet=True).num_trained == 1
+        assert harness.run(path, results=folder / "out", quiet=True).num_stale == 0
+        (folder / "net" / "chat_template.jinja").write_text(TEMPLATE.replace("assistant", "model"))
+        local_tokenizer.cache_clear()  # one process reads a tokenizer once
+        assert harness.run(path, results=folder / "out", quiet=True).num_stale == (name == "chat")
 
 
 @pytest.mark.parametrize(

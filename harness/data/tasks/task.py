@@ -95,7 +95,7 @@ class Task:
     form: Form = "suffix"
     """How the source text becomes a prompt (`harness.data.prompt_form`)."""
     system: str = ""
-    """What stands in front of a conversation as its system message; only with a chat template."""
+    """What stands in front of a text, or of a conversation that has no system message itself; not with `suffix`."""
     choices: tuple[str, ...] = ()
     """Columns of a choice's texts in order, or the one column that holds a list of them. Kind `choice` alone."""
     answered_by: AnsweredBy = "writing"
