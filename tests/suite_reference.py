@@ -136,6 +136,7 @@ EXAMPLES: dict[type[Strict], list[dict[str, Any]]] = {
             "eps": 1e-8,
             "adamw": "torch",
             "label_tokens": 20,
+            "forgetting_text": "shipped",
             "clip_norm": 1.0,
             "eval_every": 500,
             "max_source_length": 348,

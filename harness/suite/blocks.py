@@ -34,7 +34,7 @@ Share = Annotated[int, Field(gt=0)] | Annotated[float, Field(gt=0, lt=1, allow_i
 
 
 Form = Literal["suffix", "plain", "chat", "auto"]
-"""`suffix` is that of the papers: a decoder reads the text and " Label : ". `plain` is the text, a blank and the answer.
+"""`suffix` is that of the papers: a decoder reads the text and " Label : ". `plain` is the text, a blank, the answer.
 `chat` is the tokenizer's own template, `auto` that where there is one, else `plain`."""
 AnsweredBy = Literal["writing", "likelihood"]
 ChoiceScore = Literal["sum", "per_character", "per_byte", "per_token"]

@@ -239,25 +239,26 @@ class BundleTrainer(BundleStep):
         if not cells:
             return
         self._wait_for_device()
-        started = time.perf_counter()
         self._set_training(False)
         for i in cells:
             self.states[i].outcome.method.load_state_dict(self.states[i].best)
+        # before anything is counted: a stop in it then leaves accounts that a later run can add to
+        cells = [i for i in cells if self._measure_forgetting(i)]
+        started = time.perf_counter()
         answers = self._answers("test", cells)
         for i in answers:
             outcome = self.states[i].outcome
             outcome.answers["test"] = answers[i]
             outcome.scores["test"] = score_data(self.data, "test", answers[i])
-        self._account_evaluation("test", cells, started)
-        for i in answers:
-            self._measure_forgetting(i)
-            if i in self.active:
-                self._leave(i)
+            self._leave(i)
+        if cells:
+            self._account_evaluation("test", cells, started)
 
-    def _measure_forgetting(self, i: int) -> None:
-        """Measure what a cell has forgotten, if its recipe asks for it; a cell whose own code raises fails and leaves.
+    def _measure_forgetting(self, i: int) -> bool:
+        """Measure what a cell has forgotten, if its recipe asks for it; return whether its own code has not raised.
 
-        It takes no part in the times of training and evaluation. Several processes all measure the same.
+        If it has, the cell fails and leaves. The time is none of training or evaluation. Several processes all measure
+        the same.
         """
         outcome, folder = self.states[i].outcome, self.suite_folder
         name, is_sharded = self.states[i].recipe.forgetting_text, self.sharding.is_sharded
@@ -265,6 +266,8 @@ class BundleTrainer(BundleStep):
             outcome.forgetting = measure_forgetting(self.fused, i, name, folder, is_sharded)
         except CellError as error:
             self._fail(error)
+            return False
+        return True
 
     def _wait_for_device(self) -> None:
         """Wait until a GPU has finished the steps that were launched, and count that time as training.

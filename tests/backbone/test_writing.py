@@ -156,8 +156,13 @@ def test_rows_stay_where_answers_are_short_or_somebody_cannot_follow() -> None:
     assert not batches.kept
     assert set(batches.sizes) == {len(TEXTS)}
     asked: list[int] = []
+
+    def refuse(kept: Tensor) -> bool:
+        asked.append(len(kept))
+        return False
+
     with Batches(backbone) as batches:
-        backbone.write(embeds, mask, Writing(MOST, ends), follow=lambda kept: bool(asked.append(len(kept))))
+        backbone.write(embeds, mask, Writing(MOST, ends), follow=refuse)
     assert len(asked) == 1, "nobody is asked twice"
     assert set(batches.sizes) == {len(TEXTS)}
 

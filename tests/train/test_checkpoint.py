@@ -32,7 +32,8 @@ def bundle() -> list[Cell]:
     """Cells of different lengths; one depends on the text, one leaves early."""
     short, long = make_cell(*SPECS[0], steps=11), [make_cell(*spec, steps=14) for spec in SPECS[1:3]]
     cells = [short, *long, make_cell("by_text", {}, 0.1, 5, 4, steps=14)]
-    return [c.model_copy(update={"recipe": c.recipe.model_copy(update={"eval_every": 5})}) for c in cells]
+    changes = {"eval_every": 5, "forgetting_text": "shipped"}
+    return [c.model_copy(update={"recipe": c.recipe.model_copy(update=changes)}) for c in cells]
 
 
 def made(cells: list[Cell]) -> BundleTrainer:
@@ -54,7 +55,7 @@ def finish(made: BundleTrainer, plan: CheckpointPlan | None = None, kill_at: int
 def bits(outcome: Outcome) -> tuple[object, ...]:
     tensors = {name: tensor.numpy().tobytes() for name, tensor in outcome.method.state_dict().items()}
     counts = outcome.num_steps, dataclasses.asdict(outcome.work), outcome.selected_step
-    return tensors, outcome.history, outcome.answers, outcome.scores, counts
+    return tensors, outcome.history, outcome.answers, outcome.scores, outcome.forgetting, counts
 
 
 @pytest.fixture(scope="module")

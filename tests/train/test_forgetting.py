@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import test_fused
 import torch
 from checkpoints import BART, byte_tokenizer, write_checkpoint, write_reviews
 from float64 import in_float64
@@ -21,6 +20,7 @@ from typer.testing import CliRunner
 import harness
 from harness.backbone.load import load_backbone
 from harness.backbone.network import Backbone
+from harness.backbone.network_kinds import KindName
 from harness.cli.commands import app
 from harness.errors import UserError
 from harness.results.schema import Forgetting
@@ -37,15 +37,16 @@ from harness.train.forgetting import (
     windows_of,
 )
 from harness.train.loop import BundleTrainer
+from harness.train.tiny_backbones import tiny_backbone
 from tools.network_matrix.checkpoints import build
 
 LAYER_SPECS: list[Spec] = [("lora", {"rank": 2, "dropout": 0.0}), ("bitfit", {}), ("adapter", {"reduction": 8})]
-INPUT_SPECS = [*SPECS, ("by_text", {}), ("prefix_tuning", {"prefix_length": 3})]
+INPUT_SPECS = [SPECS[0], SPECS[2], SPECS[5], ("by_text", {}), ("prefix_tuning", {"prefix_length": 3})]
 
 
-@pytest.fixture(scope="module", params=["Llama 3", "GPT-2", "Gemma 3"])
+@pytest.fixture(scope="module", params=["Llama 3", "GPT-2"])
 def network(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Backbone:
-    """With a begin token and without one, with windows of 512 tokens and of 256, with a scaled embedding."""
+    """With a begin token and without one, with windows of 512 tokens and of 256."""
     folder = tmp_path_factory.mktemp("network")
     build(request.param, folder)
     return load_backbone(str(folder), "float64")
@@ -132,7 +133,9 @@ def test_both_losses_are_those_of_a_plain_loop(network: Backbone, folder: str) -
     prompt = made.fused.methods[0].prompt()
     assert prompt is not None
     assert found.after == pytest.approx(loop(network, windows, prompt.detach()), abs=1e-9)
-    assert found.rise == pytest.approx(found.after - found.before, abs=0)
+    assert found.before is not None
+    assert found.after is not None
+    assert found.rise == found.after - found.before
     assert abs(found.rise) > 1e-3
     assert found.num_tokens == sum(len(window) - 1 for window in windows)
     assert found.window == window_length(network, 7)
@@ -151,15 +154,18 @@ def test_changes_inside_the_network_are_measured_as_it_stands_with_them(
     assert found.rise != 0
 
 
-@pytest.mark.parametrize(("specs", "recipe"), [(INPUT_SPECS, {}), (LAYER_SPECS, {}), (SPECS[:3], {"head": "linear"})],
-                         ids=["prompts", "layers", "heads"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("specs", "recipe"),
+    [(INPUT_SPECS, {}), (LAYER_SPECS, {}), ([SPECS[0], SPECS[2]], {"head": "linear"})],
+    ids=["prompts", "layers", "heads"],
+)
 def test_a_cell_in_a_bundle_measures_what_it_measures_alone(
     network: Backbone, folder: str, specs: list[Spec], recipe: dict[str, Any]
 ) -> None:
     cells = [make_cell(*spec, seed, 4, **recipe) for seed, spec in enumerate(specs)]
-    together = trained(cells, network, 3)
+    together = trained(cells, network, 2)
     for index, cell in enumerate(cells):
-        alone = measured(trained([cell], network, 3), 0, folder)
+        alone = measured(trained([cell], network, 2), 0, folder)
         found = measured(together, index, folder)
         assert alone.rise is not None
         assert found.rise == pytest.approx(alone.rise, abs=1e-8), cell.label
@@ -167,10 +173,8 @@ def test_a_cell_in_a_bundle_measures_what_it_measures_alone(
 
 
 def test_a_method_that_changes_nothing_measures_exactly_zero(network: Backbone, folder: str) -> None:
-    cells = [
-        make_cell(name, hp, seed, 4, head="linear") for seed, (name, hp) in enumerate([SPECS[0], ("head_only", {})])
-    ]
-    for made, cell in ((trained(heads, network, 3), 1), (untouched(network, "lora", "bitfit"), 0),
+    heads = [make_cell(*spec, 1, 4, head="linear") for spec in (SPECS[0], ("head_only", {}))]
+    for made, cell in ((trained(heads, network, 1), 1), (untouched(network, "lora", "bitfit"), 0),
                        (untouched(network, "lora", "bitfit"), 1), (untouched(network, "lora"), 0),
                        (untouched(network, "finetune"), 0)):  # fmt: skip
         assert measured(made, cell, folder).rise == 0.0
@@ -202,7 +206,7 @@ def test_a_cell_that_is_not_finite_touches_no_other(network: Backbone, folder: s
 
 
 def test_the_bare_network_reads_the_text_once_for_all_cells(folder: str) -> None:
-    backbone = test_fused.tiny_backbone("decoder", "float64")
+    backbone = tiny_backbone("decoder", "float64")
     made = trained([make_cell(*spec, seed, 4) for seed, spec in enumerate(LAYER_SPECS)], backbone, 1)
     calls: list[int] = []
     handle = backbone.model.register_forward_hook(lambda *_: calls.append(1))
@@ -215,18 +219,19 @@ def test_the_bare_network_reads_the_text_once_for_all_cells(folder: str) -> None
 
 
 def test_other_kinds_of_network_say_why_not(tmp_path: Path) -> None:
-    for kind in ("encoder-decoder", "encoder"):
-        backbone = test_fused.tiny_backbone(kind, "float64")  # type: ignore[arg-type]
+    kinds: tuple[KindName, ...] = ("encoder-decoder", "encoder")
+    for kind in kinds:
+        backbone = tiny_backbone(kind, "float64")
         recipe = {"head": "linear"} if kind == "encoder" else {}
         made = trained([make_cell("prompt_tuning", {"prompt_length": 7}, 1, 4, **recipe)], backbone, 0)
         found = measured(made, 0, str(tmp_path), "shipped")
         assert found.rise is None
         assert found.problem == f"measured on decoders alone; 'tiny-{kind}' is an {kind}"
-    decoder = trained([make_cell("lora", {"rank": 2}, 1, 4)], test_fused.tiny_backbone("decoder", "float64"), 0)
+    decoder = trained([make_cell("lora", {"rank": 2}, 1, 4)], tiny_backbone("decoder", "float64"), 0)
     with decoder.fused.attached():
-        found = measure_forgetting(decoder.fused, 0, "shipped", "", is_sharded=True)
-    assert found is not None
-    assert "divided among processes" in str(found.problem)
+        sharded = measure_forgetting(decoder.fused, 0, "shipped", "", is_sharded=True)
+    assert sharded is not None
+    assert "divided among processes" in str(sharded.problem)
 
 
 @pytest.mark.parametrize(
@@ -306,13 +311,14 @@ def test_a_run_stores_shows_and_verifies_what_was_forgotten(measured_run: Path, 
     assert said("verify", measured_run).exit_code == 0
     shown = said("report", measured_run, "--costs", "--format", "markdown").stdout
     columns = [line.split("|")[-2].strip() for line in shown.splitlines() if line.startswith("| prompt_tuning")]
-    assert sorted(columns) == sorted([f"{sum(rises) / 2:.3f}", "– [1]"])
+    assert sorted(column.partition(" ")[0] for column in columns) == sorted([f"{sum(rises) / 2:.3f}", "–"])
     assert shown.count("forgetting: measured on decoders alone; 'bart' is an encoder-decoder") == 1
     (board,) = (board for board in json.loads(said("report", measured_run, "--format", "json").stdout)
                 if board["backbone"] == "llama")  # fmt: skip
     (row,) = (row for row in board["rows"] if row["label"] == "prompt_tuning")
     assert row["forgetting"] == pytest.approx(sum(rises) / 2)
-    assert "forgetting" not in said("report", measured_run, "--format", "markdown").stdout
+    assert " forgetting |" in shown
+    assert " forgetting |" not in said("report", measured_run, "--format", "markdown").stdout
     assert said("site", measured_run, "--out", str(tmp_path / "site")).exit_code == 0
     pages = [page.read_text() for page in (tmp_path / "site").rglob("*.html")]
     assert any("<h2>Forgetting" in page for page in pages)

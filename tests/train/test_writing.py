@@ -20,7 +20,7 @@ from harness.method.method import Method
 from harness.method.registry import discover
 from harness.method.shared_layers import SharedLayers
 from harness.train import evaluate
-from harness.train.batch_input import BatchInput
+from harness.train.batch_input import BatchInput, Rows
 from harness.train.evaluate import answer_split, fewest_tokens
 from harness.train.tiny_backbones import TinyTokenizer, tiny_backbone, tiny_rows
 
@@ -101,7 +101,7 @@ def generated(method: Method, backbone: Backbone, encoded: Encoded, ends: tuple[
     for row in range(len(encoded)):
         fused = BatchInput([method], backbone, 24)
         fused.refresh(False, [0])
-        embeds, mask, _ = fused.build(encoded, evaluate.Rows(np.array([0]), np.array([row])))
+        embeds, mask, _ = fused.build(encoded, Rows(np.array([0]), np.array([row])))
         with fused.attached(), torch.no_grad():
             ids = backbone.model.generate(
                 inputs_embeds=embeds, attention_mask=mask,
@@ -154,7 +154,7 @@ def test_rows_of_a_method_that_attaches_itself_leave_too(name: str, kind: Any, m
     backbone = restless(kind)
     encoded = tiny_rows(LENGTHS, backbone)
     cls: Any = discover()[name].cls
-    settings = {"lst": {"init": "random", "reduction": 2, "skip_every": 2}, "prefix_tuning": {"prefix_length": 4}}
+    settings: dict[str, dict[str, Any]] = {"lst": {"init": "random", "reduction": 2, "skip_every": 2}, "prefix_tuning": {"prefix_length": 4}}
     torch.manual_seed(0)
     method = cls(cls.HP(**settings.get(name, {})), backbone).eval()
     with torch.no_grad():
@@ -222,7 +222,7 @@ def test_changed_layers_hear_of_the_rows_of_each_cell() -> None:
     backbone = tiny_backbone("decoder", "float64")
     fused = BatchInput(methods_of(LORA, backbone), backbone, 24)
     fused.refresh(False, range(3))
-    rows = evaluate.Rows(np.array([0, 1, 2, 0, 1, 2, 1]), np.array([0, 0, 0, 1, 1, 1, 2]))
+    rows = Rows(np.array([0, 1, 2, 0, 1, 2, 1]), np.array([0, 0, 0, 1, 1, 1, 2]))
     fused.build(tiny_rows(LENGTHS, backbone), rows)
     layers = fused._layers
     assert isinstance(layers, SharedLayers)
