@@ -154,7 +154,10 @@ def test_rows_of_a_method_that_attaches_itself_leave_too(name: str, kind: Any, m
     backbone = restless(kind)
     encoded = tiny_rows(LENGTHS, backbone)
     cls: Any = discover()[name].cls
-    settings: dict[str, dict[str, Any]] = {"lst": {"init": "random", "reduction": 2, "skip_every": 2}, "prefix_tuning": {"prefix_length": 4}}
+    settings: dict[str, dict[str, Any]] = {
+        "lst": {"init": "random", "reduction": 2, "skip_every": 2},
+        "prefix_tuning": {"prefix_length": 4},
+    }
     torch.manual_seed(0)
     method = cls(cls.HP(**settings.get(name, {})), backbone).eval()
     with torch.no_grad():
