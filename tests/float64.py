@@ -22,9 +22,9 @@ from torch import Tensor
 def in_float64() -> Iterator[None]:
     """Within this context nothing in float64 is brought down to float32."""
     with pytest.MonkeyPatch.context() as patch:
-        for owner, name in ((Tensor, "float"), (Tensor, "to"), (Tensor, "softmax"), (Tensor, "type")):
-            patch.setattr(owner, name, _staying(getattr(owner, name), name))
-        for owner, name in ((torch, "softmax"), (F, "softmax"), (F, "log_softmax"), (torch, "sum"), (torch, "mean")):
+        functions: list[tuple[Any, str]] = [(Tensor, name) for name in ("float", "to", "softmax", "type")]
+        functions += [(torch, name) for name in ("softmax", "sum", "mean")] + [(F, "softmax"), (F, "log_softmax")]
+        for owner, name in functions:
             patch.setattr(owner, name, _staying(getattr(owner, name), name))
         yield
 
