@@ -17,13 +17,16 @@ from harness.cli.list_tasks import describe_rows
 from harness.data.class_names import ClassName
 from harness.data.encoded_choices import encode_choices
 from harness.data.examples import Converter, Example, TaskData
+from harness.data.few_shot import draw_few
 from harness.data.splits import load_task
 from harness.data.tasks import all_tasks
 from harness.data.tasks.declared import suite_tasks
 from harness.data.tasks.task import Task
 from harness.errors import UserError
 from harness.results.predictions import read_answers
-from harness.results.store import predictions_path, read_result
+from harness.results.rescore import rescore_folder
+from harness.results.store import ResultStore, predictions_path, read_result
+from harness.suite.blocks import Draw
 from harness.suite.make_groups import Overrides, load_suite
 from harness.train.evaluate import chance_level, score_split
 
@@ -309,7 +312,19 @@ def test_the_majority_is_the_most_frequent_number(trained: Path) -> None:
     )
 
 
-def test_tokens_of_choices_are_on_record_and_stored_scores_are_those_of_the_answers(trained: Path) -> None:
+def test_stored_answers_give_their_scores_again(trained: Path) -> None:
+    checked = rescore_folder(ResultStore(trained / "out").scan())
+    assert (checked.moved, checked.num_runs) == ([], 3)
+
+
+def test_few_rows_are_drawn_without_regard_to_which_choice_is_right(trained: Path) -> None:
+    drawn = draw_few(rows_of(trained), Draw(k=6, rule="balanced", seed=1))
+    assert len(drawn.train) == 6
+    assert drawn.record.few_shot is not None
+    assert drawn.record.few_shot.class_counts == {"": 6}
+
+
+def test_tokens_of_choices_are_on_record_and_a_preview_shows_them(trained: Path) -> None:
     result = read_result(stored(trained, "prompt_tuning"))
     assert result.data is not None
     assert set(result.data.choice_tokens) == {"dev", "test"}
