@@ -31,7 +31,6 @@ from .prompt_form import make_form as make_form
 from .prompt_form import template_digest as template_digest
 from .record import Cuts as Cuts
 from .record import DataRecord as DataRecord
-from .record import PromptRecord as PromptRecord
 from .record import WritingRecord as WritingRecord
 from .splits import cell_rows as cell_rows
 from .splits import load_task as load_task
