@@ -280,6 +280,20 @@ def test_what_is_put_back_bit_for_bit_is_no_change() -> None:
     assert seal.glance(training=False) == "'shared.weight' takes gradients"
 
 
+@pytest.mark.parametrize("kind", [torch.float64, torch.int64, torch.float32])
+def test_numbers_with_few_bits_do_not_change_places_unseen(kind: torch.dtype) -> None:
+    """In float64, 0 and 2 differ in one bit at the upper end."""
+    numbers = torch.tensor([0, 1, 2, 4, -0.0, -2, -1, 1 << 40, 8, 16]).to(kind)
+    for one in range(len(numbers)):
+        for other in range(one):
+            swapped = numbers.clone()
+            swapped[[one, other]] = numbers[[other, one]]
+            if not torch.equal(swapped, numbers):
+                assert checksums([swapped]) != checksums([numbers]), (one, other)
+    bits = torch.arange(10)
+    assert checksums([bits]) != checksums([~bits])
+
+
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_a_checksum_shows_every_change_of_one_number_and_every_exchange_of_two(data: st.DataObject) -> None:
