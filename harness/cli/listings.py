@@ -11,7 +11,7 @@ from harness.cli.list_protocols import protocol_table
 from harness.cli.list_time import describe_time
 from harness.data import describe_few_shot
 from harness.errors import UserError
-from harness.method import Registered, Rule
+from harness.method import Method, Registered, Rule
 from harness.runner import (
     Misfits,
     Plan,
@@ -116,7 +116,8 @@ def _describe_group(plan: Plan, index: int, misfits: Misfits) -> dict[str, Any]:
     stale = [*(result for result in results.values() if plan.is_stale(result)), *old]
     missing = max(0, plan.num_missing(index) - len(old) - unfit)
     first = group.cells[(0, group.seeds[0])]
-    trains = plan.methods[group.method].cls is None or not issubclass(plan.methods[group.method].cls or Rule, Rule)
+    cls = plan.methods[group.method].cls
+    trains = cls is None or (issubclass(cls, Method) and cls.trains)
     return {
         "method": group.label,
         "task": group.task,
@@ -187,7 +188,8 @@ def _misfit(registered: Registered, backbone: str) -> str | None:
     try:
         settings = method_settings(registered.spec, {})
         reason = misfit(cls, settings, backbone)
-        if reason is None and not network.kind.has_text_states and not cls(cls.HP(**settings), network).num_trained:
+        needs_head = cls.trains and reason is None and not cls(cls.HP(**settings), network).num_trained
+        if needs_head and not network.kind.has_text_states:
             return "it trains a linear head alone, which needs an encoder or a decoder-only network"
         return reason
     except UserError as error:  # a setting that has no default

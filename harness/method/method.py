@@ -60,6 +60,9 @@ class Method(nn.Module):
     takes_sources: ClassVar[tuple[int, int | None]] = (0, 0)
     """Fewest and most sources that a cell may name in `init_from`; None for no upper bound."""
 
+    trains: ClassVar[bool] = True
+    """Whether cells take steps; else each is answered once, with what `__init__` has made."""
+
     sums_losses: ClassVar[bool] = False
     """Whether a step takes the gradient of the sum of a batch's token losses instead of their mean.
 

@@ -132,7 +132,7 @@ class _Fits:
             reason = misfit(cls, cell.hp, name_or_path, quantization, cell.recipe.lr)
             if reason is None:
                 prompt_tokens, num_trained = self._sizes(cell, sources)
-                _require_something_to_train(cell, num_trained, recipe_at)
+                _check_what_trains(cell, cls, num_trained, recipe_at)
                 _check_positions(plan, cell, prompt_tokens, backbone)
                 reason = misfit(cls, cell.hp, name_or_path, quantization, cell.recipe.lr, sources) if sources else None
         except UserError as error:
@@ -192,8 +192,13 @@ def _without_values(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.to("meta") for name, tensor in tensors.items()}
 
 
-def _require_something_to_train(cell: Cell, num_trained: int, where: str) -> None:
-    """Raise UserError where a method has no tensors of its own, and there is no head to train either."""
+def _check_what_trains(cell: Cell, cls: type[Method], num_trained: int, where: str) -> None:
+    """Raise UserError where there is a head and nothing trains it, or neither a head nor tensors of the method."""
+    if not cls.trains:
+        if cell.recipe.head == "linear":
+            problem = f"'{cell.label}' takes no step, so nothing would train its head; recipe.head must be label"
+            raise UserError(problem, where=where, field="recipe.head")
+        return
     if cell.recipe.head != "linear" and not num_trained:
         problem = f"'{cell.label}' trains a linear head alone; recipe.head must be linear"
         raise UserError(problem, where=where, field="recipe.head")

@@ -11,6 +11,7 @@ from typing import Literal
 
 from harness import stop
 from harness.data import cell_rows
+from harness.method import Method
 from harness.results import NotStored, Result
 from harness.runner.claimed_bundles import ClaimedBundles
 from harness.runner.claims import Claims
@@ -271,5 +272,6 @@ def _expect_all(plan: Plan, progress: Progress) -> None:
     for index, group in enumerate(plan.groups):
         old = sum(cell.key in plan.superseded for cell in group.own_cells().values())
         count = max(0, plan.num_missing(index) - old)
-        rule = plan.methods[group.method].spec.is_rule
-        progress.expect(count, 0 if rule else count * work(group.cells[(0, group.seeds[0])]))
+        cls = plan.methods[group.method].cls
+        trains = cls is None or (issubclass(cls, Method) and cls.trains)
+        progress.expect(count, count * work(group.cells[(0, group.seeds[0])]) if trains else 0)

@@ -210,7 +210,8 @@ def _mean_rows(known: _Known, group: Group, lengths: TextLengths) -> Rows:
     points = [group.cells[(point, group.seeds[0])] for point in range(len(group.points))]
     prompts = {str(cell.hp): known.prompt(cell, lengths) for cell in {str(cell.hp): cell for cell in points}.values()}
     written = _planned_writing(known.plan.tasks[group.task], lengths.target)
-    rows = [rows_of(cell, lengths, *prompts[str(cell.hp)], written) for cell in points]
+    trains = _class(known.plan, points[0]).trains
+    rows = [rows_of(cell, lengths, *prompts[str(cell.hp)], written, trains) for cell in points]
     samples, source, target = (round(fmean(part)) for part in zip(*(one.training for one in rows), strict=True))
     return Rows((samples, source, target), fmean(one.evaluation for one in rows))
 
@@ -222,17 +223,19 @@ def rows_of(
     apart: bool = False,
     apart_in_training: bool = False,
     written: float = 0.0,
+    trains: bool = True,
 ) -> Rows:
     """What training and evaluating one cell sends through the backbone.
 
     A prompt that is read apart counts once for each evaluation, and in training once a step; else it counts for each
-    row. `written` is what writing one answer costs, in positions.
+    row. `written` is what writing one answer costs, in positions. A cell that does not train is answered once.
     """
     recipe = cell.recipe
-    samples = recipe.steps * recipe.batch_size
-    evaluations = math.ceil(recipe.steps / recipe.eval_every)
+    steps = recipe.steps if trains else 0
+    samples = steps * recipe.batch_size
+    evaluations = math.ceil(steps / recipe.eval_every) if trains else 1
     answered = evaluations * lengths.num_dev + lengths.num_test
-    trained = samples * lengths.source + prompt_tokens * (recipe.steps if apart_in_training else samples)
+    trained = samples * lengths.source + prompt_tokens * (steps if apart_in_training else samples)
     scored = answered * (lengths.source + lengths.choices + written)
     scored += prompt_tokens * (evaluations + 1 if apart else answered)
     return Rows((samples, round(trained), round(samples * lengths.target)), scored)

@@ -128,6 +128,8 @@ class CellState:
 
     def __init__(self, cell: Cell, method: Method, order: RowOrder | MixedOrder) -> None:
         self.recipe = cell.recipe
+        self.num_steps = cell.recipe.steps if method.trains else 0
+        """Steps until its end."""
         self.outcome = Outcome(cell, method)
         self.order = order
         self.groups = checked_groups(method, cell.recipe.lr, cell.recipe.head_lr)

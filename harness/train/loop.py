@@ -42,9 +42,10 @@ class BundleTrainer(BundleStep):
         changed the backbone.
         """
         keeper = keeper or CheckpointWriter(None)
-        steps = max(state.recipe.steps for state in self.states)
+        steps = max(state.num_steps for state in self.states)
         try:
-            self._conclude()  # a checkpoint may have been written between a step and its evaluation
+            # some cells take no step, and a checkpoint may have been written between a step and its evaluation
+            self._conclude()
             self._hand_over(on_outcome, keeper)
             while self.active and self.step < steps:
                 self._train_step(self.step)
@@ -99,7 +100,7 @@ class BundleTrainer(BundleStep):
         if due:
             self._evaluate(due, self.step)
             self._race(self.step)
-        self._finish([i for i in self.active if self.states[i].recipe.steps == self.step])
+        self._finish([i for i in self.active if self.states[i].num_steps == self.step])
 
     def _hand_over(self, on_outcome: Callable[[Outcome], None], keeper: CheckpointWriter) -> None:
         """Pass on the outcomes that have become final.
@@ -123,9 +124,10 @@ class BundleTrainer(BundleStep):
 
     def _is_due(self, i: int, step: int) -> bool:
         """Whether a cell is to be evaluated after this step and has not been yet; the last step always is."""
-        recipe, history = self.states[i].recipe, self.states[i].outcome.history
-        is_done = step == 0 or (history and history[-1].step == step)
-        return not is_done and (step % recipe.eval_every == 0 or step == recipe.steps)
+        state, history = self.states[i], self.states[i].outcome.history
+        if history and history[-1].step == step:
+            return False
+        return step == state.num_steps or (step > 0 and step % state.recipe.eval_every == 0)
 
     def _evaluate(self, cells: list[int], step: int) -> None:
         """Score the dev split for these cells; copy the tensors of a cell whose score is its best so far."""

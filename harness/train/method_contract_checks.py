@@ -27,7 +27,7 @@ LENGTHS = [5, 9, 13]
 TOLERANCE = 1e-6
 NUM_SOURCES = 2
 """Where a method takes any number of sources."""
-HEAD_ALONE = "does not apply: it trains a linear head alone"
+NO_TENSORS = "does not apply: it has no tensors of its own"
 
 
 def build(cls: type[Method], backbone: Backbone, seed: int = 0) -> Method:
@@ -192,7 +192,7 @@ def _assert_sealed(seal: Seal, behind: str) -> None:
 def gradients(cls: type[Method], kind: KindName = "encoder-decoder") -> str:
     bench = Bench(cls, kind)
     if not bench.trains:
-        return HEAD_ALONE
+        return NO_TENSORS
     # tensors behind a zero-initialised factor get their first gradient after one step
     _, loss = bench.train(steps=1)
     assert np.isfinite(loss), "loss not finite"
@@ -208,7 +208,7 @@ def gradients(cls: type[Method], kind: KindName = "encoder-decoder") -> str:
 def loss_falls(cls: type[Method]) -> str:
     bench = Bench(cls)
     if not bench.trains:
-        return HEAD_ALONE
+        return NO_TENSORS
     first, last = bench.train(steps=12)
     assert last < first, f"loss went from {first:.3f} to {last:.3f}"
     return f"{first:.3f} to {last:.3f}"
@@ -271,7 +271,7 @@ def bundle(cls: type[Method]) -> str:
     backbone = tiny_backbone(precision="float64")
     together = [build(cls, backbone, seed) for seed in (1, 2)]
     if next(together[0].parameters(), None) is None:
-        return HEAD_ALONE
+        return NO_TENSORS
     losses = _bundle_losses(together, backbone)
     for index in range(2):
         method = build(cls, backbone, seed=index + 1)

@@ -78,6 +78,7 @@ CONSTANTS: dict[str, Constants] = {
     "ept": Constants([4], lambda m: [len(m.experts)]),
     "finetune": Constants(),
     "head_only": Constants(),
+    "none": Constants(),
     # configs/experiments/glue_t5_base.json; adapter_generators.py: 10
     "hyperdecoder": Constants(
         [0.1], lambda m: [m.smoothing], {"width": 64, "layer_embedding": 10, "middle": 128}, 3e-4, sums_losses=True

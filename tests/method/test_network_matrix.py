@@ -47,10 +47,13 @@ def test_a_pair_trains_or_is_refused_as_the_page_says(name: str, tmp_path: Path)
     }
 
 
-def test_a_list_of_methods_says_of_each_whether_it_fits_a_network_and_why_not() -> None:
-    found = json.loads(CliRunner().invoke(app, ["methods", "--backbone", "t5-small", "--format", "json"]).output)
+def test_a_list_of_methods_says_of_each_whether_it_fits_a_network_and_why_not(tmp_path: Path) -> None:
+    t5, bert = str(tmp_path / "t5"), str(tmp_path / "bert")
+    build("T5", Path(t5))
+    build("BERT", Path(bert))
+    found = json.loads(CliRunner().invoke(app, ["methods", "--backbone", t5, "--format", "json"]).output)
     reasons = {row["name"]: row["misfit"] for row in found["methods"] if row["misfit"]}
     assert reasons == {"head_only": "it trains a linear head alone, which needs an encoder or a decoder-only network"}
-    told = CliRunner().invoke(app, ["methods", "--backbone", "bert-base-uncased"]).output
+    told = CliRunner().invoke(app, ["methods", "--backbone", bert]).output
     assert re.search(r"^hyperdecoder +layers +no: HyperDecoder reads the output of an encoder", told, re.MULTILINE)
     assert re.search(r"^lora +layers +yes$", told, re.MULTILINE)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
+import cProfile
 from collections import Counter
 from pathlib import Path
-from types import FrameType
+from types import CodeType
 from typing import Any
 
 import pytest
@@ -21,17 +21,11 @@ SIZES = {"deep": (10, 20, 30), "wide": (8, 16, 24)}
 def calls(work: Any) -> Counter[str]:
     """How often each function of the program is called, generators each time that they go on."""
     found: Counter[str] = Counter()
-
-    def count(frame: FrameType, event: str, _: object) -> None:
-        if event == "call" and frame.f_code.co_filename.startswith(OWN):
-            found[f"{Path(frame.f_code.co_filename).name} {frame.f_code.co_qualname}"] += 1
-
-    before = sys.gettrace()
-    sys.settrace(count)  # unlike a profile it does not stop at each function in C
-    try:
-        work()
-    finally:
-        sys.settrace(before)
+    profile = cProfile.Profile(builtins=False)
+    profile.runcall(work)
+    for entry in profile.getstats():
+        if isinstance(entry.code, CodeType) and entry.code.co_filename.startswith(OWN):
+            found[f"{Path(entry.code.co_filename).name} {entry.code.co_qualname}"] += entry.callcount
     return found
 
 

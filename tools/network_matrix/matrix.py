@@ -68,7 +68,11 @@ def judge(architecture: str, folder: Path, methods: Sequence[str] | None = None)
 
 def trainable() -> list[str]:
     """The methods that train something, by name."""
-    return [n for n, found in discover().items() if found.cls is not None and issubclass(found.cls, Method)]
+    return [
+        n
+        for n, found in discover().items()
+        if found.cls is not None and issubclass(found.cls, Method) and found.cls.trains
+    ]
 
 
 def _pair(architecture: str, method: str, result: Result | None) -> Pair:
