@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
@@ -33,6 +34,8 @@ methods:
 # Nothing here imports torch: the process that only hands tests to two others would spend 6 s on it.
 # Tests run in two processes, and more threads than cores make tiny products slower.
 os.environ["OMP_NUM_THREADS"] = "1"  # PyTorch reads it when it is imported
+# with torch and transformers imported each full collection walks millions of objects: 71 s of processor became 62
+gc.set_threshold(100_000, 50, 1_000)
 # an example may wait for a busy machine; nothing here asserts a time
 settings.register_profile("suite", deadline=None)
 settings.load_profile("suite")
