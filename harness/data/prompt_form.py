@@ -200,15 +200,15 @@ class _Chat(PromptForm):
         """A conversation of a single text, behind which answers are rendered."""
         self._prompt, self._lead, self._tail = self._around(self._first)
         """The prompt that answers are tokenised behind; what of it stands behind the generation prompt; what ends an
-        answer. White space in front of an answer is part of it. All else there, such as a closed block of thinking, is
-        in the prompt."""
+        answer. White space in front of an answer is part of it, but for a line break that is a token of its own. All
+        else there, such as a closed block of thinking, is in the prompt."""
         self._known_shapes.add(tuple(role for role, _ in self._first))
         frame = self._template.render((("user", NEUTRAL),), False) + self._tail
         self._frame_tokens = [
             token.content
             for token in getattr(tokenizer, "added_tokens_decoder", {}).values()
             # white space and words may be added tokens too, and are no marks
-            if token.content in frame and not token.content.strip().isalnum()
+            if token.content in frame and token.content.strip() and not token.content.strip().isalnum()
         ]
         self._turn_end = self._end_of_turn()
 
@@ -285,7 +285,10 @@ class _Chat(PromptForm):
         if not found:
             raise self._template.error("leaves an answer out", "Take form: plain.")
         if not lead.strip():
-            lead = ""
+            # with a line break in front, a stop text "\n" would end every answer at its first token
+            front = self._ids(prompt + lead)
+            is_apart = lead.endswith("\n") and self._ids(prompt + lead + PROBE)[: len(front)] == front
+            lead = lead if is_apart else ""
         elif prompt == without:
             problem = f"has no generation prompt: add_generation_prompt does not write {lead!r:.60}"
             raise self._template.error(problem, "Take form: plain, or mend the template.")

@@ -17,6 +17,7 @@ from families import CHATS, DECODERS, FAMILIES, backbone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lm_eval.api.model import TemplateLM
+from tokenizers import AddedToken
 
 import harness
 from harness.backbone.load import load_backbone, local_tokenizer
@@ -192,6 +193,26 @@ def test_a_long_answer_is_cut_and_keeps_its_end(family: str, name: Form) -> None
     made = form(family, name)
     whole, cut = made.target_ids("the thing " * 20, None), made.target_ids("the thing " * 20, 9)
     assert cut == [*whole[:8], whole[-1]]
+
+
+def test_a_line_break_in_front_of_an_answer_is_read_and_not_written() -> None:
+    """Else the stop text "\\n" would end every answer at its first token."""
+    made = form("zephyr")
+    assert made._tokenizer.decode(source(made, "in")) == "<|user|>\nin</s>\n<|assistant|>\n"
+    for answer in ("No", "the\nNo"):
+        assert made._tokenizer.decode(made.target_ids(answer, None)) == f"{answer}</s>"
+        assert made._tokenizer.decode(made.choice_ids(answer)) == answer
+
+
+@pytest.mark.parametrize("family", CHATS)
+def test_a_line_break_that_is_an_added_token_ends_no_turn(family: str) -> None:
+    made = backbone(family)
+    made.tokenizer.add_tokens([AddedToken("\n", special=False)])
+    found, expected = make_form(replace(TASK, form="chat"), made), form(family)
+    assert found.end_ids == expected.end_ids
+    target = found.target_ids("the\nNo", None)
+    assert target[-1] == expected.target_ids("the\nNo", None)[-1]
+    assert made.tokenizer.decode(target[:-1]).endswith("the\nNo")
 
 
 def test_a_system_text_stands_in_front_unless_the_row_has_its_own() -> None:
