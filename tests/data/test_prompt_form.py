@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lm_eval.api.model import TemplateLM
 from tokenizers import AddedToken
+from tools.network_matrix.checkpoints import build
 
 import harness
 from harness.backbone.load import load_backbone, local_tokenizer
@@ -451,6 +452,33 @@ def test_another_template_makes_a_chat_stale_and_nothing_else(tmp_path: Path) ->
         (folder / "net" / "chat_template.jinja").write_text(TEMPLATE.replace("assistant", "model"))
         local_tokenizer.cache_clear()  # one process reads a tokenizer once
         assert harness.run(path, results=folder / "out", quiet=True).num_stale == (name == "chat")
+
+
+def test_a_template_that_appears_makes_auto_stale_and_plain_not(tmp_path: Path) -> None:
+    for form in ("auto", "plain"):
+        folder = tmp_path / form
+        folder.mkdir()
+        path = write_sums(folder, f"form: {form}", None)
+        assert harness.run(path, results=folder / "out", quiet=True).num_trained == 1
+        assert harness.run(path, results=folder / "out", quiet=True).num_stale == 0
+        (folder / "net" / "chat_template.jinja").write_text(TEMPLATE)
+        local_tokenizer.cache_clear()  # one process reads a tokenizer once
+        assert harness.run(path, results=folder / "out", quiet=True).num_stale == (form == "auto")
+
+
+def test_a_template_makes_no_text_of_an_encoder_stale(tmp_path: Path) -> None:
+    build("BERT", tmp_path / "bert")
+    path = write_sums(tmp_path, "form: auto", None)
+    path.write_text(
+        path.read_text()
+        .replace(f"[{tmp_path / 'net'}]", f"[{tmp_path / 'bert'}]")
+        .replace("kind: text, metrics: [exact_match]", "kind: regression, metrics: [pearson]")
+        .replace("recipe: {", "recipe: {head: linear, ")
+    )
+    assert harness.run(path, results=tmp_path / "out", quiet=True).num_trained == 1
+    (tmp_path / "bert" / "chat_template.jinja").write_text(TEMPLATE)
+    local_tokenizer.cache_clear()
+    assert harness.run(path, results=tmp_path / "out", quiet=True).num_stale == 0
 
 
 @pytest.mark.parametrize(
