@@ -13,7 +13,7 @@ from torch import Tensor
 
 from harness import provenance
 from harness.backbone import Backbone, Scheme, meta_backbone, weights_fingerprint
-from harness.data import Example, MissingData, Task, cell_rows, get_metric, make_form
+from harness.data import Example, MissingData, Task, cell_rows, check_labels, get_metric, make_form
 from harness.errors import UserError
 from harness.method import Method, check_head, read_prompt_file, tensors_for_others
 from harness.results import Failure, Result, read_result
@@ -267,11 +267,15 @@ def _class(plan: Plan, cell: Cell) -> type[Method] | None:
 
 
 def _check_form(task: Task, backbone: Backbone, limit: int | None) -> None:
-    """Raise UserError if the tokenizer has not the chat template that a task asks for, or one that cannot be used."""
+    """Raise UserError if the tokenizer has not the chat template that a task asks for, or one that cannot be used.
+
+    Also if it gives labels such tokens that one of them could never be the likeliest.
+    """
     for part in task.parts or (task,):
         if backbone.tokenizer is None:  # of a hub id it may not be here yet; then the run's cells fail
             continue
         form = make_form(part, backbone)
+        check_labels(part, form)
         if form.name == "chat":  # its own tokens have to leave room for a text
             form.source_ids([Example("", "", ("",))], limit or part.max_source_length)
 
