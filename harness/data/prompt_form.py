@@ -56,9 +56,6 @@ class PromptForm:
         """Tokens at which writing ends."""
         return (self._backbone.eos_id,)
 
-    def check(self, examples: Iterable[Example]) -> None:
-        """Raise UserError where the form cannot take some of the examples, whatever their length."""
-
     def source_ids(self, examples: Sequence[Example], limit: int) -> tuple[list[list[int]], int]:
         """Return what is read for each example, special tokens included, at most `limit` ids; and how many were cut.
 
@@ -226,15 +223,11 @@ class _Chat(PromptForm):
         ends = [self._turn_end, self._backbone.eos_id, *_generation_ends(self._backbone)]
         return tuple(dict.fromkeys(end for end in ends if end is not None))
 
-    def check(self, examples: Iterable[Example]) -> None:
-        """Raise UserError where the template refuses conversations of such roles or treats their answers otherwise."""
-        for example in examples:
-            self._check_shape(_conversation(self._task, example))
-
     def source_ids(self, examples: Sequence[Example], limit: int) -> tuple[list[list[int]], int]:
         """Return the ids of each conversation up to where its answer begins.
 
-        Of one that is longer than `limit` the last message is cut. Raises UserError if it is too long without it too.
+        Of one that is longer than `limit` the last message is cut. Raises UserError if it is too long without it too,
+        and where the template refuses conversations of such roles or treats their answers otherwise.
         """
         conversations = [self._unmarked_messages(_conversation(self._task, example)) for example in examples]
         for conversation in conversations:
