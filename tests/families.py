@@ -46,6 +46,10 @@ CHANNELS = (
     "{% endif %}<|message|>{{ message.content }}{{ '<|return|>' if loop.last and message.role == 'assistant' else "
     "'<|end|>' }}{% endfor %}{% if add_generation_prompt %}<|start|>assistant{% endif %}"
 )
+ZEPHYR = (
+    "{% for message in messages %}{{ '<|' ~ message.role ~ '|>\n' ~ message.content ~ eos_token ~ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 WITHOUT_END = (
     "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
@@ -77,6 +81,7 @@ FAMILIES: dict[str, Family] = {
                    plain_added=("<think>", "</think>")),
     "channels": Family("$A", (("eos", "<|return|>"), ("pad", "<|endoftext|>")),
                        ("<|start|>", "<|end|>", "<|channel|>", "<|message|>"), CHANNELS),
+    "zephyr": Family("$A", (("eos", "</s>"), ("pad", "<pad>")), template=ZEPHYR),
     "without end": Family("$A", (("bos", "<|endoftext|>"), ("eos", "<|endoftext|>")), template=WITHOUT_END),
     "gpt2": Family("$A", (("bos", "<|endoftext|>"), ("eos", "<|endoftext|>"))),
     "t5": Family("$A </s>", (("eos", "</s>"), ("pad", "<pad>")), pieces=True),

@@ -15,6 +15,7 @@ from harness.method import Method, Registered, Rule
 from harness.runner import (
     Misfits,
     Plan,
+    check_texts,
     estimate_time,
     find_misfits,
     lines_of,
@@ -93,11 +94,19 @@ def _describe_shots(plan: Plan) -> list[str]:
 
 
 def _known_misfits(plan: Plan) -> Misfits:
-    """What does not fit of the cells without a result; a plan downloads nothing, not even a configuration."""
+    """What does not fit of the cells without a result; a plan downloads nothing, not even a configuration.
+
+    Raises UserError for a row of these cells that a backbone cannot take.
+    """
     done = {result.key for results in plan.results for result in results.values()}
     cells = [cell for group in plan.groups for cell in group.cells.values()]
     known = {name for name in {cell.backbone for cell in cells} if has_config(plan.suite.backbone_sources[name])}
-    return find_misfits(plan, [cell for cell in cells if cell.key not in done and cell.backbone in known])
+    cells = [cell for cell in cells if cell.key not in done and cell.backbone in known]
+    misfits = find_misfits(plan, cells)
+    # nor does it download rows
+    here = [cell for cell in cells if plan.data_dir or plan.tasks[cell.task].is_here]
+    check_texts(plan, [cell for cell in here if cell.key not in misfits])
+    return misfits
 
 
 def _num_unfit(plan: Plan, group: Group, misfits: Misfits) -> int:

@@ -1,4 +1,5 @@
 from .encoded_choices import EncodedChoices as EncodedChoices
+from .encoded_choices import check_labels as check_labels
 from .encoded_choices import encode_choices as encode_choices
 from .examples import Example as Example
 from .examples import TaskData as TaskData

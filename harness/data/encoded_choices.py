@@ -5,7 +5,8 @@ Shapes: N rows of a split, C choices of all rows, M of some, T token ids of the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from harness.backbone import Backbone
 from harness.data.examples import Example
-from harness.data.prompt_form import make_form
+from harness.data.prompt_form import PromptForm, make_form
 from harness.data.ragged import Ids, joined_offsets, padded, ragged
 from harness.data.tasks.task import Task
 from harness.errors import UserError
@@ -75,8 +76,8 @@ class EncodedChoices:
 def encode_choices(examples: Sequence[Example], backbone: Backbone, task: Task) -> EncodedChoices | None:
     """Tokenise the choices of a split; None for a task whose answers are written.
 
-    A classification has its labels in every row. Raises UserError for a choice without any token, and where the
-    backbone's chat template cannot be used.
+    A classification has its labels in every row. Raises UserError for a choice without any token, for a label that
+    could never be answered, and where the backbone's chat template cannot be used.
     """
     if not task.is_ranked:
         return None
@@ -88,6 +89,9 @@ def encode_choices(examples: Sequence[Example], backbone: Backbone, task: Task) 
     for text, _ in (key for key in keys if not known[key]):
         problem = f"the choice {text!r} has no token in the vocabulary of '{backbone.name}'"
         raise UserError(problem, where=f"task '{task.name}'")
+    if task.kind == "classification":
+        for behind in {end for _, end in keys}:
+            _require_rivals({text: known[text, behind] for text in task.targets}, task)
     ids, offsets = ragged([known[key] for key in keys])
     length = LENGTHS[task.choice_score]
     return EncodedChoices(
@@ -97,6 +101,29 @@ def encode_choices(examples: Sequence[Example], backbone: Backbone, task: Task) 
         np.array([length(key[0], known[key]) for key in keys], np.float64),
         tuple(str(number) if task.kind == "choice" else text for texts in by_row for number, text in enumerate(texts)),
     )
+
+
+def check_labels(task: Task, form: PromptForm) -> None:
+    """Raise UserError where one of a task's labels could never be answered by likelihood."""
+    if task.kind == "classification" and task.is_ranked:
+        _require_rivals({text: form.choice_ids(text) for text in task.targets}, task)
+
+
+def _require_rivals(labels: Mapping[str, Sequence[int]], task: Task) -> None:
+    """Raise UserError where a label has the ids of another, or by `sum` those of another and more.
+
+    Labels have no end, so the likelihood of "10" is that of "1" times that of "0": never above that of "1".
+    """
+    # a list that begins another stands right in front of one that it begins
+    ordered = sorted((list(ids), text) for text, ids in labels.items() if ids)
+    for (first, short), (second, long) in itertools.pairwise(ordered):
+        hint = "Give words, or answered_by: writing."
+        if first == second:
+            problem = f"labels '{short}' and '{long}' are the same tokens, so by likelihood one of them could never win"
+            raise UserError(problem, where=f"task '{task.name}'", hint=hint)
+        if task.choice_score == "sum" and second[: len(first)] == first:
+            problem = f"label '{short}' begins label '{long}', so by likelihood '{long}' could never win"
+            raise UserError(problem, where=f"task '{task.name}'", hint=hint)
 
 
 def join_choices(splits: Sequence[EncodedChoices | None], sizes: Sequence[int]) -> EncodedChoices | None:

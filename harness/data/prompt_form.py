@@ -56,9 +56,6 @@ class PromptForm:
         """Tokens at which writing ends."""
         return (self._backbone.eos_id,)
 
-    def check(self, examples: Iterable[Example]) -> None:
-        """Raise UserError where the form cannot take some of the examples, whatever their length."""
-
     def source_ids(self, examples: Sequence[Example], limit: int) -> tuple[list[list[int]], int]:
         """Return what is read for each example, special tokens included, at most `limit` ids; and how many were cut.
 
@@ -200,15 +197,15 @@ class _Chat(PromptForm):
         """A conversation of a single text, behind which answers are rendered."""
         self._prompt, self._lead, self._tail = self._around(self._first)
         """The prompt that answers are tokenised behind; what of it stands behind the generation prompt; what ends an
-        answer. White space in front of an answer is part of it. All else there, such as a closed block of thinking, is
-        in the prompt."""
+        answer. White space in front of an answer is part of it, but for a line break that is a token of its own. All
+        else there, such as a closed block of thinking, is in the prompt."""
         self._known_shapes.add(tuple(role for role, _ in self._first))
         frame = self._template.render((("user", NEUTRAL),), False) + self._tail
         self._frame_tokens = [
             token.content
             for token in getattr(tokenizer, "added_tokens_decoder", {}).values()
             # white space and words may be added tokens too, and are no marks
-            if token.content in frame and not token.content.strip().isalnum()
+            if token.content in frame and token.content.strip() and not token.content.strip().isalnum()
         ]
         self._turn_end = self._end_of_turn()
 
@@ -226,15 +223,11 @@ class _Chat(PromptForm):
         ends = [self._turn_end, self._backbone.eos_id, *_generation_ends(self._backbone)]
         return tuple(dict.fromkeys(end for end in ends if end is not None))
 
-    def check(self, examples: Iterable[Example]) -> None:
-        """Raise UserError where the template refuses conversations of such roles or treats their answers otherwise."""
-        for example in examples:
-            self._check_shape(_conversation(self._task, example))
-
     def source_ids(self, examples: Sequence[Example], limit: int) -> tuple[list[list[int]], int]:
         """Return the ids of each conversation up to where its answer begins.
 
-        Of one that is longer than `limit` the last message is cut. Raises UserError if it is too long without it too.
+        Of one that is longer than `limit` the last message is cut. Raises UserError if it is too long without it too,
+        and where the template refuses conversations of such roles or treats their answers otherwise.
         """
         conversations = [self._unmarked_messages(_conversation(self._task, example)) for example in examples]
         for conversation in conversations:
@@ -285,7 +278,10 @@ class _Chat(PromptForm):
         if not found:
             raise self._template.error("leaves an answer out", "Take form: plain.")
         if not lead.strip():
-            lead = ""
+            # with a line break in front, a stop text "\n" would end every answer at its first token
+            front = self._ids(prompt + lead)
+            is_apart = lead.endswith("\n") and self._ids(prompt + lead + PROBE)[: len(front)] == front
+            lead = lead if is_apart else ""
         elif prompt == without:
             problem = f"has no generation prompt: add_generation_prompt does not write {lead!r:.60}"
             raise self._template.error(problem, "Take form: plain, or mend the template.")

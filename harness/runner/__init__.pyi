@@ -10,6 +10,7 @@ from .engines import make_engine as make_engine
 from .plan import Plan as Plan
 from .plan import make_plan as make_plan
 from .preflight import Misfits as Misfits
+from .preflight import check_texts as check_texts
 from .preflight import find_misfits as find_misfits
 from .preflight import lines_of as lines_of
 from .preflight import refuse_namesakes as refuse_namesakes

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.backbone import Placement, local_tokenizer, require_safetensors, weights_fingerprint
+from harness.backbone import Placement, is_encoder, local_tokenizer, require_safetensors, weights_fingerprint
 from harness.data import Task, cell_rows, require_folder, template_digest
 from harness.errors import UserError
 from harness.garbage import without_gc
@@ -189,11 +189,17 @@ class Plan:
         return self._fingerprints[backbone, quantization] not in (result.backbone.fingerprint, "unresolved")
 
     def _template_moved(self, result: Result) -> bool:
-        """Whether the tokenizer has another chat template now than the one in which texts were read."""
+        """Whether the tokenizer has another chat template now than the one in which texts were read, or one at last."""
         assert result.data is not None
-        told = {prompt.template for prompt in result.data.prompts if prompt.form == "chat"}
-        tokenizer = local_tokenizer(self.suite.backbone_sources[result.cell.backbone]) if told else None
-        return tokenizer is not None and told != {template_digest(tokenizer)}
+        task, backbone = self.tasks[result.cell.task], self.suite.backbone_sources[result.cell.backbone]
+        prompts = list(zip(result.data.prompts, task.parts or (task,), strict=False))
+        told = {prompt.template for prompt, _ in prompts if prompt.form == "chat"}
+        if any(prompt.form == "plain" and part.form == "auto" for prompt, part in prompts):
+            told.add(None)
+        tokenizer = local_tokenizer(backbone) if told else None
+        if tokenizer is None or told == {template_digest(tokenizer)}:
+            return False
+        return told != {None} or not is_encoder(backbone)  # which is plain whatever template its tokenizer has
 
     def _data_moved(self, result: Result) -> bool:
         """Whether the task's rows are others now, as far as they are on this machine."""

@@ -5,15 +5,29 @@ Results keep only the last part of a backbone's path, so results of another netw
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from harness import provenance
 from harness.backbone import Backbone, Scheme, meta_backbone, weights_fingerprint
-from harness.data import Example, MissingData, Task, cell_rows, get_metric, make_form
+from harness.data import (
+    Encoded,
+    Example,
+    MissingData,
+    Task,
+    TaskData,
+    cached_encode,
+    cell_rows,
+    check_labels,
+    encode,
+    encode_choices,
+    get_metric,
+    make_form,
+)
 from harness.errors import UserError
 from harness.method import Method, check_head, read_prompt_file, tensors_for_others
 from harness.results import Failure, Result, read_result
@@ -44,7 +58,7 @@ def check_cells(plan: Plan, cells: Iterable[Cell], weights: bool = True) -> Misf
     misfits = find_misfits(plan, cells)
     cells = [cell for cell in cells if cell.key not in misfits]
     _read_rows(plan, cells)
-    _check_conversations(plan, cells)
+    check_texts(plan, cells)
     trained = [cell for cell in cells if _class(plan, cell) is not None]
     for text in {cell.recipe.forgetting_text for cell in trained} - {NO_TEXT}:
         read_general_text(text, plan.suite.folder)
@@ -267,26 +281,68 @@ def _class(plan: Plan, cell: Cell) -> type[Method] | None:
 
 
 def _check_form(task: Task, backbone: Backbone, limit: int | None) -> None:
-    """Raise UserError if the tokenizer has not the chat template that a task asks for, or one that cannot be used."""
+    """Raise UserError if the tokenizer has not the chat template that a task asks for, or one that cannot be used.
+
+    Also if it gives labels such tokens that one of them could never be the likeliest.
+    """
     for part in task.parts or (task,):
         if backbone.tokenizer is None:  # of a hub id it may not be here yet; then the run's cells fail
             continue
         form = make_form(part, backbone)
+        check_labels(part, form)
         if form.name == "chat":  # its own tokens have to leave room for a text
             form.source_ids([Example("", "", ("",))], limit or part.max_source_length)
 
 
-def _check_conversations(plan: Plan, cells: Sequence[Cell]) -> None:
-    """Raise UserError if a backbone's chat template refuses a conversation that a task has."""
-    for cell in {(cell.task, cell.few_shot, cell.backbone): cell for cell in cells}.values():
+def check_texts(plan: Plan, cells: Iterable[Cell]) -> None:
+    """Raise UserError, at the row, where a backbone cannot take a text that a cell reads or answers with.
+
+    So it is with a conversation that a chat template refuses, or whose last text has no room, with an answer that the
+    template rewrites, and with a choice without any token. Rows that cannot be read are left out.
+    """
+    trained = [cell for cell in cells if _class(plan, cell) is not None]  # a rule reads no text
+    asked = {(cell.task, cell.few_shot, cell.backbone, cell.recipe.max_source_length): cell for cell in trained}
+    network = functools.cache(lambda source, quantization: meta_backbone(source, quantization, True))
+    for cell in asked.values():
         task = plan.tasks[cell.task]
-        if not any(part.messages for part in task.parts or (task,)) or _class(plan, cell) is None:
+        if not any(_may_be_refused(part) for part in task.parts or (task,)):
             continue
-        backbone = meta_backbone(plan.suite.backbone_sources[cell.backbone], cell.recipe.quantization, True)
-        data = cell_rows(cell, plan.data_dir, plan.suite.folder)
+        backbone = network(plan.suite.backbone_sources[cell.backbone], cell.recipe.quantization)
+        try:
+            data = cell_rows(cell, plan.data_dir, plan.suite.folder)
+        except Exception:  # `_read_rows` says what is wrong with them
+            continue
         for part in data.parts or (data,):
-            if backbone.tokenizer is not None:
-                make_form(part.task, backbone).check([*part.train, *part.dev, *part.test])
+            if backbone.tokenizer is not None and _may_be_refused(part.task):
+                limit = cell.recipe.max_source_length or part.task.max_source_length
+                for split in ("train", "dev", "test"):
+                    _check_split(part, split, backbone, limit)
+
+
+def _may_be_refused(task: Task) -> bool:
+    """Whether a tokenizer may be unable to take a row of a task; any other text is read as it is, or cut."""
+    return task.form in ("chat", "auto") or task.is_ranked
+
+
+def _check_split(data: TaskData, split: str, backbone: Backbone, limit: int) -> None:
+    """Tokenise a split as a run does. Raises UserError at the first row that cannot be."""
+    task, examples = data.task, data.split(split)
+
+    def tokenise(rows: Sequence[Example], encoder: Callable[..., Encoded]) -> None:
+        encoder(rows, backbone, task, limit)
+        if split != "train":
+            encode_choices(rows, backbone, task)
+
+    try:
+        tokenise(examples, cached_encode)  # which the run then finds
+    except UserError:
+        for number, example in enumerate(examples):
+            try:
+                tokenise([example], encode)
+            except UserError as error:
+                where = f"{task.name} {split} row {number}"
+                raise UserError(error.problem, where=where, hint=error.hint) from None
+        raise
 
 
 def _check_positions(plan: Plan, cell: Cell, prompt_tokens: int, backbone: Backbone) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import families
 import numpy as np
 import pytest
 
@@ -15,9 +17,10 @@ from harness.backbone.load import load_backbone
 from harness.backbone.network import Backbone
 from harness.cli.list_tasks import describe_rows
 from harness.data.class_names import ClassName
-from harness.data.encoded_choices import encode_choices
+from harness.data.encoded_choices import check_labels, encode_choices
 from harness.data.examples import Converter, Example, TaskData
 from harness.data.few_shot import draw_few
+from harness.data.prompt_form import make_form
 from harness.data.splits import load_task
 from harness.data.tasks import all_tasks
 from harness.data.tasks.declared import suite_tasks
@@ -26,7 +29,7 @@ from harness.errors import UserError
 from harness.results.predictions import read_answers
 from harness.results.rescore import rescore_folder
 from harness.results.store import ResultStore, predictions_path, read_result
-from harness.suite.blocks import Draw
+from harness.suite.blocks import ChoiceScore, Draw, Form
 from harness.suite.make_groups import Overrides, load_suite
 from harness.train.evaluate import chance_level, score_split
 
@@ -227,6 +230,44 @@ def test_labels_by_likelihood_are_the_choices_of_every_row(micro: Backbone) -> N
     assert made is not None
     assert made.answers == ("no", "yes") * 2
     assert encode_choices(rows, micro, boolq) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "score", "expected"),
+    [
+        (("in", "on", "inert"), "sum", "label 'in' begins label 'inert', so by likelihood 'inert' could never win"),
+        (("in", "on", "inert"), "per_token", ""),
+        (("10", "2", "1"), "sum", "label '1' begins label '10', so by likelihood '10' could never win"),
+        (("ten", "two", "one"), "sum", ""),
+        # special tokens are taken out of a text
+        (("No", "No</s>"), "per_byte", "labels 'No' and 'No</s>' are the same tokens"),
+    ],
+)
+@pytest.mark.parametrize("form", ["plain", "chat"])
+def test_a_label_that_could_never_be_the_likeliest_is_refused(
+    form: Form, words: tuple[str, ...], score: ChoiceScore, expected: str
+) -> None:
+    quiz = replace(task(), kind="classification", answered_by="likelihood", target_style="words", labels=words,
+                   choice_score=score, form=form)  # fmt: skip
+    read = families.backbone("llama")
+    rows = [Example(text, words[0], (words[0],)) for text in ("a", "a:")]
+    if not expected:
+        check_labels(quiz, make_form(quiz, read))
+        assert encode_choices(rows, read, quiz) is not None
+        return
+    refusal = rf"^task 'quiz': {expected}.*Give words, or answered_by: writing\.$"
+    with pytest.raises(UserError, match=refusal):
+        check_labels(quiz, make_form(quiz, read))
+    with pytest.raises(UserError, match=refusal):
+        encode_choices(rows, read, quiz)
+    written = replace(quiz, answered_by="writing")
+    check_labels(written, make_form(written, read))
+
+
+def test_a_choice_may_begin_another(micro: Backbone) -> None:
+    """As in lm-evaluation-harness, whose figures these are compared with."""
+    rows = [Example("x", "good", ("0",), choices=("good", "good film"))]
+    assert encode_choices(rows, micro, task("options")) is not None
 
 
 def test_a_score_counts_numbers_and_an_empty_answer_is_unreadable() -> None:

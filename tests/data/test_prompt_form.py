@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -17,18 +18,24 @@ from families import CHATS, DECODERS, FAMILIES, backbone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lm_eval.api.model import TemplateLM
+from tokenizers import AddedToken
 
 import harness
 from harness.backbone.load import load_backbone, local_tokenizer
 from harness.cli.list_tasks import describe_rows
+from harness.cli.listings import describe_plan
 from harness.data.examples import Example
 from harness.data.prompt_form import PromptForm, make_form
+from harness.data.splits import cell_rows
 from harness.data.tasks import all_tasks
 from harness.data.tasks.task import Task
 from harness.data.tokenization import cached_encode, encode, max_new_tokens
 from harness.errors import UserError
 from harness.results.store import read_result
+from harness.runner.plan import make_plan
 from harness.suite.blocks import Form
+from harness.suite.make_groups import Overrides
+from tools.network_matrix.checkpoints import build
 
 TASK = all_tasks()["micro_qa"]
 LIMIT = 4_000
@@ -194,6 +201,26 @@ def test_a_long_answer_is_cut_and_keeps_its_end(family: str, name: Form) -> None
     assert cut == [*whole[:8], whole[-1]]
 
 
+def test_a_line_break_in_front_of_an_answer_is_read_and_not_written() -> None:
+    """Else the stop text "\\n" would end every answer at its first token."""
+    made = form("zephyr")
+    assert made._tokenizer.decode(source(made, "in")) == "<|user|>\nin</s>\n<|assistant|>\n"
+    for answer in ("No", "the\nNo"):
+        assert made._tokenizer.decode(made.target_ids(answer, None)) == f"{answer}</s>"
+        assert made._tokenizer.decode(made.choice_ids(answer)) == answer
+
+
+@pytest.mark.parametrize("family", CHATS)
+def test_a_line_break_that_is_an_added_token_ends_no_turn(family: str) -> None:
+    made = backbone(family)
+    made.tokenizer.add_tokens([AddedToken("\n", special=False)])
+    found, expected = make_form(replace(TASK, form="chat"), made), form(family)
+    assert found.end_ids == expected.end_ids
+    target = found.target_ids("the\nNo", None)
+    assert target[-1] == expected.target_ids("the\nNo", None)[-1]
+    assert made.tokenizer.decode(target[:-1]).endswith("the\nNo")
+
+
 def test_a_system_text_stands_in_front_unless_the_row_has_its_own() -> None:
     made = form("qwen", "chat", "Be brief.")
     shown = made._tokenizer.decode(source(made, "in"))
@@ -313,7 +340,7 @@ def test_a_template_that_rewrites_an_answer_or_depends_on_the_turns_is_told() ->
     turns = FAMILIES["qwen"].template.replace("<|im_end|>\n'", "<|im_end|>\n' ~ ('x' if messages|length > 2 else '')")
     made = make_form(replace(TASK, form="chat"), backbone("qwen", turns))
     with pytest.raises(UserError, match=r"around an answer behind user, assistant, user, and"):
-        made.check([example("in", "No", ("user", "the"), ("assistant", "No"))])
+        source(made, "in", LIMIT, ("user", "the"), ("assistant", "No"))
 
 
 @pytest.mark.parametrize("family", [name for name in CHATS if not FAMILIES[name].takes_system])
@@ -321,7 +348,7 @@ def test_a_template_that_refuses_a_system_message_says_so_itself(family: str) ->
     with pytest.raises(UserError, match=r"refuses a conversation of system, user: .*[Ss]ystem role|.*roles are supp"):
         form(family, "chat", "Be brief.")
     with pytest.raises(UserError, match="refuses a conversation of system, user: "):
-        form(family).check([example("in", "No", ("system", "Be brief."))])
+        source(form(family), "in", LIMIT, ("system", "Be brief."))
 
 
 def test_a_template_that_writes_the_date_writes_the_same_each_day() -> None:
@@ -432,6 +459,33 @@ def test_another_template_makes_a_chat_stale_and_nothing_else(tmp_path: Path) ->
         assert harness.run(path, results=folder / "out", quiet=True).num_stale == (name == "chat")
 
 
+def test_a_template_that_appears_makes_auto_stale_and_plain_not(tmp_path: Path) -> None:
+    for form in ("auto", "plain"):
+        folder = tmp_path / form
+        folder.mkdir()
+        path = write_sums(folder, f"form: {form}", None)
+        assert harness.run(path, results=folder / "out", quiet=True).num_trained == 1
+        assert harness.run(path, results=folder / "out", quiet=True).num_stale == 0
+        (folder / "net" / "chat_template.jinja").write_text(TEMPLATE)
+        local_tokenizer.cache_clear()  # one process reads a tokenizer once
+        assert harness.run(path, results=folder / "out", quiet=True).num_stale == (form == "auto")
+
+
+def test_a_template_makes_no_text_of_an_encoder_stale(tmp_path: Path) -> None:
+    build("BERT", tmp_path / "bert")
+    path = write_sums(tmp_path, "form: auto", None)
+    path.write_text(
+        path.read_text()
+        .replace(f"[{tmp_path / 'net'}]", f"[{tmp_path / 'bert'}]")
+        .replace("kind: text, metrics: [exact_match]", "kind: regression, metrics: [pearson]")
+        .replace("recipe: {", "recipe: {head: linear, ")
+    )
+    assert harness.run(path, results=tmp_path / "out", quiet=True).num_trained == 1
+    (tmp_path / "bert" / "chat_template.jinja").write_text(TEMPLATE)
+    local_tokenizer.cache_clear()
+    assert harness.run(path, results=tmp_path / "out", quiet=True).num_stale == 0
+
+
 @pytest.mark.parametrize(
     ("form", "template", "text", "protocol", "words"),
     [
@@ -454,6 +508,49 @@ def test_a_form_that_cannot_be_is_refused_before_anything_is_written(
         harness.run(path, results=tmp_path / "out", quiet=True)
     assert words in str(caught.value)
     assert not list((tmp_path / "out").rglob("*.json"))
+
+
+STRICT = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + TEMPLATE.replace(
+    "m.content", "m.content.replace('secret', '')"
+)
+"""Refuses a system message, and leaves a word out."""
+ODD_ROWS = {
+    "refused": ([("system", "Be brief."), ("user", "odd")], "1", "refuses a conversation of system, user: no system"),
+    "too long": (
+        [("user", "odd" * 20), ("assistant", "1"), ("user", "odd")],
+        "1",
+        "takes 1.. tokens around a text that begins 'odd', and 40 is the limit",
+    ),
+    "rewritten": ([("user", "odd")], "a secret", "rewrites an answer, which begins 'a secret'"),
+    "no token": ([("user", "odd")], "</s>", "the choice '</s>' has no token in the vocabulary of 'net'"),
+}
+
+
+@pytest.mark.parametrize(("talk", "answer", "words"), ODD_ROWS.values(), ids=ODD_ROWS)
+def test_a_row_that_a_backbone_cannot_take_is_told_before_a_run(
+    tmp_path: Path, talk: list[tuple[str, str]], answer: str, words: str
+) -> None:
+    is_choice = answer == "</s>"
+    text = "template: '{q}', choices: options" if is_choice else "messages: talk"
+    path = write_sums(tmp_path, "form: auto", STRICT, text)
+    made = path.read_text().replace("length: 2}}", "length: 2}, majority: }")
+    path.write_text(made.replace("kind: text, metrics: [exact_match]", "kind: choice") if is_choice else made)
+    rows: list[dict[str, Any]] = []
+    for i in range(10):
+        (*earlier, (role, last)), right = (talk, answer) if i == 8 else ([("user", "even")], "1")
+        turns = [*earlier, (role, last), ("assistant", right)]
+        shown = [{"role": speaker, "content": content} for speaker, content in turns]
+        rows.append({"talk": shown, "q": last, "options": ["2", right], "completion": i % 2})
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plan = make_plan(path, Overrides(), tmp_path / "out", None)
+    for start in (lambda: harness.run(path, results=tmp_path / "out", quiet=True), lambda: describe_plan(plan)):
+        with pytest.raises(UserError) as caught:
+            start()
+        found = re.match(rf"sums (train|dev|test) row (\d+): .*{words}", str(caught.value))
+        assert found, caught.value
+        data = cell_rows(plan.asked()[0], None, plan.suite.folder)
+        assert data.split(found[1])[int(found[2])].source == "odd"
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_protocol_may_set_form_and_system_of_every_task(tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from checkpoints import GPT2, byte_tokenizer, write_checkpoint
 
 import harness
 from harness.backbone.load import local_tokenizer
 from harness.backbone.names import resolve_backbone
+from harness.cli.listings import describe_plan
 from harness.data.splits import load_task
 from harness.errors import UserError
 from harness.results.schema import Failure, Result
@@ -131,6 +133,20 @@ def test_a_head_and_a_ranking_exclude_each_other(tmp_path: Path) -> None:
         path = write(tmp_path, str(tmp_path / "gpt2"), tasks, ", head: linear")
         with pytest.raises(UserError, match=expected):
             harness.run(path, results=tmp_path / "out", quiet=True)
+
+
+def test_labels_of_which_one_could_never_win_are_refused_before_a_run(tmp_path: Path) -> None:
+    """A tokenizer of single bytes: 'no' is two tokens, 'none' begins with them."""
+    write_checkpoint(tmp_path / "net", {**GPT2, "n_positions": 64}, byte_tokenizer("$A"))
+    path = write(tmp_path, str(tmp_path / "net"), "verdict", ", max_source_length: 32")
+    path.write_text(path.read_text().replace('["no", "yes"]', '["no", "none"]'))
+    expected = "label 'no' begins label 'none', so by likelihood 'none' could never win"
+    with pytest.raises(UserError, match=expected):
+        harness.run(path, results=tmp_path / "out", quiet=True)
+    plan = make_plan(path, Overrides(), tmp_path / "out", None)
+    with pytest.raises(UserError, match=expected):
+        describe_plan(plan)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_choice_that_does_not_fit_the_network_is_said_and_not_cut(tmp_path: Path) -> None:
