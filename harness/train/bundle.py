@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from harness import provenance
@@ -412,15 +413,20 @@ def _encode(cell: Cell, data: TaskData, backbone: Backbone) -> tuple[dict[str, E
         encoded[name] = replace(encoded[name], choices=encode_choices(splits[name], backbone, data.task))
     for name, rows in encoded.items():
         require_known_ids(rows, backbone, f"{data.task.name} {name}")
+    (written,) = _writing_records(cell, data.task, backbone)
+    # a task without a limit of its own writes what is trained on, which was cut there and is counted already
+    limit = written.max_new_tokens if written is not None and data.task.max_new_tokens else None
     cuts = Cuts(
         source_limit=length,
         target_limit=data.task.max_target_length,
         sources={name: part.num_cut_sources for name, part in encoded.items()},
         targets={name: part.num_cut_targets for name, part in encoded.items()},
         cuts_references=has_cut_references(data.task),
+        unwritten={}
+        if limit is None
+        else {name: int((np.diff(part.target_offsets) > limit).sum()) for name, part in encoded.items()},
     )
     tokens = {name: len(part.choices.ids) for name, part in encoded.items() if part.choices is not None}
-    (written,) = _writing_records(cell, data.task, backbone)
     prompt = make_form(data.task, backbone).record
     changes = {"cuts": cuts, "prompt": prompt, "choice_tokens": tokens, "writing": written}
     record = data.record.model_copy(update=changes)
