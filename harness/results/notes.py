@@ -20,7 +20,7 @@ from harness.suite import Cell, Key, ProtocolReference, resolve_protocol
 
 
 def notes_on(task: str, record: DataRecord) -> list[str]:
-    """A sentence for each of: source texts cut, answers cut, answers too long to be written, splits of a single label."""
+    """A sentence for each of: sources cut, answers cut, answers too long to be written, splits of a single label."""
     if record.parts:  # a mixture: its tasks have limits and splits of their own
         return [note for name, part in record.parts.items() for note in notes_on(name, part)]
     sizes = {"train": record.num_train, "dev": record.num_dev, "test": record.num_test}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from harness import provenance
 from harness.backbone import Backbone, Scheme, meta_backbone, weights_fingerprint
-from harness.data import Example, MissingData, Task, cell_rows, get_metric, make_form
+from harness.data import Example, MissingData, Task, cell_rows, get_metric, make_form, refuse_writing
 from harness.errors import UserError
 from harness.method import Method, check_head, read_prompt_file, tensors_for_others
 from harness.results import Failure, Result, read_result
@@ -125,6 +125,9 @@ class _Fits:
         try:
             recipe_at = plan.suite.document.where("recipe")
             check_head(cell.recipe.head, cell.recipe.pooling, plan.tasks[cell.task], backbone, recipe_at)
+            if cell.recipe.head == "linear" and cell.definition is not None:
+                task_at, field = plan.suite.document.where("define_tasks", cell.task), f"define_tasks.{cell.task}"
+                refuse_writing(cell.definition, "a linear head writes no answers", task_at, field)
             _check_form(plan.tasks[cell.task], backbone, cell.recipe.max_source_length)
             sources = [self._shapes_of(start) for start in cell.init_from]
             cls = _class(plan, cell)
