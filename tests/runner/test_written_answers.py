@@ -8,18 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from harness.backbone.load import load_backbone
+from harness.backbone.load import load_backbone, meta_backbone
 from harness.data.tasks import all_tasks
 from harness.data.tokenization import writings
 from harness.errors import UserError
+from harness.method.registry import discover, get_class
 from harness.results.notes import data_notes
 from harness.results.predictions import read_answers
 from harness.results.store import ResultStore, predictions_path
 from harness.runner import time_estimate
-from harness.runner.plan import make_plan
+from harness.runner.plan import Plan, make_plan
+from harness.runner.preflight import find_misfits
 from harness.runner.run_suite import run
 from harness.runner.time_estimate import WRITTEN_TOKEN, TextLengths, rows_of, written_positions
+from harness.suite.cell import Cell
 from harness.suite.make_groups import Overrides
 from tools.network_matrix.checkpoints import build
 
@@ -49,6 +53,10 @@ def identities(path: Path, **settings: Any) -> list[str]:
     keys = {f"protocol.decoding.{key}": value for key, value in settings.items()}
     plan = make_plan(path, Overrides(settings=keys), path.parent / "none", None)
     return [cell.cell_id for group in plan.groups for cell in group.cells.values()]
+
+
+def cells_of(plan: Plan) -> list[Cell]:
+    return [cell for group in plan.groups for cell in group.cells.values()]
 
 
 def test_a_result_says_how_its_answers_were_written(suite: Callable[[str], Path], tmp_path: Path) -> None:
@@ -88,6 +96,27 @@ def test_answers_that_cannot_be_written_are_told(suite: Callable[[str], Path], t
     assert data_notes([result]) == [
         f"reviews: {counts} answers are longer than the 3 tokens that are written at most",
     ]
+
+
+def test_beams_that_a_method_cannot_follow_are_refused_before_training(
+    suite: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """HyperDecoder picks its rows, LST keeps what beams would exchange with every token."""
+    path = suite("num_beams: 2")
+    path.write_text(
+        path.read_text().replace("prompt_tuning: {prompt_length: 2}", "lst: {skip_every: 2}, hyperdecoder: {}")
+    )
+    plan = make_plan(path, Overrides(), tmp_path / "none", None)
+    misfits = find_misfits(plan, cells_of(plan))
+    told = [(label, error.problem) for (_, label, _), error in misfits.items()]
+    assert told == [("lst", "remembers what it has seen of each row, which the 2 beams of task 'reviews' do not keep")]
+    hyperdecoder: Any = get_class(discover(), "hyperdecoder")
+    unread = hyperdecoder(hyperdecoder.HP(), meta_backbone("micro-t5"))
+    assert unread.keep_rows(torch.arange(2).repeat_interleave(2)), "it is asked before it has read a row"
+    path = suite("num_beams: 1")
+    path.write_text(path.read_text().replace("prompt_tuning: {prompt_length: 2}", "lst: {skip_every: 2}"))
+    plan = make_plan(path, Overrides(), tmp_path / "none", None)
+    assert not find_misfits(plan, cells_of(plan))
 
 
 def test_a_protocol_sets_it_for_all_tasks_and_nothing_moves_at_its_own_values(suite: Callable[[str], Path]) -> None:
