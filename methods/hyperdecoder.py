@@ -147,7 +147,8 @@ class HyperDecoder(Method):
 
     def keep_rows(self, rows: Tensor) -> bool:
         """Keep e of these rows."""
-        self.pooled = self.pooled[rows]
+        if len(self.pooled):  # of a method that has read nothing it is empty
+            self.pooled = self.pooled[rows]
         return True
 
     def token_losses(self, backbone: Backbone, embeds: Tensor, mask: Tensor, labels: Tensor) -> Tensor:

@@ -10,13 +10,14 @@ Shapes: N rows of a batch, n of them that are still read, T tokens of an answer,
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig
+from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, StopStringCriteria
 from transformers.cache_utils import (
     DynamicLayer,
     DynamicSlidingWindowLayer,
@@ -222,13 +223,16 @@ def beam_search(network: Writer, writing: Writing, follow: Follow | None, count:
         pad_token_id=network.pad_id,
         eos_token_id=list(writing.end_ids) or None,
         decoder_start_token_id=getattr(network.config, "decoder_start_token_id", None),
-        stop_strings=list(writing.stop) or None,
     )
+    criteria = [_stop_criterion(network.tokenizer, writing.stop)] if writing.stop else None
     with _without_defaults(network.model):
-        found: Tensor = network.model.generate(
-            generation_config=config, tokenizer=network.tokenizer if writing.stop else None, **inputs
-        )
+        found: Tensor = network.model.generate(generation_config=config, stopping_criteria=criteria, **inputs)
     return found.masked_fill(found < 0, network.pad_id)  # its own filling where there is no end token
+
+
+@functools.lru_cache(maxsize=8)  # it looks through the whole vocabulary: 4 s that `generate` took for every batch
+def _stop_criterion(tokenizer: Any, stop: tuple[str, ...]) -> StopStringCriteria:
+    return StopStringCriteria(tokenizer, list(stop))
 
 
 @contextlib.contextmanager

@@ -39,6 +39,7 @@ from .tasks import all_tasks as all_tasks
 from .tasks.declared import BENCHMARK as BENCHMARK
 from .tasks.declared import cell_mixture as cell_mixture
 from .tasks.declared import cell_task as cell_task
+from .tasks.declared import refuse_writing as refuse_writing
 from .tasks.declared import suite_tasks as suite_tasks
 from .tasks.declared import under_protocol as under_protocol
 from .tasks.task import SPLIT_RULES as SPLIT_RULES

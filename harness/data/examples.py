@@ -62,6 +62,7 @@ class Converter:
         self._targets = task.targets
         self._matcher = LabelMatcher(task.name, task.label, task.labels, task.label_words)
         self._choice_matcher = ChoiceMatcher(task.name, task.label, task.choices)
+        self._stop = () if task.is_ranked else task.stop
 
     def read(self, rows: Iterable[LocatedRow], prepare: Prepare | None = None) -> list[list[Example]]:
         """Convert rows of any layout. Each inner list holds the examples of one flat row, which are split together.
@@ -83,14 +84,28 @@ class Converter:
         return converted
 
     def examples(self, where: str, row: Row) -> list[Example]:
-        """Convert one flat row. Raises UserError, at `where`, if a field is missing or a label unknown."""
+        """Convert one flat row.
+
+        Raises UserError, at `where`, if a field is missing, a label unknown, or an answer one that is never written.
+        """
         if self.task.messages:
             column = self.task.messages
             (*earlier, (role, text)), label = read_messages(self._value(where, row, column), where, column)
             source = _prefix(self.task) + text
             made = self._labelled(source, label, row, where)
-            return [replace(example, messages=(*earlier, (role, source))) for example in made]
-        return self._labelled(self._source(where, row), self._value(where, row, self.task.label), row, where)
+            made = [replace(example, messages=(*earlier, (role, source))) for example in made]
+        else:
+            made = self._labelled(self._source(where, row), self._value(where, row, self.task.label), row, where)
+        for example in made if self._stop else ():
+            self._check_answer(example.target.strip(), where)
+        return made
+
+    def _check_answer(self, answer: str, where: str) -> None:
+        """Raise UserError if writing would end inside an answer, which then could never be given."""
+        stop = next((text for text in self._stop if text in answer), None)
+        if stop is not None:
+            problem = f"the answer {answer!r:.60} holds the stop text {stop!r}, at which writing would end"
+            raise UserError(problem, where=where, hint="Name another stop text, or take it out of the answers.")
 
     def _labelled(self, source: str, label: object, row: Row, where: str) -> list[Example]:
         """Return the examples of a row whose answer is `label`, as the task's kind takes it."""

@@ -23,7 +23,7 @@ class DrawRecord(Strict):
 
 
 class Cuts(Strict):
-    """Rows by split whose texts were longer than their limit, in tokens, and were cut there."""
+    """Rows by split whose texts were longer than a limit, in tokens."""
 
     source_limit: int
     target_limit: int
@@ -31,6 +31,8 @@ class Cuts(Strict):
     targets: dict[str, int]
     cuts_references: bool
     """Whether the references of dev and test were cut like the targets."""
+    unwritten: dict[str, int] = {}
+    """Rows by split whose targets are longer than an answer may be; empty where the task sets no `max_new_tokens`."""
 
 
 class PromptRecord(Strict):

@@ -20,7 +20,7 @@ from harness.suite import Cell, Key, ProtocolReference, resolve_protocol
 
 
 def notes_on(task: str, record: DataRecord) -> list[str]:
-    """One sentence for each of: source texts that were cut, answers that were cut, splits with a single label."""
+    """A sentence for each of: sources cut, answers cut, answers too long to be written, splits of a single label."""
     if record.parts:  # a mixture: its tasks have limits and splits of their own
         return [note for name, part in record.parts.items() for note in notes_on(name, part)]
     sizes = {"train": record.num_train, "dev": record.num_dev, "test": record.num_test}
@@ -36,6 +36,9 @@ def notes_on(task: str, record: DataRecord) -> list[str]:
         notes.append(
             f"{task}: {counts} answers are longer than {cuts.target_limit:,} tokens and were cut there; {rest}"
         )
+    if cuts is not None and record.writing is not None and any(cuts.unwritten.values()):
+        counts, limit = _counts(cuts.unwritten, sizes), record.writing.max_new_tokens
+        notes.append(f"{task}: {counts} answers are longer than the {limit:,} tokens that are written at most")
     notes += [f"{task}: all {sizes[split]:,} {split} rows have the label '{label}'"
               for split, label in record.one_class.items()]  # fmt: skip
     return notes

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from harness import provenance
@@ -27,6 +28,7 @@ from harness.data import (
     encode_choices,
     get_metric,
     make_form,
+    refuse_writing,
 )
 from harness.errors import UserError
 from harness.method import Method, check_head, read_prompt_file, tensors_for_others
@@ -118,6 +120,8 @@ class _Fits:
         """By `_method_key`, for methods that can be built and start from what they are to start from."""
         self._given: dict[str, dict[str, Tensor]] = {}
         """By `_method_key` of a source, the shapes that it gives to others."""
+        self._keeps_beams: dict[str, bool] = {}
+        """By `_method_key`."""
         self._networks: dict[tuple[str, Scheme], Backbone] = {}
         """To be read only; a method gets one of its own, since its code may change what it is given."""
 
@@ -139,6 +143,9 @@ class _Fits:
         try:
             recipe_at = plan.suite.document.where("recipe")
             check_head(cell.recipe.head, cell.recipe.pooling, plan.tasks[cell.task], backbone, recipe_at)
+            if cell.recipe.head == "linear" and cell.definition is not None:
+                task_at, field = plan.suite.document.where("define_tasks", cell.task), f"define_tasks.{cell.task}"
+                refuse_writing(cell.definition, "a linear head writes no answers", task_at, field)
             _check_form(plan.tasks[cell.task], backbone, cell.recipe.max_source_length)
             sources = [self._shapes_of(start) for start in cell.init_from]
             cls = _class(plan, cell)
@@ -148,6 +155,7 @@ class _Fits:
                 prompt_tokens, num_trained = self._sizes(cell, sources)
                 _check_what_trains(cell, cls, num_trained, recipe_at)
                 _check_positions(plan, cell, prompt_tokens, backbone)
+                self._check_beams(cell, where)
                 reason = misfit(cls, cell.hp, name_or_path, quantization, cell.recipe.lr, sources) if sources else None
         except UserError as error:
             return error
@@ -178,6 +186,23 @@ class _Fits:
             counted = method.num_positions if network.kind.name == "decoder" else method.num_prompt_tokens
             self._known_sizes[key] = counted, method.num_trained
         return self._known_sizes[key]
+
+    def _check_beams(self, cell: Cell, where: str) -> None:
+        """Raise UserError if answers are searched with beams and the method does not follow rows that change places."""
+        task = self._plan.tasks[cell.task]
+        searched = [part for part in task.parts or (task,) if part.num_beams > 1 and not part.is_ranked]
+        if not searched or cell.recipe.head == "linear":
+            return
+        key = _method_key(cell)
+        if key not in self._keeps_beams:
+            self._keeps_beams[key] = self._build(cell).keep_rows(torch.arange(2).repeat_interleave(2))
+        if not self._keeps_beams[key]:
+            problem = (
+                f"remembers what it has seen of each row, which the {searched[0].num_beams} beams of task "
+                f"'{searched[0].name}' do not keep"
+            )
+            hint = "Take 1 beam, or leave the row out by exceptions."
+            raise UserError(problem, where=where, field=f"methods.{cell.label}", hint=hint)
 
     def _shapes_of(self, start: Start) -> dict[str, Tensor]:
         """The tensors that a source cell or file will give, by name, without values. Raises UserError."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from harness import provenance
@@ -47,12 +48,13 @@ from harness.data import (
 )
 from harness.method import CellError, Method, Rule, SourceFile, head_targets, load_file
 from harness.results import Failure, NotStored
-from harness.suite import Cell, Key
+from harness.suite import NO_TEXT, Cell, Key
 from harness.train.caches import cached_tokenizer, drop_backbone, sealed_backbone
 from harness.train.cell_result import BundleFacts, OnCellResult, failed_result, rule_result, trained_result
 from harness.train.cell_state import Outcome, describe_failure
 from harness.train.checkpoint import CheckpointPlan, CheckpointWriter
 from harness.train.data_parallel import ALONE, UNSHARDED, MemberDied, Send, Team, run_team
+from harness.train.forgetting import read_general_text
 from harness.train.fsdp import shard, trains_backbone
 from harness.train.loop import BundleTrainer, OnStep
 from harness.train.method_fit import build_method, build_to_train, try_detaching
@@ -319,13 +321,18 @@ class _Attempt:
                 raise
 
     def _built(self, backbone: Backbone, task: Task, seal: Seal | None) -> list[Method]:
-        """The methods of the cells that are left; a cell whose method cannot be built is passed on as failed."""
+        """The methods of the cells that are left.
+
+        A cell whose method cannot be built, or whose general text cannot be read, is passed on as failed.
+        """
         methods = []
         for cell in self.bundle.cells:
             try:
                 cls = self.registered[cell.method].cls
                 assert cls is not None
                 assert issubclass(cls, Method)
+                if cell.recipe.forgetting_text != NO_TEXT:  # it is needed at the end, and this machine may not have it
+                    read_general_text(cell.recipe.forgetting_text, self.bundle.suite_folder)
                 starts = self.common.starts.get(cell.key, ())
                 methods.append(build_to_train(cell, cls, backbone, task, starts, seal))
             except BackboneChanged:
@@ -412,15 +419,20 @@ def _encode(cell: Cell, data: TaskData, backbone: Backbone) -> tuple[dict[str, E
         encoded[name] = replace(encoded[name], choices=encode_choices(splits[name], backbone, data.task))
     for name, rows in encoded.items():
         require_known_ids(rows, backbone, f"{data.task.name} {name}")
+    (written,) = _writing_records(cell, data.task, backbone)
+    # a task without a limit of its own writes what is trained on, which was cut there and is counted already
+    limit = written.max_new_tokens if written is not None and data.task.max_new_tokens else None
     cuts = Cuts(
         source_limit=length,
         target_limit=data.task.max_target_length,
         sources={name: part.num_cut_sources for name, part in encoded.items()},
         targets={name: part.num_cut_targets for name, part in encoded.items()},
         cuts_references=has_cut_references(data.task),
+        unwritten={}
+        if limit is None
+        else {name: int((np.diff(part.target_offsets) > limit).sum()) for name, part in encoded.items()},
     )
     tokens = {name: len(part.choices.ids) for name, part in encoded.items() if part.choices is not None}
-    (written,) = _writing_records(cell, data.task, backbone)
     prompt = make_form(data.task, backbone).record
     changes = {"cuts": cuts, "prompt": prompt, "choice_tokens": tokens, "writing": written}
     record = data.record.model_copy(update=changes)

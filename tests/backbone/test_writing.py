@@ -12,6 +12,7 @@ import torch
 from float64 import in_float64
 from test_networks import GEMMA, IDS, NETWORKS, WIDTH
 from torch import Tensor, nn
+from transformers import StopStringCriteria
 
 from harness.backbone.load import load_backbone, untrained_network
 from harness.backbone.network import Backbone
@@ -263,6 +264,21 @@ def test_a_row_ends_with_its_stop_text_and_what_it_read_does_not_count(llama: Ba
         options = {"num_beams": 2, "stop_strings": list(stops), "tokenizer": llama.tokenizer}
         theirs = generated(llama, embeds[row : row + 1, :length], (), 20, **options)
         assert beams[row, : len(theirs)].tolist() == theirs
+
+
+def test_beams_look_for_stop_texts_in_the_vocabulary_once(llama: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes seconds with a large vocabulary, and an evaluation has many batches."""
+    made: list[StopStringCriteria] = []
+    build = StopStringCriteria.__init__
+
+    def counted(criterion: StopStringCriteria, *args: Any, **kwargs: Any) -> None:
+        made.append(criterion)
+        build(criterion, *args, **kwargs)
+
+    monkeypatch.setattr(StopStringCriteria, "__init__", counted)
+    for stop in (("once",), ("once",), ("once", "twice"), ("once",)):
+        llama.write(*rows(llama), Writing(3, (), num_beams=2, stop=stop))
+    assert [criterion.stop_strings for criterion in made] == [("once",), ("once", "twice")]
 
 
 def test_long_answers_and_beams_take_memory_of_their_own() -> None:

@@ -18,6 +18,7 @@ from harness.data.examples import Example
 from harness.data.metrics import compute_metrics
 from harness.data.splits import load_task
 from harness.data.tasks import all_tasks
+from harness.data.tasks.task import Task
 from harness.data.text_metrics import signature_of
 from harness.data.tokenization import cut_references
 from harness.errors import UserError
@@ -28,6 +29,7 @@ from harness.results.predictions import read_answers
 from harness.results.store import ResultStore, predictions_path
 from harness.runner.plan import make_plan
 from harness.suite.make_groups import Overrides
+from tools.network_matrix.checkpoints import build
 
 BASE: dict[str, str] = {
     "files": "rows.csv",
@@ -87,6 +89,19 @@ def message(path: Path) -> str:
             {"files": "{train: rows.csv, test: rows.csv}"},
             "cuts dev and test from train, but test",
         ),
+        (
+            {"answered_by": "likelihood", "num_beams": "2"},
+            "define_tasks.reviews.num_beams: its answers are ranked, so 'num_beams' has nothing to act on",
+        ),
+        ({"answered_by": "likelihood", "stop": "[x]"}, "reviews.stop: its answers are ranked"),
+        (
+            {"kind": "choice", "labels": None, "choices": "options", "max_new_tokens": "5"},
+            "reviews.max_new_tokens: its answers are ranked",
+        ),
+        (
+            {"fields": None, "messages": "talk", "form": "chat"},
+            "define_tasks.reviews.label: 'verdict' is not read; the last message of a conversation is its answer",
+        ),
         ({"dev_share": ".nan"}, "dev_share"),
         ({"dev_share": "1.5"}, "dev_share"),
         ({"files": None, "hub": "noslash"}, "define_tasks.reviews.hub"),
@@ -100,6 +115,35 @@ def test_a_declaration_that_cannot_be_is_refused_before_anything_is_written(
 ) -> None:
     rows(tmp_path)
     assert expected in message(suite(tmp_path, **changes))
+
+
+@pytest.mark.parametrize("setting", ["num_beams: 2", "stop: [x]", "max_new_tokens: 5"])
+def test_a_linear_head_takes_no_settings_of_writing(tmp_path: Path, setting: str) -> None:
+    key, _, value = setting.partition(": ")
+    build("Qwen2", tmp_path / "qwen")
+    rows(tmp_path)
+    path = suite(tmp_path, **{key: value})
+    text = path.read_text().replace("steps: 2,", "steps: 2, head: linear,").replace("majority:", "head_only:")
+    path.write_text(text.replace("[micro-t5]", f"[{tmp_path / 'qwen'}]"))
+    expected = f"define_tasks.reviews.{key}: a linear head writes no answers, so '{key}' has nothing to act on"
+    assert expected in message(path)
+
+
+def test_a_protocol_says_how_own_tasks_are_answered_where_they_have_labels(tmp_path: Path) -> None:
+    """A text has none, so the key leaves it alone; what writing alone reads is refused beside it."""
+    rows(tmp_path)
+    settings = {"protocol.answers.by": "likelihood", "protocol.answers.score": "per_byte"}
+
+    def made(**changes: str | None) -> Task:
+        return make_plan(suite(tmp_path, **changes), Overrides(settings=settings), tmp_path / "out", None).tasks[
+            "reviews"
+        ]
+
+    task = made()
+    assert (task.answered_by, task.choice_score, task.is_ranked) == ("likelihood", "per_byte", True)
+    assert not made(labels=None, kind="text", stop="[x]").is_ranked
+    with pytest.raises(UserError, match="its answers are ranked"):
+        made(stop="[x]")
 
 
 @pytest.mark.parametrize(

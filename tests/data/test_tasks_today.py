@@ -335,6 +335,10 @@ def test_a_dialogue_has_one_kind_of_line_break_and_may_be_empty(tmp_path: Path) 
     assert prepare is not None
     (row,) = prepare({"dialogue": None, "summary": "Nothing."})
     assert (row["dialogue"], row[EDITS]) == ("", ("empty dialogue",))
+    (row,) = prepare({"dialogue": "Ann: Hi.", "summary": "Ann comes.\r\nEli too."})
+    assert (row["summary"], row[EDITS]) == ("Ann comes. Eli too.", ("summary of several lines",)), (
+        "a break ends writing"
+    )
 
 
 def test_what_the_eight_sets_train_on_is_commonsense_170k() -> None:

@@ -35,7 +35,9 @@ from harness.runner.plan import make_plan
 from harness.runner.ray import cluster as ray_cluster
 from harness.runner.ray.engine import RayEngine
 from harness.runner.ray.gpu_share import gpu_share, memory_need
+from harness.runner.ray.shipping import _folders
 from harness.runner.ray.worker import News, Parcel, Worker
+from harness.suite.cell import Mixture, Part
 from harness.suite.make_groups import Overrides
 from harness.train.bundle import Bundle
 from harness.train.checkpoint import CheckpointPlan, read_header
@@ -311,6 +313,24 @@ def test_a_machine_without_the_inputs_says_which(bundle: Bundle) -> None:
     assert "the backbone folder '/nowhere/at-all' is not there" in str(news.refused)
     assert "machine " in str(news.refused)
     assert not news.products
+
+
+def test_whatever_lies_beside_the_suite_asks_for_its_folder(bundle: Bundle) -> None:
+    (own,) = bundle.cells
+    shipped = own.model_copy(update={"definition": None})
+    texts = {
+        name: own.recipe.model_copy(update={"forgetting_text": name}) for name in ("none", "shipped", "mine/own.txt")
+    }
+    mixed = [Mixture(parts=[Part(task="cb", task_version=1), part], sampling="equal", temperature=1.0)
+             for part in (Part(task="rte", task_version=1),
+                          Part(task="first", task_version=1, definition=own.definition))]  # fmt: skip
+
+    def asks(**changes: Any) -> bool:
+        return "suite" in _folders(replace(bundle, cells=(shipped.model_copy(update=changes),)))
+
+    assert [asks(recipe=recipe) for recipe in texts.values()] == [False, False, True]
+    assert [asks(mixture=mixture) for mixture in mixed] == [False, True]
+    assert asks(definition=own.definition)
 
 
 def test_rows_that_a_machine_lacks_stop_the_run_before_a_cell_fails(bundle: Bundle, folder: Path) -> None:

@@ -8,17 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from harness.backbone.load import load_backbone
+from harness.backbone.load import load_backbone, meta_backbone
 from harness.data.tasks import all_tasks
 from harness.data.tokenization import writings
 from harness.errors import UserError
+from harness.method.registry import discover, get_class
+from harness.results.notes import data_notes
 from harness.results.predictions import read_answers
 from harness.results.store import ResultStore, predictions_path
 from harness.runner import time_estimate
-from harness.runner.plan import make_plan
+from harness.runner.plan import Plan, make_plan
+from harness.runner.preflight import find_misfits
 from harness.runner.run_suite import run
 from harness.runner.time_estimate import WRITTEN_TOKEN, TextLengths, rows_of, written_positions
+from harness.suite.cell import Cell
 from harness.suite.make_groups import Overrides
 from tools.network_matrix.checkpoints import build
 
@@ -50,21 +55,68 @@ def identities(path: Path, **settings: Any) -> list[str]:
     return [cell.cell_id for group in plan.groups for cell in group.cells.values()]
 
 
+def cells_of(plan: Plan) -> list[Cell]:
+    return [cell for group in plan.groups for cell in group.cells.values()]
+
+
 def test_a_result_says_how_its_answers_were_written(suite: Callable[[str], Path], tmp_path: Path) -> None:
-    path = suite("stop: ['o', 'zz'], num_beams: 2, max_new_tokens: 7")
+    path = suite("stop: ['e', 'zz'], num_beams: 2, max_new_tokens: 7")
     assert run(path, results=tmp_path / "out", quiet=True).num_failed == 0
     ((file, result),) = ResultStore(tmp_path / "out").scan()
     assert result.data is not None
     assert result.data.writing is not None
     assert result.data.writing.model_dump() == {
-        "max_new_tokens": 7, "end_ids": [1], "num_beams": 2, "stop": ["o", "zz"],
+        "max_new_tokens": 7, "end_ids": [1], "num_beams": 2, "stop": ["e", "zz"],
     }  # fmt: skip
     assert {key: result.protocol[f"decoding.{key}"] for key in ("beams", "stop", "max_new_tokens")} == {
         "beams": "task", "stop": "task", "max_new_tokens": "task",
     }  # fmt: skip
     answers = [text for split in read_answers(predictions_path(file)).values() for text in split.predictions]
     assert answers
-    assert not any("o" in answer or "zz" in answer for answer in answers)
+    assert not any("e" in answer or "zz" in answer for answer in answers)
+
+
+def test_answers_that_cannot_be_written_are_told(suite: Callable[[str], Path], tmp_path: Path) -> None:
+    """A stop text inside an answer is a mistake at its row; answers above the limit are counted in a note."""
+    path = suite("stop: ['it is']")
+    with pytest.raises(UserError) as caught:
+        run(path, results=tmp_path / "out", quiet=True)
+    assert "reviews.csv" in str(caught.value)
+    assert "the answer 'so it is 0' holds the stop text 'it is', at which writing would end" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    path = suite("max_new_tokens: 3")
+    assert run(path, results=tmp_path / "out", quiet=True).num_failed == 0
+    ((_, result),) = ResultStore(tmp_path / "out").scan()
+    assert result.data is not None
+    sizes = {"train": result.data.num_train, "dev": result.data.num_dev, "test": result.data.num_test}
+    assert result.data.cuts is not None
+    assert result.data.cuts.unwritten == sizes
+    *first, last = [f"{count} of {count} {split}" for split, count in sizes.items()]
+    counts = f"{', '.join(first)} and {last}"
+    assert data_notes([result]) == [
+        f"reviews: {counts} answers are longer than the 3 tokens that are written at most",
+    ]
+
+
+def test_beams_that_a_method_cannot_follow_are_refused_before_training(
+    suite: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """HyperDecoder picks its rows, LST keeps what beams would exchange with every token."""
+    path = suite("num_beams: 2")
+    path.write_text(
+        path.read_text().replace("prompt_tuning: {prompt_length: 2}", "lst: {skip_every: 2}, hyperdecoder: {}")
+    )
+    plan = make_plan(path, Overrides(), tmp_path / "none", None)
+    misfits = find_misfits(plan, cells_of(plan))
+    told = [(label, error.problem) for (_, label, _), error in misfits.items()]
+    assert told == [("lst", "remembers what it has seen of each row, which the 2 beams of task 'reviews' do not keep")]
+    hyperdecoder: Any = get_class(discover(), "hyperdecoder")
+    unread = hyperdecoder(hyperdecoder.HP(), meta_backbone("micro-t5"))
+    assert unread.keep_rows(torch.arange(2).repeat_interleave(2)), "it is asked before it has read a row"
+    path = suite("num_beams: 1")
+    path.write_text(path.read_text().replace("prompt_tuning: {prompt_length: 2}", "lst: {skip_every: 2}"))
+    plan = make_plan(path, Overrides(), tmp_path / "none", None)
+    assert not find_misfits(plan, cells_of(plan))
 
 
 def test_a_protocol_sets_it_for_all_tasks_and_nothing_moves_at_its_own_values(suite: Callable[[str], Path]) -> None:

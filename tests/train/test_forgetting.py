@@ -26,7 +26,12 @@ from harness.errors import UserError
 from harness.results.schema import Forgetting
 from harness.results.store import ResultStore, checksum
 from harness.results.verify import verify_folder
+from harness.runner.pack import pack
+from harness.runner.plan import make_plan
 from harness.suite.cell import Cell
+from harness.suite.make_groups import Overrides
+from harness.train.bundle import BundleListener, train_bundle
+from harness.train.cell_result import CellResult
 from harness.train.forgetting import (
     MOST_BYTES,
     SHIPPED,
@@ -254,6 +259,20 @@ def test_a_text_that_cannot_be_read_stops_a_run_before_it_trains(
     assert str(caught.value).startswith(f"{tmp_path / 'my own.txt'}: ")
     assert said in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_text_that_a_worker_lacks_fails_its_cell_before_the_first_step(tmp_path: Path) -> None:
+    path = small(tmp_path, "my own.txt")
+    plan = make_plan(path, Overrides(), tmp_path / "out", None)
+    (bundle,) = pack(plan, plan.pending())
+    steps: list[int] = []
+    made: list[CellResult] = []
+    train_bundle(bundle, BundleListener(lambda step, *_: steps.append(step), made.append))
+    failures = [product.result.failure for product in made]
+    assert [failure.message for failure in failures if failure] == [
+        f"{tmp_path / 'my own.txt'}: forgetting.text: cannot be read: No such file or directory"
+    ]
+    assert not steps
 
 
 @pytest.mark.parametrize("key", ["protocol", "recipe"])

@@ -64,7 +64,10 @@ def suite_tasks(suite: Suite) -> dict[str, Task]:
         own[name] = declared_task(name, definition, suite.folder, where)
     single = {name: under_protocol(task, suite.protocol) for name, task in {**shipped, **own}.items()}
     for name in own:
-        _check_form(single[name], suite.document.where("define_tasks", name))
+        where = suite.document.where("define_tasks", name)
+        _check_form(single[name], where)
+        if single[name].is_ranked:
+            refuse_writing(suite.file.define_tasks[name], "its answers are ranked", where, f"define_tasks.{name}")
     mixed = {}
     for name, mixture in suite.file.define_mixtures.items():
         where = suite.document.where("define_mixtures", name)
@@ -110,6 +113,8 @@ def under_protocol(task: Task, protocol: Protocol) -> Task:
         changes["extra"] = tuple(dict.fromkeys((*task.extra, *task.reported)))
     if "stop" in changes:
         changes["stop"] = tuple(changes["stop"])
+    if task.kind in ("regression", "text"):  # of a suite's own tasks any may be: these have no labels to choose from
+        changes.pop("answered_by", None)
     return replace(task, **changes)
 
 
@@ -174,6 +179,9 @@ def _check(name: str, definition: TaskFile, where: str) -> None:
     if definition.messages and definition.kind == "choice":
         problem = "a conversation holds one answer and no choices; give fields or template"
         raise UserError(problem, where=where, field=f"{field}.messages")
+    if definition.messages and definition.label != TaskFile.model_fields["label"].default:
+        problem = f"'{definition.label}' is not read; the last message of a conversation is its answer"
+        raise UserError(problem, where=where, field=f"{field}.label")
     if len({str(label).strip() for label in definition.labels}) < len(definition.labels):
         raise UserError("lists a label twice", where=where, field=f"{field}.labels")
     if definition.template is not None and "{" not in definition.template:
@@ -216,6 +224,18 @@ def _check_choices(definition: TaskFile, where: str, field: str) -> None:
     words = [word.strip() for word in definition.words]
     if words and (len(words) != len(definition.labels) or len(set(words)) < len(words) or not all(words)):
         raise UserError("lists one word for each label, all different", where=where, field=f"{field}.words")
+
+
+def refuse_writing(definition: TaskFile, reason: str, where: str, field: str) -> None:
+    """Raise UserError if a task whose answers nobody writes, for this `reason`, says how they are written."""
+    said = {
+        "num_beams": definition.num_beams > 1,
+        "stop": bool(definition.stop),
+        "max_new_tokens": definition.max_new_tokens is not None,
+    }
+    for setting, is_said in said.items():
+        if is_said:
+            raise UserError(f"{reason}, so '{setting}' has nothing to act on", where=where, field=f"{field}.{setting}")
 
 
 def _check_form(task: Task, where: str) -> None:

@@ -8,11 +8,16 @@ from harness.data.tasks.task import EDITS, Hub, Row, Task
 
 
 def samsum_row(row: Row) -> Iterable[Row]:
-    """Yield a dialogue with one kind of line break: the official files have two. One has no line at all."""
+    """Yield a dialogue with one kind of line break: the official files have two. One has no line at all.
+
+    A summary becomes one line, since writing ends at a line break.
+    """
     dialogue = row["dialogue"]
-    edits = ("empty dialogue",) if not dialogue else ()
+    summary = str(row["summary"]).strip()
+    one_line = " ".join(line.strip() for line in summary.splitlines())
+    edits = ("empty dialogue",) * (not dialogue) + ("summary of several lines",) * (one_line != summary)
     lines = str(dialogue or "").replace("\r\n", "\n").replace("\r", "\n").strip()
-    yield {"dialogue": lines, "summary": str(row["summary"]).strip(), EDITS: edits}
+    yield {"dialogue": lines, "summary": one_line, EDITS: edits}
 
 
 TASKS = (

@@ -10,6 +10,7 @@ from typing import Any
 from harness.backbone import SHIPPED
 from harness.method import SourceFile
 from harness.runner.ray.worker import Parcel
+from harness.suite import NO_TEXT, SHIPPED_TEXT
 from harness.train import Bundle
 
 
@@ -70,6 +71,9 @@ def _folders(bundle: Bundle) -> dict[str, Path]:
         folders["data"] = Path(bundle.data_dir)
     if bundle.backbone not in SHIPPED and Path(bundle.backbone).is_dir():
         folders["backbone"] = Path(bundle.backbone)
-    if bundle.cells[0].definition is not None:
+    first = bundle.cells[0]
+    parts = [first] if first.mixture is None else first.mixture.parts
+    texts = {cell.recipe.forgetting_text for cell in bundle.cells} - {NO_TEXT, SHIPPED_TEXT}
+    if texts or any(part.definition is not None for part in parts):
         folders["suite"] = Path(bundle.suite_folder)
     return {what: folder.absolute() for what, folder in folders.items()}
