@@ -35,6 +35,7 @@ MARK = "####"
 """Stands in front of the result in GSM8K's answers."""
 _BOX = "\\boxed{"
 
+_UNIT = r"\\(?:text|mathrm|textbf|mathbf)\{[^{}]*\}(?:\^\{?-?\d\}?)?"
 _CURRENCY = r"\\?[$€£¥₹₩₽₿]"
 _PERCENT = r"\s?(?:\\?%|[Pp]ercent\b)"
 # a part that may fail late is bounded ({1,10}), so that no text takes more than a few steps for each of its characters
@@ -98,7 +99,7 @@ def number_of(text: str) -> str | None:
     found = _cleaned(place)
     if (number := _NUMBER.fullmatch(found)) is not None:
         return _plain(number)
-    return _expression(found) or _last_number(place)
+    return _expression(found) or _last_number(found) or _last_number(place)
 
 
 def _in_braces(text: str, start: int) -> str:
@@ -114,7 +115,9 @@ def _in_braces(text: str, start: int) -> str:
 def _cleaned(place: str) -> str:
     """Return what is named as the result without the signs and blanks of LaTeX around it, and behind its last `=`."""
     place = place.replace("{,}", ",")
-    place = re.sub(r"\\[!,;:]|\\[()]|\\(?:text|mathrm|textbf|mathbf)\{[^{}]*\}|\^\{?\\circ\}?", "", place)
+    place = re.sub(r"\\[!,;:]|\\[()]|\^\{?\\circ\}?", "", place)
+    # a unit at the end goes with its exponent; any other parts numbers, which would grow together
+    place = re.sub(_UNIT, ";", re.sub(rf"(?:\s*{_UNIT})+(?=[\s.$*]*$)", "", place))
     place = place.rpartition("=")[2].strip().strip("*").strip()
     if len(place) > 1 and place[0] == place[-1] == "$":
         place = place[1:-1].strip()
