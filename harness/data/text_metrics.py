@@ -35,6 +35,7 @@ MARK = "####"
 """Stands in front of the result in GSM8K's answers."""
 _BOX = "\\boxed{"
 
+_UNIT = r"\\(?:text|mathrm|textbf|mathbf)\{[^{}]*\}(?:\^\{?-?\d\}?)?"
 _CURRENCY = r"\\?[$€£¥₹₩₽₿]"
 _PERCENT = r"\s?(?:\\?%|[Pp]ercent\b)"
 # a part that may fail late is bounded ({1,10}), so that no text takes more than a few steps for each of its characters
@@ -50,6 +51,9 @@ _NUMBER = re.compile(
     (?P<percent>{_PERCENT})?""",
     re.VERBOSE,
 )
+_WORDS = re.compile(r"\s?(?:[^\W\d_]|:(?!\d)|[.,;]\s[^\W\d_])")
+_BRACKET = re.compile(r"\s[(\[]")
+"""With a blank in front, `2(3 + 4)` is an expression."""
 _EXPRESSION = re.compile(
     r"(?:[0-9.,+\-*/()\[\]{}\s]|\\[dtc]?frac|\\sqrt|\\pi|\\cdot|\\times|\\div|\\left|\\right"
     r"|(?<![0-9.])[0-9]{1,6}\^(?:[0-9]|\{[0-9]{1,2}\}))+"
@@ -80,16 +84,21 @@ def number_of(text: str) -> str | None:
     """Return the number of an answer in a form for math-verify; None where there is none.
 
     It is what stands behind the last `####`, to the end of the line, or in the last \\boxed{}, whichever comes later.
-    Without either it is the last number of the text, and so it is where more than a number or an expression stands
-    there ("#### 72 apples"). A number may have a sign, a currency, thousands (1,234), decimals (`.` or `,`), an
-    exponent (1e5), a divisor (3/4, \\frac{3}{4}) and a percent sign. Of a mixed number written `1 3/4` the fraction is
-    read; `1\\frac{3}{4}` is read whole. It takes time in proportion to the text.
+    Without either it is the last number of the text. Where more than a number or an expression stands there, it is the
+    number that leads if a word or a colon follows ("#### 3 apples in 2 days"), behind `####` also if a bracket does
+    ("#### 72 (72)"), and else the last.
+
+    A number may have a sign, a currency, thousands (1,234), decimals (`.` or `,`), an exponent (1e5), a divisor (3/4,
+    \\frac{3}{4}) and a percent sign. Of a mixed number written `1 3/4` the fraction is read; `1\\frac{3}{4}` is read
+    whole. It takes time in proportion to the text.
     """
     if not text.isascii():  # digits of other scripts, and the long minus
         text = re.sub(r"\d", lambda digit: str(int(digit[0])), text).replace("−", "-")
     marked, boxed = text.rfind(MARK), text.rfind(_BOX)
     if marked > boxed:
         place = text[marked + len(MARK) :].strip().partition("\n")[0]
+        if (remarked := _leading(place, _BRACKET)) is not None:
+            return remarked
     elif boxed >= 0:
         place = _in_braces(text, boxed + len(_BOX))
     else:
@@ -98,7 +107,7 @@ def number_of(text: str) -> str | None:
     found = _cleaned(place)
     if (number := _NUMBER.fullmatch(found)) is not None:
         return _plain(number)
-    return _expression(found) or _last_number(place)
+    return _expression(found) or _leading(found, _WORDS) or _last_number(found) or _last_number(place)
 
 
 def _in_braces(text: str, start: int) -> str:
@@ -114,11 +123,19 @@ def _in_braces(text: str, start: int) -> str:
 def _cleaned(place: str) -> str:
     """Return what is named as the result without the signs and blanks of LaTeX around it, and behind its last `=`."""
     place = place.replace("{,}", ",")
-    place = re.sub(r"\\[!,;:]|\\[()]|\\(?:text|mathrm|textbf|mathbf)\{[^{}]*\}|\^\{?\\circ\}?", "", place)
+    place = re.sub(r"\\[!,;:]|\\[()]|\^\{?\\circ\}?", "", place)
+    # a unit at the end goes with its exponent; any other parts numbers, which would grow together
+    place = re.sub(_UNIT, ";", re.sub(rf"(?:\s*{_UNIT})+(?=[\s.$*]*$)", "", place))
     place = place.rpartition("=")[2].strip().strip("*").strip()
     if len(place) > 1 and place[0] == place[-1] == "$":
         place = place[1:-1].strip()
     return place.removesuffix(".")
+
+
+def _leading(text: str, follows: re.Pattern[str]) -> str | None:
+    """Return the number at the start of a text if the pattern follows it; else None."""
+    number = _NUMBER.match(text)
+    return _plain(number) if number is not None and follows.match(text, number.end()) else None
 
 
 def _last_number(text: str) -> str | None:

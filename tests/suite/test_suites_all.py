@@ -140,6 +140,34 @@ def test_rows_of_pefts_board_train_as_many_parameters_as_its_results_say() -> No
     assert counted == BOARD_COUNTS
 
 
+BOARD_DEFAULT = (1e-4, 0.1)
+BOARD_RATES = {
+    "peft-board": {
+        "adaptionprompt-lr_0.0005": (5e-4, 0.01), "adaptionprompt-lr_5e-3": (5e-3, 0.01), "c3a-default": (0.3, 1e-5),
+        "delora-rank32": (1e-3, 0.01), "frod-sparse0.02-lr_0.001": (1e-3, 0.01),
+        "full-finetuning-lr_0.00001": (1e-5, 0.01), "glora-vector-paths": (5e-4, 0.0), "gralora-rank32": (2e-4, 0.01),
+        "hira-rank32-lr4.5e-3": (4.5e-3, 0.0), "ia3-all-attn-5k-lr0.005": (5e-3, 0.0), "ia3-lr_0.001": (1e-3, 0.01),
+        "lokr-rank32-factor4-lr0.003": (3e-3, 0.1), "osf-rank128": (5e-5, 0.01), "prefixtuning-lr_0.001": (1e-3, 0.01),
+        "prefixtuning-lr_0.005_zero_init": (5e-3, 0.01), "prompt_tuning-lr_0.001": (1e-3, 0.01),
+        "prompt_tuning-sample_vocab-lr_0.001": (1e-3, 0.01), "pvera-default": (3e-3, 0.01),
+        "pvera-rank64": (3e-3, 0.01), "road-lr_0.001": (1e-3, 0.01), "shira-lr_0.0003-random_seed_42": (3e-4, 0.01),
+        "tinylora-default": (1e-3, 0.01), "tinylora-weight-tying": (1e-3, 0.01),
+        "trainable_tokens-sos+eos": (0.2, 0.01), "vblora-bank1024-lr5e4": (5e-4, 0.1), "vera-default": (1e-3, 0.01),
+    },
+    "generation": {"ia3": (1e-3, 0.01), "vera": (1e-3, 0.01), "prompt_tuning": (1e-3, 0.01)},
+    "choices": {"ia3": (1e-3, 0.01), "prompt_tuning": (1e-3, 0.01)},
+}  # fmt: skip
+"""Rate and decay of the rows that differ from BOARD_DEFAULT, as the result files of PEFT's board show them."""
+
+
+@pytest.mark.parametrize("suite", BOARD_RATES)
+def test_rows_of_pefts_board_have_its_rates_and_decays(suite: str) -> None:
+    for group in plan_of(suite).groups:
+        for cell in group.cells.values():
+            wanted = BOARD_RATES[suite].get(group.label, BOARD_DEFAULT)
+            assert (cell.recipe.lr, cell.recipe.weight_decay) == wanted, group.label
+
+
 @pytest.fixture(scope="module")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rows")
