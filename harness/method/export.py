@@ -21,6 +21,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from harness.backbone import Backbone, Seal, load_backbone, meta_backbone
+from harness.data import DataRecord
 from harness.errors import UserError
 from harness.method.linear_head import LinearHead
 from harness.method.method import Method, own_export
@@ -123,6 +124,7 @@ def export_result(path: Path, out: Path, backbone: str | None, method_dirs: tupl
         "backbone": cell.backbone,
         "backbone_fingerprint": result.backbone.fingerprint if result.backbone else "",
         "cell_id": result.cell_id,
+        "answering": json.dumps({} if result.data is None else _answering(result.data)),
     }
     try:
         out.write_bytes(safetensors_bytes(exported, metadata))
@@ -130,6 +132,17 @@ def export_result(path: Path, out: Path, backbone: str | None, method_dirs: tupl
         raise UserError(f"cannot be written: {error.strerror}", where=str(out)) from None
     changed = registered[cell.method].spec.source_sha256 != result.method_sha256
     return Export(out, {name: list(t.shape) for name, t in exported.items()}, method.num_kept, changed)
+
+
+def _answering(data: DataRecord) -> dict[str, Any]:
+    """Return how texts became prompts and answers were written, of the task or of each task of a mixture.
+
+    Tensors that were trained on one form answer badly in another.
+    """
+    if data.parts:
+        return {"parts": {name: _answering(part) for name, part in data.parts.items()}}
+    writing = None if data.writing is None else data.writing.model_dump()
+    return {"prompt": data.prompt.model_dump(), "writing": writing}
 
 
 def load_export(path: Path, backbone: Backbone, method_dirs: tuple[str, ...] = ()) -> Method:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from paths import ROOT
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 from typing_help import present
@@ -15,8 +19,9 @@ from harness.backbone.load import load_backbone
 from harness.backbone.network import Backbone
 from harness.cli.commands import app
 from harness.data import cell_rows
+from harness.data.record import PromptRecord
 from harness.data.tokenization import encode
-from harness.method.export import Exported, export_result, load_export
+from harness.method.export import Exported, _answering, export_result, load_export
 from harness.results.schema import Result
 from harness.results.store import ResultStore, read_predictions
 from harness.runner.run_suite import run
@@ -80,6 +85,35 @@ def test_an_export_gives_the_answers_of_the_trained_cell(
     method.detach(micro)
     stored = read_predictions(path)
     assert answers == stored[stored["split"] == "test"].sort_values("row")["prediction"].tolist()
+
+
+def test_an_export_says_how_its_answers_are_asked_for(trained: dict[str, tuple[Path, Result]], tmp_path: Path) -> None:
+    path, result = trained["accept"]
+    assert result.data is not None
+    assert result.data.writing is not None
+    export_result(path, tmp_path / "out.safetensors", None)
+    with safe_open(tmp_path / "out.safetensors", "pt") as file:
+        said = json.loads(file.metadata()["answering"])
+    writing = {"max_new_tokens": result.data.writing.max_new_tokens, "end_ids": [1], "num_beams": 1, "stop": []}
+    assert said == {"prompt": {"form": "suffix", "template": None, "system": ""}, "writing": writing}
+    prompt = PromptRecord(form="chat", template="abc", system="Be brief.")
+    chat = result.data.model_copy(update={"prompt": prompt})
+    mixed = _answering(result.data.model_copy(update={"parts": {"a": result.data, "b": chat}}))
+    assert mixed["parts"]["a"] == said
+    assert mixed["parts"]["b"]["prompt"] == {"form": "chat", "template": "abc", "system": "Be brief."}
+
+
+def test_the_page_on_methods_answers_from_an_export(
+    trained: dict[str, tuple[Path, Result]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    export_result(trained["accept"][0], tmp_path / "prompt.safetensors", None)
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "writing-a-method.md").read_text()
+    (code,) = (block for block in page.split("```")[1::2] if "load_export(" in block)
+    exec(code, {})
+    (answer,) = ast.literal_eval(capsys.readouterr().out)
+    assert isinstance(answer, str)
 
 
 def test_the_command_writes_an_export_and_says_what_is_in_it(
