@@ -402,7 +402,7 @@ seeds: [1]
 recipe: {{steps: 1, eval_every: 1, batch_size: 2, warmup_steps: 0, lr: 0.1}}
 protocol: {{{protocol}}}
 define_tasks:
-  sums: {{files: sums.jsonl, {text}, label: completion, kind: text, metrics: [exact_match], {form}
+  sums: {{files: sums.jsonl, {text}, kind: text, metrics: [exact_match], {form}
          max_source_length: 40, max_target_length: 6, dev_share: 2, test_share: 2}}
 methods: {{prompt_tuning: {{prompt_length: 2}}}}
 """
@@ -430,7 +430,12 @@ def write_sums(
     (folder / "sums.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     path = folder / "sums.yaml"
     path.write_text(
-        SUITE.format(backbone=net, text=text, form=f"{form}," if form else "", protocol=protocol or "base: accept-2024")
+        SUITE.format(
+            backbone=net,
+            text=text if "messages" in text and "template" not in text else f"{text}, label: completion",
+            form=f"{form}," if form else "",
+            protocol=protocol or "base: accept-2024",
+        )
     )
     return path
 
