@@ -195,7 +195,12 @@ class _Fits:
             return
         key = _method_key(cell)
         if key not in self._keeps_beams:
-            self._keeps_beams[key] = self._build(cell).keep_rows(torch.arange(2).repeat_interleave(2))
+            method = self._build(cell)
+            name_or_path = self._plan.suite.backbone_sources[cell.backbone]
+            backbone = self._network(name_or_path, cell.recipe.quantization)
+            # keys and values that stand in front of rows are no memory of any row
+            given = backbone.takes_prefixes and method.gives_keys_and_values()
+            self._keeps_beams[key] = given or method.keep_rows(torch.arange(2).repeat_interleave(2))
         if not self._keeps_beams[key]:
             problem = (
                 f"remembers what it has seen of each row, which the {searched[0].num_beams} beams of task "
