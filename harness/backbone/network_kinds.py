@@ -279,14 +279,30 @@ def _pad_left(embeds: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return embeds.gather(1, index[..., None].expand_as(embeds)), mask.gather(1, index)
 
 
-class Continuation:
-    """Reads tokens behind what a decoder has read; a `Reader`."""
+class _CachedReader:
+    """What both readers keep of each row: its place in the cache, and its line of the mask."""
 
     def __init__(self, network: Network, cache: Any, mask: Tensor) -> None:
-        """`cache` holds keys and values, `mask` [N, K] says which of them count; padding stands in front."""
         self.network = network
         self.cache = cache
         self.mask = mask
+
+    @property
+    def can_keep(self) -> bool:
+        """Whether rows can be picked from the cache."""
+        return stored_by_row(self.cache) is not None
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows alone, [n]."""
+        keep_stored_rows(self.cache, rows)
+        self.mask = self.mask[rows.to(self.mask.device)]  # logits may lie on another of several GPUs
+
+
+class Continuation(_CachedReader):
+    """Reads tokens behind what a decoder has read; a `Reader`.
+
+    `cache` holds keys and values, `mask` [N, K] says which of them count; padding stands in front.
+    """
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """[n, 1] -> logits [n, V]."""
@@ -300,26 +316,14 @@ class Continuation:
         )
         return out.logits[:, -1]  # type: ignore[no-any-return]
 
-    @property
-    def can_keep(self) -> bool:
-        """Whether rows can be picked from the cache."""
-        return stored_by_row(self.cache) is not None
 
-    def keep(self, rows: Tensor) -> None:
-        """Go on with these rows alone, [n]."""
-        keep_stored_rows(self.cache, rows)
-        self.mask = self.mask[rows.to(self.mask.device)]  # logits may lie on another of several GPUs
-
-
-class Answering:
+class Answering(_CachedReader):
     """Reads an answer with the decoder of an encoder-decoder, behind what the encoder has read; a `Reader`."""
 
     def __init__(self, network: Network, encoded: Any, mask: Tensor) -> None:
         """`encoded` is the output of the encoder, `mask` [N, L] that of its texts."""
-        self.network = network
+        super().__init__(network, None, mask)
         self.encoded = encoded
-        self.mask = mask
-        self.cache: Any = None
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """[n, 1] -> logits [n, V]."""
@@ -333,15 +337,9 @@ class Answering:
         self.cache = self.network.cache_of(out)
         return out.logits[:, -1]  # type: ignore[no-any-return]
 
-    @property
-    def can_keep(self) -> bool:
-        """Whether rows can be picked from the cache."""
-        return stored_by_row(self.cache) is not None
-
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows alone, [n]."""
-        keep_stored_rows(self.cache, rows)
-        self.mask = self.mask[rows.to(self.mask.device)]
+        super().keep(rows)
         states = self.encoded.last_hidden_state
         self.encoded = type(self.encoded)(last_hidden_state=states[rows.to(states.device)])
 
