@@ -55,18 +55,22 @@ def train_rate(
         trained(work, method, network, precision, cells, 2)  # compiling is no part of a step
     trainer = trained(work, method, network, precision, cells, steps, seed)
     peak = peak_flops(device_name(), precision) if device == "cuda" else None
-    return accounts(trainer, matmul, peak, peak_memory_bytes() if device == "cuda" else None)
+    return accounts(work, trainer, matmul, peak, peak_memory_bytes() if device == "cuda" else None)
 
 
-def accounts(trainer: BundleTrainer, matmul: MatmulParams, peak: float | None, peak_bytes: int | None) -> Measured:
-    """What the cells of a bundle took together; `peak` is the device's FLOP/s."""
+def accounts(
+    work: Workload, trainer: BundleTrainer, matmul: MatmulParams, peak: float | None, peak_bytes: int | None
+) -> Measured:
+    """What the cells of a bundle took together, at the task's mean length; `peak` is the device's FLOP/s."""
     usages = [usage_of(state.outcome, len(trainer.states), matmul, peak) for state in trainer.states]
     seconds = sum(usage.train_s for usage in usages)
     padding = sum(usage.num_padding or 0 for usage in usages)
-    positions = sum(usage.num_tokens + (usage.num_prompt_tokens or 0) for usage in usages)
+    samples, tokens = sum(usage.num_samples for usage in usages), sum(usage.num_tokens for usage in usages)
+    prompts = sum(usage.num_prompt_tokens or 0 for usage in usages)
+    positions = tokens + prompts
     flops = sum(usage.model_flops or 0.0 for usage in usages)
     return Measured(
-        sum(usage.num_samples for usage in usages) / seconds,
+        work.at_mean_length(samples / seconds, tokens / samples + TARGET_TOKENS, prompts / samples),
         padding / (padding + positions),
         None if peak is None else flops / (seconds * peak),
         peak_bytes,

@@ -79,6 +79,7 @@ class _SampledTrainer(Trainer):  # type: ignore[misc]
         order = np.array(list(sampler))
         batches = order[: len(order) // BATCH_SIZE * BATCH_SIZE].reshape(-1, BATCH_SIZE)
         chosen = evenly_spaced(len(batches), self.args.max_steps - WARM_UP_STEPS, self.args.seed)
+        self.timed_rows = batches[chosen[WARM_UP_STEPS:]].ravel().tolist()
         return batches[chosen].ravel().tolist()
 
 
@@ -102,7 +103,10 @@ def train_rate(
     work: Workload, method: str, shape: str, device: str, steps: int, seed: int,
     *, padded: bool, bf16: bool, compiled: bool,
 ) -> float:  # fmt: skip
-    """Samples per second of `steps` steps; `padded` pads to the task's maximum, else to the batch's longest row."""
+    """Samples per second of `steps` steps; `padded` pads to the task's maximum, else to the batch's longest row.
+
+    Not padded, the rate is that at the task's mean length.
+    """
     decoder = is_decoder(shape)
     rows = [{"input_ids": ids, "labels": ANSWER, "length": len(ids)} for ids in work.sources()]
     limit = work.max_source_length if padded else None
@@ -136,7 +140,11 @@ def train_rate(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    return steps * BATCH_SIZE / clock.seconds
+    rate = steps * BATCH_SIZE / clock.seconds
+    if padded:
+        return rate
+    tokens = [len(rows[index]["input_ids"]) + TARGET_TOKENS for index in trainer.timed_rows]
+    return work.at_mean_length(rate, sum(tokens) / len(tokens), NUM_VECTORS if method == "prompt_tuning" else 0)
 
 
 def generate_rate(

@@ -83,6 +83,16 @@ class Workload:
     max_source_length: int
     encoded: Encoded
 
+    def at_mean_length(self, rate: float, tokens: float, prompt: float = 0.0) -> float:
+        """A rate in rows per second as it would be with rows of the task's mean length.
+
+        A few steps of 16 rows hold longer or shorter texts than the task on average: 64 rows of MNLI by 6 %, which is
+        no merit of whoever drew them. `tokens` is the mean of the rows drawn, answers included; `prompt` is how many
+        vectors each row reads besides.
+        """
+        mean = len(self.encoded.source_ids) / len(self.encoded) + TARGET_TOKENS
+        return rate * (tokens + prompt) / (mean + prompt)
+
     def sources(self) -> list[list[int]]:
         bounds = self.encoded.source_offsets
         return [self.encoded.source_ids[a:b].tolist() for a, b in itertools.pairwise(bounds)]

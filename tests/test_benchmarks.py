@@ -56,16 +56,26 @@ def test_a_bundle_is_measured_by_its_own_accounts() -> None:
     works = [state.outcome.work for state in trainer.states]
     seconds = sum(state.outcome.train_s for state in trainer.states)
     assert [one.samples for one in works] == [32, 32]
-    found = ours.accounts(trainer, matmul_params(network), 1e9, None)
+    found = ours.accounts(work, trainer, matmul_params(network), 1e9, None)
     padding, positions = sum(one.padding for one in works), sum(one.source_positions for one in works)
     assert found.padding == pytest.approx(padding / (padding + positions))
-    assert found.rate == pytest.approx(64 / seconds)
+    # rows that are longer than the task's mean count as so many more: a row has its text, 2 tokens and 100 vectors
+    mean = work.encoded.source_lengths(np.arange(64)).mean() + 102
+    assert found.rate == pytest.approx(64 / seconds * (sum(one.tokens for one in works) / 64 + 102) / mean)
     flops = matmul_params(network).step_flops(64, positions, 128)
     assert found.utilisation == pytest.approx(flops / (seconds * 1e9))
     again = ours.train_rate(work, "prompt_tuning", "mini", "cpu", "float32", cells=2, steps=2)
     assert again.padding == found.padding
     assert again.utilisation is None
     assert ours.evaluation_rate(work, "mini", "cpu", "float32", rows=8, cells=2) > 0
+
+
+def test_rates_of_rows_that_are_not_padded_are_those_at_the_mean_length() -> None:
+    work = workload("sst2", num_rows=64)
+    mean = work.encoded.source_lengths(np.arange(64)).mean() + 2
+    assert work.at_mean_length(10.0, mean) == pytest.approx(10.0)
+    assert work.at_mean_length(10.0, 2 * mean) == pytest.approx(20.0)
+    assert work.at_mean_length(10.0, 2 * mean, prompt=mean) == pytest.approx(15.0)
 
 
 @pytest.mark.parametrize("method", ours.VARIANTS)
