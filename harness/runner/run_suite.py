@@ -20,7 +20,7 @@ from harness.runner.engines import Engine, LocalEngine
 from harness.runner.plan import Plan, make_plan
 from harness.runner.preflight import Misfits, check_cells, lines_of, refuse_namesakes, unfit_result
 from harness.runner.progress import Progress, work
-from harness.suite import Cell, Key, Overrides
+from harness.suite import Cell, Key, Overrides, find_suite
 from harness.train import CellResult, describe_failure, failed_to_store
 
 Rerun = Literal["none", "failed", "stale"]
@@ -75,11 +75,12 @@ def run(
 ) -> RunSummary:
     """Train every missing cell of a suite file and store the results.
 
-    `settings` overrides the suite, as in {"recipe.steps": 300}. `protocol` is the name of a protocol. `data` is the
-    folder of rows, by default that of the environment variable HARNESS_DATA. `engine` says where bundles run, by
-    default in this process (`harness.runner.make_engine` makes others). `track` shows live curves in a tool. Its files
-    go to a folder beside `results` with the same name and "-tracking" at the end. A run ends once other processes have
-    had all that is left for `wait_s` seconds; by default it stays to the end, to go on should one of them die.
+    `suite` is a path, or the name of a suite that comes with the program. `settings` overrides the suite, as in
+    {"recipe.steps": 300}. `protocol` is the name of a protocol. `data` is the folder of rows, by default that of the
+    environment variable HARNESS_DATA. `engine` says where bundles run, by default in this process
+    (`harness.runner.make_engine` makes others). `track` shows live curves in a tool. Its files go to a folder beside
+    `results` with the same name and "-tracking" at the end. A run ends once other processes have had all that is left
+    for `wait_s` seconds; by default it stays to the end, to go on should one of them die.
 
     Raises UserError for a user's mistake, before anything is written; NotStored if the results folder cannot be written
     any more; Stopped, which is a KeyboardInterrupt, on SIGINT or SIGTERM.
@@ -88,7 +89,8 @@ def run(
     overrides = Overrides(methods, tasks, backbones, seeds, settings or {}, protocol)
     data_dir = str(data) if data is not None else os.environ.get("HARNESS_DATA")
     with stop.on_signals():
-        plan = make_plan(suite, overrides, results, data_dir, [str(folder) for folder in method_dirs])
+        path = find_suite(suite) if isinstance(suite, str) else suite
+        plan = make_plan(path, overrides, results, data_dir, [str(folder) for folder in method_dirs])
         return _Run(plan, rerun, engine or LocalEngine(), progress, wait_s).run()
 
 

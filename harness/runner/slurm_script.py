@@ -136,9 +136,9 @@ cd {folder} || exit 2
 {setup}
 child=0 again=no
 # {grace} seconds before the time limit: stop behind a checkpoint, then go back into the queue
-trap 'again=yes; kill -TERM "$child"' USR1
+trap 'again=yes; kill -TERM "$child" 2> /dev/null' USR1
 # scancel and preemption: stop behind a checkpoint
-trap 'kill -TERM "$child"' TERM
+trap 'kill -TERM "$child" 2> /dev/null' TERM
 {command} &
 child=$!
 # a signal ends `wait` before the command has ended

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -19,12 +20,12 @@ from harness.runner.slurm_script import seconds_of
 ALLOCATION = Allocation(4, "12:00:00", cpus=2)
 
 
-def written(tmp_path: Path, command: str, **changes: object) -> Path:
+def written(tmp_path: Path, command: str, setup: Sequence[str] = ()) -> Path:
     """A script that runs a line of bash, in a folder whose name needs quotes."""
     folder = tmp_path / "a folder's"
     folder.mkdir(exist_ok=True)
     path = tmp_path / "job.sh"
-    path.write_text(batch_script("my suite", ["bash", "-c", command], ALLOCATION, tmp_path / "logs", folder, **changes))
+    path.write_text(batch_script("my suite", ["bash", "-c", command], ALLOCATION, tmp_path / "logs", folder, setup))
     return path
 
 
