@@ -149,7 +149,8 @@ while true; do
 done
 # 0, 1 and 2 are the command's own: done, with failed cells, a mistake that another try would repeat
 if [ "$again" = yes ] && [ "$code" -gt 2 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {most} ]; then
-  scontrol requeue "$SLURM_JOB_ID"
+  # SLURM_JOB_ID of one of the tasks is that of the whole array
+  scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
 fi
 exit "$code"
 """

@@ -35,7 +35,8 @@ def start(tmp_path: Path, path: Path, restarts: int = 0) -> subprocess.Popen[str
     tools.mkdir(exist_ok=True)
     (tools / "scontrol").write_text(f'#!/bin/bash\necho "$@" >> {tmp_path}/requeued\n')
     (tools / "scontrol").chmod(0o755)
-    given = {"PATH": f"{tools}:{os.environ['PATH']}", "SLURM_JOB_ID": "77", "SLURM_CPUS_PER_TASK": "2"}
+    given = {"PATH": f"{tools}:{os.environ['PATH']}", "SLURM_CPUS_PER_TASK": "2"}
+    given |= {"SLURM_JOB_ID": "77", "SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": "3"}
     given["SLURM_RESTART_COUNT"] = str(restarts)
     return subprocess.Popen(["bash", str(path)], env=os.environ | given, text=True, stdout=subprocess.PIPE)
 
@@ -66,7 +67,7 @@ def test_a_signal_lets_the_run_stop_behind_its_step(
     assert (folder / "saved").exists(), "the script must wait for the run to stop"
     assert (tmp_path / "requeued").exists() == requeued
     if requeued:
-        assert (tmp_path / "requeued").read_text() == "requeue 77\n"
+        assert (tmp_path / "requeued").read_text() == "requeue 77_3\n"
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 9])
