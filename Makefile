@@ -6,7 +6,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 # each process begins with one half of the files, in order: what a file's tests share is trained once, not twice
 TWO = -n 2 --dist worksteal
 
-.PHONY: quickstart test check longest leaderboard site methods-table networks bench bench-quick bench-startup bench-gpu bench-gpu-memory lint types wheel-check clean
+.PHONY: quickstart test check longest leaderboard site docs methods-table networks bench bench-quick bench-startup bench-gpu bench-gpu-memory lint types wheel-check clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/harness run suites/quickstart.yaml
@@ -30,6 +30,11 @@ leaderboard: quickstart
 
 site: quickstart
 	$(BIN)/harness site --out reports/site
+
+# the pages of docs/ as a site; ends with an error at a link that leads nowhere
+docs: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+	@echo open reports/docs/index.html
 
 methods-table: $(VENV)/.installed-dev
 	$(BIN)/harness run suites/methods.yaml

@@ -12,6 +12,7 @@ from harness.cli import list as cli_list
 from harness.cli import report as cli_report
 from harness.cli import results as cli_store
 from harness.cli import run as cli_run
+from harness.cli import slurm as cli_slurm
 from harness.cli.moved import PlanCommand, ReportCommand
 from harness.errors import UserError
 from harness.provenance import program_version
@@ -44,6 +45,7 @@ def program(
 app.command()(cli_run.run)
 app.command(cls=PlanCommand)(cli_run.plan)
 app.command()(cli_run.devices)
+app.command()(cli_slurm.slurm)
 app.command(cls=ReportCommand)(cli_report.report)
 app.command()(cli_report.table)
 app.command()(cli_report.fidelity)

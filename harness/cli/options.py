@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -51,6 +52,12 @@ CpusPerBundle = Annotated[int | None, typer.Option(metavar="N", help="Processors
 GpusPerBundle = Annotated[
     int | None, typer.Option(metavar="N", help="GPUs of each of Ray's workers, on machines that have any. [1]")
 ]
+WaitOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME", help="Leave once other processes have had all that is left for so long: 90s, 10m, 2h. [stay]"
+    ),
+]
 TrackOption = Annotated[
     Literal["tensorboard", "wandb", "mlflow"] | None, typer.Option(help="Show live curves of every cell there.")
 ]
@@ -85,6 +92,16 @@ def parse_settings(pairs: list[str] | None) -> dict[str, Any]:
             raise UserError(f"expected KEY=VALUE, got '{pair}'", field="--set")
         settings[key] = parse_value(value, f"--set {key}")
     return settings
+
+
+def parse_wait(text: str | None) -> float | None:
+    """`10m` -> 600 seconds. Raises UserError on anything else."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+)(s|m|h)", text, re.ASCII)
+    if found is None:
+        raise UserError(f"expected a time such as 90s, 10m or 2h; got '{text}'", field="--wait")
+    return float(int(found[1]) * {"s": 1, "m": 60, "h": 3_600}[found[2]])
 
 
 def require_file(path: Path) -> None:

@@ -29,7 +29,9 @@ from harness.cli.options import (
     Settings,
     Tasks,
     TrackOption,
+    WaitOption,
     parse_settings,
+    parse_wait,
     split,
     split_ints,
 )
@@ -65,6 +67,7 @@ def run(
     gpus_per_bundle: GpusPerBundle = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
     track: TrackOption = None,
+    wait: WaitOption = None,
 ) -> None:
     """Train every missing cell of a suite and store the results.
 
@@ -73,6 +76,7 @@ def run(
     overrides = read_overrides(methods, tasks, backbones, seeds, settings, protocol)
     if checkpoint_every is not None:
         overrides = replace(overrides, settings={**overrides.settings, "execution.checkpoint_every": checkpoint_every})
+    wait_s = parse_wait(wait)
     path = find_suite(suite)
     require_folder(data)
     judge_suite(path, overrides, methods_dir or ())
@@ -96,6 +100,7 @@ def run(
             engine=make_engine(engine, address, cpus_per_bundle, gpus_per_bundle),
             quiet=quiet,
             track=track,
+            wait_s=wait_s,
         )
     except KeyboardInterrupt as stopped:
         kept = "finished cells are stored, and of those in training the last checkpoint"
@@ -116,6 +121,7 @@ def _account(summary: RunSummary) -> str:
         + (f", {summary.num_kept_failed} as failures (--rerun failed tries again)" if summary.num_kept_failed else "")
         + (f"; {summary.num_stale} are stale (--rerun stale makes them again)" if summary.num_stale else "")
         + (f"; {summary.num_elsewhere} were trained by other processes" if summary.num_elsewhere else "")
+        + (f"; {summary.num_left} are left to other processes, --wait is over" if summary.num_left else "")
         + (f"; rows that do not fit and were left out, see above: {len(summary.unfit)}" if summary.unfit else "")
         + f". Results: {summary.results}"
     )

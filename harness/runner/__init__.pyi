@@ -20,5 +20,8 @@ from .resolve_suite import judge_suite as judge_suite
 from .resolve_suite import method_settings as method_settings
 from .run_suite import RunSummary as RunSummary
 from .run_suite import run as run
+from .slurm_script import GRACE_S as GRACE_S
+from .slurm_script import Allocation as Allocation
+from .slurm_script import batch_script as batch_script
 from .time_estimate import TimeEstimate as TimeEstimate
 from .time_estimate import estimate_time as estimate_time

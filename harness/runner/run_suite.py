@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from harness.runner.engines import Engine, LocalEngine
 from harness.runner.plan import Plan, make_plan
 from harness.runner.preflight import Misfits, check_cells, lines_of, refuse_namesakes, unfit_result
 from harness.runner.progress import Progress, work
-from harness.suite import Cell, Key, Overrides
+from harness.suite import Cell, Key, Overrides, find_suite
 from harness.train import CellResult, describe_failure, failed_to_store
 
 Rerun = Literal["none", "failed", "stale"]
@@ -48,6 +49,8 @@ class RunSummary:
     """Stored results of another method file, other weights, rows or versions; `rerun="stale"` trains them again."""
     num_elsewhere: int = 0
     """Finished by other processes on the same folder during the run."""
+    num_left: int = 0
+    """Left to other processes, or to a later run, as `wait_s` was over."""
     unfit: tuple[str, ...] = ()
     """Table rows that do not fit a backbone, each with the reason; the table shows them without a score."""
 
@@ -68,13 +71,16 @@ def run(
     quiet: bool = False,
     engine: Engine | None = None,
     track: Track | None = None,
+    wait_s: float | None = None,
 ) -> RunSummary:
     """Train every missing cell of a suite file and store the results.
 
-    `settings` overrides the suite, as in {"recipe.steps": 300}. `protocol` is the name of a protocol. `data` is the
-    folder of rows, by default that of the environment variable HARNESS_DATA. `engine` says where bundles run, by
-    default in this process (`harness.runner.make_engine` makes others). `track` shows live curves in a tool. Its files
-    go to a folder beside `results` with the same name and "-tracking" at the end.
+    `suite` is a path, or the name of a suite that comes with the program. `settings` overrides the suite, as in
+    {"recipe.steps": 300}. `protocol` is the name of a protocol. `data` is the folder of rows, by default that of the
+    environment variable HARNESS_DATA. `engine` says where bundles run, by default in this process
+    (`harness.runner.make_engine` makes others). `track` shows live curves in a tool. Its files go to a folder beside
+    `results` with the same name and "-tracking" at the end. A run ends once other processes have had all that is left
+    for `wait_s` seconds; by default it stays to the end, to go on should one of them die.
 
     Raises UserError for a user's mistake, before anything is written; NotStored if the results folder cannot be written
     any more; Stopped, which is a KeyboardInterrupt, on SIGINT or SIGTERM.
@@ -83,8 +89,9 @@ def run(
     overrides = Overrides(methods, tasks, backbones, seeds, settings or {}, protocol)
     data_dir = str(data) if data is not None else os.environ.get("HARNESS_DATA")
     with stop.on_signals():
-        plan = make_plan(suite, overrides, results, data_dir, [str(folder) for folder in method_dirs])
-        return _Run(plan, rerun, engine or LocalEngine(), progress).run()
+        path = find_suite(suite) if isinstance(suite, str) else suite
+        plan = make_plan(path, overrides, results, data_dir, [str(folder) for folder in method_dirs])
+        return _Run(plan, rerun, engine or LocalEngine(), progress, wait_s).run()
 
 
 def tracked(tool: Track, folder: Path, quiet: bool) -> Progress:
@@ -97,8 +104,12 @@ def tracked(tool: Track, folder: Path, quiet: bool) -> Progress:
 class _Run:
     """One run of a plan by this process; others may work on the same results folder."""
 
-    def __init__(self, plan: Plan, rerun: Rerun, engine: Engine, progress: Progress) -> None:
+    def __init__(
+        self, plan: Plan, rerun: Rerun, engine: Engine, progress: Progress, wait_s: float | None = None
+    ) -> None:
         self.plan = plan
+        self.wait_s = wait_s
+        self.num_left = 0
         self.engine = engine
         self.progress = progress
         self.replaced, self.num_stale = _forget(plan, rerun)
@@ -140,6 +151,7 @@ class _Run:
             num_kept_failed=old_failures,
             num_stale=self.num_stale,
             num_elsewhere=self.num_found,
+            num_left=self.num_left,
             unfit=tuple(self.unfit),
         )
 
@@ -157,22 +169,26 @@ class _Run:
             self.progress.say(f"left out: {line}")
 
     def _train(self) -> None:
-        """Train round after round until nothing is pending; wait while other processes have all that is left.
+        """Train round after round until nothing is pending; wait while other processes have all that is left, for at
+        most `wait_s` seconds.
 
         A round ends when its bundles do: only then is it known which grid points won, and what can start from what.
         """
-        wait = SHORTEST_WAIT_S
+        wait, idle_since = SHORTEST_WAIT_S, time.monotonic()
         while self.plan.pending():
             before = self.num_found + sum(self.counts.values())
             self.engine.run(self.bundles.round(), self.progress, self._store)
             left = {cell.key for cell in self.plan.pending()}
             assert not left & self.bundles.given, "a cell was run and left no result"
             if left and before == self.num_found + sum(self.counts.values()):
+                if self.wait_s is not None and time.monotonic() - idle_since >= self.wait_s:
+                    self.num_left = len(left)
+                    return
                 self.progress.waiting(len(left))
                 stop.sleep(wait)
                 wait = min(2 * wait, LONGEST_WAIT_S)
             else:
-                wait = SHORTEST_WAIT_S
+                wait, idle_since = SHORTEST_WAIT_S, time.monotonic()
 
     def _unusable(self, error: OSError) -> NotStored:
         """The message for a results folder in which claims or checkpoints cannot be written."""
