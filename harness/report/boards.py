@@ -411,11 +411,7 @@ def make_entry(members: list[Result], report_seeds: ReportSeeds = "all") -> Entr
     searches for itself, each run is what a search gives, and all count.
     """
     entry = Entry(mixed=find_differences(members, COMMON_TO_AN_ENTRY))
-    # repeats count for their own spread alone; if the first training is not there, the next one stands for it
-    order = sorted(members, key=lambda r: r.cell.repeat)
-    first = {_point_of(result): result for result in reversed(order)}
-    repeats = [result for result in order if first[_point_of(result)] is not result]
-    members = [result for result in members if first[_point_of(result)] is result]
+    members, repeats = _without_repeats(members)
     commits = commits_of(members)
     entry.commits = commits if len(commits) > 1 else []
     ordered = sorted(members, key=lambda r: (r.cell.repetition, r.cell.grid_index, r.cell_id))
@@ -429,7 +425,7 @@ def make_entry(members: list[Result], report_seeds: ReportSeeds = "all") -> Entr
     if report_seeds == "others":
         entry.left_out = entry.choosers
         entry.runs = [r for r in entry.runs if r.cell.seed != r.cell.search_seed or not entry.choosers]
-    for run in entry.runs:
+    for run in entry.runs if repeats else ():
         same = [r for r in repeats if _point_of(r) == _point_of(run) and r.test]
         if same:
             entry.reruns.append([run, *same])
@@ -437,6 +433,21 @@ def make_entry(members: list[Result], report_seeds: ReportSeeds = "all") -> Entr
         if run.cell.grid and run.cell.grid not in entry.grid:
             entry.grid.append(run.cell.grid)
     return entry
+
+
+def _without_repeats(members: list[Result]) -> tuple[list[Result], list[Result]]:
+    """The results that count, and repeats of them, which count for their own spread alone.
+
+    If the first training of a cell is not there, its next one stands for it.
+    """
+    again = sorted((result for result in members if result.cell.repeat > 1), key=lambda result: result.cell.repeat)
+    counted = [result for result in members if result.cell.repeat == 1]
+    points = {_point_of(result) for result in counted} if again else set()
+    repeats = []
+    for result in again:
+        (repeats if _point_of(result) in points else counted).append(result)
+        points.add(_point_of(result))
+    return counted, repeats
 
 
 def _point_of(result: Result) -> object:
