@@ -78,6 +78,7 @@ EXAMPLES: dict[type[Strict], list[dict[str, Any]]] = {
             "backbones": ["t5-base", "mine=runs/b/checkpoint-500"],
             "tasks": ["cb", "reviews"],
             "seeds": [42, 43, 44],
+            "repeats": 3,
             "protocol": {"base": "accept-2024", "stsb.round": "fifth"},
             "few_shot": {"k": [4, 16, 32]},
             "define_tasks": {"reviews": {"files": "reviews.csv", **TASK}},
@@ -183,6 +184,8 @@ EXAMPLES: dict[type[Strict], list[dict[str, Any]]] = {
                 "mine": {"title": "Mine", "rows": [LINE], "columns": [{"over": "task", "values": ["rte"]}]}
             },
             "define_figures": {"by-rank": {"title": "By rank", "x": {"setting": "hp.rank", "title": "rank"}}},
+            "bold": "best",
+            "report_seeds": "others",
         }
     ],
     TableLayout: [

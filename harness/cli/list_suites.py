@@ -45,7 +45,10 @@ def _describe(path: Path, name: str, methods: Mapping[str, MethodSpec]) -> dict[
         return {"suite": name, "entries": "", "cells": "", "what it is for": f"BROKEN: {error.problem}"}
     return {
         "suite": name,
-        "entries": len(groups),
-        "cells": sum(suite.file.tuning.num_cells(len(group.points), len(group.seeds)) for group in groups),
+        "entries": sum(group.repeat == 1 for group in groups),
+        "cells": sum(
+            suite.file.tuning.num_cells(len(group.points), len(group.seeds)) if group.repeat == 1 else len(group.seeds)
+            for group in groups
+        ),
         "what it is for": suite.file.description,
     }

@@ -54,7 +54,8 @@ def describe_plan(plan: Plan, probe: bool | None = None, rules: bool = False) ->
     starts = [{**item, "starts_from": one} for item in groups for one in item["starts_from"]]
     time = describe_time(estimate_time(plan, probe))
     shots = ["k"] if plan.suite.file.few_shot else []
-    columns = ["method", "task", *shots, "backbone", "grid_points", "seeds"]
+    repeats = ["repeat"] if plan.suite.file.repeats > 1 else []
+    columns = ["method", "task", *shots, "backbone", "grid_points", "seeds", *repeats]
     counts = ["cells", "done", "missing", "failed", *(["unfit"] if misfits else []), "stale"]
     columns += counts
     text = [
@@ -134,6 +135,7 @@ def _describe_group(plan: Plan, index: int, misfits: Misfits) -> dict[str, Any]:
         "k": group.k,
         "grid_points": len(group.points),
         "seeds": list(group.seeds),
+        "repeat": group.repeat,
         "cells": cells,
         "missing": missing,
         "stale": len(stale),
@@ -225,11 +227,12 @@ def describe_suite(path: Path, method_dirs: Sequence[str]) -> dict[str, Any]:
     unfit = lines_of(find_misfits(plan, cells))
     broken = sorted({cell.method for cell in cells if plan.methods[cell.method].cls is None})
     total = sum(plan.num_cells(group) for group in plan.groups)
-    text = f"{path}: {len(plan.groups)} table entries, {total} cells to train in all; every setting is known"
+    entries = sum(group.repeat == 1 for group in plan.groups)
+    text = f"{path}: {entries} table entries, {total} cells to train in all; every setting is known"
     text += f"; {len(unfit)} rows do not fit:\n" + "\n".join(unfit) if unfit else " and fits"
     if broken:
         text += f"; broken method files: {', '.join(broken)}"
-    counts = {"entries": len(plan.groups), "cells": total}
+    counts = {"entries": entries, "cells": total}
     return {"suite": plan.suite.file.suite, **counts, "broken": broken, "unfit": unfit, "text": text}
 
 

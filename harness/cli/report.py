@@ -6,9 +6,9 @@ scipy and pandas is imported inside the commands: it takes 0.7 s of processor ti
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -19,9 +19,13 @@ from harness.screen import as_html, say
 
 if TYPE_CHECKING:
     from harness.report import Board, PublishedRecord, Significance
-    from harness.results import Result
+    from harness.results import Gathered, Result
+    from harness.suite import Bold, ReportBlock, ReportSeeds
 
 Results = Annotated[Path, typer.Argument(help="Folder of the results.")]
+Folders = Annotated[
+    list[Path] | None, typer.Argument(metavar="[RESULTS]...", help="Folders of the results. \\[results]")
+]
 SuiteName = Annotated[str | None, typer.Option(help="Only this suite, or several: A,B.")]
 OutFile = Annotated[Path | None, typer.Option(help="Write to this file instead of the screen.")]
 OutFolder = Annotated[Path, typer.Option("--out", metavar="DIR", help="Write into this folder.")]
@@ -33,17 +37,33 @@ Published = Annotated[
     ),
 ]
 SuiteFileOption = Annotated[
-    str | None, typer.Option("--layouts", metavar="SUITE", help="Suite file whose `report` block declares layouts.")
+    str | None,
+    typer.Option(
+        "--layouts", metavar="SUITE", help="Suite file whose `report` block declares layouts and how they mark."
+    ),
 ]
 WhereOption = Annotated[
     list[str] | None,
     typer.Option("--where", metavar="KEY=VALUE", help="Win over what a layout asks for, e.g. backbone=t5-small."),
 ]
 
+BoldOption = Annotated[
+    Literal["ties", "best"] | None,
+    typer.Option(
+        "--bold", help="Bold: the best and all that tests cannot tell from it (ties), or the highest score (best)."
+    ),
+]
+ReportSeedsOption = Annotated[
+    Literal["all", "others"] | None,
+    typer.Option(
+        "--report-seeds", help="With others, the seed that chose a grid point is left out of means and tests."
+    ),
+]
+
 
 @without_gc
 def report(
-    results: Results = Path("results"),
+    results: Folders = None,
     format: FormatOption = "terminal",
     suite: SuiteName = None,
     out: OutFile = None,
@@ -52,6 +72,9 @@ def report(
     statistics: Annotated[
         bool, typer.Option("--statistics", help="Add intervals and mark what is not separable from the best.")
     ] = False,
+    bold: BoldOption = None,
+    report_seeds: ReportSeedsOption = None,
+    layouts: SuiteFileOption = None,
 ) -> None:
     """Make the leaderboard from stored results.
 
@@ -61,12 +84,15 @@ def report(
         raise UserError("has no column in a CSV file", field="--statistics", hint="--format json has all of it.")
     from harness.report import render_boards
 
+    block = report_block(layouts, bold, report_seeds)
     record = find_record(published)
-    scanned = scan(results, suite)
-    boards = marked(scanned, record)
-    # JSON is for programs and holds all that is known; in a table the tests are asked for, as they take their time
-    verdicts = judge(boards, scanned) if statistics or format == "json" else []
-    write(render_boards(boards, format, costs, verdicts), out, format)
+    found = scan_all(results or [Path("results")], suite)
+    scanned = found.scanned
+    boards = marked(scanned, record, block.report_seeds, found)
+    # JSON is for programs and holds all that is known; the highest score can be marked without the tests' time
+    needs_tests = statistics or format == "json" or block.bold == "ties"
+    verdicts = judge(boards, scanned) if needs_tests else []
+    write(render_boards(boards, format, costs, verdicts, block.bold, statistics), out, format)
 
 
 @without_gc
@@ -78,6 +104,8 @@ def table(
     out: OutFile = None,
     layouts: SuiteFileOption = None,
     where: WhereOption = None,
+    bold: BoldOption = None,
+    report_seeds: ReportSeedsOption = None,
 ) -> None:
     """Fill tables of a declared shape, such as a paper's, with stored results.
 
@@ -90,7 +118,8 @@ def table(
         return
     asked = conditions(where, suite)
     scanned = scan(results, suite)
-    write(layout_tables(names, layouts, asked, [result for _, result in scanned], format), out, format)
+    block = report_block(layouts, bold, report_seeds)
+    write(layout_tables(names, layouts, asked, scanned, format, block.bold, block.report_seeds), out, format)
 
 
 @without_gc
@@ -163,6 +192,9 @@ def site(
     methods_dir: Annotated[
         list[Path] | None, typer.Option("--methods-dir", help="Another folder of method files; may be repeated.")
     ] = None,
+    bold: BoldOption = None,
+    report_seeds: ReportSeedsOption = None,
+    layouts: SuiteFileOption = None,
 ) -> None:
     """Write the leaderboard and every run behind it as a folder of web pages.
 
@@ -173,10 +205,11 @@ def site(
             raise UserError("no such folder", where=str(folder), field="--methods-dir")
     from harness.report import write_site
 
+    block = report_block(layouts, bold, report_seeds)
     record = find_record(published)
     scanned = scan(results, suite)
-    boards = marked(scanned, record)
-    pages = write_site(boards, lambda: judge(boards, scanned), scanned, results, out, methods_dir or ())
+    boards = marked(scanned, record, block.report_seeds)
+    pages = write_site(boards, lambda: judge(boards, scanned), scanned, results, out, methods_dir or (), block.bold)
     say(pages, end="")
 
 
@@ -184,19 +217,47 @@ def scan(results: Path, suite: str | None) -> list[tuple[Path, Result]]:
     """Return all results below a folder, or those of the named suites (A,B). Raises UserError if there are none."""
     from harness.results import ResultStore
 
+    return _of_suites(ResultStore(results).scan(), suite, str(results))
+
+
+def scan_all(folders: Sequence[Path], suite: str | None) -> Gathered:
+    """Return the results of several folders, each cell once. Raises UserError if there are none."""
+    from harness.results import gather
+
+    found = gather(folders)
+    found.scanned = _of_suites(found.scanned, suite, " and ".join(map(str, folders)))
+    return found
+
+
+def _of_suites(scanned: Iterable[tuple[Path, Result]], suite: str | None, where: str) -> list[tuple[Path, Result]]:
+    """The results of the named suites (A,B), or all. Raises UserError if there are none."""
     names = None if suite is None else [name.strip() for name in suite.split(",")]
-    scanned = [item for item in ResultStore(results).scan() if names is None or item[1].cell.suite in names]
-    if not scanned:
-        raise UserError("holds no results" + (f" of suite '{suite}'" if suite else ""), where=str(results))
-    return scanned
+    kept = [item for item in scanned if names is None or item[1].cell.suite in names]
+    if not kept:
+        raise UserError("holds no results" + (f" of suite '{suite}'" if suite else ""), where=where)
+    return kept
 
 
-def marked(scanned: Sequence[tuple[Path, Result]], record: PublishedRecord | None) -> list[Board]:
+def report_block(layouts: str | None, bold: Bold | None, report_seeds: ReportSeeds | None) -> ReportBlock:
+    """The `report` block of a suite file, or the defaults, with what the command line says laid over it."""
+    from harness.cli.report_layouts import block_of
+
+    said = {"bold": bold, "report_seeds": report_seeds}
+    return block_of(layouts).model_copy(update={key: value for key, value in said.items() if value is not None})
+
+
+def marked(
+    scanned: Sequence[tuple[Path, Result]], record: PublishedRecord | None, report_seeds: ReportSeeds = "all",
+    found: Gathered | None = None,
+) -> list[Board]:  # fmt: skip
     """Make the leaderboards of results, and note in each entry what has changed since its runs were made."""
     from harness.report import collect_boards
     from harness.results import changed_since
 
-    boards = collect_boards((result for _, result in scanned), record)
+    reruns, notes = (found.reruns, found.notes) if found else ({}, [])
+    boards = collect_boards((result for _, result in scanned), record, report_seeds, reruns)
+    for board in boards:
+        board.folders = notes
     for entry in (entry for board in boards for row in board.rows for entry in row.entries.values()):
         runs = [*entry.runs, *(run for search in entry.searches for run in search)]
         entry.stale = sorted({change for run in runs for change in changed_since(run)})

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from harness.cli.options import Format
 from harness.errors import UserError
-from harness.results import Result
+from harness.results import PredictionFiles, Result
 from harness.suite import (
     SETTINGS,
+    Bold,
     FigureLayout,
     ReportBlock,
+    ReportSeeds,
     Where,
     figure_names,
     find_figure,
@@ -28,16 +31,23 @@ def list_layouts(suite: str | None) -> str:
     return "".join(f"{name:<12} {find_table(name, block).title}\n" for name in names)
 
 
-def layout_tables(names: str, suite_file: str | None, where: Where, results: Sequence[Result], style: Format) -> str:
+def layout_tables(
+    names: str, suite_file: str | None, where: Where, scanned: Sequence[tuple[Path, Result]], style: Format,
+    bold: Bold = "ties", report_seeds: ReportSeeds = "all",
+) -> str:  # fmt: skip
     """Results in the shapes of some layouts; `all` are those that the suite file names."""
     from harness.report import EntryIndex, fill_layout, find_published, keys_of, render_tables
 
     block = _block(suite_file)
+    read = None if bold == "best" else PredictionFiles(scanned).test_answers
+    results = [result for _, result in scanned]
     filled = []
     for name in _asked_names(names, block):
         layout = find_table(name, block)
         record = find_published(layout.published) if layout.published else None
-        filled.append(fill_layout(name, layout, EntryIndex(results, keys_of(layout)), record, where))
+        filled.append(
+            fill_layout(name, layout, EntryIndex(results, keys_of(layout), report_seeds), record, where, bold, read)
+        )
     return render_tables([table for table, _ in filled], [item for _, records in filled for item in records], style)
 
 
@@ -79,6 +89,11 @@ def _asked_names(names: str, block: ReportBlock | None) -> list[str]:
     if block is None or not block.tables:
         raise UserError("no suite file names tables", field="all", hint="Give one with --layouts SUITE.")
     return list(block.tables)
+
+
+def block_of(suite: str | None) -> ReportBlock:
+    """The `report` block of a suite file; the defaults without one."""
+    return _block(suite) or ReportBlock()
 
 
 def _block(suite: str | None) -> ReportBlock | None:

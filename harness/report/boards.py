@@ -17,6 +17,7 @@ from harness.data import BENCHMARK as OWN
 from harness.data import METRICS, all_tasks, mean_score, round_score, sample_std
 from harness.errors import UserError
 from harness.report.published import PublishedRecord, PublishedRow
+from harness.report.yardstick import find_apart
 from harness.results import (
     COMMON_TO_A_COLUMN,
     COMMON_TO_AN_ENTRY,
@@ -28,6 +29,7 @@ from harness.results import (
     overlaps,
     results_by_task,
 )
+from harness.suite import Key, ReportSeeds
 
 Repetition = tuple[tuple[int, ...], tuple[str, ...]]
 """What tells runs of one grid point apart: random seeds, and what the cell starts from. See `Cell.repetition`."""
@@ -81,12 +83,33 @@ class Entry:
         """How many of `num_answers` are empty, or no label or number as the task asks; each counts as wrong."""
         return sum(run.test.num_unreadable for run in self.runs if run.test)
 
+    choosers: list[Result] = field(default_factory=list)
+    """Runs whose dev score chose the grid point that other seeds then ran: the best of several draws, so they are
+    too good on average. They are among `runs` unless they were left out."""
+    left_out: list[Result] = field(default_factory=list)
+    """Those of `choosers` that do not count, since the report was asked for the other seeds alone."""
+    reruns: list[list[Result]] = field(default_factory=list)
+    """Runs of one cell with one seed, the one that counts first: repeats of the suite, and runs of other folders. Only
+    `rerun_std` tells of them: no mean, interval or test holds a further run."""
     stale: list[str] = field(default_factory=list)
     """What has changed since the runs were made, such as the method file; the command fills it in."""
     mixed: list[str] = field(default_factory=list)
     """In what the runs and grid runs differ although they should be equal, such as the method file."""
     commits: list[str] = field(default_factory=list)
     """The commits of the harness that made the runs and grid runs; empty where there is only one."""
+
+    apart: str = ""
+    """Why the entry may not be ranked with the rest of its column, e.g. since other rows were scored; mostly empty."""
+
+    @property
+    def num_reruns(self) -> int:
+        """Further runs of cells and seeds that count."""
+        return sum(len(same) - 1 for same in self.reruns)
+
+    @property
+    def rerun_std(self) -> float | None:
+        """Standard deviation of the test score between runs of one cell and seed, pooled over repeated cells."""
+        return pooled_std([[run.test.score for run in same if run.test] for same in self.reruns])
 
     @property
     def has_hidden_grid_failures(self) -> bool:
@@ -131,15 +154,34 @@ class BoardRow:
         known = [mean for mean in means if mean is not None]
         return mean_score(known) if len(known) == len(tasks) else None
 
+    def comparable_score(self, column: str, tasks: Sequence[str]) -> float | None:
+        """The score in a column if it may be ranked with the rest; `column` is one of `tasks`, or else their average.
+
+        An average is not comparable if one of its scores is not: then the tests of that task are others.
+        """
+        if column in tasks:
+            entry = self.entries.get(column)
+            return None if entry is None or entry.apart else entry.mean
+        return None if any(self.entries[t].apart for t in tasks if t in self.entries) else self.average(tasks)
+
     def params(self, kind: Literal["num_trained", "num_kept"]) -> list[int]:
         """Distinct numbers of parameters over the row's tasks, smallest first; the share of a task for a mixture."""
-        runs = [run for entry in self.entries.values() for run in entry.runs if run.params]
+        runs = [run for e in self.entries.values() for run in (*e.runs, *e.left_out) if run.params]
         return sorted({run.params.per_task(kind) for run in runs if run.params})
 
     def mixture_params(self) -> list[tuple[int, int]]:
         """(trained parameters, number of tasks) of each mixture in the row; `params` gives the share of a task."""
         runs = [run for entry in self.entries.values() for run in entry.runs]
         return sorted({(p.num_trained, p.num_tasks) for run in runs if (p := run.params) and p.num_tasks > 1})
+
+    def seed_std(self) -> float | None:
+        """Standard deviation of the test score between seeds, pooled over tasks."""
+        return pooled_std([entry.scores for entry in self.entries.values()])
+
+    def rerun_std(self) -> float | None:
+        """Standard deviation of the test score between runs of one cell and seed, pooled over cells and tasks."""
+        same = [runs for entry in self.entries.values() for runs in entry.reruns]
+        return pooled_std([[run.test.score for run in runs if run.test] for runs in same])
 
     def step_seconds(self) -> float | None:
         """Seconds of training per step, the median over the row's runs."""
@@ -207,11 +249,23 @@ class Board:
     published_note: str = ""
     """Why `published` is empty although a record was asked for."""
 
+    folders: list[str] = field(default_factory=list)
+    """Sentences on cells that stand in several of the folders that were read."""
+
     @property
     def general_texts(self) -> set[str]:
         """SHA-256 of the general texts on which forgetting was measured; empty where it was not asked for."""
         runs = (run for row in self.rows for entry in row.entries.values() for run in entry.runs)
         return {run.forgetting.sha256 for run in runs if run.forgetting}
+
+
+def pooled_std(samples: Iterable[Sequence[float]]) -> float | None:
+    """The standard deviation within samples, sqrt(sum of squares / sum of (n - 1)); None if none has two values."""
+    known = [sample for sample in samples if len(sample) > 1]
+    if not known:
+        return None
+    squares = sum((len(sample) - 1) * statistics.variance(sample) for sample in known)
+    return math.sqrt(squares / sum(len(sample) - 1 for sample in known))
 
 
 def peers(rows: Sequence[BoardRow]) -> dict[str, list[BoardRow]]:
@@ -227,19 +281,38 @@ def peers(rows: Sequence[BoardRow]) -> dict[str, list[BoardRow]]:
     return {f"k={ALL_ROWS if k is None else k}": members for k, members in by_k.items()}
 
 
-def collect_boards(results: Iterable[Result], record: PublishedRecord | None = None) -> list[Board]:
+def collect_boards(
+    results: Iterable[Result], record: PublishedRecord | None = None, report_seeds: ReportSeeds = "all",
+    reruns: Mapping[Key, Sequence[Result]] | None = None,
+) -> list[Board]:  # fmt: skip
     """Return one board per suite and backbone, sorted by their names. A mixture's result counts on each of its tasks.
 
-    With a `record`, each board also holds the published numbers for its backbone and tasks.
+    With a `record`, each board also holds the published numbers for its backbone and tasks. `report_seeds` says whether
+    the seed that chose a grid point counts: `make_entry`. `reruns` holds runs of other folders, by the key of their
+    cell.
     """
     by_board: dict[tuple[str, str], list[Result]] = defaultdict(list)
     for result in (part for whole in results for part in results_by_task(whole)):
         by_board[(result.cell.suite, result.cell.backbone)].append(result)
-    boards = [_board(suite, backbone, items) for (suite, backbone), items in sorted(by_board.items())]
+    boards = [_board(suite, backbone, items, report_seeds) for (suite, backbone), items in sorted(by_board.items())]
+    for entry in (entry for board in boards for row in board.rows for entry in row.entries.values()):
+        _add_reruns(entry, reruns or {})
     if record is not None:
         for board in boards:
             _add_published(board, record)
     return boards
+
+
+def _add_reruns(entry: Entry, reruns: Mapping[Key, Sequence[Result]]) -> None:
+    """Add the runs that other folders hold of an entry's cells."""
+    for run in (run for run in entry.runs if run.key in reruns):
+        others = [part for whole in reruns[run.key] for part in results_by_task(whole)]
+        scored = [part for part in others if part.cell.task == run.cell.task and part.test]
+        known = next((same for same in entry.reruns if same[0] is run), None)
+        if known is not None:
+            known += scored
+        elif scored:
+            entry.reruns.append([run, *scored])
 
 
 def _add_published(board: Board, record: PublishedRecord) -> None:
@@ -272,17 +345,21 @@ def metric_labels(results: Iterable[Result]) -> dict[str, str]:
     return {task: " or ".join(sorted(names)) for task, names in labels.items()}
 
 
-def _board(suite: str, backbone: str, results: list[Result]) -> Board:
+def _board(suite: str, backbone: str, results: list[Result], report_seeds: ReportSeeds) -> Board:
     benchmarks = _benchmarks(results)
     differences = {
         task: find_differences([r for r in results if r.cell.task == task], COMMON_TO_A_COLUMN) for task in benchmarks
     }
     metrics = dict(sorted(metric_labels(results).items()))
-    rows, origin = _rows(results), origin_of(results)
+    rows, origin = _rows(results, report_seeds), origin_of(results)
+    for task in benchmarks:
+        column = {row.name: row.entries[task] for row in rows if task in row.entries}
+        for name, reason in find_apart({name: entry.runs for name, entry in column.items()}).items():
+            column[name].apart = reason
     return Board(suite, backbone, list(benchmarks), benchmarks, metrics, rows, origin, differences, overlaps(results))
 
 
-def _rows(results: list[Result]) -> list[BoardRow]:
+def _rows(results: list[Result], report_seeds: ReportSeeds) -> list[BoardRow]:
     """The rows of one board, in the order in which they are shown."""
     groups: dict[tuple[str, str], list[Result]] = defaultdict(list)
     for result in results:
@@ -302,7 +379,7 @@ def _rows(results: list[Result]) -> list[BoardRow]:
         if task in row.entries:  # no run makes such ids: one of the files was edited
             raise UserError(f"two groups of results of '{row.name}' on {task} would share a table entry",
                             hint="harness verify names results whose ids are not their own.")  # fmt: skip
-        row.entries[task] = make_entry(members)
+        row.entries[task] = make_entry(members, report_seeds)
     return sorted(rows.values(), key=_display_order)
 
 
@@ -327,9 +404,14 @@ def _benchmarks(results: list[Result]) -> dict[str, str]:
     return dict(sorted(found.items(), key=lambda item: (item[1], item[0])))
 
 
-def make_entry(members: list[Result]) -> Entry:
-    """Make the entry of one group: choose the grid point by the stored dev scores and keep its runs."""
+def make_entry(members: list[Result], report_seeds: ReportSeeds = "all") -> Entry:
+    """Make the entry of one group: choose the grid point by the stored dev scores and keep its runs.
+
+    With `report_seeds` "others" the runs of the seed that chose the point for all are left out. Where each seed
+    searches for itself, each run is what a search gives, and all count.
+    """
     entry = Entry(mixed=find_differences(members, COMMON_TO_AN_ENTRY))
+    members, repeats = _without_repeats(members)
     commits = commits_of(members)
     entry.commits = commits if len(commits) > 1 else []
     ordered = sorted(members, key=lambda r: (r.cell.repetition, r.cell.grid_index, r.cell_id))
@@ -338,10 +420,39 @@ def make_entry(members: list[Result]) -> Entry:
     shown = _winning_runs(ordered, entry) if has_grid else ordered
     entry.runs = [r for r in shown if r.status == "done" and r.raced_out_at is None]
     entry.failed = [r for r in shown if r.status != "done"]
-    for run in entry.runs:
+    if entry.num_grid_runs > 1 and len({r.cell.search_seed for r in members}) == 1:
+        entry.choosers = [r for r in entry.runs if r.cell.seed == r.cell.search_seed]
+    if report_seeds == "others":
+        entry.left_out = entry.choosers
+        entry.runs = [r for r in entry.runs if r.cell.seed != r.cell.search_seed or not entry.choosers]
+    for run in entry.runs if repeats else ():
+        same = [r for r in repeats if _point_of(r) == _point_of(run) and r.test]
+        if same:
+            entry.reruns.append([run, *same])
+    for run in (*entry.runs, *entry.left_out):
         if run.cell.grid and run.cell.grid not in entry.grid:
             entry.grid.append(run.cell.grid)
     return entry
+
+
+def _without_repeats(members: list[Result]) -> tuple[list[Result], list[Result]]:
+    """The results that count, and repeats of them, which count for their own spread alone.
+
+    If the first training of a cell is not there, its next one stands for it.
+    """
+    again = sorted((result for result in members if result.cell.repeat > 1), key=lambda result: result.cell.repeat)
+    counted = [result for result in members if result.cell.repeat == 1]
+    points = {_point_of(result) for result in counted} if again else set()
+    repeats = []
+    for result in again:
+        (repeats if _point_of(result) in points else counted).append(result)
+        points.add(_point_of(result))
+    return counted, repeats
+
+
+def _point_of(result: Result) -> object:
+    """What runs of one cell and seed have in common, however often it was trained."""
+    return result.cell.repetition, result.cell.grid_index, str(sorted(result.cell.grid.items()))
 
 
 def _winning_runs(members: list[Result], entry: Entry) -> list[Result]:

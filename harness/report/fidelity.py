@@ -10,6 +10,7 @@ from harness.report.agreement import disagreements, is_same_method, is_unaltered
 from harness.report.boards import Board, BoardRow, Entry
 from harness.report.leaderboard_table import Cell, Column, Table
 from harness.report.published import Number, PublishedRow
+from harness.report.yardstick import kinds_apart
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,9 @@ def fidelity_of(board: Board) -> Fidelity:
             scored = [(i, row, entry) for i, row in named if (entry := row.entries.get(task)) and entry.scores]
             fitting = []  # our rows with the same method and settings
             for i, row, entry in scored:
-                if reasons := disagreements(entry, number, board.record):
+                apart = kinds_apart(entry.runs)
+                reasons = [f"its runs were scored with different {' and '.join(apart)}"] if apart else []
+                if reasons := [*reasons, *disagreements(entry, number, board.record)]:
                     left_out[f"{row.name} beside {published.name}: {', '.join(reasons)}"] = None
                 else:
                     fitting.append((i, row, entry))

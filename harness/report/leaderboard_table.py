@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from harness.report.boards import Board, BoardRow, Entry, peers
+from harness.report.marks import NO_TESTS, Marks, mark_board
 from harness.report.published import Number, PublishedRow
 from harness.report.statistics.intervals import LEVEL
 from harness.report.statistics.significance import AVERAGE, Significance
@@ -17,6 +18,15 @@ TIED = "≈"
 """Marks an entry that the tests cannot tell from the best of its column."""
 COST_COLUMNS = ("ms/step", "peak MiB")
 """A run's share of its bundle's training time, and the bundle's peak memory (on a CPU, the whole process's)."""
+SPREAD_COLUMNS = ("± seeds", "± re-runs")
+"""Columns of a board on which some cell was trained again with the same seed."""
+CHOSEN = (
+    "the seed whose dev score chose the grid point is among the runs, which flatters their mean; --report-seeds others "
+    "leaves it out"
+)
+"""Footnote on the grid runs of a row."""
+LEFT_OUT = "The seed that chose a grid point is left out (--report-seeds others)"
+"""Sentence above a table."""
 FORGETTING_COLUMN = "forgetting"
 """Rise of the loss on a general text; a column of costs where some run was asked for it."""
 
@@ -27,7 +37,7 @@ class Cell:
 
     text: str = ""
     rank: str = ""
-    """"best", "second" or empty."""
+    """"best", which is bold, "second", which is underlined, or empty; see `marks`."""
     spread: str = ""
     """Standard deviation over runs, as printed."""
     runs: str = ""
@@ -78,65 +88,52 @@ class Table:
         return self.notes.index(text) + 1
 
 
-def lay_out(board: Board, costs: bool = False, significance: Significance | None = None) -> Table:
+def lay_out(
+    board: Board, costs: bool = False, significance: Significance | None = None, marks: Marks | None = None
+) -> Table:
     """Return the table of a board: a row per method, a column per task, published rows last.
 
-    `costs` adds columns of time, memory and, if it was measured, forgetting; `significance` intervals and ties.
+    `costs` adds columns of time, memory and, if it was measured, forgetting; `significance` intervals and ties. `marks`
+    says what is bold; None marks by `significance`.
     """
-    table = Table(f"{board.suite} on {board.backbone}", _caption(board, significance, costs), [])
-    tasks = [_column(board, task, table, significance) for task in board.tasks]
+    marks = marks or mark_board(board, significance)
+    table = Table(f"{board.suite} on {board.backbone}", _caption(board, significance, costs, marks), [])
+    tasks = [_column(board, task, table, significance, marks) for task in board.tasks]
     heads = [Column("method"), Column("params"), Column("grid runs")]
     cost_columns = _cost_columns(board, table) if costs else []
-    table.columns = [*heads, *tasks, Column("average"), *cost_columns]
-    ranks = {
-        task: mark_rows(board, [row.entries[task].mean if task in row.entries else None for row in board.rows])
-        for task in board.tasks
-    }
-    average_ranks = mark_rows(board, [row.average(board.tasks) for row in board.rows])
-    for i, row in enumerate(board.rows):
+    average = Column("average", notes=_empty_notes(AVERAGE, table, marks))
+    spreads = [*map(Column, SPREAD_COLUMNS)] if has_reruns(board) else []
+    table.columns = [*heads, *tasks, average, *spreads, *cost_columns]
+    for row in board.rows:
         cells = [_name(row, table), Cell(_params(row)), _grid_runs(row, table)]
-        for task in board.tasks:
-            cells.append(_cell(row, task, ranks[task][i], table, significance))
-        cells.append(_average(row, board, average_ranks[i], significance))
+        cells += [_cell(row, task, table, significance, marks) for task in board.tasks]
+        cells.append(_average(row, board, table, significance, marks))
+        cells += _spreads(row)[: len(spreads)]
         table.rows.append([*cells, *(_costs(row, table)[: len(cost_columns)] if costs else ())])
     if board.published:
         table.apart = len(table.rows)
-    unmeasured = [Cell()] * len(cost_columns)
+    unmeasured = [Cell()] * (len(spreads) + len(cost_columns))
     table.rows += [[*_published_row(row, board, table), *unmeasured] for row in board.published]
-    below = [board.published_note, *_statements(significance), board.origin]
+    untested = NO_TESTS if marks.rule == "ties" and not marks.has_tests and len(board.rows) > 1 else ""
+    below = [untested, board.published_note, *_statements(significance), *board.folders, board.origin]
     table.remarks = [f"{text}." for text in below if text]
     return table
 
 
-def mark_rows(board: Board, values: Sequence[float | None]) -> list[str]:
-    """Marks ("best", "second", "") for one value per row of a board; few-shot rows are ranked within one k."""
-    return mark_within(values, [row.k for row in board.rows])
-
-
-def mark_within(values: Sequence[float | None], groups: Sequence[object]) -> list[str]:
-    """Marks for the values of each group by themselves. `groups` holds the group of each value."""
-    marks = [""] * len(values)
-    for group in dict.fromkeys(groups):
-        members = [i for i, item in enumerate(groups) if item == group]
-        for i, mark in zip(members, mark_best([values[i] for i in members]), strict=True):
-            marks[i] = mark
-    return marks
-
-
-def mark_best(values: Sequence[float | None]) -> list[str]:
-    """Marks for values. They are compared as printed, with one digit, so that equal texts get equal marks."""
-    printed = [None if value is None else round(value, 1) for value in values]
-    order = sorted({value for value in printed if value is not None}, reverse=True)
-    names = dict(zip(order, ("best", "second"), strict=False))
-    return ["" if value is None else names.get(value, "") for value in printed]
-
-
-def _caption(board: Board, significance: Significance | None, costs: bool) -> str:
+def _caption(board: Board, significance: Significance | None, costs: bool, marks: Marks) -> str:
     text = (
         "Test score of the checkpoint and grid point chosen by dev score: mean ± standard deviation over seeds "
-        "(number of runs). Best in bold, second underlined"
+        "(number of runs). "
     )
-    text += ", among rows of one k." if len(peers(board.rows)) > 1 else "."
+    text += marks.reading("of a column" + (" among rows of one k" if len(peers(board.rows)) > 1 else ""))
+    if has_reruns(board):
+        text += (
+            f" {' and '.join(SPREAD_COLUMNS)}: standard deviation of the test score between seeds, and between "
+            "trainings of one cell with one seed (in brackets how many beside the first), pooled over tasks; only the "
+            "first counts."
+        )
+    if any(entry.left_out for row in board.rows for entry in row.entries.values()):
+        text += f" {LEFT_OUT}."
     if significance is not None:
         text += (
             f" In brackets the {1 - LEVEL:.0%} interval over test rows and seeds; {TIED} is not separable from the "
@@ -155,9 +152,14 @@ def _caption(board: Board, significance: Significance | None, costs: bool) -> st
     return text
 
 
-def _column(board: Board, task: str, table: Table, significance: Significance | None) -> Column:
+def _empty_notes(column: str, table: Table, marks: Marks) -> tuple[int, ...]:
+    """Footnotes that say why nothing in a column is bold."""
+    return tuple(map(table.note, marks.empty.get(column, ())))
+
+
+def _column(board: Board, task: str, table: Table, significance: Significance | None, marks: Marks) -> Column:
     """The head of a task's column, with footnotes on what makes its scores hard to compare."""
-    notes = []
+    notes = [*_empty_notes(task, table, marks)]
     if kinds := board.differences.get(task):
         notes.append(table.note(f"rows of this column were made with different {' and '.join(kinds)}: not comparable"))
     if task in board.overlaps:
@@ -169,18 +171,22 @@ def _column(board: Board, task: str, table: Table, significance: Significance | 
     return Column(f"{task} ({board.metrics.get(task, '?')})", board.benchmarks[task], tuple(notes), task)
 
 
-def _cell(row: BoardRow, task: str, rank: str, table: Table, significance: Significance | None) -> Cell:
+def _cell(row: BoardRow, task: str, table: Table, significance: Significance | None, marks: Marks) -> Cell:
     """The score of a row on a task; empty if nothing was run."""
     entry = row.entries.get(task)
     if entry is None:
         return Cell()
-    cell = entry_cell(entry, table, rank)
-    if significance is None or entry.mean is None:
+    cell = entry_cell(entry, table, marks.of(row.name, task))
+    if entry.mean is None:
         return cell
     notes = cell.notes
+    if (row.name, task) in marks.untested:
+        notes += (table.note(marks.untested[row.name, task]),)
+    if significance is None:
+        return replace(cell, notes=notes)
     if (row.name, task) in significance.untested:
         notes += (table.note("not tested: predictions are missing, were changed, or differ in rows between runs"),)
-    interval, tied = _interval_and_tie(row, task, significance)
+    interval, tied = _interval_and_tie(row, task, significance, marks)
     return replace(cell, interval=interval, tied=tied, notes=notes)
 
 
@@ -193,13 +199,14 @@ def entry_cell(entry: Entry, table: Table, rank: str = "") -> Cell:
     return Cell(f"{entry.mean:.1f}", rank, spread, str(len(entry.runs)), notes=notes)
 
 
-def _interval_and_tie(row: BoardRow, column: str, significance: Significance | None) -> tuple[str, bool]:
+def _interval_and_tie(row: BoardRow, column: str, significance: Significance | None, marks: Marks) -> tuple[str, bool]:
     """The interval as text, and whether the tests cannot tell the entry from the best of its column."""
     if significance is None:
         return "", False
     span = significance.intervals.get((row.name, column))
     text = "" if span is None else f"[{span[0]:.1f}, {span[1]:.1f}]"
-    return text, (row.name, column) in significance.ties
+    is_tied = (row.name, column) in significance.ties
+    return text, is_tied and (marks.rule == "best" or marks.of(row.name, column) == "best")
 
 
 def _entry_notes(entry: Entry) -> list[str]:
@@ -215,6 +222,10 @@ def _entry_notes(entry: Entry) -> list[str]:
         flags.append(f"runs were made at {len(entry.commits)} commits of the harness: {', '.join(entry.commits)}")
     if entry.stale:
         flags.append(f"stale: {' and '.join(entry.stale)} changed since; rerun with --rerun stale")
+    if entry.apart and entry.mean is not None:
+        flags.append(entry.apart)
+    if entry.left_out and not entry.runs:
+        flags.append("only the seed that chose the grid point was run, and it is left out")
     if entry.num_unreadable:
         flags.append(f"{entry.num_unreadable:,} of {entry.num_answers:,} answers unreadable, so wrong")
     return flags
@@ -237,12 +248,31 @@ def _reason(run: Result) -> str:
     return (lines[-1] if named else f"{failure.type}: {lines[-1]}") if failure else "unknown"
 
 
-def _average(row: BoardRow, board: Board, rank: str, significance: Significance | None) -> Cell:
+def _average(row: BoardRow, board: Board, table: Table, significance: Significance | None, marks: Marks) -> Cell:
     average = row.average(board.tasks)
     if average is None:
         return Cell(DASH)
-    interval, tied = _interval_and_tie(row, AVERAGE, significance)
-    return Cell(f"{average:.1f}", rank, interval=interval, tied=tied)
+    reasons = [marks.untested[row.name, AVERAGE]] if (row.name, AVERAGE) in marks.untested else []
+    if row.comparable_score(AVERAGE, board.tasks) is None:
+        reasons.append("an average with a score that is not ranked is not ranked")
+    interval, tied = _interval_and_tie(row, AVERAGE, significance, marks)
+    notes = tuple(map(table.note, reasons))
+    return Cell(f"{average:.1f}", marks.of(row.name, AVERAGE), interval=interval, tied=tied, notes=notes)
+
+
+def has_reruns(board: Board) -> bool:
+    """Whether any cell of a board was trained more than once with the same seed."""
+    return any(entry.num_reruns for row in board.rows for entry in row.entries.values())
+
+
+def _spreads(row: BoardRow) -> list[Cell]:
+    """The deviation between seeds, and between trainings of one cell and seed, as SPREAD_COLUMNS."""
+    seeds, reruns = row.seed_std(), row.rerun_std()
+    count = sum(entry.num_reruns for entry in row.entries.values())
+    return [
+        Cell(DASH if seeds is None else f"{seeds:.2f}"),
+        Cell(DASH) if reruns is None else Cell(f"{reruns:.2f}", runs=str(count)),
+    ]
 
 
 def _name(row: BoardRow, table: Table) -> Cell:
@@ -292,12 +322,13 @@ def span_of(counts: Sequence[int]) -> str:
 def _grid_runs(row: BoardRow, table: Table) -> Cell:
     """Grid points that were run per entry: how much tuning stands behind a row."""
     text = span_of(sorted({entry.num_grid_runs for entry in row.entries.values()}))
-    raced_out = sum(entry.num_raced_out for entry in row.entries.values())
-    if not raced_out:
-        return Cell(text)
-    total = sum(entry.num_grid_runs for entry in row.entries.values() if entry.num_raced_out)
-    note = f"searched by halving: {raced_out} of {total} grid runs left early, by dev score"
-    return Cell(text, notes=(table.note(note),))
+    notes = []
+    if raced_out := sum(entry.num_raced_out for entry in row.entries.values()):
+        total = sum(entry.num_grid_runs for entry in row.entries.values() if entry.num_raced_out)
+        notes.append(f"searched by halving: {raced_out} of {total} grid runs left early, by dev score")
+    if any(entry.choosers and not entry.left_out for entry in row.entries.values()):
+        notes.append(CHOSEN)
+    return Cell(text, notes=tuple(map(table.note, notes)))
 
 
 def _published_row(row: PublishedRow, board: Board, table: Table) -> list[Cell]:

@@ -15,30 +15,36 @@ from tabulate import tabulate
 
 from harness.report.boards import Board
 from harness.report.leaderboard_table import TIED, Cell, Column, Table, lay_out
+from harness.report.marks import mark_board
 from harness.report.statistics.significance import Significance
 from harness.report.writers.csv_json import as_csv, as_json, rows_csv
 from harness.report.writers.html import html
 from harness.report.writers.latex import latex
 from harness.screen import on_screen
+from harness.suite import Bold
 
 Mark = Callable[[str, str], str]
 """(text, "best" | "second" | "") -> text with the marks of a format"""
 
 
 def render_boards(
-    boards: Sequence[Board], style: str, costs: bool = False, significance: Sequence[Significance | None] = ()
-) -> str:
+    boards: Sequence[Board], style: str, costs: bool = False, significance: Sequence[Significance | None] = (),
+    bold: Bold = "ties", with_statistics: bool = True,
+) -> str:  # fmt: skip
     """Return all boards in the format `style`: one of WRITERS, "csv" or "json".
 
     `costs` adds time, memory and forgetting. `significance` holds the statistics of each board, in their order; empty
-    without any. CSV leaves them out: it has a line per entry, and a test is about two.
+    without any. By them entries are marked unless `bold` is "best"; `with_statistics` says whether a table shows more
+    of them: intervals, ties, ranks. CSV has the marks alone: it has a line per entry, and a test is about two.
     """
     verdicts = significance or [None] * len(boards)
+    marks = [mark_board(board, verdict, bold) for board, verdict in zip(boards, verdicts, strict=True)]
     if style == "csv":
-        return as_csv(boards)
+        return as_csv(boards, marks)
+    judged = list(zip(boards, verdicts, marks, strict=True))
     if style == "json":
-        return json.dumps([as_json(*item) for item in zip(boards, verdicts, strict=True)], indent=1) + "\n"
-    return WRITERS[style]([lay_out(board, costs, verdict) for board, verdict in zip(boards, verdicts, strict=True)])
+        return json.dumps([as_json(*item) for item in judged], indent=1) + "\n"
+    return WRITERS[style]([lay_out(board, costs, v if with_statistics else None, made) for board, v, made in judged])
 
 
 def render_tables(tables: Sequence[Table], records: Sequence[Mapping[str, object]], style: str) -> str:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from harness.data import mean_score, round_score
 from harness.report.boards import Board, Entry
 from harness.report.leaderboard_table import Cell, Column, Table
+from harness.report.yardstick import kinds_apart
 from harness.results import Result, best_point, dev_selection
 
 
@@ -54,7 +55,7 @@ def tuning_records(board: Board) -> list[TuningRecord]:
     for row in board.rows:
         for task in board.tasks:
             entry = row.entries.get(task)
-            if entry is not None and any(_done(search) for search in entry.searches):
+            if entry is not None and any(map(_is_fair, entry.searches)):
                 found.append(_tuning_record(board, row.name, task, entry))
     return found
 
@@ -90,6 +91,9 @@ def lay_out_tuning(board: Board) -> Table:
         table.remarks.append(f"A table chosen by test would stand {mean:.1f} points higher on average.")
     elif not found:
         table.remarks.append("No grid was searched.")
+    searches = [s for row in board.rows for entry in row.entries.values() for s in entry.searches if _done(s)]
+    if mixed := sum(not _is_fair(search) for search in searches):
+        table.remarks.append(f"Left out: searches whose points were scored with different rows or metrics ({mixed}).")
     return table
 
 
@@ -99,7 +103,7 @@ def tuning_rows(boards: Sequence[Board]) -> list[dict[str, object]]:
 
 
 def _tuning_record(board: Board, name: str, task: str, entry: Entry) -> TuningRecord:
-    searches = [search for search in entry.searches if _done(search)]
+    searches = [search for search in entry.searches if _is_fair(search)]
     by_dev = mean_score(_score(search[best_point(search) or 0]) for search in searches)
     num_failed = sum(result.status == "failed" for search in searches for result in search)
     num_raced_out = sum(result.raced_out_at is not None for search in searches for result in search)
@@ -124,6 +128,11 @@ def _remarks(item: TuningRecord) -> list[str]:
             f"searched by halving: {item.num_raced_out} of {total} left early, untested, so no choice by test is known"
         )
     return remarks
+
+
+def _is_fair(search: Sequence[Result]) -> bool:
+    """Whether a search has points to choose among, all measured with the same rows, references and metrics."""
+    return bool(_done(search)) and not kinds_apart(search)
 
 
 def _done(search: Sequence[Result]) -> list[Result]:

@@ -26,7 +26,10 @@ from .selection import best_step as best_step
 from .selection import chosen_run as chosen_run
 from .selection import dev_selection as dev_selection
 from .selection import next_cells as next_cells
+from .selection import next_repeats as next_repeats
 from .selection import results_by_task as results_by_task
+from .several_folders import Gathered as Gathered
+from .several_folders import gather as gather
 from .store import NotStored as NotStored
 from .store import PredictionRow as PredictionRow
 from .store import ResultStore as ResultStore

@@ -129,7 +129,7 @@ def _without_versions(cell: Cell) -> tuple[str, ...]:
     grid = repr(sorted(cell.grid.items()))
     shots = "" if cell.few_shot is None else f"{cell.few_shot.k} {cell.few_shot.select_with}"
     starts = repr([(start.title, start.seed) for start in cell.init_from])
-    return cell.label, cell.task, cell.backbone, str(cell.seeds), shots, starts, grid, *protocol
+    return cell.label, cell.task, cell.backbone, str(cell.seeds), str(cell.repeat), shots, starts, grid, *protocol
 
 
 def _versions(cell: Cell) -> tuple[int, int | None]:

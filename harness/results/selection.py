@@ -77,6 +77,19 @@ def next_cells(group: Group, results: Mapping[tuple[int, int], Result | None], p
     return [(winner, seed) for seed in group.seeds[1:] if (winner, seed) not in results]
 
 
+def next_repeats(
+    group: Group, results: Mapping[tuple[int, int], Result], first: Mapping[tuple[int, int], Result]
+) -> list[tuple[int, int]]:
+    """Return the (point, seed) keys of a group of repeats that are missing: one per seed, at the point that won.
+
+    `results` are those of the group, `first` those of the group that it repeats. A seed waits for its first run, which
+    so trains with other bundle mates; a failed one is not repeated.
+    """
+    chosen = {seed: chosen_run(group, first, seed) for seed in group.seeds}
+    keys = [(run.cell.grid_index, seed) for seed, run in chosen.items() if run is not None and run.status == "done"]
+    return [key for key in keys if key not in results]
+
+
 def results_by_task(result: Result) -> list[Result]:
     """Return the result itself, or for a mixture one result per task, with that task's scores, rows and metrics.
 

@@ -183,10 +183,10 @@ def read_predictions(path: str | Path) -> pd.DataFrame:
 def load_results(path: str | Path) -> pd.DataFrame:
     """Return a results folder as a tidy table: one row per cell, split and metric.
 
-    Columns: suite, task, method, backbone, k and draw_seed (few-shot), seed, status, split, metric, value (percent
-    points), selected_step, raced_out_at, num_trained, num_kept, group_id, cell_id, path, and one `hp.*` / `recipe.*`
-    column per swept setting. A failed cell has one row without split, metric and value; a grid point that left a search
-    by halving (`raced_out_at`) has rows of dev only.
+    Columns: suite, task, method, backbone, k and draw_seed (few-shot), seed, repeat, status, split, metric, value
+    (percent points), selected_step, raced_out_at, num_trained, num_kept, group_id, cell_id, path, and one `hp.*` /
+    `recipe.*` column per swept setting. A failed cell has one row without split, metric and value; a grid point that
+    left a search by halving (`raced_out_at`) has rows of dev only.
     """
     import pandas as pd
 
@@ -205,6 +205,7 @@ def _tidy_rows(path: Path, result: Result) -> list[dict[str, Any]]:
         "k": cell.few_shot.k if cell.few_shot else None,
         "draw_seed": cell.few_shot.seed if cell.few_shot else None,
         "seed": cell.seed,
+        "repeat": cell.repeat,
         "status": result.status,
         "split": None,
         "metric": None,

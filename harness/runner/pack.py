@@ -77,7 +77,7 @@ def _races(plan: Plan) -> dict[tuple[str, ...], Race]:
     if tuning.strategy == "grid":
         return races
     at_once = tuning.begin == "at_once"
-    for group in plan.groups:
+    for group in (group for group in plan.groups if group.repeat == 1):
         cells = [group.cells[(point, group.seeds[0])] for point in range(len(group.points))]
         shared = {(_bundle_key(plan, cell), cell.recipe.steps, cell.recipe.eval_every) for cell in cells}
         if len(cells) > 1 and len(shared) == 1:
@@ -87,9 +87,9 @@ def _races(plan: Plan) -> dict[tuple[str, ...], Race]:
 
 
 def _search_key(cell: Cell) -> tuple[str, ...]:
-    """What the grid points of one search have in common: label, task, backbone, seed and number of shots."""
+    """What the grid points of one search have in common: label, task, backbone, seed, repeat and number of shots."""
     shots = "" if cell.few_shot is None else str(cell.few_shot.k)
-    return cell.label, cell.task, cell.backbone, str(cell.seed), shots
+    return cell.label, cell.task, cell.backbone, str(cell.seed), str(cell.repeat), shots
 
 
 @functools.lru_cache(maxsize=8)

@@ -14,7 +14,7 @@ from harness.errors import UserError
 from harness.garbage import without_gc
 from harness.method import MethodSpecs, Registered, SourceFile, discover
 from harness.provenance import sha256_file
-from harness.results import Result, ResultStore, chosen_run, next_cells, superseded, tensors_path
+from harness.results import Result, ResultStore, chosen_run, next_cells, next_repeats, superseded, tensors_path
 from harness.runner.resolve_suite import resolve_suite
 from harness.suite import Cell, Group, GroupIndex, Key, Overrides, Point, SourceKey, Start, Suite, source_of
 
@@ -84,7 +84,12 @@ class Plan:
     def _next(self, index: int) -> list[Cell]:
         """The missing cells of a group that selection asks for at this moment."""
         group = self.groups[index]
-        cells = [group.cells[key] for key in next_cells(group, self.results[index], self.per_seed)]
+        if group.repeat > 1:
+            first = index - group.repeat + 1
+            keys = next_repeats(group, self.results[index], self.results[first])
+        else:
+            keys = next_cells(group, self.results[index], self.per_seed)
+        cells = [group.cells[key] for key in keys]
         return [cell for cell in cells if cell.key not in self.superseded]
 
     def source(self, start: Start) -> Result | None:
@@ -112,13 +117,13 @@ class Plan:
         return SourceFile(start.title, path, result.files.tensors, source, method_file, backbone, problem)
 
     def stages(self) -> tuple[list[Cell], list[Cell]]:
-        """Pending cells in two lists: grids and entries without a grid, and the further seeds of grids' winners."""
+        """Pending cells in two lists: grids and entries without a grid, and the winners' further seeds and repeats."""
         further = {
             group.cells[(point, seed)].key
             for group in self.groups
-            if len(group.points) > 1 and not self.per_seed
+            if group.repeat > 1 or (len(group.points) > 1 and not self.per_seed)
             for point in range(len(group.points))
-            for seed in group.seeds[1:]
+            for seed in (group.seeds if group.repeat > 1 else group.seeds[1:])
         }
         pending = self.pending()
         return (

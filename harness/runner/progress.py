@@ -199,7 +199,8 @@ def work(cell: Cell) -> float:
 
 def _name(cell: Cell) -> str:
     grid = " ".join(f"{key.split('.', 1)[1]}={value}" for key, value in cell.grid.items())
-    return f"{cell.label} {cell.task} {cell.backbone} seed {cell.seed} {grid}".rstrip()
+    again = f" repeat {cell.repeat}" if cell.repeat > 1 else ""
+    return f"{cell.label} {cell.task} {cell.backbone} seed {cell.seed}{again} {grid}".rstrip()
 
 
 def _outcome(result: Result) -> str:

@@ -42,6 +42,7 @@ from .protocol import protocol_values as protocol_values
 from .protocol import require_stop_texts as require_stop_texts
 from .protocol import resolve_protocol as resolve_protocol
 from .report_block import Axis as Axis
+from .report_block import Bold as Bold
 from .report_block import Categories as Categories
 from .report_block import Condition as Condition
 from .report_block import Curve as Curve
@@ -50,6 +51,7 @@ from .report_block import Gates as Gates
 from .report_block import Line as Line
 from .report_block import Panel as Panel
 from .report_block import ReportBlock as ReportBlock
+from .report_block import ReportSeeds as ReportSeeds
 from .report_block import Show as Show
 from .report_block import TableLayout as TableLayout
 from .report_block import Value as Value

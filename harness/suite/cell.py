@@ -89,6 +89,8 @@ class Cell(Strict):
     task_version: int
     backbone: Slug
     seed: int
+    repeat: int = Field(1, ge=1)
+    """Which training of the same cell and seed this is; 1 is the one that counts."""
     protocol: ProtocolReference
     task_rules: dict[str, Any] = {}
     """What the protocol sets of the task record."""
@@ -144,6 +146,7 @@ class Cell(Strict):
         """Hash of what all grid points and seeds of one table entry have in common; made once."""
         identity = self._identity()
         identity.pop("seed")
+        identity.pop("repeat", None)
         if self.init_from:
             identity["init_from"] = [start.family for start in self.init_from]
         if self.few_shot is not None:
@@ -162,6 +165,8 @@ class Cell(Strict):
         if self.init_from:
             identity["init_from"] = [start.identity for start in self.init_from]
         # younger than many results, whose ids they leave alone
+        if self.repeat == 1:
+            identity.pop("repeat")
         for block, fields in YOUNGER.items():
             for part in self._blocks(identity, block):
                 for name, default in fields.items():

@@ -242,6 +242,8 @@ class SuiteFile(Strict):
     """Names of shipped tasks, of `define_tasks` or of `define_mixtures`."""
     seeds: list[Annotated[int, Field(ge=0, lt=MAX_SEED)]] | None = Field(None, min_length=1)
     """Training seeds; None takes the protocol's for each task."""
+    repeats: int = Field(1, ge=1, le=100)
+    """Times that each reported cell is trained with the same seed, which shows how far re-runs lie apart."""
     protocol: ProtocolReference = ProtocolReference()
     """The rules: a name, or `base` and the keys that differ."""
     few_shot: FewShot | None = None

@@ -39,6 +39,9 @@ class Group:
     """Number of training rows of a few-shot entry; None for all rows."""
     is_source: bool = False
     """Whether the group is no table entry, and is trained only because other cells start from it."""
+    repeat: int = 1
+    """Which training of its cells this is. A group of repeats stands right behind the one that it repeats, with the
+    same grid points and seeds; of its cells those are trained whose point won there."""
     shared_seeds: frozenset[int] = frozenset()
     """Of a source: the seeds whose cells are also in a table entry. They are trained once and belong to both."""
 
@@ -48,6 +51,8 @@ class Group:
         With `per_seed` it is the grid for every seed. Cells that a source shares with the table count in the table.
         """
         own = len(self.seeds) - len(self.shared_seeds)
+        if self.repeat > 1:
+            return len(self.seeds)
         if per_seed:
             return len(self.points) * own
         return own + (len(self.points) - 1 if self.seeds[0] not in self.shared_seeds else 0)
@@ -55,6 +60,11 @@ class Group:
     def own_cells(self) -> dict[tuple[int, int], Cell]:
         """Return the cells that are in no other group."""
         return {point: cell for point, cell in self.cells.items() if point[1] not in self.shared_seeds}
+
+    def repeated(self, repeat: int) -> Group:
+        """Return the group of the same cells, trained once more."""
+        cells = {point: cell.model_copy(update={"repeat": repeat}) for point, cell in self.cells.items()}
+        return replace(self, repeat=repeat, cells=cells)
 
     def sharing(self, row: Group) -> Group:
         """Return this source with the cells of the table's `row` instead of its own for the seeds that both have."""

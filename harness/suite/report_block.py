@@ -19,6 +19,10 @@ Where = dict[str, Condition]
 Settings are suite, backbone, label, method, task, benchmark, protocol, hp.KEY, recipe.KEY, few_shot.k and the other
 fields of a cell. The value None asks for cells that do not have the setting."""
 Show = Literal["score", "params", "kept", "ms/step", "relative time", "peak MiB"]
+Bold = Literal["ties", "best"]
+"""What is bold: the best and all that no test can tell from it, or the highest score whatever the tests say."""
+ReportSeeds = Literal["all", "others"]
+"""Whether the seed that chose the grid point is among those that are reported."""
 LayoutName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,79}$")]
 
 
@@ -175,7 +179,7 @@ class FigureLayout(Strict):
 
 
 class ReportBlock(Strict):
-    """The `report` block of a suite file: which layouts show its results."""
+    """The `report` block of a suite file: which layouts show its results, and how."""
 
     tables: list[LayoutName] = []
     """Names of shipped layouts, or of those in `define_tables`."""
@@ -185,6 +189,10 @@ class ReportBlock(Strict):
     """Tables of your own, by name."""
     define_figures: dict[LayoutName, FigureLayout] = {}
     """Figures of your own, by name."""
+    bold: Bold = "ties"
+    """What is bold: the best and all that tests cannot tell from it (`ties`), or the highest score (`best`)."""
+    report_seeds: ReportSeeds = "all"
+    """With `others`, the seed whose dev score chose the grid point is in no mean, interval or test."""
 
     @field_validator("tables", "figures")
     @classmethod

@@ -16,6 +16,7 @@ from harness.report.declared.find_entries import EntryIndex
 from harness.report.declared.table import fill_layout
 from harness.report.figures.colours import method_looks
 from harness.report.leaderboard_table import lay_out
+from harness.report.marks import mark_board
 from harness.report.site.grids import board_grid
 from harness.report.site.names import board_id, cell_page
 from harness.report.site.plots import scatter
@@ -61,7 +62,7 @@ def test_settings_in_names_are_ordered_by_value() -> None:
 
 
 def test_best_and_second_are_those_of_each_k(board: Board) -> None:
-    table = lay_out(board)
+    table = lay_out(board, marks=mark_board(board, None, "best"))
     for index, column in enumerate(table.columns):
         if column.task or column.title == "average":
             for row in table.rows:
@@ -103,7 +104,8 @@ def test_scores_of_different_k_are_never_one_row_nor_unmarked(runs: list[Result]
     assert len(board.rows) == 2
     assert board.rows[0].name.endswith("(k=4)")
     assert board.rows[1].name.endswith("(k=16)") or board.rows[1].name == "lora (k=all)"
-    assert all("best" in {cell.rank for cell in row} for row in lay_out(board).rows if "–" not in row[-1].text)
+    marked = lay_out(board, marks=mark_board(board, None, "best"))
+    assert all("best" in {cell.rank for cell in row} for row in marked.rows if "–" not in row[-1].text)
 
 
 def test_a_declared_table_ranks_within_one_k() -> None:
@@ -116,7 +118,7 @@ def test_a_declared_table_ranks_within_one_k() -> None:
         }
     )
     runs = [drawn(name, k, 50 + k + place) for place, name in enumerate(NAMES) for k in (4, 32)]
-    table, _ = fill_layout("t", layout, EntryIndex(runs, {"few_shot.k", "method", "task"}))
+    table, _ = fill_layout("t", layout, EntryIndex(runs, {"few_shot.k", "method", "task"}), bold="best")
     assert [row[1].rank for row in table.rows] == ["", "", "second", "second", "best", "best"]
 
 

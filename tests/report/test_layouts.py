@@ -65,7 +65,7 @@ def granularity() -> list[Result]:
 def filled(name: str, results: list[Result], where: Where | None = None) -> tuple[Table, TableRows]:
     layout = find_table(name)
     record = find_published(layout.published) if layout.published else None
-    return fill_layout(name, layout, EntryIndex(results, keys_of(layout)), record, where)
+    return fill_layout(name, layout, EntryIndex(results, keys_of(layout)), record, where, "best")
 
 
 def texts(table: Table) -> dict[str, list[str]]:
@@ -168,7 +168,7 @@ def test_transposed_tables_mark_the_best_of_a_row() -> None:
         "columns": [{"title": m, "where": {"method": m}} for m in ("dept", "accept")],
     })  # fmt: skip
     results = [made(m, t, s) for m, t, s in (("dept", "cb", 80), ("accept", "cb", 70), ("accept", "rte", 60))]
-    table, _ = fill_layout("t", layout, EntryIndex(results))
+    table, _ = fill_layout("t", layout, EntryIndex(results), bold="best")
     assert [[cell.rank for cell in row[1:]] for row in table.rows] == [["best", "second"], ["", "best"]]
 
 

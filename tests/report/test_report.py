@@ -104,7 +104,7 @@ def on_t5() -> list[Result]:
 @pytest.mark.parametrize("name", ["demo", "published"])
 def test_each_format_equals_its_golden_file(name: str, style: str) -> None:
     made = board() if name == "demo" else beside("accept-2024")
-    text, path = render_boards([made], style), GOLDEN / f"{name}.{style}"
+    text, path = render_boards([made], style, bold="best"), GOLDEN / f"{name}.{style}"
     if os.environ.get("UPDATE_GOLDEN"):
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
@@ -123,7 +123,7 @@ def test_equal_dev_scores_go_to_the_earliest_grid_point() -> None:
 
 
 def test_what_prints_equal_is_marked_equal() -> None:
-    table = render_boards([board()], "markdown")
+    table = render_boards([board()], "markdown", bold="best")
     row = {line.split("|")[1].strip(): line for line in table.splitlines() if line.startswith("| ")}
     assert "**55.0**" in row["grid"]
     assert "**55.0**" in row["plain"]
@@ -131,7 +131,7 @@ def test_what_prints_equal_is_marked_equal() -> None:
 
 def test_a_failed_cell_is_a_dash_with_a_footnote() -> None:
     table = render_boards([board()], "markdown")
-    assert "– [3]" in table
+    assert "– [4]" in table
     assert "1 of 1 runs failed: RuntimeError: the training loss became nan" in table
 
 
@@ -223,7 +223,7 @@ def test_a_source_length_swept_with_the_text_length_stays_one_group() -> None:
 def test_unreadable_answers_of_all_runs_are_told_in_a_footnote() -> None:
     runs = [result("plain", "cb", seed, 1, 50, num_unreadable=seed) for seed in (1, 2)]
     (made,) = collect_boards(runs)
-    assert "| **50.0** ±0.0 (2) [1] |" in render_boards([made], "markdown")
+    assert "| 50.0 ±0.0 (2) [1] |" in render_boards([made], "markdown")
     assert "[1] 3 of 200 answers unreadable, so wrong" in render_boards([made], "markdown")
     row = next(csv.DictReader(io.StringIO(render_boards([made], "csv"))))
     assert (row["num_unreadable"], row["num_answers"]) == ("3", "200")
@@ -248,13 +248,13 @@ def test_published_numbers_are_never_marked_and_never_ranked() -> None:
         for style, marks in (("markdown", ("**", "<u>")), ("terminal", ("*", "_"))):
             rows = [
                 line
-                for line in render_boards([beside("accept-2024", *results)], style).splitlines()
+                for line in render_boards([beside("accept-2024", *results)], style, bold="best").splitlines()
                 if ", published" in line
             ]
             assert rows
             assert not any(mark in line for line in rows for mark in marks)
     only_worst = beside("accept-2024", *[item for item in on_t5() if item.cell.label == "worst"])
-    assert "**10.0**" in render_boards([only_worst], "markdown")
+    assert "**10.0**" in render_boards([only_worst], "markdown", bold="best")
 
 
 def test_a_published_row_names_its_source_and_what_it_was_cited_from() -> None:
@@ -414,7 +414,7 @@ def test_runs_of_two_commits_in_one_entry_are_marked() -> None:
         return result("plain", "cb", seed, 1, 50).model_copy(update={"provenance": {"commit": commit, "dirty": dirty}})
 
     text = render_boards(collect_boards([at("a" * 40, 1), at("b" * 40, 2)]), "markdown")
-    assert "| **50.0** ±0.0 (2) [1] |" in text
+    assert "| 50.0 ±0.0 (2) [1] |" in text
     assert f"[1] runs were made at 2 commits of the harness: {'a' * 10}, {'b' * 10}" in text
     assert "2 commits of the harness" in render_boards(
         collect_boards([at("a" * 40, 1), at("a" * 40, 2, dirty=True)]), "markdown"

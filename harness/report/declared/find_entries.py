@@ -15,10 +15,11 @@ from harness.data import BENCHMARK as OWN
 from harness.data import all_tasks
 from harness.report.boards import Entry, make_entry
 from harness.report.published import record_spelling
+from harness.report.yardstick import find_apart
 from harness.results import Result, results_by_task
-from harness.suite import Condition, Where, spelled
+from harness.suite import Condition, ReportSeeds, Where, spelled
 
-NOT_SEARCHABLE = {"grid", "grid_index", "search_seed", "seed", "definition"}
+NOT_SEARCHABLE = {"grid", "grid_index", "search_seed", "seed", "repeat", "definition"}
 """Fields of a cell that differ between the runs of one entry, or hold a whole task: no entry is found by them."""
 
 
@@ -33,7 +34,7 @@ class FoundEntry:
 
     @property
     def results(self) -> list[Result]:
-        return [*self.entry.runs, *self.entry.failed]
+        return [*self.entry.runs, *self.entry.left_out, *self.entry.failed]
 
 
 class EntryIndex:
@@ -43,7 +44,9 @@ class EntryIndex:
     it is an entry with a winner of its own.
     """
 
-    def __init__(self, results: Iterable[Result], keys: Collection[str] = ()) -> None:
+    def __init__(
+        self, results: Iterable[Result], keys: Collection[str] = (), report_seeds: ReportSeeds = "all"
+    ) -> None:
         groups: dict[tuple[object, ...], list[Result]] = defaultdict(list)
         for result in (part for whole in results for part in results_by_task(whole)):
             cell = result.cell
@@ -52,7 +55,7 @@ class EntryIndex:
         benchmarks = {name: task.benchmark for name, task in all_tasks().items()}
         self._by_task: dict[str, list[FoundEntry]] = defaultdict(list)
         for members in groups.values():
-            self._by_task[members[0].cell.task].append(_found(members, keys, benchmarks))
+            self._by_task[members[0].cell.task].append(_found(members, keys, benchmarks, report_seeds))
 
     def find(self, where: Where) -> list[FoundEntry]:
         """Entries that meet all conditions. The same runs stored under two suites count once."""
@@ -65,7 +68,9 @@ class EntryIndex:
         return list(dict(zip(cells, met, strict=True)).values())
 
 
-def _found(members: list[Result], keys: Collection[str], benchmarks: Mapping[str, str]) -> FoundEntry:
+def _found(
+    members: list[Result], keys: Collection[str], benchmarks: Mapping[str, str], report_seeds: ReportSeeds
+) -> FoundEntry:
     cell = members[0].cell
     settings = flatten(cell.model_dump(mode="json", exclude=NOT_SEARCHABLE))
     for key in cell.grid:
@@ -74,7 +79,7 @@ def _found(members: list[Result], keys: Collection[str], benchmarks: Mapping[str
     settings["benchmark"] = OWN if cell.definition else benchmarks.get(cell.task, "")
     settings["protocol"] = cell.protocol.title
     texts = {key: _text(key, value) for key, value in settings.items()}
-    return FoundEntry(settings, texts, make_entry(members))
+    return FoundEntry(settings, texts, make_entry(members, report_seeds))
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -101,6 +106,23 @@ def by_method(found: Iterable[FoundEntry], at: Callable[[FoundEntry], object]) -
     for item in items:
         lines[str(item.settings["label" if item.settings["method"] in crowded else "method"])].append(item)
     return dict(sorted(lines.items()))
+
+
+def keep_comparable(lines: Mapping[str, list[FoundEntry]]) -> tuple[dict[str, list[FoundEntry]], list[str]]:
+    """The lines of a panel without entries whose scores were measured with other things than the rest on their task.
+
+    Also returns a sentence for each that is left out: "dept on cb: scored with other rows than the rest: not ranked".
+    """
+    by_task: dict[str, dict[tuple[str, int], FoundEntry]] = defaultdict(dict)
+    for title, items in lines.items():
+        for i, item in enumerate(items):
+            by_task[str(item.settings["task"])][title, i] = item
+    apart: dict[tuple[str, int], str] = {}
+    for task, found in by_task.items():
+        reasons = find_apart({place: item.entry.runs for place, item in found.items()})
+        apart |= {place: f"{place[0]} on {task}: {reason}" for place, reason in reasons.items()}
+    kept = {t: [item for i, item in enumerate(items) if (t, i) not in apart] for t, items in lines.items()}
+    return {title: items for title, items in kept.items() if items}, list(apart.values())
 
 
 def _accepted(key: str, condition: Condition) -> set[str | None]:

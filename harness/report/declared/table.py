@@ -11,20 +11,24 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from harness.data import mean_score, sample_std
-from harness.report.boards import median_step_seconds, metric_labels
+from harness.report.boards import Entry, median_step_seconds, metric_labels
 from harness.report.declared.find_entries import EntryIndex, FoundEntry
+from harness.report.declared.line_marks import LineScore, mark_line
 from harness.report.declared.lines import Slot, slots
 from harness.report.declared.published import published_rows
-from harness.report.leaderboard_table import DASH, Cell, Column, Table, entry_cell, mark_within, span_of
+from harness.report.leaderboard_table import CHOSEN, DASH, LEFT_OUT, Cell, Column, Table, entry_cell, span_of
+from harness.report.marks import NO_TESTS, Marks
 from harness.report.published import PublishedRecord
+from harness.report.statistics.significance import Reader
+from harness.report.writers.csv_json import MARK_NAMES
 from harness.results import COMMON_TO_A_COLUMN, Result, data_notes, find_differences, origin_of, overlaps
-from harness.suite import TableLayout, Where
+from harness.suite import Bold, TableLayout, Where
 
 TableRows = list[dict[str, object]]
 """What CSV and JSON hold of a table: one mapping per cell."""
 READING = (
     "Test score of the checkpoint and grid point chosen by dev score: mean ± standard deviation over seeds (number of "
-    "runs). Best in bold, second underlined."
+    "runs)."
 )
 READING_PUBLISHED = "Rows marked published are figures of the named source: not measured here, not ranked."
 
@@ -39,6 +43,10 @@ class Score:
     results: tuple[Result, ...] = ()
     is_score: bool = True
     """False where the cell shows parameters, time or memory."""
+    entries: tuple[tuple[str, Entry], ...] = ()
+    """(task, entry) for each entry behind the score; the task is "" for the score of one."""
+    is_reported: bool = True
+    """False where a metric is shown that the layout names."""
 
 
 @dataclass
@@ -72,13 +80,14 @@ class Filler:
         entry, results = found[0].entry, tuple(found[0].results)
         cell = entry_cell(entry, self.table)
         if metric is None or entry.mean is None:
-            return Score(cell, entry.mean, results)
+            return Score(cell, entry.mean, results, entries=(("", entry),))
         values = [run.test.metrics[metric] for run in entry.runs if run.test and metric in run.test.metrics]
         if len(values) < len(entry.scores):  # a mean over some of the runs would pass for one over all
             return Score(Cell(DASH, notes=(self.table.note(f"{metric} was not computed"),)), None, results)
         spread, mean = sample_std(values), mean_score(values)
         text = "" if spread is None else f"{spread:.1f}"
-        return Score(replace(cell, text=f"{mean:.1f}", spread=text), mean, results)
+        shown = replace(cell, text=f"{mean:.1f}", spread=text)
+        return Score(shown, mean, results, entries=(("", entry),), is_reported=False)
 
     def _mean(self, where: Where, tasks: Sequence[str], metric: str | None) -> Score:
         """The mean score over tasks; a dash with a footnote where some of them have none."""
@@ -87,7 +96,8 @@ class Filler:
         values = [score.value for score in scores if score.value is not None]
         if len(values) == len(tasks):
             mean = mean_score(values)
-            return Score(Cell(f"{mean:.1f}"), mean, results)
+            entries = tuple((task, entry) for task, s in zip(tasks, scores, strict=True) for _, entry in s.entries)
+            return Score(Cell(f"{mean:.1f}"), mean, results, entries=entries, is_reported=metric is None)
         if not values:
             return Score(Cell(DASH) if results else Cell(), None, results)
         note = self.table.note("no mean without a score on each of its tasks")
@@ -111,22 +121,28 @@ class Filler:
 
 
 def fill_layout(
-    name: str, layout: TableLayout, pool: EntryIndex, record: PublishedRecord | None = None, where: Where | None = None
-) -> tuple[Table, TableRows]:
+    name: str, layout: TableLayout, pool: EntryIndex, record: PublishedRecord | None = None,
+    where: Where | None = None, bold: Bold = "ties", read: Reader | None = None,
+) -> tuple[Table, TableRows]:  # fmt: skip
     """Return a layout's table, and what CSV and JSON hold of it: a mapping for each cell, measured and published.
 
-    `where` replaces conditions of the layout, e.g. {"backbone": "t5-small"}.
+    `where` replaces conditions of the layout, e.g. {"backbone": "t5-small"}. `read` gives the test answers of a run, on
+    which the tests behind the rule `ties` rest; without it nothing is tested.
     """
     rows, columns = slots(layout.rows, len(layout.heads)), slots(layout.columns)
-    caption = " ".join(filter(None, (layout.caption, READING, READING_PUBLISHED if record else "")))
+    marked = "" if layout.best == "none" else Marks(bold).reading(f"of a {layout.best}")
+    caption = " ".join(filter(None, (layout.caption, READING, marked, READING_PUBLISHED if record else "")))
     table = Table(layout.title, caption, [], num_heads=len(layout.heads))
     filler = Filler(layout, pool, table, where or {})
     measured = [row for row in rows if not row.only_published]
-    grid = _ranked([[filler.score(row, column) for column in columns] for row in measured], layout.best)
+    unmarked = [[filler.score(row, column) for column in columns] for row in measured]
+    grid, empty = _ranked(unmarked, layout.best, bold, read, table)
     # footnotes on what is not comparable stand at the line along which scores are compared: a column, or a row
     by_row = layout.best == "row"
-    _write_heads(table, layout, columns, [()] * len(columns) if by_row else _notes(grid, table))
-    row_notes = _notes(list(zip(*grid, strict=True)), table) if by_row else [()] * len(measured)
+    across = list(zip(*grid, strict=True)) if by_row else grid
+    found = [(*some, *more) for some, more in zip(_notes(across, table), empty or [()] * len(columns), strict=True)]
+    _write_heads(table, layout, columns, [()] * len(columns) if by_row else found)
+    row_notes = found if by_row else [()] * len(measured)
     for row, scores, notes in zip(measured, grid, row_notes, strict=True):
         _write_row(table, row, [score.cell for score in scores], notes)
     records = [_as_record(name, row, column, score) for row, scores in zip(measured, grid, strict=True)
@@ -137,25 +153,34 @@ def fill_layout(
         table.apart = len(table.rows) if below else None
         table.rows += below
         records += extra
+    if bold == "ties" and read is None and layout.best != "none":
+        table.remarks.append(f"{NO_TESTS}.")
     _write_remarks(table, grid)
     return table, records
 
 
-def _ranked(grid: list[list[Score]], along: str) -> list[list[Score]]:
-    """Mark the best and second best score of each column or row; few-shot scores are ranked within one k."""
+def _ranked(
+    grid: list[list[Score]], along: str, bold: Bold, read: Reader | None, table: Table
+) -> tuple[list[list[Score]], list[tuple[int, ...]]]:
+    """Mark the scores of each column or row; return them, and for each line footnotes on why nothing in it is bold."""
     if along == "none" or not grid:
-        return grid
+        return grid, [()] * (len(grid[0]) if grid else 0)
     lines = grid if along == "row" else [list(line) for line in zip(*grid, strict=True)]
-    marked = []
+    marked, empty = [], []
     for line in lines:
-        ranks = mark_within([score.value for score in line], [_shots(score) for score in line])
-        marked.append([replace(s, cell=replace(s.cell, rank=rank)) for s, rank in zip(line, ranks, strict=True)])
-    return marked if along == "row" else [list(line) for line in zip(*marked, strict=True)]
+        made = mark_line([_in_line(score) for score in line], bold, read)
+        empty.append(tuple(map(table.note, made.empty)))
+        marked.append(
+            [
+                replace(s, cell=replace(s.cell, rank=rank, notes=(*s.cell.notes, *map(table.note, notes))))
+                for s, rank, notes in zip(line, made.ranks, made.notes, strict=True)
+            ]
+        )
+    return marked if along == "row" else [list(line) for line in zip(*marked, strict=True)], empty
 
 
-def _shots(score: Score) -> tuple[int, ...]:
-    """The k of each of a score's runs; empty for the whole training split."""
-    return tuple(sorted({run.cell.few_shot.k for run in score.results if run.cell.few_shot}))
+def _in_line(score: Score) -> LineScore | None:
+    return None if score.value is None else LineScore(score.value, score.entries, score.is_reported)
 
 
 def _notes(grid: Sequence[Sequence[Score]], table: Table) -> list[tuple[int, ...]]:
@@ -196,6 +221,11 @@ def _write_remarks(table: Table, grid: Sequence[Sequence[Score]]) -> None:
     table.remarks.append(f"{num_there} of {len(scores)} scores are there; an empty cell has no result.")
     table.remarks += [f"Metrics: {_metrics(metric_labels(results))}."] if num_there else []
     table.remarks += [f"{text}." for text in data_notes(results)]
+    entries = [entry for line in grid for score in line for _, entry in score.entries]
+    if any(entry.left_out for entry in entries):
+        table.remarks.append(f"{LEFT_OUT}.")
+    elif any(entry.choosers for entry in entries):
+        table.remarks.append(f"Where a grid was searched, {CHOSEN}.")
     table.remarks += [f"{origin_of(results)}."] if results else []
 
 
@@ -232,6 +262,7 @@ def _as_record(name: str, row: Slot, column: Slot, score: Score) -> dict[str, ob
         "origin": "measured",
         "value": score.value,
         "text": score.cell.text,
+        "mark": MARK_NAMES[score.cell.rank],
         "num_runs": sum(result.status == "done" for result in score.results) if score.is_score else None,
         "num_failed": sum(result.status == "failed" for result in score.results) if score.is_score else None,
     }

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from harness.report.declared.find_entries import EntryIndex, FoundEntry, by_method
+from harness.report.declared.find_entries import EntryIndex, FoundEntry, by_method, keep_comparable
 from harness.report.figures.base import blank_figure, label_axes
 from harness.report.figures.colours import Look
 from harness.suite import Categories, Curve, FigureLayout, Where
@@ -25,9 +26,18 @@ def draw_categories(layout: FigureLayout, pool: EntryIndex, where: Where, styles
     assert layout.categories is not None
     declared = layout.categories.panels or [Curve(title="")]
     asked = [(panel.title, {**layout.where, **panel.where, **where}) for panel in declared]
-    panels = [(title, _scored(pool.find(conditions))) for title, conditions in asked]
+    apart: list[str] = []
+    panels = []
+    for title, conditions in asked:
+        by_label: dict[str, list[FoundEntry]] = defaultdict(list)
+        for item in _scored(pool.find(conditions)):
+            by_label[str(item.settings["label"])].append(item)
+        kept, reasons = keep_comparable(by_label)
+        apart += reasons
+        panels.append((title, [item for items in kept.values() for item in items]))
     panels = [(title, found) for title, found in panels if found]
-    return _draw(layout.title, layout.categories, panels, styles) if panels else None
+    other = f"\nleft out: {'; '.join(dict.fromkeys(apart))}" if apart else ""
+    return _draw(layout.title + other, layout.categories, panels, styles) if panels else None
 
 
 def _scored(found: Sequence[FoundEntry]) -> list[FoundEntry]:

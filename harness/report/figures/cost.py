@@ -67,7 +67,9 @@ def draw_cost(board: Board, cost: Cost, verdict: Significance | None, styles: Ma
             axes.axhline(score, color=colours[row.name], linestyle=":", linewidth=1)
     groups = peers(board.rows)
     for (title, rows), dash in zip(groups.items(), itertools.cycle(DASHES)):
-        front = pareto_front([trained[row.name] for row in rows if row.name in trained])
+        # a score on other rows than the others' can stand neither on their front nor take a place from it
+        ranked = [row for row in rows if row.comparable_score(AVERAGE, board.tasks) is not None]
+        front = pareto_front([trained[row.name] for row in ranked if row.name in trained])
         if len(front) > 1:
             label = f"Pareto front{f' of {title}' if title else ''}"
             axes.step(*zip(*front, strict=True), where="post", color=GREY, linewidth=1, zorder=1, label=label,

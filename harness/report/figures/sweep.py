@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from harness.data import mean_score
 from harness.report.boards import median_step_seconds
-from harness.report.declared.find_entries import EntryIndex, FoundEntry, by_method
+from harness.report.declared.find_entries import EntryIndex, FoundEntry, by_method, keep_comparable
 from harness.report.figures.base import blank_figure, face, label_axes, legend_beside
 from harness.report.figures.colours import Line, Look, lines_of
 from harness.suite import DERIVED, Axis, FigureLayout, Panel, Where
@@ -66,12 +66,13 @@ def draw_sweep(
     asked = {**layout.where, **where}
     panels = layout.panels or _panels(pool.find(asked), layout.x)
     skipped: list[str] = []
+    apart: list[str] = []
     made = []
     for panel in panels:
-        scores, times = _lines(layout, layout.x, pool, asked, panel.tasks, skipped), []
+        scores, times = _lines(layout, layout.x, pool, asked, panel.tasks, skipped, apart), []
         if layout.time is not None:
             timed = {**asked, **layout.time.where, **(timing or {})}
-            times = _lines(layout, layout.x, pool, timed, layout.time.tasks or panel.tasks, skipped)
+            times = _lines(layout, layout.x, pool, timed, layout.time.tasks or panel.tasks, skipped, apart)
         made.append(Content(panel, scores, times))
     kept = [item for item in made if any(len(line.points) > 1 for line in item.scores)]
     if not kept:
@@ -79,7 +80,8 @@ def draw_sweep(
     backbones = " and ".join(sorted({str(item.settings["backbone"]) for item in pool.find(asked)}))
     title = layout.title if layout.x.setting == DERIVED else f"{layout.title}, {backbones}"
     note = f"\nleft out where several results fit: {', '.join(dict.fromkeys(skipped))}" if skipped else ""
-    return _draw(title + note, layout.x, kept, styles)
+    other = f"\nleft out: {'; '.join(dict.fromkeys(apart))}" if apart else ""
+    return _draw(title + note + other, layout.x, kept, styles)
 
 
 def _panels(found: Sequence[FoundEntry], x: Axis) -> list[Panel]:
@@ -89,14 +91,18 @@ def _panels(found: Sequence[FoundEntry], x: Axis) -> list[Panel]:
 
 
 def _lines(
-    layout: FigureLayout, x: Axis, pool: EntryIndex, where: Where, tasks: Sequence[str], skipped: list[str]
-) -> list[Drawn]:
-    """The lines of one panel. Titles of lines that lack a point since several entries fit it go to `skipped`."""
+    layout: FigureLayout, x: Axis, pool: EntryIndex, where: Where, tasks: Sequence[str], skipped: list[str],
+    apart: list[str],
+) -> list[Drawn]:  # fmt: skip
+    """The lines of one panel. Titles of lines that lack a point since several entries fit it go to `skipped`, sentences
+    on entries that are not comparable with the others of the panel to `apart`."""
     if layout.curves:
         groups = {c.title: pool.find({**where, **c.where, "task": list(tasks)}) for c in layout.curves}
     else:
         found = pool.find({**where, "task": list(tasks)})
         groups = by_method(found, at=lambda item: (item.settings["task"], _position(item, x)))
+    groups, reasons = keep_comparable(groups)
+    apart += reasons
     return [
         Drawn(title, str(items[0].settings["method"]), points)
         for title, items in groups.items()

@@ -28,6 +28,7 @@ from harness.report.figures.colours import Look, lines_of, method_looks
 from harness.report.figures.cost import COSTS, draw_cost
 from harness.report.statistics.intervals import Ranking
 from harness.report.statistics.significance import Significance
+from harness.report.yardstick import find_apart
 
 MOST_TICKS = 8
 """Ticks on an axis of steps. A panel is about 3.5 inches wide, and "30,000" at 9 points takes 0.4."""
@@ -116,16 +117,26 @@ def draw_curves(board: Board, task: str, styles: Mapping[str, Look]) -> Figure:
 
 
 def draw_sizes(boards: Sequence[Board], styles: Mapping[str, Look]) -> Figure:
-    """Average score by the number of parameters of the backbone, over the tasks that all backbones have."""
-    figure, axes = new_figure(boards[0].suite)
+    """Average score by the number of parameters of the backbone, over the tasks that all backbones have.
+
+    Scores that were measured with other rows, metrics or versions than those of the other backbones are left out.
+    """
     tasks = sorted(set.intersection(*(set(board.tasks) for board in boards)))
+    apart: set[tuple[str, str]] = set()
+    for task in tasks:
+        runs = {(b.backbone, row.name): _runs(row, task) for b in boards for row in b.rows if task in row.entries}
+        apart |= set(find_apart(runs))
+    other = (
+        f"\nleft out, as not comparable: {', '.join(f'{name} on {b}' for b, name in sorted(apart))}" if apart else ""
+    )
+    figure, axes = new_figure(boards[0].suite + other)
     lines: dict[str, list[tuple[int, float]]] = defaultdict(list)
     method = {row.name: row.method for board in boards for row in board.rows}
     for board in boards:
         size = _model_size(board)
         for row in board.rows:
             score = row.average(tasks) if tasks else None
-            if size is not None and score is not None:
+            if size is not None and score is not None and (board.backbone, row.name) not in apart:
                 lines[row.name].append((size, score))
     for (name, points), line in zip(lines.items(), lines_of([method[name] for name in lines]), strict=True):
         look = styles[method[name]]

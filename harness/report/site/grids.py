@@ -9,9 +9,11 @@ from dataclasses import dataclass, field, replace
 
 from harness.report.boards import Board
 from harness.report.figures.colours import Look
-from harness.report.leaderboard_table import DASH, Cell, Column, Table, lay_out, mark_rows
+from harness.report.leaderboard_table import DASH, Cell, Column, Table, lay_out
+from harness.report.marks import Marks, mark_board, mark_within_k
 from harness.report.site import names
 from harness.report.statistics.significance import Significance
+from harness.suite import Bold
 
 
 @dataclass(frozen=True)
@@ -94,9 +96,10 @@ def plain_grid(table: Table, name: str) -> Grid:
                 table.remarks)  # fmt: skip
 
 
-def board_grid(board: Board, verdict: Significance | None, styles: Mapping[str, Look]) -> Grid:
+def board_grid(board: Board, verdict: Significance | None, styles: Mapping[str, Look], bold: Bold = "ties") -> Grid:
     """The leaderboard of a board with time and memory, and an average per benchmark if there are several."""
-    grid = plain_grid(lay_out(board, costs=True, significance=verdict), names.board_id(board))
+    marks = mark_board(board, verdict, bold)
+    grid = plain_grid(lay_out(board, costs=True, significance=verdict, marks=marks), names.board_id(board))
     grid.apart = len(board.rows)
     for row, items in zip(board.rows, grid.rows, strict=False):
         for i, column in enumerate(grid.columns):
@@ -109,7 +112,7 @@ def board_grid(board: Board, verdict: Significance | None, styles: Mapping[str, 
     grid.move(next(i for i, column in enumerate(grid.columns) if column.title == "average"), 1)
     if len(set(board.benchmarks.values())) > 1:
         for benchmark in dict.fromkeys(board.benchmarks.values()):
-            _add_average(grid, board, benchmark)
+            _add_average(grid, board, benchmark, marks)
     return grid
 
 
@@ -123,18 +126,19 @@ def tasks_of(board: Board, benchmark: str) -> list[str]:
     return [task for task in board.tasks if board.benchmarks[task] == benchmark]
 
 
-def _add_average(grid: Grid, board: Board, benchmark: str) -> None:
+def _add_average(grid: Grid, board: Board, benchmark: str, marks: Marks) -> None:
     """Insert the average over a benchmark's tasks in front of them, unless it has one task or none."""
     tasks = tasks_of(board, benchmark)
     first = next((i for i, column in enumerate(grid.columns) if column.task in tasks), None)
     if not benchmark or len(tasks) < 2 or first is None:
         return
     means = [row.average(tasks) for row in board.rows]
-    ranks = mark_rows(board, means)
+    # these averages are not tested, so by the tests none is bold
+    ranks = mark_within_k(board, tasks) if marks.rule == "best" else [""] * len(means)
     cells = [Cell(DASH if mean is None else f"{mean:.1f}", rank) for mean, rank in zip(means, ranks, strict=True)]
     theirs = [row.average(tasks) for row in board.published]
     cells += [Cell(DASH if mean is None else f"{mean:.1f}") for mean in theirs]
-    note = "averages of one benchmark are not tested against each other"
+    note = "averages of one benchmark are not tested against each other, so no test makes one bold"
     if note not in grid.notes:
         grid.notes.append(note)
     column = Column("average", benchmark, (grid.notes.index(note) + 1,))

@@ -21,6 +21,7 @@ from harness.report.site.runs import Run, runs_by_task
 from harness.report.statistics.significance import Significance
 from harness.report.tuning import lay_out_tuning, tuning_records
 from harness.results import Result, notes_on
+from harness.suite import Bold
 
 Page = tuple[str, str, dict[str, Any]]
 """(address from the root of the site, name of the template, its variables)"""
@@ -36,12 +37,13 @@ class Material:
     runs: Sequence[Run]
     """One per result, in the order of `scanned`."""
     methods: Mapping[str, MethodFile]
+    bold: Bold = "ties"
 
 
 def pages(material: Material) -> Iterator[Page]:
     """The pages of leaderboards, methods and tasks. Those of cells are made one by one, see `cell_context`."""
     styles = method_looks(run.method for run in material.runs)
-    grids = [board_grid(b, v, styles) for b, v in zip(material.boards, material.verdicts, strict=True)]
+    grids = [board_grid(b, v, styles, material.bold) for b, v in zip(material.boards, material.verdicts, strict=True)]
     by_method, tasks = _by_method(material.runs), runs_by_task(material.scanned, material.runs)
     yield "index.html", "index.html", {
         "boards": [
@@ -176,7 +178,7 @@ def _task_grid(board: Board, grid: Grid, task: str) -> Grid:
 
 
 def _links(entry: Entry) -> tuple[tuple[str, str], ...]:
-    return tuple((_seed(result), names.cell_page(result)) for result in (*entry.runs, *entry.failed))
+    return tuple((_seed(result), names.cell_page(result)) for result in (*entry.runs, *entry.left_out, *entry.failed))
 
 
 def _seed(result: Result) -> str:
@@ -184,7 +186,8 @@ def _seed(result: Result) -> str:
     failed = result.status in ("failed", "unfit")
     score = f"{result.test.score:.1f}" if result.test else result.status if failed else "no test score"
     draw = f", draw {result.cell.few_shot.seed}" if result.cell.few_shot else ""
-    return f"seed {result.cell.seed}{draw}: {score}"
+    again = f", repeat {result.cell.repeat}" if result.cell.repeat > 1 else ""
+    return f"seed {result.cell.seed}{draw}{again}: {score}"
 
 
 def _tuning(board: Board) -> Grid:

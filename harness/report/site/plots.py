@@ -43,7 +43,8 @@ def scatter(board: Board, verdict: Significance | None, styles: Mapping[str, Loo
             {
                 "label": label,
                 "benchmark": benchmark,
-                "values": [row.average(tasks) for row in rows],
+                # a score on other rows than the others' is in the table alone: the page draws a front through points
+                "values": [row.comparable_score(AVERAGE, tasks) for row in rows],
                 "intervals": [spans.get((row.name, key)) for row in rows],
             }
             for label, benchmark, key, tasks in _scores(board)

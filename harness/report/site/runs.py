@@ -16,6 +16,10 @@ from harness.results import Result, dev_selection, results_by_task
 
 SHOWN = "in the table"
 """Status of a run that counts in a leaderboard."""
+REPEATED = "trained again: in the spread of re-runs alone"
+"""Status of a further training of a run that counts."""
+LEFT_OUT = "left out: its dev score chose the grid point"
+"""Status of a run that a report of the other seeds leaves out."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class Run:
     method: str
     task: str
     seed: int
+    repeat: int
+    """1 for the training that counts, more for further ones with the same seed."""
     grid: str
     """Its grid point: "lr=0.3, rank=4"."""
     status: str
@@ -50,8 +56,11 @@ def list_runs(scanned: Sequence[tuple[Path, Result]], boards: Iterable[Board], r
     """One `Run` per result, in the order of the scan. `root` is the results folder."""
     rows = [row for board in boards for row in board.rows]
     # compared by key and not as objects: boards hold a copy of a mixture's result for each of its tasks
-    shown = {run.key for row in rows for entry in row.entries.values() for run in entry.runs}
-    return [_run(result, path.relative_to(root), result.key in shown) for path, result in scanned]
+    statuses = {run.key: LEFT_OUT for row in rows for entry in row.entries.values() for run in entry.left_out}
+    reruns = [run for row in rows for entry in row.entries.values() for same in entry.reruns for run in same[1:]]
+    statuses |= {run.key: REPEATED for run in reruns}
+    statuses |= {run.key: SHOWN for row in rows for entry in row.entries.values() for run in entry.runs}
+    return [_run(result, path.relative_to(root), statuses.get(result.key)) for path, result in scanned]
 
 
 def runs_by_task(scanned: Sequence[tuple[Path, Result]], runs: Sequence[Run]) -> dict[str, list[tuple[Result, Run]]]:
@@ -79,7 +88,7 @@ def as_json(runs: Iterable[Run]) -> str:
     return json.dumps([asdict(run) for run in runs], indent=1) + "\n"
 
 
-def _run(result: Result, file: Path, is_shown: bool) -> Run:
+def _run(result: Result, file: Path, status: str | None) -> Run:
     cell = result.cell
     return Run(
         suite=cell.suite,
@@ -88,8 +97,9 @@ def _run(result: Result, file: Path, is_shown: bool) -> Run:
         method=cell.method,
         task=cell.task,
         seed=cell.seed,
+        repeat=cell.repeat,
         grid=", ".join(f"{key.split('.', 1)[-1]}={value}" for key, value in cell.grid.items()),
-        status=SHOWN if is_shown else _why_not(result),
+        status=status or _why_not(result),
         dev=dev_selection(result) if result.selected_step is not None and result.raced_out_at is None else None,
         test=result.test.score if result.test else None,
         num_trained=result.params.num_trained if result.params else None,

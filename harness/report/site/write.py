@@ -28,6 +28,7 @@ from harness.report.site.swatches import swatch
 from harness.report.statistics.significance import Significance
 from harness.report.tables import render_boards
 from harness.results import Result, read_result
+from harness.suite import Bold
 
 HERE = Path(__file__).parent
 MARK = "assets/harness-site.css"
@@ -49,13 +50,14 @@ def write_site(
     results: Path,
     out: Path,
     method_folders: Sequence[Path] = (),
+    bold: Bold = "ties",
 ) -> str:
     """Write all pages into the folder `out`, in place of an earlier site; return one line about them.
 
     `boards` must be made from the results in `scanned`, which lie below the folder `results`. `judge` computes the
     statistics of each board: it is called here because it takes long, and pages of cells are written meanwhile.
-    `method_folders` hold the files of methods that are not shipped. Raises UserError if `out` is a file or a folder of
-    other things, or cannot be written.
+    `method_folders` hold the files of methods that are not shipped; `bold` says what tables mark. Raises UserError if
+    `out` is a file or a folder of other things, or cannot be written.
     """
     runs = list_runs(scanned, boards, results)
     methods = read_method_files(method_folders)
@@ -65,9 +67,9 @@ def write_site(
         _write(folder / "data" / "runs.csv", as_csv(runs))
         with _writing_cells(folder, scanned, runs):
             verdicts = judge()
-            _write(folder / "data" / "leaderboards.json", render_boards(boards, "json", significance=verdicts))
-            _write(folder / "data" / "leaderboards.csv", render_boards(boards, "csv"))
-            count = _write_pages(folder, pages(Material(scanned, boards, verdicts, runs, methods)))
+            _write(folder / "data" / "leaderboards.json", render_boards(boards, "json", False, verdicts, bold))
+            _write(folder / "data" / "leaderboards.csv", render_boards(boards, "csv", False, verdicts, bold))
+            count = _write_pages(folder, pages(Material(scanned, boards, verdicts, runs, methods, bold)))
     return f"{count + len(runs):,} pages: {out / 'index.html'}\n"
 
 

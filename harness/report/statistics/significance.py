@@ -106,7 +106,8 @@ def assess_board(board: Board, read: Reader) -> Significance:
             estimates.setdefault(name, []).append((sample.cautious(), metric_range(sample.metrics)))
         for (one, first), (other, second) in itertools.combinations(samples.items(), 2):
             # rows with 4 and with 16 training rows differ for a reason that needs no test
-            if k[one] == k[other] and first.comparable(second):
+            is_apart = any(row.name in (one, other) and row.entries[task].apart for row in board.rows)
+            if k[one] == k[other] and first.comparable(second) and not is_apart:
                 gap, p_value = compare_samples(first, second)
                 gaps.setdefault((one, other), []).append(gap)
                 found.append((task, one, other, gap, p_value))
@@ -200,17 +201,15 @@ def _warn(
 
 
 def _value(row: BoardRow, column: str, tasks: Sequence[str]) -> float | None:
-    """The score of a row in a column."""
-    if column == AVERAGE:
-        return row.average(tasks)
-    return row.entries[column].mean if column in row.entries else None
+    """The score of a row in a column; None where it may not be ranked with the others."""
+    return row.comparable_score(column, tasks)
 
 
 def _ranking(rows: Sequence[BoardRow], tasks: Sequence[str]) -> Ranking | None:
     """Ranks of the rows that have a score on every task."""
     scores = {}
     for row in rows:
-        means = [row.entries[task].mean for task in tasks if task in row.entries]
+        means = [row.comparable_score(task, tasks) for task in tasks]
         known = [mean for mean in means if mean is not None]
         if len(known) == len(tasks):
             scores[row.name] = known

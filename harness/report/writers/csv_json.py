@@ -9,28 +9,35 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 from harness.report.boards import Board, Entry
+from harness.report.marks import Marks, mark_board
 from harness.report.published import PublishedRow
-from harness.report.statistics.significance import Significance
+from harness.report.statistics.significance import AVERAGE, Significance
 
 CSV_COLUMNS = (
     "suite", "backbone", "method", "origin", "num_trained", "num_kept", "task", "metric", "mean", "std", "num_runs",
     "num_grid_runs", "num_grid_failed", "num_failed", "num_unreadable", "num_answers", "num_duplicates", "protocol",
+    "mark", "num_choosing_runs", "num_left_out", "not_ranked",
+    "rerun_std", "num_reruns",
 )  # fmt: skip
 
 
-def as_csv(boards: Sequence[Board]) -> str:
-    """Boards as CSV: one line per row and task, and one per row for the average."""
+MARK_NAMES = {"best": "bold", "second": "underlined", "": ""}
+
+
+def as_csv(boards: Sequence[Board], marks: Sequence[Marks]) -> str:
+    """Boards as CSV: one line per row and task, and one per row for the average; `marks` are those of each board."""
     out = io.StringIO()
     writer = csv.DictWriter(out, CSV_COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
-    for board in boards:
+    for board, made in zip(boards, marks, strict=True):
         board_columns = {"suite": board.suite, "backbone": board.backbone}
         for row in board.rows:
             head = {**board_columns, "method": row.name, "origin": "measured"}
             for task, entry in sorted(row.entries.items()):
                 metric = {"task": task, "metric": board.metrics.get(task, "")}
-                writer.writerow({**head, **metric, **_entry_csv(entry)})
-            writer.writerow({**head, "task": "average", "mean": _number(row.average(board.tasks))})
+                writer.writerow({**head, **metric, **_entry_csv(entry), "mark": _mark(made, row.name, task)})
+            average = {"mean": _number(row.average(board.tasks)), "mark": _mark(made, row.name, AVERAGE)}
+            writer.writerow({**head, "task": "average", **average})
         for published in board.published:
             head = {**board_columns, "method": published.name, "origin": f"published: {published.record}"}
             for task, number in sorted(published.numbers.items()):
@@ -38,6 +45,10 @@ def as_csv(boards: Sequence[Board]) -> str:
                 writer.writerow({**head, "task": task, "metric": board.metrics[task], **scores})
             writer.writerow({**head, "task": "average", "mean": _number(published.average(board.tasks))})
     return out.getvalue()
+
+
+def _mark(marks: Marks, row: str, column: str) -> str:
+    return MARK_NAMES[marks.of(row, column)]
 
 
 def rows_csv(rows: Sequence[Mapping[str, object]]) -> str:
@@ -67,13 +78,19 @@ def _entry_csv(entry: Entry) -> dict[str, object]:
         "num_unreadable": entry.num_unreadable if entry.runs else "",
         "num_answers": entry.num_answers if entry.runs else "",
         "num_duplicates": entry.num_duplicates if entry.runs else "",
+        "num_choosing_runs": len(entry.choosers),
+        "num_left_out": len(entry.left_out),
+        "not_ranked": entry.apart,
+        "rerun_std": _number(entry.rerun_std),
+        "num_reruns": entry.num_reruns,
         "protocol": next((run.cell.protocol.title for run in (*entry.runs, *entry.failed)), ""),
     }
 
 
 def _params_of_first(entry: Entry, kind: Literal["num_trained", "num_kept"]) -> object:
     """Per task, of the first run: all runs of an entry share method and settings."""
-    params = entry.runs[0].params if entry.runs else None
+    first = next(iter((*entry.runs, *entry.left_out)), None)
+    params = first.params if first else None
     return params.per_task(kind) if params else ""
 
 
@@ -82,8 +99,12 @@ def _number(value: float | None) -> object:
     return "" if value is None else round(value, 4)
 
 
-def as_json(board: Board, significance: Significance | None = None) -> dict[str, Any]:
-    """A board as one JSON object: everything that its table shows, unrounded, and the statistics if given."""
+def as_json(board: Board, significance: Significance | None = None, marks: Marks | None = None) -> dict[str, Any]:
+    """A board as one JSON object: everything that its table shows, unrounded, and the statistics if given.
+
+    `marks` says what is bold; None marks by `significance`.
+    """
+    made = marks or mark_board(board, significance)
     rows = [
         {
             "method": row.name,
@@ -95,7 +116,11 @@ def as_json(board: Board, significance: Significance | None = None) -> dict[str,
             "peak_memory_bytes": row.peak_memory(),
             **({"forgetting": row.forgetting()} if board.general_texts else {}),
             "average": row.average(board.tasks),
-            "tasks": {task: _entry_json(entry) for task, entry in sorted(row.entries.items())},
+            "average_mark": _mark(made, row.name, AVERAGE),
+            "tasks": {
+                task: {**_entry_json(entry), "mark": _mark(made, row.name, task)}
+                for task, entry in sorted(row.entries.items())
+            },
         }
         for row in board.rows
     ]
@@ -109,6 +134,8 @@ def as_json(board: Board, significance: Significance | None = None) -> dict[str,
         "differences": {task: kinds for task, kinds in board.differences.items() if kinds},
         "overlaps": board.overlaps,
         "origin": board.origin,
+        **({"folders": board.folders} if board.folders else {}),
+        "bold": {"rule": made.rule, "tested": made.has_tests, "nothing_bold": made.empty},
         "rows": rows,
         "published": [_published_json(row, board) for row in board.published],
         "published_note": board.published_note,
@@ -126,6 +153,14 @@ def _published_json(row: PublishedRow, board: Board) -> dict[str, Any]:
     }
 
 
+def _reruns_json(entry: Entry) -> dict[str, Any]:
+    """The deviation between trainings of one cell and seed, and the scores of each such cell, the counted one first."""
+    if not entry.num_reruns:
+        return {}
+    scores = {same[0].cell_id: [run.test.score for run in same if run.test] for same in entry.reruns}
+    return {"rerun_std": entry.rerun_std, "reruns": scores}
+
+
 def _entry_json(entry: Entry) -> dict[str, Any]:
     return {
         "mean": entry.mean,
@@ -141,6 +176,10 @@ def _entry_json(entry: Entry) -> dict[str, Any]:
         "cells": [run.cell_id for run in entry.runs],
         "mixed": entry.mixed,
         **({"commits": entry.commits} if entry.commits else {}),
+        **({"not_ranked": entry.apart} if entry.apart else {}),
+        **_reruns_json(entry),
+        **({"chosen_by": [run.cell_id for run in entry.choosers]} if entry.choosers else {}),
+        **({"left_out": [run.cell_id for run in entry.left_out]} if entry.left_out else {}),
         **({"stale": entry.stale} if entry.stale else {}),
         "failed": [{"cell": run.cell_id, "error": run.failure.message if run.failure else ""} for run in entry.failed],
     }

@@ -1,0 +1,203 @@
+"""What is bold: the same in every format, never against the tests, and said where nothing could be tested."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from stored_runs import answers, store
+from typer.testing import CliRunner
+
+from harness.cli.commands import app
+from harness.errors import UserError
+
+SCORES = {"far": 50, "near": 93, "best": 95, "once": 90}
+"""Right answers of 100 (task cb) and of 400 (task rte); `once` was run with one seed."""
+STYLES = ("markdown", "terminal", "latex", "html", "csv", "json", "site", "table")
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three methods with five seeds, of which two cannot be told apart, and one with a single run."""
+    root = tmp_path_factory.mktemp("marks") / "results"
+    for label, share in SCORES.items():
+        for seed in range(1, 2 if label == "once" else 6):
+            store(root, label, "cb", seed, *answers(share + seed % 2))
+            store(root, label, "rte", seed, *answers(4 * (share + seed % 2), 400))
+    return root
+
+
+def ask(*arguments: str) -> str:
+    done = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+SUITE = """\
+suite: own
+backbones: [micro-t5]
+tasks: [micro_sentiment]
+methods: [dept]
+report:
+  tables: [mine]
+  define_tables:
+    mine:
+      title: mine
+      rows:
+        - {title: far, where: {label: far}}
+        - {title: near, where: {label: near}}
+        - {title: best, where: {label: best}}
+        - {title: once, where: {label: once}}
+      columns: [{over: task, values: {cb: CB, rte: RTE}, average: Avg.}]
+"""
+
+MARKED = {
+    "markdown": (r"\*\*([\d.]+)\*\*", r"<u>([\d.]+)</u>"),
+    "terminal": (r"\*([\d.]+)\*", r"_([\d.]+)_"),
+    "latex": (r"\\textbf\{([\d.]+)\}", r"\\underline\{([\d.]+)\}"),
+    "html": (r"<b>([\d.]+)</b>", r"<u>([\d.]+)</u>"),
+    "site": (r"<b>([\d.]+)</b>", r"<u>([\d.]+)</u>"),
+    "table": (r"\*\*([\d.]+)\*\*", r"<u>([\d.]+)</u>"),
+}
+
+
+def marks_in(style: str, root: Path, folder: Path, *options: str) -> tuple[list[float], list[float]]:
+    """Scores of a report that are bold, and that are underlined, in ascending order."""
+    if style in ("csv", "json"):
+        return _marks_of_numbers(style, ask("report", str(root), "--format", style, *options))
+    if style == "site":
+        ask("site", str(root), "--out", str(folder / "site"), *options)
+        text = (folder / "site" / "index.html").read_text()
+    elif style == "table":
+        suite = folder / "suite.yaml"
+        suite.write_text(SUITE)
+        text = ask("table", "all", str(root), "--layouts", str(suite), "--format", "markdown", *options)
+    else:
+        text = ask("report", str(root), "--format", style, *options)
+    bold, second = (sorted(map(float, re.findall(pattern, text))) for pattern in MARKED[style])
+    return bold, second
+
+
+def _marks_of_numbers(style: str, text: str) -> tuple[list[float], list[float]]:
+    def found() -> Iterator[tuple[float, str]]:
+        if style == "csv":
+            for line in csv.DictReader(io.StringIO(text)):
+                yield float(line["mean"]), line["mark"]
+            return
+        for row in json.loads(text)[0]["rows"]:
+            yield row["average"], row["average_mark"]
+            yield from ((entry["mean"], entry["mark"]) for entry in row["tasks"].values())
+
+    marked = list(found())
+    bold, second = (
+        sorted(round(score, 1) for score, mark in marked if mark == name) for name in ("bold", "underlined")
+    )
+    return bold, second
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_bold_is_what_no_test_tells_from_the_best_in_every_format(stored: Path, tmp_path: Path, style: str) -> None:
+    """On 100 rows 93.6 is tied with 95.6; `far` and the entry with one run are never bold, nothing is underlined."""
+    bold, second = marks_in(style, stored, tmp_path)
+    assert 93.6 in bold
+    assert bold.count(95.6) == 3, "the best of two tasks and of the average"
+    assert set(bold) == {93.6, 95.6}
+    assert second == []
+    assert (bold, second) == marks_in("csv", stored, tmp_path)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_the_habit_of_papers_is_there_on_request(stored: Path, tmp_path: Path, style: str) -> None:
+    bold, second = marks_in(style, stored, tmp_path, "--bold", "best")
+    assert bold == [95.6] * 3
+    assert second == [93.6] * 3
+
+
+def test_a_table_says_what_its_marks_mean(stored: Path) -> None:
+    assert "In bold the best of a column and all that cannot be told from it" in ask("report", str(stored))
+    assert "no test stands behind (--bold best)" in ask("report", str(stored), "--bold", "best")
+    once = "neither bold nor worse: not tested against the best of the column, one run cannot speak for its method"
+    assert once in ask("report", str(stored), "--format", "markdown")
+
+
+def test_a_suite_asks_for_its_marks(stored: Path, tmp_path: Path) -> None:
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(SUITE.replace("report:\n", "report:\n  bold: best\n"))
+    assert "<u>93.6</u>" in ask("report", str(stored), "--format", "markdown", "--layouts", str(suite))
+    assert "<u>93.6</u>" in ask("table", "all", str(stored), "--format", "markdown", "--layouts", str(suite))
+    said = ask("report", str(stored), "--format", "markdown", "--layouts", str(suite), "--bold", "ties")
+    assert "<u>" not in said
+    suite.write_text(SUITE.replace("report:\n", "report:\n  bold: bset\n"))
+    done = CliRunner().invoke(app, ["report", str(stored), "--layouts", str(suite)])
+    assert isinstance(done.exception, UserError)
+    assert "bold" in str(done.exception)
+
+
+@pytest.mark.parametrize("style", ["markdown", "table"])
+def test_where_nothing_could_be_tested_nothing_is_bold_and_the_column_says_why(tmp_path: Path, style: str) -> None:
+    root = tmp_path / "results"
+    for label, share in (("far", 50), ("near", 93), ("best", 95)):
+        store(root, label, "cb", 1, *answers(share))
+    assert marks_in(style, root, tmp_path) == ([], [])
+    text = ask("report", str(root), "--format", "markdown")
+    assert "nothing is bold, since nothing was tested: one run cannot speak for its method" in text
+    assert "cb (Acc.) [1]" in text
+
+
+def test_without_predictions_nothing_is_bold(tmp_path: Path) -> None:
+    root = tmp_path / "results"
+    for label, share in (("far", 50), ("best", 95)):
+        for seed in (1, 2, 3):
+            store(root, label, "cb", seed, *answers(share + seed))
+    for path in root.rglob("*.parquet"):
+        path.unlink()
+    text = ask("report", str(root), "--format", "markdown")
+    assert "**" not in text
+    assert "nothing was tested: predictions are missing, were changed, or differ in their rows" in text
+
+
+def test_one_seed_that_chose_is_told_and_left_out_on_request(tmp_path: Path) -> None:
+    """Three seeds ran the point that the first chose: 90, 80 and 82 right of 100. Without the first it is 81."""
+    root = tmp_path / "results"
+    for lr, index, dev, share in ((0.1, 0, 60.0, 70), (0.3, 1, 90.0, 90)):
+        store(root, "grid", "cb", 1, *answers(share), lr=lr, index=index, dev=dev)
+    for seed, share in ((2, 80), (3, 82)):
+        store(root, "grid", "cb", seed, *answers(share), lr=0.3, index=1)
+    for seed in (1, 2, 3):
+        store(root, "plain", "cb", seed, *answers(81))
+        store(root, "alone", "cb", 1, *answers(60 + seed), lr=0.1 * seed, index=seed, dev=seed)
+    whole = ask("report", str(root), "--format", "markdown")
+    assert "84.0** ±5.3 (3)" in whole
+    assert "the seed whose dev score chose the grid point is among the runs" in whole
+    others = ask("report", str(root), "--format", "markdown", "--report-seeds", "others", "--statistics")
+    assert "81.0** ±1.4 (2)" in others
+    assert "The seed that chose a grid point is left out" in others
+    assert "only the seed that chose the grid point was run, and it is left out" in others
+    assert "81.0** ±0.0 (3)" in others, "a method without a grid keeps all its seeds"
+    lines = csv.DictReader(io.StringIO(ask("report", str(root), "--format", "csv", "--report-seeds", "others")))
+    rows = {line["method"].split(" ")[0]: line for line in lines if line["task"] == "cb"}
+    assert [rows["grid"][key] for key in ("mean", "num_runs", "num_choosing_runs", "num_left_out")] == [
+        "81.0", "2", "1", "1",
+    ]  # fmt: skip
+    assert [rows["plain"][key] for key in ("num_runs", "num_choosing_runs", "num_left_out")] == ["3", "0", "0"]
+    assert rows["alone"]["mean"] == ""
+    (board,) = json.loads(ask("report", str(root), "--format", "json", "--report-seeds", "others"))
+    tests = {frozenset(pair["methods"]): pair["difference"] for pair in board["statistics"]["pairs"]}
+    assert tests[frozenset(("grid", "plain"))] == 0
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(
+        SUITE.replace("report:\n", "report:\n  report_seeds: others\n").replace("label: far", "label: grid")
+    )
+    table = ask("table", "all", str(root), "--layouts", str(suite), "--format", "markdown")
+    assert "81.0" in table
+    assert "left out" in table
+    ask("site", str(root), "--out", str(tmp_path / "site"), "--report-seeds", "others")
+    runs = json.loads((tmp_path / "site" / "data" / "runs.json").read_text())
+    assert [run["status"] for run in runs if (run["row"], run["seed"], run["test"]) == ("grid", 1, 90.0)] == [
+        "left out: its dev score chose the grid point"
+    ]
