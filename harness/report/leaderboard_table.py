@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from harness.report.boards import Board, BoardRow, Entry, peers
 from harness.report.published import Number, PublishedRow
 from harness.report.statistics.intervals import LEVEL
-from harness.report.statistics.significance import AVERAGE, Significance
+from harness.report.statistics.significance import AVERAGE, ONE_RUN, Significance
 from harness.results import Result, data_notes
 
 DASH = "–"
@@ -97,7 +97,7 @@ def lay_out(board: Board, costs: bool = False, significance: Significance | None
         cells = [_name(row, table), Cell(_params(row)), _grid_runs(row, table)]
         for task in board.tasks:
             cells.append(_cell(row, task, ranks[task][i], table, significance))
-        cells.append(_average(row, board, average_ranks[i], significance))
+        cells.append(_average(row, board, average_ranks[i], table, significance))
         table.rows.append([*cells, *(_costs(row, table)[: len(cost_columns)] if costs else ())])
     if board.published:
         table.apart = len(table.rows)
@@ -139,9 +139,9 @@ def _caption(board: Board, significance: Significance | None, costs: bool) -> st
     text += ", among rows of one k." if len(peers(board.rows)) > 1 else "."
     if significance is not None:
         text += (
-            f" In brackets the {1 - LEVEL:.0%} interval over test rows and seeds; {TIED} is not separable from the "
-            f"best of the column{' with its k' if len(peers(board.rows)) > 1 else ''} (paired test, Holm's correction "
-            "over all pairs of the table)."
+            f" In brackets the {1 - LEVEL:.0%} interval over test rows and seeds; {TIED} cannot be told from "
+            f"the best of the column{' with its k' if len(peers(board.rows)) > 1 else ''}. An entry without it is not "
+            f"the best, unless a footnote says that it cannot be told ({LEVEL:.0%} for any false claim of the table)."
         )
     if costs:
         text += " ms/step is a run's share of its bundle's time, so cells that trained together share it."
@@ -177,11 +177,16 @@ def _cell(row: BoardRow, task: str, rank: str, table: Table, significance: Signi
     cell = entry_cell(entry, table, rank)
     if significance is None or entry.mean is None:
         return cell
-    notes = cell.notes
-    if (row.name, task) in significance.untested:
-        notes += (table.note("not tested: predictions are missing, were changed, or differ in rows between runs"),)
     interval, tied = _interval_and_tie(row, task, significance)
-    return replace(cell, interval=interval, tied=tied, notes=notes)
+    return replace(cell, interval=interval, tied=tied, notes=(*cell.notes, *_doubt(row, task, table, significance)))
+
+
+def _doubt(row: BoardRow, column: str, table: Table, significance: Significance | None) -> tuple[int, ...]:
+    """The footnote on why an entry cannot be told from the best, if so; that of single runs stands below the table."""
+    verdict = significance.verdicts.get((row.name, column)) if significance else None
+    if verdict is None or verdict.kind != "cannot tell" or verdict.reason == ONE_RUN:
+        return ()
+    return (table.note(f"cannot be told from the best: {verdict.reason}"),)
 
 
 def entry_cell(entry: Entry, table: Table, rank: str = "") -> Cell:
@@ -237,12 +242,13 @@ def _reason(run: Result) -> str:
     return (lines[-1] if named else f"{failure.type}: {lines[-1]}") if failure else "unknown"
 
 
-def _average(row: BoardRow, board: Board, rank: str, significance: Significance | None) -> Cell:
+def _average(row: BoardRow, board: Board, rank: str, table: Table, significance: Significance | None) -> Cell:
     average = row.average(board.tasks)
     if average is None:
         return Cell(DASH)
     interval, tied = _interval_and_tie(row, AVERAGE, significance)
-    return Cell(f"{average:.1f}", rank, interval=interval, tied=tied)
+    notes = _doubt(row, AVERAGE, table, significance)
+    return Cell(f"{average:.1f}", rank, interval=interval, tied=tied, notes=notes)
 
 
 def _name(row: BoardRow, table: Table) -> Cell:
@@ -326,7 +332,16 @@ def _statements(significance: Significance | None) -> list[str]:
         return []
     texts = []
     if significance.has_single_runs:
-        texts.append("Intervals of entries with one run hold for that run: how far runs lie apart is not known")
+        texts.append(
+            "Entries with one run are not compared: one run cannot speak of a method. Their intervals are over test "
+            "rows and hold for that run alone: how far runs lie apart is not known"
+        )
+    if significance.ungrouped:
+        tasks = ", ".join(sorted(significance.ungrouped))
+        texts.append(
+            f"Some predictions on {tasks} do not say which rows belong together (they are of an earlier version): "
+            "these rows count as independent, which makes intervals too narrow"
+        )
     for title, ranking in significance.rankings.items():
         order = sorted(ranking.ranks, key=ranking.ranks.__getitem__)
         listed = ", ".join(f"{name} {ranking.ranks[name]:.1f}" for name in order)
