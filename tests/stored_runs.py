@@ -19,9 +19,12 @@ def store(
     metric: str = "accuracy", labels: Sequence[str] = ("0", "1"), num_trained: int = 1_000, lr: float | None = None,
     index: int = 0, dev: float = 50.0, backbone: str = "tiny", usage: Usage | None = None, source: str = "a",
     protocol: ProtocolReference | None = None, draw: int | None = None, duplicates: int = 0,
-    one_class: Mapping[str, str] | None = None,
+    one_class: Mapping[str, str] | None = None, belongs_to: Sequence[str] = (),
 ) -> Result:  # fmt: skip
-    """Write one run; its test score is computed from its predictions, which stand for the dev split too."""
+    """Write one run; its test score is computed from its predictions, which stand for the dev split too.
+
+    `belongs_to` names the group of each row.
+    """
     cell = Cell(
         suite="demo", label=label, method=label, hp={}, task=task, task_version=1, backbone=backbone, seed=seed,
         recipe=Recipe(steps=100, lr=lr or 0.3), grid={} if lr is None else {"recipe.lr": lr}, grid_index=index,
@@ -44,7 +47,7 @@ def store(
                         one_class=dict(one_class or {})),
     )  # fmt: skip
     rows: list[PredictionRow] = [
-        (split_name, i, list(refs), text)
+        (split_name, i, list(refs), text, belongs_to[i]) if belongs_to else (split_name, i, list(refs), text)
         for split_name in ("dev", "test")
         for i, (refs, text) in enumerate(zip(references, predictions, strict=True))
     ]

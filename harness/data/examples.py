@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import math
 import re
 import string
@@ -42,6 +44,10 @@ class Example:
     """(role, content) of a conversation before the answer, or empty; `source` is the last of these texts then."""
     choices: tuple[str, ...] = ()
     """The texts among which a choice is made; empty for any other row."""
+    group: str = ""
+    """Hash of what rows that belong together have in common (`Task.together`); empty where rows stand for themselves.
+
+    Statistics draw such rows together. Nothing else looks at it."""
 
     @property
     def read_texts(self) -> tuple[str, ...]:
@@ -80,8 +86,16 @@ class Converter:
             except Exception as error:
                 raise UserError(f"has not the fields of task '{self.task.name}': {error!r}", where=where) from None
             self.edits.update(edit for item in flat for edit in item.get(EDITS, ()))
-            converted.extend(self.examples(where, item) for item in flat)
+            converted.extend(self._grouped(where, item) for item in flat)
         return converted
+
+    def _grouped(self, where: str, row: Row) -> list[Example]:
+        """The examples of a flat row, with the group that they belong to, if the task has groups."""
+        made = self.examples(where, row)
+        if not self.task.together:
+            return made
+        common = json.dumps([str(self._value(where, row, column)) for column in self.task.together])
+        return [replace(example, group=hashlib.sha256(common.encode()).hexdigest()[:16]) for example in made]
 
     def examples(self, where: str, row: Row) -> list[Example]:
         """Convert one flat row.

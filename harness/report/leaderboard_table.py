@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from harness.report.boards import Board, BoardRow, Entry, peers
-from harness.report.marks import NO_TESTS, Marks, mark_board
+from harness.report.marks import NO_TESTS, UNTESTED, Marks, mark_board
 from harness.report.published import Number, PublishedRow
 from harness.report.statistics.intervals import LEVEL
-from harness.report.statistics.significance import AVERAGE, Significance
+from harness.report.statistics.significance import AVERAGE, ONE_RUN, Significance
 from harness.results import Result, data_notes
 
 DASH = "–"
@@ -136,9 +136,9 @@ def _caption(board: Board, significance: Significance | None, costs: bool, marks
         text += f" {LEFT_OUT}."
     if significance is not None:
         text += (
-            f" In brackets the {1 - LEVEL:.0%} interval over test rows and seeds; {TIED} is not separable from the "
-            f"best of the column{' with its k' if len(peers(board.rows)) > 1 else ''} (paired test, Holm's correction "
-            "over all pairs of the table)."
+            f" In brackets the {1 - LEVEL:.0%} interval over test rows and seeds; {TIED} cannot be told from "
+            f"the best of the column{' with its k' if len(peers(board.rows)) > 1 else ''}. An entry without it is not "
+            f"the best, unless a footnote says that it cannot be told ({LEVEL:.0%} for any false claim of the table)."
         )
     if costs:
         text += " ms/step is a run's share of its bundle's time, so cells that trained together share it."
@@ -179,15 +179,22 @@ def _cell(row: BoardRow, task: str, table: Table, significance: Significance | N
     cell = entry_cell(entry, table, marks.of(row.name, task))
     if entry.mean is None:
         return cell
-    notes = cell.notes
-    if (row.name, task) in marks.untested:
-        notes += (table.note(marks.untested[row.name, task]),)
+    notes = (*cell.notes, *_doubt(row, task, table, significance, marks))
     if significance is None:
         return replace(cell, notes=notes)
-    if (row.name, task) in significance.untested:
-        notes += (table.note("not tested: predictions are missing, were changed, or differ in rows between runs"),)
     interval, tied = _interval_and_tie(row, task, significance, marks)
     return replace(cell, interval=interval, tied=tied, notes=notes)
+
+
+def _doubt(
+    row: BoardRow, column: str, table: Table, significance: Significance | None, marks: Marks
+) -> tuple[int, ...]:
+    """The footnote on why an entry cannot be told from the best, if so."""
+    reason = marks.untested.get((row.name, column))
+    verdict = significance.verdicts.get((row.name, column)) if significance else None
+    if marks.rule == "best" and verdict is not None and verdict.kind == "cannot tell" and verdict.reason != ONE_RUN:
+        reason = UNTESTED + verdict.reason
+    return () if reason is None else (table.note(reason),)
 
 
 def entry_cell(entry: Entry, table: Table, rank: str = "") -> Cell:
@@ -252,11 +259,10 @@ def _average(row: BoardRow, board: Board, table: Table, significance: Significan
     average = row.average(board.tasks)
     if average is None:
         return Cell(DASH)
-    reasons = [marks.untested[row.name, AVERAGE]] if (row.name, AVERAGE) in marks.untested else []
+    notes = _doubt(row, AVERAGE, table, significance, marks)
     if row.comparable_score(AVERAGE, board.tasks) is None:
-        reasons.append("an average with a score that is not ranked is not ranked")
+        notes += (table.note("an average with a score that is not ranked is not ranked"),)
     interval, tied = _interval_and_tie(row, AVERAGE, significance, marks)
-    notes = tuple(map(table.note, reasons))
     return Cell(f"{average:.1f}", marks.of(row.name, AVERAGE), interval=interval, tied=tied, notes=notes)
 
 
@@ -357,7 +363,16 @@ def _statements(significance: Significance | None) -> list[str]:
         return []
     texts = []
     if significance.has_single_runs:
-        texts.append("Intervals of entries with one run hold for that run: how far runs lie apart is not known")
+        texts.append(
+            "Entries with one run are not compared: one run cannot speak of a method. Their intervals are over test "
+            "rows and hold for that run alone: how far runs lie apart is not known"
+        )
+    if significance.ungrouped:
+        tasks = ", ".join(sorted(significance.ungrouped))
+        texts.append(
+            f"Some predictions on {tasks} do not say which rows belong together (they are of an earlier version): "
+            "these rows count as independent, which makes intervals too narrow"
+        )
     for title, ranking in significance.rankings.items():
         order = sorted(ranking.ranks, key=ranking.ranks.__getitem__)
         listed = ", ".join(f"{name} {ranking.ranks[name]:.1f}" for name in order)

@@ -1,7 +1,7 @@
 """Decides what is bold: once for every format, every page and every declared table.
 
 `ties`, the default: bold are the best entry of a column and all that the tests cannot tell from it. An entry with one
-run is not tested, since one run cannot speak for its method; where nothing could be tested against the best, nothing is
+run is not tested, since one run cannot speak of a method; where nothing could be tested against the best, nothing is
 bold and the column says why. Nothing is underlined: a second place has no test behind it.
 
 `best`, the habit of papers: bold is the highest score as printed, underlined the next one, whatever the tests say.
@@ -13,14 +13,16 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from harness.report.boards import Board, BoardRow, peers
+from harness.report.boards import Board, peers
+from harness.report.statistics.comparison import FEW_SEEDS, Key
 from harness.report.statistics.intervals import LEVEL
-from harness.report.statistics.significance import AVERAGE, Key, Pair, Significance
+from harness.report.statistics.significance import AVERAGE, ONE_RUN, Significance
 from harness.suite import Bold
 
-UNTESTED = "neither bold nor worse: not tested against the best of the column, "
+UNTESTED = "neither bold nor worse, not tested against the best of the column: "
 """Start of the footnote of an entry that no test compares with the best."""
-ONE_RUN = "one run cannot speak for its method"
+OPEN = "bold since it cannot be told from the best: "
+"""Start of the footnote of an entry that a test leaves open."""
 NO_TESTS = "Nothing is bold: no test was made"
 
 
@@ -46,15 +48,14 @@ class Marks:
         if self.rule == "best":
             return f"In bold the highest score {within}, underlined the second; no test stands behind (--bold best)."
         return (
-            f"In bold the best {within} and all that cannot be told from it (paired test at {LEVEL:.0%}, Holm's "
-            "correction). Nothing bold: nothing could be tested."
+            f"In bold the best {within} and all that cannot be told from it (paired test, {LEVEL:.0%} for any "
+            "false claim of the table). Nothing bold: nothing could be tested."
         )
 
 
 def mark_board(board: Board, significance: Significance | None, rule: Bold = "ties") -> Marks:
     """Mark every column of a board and its averages; few-shot rows are compared within one k."""
     marks = Marks(rule, has_tests=significance is not None)
-    pairs = {} if significance is None else _pairs(significance.pairs)
     for column, (title, rows) in itertools.product((*board.tasks, AVERAGE), peers(board.rows).items()):
         scores = {row.name: row.comparable_score(column, board.tasks) for row in rows}
         known = {name: score for name, score in scores.items() if score is not None}
@@ -62,8 +63,7 @@ def mark_board(board: Board, significance: Significance | None, rule: Bold = "ti
             ranks = mark_best(list(known.values()))
             marks.ranks |= {(name, column): rank for name, rank in zip(known, ranks, strict=True) if rank}
         elif significance is not None:
-            runs = {row.name: fewest_runs(row, column, board.tasks) for row in rows}
-            _mark_ties(marks, column, title, known, runs, pairs)
+            _mark_ties(marks, column, title, known, significance)
     return marks
 
 
@@ -84,40 +84,22 @@ def mark_within_k(board: Board, tasks: Sequence[str]) -> list[str]:
     return [found[row.name] for row in board.rows]
 
 
-def fewest_runs(row: BoardRow, column: str, tasks: Sequence[str]) -> int:
-    """Runs behind a score; behind an average, those of the task that has fewest."""
-    return min((len(row.entries[t].runs) for t in (tasks if column == AVERAGE else [column]) if t in row.entries),
-               default=0)  # fmt: skip
-
-
-def _pairs(pairs: Sequence[Pair]) -> dict[tuple[str, frozenset[str]], Pair]:
-    return {(pair.column, frozenset((pair.one, pair.other))): pair for pair in pairs}
-
-
-def _mark_ties(
-    marks: Marks, column: str, title: str, known: Mapping[str, float], runs: Mapping[str, int],
-    pairs: Mapping[tuple[str, frozenset[str]], Pair],
-) -> None:  # fmt: skip
+def _mark_ties(marks: Marks, column: str, title: str, known: Mapping[str, float], significance: Significance) -> None:
     """Mark the entries of one column that may be compared; `title` names them if they are not all ("k=4")."""
     if len(known) < 2:
         return
-    best = max(known, key=lambda name: known[name])
-    tested = {
-        name: pair
-        for name in known
-        if name != best and min(runs[name], runs[best]) > 1 and (pair := pairs.get((column, frozenset((best, name)))))
-    }
-    if not tested:
-        one_run = runs[best] < 2 or all(runs[name] < 2 for name in known if name != best)
-        reason = ONE_RUN if one_run else "predictions are missing, were changed, or differ in their rows"
+    verdicts = {name: significance.verdicts[name, column] for name in known if (name, column) in significance.verdicts}
+    top = next((name for name, verdict in verdicts.items() if verdict.kind == "best"), None)
+    if top is None:
+        reasons = list(dict.fromkeys(verdict.reason for verdict in verdicts.values() if verdict.reason))
         among = f" of {title}" if title else ""
-        marks.empty.setdefault(column, []).append(f"nothing{among} is bold, since nothing was tested: {reason}")
-        return
-    for name, score in known.items():
-        pair = tested.get(name)
-        # what prints equal is marked equal: a reader could not see why one of two equal scores is bold
-        if name == best or round(score, 1) == round(known[best], 1) or (pair and pair.adjusted >= LEVEL):
+        why = f": {'; '.join(reasons)}" if reasons else ""
+        marks.empty.setdefault(column, []).append(f"nothing{among} is bold, since nothing was tested{why}")
+    for name, verdict in verdicts.items():
+        # too few seeds leave open what was tested: that too cannot be told from the best. And what prints equal is
+        # marked equal: a reader could not see why one of two equal scores is bold
+        is_open = verdict.kind in ("best", "tied") or verdict.reason == FEW_SEEDS
+        if top is not None and (is_open or round(known[name], 1) == round(known[top], 1)):
             marks.ranks[name, column] = "best"
-        elif pair is None:
-            reason = ONE_RUN if runs[name] < 2 else "predictions are missing, were changed, or differ in their rows"
-            marks.untested[name, column] = UNTESTED + reason
+        if verdict.kind == "cannot tell" and (top is not None or verdict.reason != ONE_RUN):
+            marks.untested[name, column] = (OPEN if verdict.reason == FEW_SEEDS else UNTESTED) + verdict.reason

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -33,18 +34,21 @@ class TuningRecord:
     optimism: float | None
     """by_test - by_dev: by how much a table chosen by test is too high."""
     expected_best_dev: tuple[float, ...]
-    """Expected best dev score after 1, 2, ... of the grid runs; empty if points stopped early."""
+    """Expected best dev score after 1, 2, ... of the grid runs, failed ones included; empty if points stopped early."""
 
 
-def expected_best(scores: Sequence[float]) -> list[float]:
-    """Expected maximum of n of the B scores, drawn with replacement, for n = 1 ... B (Dodge et al. 2019, section 3).
+def expected_best(scores: Sequence[float], num_failed: int = 0) -> list[float]:
+    """Expected best of n runs drawn from the B = len(scores) + num_failed that were made, for n = 1 ... B.
 
-    E[V*_n] = sum over observed v of v (P(V <= v)^n - P(V < v)^n), with P the empirical distribution of the scores.
+    They are drawn without replacement, which is the unbiased estimator (Tang et al. 2020, section 3). With replacement,
+    as in Dodge et al. (2019), a draw may hold a run twice, so that B runs could not even give their own best. A failed
+    run used up budget and left no model: it counts as a run with score 0.
     """
-    ordered = sorted(scores)
+    ordered = sorted([0.0] * num_failed + [max(0.0, score) for score in scores] if num_failed else scores)
     total = len(ordered)
+    # the i-th smallest (from 0) is the largest of n where the other n - 1 come from the i below it
     return [
-        sum(value * (((i + 1) / total) ** n - (i / total) ** n) for i, value in enumerate(ordered))
+        math.fsum(math.comb(i, n - 1) * value for i, value in enumerate(ordered)) / math.comb(total, n)
         for n in range(1, total + 1)
     ]
 
@@ -69,7 +73,7 @@ def lay_out_tuning(board: Board) -> Table:
     caption = (
         "Grid searches. Test score of the point that the dev score chooses, of the point that the test score would "
         "choose (never shown as a result), and their gap; then the best dev score to expect after so many grid runs "
-        "(Dodge et al. 2019)."
+        "(Tang et al. 2020: drawn without replacement; a failed run counts as a run with score 0)."
     )
     columns = [*map(Column, names), *(Column(f"dev after {count}") for count in counts)]
     table = Table(f"{board.suite} on {board.backbone}: tuning", caption, columns)
@@ -113,15 +117,21 @@ def _tuning_record(board: Board, name: str, task: str, entry: Entry) -> TuningRe
     if num_raced_out:
         return TuningRecord(*head, by_test=None, optimism=None, expected_best_dev=())
     by_test = mean_score(max(map(_score, _done(search))) for search in searches)
-    curves = [expected_best([dev_selection(result) for result in _done(search)]) for search in searches]
-    # searches may have lost different numbers of runs: the mean goes as far as the shortest
+    curves = [
+        expected_best([dev_selection(result) for result in _done(search)], sum(r.status == "failed" for r in search))
+        for search in searches
+    ]
+    # points that do not fit the backbone were never run, in some searches perhaps more: the mean goes as far as the
+    # shortest
     curve = tuple(mean_score(values) for values in zip(*curves, strict=False))
     return TuningRecord(*head, by_test, round_score(by_test - by_dev), curve)
 
 
 def _remarks(item: TuningRecord) -> list[str]:
     """Footnotes on grid runs that failed or stopped early."""
-    remarks = [f"{item.num_failed} grid runs failed and count for nothing"] if item.num_failed else []
+    remarks = []
+    if item.num_failed:
+        remarks.append(f"{item.num_failed} grid runs failed: never chosen, each a run with score 0 in what to expect")
     if item.num_raced_out:
         total = item.num_points * item.num_searches
         remarks.append(

@@ -11,6 +11,8 @@ from harness.results.predictions import SPLITS, read_table
 from harness.results.schema import ParamCounts, Result
 
 COLUMNS = {"split", "row", "references", "prediction"}
+GROUPED = COLUMNS | {"group"}
+"""With the column of tasks some of whose rows belong together."""
 
 
 def check_predictions(path: Path, result: Result) -> Iterator[str]:
@@ -20,7 +22,7 @@ def check_predictions(path: Path, result: Result) -> Iterator[str]:
     except UserError as error:
         yield error.problem
         return
-    if set(table.column_names) != COLUMNS:
+    if set(table.column_names) not in (COLUMNS, GROUPED):
         yield f"has the columns {', '.join(sorted(table.column_names))}, not {', '.join(sorted(COLUMNS))}"
         return
     splits, indices = table["split"].to_pylist(), table["row"].to_pylist()

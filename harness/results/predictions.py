@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from harness.errors import UserError
 from harness.files import read_bounded
 from harness.results.schema import Result
@@ -30,6 +33,17 @@ class Answers:
     """[N], one per row."""
     references: Sequence[Sequence[str]]
     """[N], the accepted answers of each row."""
+    groups: tuple[int, ...] | None = None
+    """[N], the group of each row, such as a question with several answers; None where each row stands for itself, and
+    in files of earlier versions."""
+
+    @property
+    def units(self) -> NDArray[np.int64]:
+        """[N], the unit of each row, from 0 in order of appearance: its group, or the row itself."""
+        if self.groups is None:
+            return np.arange(len(self.references))
+        numbers = {group: number for number, group in enumerate(dict.fromkeys(self.groups))}
+        return np.array([numbers[group] for group in self.groups])
 
     @property
     def rows(self) -> int:
@@ -55,10 +69,14 @@ def read_answers(path: Path, sha256: str | None = None) -> dict[str, Answers]:
     accepted = table["references"].combine_chunks()
     lengths, each = accepted.value_lengths().to_numpy().tolist(), iter(texts(accepted.flatten()))
     references = [list(itertools.islice(each, length)) for length in lengths]
+    groups = table["group"].to_pylist() if "group" in table.column_names else None
     found = {}
     for split in dict.fromkeys(splits):
         rows = [i for i, name in enumerate(splits) if name == split]
-        found[split] = Answers([predictions[i] for i in rows], [references[i] for i in rows])
+        own = tuple(groups[i] for i in rows) if groups is not None else (None,)
+        found[split] = Answers(
+            [predictions[i] for i in rows], [references[i] for i in rows], None if None in own else own
+        )
     return found
 
 
@@ -79,6 +97,8 @@ def read_table(path: Path, sha256: str | None = None) -> Any:
             raise UserError(problem, where=str(path))
         table = file.read(use_threads=False)  # 700 rows: 0.3 ms of processor time, with threads 0.4
         table.validate(full=True)
+        if "group" in table.column_names and not pa.types.is_integer(table["group"].type):
+            raise UserError("holds no numbers where groups of rows should be", where=str(path))
         texts = [table["split"], table["prediction"], pc.list_flatten(table["references"])]
         if not all(pa.types.is_string(column.type) or pa.types.is_dictionary(column.type) for column in texts):
             raise UserError("holds no texts where there should be some", where=str(path))

@@ -30,8 +30,8 @@ MAX_BYTES = 32_000_000
 """Bytes of one result JSON, which is read as a whole. A long one has some ten thousand, so even a cell with a thousand
 times as many evaluations fits."""
 
-PredictionRow = tuple[str, int, list[str], str]
-"""(split, row index in the split, accepted references, prediction)"""
+PredictionRow = tuple[str, int, list[str], str] | tuple[str, int, list[str], str, str]
+"""(split, row index in the split, accepted references, prediction), then the name of the group of rows if it has one"""
 
 
 class NotStored(UserError):
@@ -174,7 +174,10 @@ def _read_if_there(path: Path) -> Result | None:
 
 
 def read_predictions(path: str | Path) -> pd.DataFrame:
-    """Return the predictions of one result JSON: columns split, row, references, prediction."""
+    """Return the predictions of one result JSON: columns split, row, references, prediction.
+
+    Where rows belong together there is a column `group` too: numbers, equal for the rows of one group.
+    """
     import pandas as pd
 
     return pd.read_parquet(predictions_path(Path(path)))
@@ -233,15 +236,18 @@ def _parquet(rows: Sequence[PredictionRow]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    splits, indices, references, predictions = zip(*rows, strict=True)
-    table = pa.table(
-        {
-            "split": pa.array(splits).dictionary_encode(),  # two or three values in many thousand rows
-            "row": pa.array(indices, pa.int32()),
-            "references": pa.array(references, pa.list_(pa.string())),
-            "prediction": pa.array(predictions, pa.string()),
-        }
-    )
+    splits, indices, references, predictions = zip(*(row[:4] for row in rows), strict=True)
+    columns = {
+        "split": pa.array(splits).dictionary_encode(),  # two or three values in many thousand rows
+        "row": pa.array(indices, pa.int32()),
+        "references": pa.array(references, pa.list_(pa.string())),
+        "prediction": pa.array(predictions, pa.string()),
+    }
+    names = [row[4] if len(row) > 4 else None for row in rows]
+    if any(name is not None for name in names):  # in a mixture some tasks have groups
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(filter(None, names)))}
+        columns["group"] = pa.array([numbers[name] if name else None for name in names], pa.int32())
+    table = pa.table(columns)
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()

@@ -239,8 +239,8 @@ def _prediction_rows(data: TaskData, answers: Mapping[str, Sequence[str]], task:
 
     The rows of a mixture's tasks stand one behind the other, so each task takes the next piece of each split's answers.
     """
+    rows: list[PredictionRow] = []
     if data.parts:
-        rows: list[PredictionRow] = []
         starts = dict.fromkeys(answers, 0)
         for part in data.parts:
             ends = {split: starts[split] + len(part.split(split)) for split in answers}
@@ -248,12 +248,13 @@ def _prediction_rows(data: TaskData, answers: Mapping[str, Sequence[str]], task:
             rows += _prediction_rows(part, own, part.task.name)
             starts = ends
         return rows
-    return [
-        (split_name(split, task), index, list(example.references), answer)
-        for split in ("dev", "test")
-        if split in answers
-        for index, (example, answer) in enumerate(zip(data.split(split), answers[split], strict=True))
-    ]
+    rows = []
+    for split in ("dev", "test"):
+        if split in answers:
+            for index, (example, answer) in enumerate(zip(data.split(split), answers[split], strict=True)):
+                row = (split_name(split, task), index, list(example.references), answer)
+                rows.append((*row, example.group) if example.group else row)
+    return rows
 
 
 def usage_of(

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 from stored_runs import answers, store
 from typer.testing import CliRunner
+from typing_help import present
 
 from harness.cli.commands import app
 from harness.errors import UserError
 from harness.report.boards import Board, collect_boards
+from harness.report.statistics.comparison import AVERAGE, FEW_SEEDS
 from harness.report.statistics.intervals import Sample
-from harness.report.statistics.significance import AVERAGE, Significance, assess_board
+from harness.report.statistics.significance import ONE_RUN, Significance, assess_board
 from harness.report.tables import render_boards
 from harness.results.predictions import Answers, PredictionFiles
 from harness.results.store import ResultStore, predictions_path
@@ -44,7 +46,7 @@ def test_what_is_not_separable_from_the_best_is_tied_with_it(tmp_path: Path) -> 
     assert "≈" in rows["near"]
     assert "≈" not in rows["far"]
     assert "**95.0** ±0.0 (2) [8" in rows["best"]
-    assert "is not separable from the best of the column" in text
+    assert "cannot be told from the best of the column" in text
 
 
 def test_every_pair_of_every_column_is_corrected_together(tmp_path: Path) -> None:
@@ -91,7 +93,9 @@ def test_what_cannot_be_tested_says_so_and_is_no_tie(tmp_path: Path, damage: str
     assert made.untested == [("near", "cb")]
     assert ("near", "cb") not in made.ties
     assert ("near", AVERAGE) not in made.intervals
-    assert "not tested: predictions are missing" in render_boards([board], "markdown", significance=[made])
+    text = render_boards([board], "markdown", significance=[made])
+    assert "cannot be told from the best: predictions are missing" in text
+    assert made.verdicts["near", "cb"].kind == "cannot tell"
 
 
 def test_methods_that_answered_other_rows_are_not_compared(tmp_path: Path) -> None:
@@ -100,10 +104,76 @@ def test_methods_that_answered_other_rows_are_not_compared(tmp_path: Path) -> No
     assert assessed(tmp_path)[1].pairs == []
 
 
-def test_single_runs_are_told(tmp_path: Path) -> None:
-    store(tmp_path, "one", "cb", 1, *answers(50))
+def kinds(made: Significance, column: str) -> dict[str, str]:
+    """Row name -> verdict."""
+    return {name: verdict.kind for (name, where), verdict in made.verdicts.items() if where == column}
+
+
+def test_one_run_cannot_speak_of_a_method(tmp_path: Path) -> None:
+    for task in ("cb", "rte"):
+        store(tmp_path, "one", task, 1, *answers(20))
+        store(tmp_path, "other", task, 1, *answers(95))
     board, made = assessed(tmp_path)
-    assert "hold for that run" in render_boards([board], "markdown", significance=[made])
+    for column in ("cb", "rte", AVERAGE):
+        assert kinds(made, column) == {"one": "cannot tell", "other": "cannot tell"}
+    assert {verdict.reason for verdict in made.verdicts.values()} == {ONE_RUN}
+    assert (made.pairs, made.ties) == ([], set())
+    text = render_boards([board], "markdown", significance=[made])
+    assert "one run cannot speak of a method" in text
+    assert "hold for that run alone" in text
+    low, high = made.intervals["one", "cb"]
+    assert low < 20 < high, "an interval over test rows is there nevertheless"
+
+
+def test_a_run_beside_several_is_not_compared_and_they_are(tmp_path: Path) -> None:
+    two_tasks(tmp_path)
+    store(tmp_path, "once", "cb", 1, *answers(10))
+    _, made = assessed(tmp_path)
+    assert kinds(made, "cb") == {"far": "differs", "near": "tied", "best": "best", "once": "cannot tell"}
+    assert not any("once" in (pair.one, pair.other) for pair in made.pairs)
+
+
+@pytest.mark.parametrize("damage", ["one run", "missing"])
+def test_where_the_best_was_not_tested_nothing_reads_as_worse_than_it_unless_it_is(tmp_path: Path, damage: str) -> None:
+    two_tasks(tmp_path)
+    store(tmp_path, "top", "cb", 1, *answers(99))
+    if damage == "missing":
+        store(tmp_path, "top", "cb", 2, *answers(99))
+        path = next(path for path, result in ResultStore(tmp_path).scan() if result.cell.label == "top")
+        predictions_path(path).unlink()
+    board, made = assessed(tmp_path)
+    # of `far` it is known that it is not the best, whoever is: two entries are better
+    expected = {"top": "cannot tell", "best": "cannot tell", "near": "cannot tell", "far": "differs"}
+    assert kinds(made, "cb") == expected
+    assert not any(column == "cb" for _, column in made.ties)
+    assert "the best, top, could not be tested: " in made.verdicts["best", "cb"].reason
+    text = render_boards([board], "markdown", significance=[made])
+    assert "cannot be told from the best: the best, top, could not be tested" in text
+
+
+def test_two_runs_far_apart_are_too_few_and_no_tie(tmp_path: Path) -> None:
+    # the quickstart's table once called 55.6 [0.0, 100.0] tied with 100.0
+    for seed, (far, close) in enumerate([(75, 99), (36, 100)]):
+        store(tmp_path, "far", "cb", seed, *answers(6 * far, 600))
+        store(tmp_path, "best", "cb", seed, *answers(6 * close, 600))
+    board, made = assessed(tmp_path)
+    assert kinds(made, "cb") == {"far": "cannot tell", "best": "best"}
+    assert made.verdicts["far", "cb"].reason == FEW_SEEDS
+    text = render_boards([board], "markdown", significance=[made])
+    assert "cannot be told from the best: too few seeds" in text
+    assert "≈" not in text.split("|--")[-1]
+
+
+def test_the_chance_of_a_false_claim_is_divided_over_columns(tmp_path: Path) -> None:
+    two_tasks(tmp_path)
+    _, made = assessed(tmp_path)
+    single = tmp_path / "single"
+    for label, share in (("far", 50), ("near", 93), ("best", 95)):
+        for seed in (1, 2):
+            store(single, label, "cb", seed, *answers(share))
+    _, alone = assessed(single)
+    one, three = (present(verdicts["near", "cb"].p_value) for verdicts in (alone.verdicts, made.verdicts))
+    assert three == pytest.approx(min(1.0, 3 * one))  # two tasks and their average
 
 
 def test_the_command_adds_statistics_on_request_and_to_json_always(tmp_path: Path) -> None:
@@ -114,6 +184,9 @@ def test_the_command_adds_statistics_on_request_and_to_json_always(tmp_path: Pat
     assert "≈" in with_statistics.output
     (data,) = json.loads(CliRunner().invoke(app, ["report", str(tmp_path), "--format", "json"]).output)
     statistics = data["statistics"]
+    verdicts = {(item["method"], item["column"]): item["verdict"] for item in statistics["verdicts"]}
+    assert verdicts["far", "cb"] == "differs"
+    assert verdicts["near", "cb"] == "tied"
     assert {(item["method"], item["column"]) for item in statistics["tied_with_best"]} >= {("near", "cb")}
     (interval,) = [i["interval"] for i in statistics["intervals"] if (i["method"], i["column"]) == ("far", "rte")]
     assert interval[0] < 50 < interval[1]

@@ -130,6 +130,9 @@ class Task:
     """Whether the target is the whole answer field as Python prints it: a slip of the papers' code for SQuAD."""
     copy_per_answer: bool = False
     """Whether a row becomes one example per distinct answer, `<unk>` if it has none. Splits are cut before that."""
+    together: tuple[str, ...] = ()
+    """Columns that rows which belong together have in common, such as the answers to one question. The statistics of a
+    report draw such rows together; nothing else looks at it."""
     reported: tuple[str, ...] = ("accuracy",)
     """Metrics whose mean is the task's score."""
     extra: tuple[str, ...] = ()

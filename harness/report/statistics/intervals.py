@@ -1,25 +1,29 @@
-"""Statistics of scores: confidence intervals, paired tests of differences, Holm's correction, average ranks.
+"""Statistics of scores: confidence intervals, differences of two methods, Holm's correction, average ranks.
 
 The variance of a score is the sum of two terms.
 
-- Rows: other test rows would give another score. The bootstrap (Efron 1979) draws test rows, and a drawn row brings the
-  answers of all runs with it, since runs of different seeds answer the same rows.
-- Seeds: other seeds would give another score. The term is the variance between runs divided by their number.
+- Rows: other test rows would give another score. Rows that belong together, such as the answers to one question, are
+  drawn together, and a drawn row brings the answers of all runs with it, since runs of different seeds answer the same
+  rows. Metrics that are means over rows have this term in closed form, others by the bootstrap (Efron 1979).
+- Seeds: other seeds would give another score. The term is the variance between runs divided by their number; on a
+  board it is the one that `pool_seeds` made of the runs of all entries.
 
-The degrees of freedom of the sum follow Welch and Satterthwaite (1946), so that two or three runs do not pass for many.
-The chance in a single answer is in both terms, so intervals are a little too wide rather than too narrow. With one run
-there is no term for seeds, and the interval holds for that run alone.
+Chance in single answers is in both, as it makes runs differ. It is counted once: with several runs it is taken off the
+first term, so that what is left there is the part that all runs share.
 
-Shapes: D draws, K runs, N rows, S swaps, M rows on which two methods differ.
+Each term is known to some degrees of freedom. Half the width of an interval is sqrt(sum of t(degrees)^2 * variance)
+over the terms: that holds its level whatever the true variances are (Banerjee 1960), whereas Welch and Satterthwaite's
+degrees take two runs that happen to lie close together for many. With one run there is no term for seeds, and the
+interval holds for that run alone.
+
+Shapes: K runs, N rows, U units (rows, or groups of rows that belong together), P parts of a variance.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.special
@@ -28,31 +32,42 @@ from numpy.typing import NDArray
 
 from harness.data import Array, mean_score, round_score
 from harness.report.statistics.resampling import (
+    NUM_DRAWS,
     ROW_MEANS,
-    draw_weights,
+    draw_units,
     is_vectorised,
     make_scorer,
     metric_range,
+    padded_draws,
     row_scores,
 )
+from harness.report.statistics.swaps import SMALL, scored_swaps, sign_test
 from harness.results import Answers
 
 Seeds = tuple[int, ...]
 """The random seeds of a run: of training, and of its few-shot draw if it has one."""
 LEVEL = 0.05
 """Chance of a false claim that tests allow; intervals are at 1 - LEVEL. The usual 5 %."""
-NUM_DRAWS = 1_000
-"""Bootstrap samples. They give a standard error that is itself known to 1 / sqrt(2 * 1,000) = 2.2 %; ten times as many
-would give 0.7 % for ten times the time and memory."""
-SMALL = 100
-"""Up to this many test rows a pair is also compared by swapping answers, and the larger p counts. The swap test assumes
-no distribution, whereas the p of the bootstrap takes the mean for normal, which needs many rows. A higher limit costs
-time: the swaps of a pair are an array [S, M]."""
-MAX_ENUMERATED = 13
-"""Up to this many differing rows all swaps are tried: 2^13 = 8,192 are fewer than the random ones, and exact."""
-NUM_SWAPS = 9_999
-"""Random swaps. With the observed answers there are 10,000, so p is at least 0.0001, and a p of 0.05 is known to
-sqrt(0.05 * 0.95 / 10,000) = 0.002."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """One part of a variance, and how well it is known."""
+
+    variance: float
+    degrees: float
+    most: float = math.inf
+    """Most degrees that a sum of such terms can have: terms made of one pool of runs know no more than the pool."""
+
+
+def add_terms(terms: Sequence[Term], scale: float = 1.0) -> Term:
+    """The sum of terms of one kind, times `scale`; its degrees are Satterthwaite's (1946, eq. 17)."""
+    total = math.fsum(term.variance for term in terms)
+    spread = sum(term.variance**2 / term.degrees for term in terms)
+    most = min(term.most for term in terms)
+    # nothing varied in any of them: then the sum is known as well as the best known
+    degrees = total**2 / spread if spread else max(term.degrees for term in terms)
+    return Term(scale * total, min(degrees, most), most)
 
 
 @dataclass(frozen=True)
@@ -60,62 +75,82 @@ class Estimate:
     """A number and the terms of its variance."""
 
     value: float
-    terms: tuple[tuple[float, float], ...]
-    """(variance, degrees of freedom) of each: rows first, then seeds if there are several runs."""
+    terms: tuple[Term, ...]
+    """Rows first, then seeds if there are several runs."""
 
     @property
     def variance(self) -> float:
         """Sum of the terms."""
-        return math.fsum(variance for variance, _ in self.terms)
-
-    @property
-    def degrees(self) -> float:
-        """Degrees of freedom of the summed variance (Satterthwaite 1946, eq. 17)."""
-        spread = sum(variance**2 / degrees for variance, degrees in self.terms)
-        return self.variance**2 / spread if spread else math.inf
+        return math.fsum(term.variance for term in self.terms)
 
     @property
     def half_width(self) -> float:
-        """Half the width of the confidence interval at 1 - LEVEL, in the unit of the value."""
+        """Half the width of the confidence interval at 1 - LEVEL, in the unit of the value (Banerjee 1960)."""
+        quantiles = [float(scipy.special.stdtrit(term.degrees, 1 - LEVEL / 2)) for term in self.terms]
+        return math.sqrt(math.fsum(t**2 * term.variance for t, term in zip(quantiles, self.terms, strict=True)))
+
+    @property
+    def degrees(self) -> float:
+        """Degrees of freedom at which Student's t has this half-width: at most Satterthwaite's."""
         if not self.variance:
-            return 0.0
-        return float(scipy.special.stdtrit(self.degrees, 1 - LEVEL / 2)) * math.sqrt(self.variance)
+            return math.inf
+        quantile = self.half_width / math.sqrt(self.variance)
+        low, high = math.log(min(term.degrees for term in self.terms)), math.log(1e6)
+        if scipy.special.stdtrit(1e6, 1 - LEVEL / 2) >= quantile:
+            return math.inf
+        for _ in range(40):  # halves a span of 14 to 1e-11
+            middle = (low + high) / 2
+            low, high = (
+                (middle, high) if scipy.special.stdtrit(math.exp(middle), 1 - LEVEL / 2) > quantile else (low, middle)
+            )
+        return math.exp(high)
 
     def interval(self, low: float = -math.inf, high: float = math.inf) -> tuple[float, float]:
         """Confidence interval at 1 - LEVEL, cut to the range `low` to `high` of the metric."""
         return max(low, self.value - self.half_width), min(high, self.value + self.half_width)
 
     @property
+    def ratio(self) -> float:
+        """The value in standard errors: 0 for a value of 0, infinite where nothing varies."""
+        if self.value == 0:
+            return 0.0
+        return abs(self.value) / math.sqrt(self.variance) if self.variance else math.inf
+
+    @property
     def p_value(self) -> float:
         """Two-sided p-value of the hypothesis that the true value is 0, by Student's t; 1 for a value of 0."""
-        if self.value == 0:
-            return 1.0
-        if not self.variance:  # every draw and every run shows the same difference
-            return 0.0
-        return float(2 * scipy.special.stdtr(self.degrees, -abs(self.value) / math.sqrt(self.variance)))
+        return float(2 * scipy.special.stdtr(self.degrees, -self.ratio))
 
 
 def mean_of(estimates: Sequence[Estimate]) -> Estimate:
     """The mean of independent estimates, such as an average over tasks: variances divided by the squared count."""
-    count = len(estimates)
-    terms = [(variance / count**2, degrees) for item in estimates for variance, degrees in item.terms]
-    return Estimate(mean_score(item.value for item in estimates), tuple(terms))
+    scale = 1 / len(estimates) ** 2
+    rows = [item.terms[0] for item in estimates if item.terms]
+    seeds = [term for item in estimates for term in item.terms[1:]]
+    terms = tuple(add_terms(found, scale) for found in (rows, seeds) if found)
+    return Estimate(mean_score(item.value for item in estimates), terms)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """The runs of a method on a task, with their scores on every bootstrap sample."""
+    """The runs of a method on a task, and how their scores vary with the rows."""
 
     seeds: tuple[Seeds, ...]
     """[K]. Runs may share their seeds, such as two that start from different cells."""
     runs: tuple[Answers, ...]
-    """[K], in the order of `seeds`."""
+    """[K], in the order of `seeds`; empty for a sample made of numbers."""
     metrics: tuple[str, ...]
     labels: tuple[str, ...]
     scores: Array
     """[K]: the score of each run on all rows."""
-    draws: Array
-    """[D, K]: the score of each run on each draw."""
+    parts: Array
+    """[P, K]: the variance over rows of a weighted sum w of the runs' scores is the sum of squares of parts @ w."""
+    values: Array | None
+    """[K, N]: what each row scores, for metrics that are means over rows."""
+    units: NDArray[np.int64]
+    """[N]: the unit of each row, from 0."""
+    cautious_rows: tuple[float, float]
+    """(centre, variance over rows) of the mean of the runs, with some right and wrong answers added."""
     rows: int
     """Hash of the rows; see `Answers.rows`."""
 
@@ -126,129 +161,154 @@ class Sample:
     ) -> Sample:  # fmt: skip
         """Score each run on all rows and on every draw. The draws are the same for all methods, which pairs them."""
         seeds, answers = zip(*sorted(runs, key=lambda run: run[0]), strict=True)
-        num_rows = len(answers[0].predictions)
-        weights = draw_weights(num_rows, num_draws)
+        units = answers[0].units
+        if set(metrics) <= set(ROW_MEANS):
+            values = np.array([row_scores(metrics, item, labels) for item in answers])
+            made = cls.of_values(seeds, values, units)
+            scores = np.array([make_scorer(metrics, item, labels)(np.ones((1, len(units))))[0] for item in answers])
+            return replace(made, runs=answers, metrics=tuple(metrics), labels=tuple(labels), scores=scores,
+                           rows=answers[0].rows)  # fmt: skip
+        num_units = int(units.max()) + 1
+        weights = draw_units(units, num_draws)
         scorers = [make_scorer(metrics, item, labels) for item in answers]
-        scores = np.array([scorer(np.ones((1, num_rows)))[0] for scorer in scorers])
+        scores = np.array([scorer(np.ones((1, len(units))))[0] for scorer in scorers])
         draws = np.stack([scorer(weights) for scorer in scorers], axis=1)
-        return cls(seeds, answers, tuple(metrics), tuple(labels), scores, draws, answers[0].rows)
+        # of the variance over units the bootstrap gives (U - 1) / U
+        factor = math.sqrt(num_units / max(1, num_units - 1) / (num_draws - 1))
+        padded = padded_draws(answers, metrics, labels, weights)
+        centre, spread = (float(scores.mean()), float(draws.mean(axis=1).var(ddof=1))) if padded is None else padded
+        cautious = (centre, spread * num_units / max(1, num_units - 1))
+        parts = factor * (draws - draws.mean(axis=0))
+        return cls(seeds, answers, tuple(metrics), tuple(labels), scores, parts, None, units, cautious, answers[0].rows)
+
+    @classmethod
+    def of_values(cls, seeds: Sequence[Seeds], values: Array, units: NDArray[np.int64]) -> Sample:
+        """A sample of what each row scores alone [K, N], 0-100, for metrics that are means over rows."""
+        num_units, scores = int(units.max()) + 1, values.mean(axis=1)
+        off = values - scores[:, None]
+        sums = off if num_units == len(units) else np.array([np.bincount(units, item) for item in off])
+        # a unit's part in the score is the sum of its rows' distances from the mean, over N (Cochran 1977, section 6.3)
+        parts = sums.T * math.sqrt(num_units / max(1, num_units - 1)) / len(units)
+        # two right and two wrong answers are added (Agresti & Coull 1998), or 28 right of 28 had no width
+        padded = np.concatenate([values.mean(axis=0), [0.0, 0.0, 100.0, 100.0]])
+        spread = float(padded.var(ddof=1)) / len(padded)
+        if num_units < len(units):
+            alone = float((off.mean(axis=0) ** 2).sum()) / (len(units) * (len(units) - 1))
+            spread *= max(1.0, float((parts.mean(axis=1) ** 2).sum()) / alone) if alone else 1.0
+        cautious = (float(padded.mean()), spread)
+        return cls(tuple(seeds), (), ("accuracy",), (), scores, parts, values, units, cautious, 0)
 
     @property
     def num_rows(self) -> int:
         """N."""
-        return len(self.runs[0].predictions)
+        return len(self.units)
 
-    def estimate(self) -> Estimate:
-        """The mean score of the runs, with both terms of its variance."""
-        return _estimate(self.scores, self.draws, self.num_rows)
+    @property
+    def num_units(self) -> int:
+        """U."""
+        return int(self.units.max()) + 1
 
-    def cautious(self) -> Estimate:
-        """The mean score with a variance that is not 0 if all answers are right.
+    @property
+    def seeds_term(self) -> Term:
+        """The variance between the runs, s^2; not known, and so 0 to no degrees, for one run."""
+        count = len(self.scores)
+        return Term(float(self.scores.var(ddof=1)), count - 1.0) if count > 1 else Term(0.0, 0.0)
 
-        For means over rows, two right and two wrong answers are added first (Agresti & Coull 1998). Without them the
-        interval of 28 right answers out of 28 would have no width.
-        """
-        made = self.estimate()
-        if not set(self.metrics) <= set(ROW_MEANS):
-            return made
-        padded = self._padded
-        return Estimate(made.value, ((float(padded.var(ddof=1)) / len(padded), len(padded) - 1.0), *made.terms[1:]))
+    @property
+    def noise(self) -> float:
+        """The part of s^2 that is expected from chance in single answers, which the variance over rows has too."""
+        count = len(self.scores)
+        apart = self.parts - self.parts.mean(axis=1, keepdims=True)
+        return float((apart**2).sum()) / max(1, count - 1)
 
-    def interval(self) -> tuple[float, float]:
+    def estimate(self, seeds: Term | None = None) -> Estimate:
+        """The mean score of the runs, with both terms of its variance; `seeds` is that of one run, instead of s^2."""
+        rows = self._rows(self._mean_part, self._mean_noise)
+        return Estimate(round_score(float(self.scores.mean())), self._terms(rows, seeds))
+
+    def cautious(self, seeds: Term | None = None) -> Estimate:
+        """The mean score with a variance that is not 0 if all answers are right."""
+        made = self.estimate(seeds)
+        rows = replace(made.terms[0], variance=max(0.0, self.cautious_rows[1] - self._mean_noise))
+        return replace(made, terms=(rows, *made.terms[1:]))
+
+    def interval(self, seeds: Term | None = None) -> tuple[float, float]:
         """Confidence interval of the mean score; with added answers, around the mean of all answers with them."""
-        made = self.cautious()
-        if set(self.metrics) <= set(ROW_MEANS):
-            made = Estimate(float(self._padded.mean()), made.terms)
+        made = replace(self.cautious(seeds), value=self.cautious_rows[0])
         return made.interval(*metric_range(self.metrics))
 
-    @cached_property
-    def _padded(self) -> Array:
-        """[N + 4]: the mean score of each row over runs, and two wrong and two right answers."""
-        rows = np.mean([row_scores(self.metrics, run, self.labels) for run in self.runs], axis=0)
-        return np.concatenate([rows, [0.0, 0.0, 100.0, 100.0]])
+    @property
+    def _mean_part(self) -> Array:
+        part: Array = self.parts.mean(axis=1)
+        return part
+
+    @property
+    def _mean_noise(self) -> float:
+        return self.noise / len(self.scores)
+
+    def _rows(self, part: Array, noise: float) -> Term:
+        return Term(max(0.0, float((part**2).sum()) - noise), max(1.0, self.num_units - 1.0))
+
+    def _terms(self, rows: Term, seeds: Term | None) -> tuple[Term, ...]:
+        found = self.seeds_term if seeds is None else seeds
+        return (rows, add_terms([found], 1 / len(self.scores))) if len(self.scores) > 1 else (rows,)
 
     def comparable(self, other: Sample) -> bool:
-        """Whether both answered the same rows and are scored by the same metrics."""
-        return self.metrics == other.metrics and self.rows == other.rows
+        """Whether both answered the same rows, grouped alike, and are scored by the same metrics."""
+        same = self.metrics == other.metrics and self.rows == other.rows
+        return same and self.num_rows == other.num_rows and bool((self.units == other.units).all())
 
     def pairs_with(self, other: Sample) -> bool:
-        """Whether each run has one counterpart with the same seeds, so that differences can be taken run by run."""
-        return self.seeds == other.seeds and len(set(self.seeds)) == len(self.seeds)
+        """Whether the runs of both trained on the same drawn rows, one run each, so that luck of a draw is shared.
+
+        A training seed alone pairs nothing: it gives two methods other starts.
+        """
+        distinct = len(set(self.seeds)) == len(self.seeds) > 1
+        return distinct and self.seeds == other.seeds and all(len(item) > 1 for item in self.seeds)
 
 
-def _estimate(scores: Array, draws: Array, num_rows: int) -> Estimate:
-    """Both terms of the variance, from scores [K] and draws [D, K].
+def rows_gap(one: Sample, other: Sample) -> tuple[float, Term]:
+    """The mean score of `one` minus that of `other`, and the variance of that over rows, which are paired.
 
-    Rows: the variance of the runs' mean over draws, times N / (N - 1), since the bootstrap gives (N - 1) / N of it.
-    Seeds: s^2 / K.
+    Without chance in single answers, which the variance between runs holds.
     """
-    count = len(scores)
-    rows = float(draws.mean(axis=1).var(ddof=1)) * num_rows / max(1, num_rows - 1)
-    terms = [(rows, max(1.0, num_rows - 1.0))]
-    if count > 1:
-        terms.append((float(scores.var(ddof=1)) / count, count - 1.0))
-    return Estimate(round_score(float(scores.mean())), tuple(terms))
+    value = round_score(float(one.scores.mean() - other.scores.mean()))
+    return value, one._rows(one._mean_part - other._mean_part, one._mean_noise + other._mean_noise)
 
 
 def difference(one: Sample, other: Sample) -> Estimate:
-    """The mean score of `one` minus that of `other`. Rows are paired, and runs too if their seeds are the same."""
+    """The mean score of `one` minus that of `other`, from their runs alone. Rows are paired, and draws if they are."""
+    value, rows = rows_gap(one, other)
     if one.pairs_with(other):
-        return _estimate(one.scores - other.scores, one.draws - other.draws, one.num_rows)
-    # without pairs of runs the seeds of both methods are independent, and their terms add up
-    gap = one.draws.mean(axis=1, keepdims=True) - other.draws.mean(axis=1, keepdims=True)
-    rows = _estimate(np.array([one.scores.mean() - other.scores.mean()]), gap, one.num_rows)
-    return Estimate(rows.value, (*rows.terms, *one.estimate().terms[1:], *other.estimate().terms[1:]))
-
-
-def compare_samples(one: Sample, other: Sample) -> tuple[Estimate, float]:
-    """The difference of two methods on a task, and the two-sided p-value of the hypothesis that there is none.
-
-    On splits of up to SMALL rows the bootstrap finds differences too often; there p is the larger of its p and that of
-    the swap test.
-    """
-    gap = difference(one, other)
-    if one.num_rows > SMALL or gap.value == 0 or not is_vectorised(one.metrics):
-        return gap, gap.p_value
-    return gap, max(gap.p_value, swap_test(one, other))
+        gaps = one.scores - other.scores
+        return Estimate(value, (rows, Term(float(gaps.var(ddof=1)) / len(gaps), len(gaps) - 1.0)))
+    known = [item.estimate().terms[1] for item in (one, other) if len(item.scores) > 1]
+    return Estimate(value, (rows, add_terms(known)) if known else (rows,))
 
 
 def swap_test(one: Sample, other: Sample) -> float:
     """Two-sided p-value of the paired permutation test on the difference of mean scores.
 
-    If the methods do not differ, the answers to a row may be swapped between them; all runs are swapped together. Rows
-    with equal answers do not matter. Of the others, all swaps are tried (an exact test), or NUM_SWAPS random ones if
-    there are more than MAX_ENUMERATED. The k-th run of one is swapped with the k-th of the other; if one has more runs,
-    the rest is left out.
+    The k-th run of one is swapped with the k-th of the other; if one has more runs, the rest is left out.
     """
-    pairs = list(zip(one.runs, other.runs, strict=False))
-    differing = np.array(
-        [any(a.predictions[row] != b.predictions[row] for a, b in pairs) for row in range(one.num_rows)]
-    )
-    count = int(differing.sum())
-    if count <= MAX_ENUMERATED:
-        choices = np.array(list(itertools.product((0.0, 1.0), repeat=count)))
-    else:
-        choices = np.random.default_rng(count).integers(0, 2, (NUM_SWAPS, count)).astype(float)
-        choices = np.concatenate([np.zeros((1, count)), choices])  # counts the observed answers as one of the swaps
-    gaps = np.sum([_swapped(a, b, one, differing, choices) for a, b in pairs], axis=0)
-    # the first choice swaps nothing; 1e-9 is far above the rounding of sums and far below the score of one row
-    return float(np.mean(np.abs(gaps) >= abs(gaps[0]) - 1e-9))
+    if one.values is not None and other.values is not None:
+        count = min(len(one.values), len(other.values))
+        ahead = one.values[:count].mean(axis=0) - other.values[:count].mean(axis=0)
+        return sign_test(np.bincount(one.units, ahead).astype(float))
+    return scored_swaps(list(zip(one.runs, other.runs, strict=False)), one.units, one.metrics, one.labels)
 
 
-def _swapped(a: Answers, b: Answers, sample: Sample, differing: NDArray[np.bool_], choices: Array) -> Array:
-    """Score of run `a` minus that of run `b` after each swap, [S].
+def p_of_swaps(one: Sample, other: Sample) -> float:
+    """The p-value of the swap test where it counts too, beside Student's t; else 0."""
+    same = one.scores.mean() == other.scores.mean()
+    counts = one.num_units <= SMALL and is_vectorised(one.metrics) and not same
+    return swap_test(one, other) if counts else 0.0
 
-    `differing` [N] marks the M rows that matter; `choices` [S, M] are 1 where a row is swapped.
-    """
-    if set(sample.metrics) <= set(ROW_MEANS):
-        # a swapped row changes the sign of its difference, so one product with [M] does for all swaps
-        ahead = row_scores(sample.metrics, a, sample.labels) - row_scores(sample.metrics, b, sample.labels)
-        return (1 - 2 * choices) @ ahead[differing] / len(ahead)
-    # any other metric: score the rows of both runs side by side [S, 2 N], each row weighted 1 in one of the two
-    swaps = np.zeros((len(choices), len(differing)))
-    swaps[:, differing] = choices
-    score = make_scorer(sample.metrics, a + b, sample.labels)
-    return score(np.hstack([1 - swaps, swaps])) - score(np.hstack([swaps, 1 - swaps]))
+
+def compare_samples(one: Sample, other: Sample) -> tuple[Estimate, float]:
+    """The difference of two methods on a task, from their runs alone, and the p-value that there is none."""
+    gap = difference(one, other)
+    return gap, max(gap.p_value, p_of_swaps(one, other))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
