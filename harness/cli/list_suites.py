@@ -46,6 +46,6 @@ def _describe(path: Path, name: str, methods: Mapping[str, MethodSpec]) -> dict[
     return {
         "suite": name,
         "entries": len(groups),
-        "cells": sum(suite.file.tuning.num_cells(len(group.points), len(group.seeds)) for group in groups),
+        "cells": sum(suite.file.tuning.num_cells(group.num_points, len(group.seeds)) for group in groups),
         "what it is for": suite.file.description,
     }

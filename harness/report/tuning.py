@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -109,10 +110,19 @@ def _tuning_record(board: Board, name: str, task: str, entry: Entry) -> TuningRe
     if num_raced_out:
         return TuningRecord(*head, by_test=None, optimism=None, expected_best_dev=())
     by_test = mean_score(max(map(_score, _done(search))) for search in searches)
-    curves = [expected_best([dev_selection(result) for result in _done(search)]) for search in searches]
+    curves = [_best_after(search) for search in searches]
     # searches may have lost different numbers of runs: the mean goes as far as the shortest
     curve = tuple(mean_score(values) for values in zip(*curves, strict=False))
     return TuningRecord(*head, by_test, round_score(by_test - by_dev), curve)
+
+
+def _best_after(search: Sequence[Result]) -> list[float]:
+    """The best dev score to expect after 1, 2, ... runs; of a guided search, whose runs have one order, the best so
+    far."""
+    scores = [dev_selection(result) for result in _done(search)]
+    if any(result.cell.study.startswith("tpe-") for result in search):
+        return list(itertools.accumulate(scores, max))
+    return list(expected_best(scores))
 
 
 def _remarks(item: TuningRecord) -> list[str]:

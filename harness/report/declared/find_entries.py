@@ -18,7 +18,7 @@ from harness.report.published import record_spelling
 from harness.results import Result, results_by_task
 from harness.suite import Condition, Where, spelled
 
-NOT_SEARCHABLE = {"grid", "grid_index", "search_seed", "seed", "definition"}
+NOT_SEARCHABLE = {"grid", "grid_index", "search_seed", "study", "seed", "definition"}
 """Fields of a cell that differ between the runs of one entry, or hold a whole task: no entry is found by them."""
 
 

@@ -9,12 +9,14 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 from harness.report.boards import Board, Entry
+from harness.report.budgets import entry_budget, unequal_budgets
 from harness.report.published import PublishedRow
 from harness.report.statistics.significance import Significance
 
 CSV_COLUMNS = (
     "suite", "backbone", "method", "origin", "num_trained", "num_kept", "task", "metric", "mean", "std", "num_runs",
     "num_grid_runs", "num_grid_failed", "num_failed", "num_unreadable", "num_answers", "num_duplicates", "protocol",
+    "searched_steps", "searched_samples", "searched_device_s",
 )  # fmt: skip
 
 
@@ -55,6 +57,7 @@ def _field(value: object) -> object:
 
 
 def _entry_csv(entry: Entry) -> dict[str, object]:
+    budget = entry_budget(entry)
     return {
         "num_trained": _params_of_first(entry, "num_trained"),
         "num_kept": _params_of_first(entry, "num_kept"),
@@ -67,6 +70,9 @@ def _entry_csv(entry: Entry) -> dict[str, object]:
         "num_unreadable": entry.num_unreadable if entry.runs else "",
         "num_answers": entry.num_answers if entry.runs else "",
         "num_duplicates": entry.num_duplicates if entry.runs else "",
+        "searched_steps": round(budget.steps) if budget else "",
+        "searched_samples": round(budget.samples) if budget else "",
+        "searched_device_s": _number(budget.device_s) if budget else "",
         "protocol": next((run.cell.protocol.title for run in (*entry.runs, *entry.failed)), ""),
     }
 
@@ -109,6 +115,7 @@ def as_json(board: Board, significance: Significance | None = None) -> dict[str,
         "differences": {task: kinds for task, kinds in board.differences.items() if kinds},
         "overlaps": board.overlaps,
         "origin": board.origin,
+        "unequal_budgets": unequal_budgets(board),
         "rows": rows,
         "published": [_published_json(row, board) for row in board.published],
         "published_note": board.published_note,
@@ -133,6 +140,7 @@ def _entry_json(entry: Entry) -> dict[str, Any]:
         "scores": entry.scores,
         "num_grid_runs": entry.num_grid_runs,
         "num_grid_failed": entry.num_grid_failed,
+        "budget": asdict(budget) if (budget := entry_budget(entry)) else None,
         **({"num_raced_out": entry.num_raced_out} if entry.num_raced_out else {}),
         "num_unreadable": entry.num_unreadable,
         "num_answers": entry.num_answers,
