@@ -251,9 +251,10 @@ def make_plan(
     store = ResultStore(results)
     plan = Plan(suite, groups, methods, resolved.tasks, store, data_dir, [])
     for index, group in enumerate(groups):
+        if group.search is not None:  # all of them before any is looked up, since the index is made then
+            groups[index] = _with_earlier(plan, index, group)
+    for index, group in enumerate(groups):
         plan.results.append({})
-        if group.search is not None:
-            groups[index] = group = _with_earlier(plan, index, group)
         _look_up(plan, index, group.cells)
         while made := plan.grow(index):
             _look_up(plan, index, made)

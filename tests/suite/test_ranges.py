@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from paths import METHODS, ROOT
 
 from harness.errors import UserError
 from harness.method.method_source import read_specs
@@ -93,8 +95,18 @@ def test_a_point_is_the_cell_that_a_grid_makes_of_it(tmp_path: Path) -> None:
     assert {cell.group_id for cell in grid.cells.values()} == {cell.group_id for cell in drawn.cells.values()}
 
 
+@pytest.mark.parametrize(
+    ("name", "digest"), [("quickstart", "2dd16bf1c5f1b3a6"), ("transfer-few-shot", "913bbd0b4718a623")]
+)
+def test_stored_grids_keep_their_ids(name: str, digest: str) -> None:
+    """The digests are those of commit 6566d40, which knew no ranges. A suite that is edited gets another one."""
+    groups = resolve_suite(ROOT / "suites" / f"{name}.yaml", Overrides(), read_specs()).groups
+    ids = " ".join(f"{cell.cell_id} {cell.group_id}" for group in groups for cell in group.cells.values())
+    assert hashlib.sha256(ids.encode()).hexdigest()[:16] == digest
+
+
 def test_a_method_file_has_ranges_beside_its_grid(tmp_path: Path) -> None:
-    source = (Path(__file__).parents[2] / "methods" / "bitfit.py").read_text()
+    source = (METHODS / "bitfit.py").read_text()
     source = source.replace('name = "bitfit"', 'name = "spanned"')
     source = source.replace(
         'Defaults(recipe={"lr": sweep(1e-4, 3e-4, 1e-3)})',
