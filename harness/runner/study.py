@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Settings = dict[str, Any]
 """A point: searched setting -> its value."""
-ATTEMPTS = 20
+REPEATS = 20
 """Times that Optuna is asked for a point which no trial has had. A cell of the same settings would be the same run, so
 it would spend nothing of the budget."""
 
@@ -65,8 +65,8 @@ class Study:
         """The point of one trial. Those before it without a result are in training beside it."""
         require_optuna(self.where)
         tried = list(points)
-        for attempt in range(ATTEMPTS):
-            point = asked_point(self.search, f"{number}.{attempt}" if attempt else str(number), tried, results)
+        for repeat in range(REPEATS):
+            point = asked_point(self.search, f"{number}.{repeat}" if repeat else str(number), tried, results)
             if point not in points:
                 return point
             tried.append(point)
