@@ -47,8 +47,8 @@ def validate_settings(
             )
         if isinstance(value, dict) and not _is_mapping(kind, name):
             where, field, key = locate(*prefix, name), ".".join((*prefix, name)), next(iter(value), "")
-            raise UserError(f"expected a value or {{sweep: [...]}}, got {_short(value)}", where=where, field=field,
-                            value=str(key), choices=["sweep"])  # fmt: skip
+            raise UserError(f"expected a value, {{sweep: [...]}} or {{range: [low, high]}}, got {_short(value)}",
+                            where=where, field=field, value=str(key), choices=["sweep", "range"])  # fmt: skip
     typed = _adapter(kind)
     try:
         checked = typed.validate_json(json.dumps(dict(values)), strict=True)

@@ -130,7 +130,10 @@ EXAMPLES: dict[type[Strict], list[dict[str, Any]]] = {
         },
     ],
     MixtureFile: [{"tasks": ["mnli", "qqp", "sst2"], "sampling": "temperature", "temperature": 10.0}],
-    Tuning: [{"seeds": "first", "strategy": "halving", "begin": "learnt"}],
+    Tuning: [
+        {"seeds": "first", "strategy": "halving", "begin": "learnt"},
+        {"strategy": "tpe", "trials": 16, "startup": 8, "batch": 4, "seed": 7, "pruning": "halving"},
+    ],
     Recipe: [
         {
             "steps": 10_000,

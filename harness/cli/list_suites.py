@@ -47,7 +47,7 @@ def _describe(path: Path, name: str, methods: Mapping[str, MethodSpec]) -> dict[
         "suite": name,
         "entries": sum(group.repeat == 1 for group in groups),
         "cells": sum(
-            suite.file.tuning.num_cells(len(group.points), len(group.seeds)) if group.repeat == 1 else len(group.seeds)
+            suite.file.tuning.num_cells(group.num_points, len(group.seeds)) if group.repeat == 1 else len(group.seeds)
             for group in groups
         ),
         "what it is for": suite.file.description,

@@ -35,6 +35,10 @@ RACING = (
 )
 
 
+SEARCHING = (
+    "Searches by tpe. The points to come follow from the results of those before them; cells, steps and times count "
+    "them as the known ones are on average. Tried before: points of an earlier grid or of other ranges, which count too"
+)
 STARTS = "Starts: the selected tensors of other cells, which are trained first; in brackets what dev chooses from"
 
 
@@ -64,7 +68,8 @@ def describe_plan(plan: Plan, probe: bool | None = None, rules: bool = False) ->
         *([f"{len(lines_of(misfits))} rows do not fit and are left out:"] if misfits else []),
         *lines_of(misfits),
         *([STARTS, text_table(starts, ["method", "task", "backbone", "starts_from"])] if starts else []),
-        *([RACING] if plan.suite.file.tuning.strategy == "halving" else []),
+        *([RACING] if plan.suite.file.tuning.prunes else []),
+        *_describe_searches(plan),
         "Budget per method (the winner's further seeds included)",
         text_table(list(budgets.values()), ["method", *counts, "steps_to_train"]),
         time["text"],
@@ -83,6 +88,26 @@ def describe_plan(plan: Plan, probe: bool | None = None, rules: bool = False) ->
         "time": {key: value for key, value in time.items() if key != "text"},
         "text": "\n\n".join(text),
     }
+
+
+def _describe_searches(plan: Plan) -> list[str]:
+    """Of the rows whose next points follow from results, how many are still to come."""
+    found = [group for group in plan.groups if group.search is not None and group.search.strategy == "tpe"]
+    if not found:
+        return []
+    rows = [
+        {
+            "method": group.label,
+            "task": group.task,
+            "backbone": group.backbone,
+            "trials": group.search.trials,
+            "to come": group.num_to_come,
+            "tried before": group.num_earlier,
+        }
+        for group in found
+        if group.search is not None
+    ]
+    return [SEARCHING, text_table(rows, ["method", "task", "backbone", "trials", "to come", "tried before"])]
 
 
 def _describe_shots(plan: Plan) -> list[str]:
@@ -113,7 +138,9 @@ def _known_misfits(plan: Plan) -> Misfits:
 def _num_unfit(plan: Plan, group: Group, misfits: Misfits) -> int:
     """Cells that selection will ask for in vain: of a grid, its searches; all where no point fits."""
     unfit = {point for point, cell in group.own_cells().items() if cell.key in misfits}
-    if len(group.points) == 1 or len(unfit) == len(group.own_cells()):
+    if group.num_to_come and len(unfit) == len(group.own_cells()):
+        return plan.num_cells(group)
+    if group.num_points == 1 or len(unfit) == len(group.own_cells()):
         return min(len(unfit), plan.num_cells(group))
     searched = group.seeds if plan.per_seed else group.seeds[:1]
     return sum(seed in searched for _, seed in unfit)
@@ -133,7 +160,9 @@ def _describe_group(plan: Plan, index: int, misfits: Misfits) -> dict[str, Any]:
         "task": group.task,
         "backbone": group.backbone,
         "k": group.k,
-        "grid_points": len(group.points),
+        "grid_points": group.num_points,
+        "trials_to_come": group.num_to_come,
+        "earlier_points": group.num_earlier,
         "seeds": list(group.seeds),
         "repeat": group.repeat,
         "cells": cells,

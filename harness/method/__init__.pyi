@@ -34,6 +34,7 @@ from .method import explain_figure as explain_figure
 from .method import kept_tensors as kept_tensors
 from .method import own_export as own_export
 from .method import require_positive as require_positive
+from .method import span as span
 from .method import sweep as sweep
 from .method import vocabulary_rows as vocabulary_rows
 from .method_source import assigned as assigned

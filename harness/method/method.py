@@ -17,7 +17,7 @@ from harness.backbone import Backbone
 from harness.method.layer_change import LayerChange
 from harness.method.linear_head import LinearHead
 from harness.method.low_rank import LowRank
-from harness.method.paper import Paper, explain_figure, require_positive, sweep
+from harness.method.paper import Paper, explain_figure, require_positive, span, sweep
 from harness.method.prompt_init import vocabulary_rows
 from harness.method.shared_layers import SharedLayers
 from harness.suite import Defaults
@@ -32,6 +32,7 @@ __all__ = [
     "Rule",
     "explain_figure",
     "require_positive",
+    "span",
     "sweep",
     "vocabulary_rows",
 ]

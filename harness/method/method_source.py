@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.errors import UserError
-from harness.method.paper import sweep
+from harness.method.paper import span, sweep
 from harness.shipped import shipped_methods
 from harness.suite import Defaults, MethodSpec
 
@@ -116,12 +116,12 @@ def literal(node: ast.expr | None) -> Any:
 
 
 def _defaults(node: ast.expr) -> Defaults:
-    """`Defaults(recipe={...}, hp={...})` of literals and sweeps. Raises ValueError for anything else."""
+    """`Defaults(recipe={...}, hp={...}, search={...})` of literals, sweeps and spans. Raises ValueError for others."""
     if not isinstance(node, ast.Call) or node.args or ast.unparse(node.func) != "Defaults":
         raise ValueError("computed defaults")
     blocks: dict[str, dict[str, Any]] = {}
     for item in node.keywords:
-        if item.arg not in ("recipe", "hp") or not isinstance(item.value, ast.Dict):
+        if item.arg not in ("recipe", "hp", "search") or not isinstance(item.value, ast.Dict):
             raise ValueError("computed defaults")
         pairs = zip(item.value.keys, item.value.values, strict=True)
         blocks[item.arg] = {ast.literal_eval(key): _value(value) for key, value in pairs if key is not None}
@@ -131,6 +131,8 @@ def _defaults(node: ast.expr) -> Defaults:
 def _value(node: ast.expr) -> Any:
     if isinstance(node, ast.Call) and ast.unparse(node.func) == "sweep" and not node.keywords:
         return sweep(*map(ast.literal_eval, node.args))
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == "span":
+        return span(*map(ast.literal_eval, node.args), **{str(k.arg): ast.literal_eval(k.value) for k in node.keywords})
     return ast.literal_eval(node)
 
 

@@ -42,6 +42,11 @@ def sweep(*values: Any) -> dict[str, list[Any]]:
     return {"sweep": list(values)}
 
 
+def span(low: float, high: float, log: bool = False) -> dict[str, Any]:
+    """Make the range of a setting for `Defaults(search=...)`, as `{range: [low, high], log: true}` in a suite file."""
+    return {"range": [low, high], "log": log}
+
+
 def require_positive(hp: Any, *names: str) -> None:
     """Raise ValueError unless each of the named settings is None or at least 1.
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from harness.report.boards import Board, BoardRow, Entry, peers
+from harness.report.budgets import row_budget, unequal_budgets
 from harness.report.marks import NO_TESTS, UNTESTED, Marks, mark_board
 from harness.report.published import Number, PublishedRow
 from harness.report.statistics.intervals import LEVEL
@@ -27,6 +28,8 @@ CHOSEN = (
 """Footnote on the grid runs of a row."""
 LEFT_OUT = "The seed that chose a grid point is left out (--report-seeds others)"
 """Sentence above a table."""
+BUDGET_COLUMNS = ("steps searched", "samples searched", "device s searched")
+"""What one choice of a row's settings took per task: training steps, training samples, seconds of the device."""
 FORGETTING_COLUMN = "forgetting"
 """Rise of the loss on a general text; a column of costs where some run was asked for it."""
 
@@ -149,7 +152,8 @@ def _caption(board: Board, significance: Significance | None, costs: bool, marks
         )
     if board.published:
         text += " Rows marked published are figures of the named source: not measured here, not ranked."
-    return text
+    unequal = unequal_budgets(board)
+    return f"{text} {unequal}" if unequal else text
 
 
 def _empty_notes(column: str, table: Table, marks: Marks) -> tuple[int, ...]:
@@ -290,7 +294,7 @@ def _name(row: BoardRow, table: Table) -> Cell:
 
 
 def _cost_columns(board: Board, table: Table) -> list[Column]:
-    columns = [Column(name) for name in COST_COLUMNS]
+    columns = [Column(name) for name in (*COST_COLUMNS, *BUDGET_COLUMNS)]
     if not board.general_texts:
         return columns
     differ = "measured on different texts: not comparable"
@@ -299,12 +303,15 @@ def _cost_columns(board: Board, table: Table) -> list[Column]:
 
 
 def _costs(row: BoardRow, table: Table) -> list[Cell]:
-    """Milliseconds per step and peak MiB, as COST_COLUMNS, and forgetting."""
+    """Milliseconds per step and peak MiB, as COST_COLUMNS, what the search took, as BUDGET_COLUMNS, and forgetting."""
+    budget = row_budget(row)
+    spent = (budget.steps, budget.samples, budget.device_s) if budget else (None, None, None)
     seconds, memory, rise = row.step_seconds(), row.peak_memory(), row.forgetting()
     problems = tuple(table.note(f"forgetting: {problem}") for problem in row.forgetting_problems())
     return [
         Cell(DASH if seconds is None else f"{1000 * seconds:.3g}"),
         Cell(DASH if memory is None else f"{memory / 2**20:,.0f}"),
+        *(Cell(DASH if value is None else f"{value:,.0f}") for value in spent),
         # a loss falls too; adding 0.0 turns -0.0 into 0.0
         Cell(DASH if rise is None else f"{round(rise, 3) + 0.0:.3f}", notes=problems),
     ]
@@ -328,13 +335,23 @@ def span_of(counts: Sequence[int]) -> str:
 def _grid_runs(row: BoardRow, table: Table) -> Cell:
     """Grid points that were run per entry: how much tuning stands behind a row."""
     text = span_of(sorted({entry.num_grid_runs for entry in row.entries.values()}))
-    notes = []
+    notes = _search_notes(row)
     if raced_out := sum(entry.num_raced_out for entry in row.entries.values()):
         total = sum(entry.num_grid_runs for entry in row.entries.values() if entry.num_raced_out)
         notes.append(f"searched by halving: {raced_out} of {total} grid runs left early, by dev score")
     if any(entry.choosers and not entry.left_out for entry in row.entries.values()):
         notes.append(CHOSEN)
     return Cell(text, notes=tuple(map(table.note, notes)))
+
+
+def _search_notes(row: BoardRow) -> list[str]:
+    """Footnotes on searches that drew their points."""
+    searches = [search for entry in row.entries.values() for search in entry.searches]
+    kinds = {run.cell.study.partition("-")[0] for search in searches for run in search if run.cell.study}
+    if not kinds:
+        return []
+    others = any(len({run.cell.study for run in search}) > 1 for search in searches)
+    return [f"points drawn by {' and '.join(sorted(kinds))}" + (", and points of earlier searches" if others else "")]
 
 
 def _published_row(row: PublishedRow, board: Board, table: Table) -> list[Cell]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -37,15 +38,20 @@ class TuningRecord:
     """Expected best dev score after 1, 2, ... of the grid runs, failed ones included; empty if points stopped early."""
 
 
-def expected_best(scores: Sequence[float], num_failed: int = 0) -> list[float]:
-    """Expected best of n runs drawn from the B = len(scores) + num_failed that were made, for n = 1 ... B.
+def trial_scores(search: Sequence[Result]) -> list[float]:
+    """Dev scores in the order of the trials. One that failed used up budget and left no model: its score is 0."""
+    scores = [0.0 if result.status == "failed" else dev_selection(result) for result in search]
+    has_failed = any(result.status == "failed" for result in search)
+    return [max(0.0, score) for score in scores] if has_failed else scores
+
+
+def expected_best(scores: Sequence[float]) -> list[float]:
+    """Expected best of n runs drawn from the B = len(scores) that were made, for n = 1 ... B.
 
     They are drawn without replacement, which is the unbiased estimator (Tang et al. 2020, section 3). With replacement,
-    as in Dodge et al. (2019), a draw may hold a run twice, so that B runs could not even give their own best. A failed
-    run used up budget and left no model: it counts as a run with score 0.
+    as in Dodge et al. (2019), a draw may hold a run twice, so that B runs could not even give their own best.
     """
-    ordered = sorted([0.0] * num_failed + [max(0.0, score) for score in scores] if num_failed else scores)
-    total = len(ordered)
+    ordered, total = sorted(scores), len(scores)
     # the i-th smallest (from 0) is the largest of n where the other n - 1 come from the i below it
     return [
         math.fsum(math.comb(i, n - 1) * value for i, value in enumerate(ordered)) / math.comb(total, n)
@@ -117,14 +123,20 @@ def _tuning_record(board: Board, name: str, task: str, entry: Entry) -> TuningRe
     if num_raced_out:
         return TuningRecord(*head, by_test=None, optimism=None, expected_best_dev=())
     by_test = mean_score(max(map(_score, _done(search))) for search in searches)
-    curves = [
-        expected_best([dev_selection(result) for result in _done(search)], sum(r.status == "failed" for r in search))
-        for search in searches
-    ]
+    curves = [_best_after(search) for search in searches]
     # points that do not fit the backbone were never run, in some searches perhaps more: the mean goes as far as the
     # shortest
     curve = tuple(mean_score(values) for values in zip(*curves, strict=False))
     return TuningRecord(*head, by_test, round_score(by_test - by_dev), curve)
+
+
+def _best_after(search: Sequence[Result]) -> list[float]:
+    """The best dev score to expect after 1, 2, ... runs; of a guided search, whose runs have one order, the best so
+    far."""
+    scores = trial_scores(search)
+    if any(result.cell.study.startswith("tpe-") for result in search):
+        return list(itertools.accumulate(scores, max))
+    return expected_best(scores)
 
 
 def _remarks(item: TuningRecord) -> list[str]:

@@ -47,31 +47,49 @@ def chosen_run(group: Group, results: Mapping[tuple[int, int], Result], seed: in
 
     It is a failed run if every point failed; None while the search is not finished or the run is missing.
     """
-    if len(group.points) == 1:
+    if group.num_points == 1:
         return results.get((0, seed))
+    if group.num_to_come:
+        return None
     # with tuning.seeds "first" the grid was searched on the first seed, and `seed` follows its winner
     search = group.cells[(0, seed)].search_seed
     searched = [results.get((point, search)) for point in range(len(group.points))]
     if None in searched:
         return None
-    winner = best_point(searched)
+    winner = _winner(group, results, search)
     return searched[0] if winner is None else results.get((winner, seed))
+
+
+def _winner(group: Group, results: Mapping[tuple[int, int], Result | None], seed: int) -> int | None:
+    """The point of a searched seed with the best dev score; None if all failed or are missing.
+
+    Points that were tried before the search stand in front of its trials; of equal scores the one with the lowest
+    stored number wins, as in a table.
+    """
+    order = list(range(len(group.points)))
+    if group.num_earlier:
+        order.sort(
+            key=lambda at: (r.cell.grid_index, r.cell_id) if (r := results.get((at, seed))) else (len(order), "")
+        )
+    best = best_point([results.get((at, seed)) for at in order])
+    return None if best is None else order[best]
 
 
 def next_cells(group: Group, results: Mapping[tuple[int, int], Result | None], per_seed: bool) -> list[tuple[int, int]]:
     """Return the (point, seed) keys of `group` that selection asks for, given what is known.
 
     `results` maps a key to its result; a missing key is not finished. With a grid, the first seed (with `per_seed`,
-    every seed) runs all points; then the winner runs the other seeds.
+    every seed) runs all points; then the winner runs the other seeds. A search whose next points are not known yet
+    asks for nothing more than the known ones.
     """
     search_seeds = group.seeds if per_seed else group.seeds[:1]
     search = [(point, seed) for seed in search_seeds for point in range(len(group.points))]
     missing = [key for key in search if key not in results]
-    if len(group.points) == 1:  # nothing to choose, so no seed has to wait for the first
+    if group.num_points == 1:  # nothing to choose, so no seed has to wait for the first
         return [(0, seed) for seed in group.seeds if (0, seed) not in results]
-    if missing or per_seed:
+    if missing or per_seed or group.num_to_come:
         return missing
-    winner = best_point([results.get((point, group.seeds[0])) for point in range(len(group.points))])
+    winner = _winner(group, results, group.seeds[0])
     if winner is None:  # every point failed on the first seed, so the other seeds would most likely fail too
         return []
     return [(winner, seed) for seed in group.seeds[1:] if (winner, seed) not in results]
@@ -86,7 +104,9 @@ def next_repeats(
     so trains with other bundle mates; a failed one is not repeated.
     """
     chosen = {seed: chosen_run(group, first, seed) for seed in group.seeds}
-    keys = [(run.cell.grid_index, seed) for seed, run in chosen.items() if run is not None and run.status == "done"]
+    trained = {run.key for run in chosen.values() if run is not None and run.status == "done"}
+    # a search has points of earlier ones in front, so that a cell's number in its grid is not its place here
+    keys = [point for point, run in first.items() if run.key in trained]
     return [key for key in keys if key not in results]
 
 

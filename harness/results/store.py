@@ -58,6 +58,11 @@ class ResultStore:
         """Return the stored result of `cell`, or None. Raises UserError on a damaged file or one of another format."""
         return _read_if_there(self.path(cell))
 
+    def beside(self, cell: Cell) -> list[Result]:
+        """Return all results of the table entry of `cell`, by their paths. Raises UserError on a damaged file."""
+        found = map(_read_if_there, sorted(self.path(cell).parent.glob("[!.]*.json")))
+        return [result for result in found if result is not None]
+
     def scan(self) -> Iterator[tuple[Path, Result]]:
         """Yield (path, result) for every result below the folder, in the order of paths.
 

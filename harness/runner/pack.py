@@ -12,7 +12,7 @@ from harness.backbone import meta_backbone
 from harness.errors import UserError
 from harness.method import Method, Rule
 from harness.runner.plan import Plan, backbone_placement
-from harness.suite import Cell
+from harness.suite import Cell, Group
 from harness.train import Bundle, Race
 
 
@@ -61,7 +61,7 @@ def _even_parts(plan: Plan, together: Sequence[Cell], races: Mapping[tuple[str, 
             raise UserError(
                 f"'{unit[0].label}' races {len(unit)} grid points in one bundle, execution.bundle_cells is {limit}",
                 where=plan.suite.document.where("tuning"),
-                hint="Raise execution.bundle_cells, or search with tuning.strategy: grid.",
+                hint="Raise execution.bundle_cells, or search without halving.",
             )
         if len(part) >= even or (part and len(part) + len(unit) > limit):
             yield part
@@ -74,16 +74,25 @@ def _even_parts(plan: Plan, together: Sequence[Cell], races: Mapping[tuple[str, 
 def _races(plan: Plan) -> dict[tuple[str, ...], Race]:
     """The grids that can race, by `_search_key`: those whose points share a bundle, its steps and its evaluations."""
     tuning, races = plan.suite.file.tuning, dict[tuple[str, ...], Race]()
-    if tuning.strategy == "grid":
+    if not tuning.prunes:
         return races
     at_once = tuning.begin == "at_once"
     for group in (group for group in plan.groups if group.repeat == 1):
-        cells = [group.cells[(point, group.seeds[0])] for point in range(len(group.points))]
+        cells = [group.cells[(point, group.seeds[0])] for point in _racing_points(group)]
         shared = {(_bundle_key(plan, cell), cell.recipe.steps, cell.recipe.eval_every) for cell in cells}
         if len(cells) > 1 and len(shared) == 1:
             for seed in group.seeds if plan.per_seed else group.seeds[:1]:
                 races[_search_key(group.cells[(0, seed)])] = Race(group.label, seed, len(cells), at_once)
     return races
+
+
+def _racing_points(group: Group) -> range:
+    """The points that train at one time: a whole grid, or of a search by `tpe` the batch that was asked for last."""
+    last = len(group.points) - group.num_earlier
+    if group.search is None:
+        return range(len(group.points))
+    first = group.search.batch_of(last - 1)[0] if group.search.strategy == "tpe" else 0
+    return range(group.num_earlier + first, len(group.points))
 
 
 def _search_key(cell: Cell) -> tuple[str, ...]:

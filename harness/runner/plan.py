@@ -16,6 +16,7 @@ from harness.method import MethodSpecs, Registered, SourceFile, discover
 from harness.provenance import sha256_file
 from harness.results import Result, ResultStore, chosen_run, next_cells, next_repeats, superseded, tensors_path
 from harness.runner.resolve_suite import resolve_suite
+from harness.runner.study import Study, require_optuna
 from harness.suite import Cell, Group, GroupIndex, Key, Overrides, Point, SourceKey, Start, Suite, source_of
 
 
@@ -36,6 +37,8 @@ class Plan:
     `--rerun stale`."""
     refused: dict[Key, Result] = field(default_factory=dict)
     """By cell key, stored results which say that a cell does not fit its backbone. Each run judges that anew."""
+    studies: dict[int, Study] = field(default_factory=dict)
+    """By number of their group, the searches by `tpe`, whose next points follow from results."""
     _fingerprints: dict[tuple[str, str], str] = field(default_factory=dict)
 
     @functools.cached_property
@@ -83,6 +86,8 @@ class Plan:
 
     def _next(self, index: int) -> list[Cell]:
         """The missing cells of a group that selection asks for at this moment."""
+        while self.grow(index):
+            pass
         group = self.groups[index]
         if group.repeat > 1:
             first = index - group.repeat + 1
@@ -91,6 +96,34 @@ class Plan:
             keys = next_cells(group, self.results[index], self.per_seed)
         cells = [group.cells[key] for key in keys]
         return [cell for cell in cells if cell.key not in self.superseded]
+
+    def grow(self, index: int) -> dict[Point, Cell]:
+        """Add the next points of a search to its group, once what they follow from is known; return their cells."""
+        group, study = self.groups[index], self.studies.get(index)
+        if group.repeat > 1:
+            return self._follow(index)
+        if study is None or not group.num_to_come:
+            return {}
+        seed = group.seeds[0]
+        told = [self.results[index].get((point, seed)) for point in range(group.num_earlier, len(group.points))]
+        points = study.next_points(group.points[group.num_earlier :], told)
+        if not points:
+            return {}
+        self.groups[index] = grown = group.with_points(points)
+        made = {point: cell for point, cell in grown.cells.items() if point not in group.cells}
+        self.index.add(index, made)
+        return made
+
+    def _follow(self, index: int) -> dict[Point, Cell]:
+        """Give a group of repeats the points that the group which it repeats has got."""
+        group = self.groups[index]
+        first = self.groups[index - group.repeat + 1]
+        if len(first.points) == len(group.points):
+            return {}
+        self.groups[index] = grown = first.repeated(group.repeat)
+        made = {point: cell for point, cell in grown.cells.items() if point not in group.cells}
+        self.index.add(index, made)
+        return made
 
     def source(self, start: Start) -> Result | None:
         """The result that a cell starts from, perhaps a failure; None if there is none yet."""
@@ -121,7 +154,7 @@ class Plan:
         further = {
             group.cells[(point, seed)].key
             for group in self.groups
-            if group.repeat > 1 or (len(group.points) > 1 and not self.per_seed)
+            if group.repeat > 1 or (group.num_points > 1 and not self.per_seed)
             for point in range(len(group.points))
             for seed in (group.seeds if group.repeat > 1 else group.seeds[1:])
         }
@@ -138,7 +171,7 @@ class Plan:
         """
         result = self.store.load(cell)
         lost_race = result is not None and result.raced_out_at is not None
-        return None if lost_race and self.suite.file.tuning.strategy != "halving" else result
+        return None if lost_race and not self.suite.file.tuning.prunes else result
 
     def num_cells(self, group: Group) -> int:
         """Number of a group's cells that are trained in all: its grid on the first seed, its winner on the others."""
@@ -235,10 +268,18 @@ def make_plan(
         require_safetensors(suite.backbone_sources[name], resolved.backbones_where)
     store = ResultStore(results)
     plan = Plan(suite, groups, methods, resolved.tasks, store, data_dir, [])
-    for group in groups:
-        loaded = {key: result for key, cell in group.cells.items() if (result := plan.load(cell)) is not None}
-        plan.refused |= {result.key: result for result in loaded.values() if result.status == "unfit"}
-        plan.results.append({key: result for key, result in loaded.items() if result.status != "unfit"})
+    for index, group in enumerate(groups):
+        if group.repeat > 1:
+            groups[index] = groups[index - group.repeat + 1].repeated(group.repeat)
+        elif group.search is not None:  # all of them before any is looked up, since the index is made then
+            groups[index] = _with_earlier(plan, index, group)
+    for index, group in enumerate(groups):
+        plan.results.append({})
+        _look_up(plan, index, group.cells)
+        while made := plan.grow(index):
+            _look_up(plan, index, made)
+    if any(plan.groups[index].num_to_come for index in plan.studies):
+        require_optuna(suite.document.where("tuning", "strategy"))
     missing = [
         cell
         for group, results in zip(groups, plan.results, strict=True)
@@ -247,6 +288,48 @@ def make_plan(
     ]
     plan.superseded = superseded(store, missing)
     return plan
+
+
+def _look_up(plan: Plan, index: int, cells: Mapping[Point, Cell]) -> None:
+    """Add the stored results of a group's cells to the plan."""
+    for key, cell in cells.items():
+        result = plan.load(cell)
+        if result is not None and result.status == "unfit":
+            plan.refused[result.key] = result
+        elif result is not None:
+            plan.results[index][key] = result
+
+
+def _with_earlier(plan: Plan, index: int, group: Group) -> Group:
+    """The group of a search behind the points that its table entry has stored from a grid or from other ranges.
+
+    They were tried, so a table counts them, and one of them may win. What the search itself has stored tells which
+    points its trials had.
+    """
+    assert group.search is not None
+    first = group.cells[(0, group.seeds[0])]
+    stored = [
+        result
+        for result in plan.store.beside(first)
+        if result.cell.seed == first.seed and result.group_id == first.group_id and result.status != "unfit"
+    ]
+    name, settings = group.search.name, set(group.search.space)
+    if group.search.strategy == "tpe":
+        known = [result.cell for result in stored if result.cell.study == name]
+        plan.studies[index] = Study(group.search, known, plan.suite.document.where("tuning", "strategy"))
+    own = {cell.cell_id for cell in group.cells.values()}
+    earlier = [
+        result.cell
+        for result in stored
+        if result.cell.study != name and set(result.cell.grid) == settings and result.cell_id not in own
+    ]
+    if not earlier:
+        return group
+    earlier.sort(key=lambda cell: (cell.grid_index, cell.cell_id))
+    made = group.behind(earlier)
+    # the settings of a stored point, resolved today, have to give the stored cell; else it is of no use here
+    same = [cell for at, cell in enumerate(earlier) if made.cells[(at, first.seed)].cell_id == cell.cell_id]
+    return made if len(same) == len(earlier) else group
 
 
 def backbone_placement(plan: Plan) -> Placement:

@@ -18,7 +18,7 @@ from harness.runner.claimed_bundles import ClaimedBundles
 from harness.runner.claims import Claims
 from harness.runner.engines import Engine, LocalEngine
 from harness.runner.plan import Plan, make_plan
-from harness.runner.preflight import Misfits, check_cells, lines_of, refuse_namesakes, unfit_result
+from harness.runner.preflight import Misfits, check_cells, find_misfits, lines_of, refuse_namesakes, unfit_result
 from harness.runner.progress import Progress, work
 from harness.suite import Cell, Key, Overrides, find_suite
 from harness.train import CellResult, describe_failure, failed_to_store
@@ -117,6 +117,8 @@ class _Run:
         self.counts = {"done": 0, "failed": 0}
         self.num_found = 0
         self.unfit: list[str] = []
+        self.judged: set[Key] = set()
+        """Cells of which it is known whether they fit."""
 
     def run(self) -> RunSummary:
         """Check, claim and train until every cell has a result, from this process or another."""
@@ -126,7 +128,7 @@ class _Run:
         misfits: Misfits = {}
         if pending:
             misfits = check_cells(plan, plan.asked(), weights=self.engine.in_process)
-            self.unfit = lines_of(misfits)
+            self.judged = {cell.key for cell in plan.asked()}
             plan.store.ensure_writable()
             _warn_of_duplicates(plan, plan.asked(), self.progress)
         self._explain()
@@ -157,6 +159,8 @@ class _Run:
 
     def _refuse(self, misfits: Misfits) -> None:
         """Store for the report which cells do not fit, and why. A stored result that says the same is left alone."""
+        lines = [line for line in lines_of(misfits) if line not in self.unfit]
+        self.unfit += lines
         for cell in [cell for cell in self.plan.asked() if cell.key in misfits]:
             result, old = unfit_result(self.plan, cell, misfits[cell.key]), self.plan.refused.get(cell.key)
             if old is not None and (old.failure, old.method_sha256) == (result.failure, result.method_sha256):
@@ -165,8 +169,14 @@ class _Run:
                 result = self._written(CellResult(result, [], None))
                 self.claims.release(cell)
             self.plan.record(result)
-        for line in self.unfit:
+        for line in lines:
             self.progress.say(f"left out: {line}")
+
+    def _refuse_new(self) -> None:
+        """Judge the cells that a search has asked for since the run began."""
+        while new := [cell for cell in self.plan.asked() if cell.key not in self.judged]:
+            self.judged |= {cell.key for cell in new}
+            self._refuse(find_misfits(self.plan, new))
 
     def _train(self) -> None:
         """Train round after round until nothing is pending; wait while other processes have all that is left, for at
@@ -176,6 +186,7 @@ class _Run:
         """
         wait, idle_since = SHORTEST_WAIT_S, time.monotonic()
         while self.plan.pending():
+            self._refuse_new()
             before = self.num_found + sum(self.counts.values())
             self.engine.run(self.bundles.round(), self.progress, self._store)
             left = {cell.key for cell in self.plan.pending()}

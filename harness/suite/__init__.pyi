@@ -41,6 +41,7 @@ from .protocol import protocol_names as protocol_names
 from .protocol import protocol_values as protocol_values
 from .protocol import require_stop_texts as require_stop_texts
 from .protocol import resolve_protocol as resolve_protocol
+from .ranges import Range as Range
 from .report_block import Axis as Axis
 from .report_block import Bold as Bold
 from .report_block import Categories as Categories
@@ -64,4 +65,5 @@ from .report_layout_files import find_figure as find_figure
 from .report_layout_files import find_table as find_table
 from .report_layout_files import table_names as table_names
 from .resolve_settings import TaskSpec as TaskSpec
+from .search import Search as Search
 from .shipped import find_suite as find_suite

@@ -14,7 +14,7 @@ from harness.suite.blocks import Draw, ProtocolReference, Strict, TaskFile
 from harness.suite.file_schema import SLUG, Recipe, Sampling
 from harness.suite.sweeps import without_path
 
-NOT_IDENTITY = {"suite", "label", "protocol", "grid", "grid_index", "search_seed"}
+NOT_IDENTITY = {"suite", "label", "protocol", "grid", "grid_index", "search_seed", "study"}
 """Fields of a cell that say where it stands. Two cells that differ in these alone train the same tensors."""
 
 YOUNGER: dict[str, dict[str, Any]] = {
@@ -106,7 +106,9 @@ class Cell(Strict):
     grid: dict[Annotated[str, Field(pattern=r"^((recipe|hp)\..|cell\.init_from$)")], Any] = {}
     """The swept settings and this cell's values, e.g. {"recipe.lr": 0.3}."""
     grid_index: int = 0
-    """Place of this point in the grid; the earliest of equals wins."""
+    """Place of this point in the grid, or number of the trial; the earliest of equals wins."""
+    study: str = ""
+    """`Search.name` of the search that asked for this point; empty for a point of a grid."""
     search_seed: int
     """The seed whose grid runs decide which point this seed's table entry shows."""
 

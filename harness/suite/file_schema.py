@@ -17,6 +17,8 @@ from harness.suite.report_block import ReportBlock
 SUITE_FORMAT = 1
 
 MAX_SEED = 2**32
+MOST_TRIALS = 1_000
+"""Points that a search may try. Each question to Optuna takes longer than the one before; a thousand take minutes."""
 LabelTokens = Literal["longest_label"] | Annotated[int, Field(ge=2, le=1_000)]
 Sampling = Literal["proportional", "equal", "temperature"]
 SLUG = r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,79}$"
@@ -101,14 +103,46 @@ class Recipe(Strict):
 
 
 class Tuning(Strict):
-    """How the grid is searched."""
+    """How the settings of each table entry are searched."""
 
     seeds: Literal["first", "each"] = "first"
     """On the first seed only, or again for each seed."""
-    strategy: Literal["grid", "halving"] = "grid"
-    """Whether every grid point is trained to its end, or the weaker half leaves at marks on the way."""
+    strategy: Literal["grid", "halving", "random", "tpe"] = "grid"
+    """`grid` trains every point of the sweeps to its end; of `halving` the weaker half leaves at marks on the way.
+    `random` draws `trials` points from sweeps and ranges; `tpe` asks Optuna for them, guided by the dev scores so far.
+    """
+    trials: int | None = Field(None, ge=1, le=MOST_TRIALS)
+    """Points that `random` and `tpe` try for each table entry, failed ones included: the budget, equal for all."""
+    startup: int = Field(8, ge=1, le=MOST_TRIALS)
+    """Points of `tpe` that are drawn at random, before results guide the others."""
+    batch: int = Field(4, ge=1, le=64)
+    """Points of `tpe` that are asked for at a time, and share forward passes."""
+    seed: int = Field(0, ge=0, lt=MAX_SEED)
+    """Seed of the search: which points are drawn."""
+    pruning: Literal["none", "halving"] = "none"
+    """`halving` lets the weaker half of the points that train together leave early, as the strategy of that name."""
     begin: Literal["learnt", "at_once"] = "learnt"
     """Whether marks count only once a point is clearly above a constant answer on dev, or from the first one."""
+
+    @model_validator(mode="after")
+    def _a_budget_where_points_are_drawn(self) -> Tuning:
+        if self.draws and self.trials is None:
+            raise ValueError(f"strategy {self.strategy} needs trials, how many points each row may try, e.g. 16")
+        if not self.draws and self.trials is not None:
+            raise ValueError(f"strategy {self.strategy} tries every point of its sweeps; trials is of random and tpe")
+        if self.strategy == "tpe" and self.seeds == "each":
+            raise ValueError("strategy tpe searches on the first seed; seeds: each is of grid, halving and random")
+        return self
+
+    @property
+    def draws(self) -> bool:
+        """Whether points are drawn from a space, up to `trials`."""
+        return self.strategy in ("random", "tpe")
+
+    @property
+    def prunes(self) -> bool:
+        """Whether points may leave a search before their end."""
+        return "halving" in (self.strategy, self.pruning)
 
     def num_cells(self, num_points: int, num_seeds: int) -> int:
         """Cells of a table entry that selection will ask for in all: the grid, then the winner's other seeds."""
@@ -228,7 +262,7 @@ class SourceChoice(Strict):
 
 
 class SuiteFile(Strict):
-    """One suite file as written; `{sweep: [...]}` may stand for any value of recipe or hp."""
+    """One suite file as written; `{sweep: [...]}` and `{range: [low, high]}` may stand for values of recipe or hp."""
 
     suite: str = Field(pattern=SLUG)
     """Name of the suite, and of its folder of results."""
@@ -253,9 +287,9 @@ class SuiteFile(Strict):
     define_mixtures: dict[Annotated[str, Field(pattern=SLUG)], MixtureFile] = {}
     """Several tasks that one cell trains on."""
     tuning: Tuning = Tuning()
-    """How the grid is searched."""
+    """How settings are searched."""
     recipe: dict[str, Any] = {}
-    """Training settings of all methods; each value may be a sweep."""
+    """Training settings of all methods; each value may be a sweep or a range."""
     methods: dict[str, dict[str, Any]] = Field(min_length=1)
     """Rows of the table: label -> the method's own settings, and `method`, `recipe`, `init_from`."""
     sources: dict[str, dict[str, Any]] = {}
@@ -303,6 +337,9 @@ class Defaults:
 
     recipe: dict[str, Any] = field(default_factory=dict)
     hp: dict[str, Any] = field(default_factory=dict)
+    search: dict[str, Any] = field(default_factory=dict)
+    """Settings to search where a suite draws points (`random`, `tpe`), in place of the values above: "recipe.lr" or
+    "hp.rank" -> `span(...)` or `sweep(...)`."""
 
 
 @dataclass(frozen=True)

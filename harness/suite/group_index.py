@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from harness.suite.cell import Key, Start
+from harness.suite.cell import Cell, Key, Start
 from harness.suite.groups import Group
 
 Point = tuple[int, int]
@@ -22,8 +22,14 @@ class GroupIndex:
         for index, group in enumerate(groups):
             for seed in group.seeds:  # setdefault: a group of the table comes before a source of the same name
                 self._sources.setdefault((group.label, group.task, group.backbone, seed), index)
-            for point, cell in group.cells.items():
-                self._cells.setdefault(cell.key, []).append((index, point))
+            self.add(index, group.cells)
+
+    def add(self, index: int, cells: Mapping[Point, Cell]) -> None:
+        """Add cells of a group, as when a search has asked for further points."""
+        for point, cell in cells.items():
+            places = self._cells.setdefault(cell.key, [])
+            if (index, point) not in places:
+                places.append((index, point))
 
     def of_cell(self, key: Key) -> Sequence[tuple[int, Point]]:
         """(number of the group, grid point and seed) for every group that holds the cell with this key."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from harness.errors import UserError, require_choice
@@ -15,12 +15,23 @@ from harness.suite.few_shot_seeds import few_shot_draws
 from harness.suite.file_schema import ExceptionRule, MethodSpec, SourceChoice
 from harness.suite.init_from import GRID_KEY, INIT_FROM, start_from_cells, start_from_file
 from harness.suite.load import Suite, short_name
-from harness.suite.resolve_settings import EntrySettings, TaskSpec, num_points, resolve_entry
+from harness.suite.resolve_settings import (
+    EntrySettings,
+    GridPoint,
+    TaskSpec,
+    find_search,
+    num_points,
+    resolve_entry,
+    resolve_points,
+)
+from harness.suite.search import Search
 
 SOURCES_SUITE = "sources"
 """Suite name under which source cells are stored that are in no table. Suites share them, so each is trained once."""
 EntryName = tuple[str, str, str]
 """(row, task, backbone)"""
+CellsAt = dict[tuple[int, int], Cell]
+"""(index of the grid point, seed) -> cell."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +44,7 @@ class Group:
     backbone: str
     points: tuple[dict[str, Any], ...]
     seeds: tuple[int, ...]
-    cells: dict[tuple[int, int], Cell]
-    """(index of the grid point, seed) -> cell."""
+    cells: CellsAt
     k: int | None = None
     """Number of training rows of a few-shot entry; None for all rows."""
     is_source: bool = False
@@ -44,6 +54,42 @@ class Group:
     same grid points and seeds; of its cells those are trained whose point won there."""
     shared_seeds: frozenset[int] = frozenset()
     """Of a source: the seeds whose cells are also in a table entry. They are trained once and belong to both."""
+    search: Search | None = None
+    """How the points are drawn; None for a grid. By `tpe` the group grows as results come in (`with_points`)."""
+    num_earlier: int = 0
+    """Of a search: how many of the first points are no trials of it but were tried for this entry before, by a grid or
+    over other ranges."""
+    make_cells: Callable[[Sequence[dict[str, Any]], Sequence[int], str], CellsAt] = field(
+        default=lambda points, indices, study: {}, repr=False, compare=False
+    )
+    """(points, their numbers in the search, its name) -> their cells, keyed from 0 on."""
+
+    @property
+    def num_points(self) -> int:
+        """Points in all, also those that are not known yet."""
+        return len(self.points) if self.search is None else self.num_earlier + self.search.trials
+
+    @property
+    def num_to_come(self) -> int:
+        """Trials whose points are not known yet, since they follow from results."""
+        return self.num_points - len(self.points)
+
+    def with_points(self, points: Sequence[dict[str, Any]]) -> Group:
+        """Return the group with the points of its next trials."""
+        assert self.search is not None
+        first = len(self.points)
+        numbers = range(first - self.num_earlier, first - self.num_earlier + len(points))
+        made = self.make_cells(points, numbers, self.search.name)
+        cells = {(first + index, seed): cell for (index, seed), cell in made.items()}
+        return replace(self, points=(*self.points, *points), cells={**self.cells, **cells})
+
+    def behind(self, earlier: Sequence[Cell]) -> Group:
+        """Return the group with points in front that were tried for this entry before, given by their stored cells."""
+        made = [self.make_cells([cell.grid], [cell.grid_index], cell.study) for cell in earlier]
+        before = {(at, seed): cell for at, cells in enumerate(made) for (_, seed), cell in cells.items()}
+        after = {(point + len(earlier), seed): cell for (point, seed), cell in self.cells.items()}
+        points = (*(cell.grid for cell in earlier), *self.points)
+        return replace(self, points=points, cells={**before, **after}, num_earlier=len(earlier))
 
     def num_cells(self, per_seed: bool) -> int:
         """Return how many cells selection will ask for: the grid for the first seed, then the winner for the others.
@@ -54,8 +100,8 @@ class Group:
         if self.repeat > 1:
             return len(self.seeds)
         if per_seed:
-            return len(self.points) * own
-        return own + (len(self.points) - 1 if self.seeds[0] not in self.shared_seeds else 0)
+            return self.num_points * own
+        return own + (self.num_points - 1 if self.seeds[0] not in self.shared_seeds else 0)
 
     def own_cells(self) -> dict[tuple[int, int], Cell]:
         """Return the cells that are in no other group."""
@@ -190,18 +236,15 @@ class GroupBuilder:
     def _group(self, place: EntryName, seeds: Sequence[int], spec: MethodSpec, suite_name: str, k: int | None) -> Group:
         suite, (label, task_name, backbone) = self.suite, place
         task = self.tasks[task_name]
-        per_seed = suite.file.tuning.seeds == "each"
-        points = resolve_entry(_entry(suite, label, spec, task, backbone, k))
+        entry = _entry(suite, label, spec, task, backbone, k)
+        points, search = resolve_entry(entry), find_search(entry)
         draws = self._draws(task, k, seeds)
-        cells: dict[tuple[int, int], Cell] = {}
-        kept: list[dict[str, Any]] = []
-        ids: set[str] = set()
-        """Of the first seed's cells: of two that are the same, every seed's are."""
         # each choice once: a grid of hundreds of points names the same few
         choices = dict.fromkeys(choice for point in points for choice in point.init_from)
         starts = {choice: self._starts(choice, place, seeds) for choice in choices}
-        for point in points:
-            made = {
+
+        def cells_of(point: GridPoint, number: int, study: str) -> dict[int, Cell]:
+            return {
                 seed: Cell(
                     suite=suite_name,
                     label=label,
@@ -219,11 +262,24 @@ class GroupBuilder:
                     recipe=point.recipe,
                     init_from=[starts[choice][seed] for choice in point.init_from],
                     grid=point.point,
-                    grid_index=len(kept),
-                    search_seed=seed if per_seed else seeds[0],
+                    grid_index=number,
+                    study=study,
+                    search_seed=seed if suite.file.tuning.seeds == "each" else seeds[0],
                 )
                 for seed in seeds
             }
+
+        def make_cells(found: Sequence[dict[str, Any]], numbers: Sequence[int], study: str) -> CellsAt:
+            resolved = zip(resolve_points(entry, found), numbers, strict=True)
+            made = [cells_of(point, number, study) for point, number in resolved]
+            return {(at, seed): cell for at, cells in enumerate(made) for seed, cell in cells.items()}
+
+        cells: CellsAt = {}
+        kept: list[dict[str, Any]] = []
+        ids: set[str] = set()
+        """Of the first seed's cells: of two that are the same, every seed's are."""
+        for point in points:
+            made = cells_of(point, len(kept), search.name if search else "")
             cell_id = made[seeds[0]].cell_id  # one id is enough, and each is a hash of the whole cell
             if cell_id in ids:
                 self._require_swept_source(made[seeds[0]], label)
@@ -231,7 +287,10 @@ class GroupBuilder:
             ids.add(cell_id)
             cells |= {(len(kept), seed): cell for seed, cell in made.items()}
             kept.append(point.point)
-        return Group(label, spec.name, task.name, backbone, tuple(kept), tuple(seeds), cells, k)
+        return Group(
+            label, spec.name, task.name, backbone, tuple(kept), tuple(seeds), cells, k, search=search,
+            make_cells=make_cells,
+        )  # fmt: skip
 
     def _draws(self, task: TaskSpec, k: int | None, seeds: Sequence[int]) -> Mapping[int, Draw | None]:
         """Return training seed -> the few-shot draw that it sees."""
@@ -276,9 +335,16 @@ class GroupBuilder:
         found = (str(choice.method), source_task, source_backbone)
         groups = self.source(found, seeds if choice.seed == "own" else None, where)
         starts = {
-            seed: start_from_cells(choice, group.cells, len(group.points), seed) for seed, group in groups.items()
+            seed: start_from_cells(choice, group.cells, len(group.points), seed, _study(group))
+            for seed, group in groups.items()
         }
         return starts if choice.seed == "own" else dict.fromkeys(seeds, *starts.values())
+
+
+def _study(group: Group) -> str:
+    """What decides the points of a search by `tpe`, which are not known beforehand; empty for any other group."""
+    search = group.search
+    return f"{search.name} {search.trials}" if search and search.strategy == "tpe" else ""
 
 
 def suite_block(suite: Suite, label: str) -> tuple[Literal["methods", "sources"], str]:
@@ -311,6 +377,7 @@ def _entry(suite: Suite, label: str, spec: MethodSpec, task: TaskSpec, backbone:
         block=suite_block(suite, label)[0],
         few_shot=k is not None,
         is_encoder=backbone in suite.encoders,
+        tuning=suite.file.tuning,
     )
 
 

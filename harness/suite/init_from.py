@@ -72,16 +72,21 @@ def start_from_file(choice: SourceChoice, folder: str, where: str) -> Start:
     return Start(title=choice.title, file=choice.file, identity=content[:16], family=content[:16])
 
 
-def start_from_cells(choice: SourceChoice, cells: dict[tuple[int, int], Cell], num_points: int, seed: int) -> Start:
+def start_from_cells(
+    choice: SourceChoice, cells: dict[tuple[int, int], Cell], num_points: int, seed: int, study: str = ""
+) -> Start:
     """Return the winner of a grid as a source, before it is known who wins. `cells` maps (grid point, seed) to a cell.
 
-    The identity is a hash of all cells that may be chosen, so it is known before any of them is trained.
+    The identity is a hash of all cells that may be chosen, so it is known before any of them is trained. Of a search
+    whose points follow from results, it is a hash of the `study`: its name and its number of trials.
     """
     search = cells[(0, seed)].search_seed
     points = range(num_points)
     ids = {cells[(point, of)].cell_id for point in points for of in (seed, search)}
     first = cells[(0, seed)]
-    grid = sorted({str(sorted(cells[(point, seed)].grid.items())) for point in points})
+    grid = [study] if study else sorted({str(sorted(cells[(point, seed)].grid.items())) for point in points})
+    if study:
+        ids = {digest([first.group_id, study, seed, search])}
     return Start(
         title=f"{first.label} on {first.task}" + (f" on {first.backbone}" if choice.backbone else ""),
         label=first.label,

@@ -18,7 +18,7 @@ from harness.yaml_lines import Document, read_document
 
 FOLDER = Path(__file__).parent / "report_layouts"
 SETTINGS = sorted(
-    {*Cell.model_fields, "benchmark", "few_shot"} - {"grid", "grid_index", "search_seed", "seed", "definition"}
+    {*Cell.model_fields, "benchmark", "few_shot"} - {"grid", "grid_index", "search_seed", "study", "seed", "definition"}
 )
 """What a layout may ask for: names of settings, or what stands before their first dot (`hp` of `hp.rank`).
 

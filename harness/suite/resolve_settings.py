@@ -1,12 +1,11 @@
 """The settings of one table entry: layers merged from weakest to strongest, then each grid point validated.
 
 The layers, weakest first: the method file's defaults, the protocol, the suite's recipe, the method's block in the
-suite, the exceptions, --set. Sweeps are found and crossed in `sweeps`.
+suite, the exceptions, --set. Sweeps are found and crossed in `sweeps`; `search` draws points from sweeps and ranges.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +13,12 @@ from typing import Any, Literal
 
 from harness.errors import UserError
 from harness.suite.adapter_folder import ADAPTER_CONFIG, read_adapter
-from harness.suite.file_schema import ExceptionRule, MethodSpec, Recipe, SourceChoice
+from harness.suite.file_schema import ExceptionRule, MethodSpec, Recipe, SourceChoice, Tuning
 from harness.suite.init_from import GRID_KEY, INIT_FROM, check_num_sources, read_sources, sources_title
 from harness.suite.protocol import Protocol, Scope
-from harness.suite.sweeps import Point, Sweeps, find_sweeps, grid_points, with_point
+from harness.suite.ranges import Range
+from harness.suite.search import Search, corners, every_point, size_of
+from harness.suite.sweeps import Point, Space, find_space, is_searched, with_point
 from harness.validation import field_names, validate_settings
 from harness.yaml_lines import Document
 
@@ -39,8 +40,8 @@ class SettingsLayer:
         """
         for name, value in values.items():
             before = self.values.get(name)
-            inside = value if isinstance(value, dict) and "sweep" not in value else {}
-            is_joined = bool(inside) and isinstance(before, dict) and "sweep" not in before
+            inside = value if isinstance(value, dict) and not is_searched(value) else {}
+            is_joined = bool(inside) and isinstance(before, dict) and not is_searched(before)
             self.values[name] = {**before, **inside} if is_joined and before is not None else value
             self.origins[name] = origin or document.where(*key, name)
             self.origins |= {f"{name}.{part}": origin or document.where(*key, name, part) for part in inside}
@@ -95,6 +96,7 @@ class EntrySettings:
     few_shot: bool = False
     is_encoder: bool = False
     """Whether the backbone only reads, so that answers are read off it by a linear head."""
+    tuning: Tuning = field(default_factory=Tuning)
 
 
 @dataclass(frozen=True)
@@ -108,27 +110,83 @@ class GridPoint:
 
 
 def resolve_entry(entry: EntrySettings) -> list[GridPoint]:
-    """Return every grid point, validated. Raises UserError for anything unknown or impossible."""
-    recipe, hp, sweeps = _merge_and_find_sweeps(entry)
-    return [_resolve_point(entry, recipe, hp, point) for point in grid_points(sweeps)]
+    """Return every grid point, validated. Raises UserError for anything unknown or impossible.
+
+    Of a search by `tpe` these are the points that need no result; `resolve_points` makes the others.
+    """
+    recipe, hp, space = _merge_and_find_space(entry)
+    search = _search(entry, space)
+    if any(isinstance(item, Range) for item in space.values()):
+        _check_corners(entry, recipe, hp, space)
+    points = search.first_points() if search else every_point(space)
+    return [_resolve_point(entry, recipe, hp, point) for point in points]
+
+
+def resolve_points(entry: EntrySettings, points: Sequence[Point]) -> list[GridPoint]:
+    """Return these points of an entry's space, validated. Raises UserError."""
+    recipe, hp, _ = _merge_and_find_space(entry)
+    return [_resolve_point(entry, recipe, hp, point) for point in points]
+
+
+def find_search(entry: EntrySettings) -> Search | None:
+    """Return how an entry's points are drawn; None for a grid, also a whole one of at most `trials` points."""
+    return _search(entry, _merge_and_find_space(entry)[-1])
 
 
 def num_points(entry: EntrySettings) -> int:
-    """Return how many grid points `resolve_entry` will make. Raises UserError for a malformed sweep.
+    """Return how many points will be made in all. Raises UserError for a malformed sweep or range.
 
     No point is made, so that a suite with a grid of billions is refused at once (see `cell_limit`).
     """
-    _, _, sweeps = _merge_and_find_sweeps(entry)
-    return math.prod(len(values) for values in sweeps.values())
+    space = _merge_and_find_space(entry)[-1]
+    search = _search(entry, space)
+    return search.trials if search else size_of(space) or 0
 
 
-def _merge_and_find_sweeps(entry: EntrySettings) -> tuple[SettingsLayer, SettingsLayer, Sweeps]:
-    """Return the merged recipe and hp of an entry, and the sweeps in both."""
+def _search(entry: EntrySettings, space: Space) -> Search | None:
+    tuning, size = entry.tuning, size_of(space)
+    if tuning.trials is None or (size is not None and size <= tuning.trials):
+        return None
+    strategy: Literal["random", "tpe"] = "tpe" if tuning.strategy == "tpe" else "random"
+    return Search(strategy, space, tuning.trials, tuning.seed, tuning.startup, tuning.batch)
+
+
+def _merge_and_find_space(entry: EntrySettings) -> tuple[SettingsLayer, SettingsLayer, Space]:
+    """Return the merged recipe and hp of an entry, and the sweeps and ranges in both."""
     recipe, hp = _merge(entry)
     if entry.spec.is_rule:  # a rule such as majority trains nothing, so no recipe applies to it
         recipe = SettingsLayer()
-    sweeps = find_sweeps(recipe.values, recipe.origins, "recipe", "recipe")
-    return recipe, hp, sweeps | find_sweeps(hp.values, hp.origins, "hp", f"{entry.block}.{entry.label}")
+    shown = f"{entry.block}.{entry.label}"
+    space = find_space(recipe.values, recipe.origins, "recipe", "recipe")
+    space |= find_space(hp.values, hp.origins, "hp", shown)
+    for key, item in space.items():
+        name = key.split(".")[-1]
+        where, field_name = (recipe if key.startswith("recipe.") else hp).locate(*key.split(".")[1:]), key
+        if key.startswith("hp."):
+            field_name = f"{shown}.{key.removeprefix('hp.')}"
+        if isinstance(item, Range) and not entry.tuning.draws:
+            problem = f"takes a list of values, since tuning.strategy is {entry.tuning.strategy}"
+            hint = "Write {sweep: [...]}, or search the range with tuning: {strategy: tpe, trials: 16}."
+            raise UserError(problem, where=where, field=f"{field_name}.range", hint=hint)
+        if name == INIT_FROM and (isinstance(item, Range) or entry.tuning.strategy == "tpe"):
+            problem = "names cells, not numbers" if isinstance(item, Range) else "cannot be searched by tpe"
+            raise UserError(problem, where=where, field=field_name, hint="Sweep it with strategy grid or random.")
+    return recipe, hp, space
+
+
+def _check_corners(entry: EntrySettings, recipe: SettingsLayer, hp: SettingsLayer, space: Space) -> None:
+    """Raise UserError if a setting refuses an end of its range: also one that takes no numbers, or whole ones only."""
+    ranges = [key for key, item in space.items() if isinstance(item, Range)]
+    for point in corners(space):
+        try:
+            _resolve_point(entry, recipe, hp, point)
+        except UserError as error:
+            named = f".{error.field}"
+            key = next((key for key in ranges if named.endswith(f".{key.partition('.')[2]}")), None)
+            if key is None:
+                raise
+            problem = f"cannot be searched over this range: at {point[key]}, {error.problem}"
+            raise UserError(problem, where=error.where, field=error.field, choices=error.choices) from None
 
 
 def _merge(entry: EntrySettings) -> tuple[SettingsLayer, SettingsLayer]:
@@ -139,6 +197,9 @@ def _merge(entry: EntrySettings) -> tuple[SettingsLayer, SettingsLayer]:
         recipe.update(ENCODER_RECIPE, document, origin=f"encoder {entry.backbone}")
     recipe.update(entry.spec.defaults.recipe, document, origin=file_name)
     hp.update(entry.spec.defaults.hp, document, origin=file_name)
+    for key, value in entry.spec.defaults.search.items() if entry.tuning.draws else ():
+        block, _, name = key.partition(".")
+        (recipe if block == "recipe" else hp).update({name: value}, document, origin=file_name)
     place = Scope(entry.task.name, entry.task.benchmark, entry.spec.name, entry.backbone, entry.few_shot)
     origin = f"protocol {entry.protocol.reference.name}"
     recipe.update(entry.protocol.recipe(place, entry.task.num_train), document, origin=origin)

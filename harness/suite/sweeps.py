@@ -1,7 +1,7 @@
 """Sweeps: `{sweep: [...]}` in a suite's settings, and the grid of points that the sweeps span.
 
 `lr: {sweep: [0.1, 0.3]}` stands for two grid points. Several sweeps are crossed: each value of one with each of the
-others.
+others. A setting may hold a range instead (`ranges`); `search` draws points from both.
 """
 
 from __future__ import annotations
@@ -11,28 +11,36 @@ from collections.abc import Mapping
 from typing import Any
 
 from harness.errors import UserError
+from harness.suite.ranges import Range, read_range
 
 Sweeps = dict[str, list[Any]]
 """Swept setting -> the values to try, e.g. {"recipe.lr": [0.1, 0.3], "hp.rank": [4, 8]}."""
+Space = dict[str, list[Any] | Range]
+"""The same, where a setting may have a range of values too."""
 Point = dict[str, Any]
 """One grid point: swept setting -> its value there, e.g. {"recipe.lr": 0.3, "hp.rank": 4}."""
 
 
-def find_sweeps(values: Mapping[str, Any], origins: Mapping[str, str], block: str, shown: str) -> Sweeps:
-    """Return the sweeps among `values`, named `block.setting`. Raises UserError for a sweep that is malformed.
+def is_searched(value: Any) -> bool:
+    """Whether a value stands for several: a sweep or a range."""
+    return isinstance(value, dict) and ("sweep" in value or "range" in value)
+
+
+def find_space(values: Mapping[str, Any], origins: Mapping[str, str], block: str, shown: str) -> Space:
+    """Return the sweeps and ranges among `values`, named `block.setting`. Raises UserError for a malformed one.
 
     `origins` says where each setting was written, `shown` is how messages name the block.
     """
-    found: Sweeps = {}
+    found: Space = {}
     for name, value in values.items():
-        if isinstance(value, dict) and "sweep" in value:
-            found[f"{block}.{name}"] = _swept_values(value, origins[name], f"{shown}.{name}.sweep")
-        elif isinstance(value, dict):  # a setting that is a mapping: each of its values may be swept
+        if is_searched(value):
+            found[f"{block}.{name}"] = _values(value, origins[name], f"{shown}.{name}")
+        elif isinstance(value, dict):  # a setting that is a mapping: each of its values may be searched
             for key, item in value.items():
-                if isinstance(item, dict) and "sweep" in item:
+                if is_searched(item):
                     path = f"{name}.{key}"
                     where = origins.get(path, origins[name])
-                    found[f"{block}.{path}"] = _swept_values(item, where, f"{shown}.{path}.sweep")
+                    found[f"{block}.{path}"] = _values(item, where, f"{shown}.{path}")
     return found
 
 
@@ -70,6 +78,10 @@ def without_path(values: dict[str, Any], name: str) -> None:
         values[setting] = {k: v for k, v in values[setting].items() if k != key}
     else:
         values.pop(name, None)
+
+
+def _values(value: Mapping[str, Any], where: str, field: str) -> list[Any] | Range:
+    return read_range(value, where, field) if "range" in value else _swept_values(value, where, f"{field}.sweep")
 
 
 def _swept_values(sweep: Mapping[str, Any], where: str, field: str) -> list[Any]:

@@ -142,8 +142,18 @@ def rule_answers(cls: type[Rule]) -> str:
 
 def default_settings(cls: type[Method]) -> str:
     """Each default, and each value of its grid, held to the type and bounds of its setting."""
-    for kind, part, settings in ((Recipe, "recipe", cls.defaults.recipe), (cls.HP, "hp", cls.defaults.hp)):
-        tried = {name: value["sweep"] if isinstance(value, dict) else [value] for name, value in settings.items()}
+    searched: dict[str, dict[str, Any]] = {"recipe": {}, "hp": {}}
+    for key, value in cls.defaults.search.items():
+        block, _, name = key.partition(".")
+        assert block in searched, f"search names {key}; expected recipe.SETTING or hp.SETTING"
+        searched[block][name] = value
+    for kind, part, settings in (
+        (Recipe, "recipe", cls.defaults.recipe),
+        (cls.HP, "hp", cls.defaults.hp),
+        (Recipe, "recipe", {**cls.defaults.recipe, **searched["recipe"]}),
+        (cls.HP, "hp", {**cls.defaults.hp, **searched["hp"]}),
+    ):
+        tried = {name: _tried(value) for name, value in settings.items()}
         first = {name: values[0] for name, values in tried.items()}
         for changed in [{}, *({name: value} for name, values in tried.items() for value in values)]:
             try:
@@ -151,6 +161,11 @@ def default_settings(cls: type[Method]) -> str:
             except UserError as error:
                 raise AssertionError(str(error)) from None
     return ""
+
+
+def _tried(value: Any) -> list[Any]:
+    """The values that a default stands for; of a range its ends."""
+    return list(value.get("sweep") or value["range"]) if isinstance(value, dict) else [value]
 
 
 def runs(cls: type[Method]) -> str:

@@ -19,7 +19,7 @@ from harness.report.yardstick import find_apart
 from harness.results import Result, results_by_task
 from harness.suite import Condition, ReportSeeds, Where, spelled
 
-NOT_SEARCHABLE = {"grid", "grid_index", "search_seed", "seed", "repeat", "definition"}
+NOT_SEARCHABLE = {"grid", "grid_index", "search_seed", "study", "seed", "repeat", "definition"}
 """Fields of a cell that differ between the runs of one entry, or hold a whole task: no entry is found by them."""
 
 

@@ -1,4 +1,4 @@
-"""Draws the figures of leaderboards: score against cost, average ranks, training curves, score by backbone size."""
+"""Draws the figures of leaderboards: score against cost, search budget and backbone size, ranks, training curves."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from harness.report.figures.base import (
     save,
     slug,
 )
+from harness.report.figures.budget import draw_budget
 from harness.report.figures.colours import Look, lines_of, method_looks
 from harness.report.figures.cost import COSTS, draw_cost
 from harness.report.statistics.intervals import Ranking
@@ -51,6 +52,8 @@ def _figures(
         for cost in COSTS:
             if any(row.average(board.tasks) is not None and cost.of(row) for row in board.rows):
                 yield f"{cost.name}-{name}", draw_cost(board, cost, verdict, styles)
+        if (searched := draw_budget(board, styles)) is not None:
+            yield f"budget-{name}", searched
         for title, ranking in verdict.rankings.items() if verdict else ():
             yield slug(f"ranks-{name}-{title}"), draw_ranks(board, ranking, styles, title)
         for task in board.tasks:

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 from harness.report.boards import Board, Entry
+from harness.report.budgets import entry_budget, unequal_budgets
 from harness.report.marks import Marks, mark_board
 from harness.report.published import PublishedRow
 from harness.report.statistics.significance import AVERAGE, Significance
@@ -18,6 +19,7 @@ CSV_COLUMNS = (
     "num_grid_runs", "num_grid_failed", "num_failed", "num_unreadable", "num_answers", "num_duplicates", "protocol",
     "mark", "num_choosing_runs", "num_left_out", "not_ranked",
     "rerun_std", "num_reruns",
+    "searched_steps", "searched_samples", "searched_device_s",
 )  # fmt: skip
 
 
@@ -66,6 +68,7 @@ def _field(value: object) -> object:
 
 
 def _entry_csv(entry: Entry) -> dict[str, object]:
+    budget = entry_budget(entry)
     return {
         "num_trained": _params_of_first(entry, "num_trained"),
         "num_kept": _params_of_first(entry, "num_kept"),
@@ -83,6 +86,9 @@ def _entry_csv(entry: Entry) -> dict[str, object]:
         "not_ranked": entry.apart,
         "rerun_std": _number(entry.rerun_std),
         "num_reruns": entry.num_reruns,
+        "searched_steps": round(budget.steps) if budget else "",
+        "searched_samples": round(budget.samples) if budget else "",
+        "searched_device_s": _number(budget.device_s) if budget else "",
         "protocol": next((run.cell.protocol.title for run in (*entry.runs, *entry.failed)), ""),
     }
 
@@ -136,6 +142,7 @@ def as_json(board: Board, significance: Significance | None = None, marks: Marks
         "origin": board.origin,
         **({"folders": board.folders} if board.folders else {}),
         "bold": {"rule": made.rule, "tested": made.has_tests, "nothing_bold": made.empty},
+        "unequal_budgets": unequal_budgets(board),
         "rows": rows,
         "published": [_published_json(row, board) for row in board.published],
         "published_note": board.published_note,
@@ -168,6 +175,7 @@ def _entry_json(entry: Entry) -> dict[str, Any]:
         "scores": entry.scores,
         "num_grid_runs": entry.num_grid_runs,
         "num_grid_failed": entry.num_grid_failed,
+        "budget": asdict(budget) if (budget := entry_budget(entry)) else None,
         **({"num_raced_out": entry.num_raced_out} if entry.num_raced_out else {}),
         "num_unreadable": entry.num_unreadable,
         "num_answers": entry.num_answers,

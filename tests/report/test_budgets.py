@@ -1,0 +1,103 @@
+"""What the choice of settings has cost, and tables whose rows had unequal budgets."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from test_report import result
+
+from harness.report.boards import Board, collect_boards
+from harness.report.budgets import entry_budget, row_budget, unequal_budgets
+from harness.report.figures.budget import draw_budget
+from harness.report.figures.colours import method_looks
+from harness.report.search_curves import best_of_draws, search_curve
+from harness.report.tables import render_boards
+from harness.results.schema import Result, Usage
+
+USAGE = Usage(
+    num_steps=100, num_samples=1_600, num_tokens=9, train_s=2.0, eval_s=1.0, total_s=3.0, peak_memory_bytes=1,
+    bundle_cells=1,
+)  # fmt: skip
+
+
+def search(label: str, points: int, steps: int = 100, failed: int = 0) -> list[Result]:
+    """A grid on one seed, whose winner runs a second one."""
+    usage = USAGE.model_copy(update={"num_steps": steps, "num_samples": 16 * steps})
+    found = [result(label, "cb", 1, dev=50 + i, test=60, lr=0.1 * (i + 1), index=i) for i in range(points)]
+    found += [result(label, "cb", 1, dev=0, test=None, lr=9 + i, index=points + i) for i in range(failed)]
+    found.append(result(label, "cb", 2, dev=50, test=60, lr=0.1 * points, index=points - 1))
+    return [run.model_copy(update={"usage": usage}) for run in found]
+
+
+def board(*results: Result) -> Board:
+    (made,) = collect_boards(results)
+    return made
+
+
+def test_a_budget_counts_every_trial_of_the_search_and_no_further_seed() -> None:
+    made = board(*search("grid", 3, failed=1))
+    budget = entry_budget(made.rows[0].entries["cb"])
+    assert budget is not None
+    assert (budget.trials, budget.steps, budget.samples, budget.device_s) == (4, 400, 6_400, 12)
+    assert row_budget(made.rows[0]) == budget
+
+
+def test_a_table_of_unequal_budgets_says_so_above_itself() -> None:
+    rule = result("majority", "cb", 1, dev=50, test=50)
+    made = board(*search("narrow", 3), *search("wide", 12), rule)
+    sentence = "Unequal search budgets, so ranks follow them too; settings tried for a score: narrow 3, wide 12."
+    assert unequal_budgets(made) == sentence
+    for style in ("markdown", "terminal"):
+        text = render_boards([made], style)
+        assert text.index(sentence) < text.index("params")
+    assert sentence in render_boards([made], "latex")
+    assert json.loads(render_boards([made], "json"))[0]["unequal_budgets"] == sentence
+
+
+def test_equal_budgets_are_not_mentioned() -> None:
+    assert unequal_budgets(board(*search("one", 4), *search("two", 3, failed=1))) == ""
+    assert "Unequal" not in render_boards([board(*search("one", 4), *search("two", 4))], "markdown", costs=True)
+
+
+def test_as_many_trials_of_more_steps_are_no_equal_budget() -> None:
+    sentence = unequal_budgets(board(*search("short", 4), *search("long", 4, steps=200)))
+    assert "training samples spent for a score: short 6,400, long 12,800" in sentence
+
+
+def test_costs_show_what_the_search_took() -> None:
+    text = render_boards([board(*search("grid", 3))], "markdown", costs=True)
+    (head,) = [line for line in text.splitlines() if line.startswith("| method")]
+    (row,) = [line for line in text.splitlines() if line.startswith("| grid")]
+    cells = dict(zip((c.strip() for c in head.split("|")), (c.strip() for c in row.split("|")), strict=True))
+    assert [cells[name] for name in ("steps searched", "samples searched", "device s searched")] == [
+        "300",
+        "4,800",
+        "9",
+    ]
+
+
+@given(st.lists(st.integers(0, 100), min_size=2, max_size=6))
+def test_the_band_holds_eight_of_ten_searches(scores: list[int]) -> None:
+    low, high = best_of_draws(scores)
+    for count in range(1, len(scores) + 1):
+        best = [max(draw) for draw in itertools.combinations(scores, count)]
+        assert low[count - 1] == np.quantile(best, 0.1, method="inverted_cdf")
+        assert high[count - 1] == np.quantile(best, 0.9, method="inverted_cdf")
+
+
+def test_all_rows_are_drawn_against_their_budget_in_one_figure() -> None:
+    made = board(*search("narrow", 3), *search("wide", 6, failed=1), result("plain", "cb", 1, dev=1, test=1))
+    curve = search_curve(next(row for row in made.rows if row.label == "wide").entries["cb"])
+    assert curve is not None
+    assert len(curve.best) == len(curve.low) == 7, "a failed trial was spent too"
+    assert curve.best == sorted(curve.best)
+    assert (curve.low[-1], curve.high[-1]) == (55, 55), "all seven were tried, so the best is known"
+    figure = draw_budget(made, method_looks({row.method for row in made.rows}))
+    assert figure is not None
+    (axes,) = [axes for axes in figure.axes if axes.get_visible()]
+    assert axes.get_legend_handles_labels()[1] == ["narrow", "wide"]
+    assert draw_budget(board(result("plain", "cb", 1, dev=1, test=1)), method_looks({"plain"})) is None
