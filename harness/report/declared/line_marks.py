@@ -1,7 +1,7 @@
 """Marks along one line of a declared table, a column or a row, by the rules of every other table.
 
-A line is laid out as a board of its own, so that `marks` decides and the statistics of boards test. The chance of a false
-claim is that of the line.
+A line is laid out as a board of its own, so that `marks` decides and the statistics of boards test. The chance of a
+false claim is that of the line.
 """
 
 from __future__ import annotations
