@@ -20,6 +20,7 @@ from harness.report.published import PublishedRecord, PublishedRow
 from harness.results import (
     COMMON_TO_A_COLUMN,
     COMMON_TO_AN_ENTRY,
+    AnsweringCost,
     Result,
     best_point,
     commits_of,
@@ -141,6 +142,18 @@ class BoardRow:
         runs = [run for entry in self.entries.values() for run in entry.runs]
         return sorted({(p.num_trained, p.num_tasks) for run in runs if (p := run.params) and p.num_tasks > 1})
 
+    def trained_elsewhere(self) -> list[str]:
+        """Which adapters the row's runs answered with and took no step from, each with the start of its hash."""
+        found = [
+            f"{start.adapter} (SHA-256 {record.tensors[:10]})"
+            for entry in self.entries.values()
+            for run in entry.runs
+            if run.usage is not None and not run.usage.num_steps
+            for start, record in zip(run.cell.init_from, run.starts, strict=False)
+            if start.adapter is not None
+        ]
+        return sorted(set(found))
+
     def step_seconds(self) -> float | None:
         """Seconds of training per step, the median over the row's runs."""
         return median_step_seconds(self._runs())
@@ -152,6 +165,10 @@ class BoardRow:
             return None
         means = [statistics.fmean(item.train_s if item.num_steps else 0.0 for item in task) for task in usages]
         return statistics.fmean(means)
+
+    def answering(self) -> list[AnsweringCost]:
+        """What the answers of the row's runs cost, of those where it was measured."""
+        return [run.answering for run in self._runs() if run.answering is not None]
 
     def peak_memory(self) -> int | None:
         """Largest peak memory in bytes of the bundles that the runs were trained in."""
@@ -408,7 +425,9 @@ def _settings(result: Result) -> dict[str, Any]:
     flat |= {f"hp.{k}": v for k, v in cell.hp.items()} | {"method.name": cell.method}
     flat |= {"task.version": cell.task_version, "suite.protocol": cell.protocol.title}
     if cell.init_from:
-        flat["cell.init_from"] = " + ".join(start.title for start in cell.init_from)
+        # two adapters of one name are told apart by their hashes, where both have results
+        titles = [f"{start.title} {start.identity[:8]}" if start.adapter else start.title for start in cell.init_from]
+        flat["cell.init_from"] = " + ".join(titles)
     # when the text length is swept, a method that copies it into its hp follows the sweep
     follows = {"hp.source_length"} if "recipe.max_source_length" in cell.grid else set()
     shots = cell.few_shot

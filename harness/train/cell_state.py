@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from harness.method import Method
-from harness.results import DevScore, Failure, Forgetting, SplitScore
+from harness.results import AnsweringCost, DevScore, Failure, Forgetting, SplitScore
 from harness.suite import Cell, Recipe
 from harness.train.row_order import MixedOrder, RowOrder
 
@@ -32,7 +32,7 @@ def checked_groups(method: Method, lr: float, head_lr: float = 1e-3) -> list[dic
         {**group, "params": [p for p in group["params"] if all(p is not weight for weight in head)]}
         for group in method.param_groups(lr)
     ]
-    if head:
+    if head and method.trains:
         groups.append({"params": head, "lr": head_lr})
     for group in groups:
         if not (isinstance(group["lr"], (int, float)) and 0 < group["lr"] < float("inf")):
@@ -103,6 +103,8 @@ class Outcome:
     """Of the same."""
     forgetting: Forgetting | None = None
     """What it has forgotten of a general text, at the selected step."""
+    answering: AnsweringCost | None = None
+    """What its answers cost, if that was measured."""
     failure: Failure | None = None
     failed_at: int | None = None
     """Step at which it failed."""
