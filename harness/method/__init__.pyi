@@ -26,7 +26,6 @@ from .linear_head import check_head as check_head
 from .linear_head import head_answers as head_answers
 from .linear_head import head_targets as head_targets
 from .linear_head import num_outputs as num_outputs
-from .merging import Merged as Merged
 from .method import Backbone as Backbone
 from .method import CannotMerge as CannotMerge
 from .method import Defaults as Defaults

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -32,12 +33,13 @@ def merged_weights(changes: Sequence[LayerChange]) -> Merged:
         module = change.module
         if change.after is not None or change.position_bias is not None:
             raise CannotMerge("it adds something behind modules")
-        if type(getattr(module, "weight", None)) is not nn.Parameter:
+        weight: Any = getattr(module, "weight", None)
+        if type(weight) is not nn.Parameter:
             raise CannotMerge(f"the weights of a {type(module).__name__} are packed")
-        if module.weight in found:
+        if weight in found:
             raise CannotMerge("it changes a module twice")
         if change.low_rank is not None and change.instead is None:
-            found[module.weight] = module.weight + _update(change.low_rank, module).to(module.weight.dtype)
+            found[weight] = weight + _update(change.low_rank, module).to(weight.dtype)
         elif isinstance(change.instead, BaseTunerLayer):
             found.update(_merged_layer(module, change.instead))
         else:

@@ -259,7 +259,9 @@ class Method(nn.Module):
     @property
     def num_trained(self) -> int:
         """Number of parameters that train, a linear head left out."""
-        return sum(p.numel() for p in self.parameters() if p.requires_grad) - self.num_head
+        trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        head = [] if self.linear_head is None else self.linear_head.parameters()
+        return trained - sum(p.numel() for p in head if p.requires_grad)
 
     @property
     def num_head(self) -> int:

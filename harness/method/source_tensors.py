@@ -49,10 +49,10 @@ class SourceFile:
     """The file of that cell's method."""
     backbone: str = ""
     """That cell's backbone, as the suite names it."""
-    config: Mapping[str, Any] | None = None
-    """The configuration of an adapter that was trained elsewhere; None for any other source."""
     problem: str = ""
     """Why there are no tensors; empty where there are."""
+    config: Mapping[str, Any] | None = None
+    """The configuration of an adapter that was trained elsewhere; None for any other source."""
 
     @property
     def record(self) -> StartRecord:

@@ -428,6 +428,8 @@ def _settings(result: Result) -> dict[str, Any]:
         # two adapters of one name are told apart by their hashes, where both have results
         titles = [f"{start.title} {start.identity[:8]}" if start.adapter else start.title for start in cell.init_from]
         flat["cell.init_from"] = " + ".join(titles)
+        if result.usage is not None and not result.usage.num_steps:
+            flat.pop("hp.config", None)  # the hash stands for it
     # when the text length is swept, a method that copies it into its hp follows the sweep
     follows = {"hp.source_length"} if "recipe.max_source_length" in cell.grid else set()
     shots = cell.few_shot

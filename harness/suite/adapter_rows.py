@@ -91,4 +91,4 @@ def _slug(folder: str) -> str:
     """The last part of a path with the characters that a row's name may have."""
     path = Path(folder)
     name = path.stem if path.suffix.lower() in ENDINGS else path.name
-    return re.sub(r"[^A-Za-z0-9_+-]+", "-", name).strip("-") or "adapter"
+    return re.sub(r"[^A-Za-z0-9_+-]+", "-", name).strip("-") or "it"

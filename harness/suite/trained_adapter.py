@@ -71,9 +71,10 @@ class TrainedAdapter:
         found = {key: value for key, value in self.config.items() if key not in FROM_ELSEWHERE}
         if self.kind == "ADALORA":
             found = {key: value for key, value in found.items() if key not in OF_TRAINING}
-        if (
-            found.get("init_lora_weights") == "eva"
-        ):  # of all starts from data the only one that leaves the weights alone
+        if self.kind == "ADAPTION_PROMPT":  # PEFT writes the name that it has chosen for the network
+            found.pop("target_modules", None)
+        # of all starts from data the only one that leaves the network's weights alone
+        if found.get("init_lora_weights") == "eva":
             found.pop("init_lora_weights")
         for key in ("prompt_tuning_init", "prompt_tuning_init_text", "prompt_tuning_init_state_dict_path"):
             found.pop(key, None)

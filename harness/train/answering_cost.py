@@ -10,9 +10,13 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from harness import stop
 from harness.backbone import Backbone
@@ -119,13 +123,31 @@ def peak_of(work: Callable[[], None], backbone: Backbone) -> int:
         torch.cuda.reset_peak_memory_stats(backbone.device)
         work()
         return max(0, torch.cuda.max_memory_allocated(backbone.device) - before)
-    # the memory of a process never falls on a CPU, so allocations are counted one by one
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
+    # the memory of a process never falls on a CPU, so tensors are counted as they come and go
+    with _Tensors() as seen:
         work()
-    assert seen.profiler is not None
-    events = seen.profiler.kineto_results.events()  # type: ignore[union-attr]
-    now = peak = 0
-    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
-        now += int(event.nbytes())
-        peak = max(peak, now)
-    return peak
+    return seen.peak
+
+
+class _Tensors(TorchDispatchMode):
+    """Counts the bytes of tensors that operations make and that are still held."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._held: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {_storage(tensor) for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
+        found = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(found):
+            if isinstance(tensor, Tensor) and (key := _storage(tensor)) not in given:
+                storage = tensor.untyped_storage()
+                self._held[key] = StorageWeakRef(storage), storage.nbytes()
+        self._held = {key: item for key, item in self._held.items() if not item[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self._held.values()))
+        return found
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)

@@ -27,12 +27,13 @@ def checked_groups(method: Method, lr: float, head_lr: float = 1e-3) -> list[dic
     A group may hold a `weight_decay` in place of the recipe's. Raises ValueError if a learning rate or a decay is out
     of bounds, or if a trainable tensor is in no group or in two.
     """
-    head = [] if method.linear_head is None else list(method.linear_head.parameters())
+    parameters = [] if method.linear_head is None else method.linear_head.parameters()
+    head = [weight for weight in parameters if weight.requires_grad]
     groups = [
         {**group, "params": [p for p in group["params"] if all(p is not weight for weight in head)]}
         for group in method.param_groups(lr)
     ]
-    if head and method.trains:
+    if head:
         groups.append({"params": head, "lr": head_lr})
     for group in groups:
         if not (isinstance(group["lr"], (int, float)) and 0 < group["lr"] < float("inf")):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoHaConfig, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
 import harness
@@ -162,7 +162,38 @@ def test_adapters_of_peft_are_scored_as_in_peft_and_shown_as_not_trained_here(fo
     assert harness.run(suite, results=out, rerun="stale", quiet=True).num_trained == 1
     again = runner.invoke(app, ["report", str(out), "--format", "markdown"])
     assert again.exit_code == 0, again.output
-    assert "ours-prompt (config=" in again.output
+    assert "ours-prompt (init_from=prompt " in again.output
+
+
+def test_the_head_of_a_classifier_answers_on_a_decoder(folder: Path) -> None:
+    """Its adapter alone is refused beside heads, and the head beside answers that are written."""
+    torch.manual_seed(0)
+    base = AutoModelForSequenceClassification.from_pretrained(folder / "llama", num_labels=2)
+    theirs: Any = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], task_type="SEQ_CLS"))
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.3)
+    theirs.save_pretrained(folder / "classifier")
+    theirs.eval()
+    suite = write(folder, "  x: {adapter: classifier}\n", "linear")
+    assert harness.run(suite, results=folder / "out", quiet=True).num_failed == 0
+    ((path, result),) = ResultStore(folder / "out").scan()
+    backbone, task = load_backbone(str(folder / "llama")), all_tasks()["micro_sentiment"]
+    encoded = encode(load_task(task, None).test, backbone, task, task.max_source_length)
+    expected = []
+    for row in range(len(encoded)):
+        ids = torch.as_tensor(encoded.sources(np.array([row]), backbone.pad_id))
+        with torch.no_grad():
+            expected.append(task.targets[int(theirs(input_ids=ids).logits.argmax())])
+    answers = read_predictions(path)
+    assert answers[answers.split == "test"].prediction.tolist() == expected
+    assert len(set(expected)) == 2, "a head that says one class proves nothing"
+    assert result.params is not None
+    assert (result.params.num_trained, result.params.num_head) == (0, 2 * 64)
+    assert "was trained with a head for classes (weight); recipe.head must be linear" in problem_of(
+        folder, "{adapter: classifier}"
+    )
 
 
 REFUSED = {
