@@ -126,14 +126,15 @@ def peak_of(work: Callable[[], None], backbone: Backbone) -> int:
     # the memory of a process never falls on a CPU, so tensors are counted as they come and go
     with _Tensors() as seen:
         work()
-    return seen.peak
+    peak: int = seen.peak
+    return peak
 
 
 class _Tensors(TorchDispatchMode):
     """Counts the bytes of tensors that operations make and that are still held."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.peak = 0
         self._held: dict[int, tuple[StorageWeakRef, int]] = {}
 

@@ -67,7 +67,7 @@ class Elsewhere:
         self.sources = torch.as_tensor(rows.sources(np.arange(3), 0))
         self.labels = torch.as_tensor(rows.targets(np.arange(3)))
         task = "CAUSAL_LM" if self.is_decoder else "SEQ_2_SEQ_LM"
-        config = PEFT_TYPE_TO_CONFIG_MAPPING[kind](task_type=task, **{**SETTINGS.get(kind, {}), **more})  # type: ignore[index]
+        config = PEFT_TYPE_TO_CONFIG_MAPPING[kind](task_type=task, **{**SETTINGS.get(kind, {}), **more})
         plain = copy.deepcopy(backbone.model)
         if getattr(config, "target_modules", "") is None:
             set_targets(config, plain)
