@@ -6,7 +6,8 @@ harness's, as for every other row. Without a configuration it is PEFT's LoRA wit
 Source: huggingface/peft, `peft.PEFT_TYPE_TO_CONFIG_MAPPING`.
 
 Choices made: where PEFT names no modules for a network, the first of its choices for others is taken whose names all
-exist there. AdaLoRA's ranks are allocated over the recipe's steps. `docs/peft.md` has the rest.
+exist there. AdaLoRA's ranks are allocated over the recipe's steps. `init_from: {adapter: FOLDER}` goes on from what
+PEFT has saved. `docs/peft.md` has the rest.
 """
 
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ class Peft(ConfiguredPeft):
     name = "peft"
     paper = Paper("mangrulkar-etal-2022-peft", "https://github.com/huggingface/peft")
     defaults = Defaults(recipe={"lr": sweep(1e-4, 3e-4, 1e-3)})
+    takes_sources = (0, 1)
 
     @dataclass(frozen=True, kw_only=True)
     class HP:

@@ -20,6 +20,7 @@ from harness.suite.blocks import FewShot, ProtocolReference, Strict, TaskFile
 from harness.suite.file_schema import (
     ExceptionRule,
     Execution,
+    Measure,
     MixtureFile,
     Recipe,
     SourceChoice,
@@ -53,6 +54,7 @@ SECTIONS: dict[type[Strict], str] = {
     ExceptionRule: "exceptions",
     Where: "exceptions.where",
     Execution: "execution",
+    Measure: "measure",
     ReportBlock: "report",
     TableLayout: "report.define_tables.NAME",
     Line: "rows and columns of a table",
@@ -89,6 +91,7 @@ EXAMPLES: dict[type[Strict], list[dict[str, Any]]] = {
             "sources": {"source_prompt": {"method": "prompt_tuning"}},
             "exceptions": [{"where": {"tasks": ["cb"]}, "recipe": {"steps": 3_000}}],
             "execution": {"bundle_cells": 16},
+            "measure": {"answering": True},
             "report": {"tables": ["accept-1"]},
         }
     ],
@@ -163,9 +166,11 @@ EXAMPLES: dict[type[Strict], list[dict[str, Any]]] = {
     SourceChoice: [
         {"method": "source_prompt", "task": "mnli", "backbone": "t5-base", "seed": "own"},
         {"file": "prompts/mnli.safetensors"},
+        {"adapter": "downloads/lora", "base_model": "any"},
     ],
     ExceptionRule: [{"where": {"tasks": ["cb"]}, "recipe": {"steps": 3_000}, "hp": {"rank": 8}}],
     Where: [{"tasks": ["cb", "rte"], "methods": ["dept"], "backbones": ["t5-base"]}],
+    Measure: [{"answering": True, "rows": 64, "rounds": 9}],
     Execution: [
         {
             "micro_batch_tokens": 4_096,

@@ -1,3 +1,6 @@
+from .adapter_tensors import given_head as given_head
+from .adapter_tensors import read_adapter_tensors as read_adapter_tensors
+from .answering_adapter import AnsweringAdapter as AnsweringAdapter
 from .cell_error import CellError as CellError
 from .cell_error import errors_of_cell as errors_of_cell
 from .export import export_result as export_result
@@ -24,6 +27,7 @@ from .linear_head import head_answers as head_answers
 from .linear_head import head_targets as head_targets
 from .linear_head import num_outputs as num_outputs
 from .method import Backbone as Backbone
+from .method import CannotMerge as CannotMerge
 from .method import Defaults as Defaults
 from .method import LayerChange as LayerChange
 from .method import LowRank as LowRank
@@ -43,6 +47,7 @@ from .method_source import literal as literal
 from .method_source import method_class as method_class
 from .method_source import method_paths as method_paths
 from .method_source import read_specs as read_specs
+from .network_view import NetworkView as NetworkView
 from .peft_config import checked_peft_config as checked_peft_config
 from .peft_configured import ConfiguredPeft as ConfiguredPeft
 from .peft_layers import PeftMethod as PeftMethod

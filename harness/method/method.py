@@ -17,6 +17,7 @@ from harness.backbone import Backbone
 from harness.method.layer_change import LayerChange
 from harness.method.linear_head import LinearHead
 from harness.method.low_rank import LowRank
+from harness.method.merging import CannotMerge, Merged, merged_weights
 from harness.method.paper import Paper, explain_figure, require_positive, span, sweep
 from harness.method.prompt_init import vocabulary_rows
 from harness.method.shared_layers import SharedLayers
@@ -24,6 +25,7 @@ from harness.suite import Defaults
 
 __all__ = [
     "Backbone",
+    "CannotMerge",
     "Defaults",
     "LayerChange",
     "LowRank",
@@ -93,6 +95,8 @@ class Method(nn.Module):
         self._attached: SharedLayers | None = None
         self.linear_head: LinearHead | None = None
         """The harness sets it where `recipe.head` is linear. It trains and is stored, but is counted apart."""
+        self.given_head: Mapping[str, Tensor] = {}
+        """`weight` [C, W] and `bias` [C] of a head that `start_from` has found; the head starts from them."""
 
     def prompt(self) -> Tensor | None:
         """Return the vectors that go in front of every text: [P, H], or [K, P, H] with one prompt per task, or None."""
@@ -149,6 +153,17 @@ class Method(nn.Module):
         if self._attached is not None:
             self._attached.detach()
         self._attached = None
+
+    def merged(self) -> Merged:
+        """Return the weights that the backbone has with this method merged into it: weight -> tensor of its shape.
+
+        They answer as the method beside the backbone does, up to rounding. As it stands this merges low-rank updates
+        and layers of PEFT among `layer_changes`. Raises CannotMerge where more than weights change.
+        """
+        cls = type(self)
+        if cls.attach is not Method.attach or not cls.is_layer_side() or cls.forward is not Method.forward:
+            raise CannotMerge("it changes more than single modules" if cls.is_layer_side() else "it changes the input")
+        return merged_weights(self.layer_changes())
 
     def start_from(self, sources: Sequence[Mapping[str, Tensor]]) -> None:
         """Copy what other cells have learnt into this method's tensors; called once, after `__init__`.
@@ -245,7 +260,9 @@ class Method(nn.Module):
     @property
     def num_trained(self) -> int:
         """Number of parameters that train, a linear head left out."""
-        return sum(p.numel() for p in self.parameters() if p.requires_grad) - self.num_head
+        trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        head = [] if self.linear_head is None else self.linear_head.parameters()
+        return trained - sum(p.numel() for p in head if p.requires_grad)
 
     @property
     def num_head(self) -> int:

@@ -80,7 +80,8 @@ def read_spec(path: Path) -> MethodSpec:
         # without a word of its own, a class that extends another may have that one's number: any is let through
         unsaid = (0, 0) if bases == ["Method"] else (0, None)
         takes = ast.literal_eval(values["takes_sources"]) if "takes_sources" in values else unsaid
-        return MethodSpec(path.stem, _hp_type(found), defaults, sha256, takes)
+        trains = literal(values.get("trains")) is not False
+        return MethodSpec(path.stem, _hp_type(found), defaults, sha256, takes, trains)
     except (OSError, SyntaxError, ValueError, TypeError):
         return MethodSpec(path.stem, type(None), Defaults(), "", error=UNREADABLE)
 

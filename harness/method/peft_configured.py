@@ -20,12 +20,14 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from harness.backbone import Backbone
+from harness.method.adapter_tensors import given_head
 from harness.method.layer_change import LayerChange
 from harness.method.layers import is_norm, stacks_of
 from harness.method.low_rank import LowRank
 from harness.method.method import Method
 from harness.method.peft_config import POSITIONWISE_TYPES, TOKENS, make_peft_config, peft_type
 from harness.method.peft_network import ADAPTER, FrozenTensors, PeftNetwork
+from harness.method.peft_start import fill_network, refuse_collapsed
 from harness.method.prefix_layers import PrefixAttention, key_head_shape
 from harness.method.rank_allocation import RankAllocation
 
@@ -68,6 +70,12 @@ class ConfiguredPeft(Method):
         is_known = peft_type(hp.config) in POSITIONWISE_TYPES and not takes_means
         self.is_positionwise = is_known and not self.runs_alone()
         self.allocation = RankAllocation(self.network.tuner) if peft_type(hp.config) == "ADALORA" else None
+
+    def start_from(self, sources: Sequence[Mapping[str, Tensor]]) -> None:
+        """Take over the tensors of an adapter that PEFT has saved. Raises ValueError where they are not this one's."""
+        refuse_collapsed(peft_type({"peft_type": self.network.config.peft_type.value}), vars(self.network.config))
+        fill_network(self.network, sources[0])
+        self.given_head = given_head(sources[0])
 
     def layer_changes(self) -> Sequence[LayerChange]:
         """Put PEFT's layers in the modules' places. Raises ValueError for a module that takes more than one tensor."""

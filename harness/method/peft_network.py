@@ -82,6 +82,11 @@ class PeftNetwork:
         around = self.view.added_tensors(self.model)
         return inside | {name: tensor for name, tensor in around if id(tensor) not in seen}
 
+    def exchanged(self) -> list[tuple[str, Tensor]]:
+        """Return tensors that stand now where others are stored, by the name of these in `frozen`."""
+        now = {name.replace(".", "/"): tensor for name, tensor in self._by_name().items()}
+        return [(name, now[name]) for name, tensor in self.frozen.items() if name in now and now[name] is not tensor]
+
     def changed(self) -> list[tuple[str, nn.Module, nn.Module]]:
         """Return path, module of the backbone and module that stands for it, wherever they differ."""
         return self.view.changed()

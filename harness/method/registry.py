@@ -117,7 +117,8 @@ def load_file(path: Path) -> Registered:
     hp_type = cls.HP if issubclass(cls, Method) else type(None)
     defaults = cls.defaults if issubclass(cls, Method) else Defaults()
     takes = cls.takes_sources if issubclass(cls, Method) else (0, 0)
-    return Registered(MethodSpec(cls.name, hp_type, defaults, file_hash, takes), path, cls)
+    trains = not issubclass(cls, Method) or cls.trains
+    return Registered(MethodSpec(cls.name, hp_type, defaults, file_hash, takes, trains), path, cls)
 
 
 def _import_class(path: Path) -> type[Method] | type[Rule]:

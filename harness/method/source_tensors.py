@@ -6,33 +6,28 @@ Shapes: P prompt vectors, S source length, H hidden width.
 from __future__ import annotations
 
 import math
-import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file as load_tensors
 from torch import Tensor
 
 from harness.backbone import meta_backbone
 from harness.errors import UserError
+from harness.method.adapter_tensors import DECOMPOSED_ALPHA, SAVED_PAIR, read_adapter_tensors
 from harness.method.export import HEAD, is_collapsible
 from harness.method.method import Method, own_export
 from harness.method.registry import load_file
+from harness.method.source_files import PICKLED, is_numbers, pickled_tensors, plain_tensors
 from harness.provenance import sha256_file
 from harness.results import StartRecord
 from harness.suite import Cell
 
 PROMPT_NAMES = ("prompt", "prompt_embeddings")
 """Names of a prompt in files of this program and of PEFT."""
-PEFT_PAIR = ("prompt_encoder.lora_embedding_A", "prompt_encoder.lora_embedding_B")
-"""Names of the factors of an added table in adapter files of ZhengxiangShi/DecomposedPromptTuning
-(peft/utils/save_and_load.py)."""
-PEFT_ALPHA = 8
-"""What that code multiplies A B by, over sqrt(R): `lora_alpha` of peft/tuners/prompt_tuning_lora.py."""
-PICKLED = {".bin", ".pt", ".pth"}
-"""Endings of PyTorch's own files."""
 
 
 class SourceFailed(Exception):
@@ -56,6 +51,8 @@ class SourceFile:
     """That cell's backbone, as the suite names it."""
     problem: str = ""
     """Why there are no tensors; empty where there are."""
+    config: Mapping[str, Any] | None = None
+    """The configuration of an adapter that was trained elsewhere; None for any other source."""
 
     @property
     def record(self) -> StartRecord:
@@ -75,6 +72,8 @@ def read_source_tensors(start: SourceFile) -> dict[str, Tensor]:
     # a file that was exchanged by hand would give results whose recorded start is not the one they had
     if sha256_file(start.path) != start.sha256:
         raise SourceFailed(f"the tensors of the source '{start.title}' are not those that were stored with its result")
+    if start.config is not None:
+        return read_adapter_tensors(start.path, start.config)
     if start.cell is None:
         return read_prompt_file(start.path)
     assert start.method_file is not None
@@ -107,13 +106,13 @@ def read_prompt_file(path: Path) -> dict[str, Tensor]:
 
     Of PyTorch's own files nothing but tensors is loaded: a pickle may hold code. Raises UserError.
     """
-    tensors = _pickled_tensors(path) if path.suffix.lower() in PICKLED else _plain_tensors(path)
+    tensors = pickled_tensors(path) if path.suffix.lower() in PICKLED else plain_tensors(path)
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
+        if not is_numbers(tensor):
             raise UserError(f"'{name}' holds values that are no finite decimal numbers", where=str(path))
-    if any(name in tensors for name in PEFT_PAIR):
+    if any(name in tensors for name in SAVED_PAIR):
         tensors |= _added_table(tensors, path)
-        tensors = {name: tensor for name, tensor in tensors.items() if name not in PEFT_PAIR}
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in SAVED_PAIR}
     tables = [name for name, tensor in tensors.items() if tensor.dim() == 2]
     prompts = [name for name in PROMPT_NAMES if name in tensors] or tables
     if not prompts or (prompts is tables and len(tables) > 1):
@@ -124,31 +123,9 @@ def read_prompt_file(path: Path) -> dict[str, Tensor]:
 
 def _added_table(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     """`a` [S, R], `b` [R, H] and the table [S, H] that the authors' code makes of them. Raises UserError."""
-    shapes = {name: list(tensors[name].shape) for name in PEFT_PAIR if name in tensors}
-    a, b = (tensors.get(name) for name in PEFT_PAIR)
+    shapes = {name: list(tensors[name].shape) for name in SAVED_PAIR if name in tensors}
+    a, b = (tensors.get(name) for name in SAVED_PAIR)
     if a is None or b is None or a.dim() != 2 or b.dim() != 2 or not 0 < a.shape[1] == b.shape[0]:
         raise UserError(f"holds no low-rank pair [S, R], [R, H]: {shapes}", where=str(path))
-    scale = PEFT_ALPHA / math.sqrt(a.shape[1])
+    scale = DECOMPOSED_ALPHA / math.sqrt(a.shape[1])
     return {"a": a, "b": b, "added": scale * a @ b}
-
-
-def _plain_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_tensors(path)
-    except (OSError, SafetensorError) as error:
-        hint = f"Endings of PyTorch's own files: {', '.join(sorted(PICKLED))}."
-        raise UserError(f"cannot be read as safetensors: {error}", where=str(path), hint=hint) from None
-
-
-def _pickled_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PyTorch warns of plain pickles, which are refused just below
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever the bytes of a damaged pickle lead to, an IndexError or an AssertionError too
-        problem = f"cannot be read as tensors of PyTorch ({type(error).__name__})"
-        hint = "It is damaged, or a pickle with other things than tensors in it, which may run code and is not opened."
-        raise UserError(problem, where=str(path), hint=hint) from None
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise UserError("holds no tensors by name, as a state_dict does", where=str(path))
-    return {str(name): tensor.detach().clone() for name, tensor in found.items()}

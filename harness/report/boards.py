@@ -21,6 +21,7 @@ from harness.report.yardstick import find_apart
 from harness.results import (
     COMMON_TO_A_COLUMN,
     COMMON_TO_AN_ENTRY,
+    AnsweringCost,
     Result,
     best_point,
     commits_of,
@@ -183,6 +184,18 @@ class BoardRow:
         same = [runs for entry in self.entries.values() for runs in entry.reruns]
         return pooled_std([[run.test.score for run in runs if run.test] for runs in same])
 
+    def trained_elsewhere(self) -> list[str]:
+        """Which adapters the row's runs answered with and took no step from, each with the start of its hash."""
+        found = [
+            f"{start.adapter} (SHA-256 {record.tensors[:10]})"
+            for entry in self.entries.values()
+            for run in entry.runs
+            if run.usage is not None and not run.usage.num_steps
+            for start, record in zip(run.cell.init_from, run.starts, strict=False)
+            if start.adapter is not None
+        ]
+        return sorted(set(found))
+
     def step_seconds(self) -> float | None:
         """Seconds of training per step, the median over the row's runs."""
         return median_step_seconds(self._runs())
@@ -194,6 +207,10 @@ class BoardRow:
             return None
         means = [statistics.fmean(item.train_s if item.num_steps else 0.0 for item in task) for task in usages]
         return statistics.fmean(means)
+
+    def answering(self) -> list[AnsweringCost]:
+        """What the answers of the row's runs cost, of those where it was measured."""
+        return [run.answering for run in self._runs() if run.answering is not None]
 
     def peak_memory(self) -> int | None:
         """Largest peak memory in bytes of the bundles that the runs were trained in."""
@@ -519,7 +536,11 @@ def _settings(result: Result) -> dict[str, Any]:
     flat |= {f"hp.{k}": v for k, v in cell.hp.items()} | {"method.name": cell.method}
     flat |= {"task.version": cell.task_version, "suite.protocol": cell.protocol.title}
     if cell.init_from:
-        flat["cell.init_from"] = " + ".join(start.title for start in cell.init_from)
+        # two adapters of one name are told apart by their hashes, where both have results
+        titles = [f"{start.title} {start.identity[:8]}" if start.adapter else start.title for start in cell.init_from]
+        flat["cell.init_from"] = " + ".join(titles)
+        if result.usage is not None and not result.usage.num_steps:
+            flat.pop("hp.config", None)  # the hash stands for it
     # when the text length is swept, a method that copies it into its hp follows the sweep
     follows = {"hp.source_length"} if "recipe.max_source_length" in cell.grid else set()
     shots = cell.few_shot

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -11,7 +12,7 @@ from harness.report.marks import NO_TESTS, UNTESTED, Marks, mark_board
 from harness.report.published import Number, PublishedRow
 from harness.report.statistics.intervals import LEVEL
 from harness.report.statistics.significance import AVERAGE, ONE_RUN, Significance
-from harness.results import Result, data_notes
+from harness.results import AnsweringCost, Result, data_notes
 
 DASH = "–"
 """Stands where a score should be and none is; a cell that nothing was run for is empty."""
@@ -30,6 +31,9 @@ LEFT_OUT = "The seed that chose a grid point is left out (--report-seeds others)
 """Sentence above a table."""
 BUDGET_COLUMNS = ("steps searched", "samples searched", "device s searched")
 """What one choice of a row's settings took per task: training steps, training samples, seconds of the device."""
+FORMS = ("bare", "beside", "merged")
+ANSWERING_COLUMNS = ("ms/answer", "answer MiB", "disk MiB")
+"""What answering costs: the bare backbone, the method beside it, merged into it; on disk the last two."""
 FORGETTING_COLUMN = "forgetting"
 """Rise of the loss on a general text; a column of costs where some run was asked for it."""
 
@@ -112,7 +116,7 @@ def lay_out(
         cells += [_cell(row, task, table, significance, marks) for task in board.tasks]
         cells.append(_average(row, board, table, significance, marks))
         cells += _spreads(row)[: len(spreads)]
-        table.rows.append([*cells, *(_costs(row, table)[: len(cost_columns)] if costs else ())])
+        table.rows.append([*cells, *(_costs(row, board, table) if costs else ())])
     if board.published:
         table.apart = len(table.rows)
     unmeasured = [Cell()] * (len(spreads) + len(cost_columns))
@@ -145,6 +149,10 @@ def _caption(board: Board, significance: Significance | None, costs: bool, marks
         )
     if costs:
         text += " ms/step is a run's share of its bundle's time, so cells that trained together share it."
+    measured = [cost for row in board.rows for cost in row.answering()] if costs else []
+    if measured:
+        text += f" ms/answer and answer MiB: bare backbone / method beside it / merged into it ({_how(measured)}); "
+        text += "disk MiB: what has to be stored beside the backbone / merged."
     if costs and board.general_texts:
         text += (
             f" {FORGETTING_COLUMN} is the rise of the loss on a general text against the bare backbone, in nats per "
@@ -159,6 +167,16 @@ def _caption(board: Board, significance: Significance | None, costs: bool, marks
 def _empty_notes(column: str, table: Table, marks: Marks) -> tuple[int, ...]:
     """Footnotes that say why nothing in a column is bold."""
     return tuple(map(table.note, marks.empty.get(column, ())))
+
+
+def _how(measured: Sequence[AnsweringCost]) -> str:
+    """How answers were timed: rows, rounds and batches, each as a span where runs differ."""
+    parts = {name: span_of(sorted({getattr(cost, name) for cost in measured}))
+             for name in ("num_rows", "num_rounds", "batch_tokens")}  # fmt: skip
+    return (
+        f"median of {parts['num_rounds']} rounds in alternation over {parts['num_rows']} dev rows in batches of "
+        f"{parts['batch_tokens']} tokens"
+    )
 
 
 def _column(board: Board, task: str, table: Table, significance: Significance | None, marks: Marks) -> Column:
@@ -286,15 +304,17 @@ def _spreads(row: BoardRow) -> list[Cell]:
 
 
 def _name(row: BoardRow, table: Table) -> Cell:
-    """The name of a row; with a footnote if its tasks were run under different protocols."""
-    if len(row.protocols) < 2:
-        return Cell(row.name)
-    text = f"tasks of this row were run under different protocols: {'; '.join(row.protocols)}"
-    return Cell(row.name, notes=(table.note(text),))
+    """The name of a row; with footnotes if it was not trained here, or its tasks ran under different protocols."""
+    texts = [f"not trained here: {origin}" for origin in row.trained_elsewhere()]
+    if len(row.protocols) > 1:
+        texts.append(f"tasks of this row were run under different protocols: {'; '.join(row.protocols)}")
+    return Cell(row.name, notes=tuple(table.note(text) for text in texts))
 
 
 def _cost_columns(board: Board, table: Table) -> list[Column]:
     columns = [Column(name) for name in (*COST_COLUMNS, *BUDGET_COLUMNS)]
+    if any(row.answering() for row in board.rows):
+        columns += [Column(name) for name in ANSWERING_COLUMNS]
     if not board.general_texts:
         return columns
     differ = "measured on different texts: not comparable"
@@ -302,19 +322,42 @@ def _cost_columns(board: Board, table: Table) -> list[Column]:
     return [*columns, Column(FORGETTING_COLUMN, notes=notes)]
 
 
-def _costs(row: BoardRow, table: Table) -> list[Cell]:
-    """Milliseconds per step and peak MiB, as COST_COLUMNS, what the search took, as BUDGET_COLUMNS, and forgetting."""
+def _costs(row: BoardRow, board: Board, table: Table) -> list[Cell]:
+    """Cells of `_cost_columns`: a step, what the search took, what answering costs, and forgetting."""
     budget = row_budget(row)
     spent = (budget.steps, budget.samples, budget.device_s) if budget else (None, None, None)
-    seconds, memory, rise = row.step_seconds(), row.peak_memory(), row.forgetting()
-    problems = tuple(table.note(f"forgetting: {problem}") for problem in row.forgetting_problems())
-    return [
+    seconds, memory = row.step_seconds(), row.peak_memory()
+    cells = [
         Cell(DASH if seconds is None else f"{1000 * seconds:.3g}"),
         Cell(DASH if memory is None else f"{memory / 2**20:,.0f}"),
         *(Cell(DASH if value is None else f"{value:,.0f}") for value in spent),
-        # a loss falls too; adding 0.0 turns -0.0 into 0.0
-        Cell(DASH if rise is None else f"{round(rise, 3) + 0.0:.3f}", notes=problems),
     ]
+    if any(other.answering() for other in board.rows):
+        cells += _answering(row, table)
+    if board.general_texts:
+        rise = row.forgetting()
+        problems = tuple(table.note(f"forgetting: {problem}") for problem in row.forgetting_problems())
+        # a loss falls too; adding 0.0 turns -0.0 into 0.0
+        cells.append(Cell(DASH if rise is None else f"{round(rise, 3) + 0.0:.3f}", notes=problems))
+    return cells
+
+
+def _answering(row: BoardRow, table: Table) -> list[Cell]:
+    """Medians over the row's runs: bare / beside / merged, and on disk beside / merged."""
+    found = row.answering()
+    if not found:
+        return [Cell(DASH)] * len(ANSWERING_COLUMNS)
+    forms = {name: [own for cost in found if (own := getattr(cost, name)) is not None] for name in FORMS}
+    reasons = sorted({cost.not_merged for cost in found if cost.not_merged})
+    notes = tuple(table.note(f"not merged: {reason}") for reason in reasons)
+    time = [_median([own.ms_per_row for own in forms[name]], "{:.3g}", 1) for name in FORMS]
+    memory = [_median([own.peak_bytes for own in forms[name]], "{:,.1f}", 2**20) for name in FORMS]
+    disk = [_median([own.disk_bytes for own in forms[name]], "{:,.2f}", 2**20) for name in FORMS[1:]]
+    return [Cell(" / ".join(time), notes=notes), Cell(" / ".join(memory)), Cell(" / ".join(disk))]
+
+
+def _median(values: Sequence[float], form: str, unit: int) -> str:
+    return form.format(statistics.median(values) / unit) if values else DASH
 
 
 def _params(row: BoardRow) -> str:
@@ -334,6 +377,8 @@ def span_of(counts: Sequence[int]) -> str:
 
 def _grid_runs(row: BoardRow, table: Table) -> Cell:
     """Grid points that were run per entry: how much tuning stands behind a row."""
+    if row.trained_elsewhere():  # no step stands behind it here, and nobody knows how many do elsewhere
+        return Cell("0")
     text = span_of(sorted({entry.num_grid_runs for entry in row.entries.values()}))
     notes = _search_notes(row)
     if raced_out := sum(entry.num_raced_out for entry in row.entries.values()):

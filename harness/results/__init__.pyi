@@ -12,6 +12,8 @@ from .predictions import MAX_BYTES as MAX_BYTES
 from .predictions import Answers as Answers
 from .predictions import PredictionFiles as PredictionFiles
 from .rescore import rescore_folder as rescore_folder
+from .schema import AnsweringCost as AnsweringCost
+from .schema import AnsweringForm as AnsweringForm
 from .schema import DevScore as DevScore
 from .schema import Failure as Failure
 from .schema import Forgetting as Forgetting

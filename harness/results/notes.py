@@ -85,9 +85,9 @@ def _counts(cut: Mapping[str, int], sizes: Mapping[str, int]) -> str:
 
 
 def superseded(store: ResultStore, cells: Iterable[Cell]) -> dict[Key, Result]:
-    """Per cell, its stored result under another version of its task or protocol, if there is one.
+    """Per cell, its stored result under another version of its task or protocol, or of another adapter of that name.
 
-    A version that changes a setting makes another cell of it, so such a result stands under another name.
+    What changes a setting or a source makes another cell of it, so such a result stands under another name.
     """
     cells = list(cells)
     own = {store.path(cell) for cell in cells}
@@ -132,8 +132,10 @@ def _without_versions(cell: Cell) -> tuple[str, ...]:
     return cell.label, cell.task, cell.backbone, str(cell.seeds), str(cell.repeat), shots, starts, grid, *protocol
 
 
-def _versions(cell: Cell) -> tuple[int, int | None]:
-    return cell.task_version, cell.protocol.version
+def _versions(cell: Cell) -> tuple[int, int | None, list[str]]:
+    """Versions of task and protocol, and hashes of adapters that were trained elsewhere."""
+    adapters = [start.identity for start in cell.init_from if start.adapter is not None]
+    return cell.task_version, cell.protocol.version, adapters
 
 
 @functools.cache

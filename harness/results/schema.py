@@ -146,6 +146,32 @@ class Forgetting(Strict):
         return None if self.before is None or self.after is None else self.after - self.before
 
 
+class AnsweringForm(Strict):
+    """One way to answer: with the bare backbone, a method beside it, or merged into it."""
+
+    ms_per_row: float
+    """Median over rounds."""
+    peak_bytes: int
+    """Weights, and the most that tensors took beside them in answering."""
+    disk_bytes: int
+    """Of what has to be stored beside the backbone: nothing, the method's tensors, or another backbone."""
+
+
+class AnsweringCost(Strict):
+    """What answering costs, measured in one process in alternation."""
+
+    num_rows: int
+    """First rows of dev."""
+    num_rounds: int
+    batch_tokens: int
+    """Token budget of a micro-batch."""
+    bare: AnsweringForm
+    beside: AnsweringForm
+    merged: AnsweringForm | None = None
+    not_merged: Storable = ""
+    """Why the method cannot be merged; empty where it was."""
+
+
 class StartRecord(Strict):
     """Which tensors a cell did start from."""
 
@@ -187,6 +213,8 @@ class Result(Strict):
     usage: Usage | None = None
     forgetting: Forgetting | None = None
     """None where nobody asked for it, and for a cell that is not trained to its end."""
+    answering: AnsweringCost | None = None
+    """None where nobody asked for it, and in older results."""
     starts: list[StartRecord] = []
     """In the order of the cell's `init_from`."""
     data: DataRecord | None = None

@@ -41,6 +41,7 @@ def _bundle(plan: Plan, cells: Sequence[Cell], races: Mapping[tuple[str, ...], R
         micro_batch_tokens=execution.micro_batch_tokens,
         races=tuple(dict.fromkeys(race for cell in cells if (race := races.get(_search_key(cell))))),
         compile=execution.compile,
+        measure=plan.suite.file.measure,
         placement=backbone_placement(plan),
         processes=execution.processes,
         sharding=execution.sharding,

@@ -140,7 +140,8 @@ class Plan:
     def _start_file(self, start: Start) -> SourceFile:
         if start.file is not None:
             path = Path(self.suite.folder) / start.file
-            return SourceFile(start.title, path, sha256_file(path))
+            config = None if start.adapter is None else start.config
+            return SourceFile(start.title, path, sha256_file(path), config=config)
         result = self.source(start)
         assert result is not None, "a cell is trained after its sources"
         source, problem = result.cell, result.failure.message if result.failure else ""

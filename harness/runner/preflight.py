@@ -31,10 +31,18 @@ from harness.data import (
     refuse_writing,
 )
 from harness.errors import UserError
-from harness.method import Method, check_head, read_prompt_file, tensors_for_others
+from harness.method import (
+    Method,
+    check_head,
+    given_head,
+    num_outputs,
+    read_adapter_tensors,
+    read_prompt_file,
+    tensors_for_others,
+)
 from harness.results import Failure, Result, read_result
 from harness.runner.plan import Plan, backbone_placement
-from harness.suite import INIT_FROM, NO_TEXT, Cell, Key, Start, source_of, suite_block
+from harness.suite import INIT_FROM, NO_TEXT, Cell, Key, Start, other_base_model, source_of, suite_block
 from harness.train import (
     BundleFacts,
     build_method,
@@ -147,13 +155,14 @@ class _Fits:
                 task_at, field = plan.suite.document.where("define_tasks", cell.task), f"define_tasks.{cell.task}"
                 refuse_writing(cell.definition, "a linear head writes no answers", task_at, field)
             _check_form(plan.tasks[cell.task], backbone, cell.recipe.max_source_length)
-            sources = [self._shapes_of(start) for start in cell.init_from]
+            sources = [self._shapes_of(cell, start) for start in cell.init_from]
             cls = _class(plan, cell)
             assert cls is not None
             reason = misfit(cls, cell.hp, name_or_path, quantization, cell.recipe.lr)
             if reason is None:
                 prompt_tokens, num_trained = self._sizes(cell, sources)
-                _check_what_trains(cell, cls, num_trained, recipe_at)
+                _check_what_trains(cell, cls, num_trained, recipe_at, given_head(sources[0]) if sources else {})
+                _check_given_head(cell, plan.tasks[cell.task], sources, backbone, recipe_at)
                 _check_positions(plan, cell, prompt_tokens, backbone)
                 self._check_beams(cell, where)
                 reason = misfit(cls, cell.hp, name_or_path, quantization, cell.recipe.lr, sources) if sources else None
@@ -209,9 +218,13 @@ class _Fits:
             hint = "Take 1 beam, or leave the row out by exceptions."
             raise UserError(problem, where=where, field=f"methods.{cell.label}", hint=hint)
 
-    def _shapes_of(self, start: Start) -> dict[str, Tensor]:
+    def _shapes_of(self, cell: Cell, start: Start) -> dict[str, Tensor]:
         """The tensors that a source cell or file will give, by name, without values. Raises UserError."""
         plan = self._plan
+        if start.adapter is not None:
+            _require_base_model(plan, cell, start)
+            path = Path(plan.suite.folder) / str(start.file)
+            return _without_values(read_adapter_tensors(path, start.config))
         if start.file is not None:
             return _without_values(read_prompt_file(Path(plan.suite.folder) / start.file))
         index = plan.index.of_source(source_of(start))
@@ -232,19 +245,55 @@ class _Fits:
         return build_method(cell, cls, backbone, plan.suite.document.where(*suite_block(plan.suite, cell.label)))
 
 
+def _require_base_model(plan: Plan, cell: Cell, start: Start) -> None:
+    """Raise UserError where an adapter records that it was trained on another network than the backbone."""
+    names = [cell.backbone, plan.suite.backbone_sources[cell.backbone]]
+    other = None if start.any_base else other_base_model(start.config, names)
+    if other is not None:
+        where = plan.suite.document.where(*suite_block(plan.suite, cell.label))
+        problem = f"{start.adapter} was trained on '{other}' (base_model_name_or_path), not on '{cell.backbone}'"
+        hint = "If that is the same network under another name: adapter: {folder: ..., base_model: any}."
+        raise UserError(problem, where=where, field=f"methods.{cell.label}", hint=hint)
+
+
 def _without_values(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.to("meta") for name, tensor in tensors.items()}
 
 
-def _check_what_trains(cell: Cell, cls: type[Method], num_trained: int, where: str) -> None:
-    """Raise UserError where there is a head and nothing trains it, or neither a head nor tensors of the method."""
+def _check_what_trains(cell: Cell, cls: type[Method], num_trained: int, where: str, head: Mapping[str, Tensor]) -> None:
+    """Raise UserError where there is a head and nothing trains it, or neither a head nor tensors of the method.
+
+    `head` is one that an adapter was trained with, {} without.
+    """
     if not cls.trains:
-        if cell.recipe.head == "linear":
+        if cell.recipe.head == "linear" and not head:
             problem = f"'{cell.label}' takes no step, so nothing would train its head; recipe.head must be label"
             raise UserError(problem, where=where, field="recipe.head")
         return
     if cell.recipe.head != "linear" and not num_trained:
         problem = f"'{cell.label}' trains a linear head alone; recipe.head must be linear"
+        raise UserError(problem, where=where, field="recipe.head")
+
+
+def _check_given_head(
+    cell: Cell, task: Task, sources: Sequence[Mapping[str, Tensor]], backbone: Backbone, where: str
+) -> None:
+    """Raise UserError where the head of an adapter is not one that reads this task off this backbone."""
+    head = given_head(sources[0]) if sources else {}
+    if not head:
+        return
+    if cell.recipe.head != "linear":
+        problem = f"'{cell.label}' was trained with a head for classes ({', '.join(head)}); recipe.head must be linear"
+        raise UserError(problem, where=where, field="recipe.head")
+    wanted = {"weight": [num_outputs(task), backbone.state_width]}
+    if backbone.kind.name != "decoder":
+        problem = (
+            f"the head of '{cell.label}' stands behind layers of its own, as heads of encoders do; it is not taken"
+        )
+        raise UserError(problem, where=where, field="recipe.head")
+    shapes = {name: list(tensor.shape) for name, tensor in head.items()}
+    if shapes != wanted:
+        problem = f"the head of '{cell.label}' is {shapes}, wanted is {wanted} ({num_outputs(task)} classes)"
         raise UserError(problem, where=where, field="recipe.head")
 
 

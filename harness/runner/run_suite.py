@@ -257,8 +257,8 @@ class _Run:
             self.progress.say(f"stored results of protocol {titles} fit as they are and are kept")
         if self.num_stale:
             self.progress.say(
-                f"{self.num_stale} stored results are stale (method, weights, rows, or the version of task or "
-                "protocol changed): harness plan names them, --rerun stale makes them again"
+                f"{self.num_stale} stored results are stale (method, weights, rows, an adapter, or the version of task "
+                "or protocol changed): harness plan names them, --rerun stale makes them again"
             )
 
 

@@ -16,6 +16,7 @@ from .file_schema import SHIPPED_TEXT as SHIPPED_TEXT
 from .file_schema import SLUG as SLUG
 from .file_schema import Defaults as Defaults
 from .file_schema import LabelTokens as LabelTokens
+from .file_schema import Measure as Measure
 from .file_schema import MethodSpec as MethodSpec
 from .file_schema import Recipe as Recipe
 from .file_schema import Sampling as Sampling
@@ -67,3 +68,6 @@ from .report_layout_files import table_names as table_names
 from .resolve_settings import TaskSpec as TaskSpec
 from .search import Search as Search
 from .shipped import find_suite as find_suite
+from .trained_adapter import PROMPT_TYPES as PROMPT_TYPES
+from .trained_adapter import is_decomposed as is_decomposed
+from .trained_adapter import other_base_model as other_base_model

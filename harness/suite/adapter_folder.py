@@ -39,10 +39,13 @@ def read_adapter(named: Any, folder: Path, where: str, field: str) -> dict[str, 
     if path.is_dir():
         weights = next((name for name in WEIGHT_FILES if (path / name).exists()), None)
         if weights is not None:
-            hint = f"For its configuration alone name the file: {ADAPTER_CONFIG}: {named.rstrip('/')}/{CONFIG_FILE}."
+            hint = (
+                f"Go on from them with init_from: {{adapter: {named}}}, or score them with adapter: {named}. For the "
+                f"configuration alone name the file: {ADAPTER_CONFIG}: {named.rstrip('/')}/{CONFIG_FILE}."
+            )
             raise UserError(f"holds trained weights ({weights}), and a cell starts untrained", where=where, field=field,
                             hint=hint)  # fmt: skip
-    return _read_json(file, where, field)
+    return read_json(file, where, field)
 
 
 class _Doubled(Exception):
@@ -58,7 +61,8 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _read_json(file: Path, where: str, field: str) -> dict[str, Any]:
+def read_json(file: Path, where: str, field: str) -> dict[str, Any]:
+    """Return what a configuration holds, without settings that are null. Raises UserError for a damaged one."""
     try:
         # some editors write a BOM
         text = read_bounded(file, MAX_BYTES, "an adapter's configuration").decode("utf-8-sig")

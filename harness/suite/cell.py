@@ -68,6 +68,12 @@ class Start(Strict):
     seed: int = 0
     file: str | None = None
     """As the suite names it, where the source is a file."""
+    adapter: str | None = None
+    """As the suite names it, where that file is of an adapter which was trained elsewhere."""
+    config: dict[str, Any] = {}
+    """The configuration in that adapter's folder."""
+    any_base: bool = False
+    """Whether the suite says that the network recorded in it need not have the backbone's name."""
     identity: str
     """Hash of the file, or of all cells among which the grid's winner is chosen."""
     family: str

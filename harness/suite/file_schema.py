@@ -21,6 +21,8 @@ MOST_TRIALS = 1_000
 """Points that a search may try. Each question to Optuna takes longer than the one before; a thousand take minutes."""
 LabelTokens = Literal["longest_label"] | Annotated[int, Field(ge=2, le=1_000)]
 Sampling = Literal["proportional", "equal", "temperature"]
+ADAPTER = "adapter"
+"""Key of a row, and of a source, that names an adapter which was trained elsewhere."""
 SLUG = r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,79}$"
 
 
@@ -213,6 +215,17 @@ class Execution(Strict):
         return self
 
 
+class Measure(Strict):
+    """What is measured beside scores. Nothing here changes a score, and it is no part of a cell's identity."""
+
+    answering: bool = False
+    """Time and memory of answering, by the bare backbone, each method beside it, and merged into it."""
+    rows: int = Field(32, ge=1, le=100_000)
+    """Rows of dev that are answered for it."""
+    rounds: int = Field(5, ge=1, le=1_000)
+    """How often each of the three answers them, in turn; the median counts."""
+
+
 class MixtureFile(Strict):
     """Several tasks that a cell trains on at once, declared under `define_mixtures`; it is scored on each."""
 
@@ -244,20 +257,26 @@ class SourceChoice(Strict):
     """One source for all seeds, trained on the first, or one for each."""
     file: str | None = None
     """A safetensors file instead, relative to the suite file."""
+    adapter: str | None = None
+    """Folder of an adapter that was trained elsewhere instead, relative to the suite file."""
+    base_model: Literal["recorded", "any"] = "recorded"
+    """Whether the network that an adapter records must have the backbone's name."""
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> SourceChoice:
-        if (self.method is None) == (self.file is None):
-            raise ValueError("give either method, whose cell is the source, or file")
-        if self.file is not None and (self.task or self.backbone):
+    def _one_of_these(self) -> SourceChoice:
+        if [self.method, self.file, self.adapter].count(None) != 2:
+            raise ValueError("give one of method, whose cell is the source, file, or adapter")
+        if self.method is None and (self.task or self.backbone):
             raise ValueError("task and backbone say which cell is the source; a file has neither")
+        if self.adapter is None and self.base_model != "recorded":
+            raise ValueError("base_model belongs to an adapter")
         return self
 
     @property
     def title(self) -> str:
         """In words for tables: "prompt_tuning on mnli"."""
-        if self.file is not None:
-            return Path(self.file).name
+        if self.file is not None or self.adapter is not None:
+            return Path(self.file or self.adapter or "").name
         return " on ".join(filter(None, (self.method, self.task or "the own task", self.backbone)))
 
 
@@ -298,6 +317,8 @@ class SuiteFile(Strict):
     """Settings that differ for some cells; later ones win."""
     execution: Execution = Execution()
     """How cells are computed."""
+    measure: Measure = Measure()
+    """What is measured beside scores."""
     report: ReportBlock = ReportBlock()
     """Layouts that show the results; no effect on them."""
 
@@ -352,6 +373,8 @@ class MethodSpec:
     source_sha256: str
     takes_sources: tuple[int, int | None] = (0, 0)
     """Fewest and most sources that a cell may start from; None for no upper bound."""
+    trains: bool = True
+    """Whether its cells take steps."""
     error: str | None = None
     """Traceback of a file that failed to import; its cells are recorded as failed."""
 
@@ -359,3 +382,8 @@ class MethodSpec:
     def is_rule(self) -> bool:
         """Whether it answers without training, so that no recipe applies."""
         return self.hp_type is type(None) and self.error is None
+
+    @property
+    def answers_from_files(self) -> bool:
+        """Whether it answers with what was trained elsewhere: it takes no step, and starts from a source."""
+        return not self.trains and self.takes_sources[0] > 0

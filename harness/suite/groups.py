@@ -12,7 +12,7 @@ from harness.suite.blocks import Draw
 from harness.suite.cell import Cell, Mixture, Part, Start
 from harness.suite.cell_limit import CellLimit, EntryCount
 from harness.suite.few_shot_seeds import few_shot_draws
-from harness.suite.file_schema import ExceptionRule, MethodSpec, SourceChoice
+from harness.suite.file_schema import ADAPTER, ExceptionRule, MethodSpec, SourceChoice
 from harness.suite.init_from import GRID_KEY, INIT_FROM, start_from_cells, start_from_file
 from harness.suite.load import Suite, short_name
 from harness.suite.resolve_settings import (
@@ -25,6 +25,7 @@ from harness.suite.resolve_settings import (
     resolve_points,
 )
 from harness.suite.search import Search
+from harness.suite.trained_adapter import start_from_adapter
 
 SOURCES_SUITE = "sources"
 """Suite name under which source cells are stored that are in no table. Suites share them, so each is trained once."""
@@ -150,6 +151,8 @@ class GroupBuilder:
         """Return a group of the suite's table; with `k`, of its few-shot entries."""
         if (place, k) not in self.rows:
             seeds = _seeds(self.suite, self.tasks[place[1]], k)
+            if self.methods[self.labels[place[0]]].answers_from_files:
+                seeds = seeds[:1]  # no seed changes what was trained elsewhere
             self.rows[(place, k)] = self._make(place, seeds, self.labels[place[0]], self.suite.file.suite, k)
         return self.rows[(place, k)]
 
@@ -223,7 +226,7 @@ class GroupBuilder:
         """Return the method of a row that a cell starts from. Raises UserError for an unknown name and for a rule."""
         file = self.suite.file
         rows = file.sources if label in file.sources else file.methods
-        method = str(rows[label].get("method", label)) if label in rows else label
+        method = str(method_of_row(rows[label], label, self.methods)) if label in rows else label
         if method not in self.methods:
             problem = f"no row and no method is called '{label}'" if label == method else f"unknown method '{method}'"
             raise UserError(
@@ -329,6 +332,8 @@ class GroupBuilder:
         where = suite.document.where(*suite_block(suite, label), INIT_FROM)
         if choice.file is not None:
             return dict.fromkeys(seeds, start_from_file(choice, suite.folder, where))
+        if choice.adapter is not None:
+            return dict.fromkeys(seeds, start_from_adapter(choice, suite.folder, where))
         source_task = require_choice(choice.task or task, self.tasks, kind="task", where=where)
         source_backbone = require_choice(choice.backbone or backbone, suite.backbone_sources, kind="backbone",
                                          where=where)  # fmt: skip
@@ -345,6 +350,13 @@ def _study(group: Group) -> str:
     """What decides the points of a search by `tpe`, which are not known beforehand; empty for any other group."""
     search = group.search
     return f"{search.name} {search.trials}" if search and search.strategy == "tpe" else ""
+
+
+def method_of_row(own: Mapping[str, Any], label: str, methods: Mapping[str, MethodSpec]) -> Any:
+    """Return the method of a row: the one that it names, else of its own name; of an adapter the one that reads it."""
+    if ADAPTER in own and "method" not in own:
+        return next((name for name in sorted(methods) if methods[name].answers_from_files), label)
+    return own.get("method", label)
 
 
 def suite_block(suite: Suite, label: str) -> tuple[Literal["methods", "sources"], str]:

@@ -9,9 +9,10 @@ from functools import partial
 from pathlib import Path
 
 from harness.errors import UserError
+from harness.suite.adapter_rows import with_a_row_for_each
 from harness.suite.blocks import ProtocolReference
 from harness.suite.file_schema import SLUG, SUITE_FORMAT, SuiteFile
-from harness.suite.overrides import Overrides, assign, check_lists, check_setting_key, check_slug
+from harness.suite.overrides import BLOCKS, Overrides, assign, check_lists, check_setting_key, check_slug
 from harness.suite.protocol import Protocol, resolve_protocol
 from harness.suite.report_layout_files import check_block
 from harness.validation import validate_model
@@ -46,10 +47,10 @@ class Suite:
 def load_suite(path: str | Path, overrides: Overrides) -> Suite:
     """Read and validate a suite file. Raises UserError with file and line."""
     document = read_document(path)
-    data, assigned = dict(document.data), []
+    data, assigned = with_a_row_for_each(document), []
     for key, value in overrides.settings.items():
         check_setting_key(key)
-        if key.split(".")[0] in ("tuning", "execution"):
+        if key.split(".")[0] in BLOCKS:
             assign(data, key, value)
             assigned.append(key)
     file = validate_model(SuiteFile, data, partial(_where, document, assigned))

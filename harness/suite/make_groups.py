@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from harness.errors import UserError, require_choice
 from harness.suite.cell_limit import CellLimit
 from harness.suite.file_schema import MethodSpec
-from harness.suite.groups import Group, GroupBuilder
+from harness.suite.groups import Group, GroupBuilder, method_of_row
 from harness.suite.load import Suite, load_suite, short_name
 from harness.suite.overrides import Overrides
 from harness.suite.resolve_settings import TaskSpec
@@ -45,7 +45,7 @@ def _labels(suite: Suite, methods: Mapping[str, MethodSpec]) -> dict[str, str]:
     labels = {}
     for label in suite.overrides.methods or suite.file.methods:
         listed = label in suite.file.methods
-        method = suite.file.methods[label].get("method", label) if listed else label
+        method = method_of_row(suite.file.methods[label], label, methods) if listed else label
         where = suite.document.where("methods", label) if listed else "--methods"
         choices = sorted({*methods, *([] if listed else suite.file.methods)})
         if not isinstance(method, str) or method not in methods:

@@ -12,6 +12,9 @@ from harness.errors import UserError, require_choice
 from harness.suite.file_schema import MAX_SEED, SLUG, Recipe, SuiteFile
 from harness.validation import field_names
 
+BLOCKS = ("tuning", "execution", "measure")
+"""Blocks of a suite file whose keys --set may set."""
+
 
 @dataclass(frozen=True)
 class Overrides:
@@ -54,15 +57,15 @@ def check_setting_key(key: str) -> None:
         require_choice(parts[1], field_names(Recipe), kind="recipe key", where=where)
         return
     of_method = parts[0] == "methods" and len(parts) in (3, 4)
-    of_block = parts[0] in ("tuning", "execution") and len(parts) == 2
+    of_block = parts[0] in BLOCKS and len(parts) == 2
     if not (of_method or of_block) or "" in parts:
         forms = "recipe.KEY, methods.NAME.KEY, methods.NAME.recipe.KEY, methods.NAME.config.KEY, protocol.KEY"
-        forms += ", tuning.KEY or execution.KEY"
+        forms += ", tuning.KEY, execution.KEY or measure.KEY"
         raise UserError(f"expected {forms}", where=where)
 
 
 def assign(data: dict[str, Any], key: str, value: Any) -> None:
-    """Set a key of the `tuning` or `execution` block."""
+    """Set a key of one of `BLOCKS`."""
     block, name = key.split(".")
     current = data.get(block) or {}
     if not isinstance(current, dict):

@@ -13,15 +13,20 @@ from typing import Any, Literal
 
 from harness.errors import UserError
 from harness.suite.adapter_folder import ADAPTER_CONFIG, read_adapter
-from harness.suite.file_schema import ExceptionRule, MethodSpec, Recipe, SourceChoice, Tuning
+from harness.suite.file_schema import ADAPTER, ExceptionRule, MethodSpec, Recipe, SourceChoice, Tuning
 from harness.suite.init_from import GRID_KEY, INIT_FROM, check_num_sources, read_sources, sources_title
 from harness.suite.protocol import Protocol, Scope
 from harness.suite.ranges import Range
 from harness.suite.search import Search, corners, every_point, size_of
 from harness.suite.sweeps import Point, Space, find_space, is_searched, with_point
+from harness.suite.trained_adapter import TrainedAdapter, find_adapter
 from harness.validation import field_names, validate_settings
 from harness.yaml_lines import Document
 
+ANSWERING = ("precision", "backbone_dropout", "quantization", "max_source_length", "head", "pooling", "label_tokens",
+             "forgetting_text")  # fmt: skip
+"""Settings of a recipe that an answer depends on, or that decide which cells share a pass. A row that is trained
+elsewhere takes no others: a grid of learning rates would score it as often."""
 ENCODER_RECIPE = {"head": "linear", "pooling": "first"}
 """The weakest settings where the backbone is an encoder; `docs/protocol.md` has the reason."""
 
@@ -156,6 +161,8 @@ def _merge_and_find_space(entry: EntrySettings) -> tuple[SettingsLayer, Settings
     recipe, hp = _merge(entry)
     if entry.spec.is_rule:  # a rule such as majority trains nothing, so no recipe applies to it
         recipe = SettingsLayer()
+    if entry.spec.answers_from_files:
+        recipe.values = {name: value for name, value in recipe.values.items() if name in ANSWERING}
     shown = f"{entry.block}.{entry.label}"
     space = find_space(recipe.values, recipe.origins, "recipe", "recipe")
     space |= find_space(hp.values, hp.origins, "hp", shown)
@@ -214,7 +221,8 @@ def _merge(entry: EntrySettings) -> tuple[SettingsLayer, SettingsLayer]:
         # the row has no key for what the file holds, so the file is named beside the line
         origin = f"{document.where(entry.block, label, ADAPTER_CONFIG)} ({entry.own[ADAPTER_CONFIG]})"
         hp.update({"config": _adapter(entry)}, document, origin=origin)
-    own = {k: v for k, v in entry.own.items() if k not in ("recipe", "method", ADAPTER_CONFIG)}
+    _merge_trained(entry, hp)
+    own = {k: v for k, v in entry.own.items() if k not in ("recipe", "method", ADAPTER_CONFIG, ADAPTER)}
     hp.update(own, document, entry.block, label)
     for index, rule in entry.exceptions.items():
         recipe.update(rule.recipe, document, "exceptions", index, "recipe")
@@ -230,6 +238,57 @@ def _adapter(entry: EntrySettings) -> dict[str, Any]:
     if not entry.spec.error and "config" not in field_names(entry.spec.hp_type):
         raise UserError(f"unknown; '{entry.spec.name}' takes no adapter of PEFT", where=where, field=field_name)
     return read_adapter(entry.own[ADAPTER_CONFIG], Path(entry.document.path).parent, where, field_name)
+
+
+def _merge_trained(entry: EntrySettings, hp: SettingsLayer) -> None:
+    """Take over the configuration of an adapter that was trained elsewhere, which the row answers with or starts from.
+
+    A row that starts from one may write another type of PEFT in its own `config`, which then stands alone.
+    """
+    document, said, start = entry.document, entry.own.get(ADAPTER), entry.own.get(INIT_FROM)
+    if said is not None:
+        where, field_name = document.where(entry.block, entry.label, ADAPTER), f"{entry.block}.{entry.label}.{ADAPTER}"
+        _require_answering(entry, where, field_name)
+        choice = {ADAPTER: said} if isinstance(said, str) else _as_choice(said, where, field_name)
+        found = find_adapter(choice[ADAPTER], Path(document.path).parent, where, field_name)
+        hp.update({"config": found.to_answer()}, document, origin=_origin(where, found))
+        hp.update({INIT_FROM: choice}, document, origin=where)
+    elif isinstance(start, dict) and ADAPTER in start and "config" in field_names(entry.spec.hp_type):
+        where, field_name = (
+            document.where(entry.block, entry.label, INIT_FROM),
+            f"{entry.block}.{entry.label}.{INIT_FROM}",
+        )
+        found = find_adapter(start[ADAPTER], Path(document.path).parent, where, field_name)
+        own = entry.own.get("config")
+        own_type = own.get("peft_type") if isinstance(own, dict) else None
+        if found.to_train() and (own_type is None or str(own_type).upper() == found.kind):
+            hp.update({"config": found.to_train()}, document, origin=_origin(where, found))
+
+
+def _origin(where: str, found: TrainedAdapter) -> str:
+    """Where a setting of an adapter's folder is written; the row has no key for it."""
+    return f"{where} ({found.named})"
+
+
+def _as_choice(said: Any, where: str, field_name: str) -> dict[str, Any]:
+    """`{folder: ..., base_model: any}` as a source. Raises UserError for anything else."""
+    if not isinstance(said, dict) or "folder" not in said or not set(said) <= {"folder", "base_model"}:
+        problem = f"expected the path of a folder, or {{folder: ..., base_model: any}}, got {said!r}"
+        raise UserError(problem, where=where, field=field_name)
+    return {ADAPTER: said["folder"], **{key: value for key, value in said.items() if key != "folder"}}
+
+
+def _require_answering(entry: EntrySettings, where: str, field_name: str) -> None:
+    """Raise UserError for settings of a row that names an adapter to answer with, and for a method that trains."""
+    if entry.spec.error is None and not entry.spec.answers_from_files:
+        hint = f"Leave the method out, or go on training with {INIT_FROM}: {{adapter: ...}}."
+        raise UserError(f"is scored without training, and '{entry.spec.name}' trains", where=where, field=field_name,
+                        hint=hint)  # fmt: skip
+    for key in entry.own:
+        if key not in (ADAPTER, "method", "recipe"):
+            place = entry.document.where(entry.block, entry.label, key)
+            problem = f"cannot be set beside {ADAPTER}: the folder decides"
+            raise UserError(problem, where=place, field=f"{entry.block}.{entry.label}.{key}")
 
 
 def _merge_overrides(entry: EntrySettings, recipe: SettingsLayer, hp: SettingsLayer) -> None:

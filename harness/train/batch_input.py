@@ -265,6 +265,10 @@ class BatchInput:
         finally:
             self._detach()
 
+    def of_one(self, method: Method, backbone: Backbone) -> BatchInput:
+        """The same for one method alone on a backbone of the same kind, to answer with. Nothing may be attached."""
+        return BatchInput([method], backbone, self.source_length, None, self.pooling, self._answer_length, False)
+
     @contextmanager
     def detached(self) -> Iterator[None]:
         """Take the methods out of the backbone for a while; within `attached` they are put back afterwards."""

@@ -48,7 +48,7 @@ from harness.data import (
 )
 from harness.method import CellError, Method, Rule, SourceFile, head_targets, load_file
 from harness.results import Failure, NotStored
-from harness.suite import NO_TEXT, Cell, Key
+from harness.suite import NO_TEXT, Cell, Key, Measure
 from harness.train.caches import cached_tokenizer, drop_backbone, sealed_backbone
 from harness.train.cell_result import BundleFacts, OnCellResult, failed_result, rule_result, trained_result
 from harness.train.cell_state import Outcome, describe_failure
@@ -97,6 +97,8 @@ class Bundle:
     """Whether the processes divide the weights among them; only for a method that trains all weights."""
     compile: bool = False
     """Whether the backbone is compiled by torch.compile."""
+    measure: Measure = field(default_factory=Measure)
+    """What is measured beside scores."""
 
 
 @dataclass
@@ -358,6 +360,8 @@ class _Attempt:
         def pass_on(outcome: Outcome) -> None:
             is_stored = outcome.failure is None and outcome.raced_out_at is None
             tensors = trainer.sharding.whole_tensors(outcome.method) if is_stored else {}
+            if is_stored and self.team.size == 1:
+                outcome.answering = trainer.answering_cost(outcome, self.bundle.measure)
             if self.team.rank == 0:
                 self.listener.on_product(trained_result(outcome, tensors, data, backbone, matmul, self.common))
             self.left.remove(outcome.cell)

@@ -106,6 +106,7 @@ def trained_result(
         starts=common.start_records(cell),
         usage=usage,
         forgetting=outcome.forgetting,
+        answering=outcome.answering,
         data=data.record,
         backbone=backbone.record,
         method_sha256=common.method_sha256[cell.method],

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from harness.method import Method
-from harness.results import DevScore, Failure, Forgetting, SplitScore
+from harness.results import AnsweringCost, DevScore, Failure, Forgetting, SplitScore
 from harness.suite import Cell, Recipe
 from harness.train.row_order import MixedOrder, RowOrder
 
@@ -27,7 +27,8 @@ def checked_groups(method: Method, lr: float, head_lr: float = 1e-3) -> list[dic
     A group may hold a `weight_decay` in place of the recipe's. Raises ValueError if a learning rate or a decay is out
     of bounds, or if a trainable tensor is in no group or in two.
     """
-    head = [] if method.linear_head is None else list(method.linear_head.parameters())
+    parameters = [] if method.linear_head is None else method.linear_head.parameters()
+    head = [weight for weight in parameters if weight.requires_grad]
     groups = [
         {**group, "params": [p for p in group["params"] if all(p is not weight for weight in head)]}
         for group in method.param_groups(lr)
@@ -103,6 +104,8 @@ class Outcome:
     """Of the same."""
     forgetting: Forgetting | None = None
     """What it has forgotten of a general text, at the selected step."""
+    answering: AnsweringCost | None = None
+    """What its answers cost, if that was measured."""
     failure: Failure | None = None
     failed_at: int | None = None
     """Step at which it failed."""

@@ -16,8 +16,9 @@ import torch
 from harness import stop
 from harness.backbone import until_it_fits
 from harness.method import CellError
-from harness.results import DevScore, best_step
-from harness.suite import Key
+from harness.results import AnsweringCost, DevScore, best_step
+from harness.suite import Key, Measure
+from harness.train.answering_cost import measure_answering
 from harness.train.cell_state import CellFailure, Outcome, describe_failure
 from harness.train.checkpoint import CheckpointPlan, CheckpointWriter, TrainingState, restore_checkpoint
 from harness.train.evaluate import answer_split, chance_level, fewest_tokens, score_data
@@ -270,6 +271,13 @@ class BundleTrainer(BundleStep):
             self._fail(error)
             return False
         return True
+
+    def answering_cost(self, outcome: Outcome, measure: Measure) -> AnsweringCost | None:
+        """What the answers of a cell that has ended cost, if that is asked for; random numbers stay where they were."""
+        (i,) = [i for i, state in enumerate(self.states) if state.outcome is outcome]
+        label_tokens, tokens = self.states[i].recipe.label_tokens, self.eval_budget.tokens
+        with torch.random.fork_rng():
+            return measure_answering(self.fused, i, self.encoded["dev"], self.data.task, tokens, label_tokens, measure)
 
     def _wait_for_device(self) -> None:
         """Wait until a GPU has finished the steps that were launched, and count that time as training.

@@ -267,6 +267,9 @@ def build_to_train(
         if cell.recipe.head == "linear":
             # drawn last, so that the method starts from the same numbers with and without a head
             method.linear_head = LinearHead(num_outputs(task), backbone)
+            if method.given_head:
+                method.linear_head.load_state_dict(dict(method.given_head))
+            method.linear_head.requires_grad_(method.trains)
         checked_groups(method, cell.recipe.lr, cell.recipe.head_lr)
     finally:  # a method that raises may have changed the backbone as well, which other cells go on to use
         what = None if seal is None else seal.structure() or seal.written()

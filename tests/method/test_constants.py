@@ -78,6 +78,7 @@ CONSTANTS: dict[str, Constants] = {
     "ept": Constants([4], lambda m: [len(m.experts)]),
     "finetune": Constants(),
     "head_only": Constants(),
+    "imported": Constants(),
     "none": Constants(),
     # configs/experiments/glue_t5_base.json; adapter_generators.py: 10
     "hyperdecoder": Constants(

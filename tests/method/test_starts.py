@@ -95,6 +95,7 @@ STARTS: dict[str, Rows] = {
     "finetune": [(r".*", backbones_own)],
     # no tensor of its own: the head is the harness's, N(0, 0.02), tests/backbone/test_encoders.py
     "head_only": [],
+    "imported": [],
     "none": [],
     # allenai/hyperdecoders, hyperdecoder/modeling/adapter_layer.py and adapter_generators.py
     "hyperdecoder": [

@@ -176,7 +176,7 @@ def _start_file(start: SourceFile, parcel: Parcel, folder: Path) -> SourceFile:
         or (start.path.is_file() and sha256_file(start.path) == start.sha256)
     ):
         return start
-    copy = folder / f"{start.sha256}.safetensors"
+    copy = folder / f"{start.sha256}{start.path.suffix}"  # the ending says how it is read
     if not copy.exists():
         copy.write_bytes(parcel.tensors[start.sha256]())
     return replace(start, path=copy)
