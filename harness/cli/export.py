@@ -69,7 +69,7 @@ def _export_peft(
         check_repository(push)
     with new_folder(out) as aside:
         from harness.method import write_peft_folder
-        from harness.report import Adapter, collect_boards, model_card
+        from harness.report import Adapter, collect_boards, make_card
 
         done = write_peft_folder(path, aside, backbone, method_dirs, base_model)
         group = _group(path)
@@ -78,7 +78,7 @@ def _export_peft(
         name = push or out.name
         adapter = Adapter(name, done.peft_type, done.base_model, done.code, done.notes, license)
         (verdict,) = judge([board], group)
-        model_card(adapter, own, board, verdict).save(aside / "README.md")
+        make_card(adapter, own, board, verdict).save(aside / "README.md")
     runs = len(group)
     say(f"{done.peft_type}: {done.num_tensors} tensors, {done.num_numbers:,} numbers")
     say(f"PEFT loads it and gives the logits of the cell (largest difference {done.gap:.1g})")

@@ -34,7 +34,7 @@ class Adapter:
     license: str | None
 
 
-def model_card(adapter: Adapter, result: Result, board: Board, significance: Significance | None) -> ModelCard:
+def make_card(adapter: Adapter, result: Result, board: Board, significance: Significance | None) -> ModelCard:
     """Return the card of the cell `result`; `board` holds its group alone, `significance` the intervals of it."""
     from huggingface_hub import ModelCard, ModelCardData
 
