@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from harness.errors import UserError
@@ -80,3 +81,28 @@ def read_bounded(path: Path, limit: int, kind: str) -> bytes:
     if len(content) > limit:
         raise UserError(f"is larger than {limit:,} bytes, the limit for {kind}", where=str(path))
     return content
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Give a hidden folder beside `path` to fill, which becomes `path` when all went well; else nothing is left of it.
+
+    Raises UserError where `path` is a file or holds something, or where nothing can be written beside it.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        what = "exists and is not empty" if path.is_dir() else "is a file"
+        raise UserError(what, where=str(path), hint="Name a new folder: what is there is never overwritten.")
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        aside.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"cannot be written: {error.strerror}", where=str(path)) from None
+    try:
+        yield aside
+        if path.exists():
+            path.rmdir()
+        aside.rename(path)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    sync_folder(path.parent)

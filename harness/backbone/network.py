@@ -205,7 +205,7 @@ class Backbone:
         Behind its end a row holds padding. With `follow` rows may leave, or become several beams: it is told which are
         read from then on. Raises CannotFollow where beams are wanted and it says no.
         """
-        with self._autocast():
+        with self.autocast():
             return self._kind(prefixes).decode(self, embeds, mask, writing, follow)
 
     def shares_contexts(self, num_positions: int) -> bool:
@@ -218,7 +218,7 @@ class Backbone:
     @torch.no_grad()
     def read_contexts(self, embeds: Tensor, mask: Tensor, prefixes: RowPrefixes | None = None) -> Contexts:
         """Read N contexts, [N, L, H] and [N, L], once for all texts that `continuation_losses` puts behind them."""
-        with self._autocast():
+        with self.autocast():
             return continuations.read(self, embeds, mask, prefixes)
 
     @torch.no_grad()
@@ -228,7 +228,7 @@ class Backbone:
         Labels are -100 behind the end of a text; the loss there is 0. It is what `token_losses` gives for whole rows.
         """
         tokens = labels.masked_fill(labels == -100, self.pad_id)
-        with self._autocast():
+        with self.autocast():
             logits = contexts.target_logits(self, rows, tokens, labels != -100)
         return self.cross_entropy(logits, labels)
 
@@ -321,7 +321,7 @@ class Backbone:
 
     def read_prompts(self, prompts: Tensor, mask: Tensor, grad: bool) -> Prefixes:
         """Read G prompts, [G, P, H] and [G, P] with the padding in front, for the rows that will stand behind them."""
-        with self._autocast(), self._dropout(), self._recomputation():
+        with self.autocast(), self._dropout(), self._recomputation():
             return shared_prefix.read_prompts(self, prompts, mask, grad)
 
     @contextlib.contextmanager
@@ -339,7 +339,7 @@ class Backbone:
                 handle.remove()
 
     @contextlib.contextmanager
-    def _autocast(self) -> Iterator[None]:
+    def autocast(self) -> Iterator[None]:
         """Compute products in bfloat16 where that is the precision."""
         if self.precision != "bfloat16":
             yield
@@ -377,7 +377,7 @@ class Backbone:
     ) -> Tensor:
         """Return the logits that predict each target token, [N, T, V]; arguments as for `token_losses`."""
         tokens = labels.masked_fill(labels == -100, self.pad_id)  # -100 is no id; these positions have no loss
-        with self._autocast(), self._dropout(), self._recomputation():
+        with self.autocast(), self._dropout(), self._recomputation():
             return self._kind(prefixes).target_logits(self, embeds, mask, tokens, labels != -100)
 
     def text_states(
@@ -393,7 +393,7 @@ class Backbone:
         A decoder-only network gives that of the last token. An encoder gives that of the first, or a mean (`pooling`)
         which leaves out the `prompts` [N] positions behind the first.
         """
-        with self._autocast(), self._dropout(), self._recomputation():
+        with self.autocast(), self._dropout(), self._recomputation():
             states = self._kind(prefixes).text_states(self, embeds, mask, pooling, prompts)
         # layers that are spread over several GPUs end on another one than they begin
         return states.to(embeds.device)

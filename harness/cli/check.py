@@ -1,4 +1,4 @@
-"""The commands about one file: `check` a suite or a method, `export` a trained cell."""
+"""The command `check`: a suite file, or a method file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import typer
 from harness.cli.list import show
 from harness.cli.options import ListFormat, MethodDirs, require_file
 from harness.runner import judge_suite
-from harness.screen import say
 from harness.suite import Overrides, find_suite
 
 
@@ -39,24 +38,3 @@ def check(
     show(describe_contract(path, findings), format)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
-
-
-def export(
-    result: Annotated[Path, typer.Argument(help="JSON of a trained cell.")],
-    out: Annotated[Path, typer.Argument(help="Where to write, e.g. prompt.safetensors.")],
-    backbone: Annotated[str | None, typer.Option(help="Folder or hub id, if the result's name is neither.")] = None,
-    methods_dir: MethodDirs = None,
-) -> None:
-    """Write what inference needs of a trained cell: its prompt and added table, without the networks behind them.
-
-    Example: harness export results/quickstart/micro_sentiment/ept/micro-t5/CELL.json ept.safetensors
-    """
-    require_file(result)
-    from harness.method import export_result
-
-    done = export_result(result, out, backbone, tuple(str(folder) for folder in methods_dir or ()))
-    for name, shape in done.shapes.items():
-        say(f"{name} {shape}")
-    say(f"written to {done.path}; as few as {done.num_kept:,} numbers determine it")
-    if done.source_changed:
-        say("note: the method's file has changed since this cell was trained", is_error=True)

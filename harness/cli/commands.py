@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from harness.cli import check as cli_check
+from harness.cli import export as cli_export
 from harness.cli import list as cli_list
 from harness.cli import report as cli_report
 from harness.cli import results as cli_store
@@ -61,7 +62,7 @@ app.command()(cli_list.tasks)
 app.command()(cli_list.preview)
 app.command()(cli_list.protocols)
 app.command()(cli_check.check)
-app.command()(cli_check.export)
+app.command()(cli_export.export)
 
 
 def main() -> None:

@@ -48,8 +48,10 @@ from .method_source import method_class as method_class
 from .method_source import method_paths as method_paths
 from .method_source import read_specs as read_specs
 from .network_view import NetworkView as NetworkView
+from .peft_adapter import PeftAdapter as PeftAdapter
 from .peft_config import checked_peft_config as checked_peft_config
 from .peft_configured import ConfiguredPeft as ConfiguredPeft
+from .peft_folder import write_peft_folder as write_peft_folder
 from .peft_layers import PeftMethod as PeftMethod
 from .prefix_layers import PrefixAttention as PrefixAttention
 from .prefix_layers import key_head_shape as key_head_shape

@@ -110,12 +110,13 @@ def export_result(path: Path, out: Path, backbone: str | None, method_dirs: tupl
     if not path.exists():
         raise UserError("no such file", where=str(path))
     result = read_result(path)
-    tensors = _stored_tensors(path, result)
+    tensors = stored_tensors(path, result)
     # what a result stores is never overwritten, by a slip of the command line either
     if out.resolve() in {path.resolve(), path.with_suffix(".safetensors").resolve()}:
         raise UserError("would overwrite the result itself", where=str(out))
     registered = discover(*method_dirs)
-    method = _rebuild(path, result, registered, backbone or result.cell.backbone, tensors)
+    network = _network(result, registered, backbone or result.cell.backbone)
+    method = rebuild(path, result, registered, network, tensors)
     exported = exported_tensors(method)
     cell = result.cell
     metadata = {
@@ -179,13 +180,13 @@ def load_export(path: Path, backbone: Backbone, method_dirs: tuple[str, ...] = (
     try:
         method = serve(method, tensors, backbone)
     except (RuntimeError, KeyError) as error:
-        raise UserError(f"does not fit '{backbone.name}': {_first_line(error)}", where=str(path)) from None
+        raise UserError(f"does not fit '{backbone.name}': {first_line(error)}", where=str(path)) from None
     if (what := seal.difference()) is not None:
         raise UserError(f"its method has changed the backbone, which has to be loaded again: {what}", where=str(path))
     return method.eval()
 
 
-def _stored_tensors(path: Path, result: Result) -> dict[str, Tensor]:
+def stored_tensors(path: Path, result: Result) -> dict[str, Tensor]:
     """Read the selected tensors beside a result. Raises UserError where there are none, or not those once stored."""
     if result.status != "done" or result.files.tensors is None:
         reason = "failed" if result.status != "done" else "has no trained tensors"
@@ -198,32 +199,39 @@ def _stored_tensors(path: Path, result: Result) -> dict[str, Tensor]:
     return load_tensors(file)
 
 
-def _rebuild(
-    path: Path, result: Result, registered: Mapping[str, Registered], name_or_path: str, tensors: dict[str, Tensor]
-) -> Method:
-    """Build the method of a result and fill it with its trained tensors. Raises UserError where they do not fit.
+def _network(result: Result, registered: Mapping[str, Registered], name_or_path: str) -> Backbone:
+    """Load the backbone of a result: shapes alone for a method that collapses, which never reads its weights."""
+    cls = _method_class(result, registered)
+    collapsible = is_collapsible(cls.for_settings(cls.HP(**result.cell.hp)))
+    return meta_backbone(name_or_path) if collapsible else load_backbone(name_or_path, device="cpu")
 
-    A method that collapses never reads the backbone's weights after training, so those are not loaded for it.
-    """
+
+def _method_class(result: Result, registered: Mapping[str, Registered]) -> type[Method]:
     cls = get_class(registered, result.cell.method)
     assert issubclass(cls, Method)
-    collapsible = is_collapsible(cls.for_settings(cls.HP(**result.cell.hp)))
-    backbone = meta_backbone(name_or_path) if collapsible else load_backbone(name_or_path, device="cpu")
+    return cls
+
+
+def rebuild(
+    path: Path, result: Result, registered: Mapping[str, Registered], backbone: Backbone, tensors: dict[str, Tensor]
+) -> Method:
+    """Build the method of a result and fill it with its trained tensors. Raises UserError where they do not fit."""
+    cls = _method_class(result, registered)
     with torch.random.fork_rng():  # a method draws when it is created; the caller's random numbers stay as they are
         method = cls(cls.HP(**result.cell.hp), backbone)
     if f"{HEAD}weight" in tensors:
         method.linear_head = LinearHead(len(tensors[f"{HEAD}weight"]), backbone)
     try:
         # tensors on the meta device have no memory to copy into, so they are exchanged
-        options: dict[str, Any] = {"assign": True} if collapsible else {}
+        options: dict[str, Any] = {"assign": True} if backbone.device.type == "meta" else {}
         method.load_state_dict(tensors, **options)
     except RuntimeError as error:
         hint = "The method's file or the backbone is not the one that was trained; harness run --rerun stale."
-        raise UserError(f"does not fit its method: {_first_line(error)}", where=str(path), hint=hint) from None
+        raise UserError(f"does not fit its method: {first_line(error)}", where=str(path), hint=hint) from None
     return method.eval()
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line that says something: PyTorch's errors on loading have a heading above it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[min(1, len(lines) - 1)] if lines else type(error).__name__

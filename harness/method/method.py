@@ -19,6 +19,7 @@ from harness.method.linear_head import LinearHead
 from harness.method.low_rank import LowRank
 from harness.method.merging import CannotMerge, Merged, merged_weights
 from harness.method.paper import Paper, explain_figure, require_positive, span, sweep
+from harness.method.peft_adapter import PeftAdapter, prefix_adapter, prompt_adapter
 from harness.method.prompt_init import vocabulary_rows
 from harness.method.shared_layers import SharedLayers
 from harness.suite import Defaults
@@ -237,6 +238,34 @@ class Method(nn.Module):
     def load_export(self, tensors: Mapping[str, Tensor]) -> None:
         """Answer from exported tensors from now on. Never called for a method that exports prompt and added table."""
         self.load_state_dict(dict(tensors))
+
+    def peft_adapter(self, backbone: Backbone) -> PeftAdapter:
+        """Return what the method has learnt as PEFT holds it, to be loaded by `PeftModel.from_pretrained`.
+
+        A prompt alone is PEFT's PROMPT_TUNING, keys and values are its PREFIX_TUNING. A method that overrides this
+        gives a type of PEFT that computes the same; the harness tries that before it writes anything. Raises
+        ValueError where PEFT has none, with the reason as the end of the sentence "PEFT cannot hold it: ...".
+        """
+        if self.gives_keys_and_values():
+            prefix = self.keys_and_values()
+            assert prefix is not None
+            if self.num_kept > prefix.numel():
+                raise ValueError("it has keys and values outside of the decoder too, and PEFT has none there")
+            return prefix_adapter(prefix, backbone)
+        if self.trains_weights:
+            raise ValueError("every weight of the network was trained, so an adapter would be the network")
+        if self.is_layer_side():
+            raise ValueError("it changes layers as no type of PEFT does")
+        if self.depends_on_text():
+            raise ValueError("it makes its vectors from each text, and PEFT's are the same for all")
+        if self.added() is not None:
+            raise ValueError("it adds a table of vectors to the tokens of a text, for which PEFT has no type")
+        prompt = self.prompt()
+        if prompt is None:
+            raise ValueError("it changes nothing of the network, and PEFT has no type for that")
+        if prompt.dim() == 3:
+            raise ValueError(f"it has a prompt for each of {len(prompt)} tasks, and PROMPT_TUNING has one")
+        return prompt_adapter(prompt, backbone)
 
     @property
     def num_prompt_tokens(self) -> int:

@@ -20,6 +20,7 @@ from pydantic.errors import PydanticUserError
 
 from harness.backbone import KindName
 from harness.errors import SettingError
+from harness.method.peft_adapter import TASK_TYPES
 
 DEFAULT_TYPE = "LORA"
 """Taken where there is no configuration at all."""
@@ -77,11 +78,6 @@ def checked_peft_config(config: Mapping[str, Any]) -> dict[str, Any]:
     _check(json.dumps(config, sort_keys=True, default=str))
     settings = {key: value for key, value in config.items() if key not in NOTES and value is not None}
     return {**settings, "peft_type": peft_type(config)} if config else {}
-
-
-TASK_TYPES: Mapping[KindName, str] = {"encoder-decoder": "SEQ_2_SEQ_LM", "decoder": "CAUSAL_LM",
-                                      "encoder": "FEATURE_EXTRACTION"}  # fmt: skip
-"""PEFT's name of what each kind of network does, which it asks for vectors in front of a text."""
 
 
 def make_peft_config(config: Mapping[str, Any], kind: KindName, num_steps: int | None) -> PeftConfig:

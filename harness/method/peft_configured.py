@@ -25,6 +25,7 @@ from harness.method.layer_change import LayerChange
 from harness.method.layers import is_norm, stacks_of
 from harness.method.low_rank import LowRank
 from harness.method.method import Method
+from harness.method.peft_adapter import PeftAdapter, network_adapter
 from harness.method.peft_config import POSITIONWISE_TYPES, TOKENS, make_peft_config, peft_type
 from harness.method.peft_network import ADAPTER, FrozenTensors, PeftNetwork
 from harness.method.peft_start import fill_network, refuse_collapsed
@@ -101,6 +102,12 @@ class ConfiguredPeft(Method):
     def on_update(self, step: int, num_steps: int) -> None:
         if self.allocation is not None:
             self.allocation.allocate(step + 1)
+
+    def peft_adapter(self, backbone: Backbone) -> PeftAdapter:
+        """Return PEFT's own adapter. Raises ValueError for vectors in an encoder, which stand elsewhere in PEFT."""
+        if self.num_prompt_tokens and backbone.kind.prompt_start:
+            raise ValueError("its vectors stand behind an encoder's first token, and PEFT puts them in front of it")
+        return network_adapter(self.network.model)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load tensors; those that are exchanged and not filled are exchanged in PEFT's modules too."""

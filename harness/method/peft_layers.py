@@ -11,6 +11,7 @@ from torch import nn
 from harness.backbone import Backbone
 from harness.method.layer_change import LayerChange
 from harness.method.method import Method
+from harness.method.peft_adapter import PeftAdapter, network_adapter
 from harness.method.peft_network import FrozenTensors, PeftNetwork
 
 
@@ -42,6 +43,16 @@ class PeftMethod(Method):
     def layer_changes(self) -> Sequence[LayerChange]:
         """Put PEFT's layers in the modules' places."""
         return [LayerChange(original, instead=tuner) for original, tuner in self.tuners()]
+
+    def peft_adapter(self, backbone: Backbone) -> PeftAdapter:
+        """Return PEFT's own adapter. Raises ValueError for a method that trains more than PEFT's layers."""
+        known = {id(tensor) for tensor in self.tensors.values()}
+        head = () if self.linear_head is None else self.linear_head.parameters()
+        known |= {id(tensor) for tensor in head}
+        others = [name for name, tensor in self.named_parameters() if id(tensor) not in known]
+        if others:
+            raise ValueError(f"it trains {len(others)} tensors beside PEFT's layers ({others[0]} is the first)")
+        return network_adapter(self.network.model)
 
     def train(self, mode: bool = True) -> PeftMethod:
         """Switch PEFT's layers too. They are no modules of the method, since the backbone's lie inside them."""

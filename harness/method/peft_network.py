@@ -33,9 +33,7 @@ class PeftNetwork:
     def __init__(self, config: PeftConfig, backbone: Backbone) -> None:
         """Raises ValueError where PEFT cannot put this into this network."""
         self.config = config
-        start = getattr(config, "init_lora_weights", True)
-        is_moved = isinstance(start, str) and start not in SHARED_INITS
-        self.view = NetworkView(backbone.model, private=is_moved)
+        self.view = NetworkView(backbone.model, private=moves_weights(config))
         set_targets(config, self.view.model)
         try:
             with warnings.catch_warnings(record=True) as heard:
@@ -106,6 +104,12 @@ class PeftNetwork:
         for module in self.model.modules():
             if self.view.is_new(module):
                 module.training = mode
+
+
+def moves_weights(config: Any) -> bool:
+    """Whether PEFT's start for a configuration moves a part of the network's weights into the adapter."""
+    start = getattr(config, "init_lora_weights", True)
+    return isinstance(start, str) and start not in SHARED_INITS
 
 
 def _refuse_unused(messages: Iterable[str]) -> None:

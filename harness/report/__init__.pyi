@@ -7,6 +7,8 @@ from .fidelity import fidelity_rows as fidelity_rows
 from .fidelity import lay_out_fidelity as lay_out_fidelity
 from .figures.declared import draw_declared as draw_declared
 from .figures.write import draw_all as draw_all
+from .model_card import Adapter as Adapter
+from .model_card import make_card as make_card
 from .published import PublishedRecord as PublishedRecord
 from .published import find_published as find_published
 from .site.write import write_site as write_site
