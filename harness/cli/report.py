@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from harness.cli.completion import complete_folder, complete_layout_list, complete_suite
 from harness.cli.options import FormatOption
 from harness.errors import UserError
 from harness.garbage import without_gc
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from harness.report import Board, PublishedRecord, Significance
     from harness.results import Result
 
-Results = Annotated[Path, typer.Argument(help="Folder of the results.")]
+Results = Annotated[Path, typer.Argument(help="Folder of the results.", autocompletion=complete_folder)]
 SuiteName = Annotated[str | None, typer.Option(help="Only this suite, or several: A,B.")]
 OutFile = Annotated[Path | None, typer.Option(help="Write to this file instead of the screen.")]
 OutFolder = Annotated[Path, typer.Option("--out", metavar="DIR", help="Write into this folder.")]
@@ -33,7 +34,13 @@ Published = Annotated[
     ),
 ]
 SuiteFileOption = Annotated[
-    str | None, typer.Option("--layouts", metavar="SUITE", help="Suite file whose `report` block declares layouts.")
+    str | None,
+    typer.Option(
+        "--layouts",
+        metavar="SUITE",
+        help="Suite file whose `report` block declares layouts.",
+        autocompletion=complete_suite,
+    ),
 ]
 WhereOption = Annotated[
     list[str] | None,
@@ -71,7 +78,14 @@ def report(
 
 @without_gc
 def table(
-    names: Annotated[str, typer.Argument(metavar="A,B,...", help="Names, e.g. accept-1; list shows them; or all.")],
+    names: Annotated[
+        str,
+        typer.Argument(
+            metavar="A,B,...",
+            help="Names, e.g. accept-1; list shows them; or all.",
+            autocompletion=complete_layout_list,
+        ),
+    ],
     results: Results = Path("results"),
     format: FormatOption = "terminal",
     suite: SuiteName = None,

@@ -20,5 +20,6 @@ from .resolve_suite import judge_suite as judge_suite
 from .resolve_suite import method_settings as method_settings
 from .run_suite import RunSummary as RunSummary
 from .run_suite import run as run
+from .submitted_suites import known_suites as known_suites
 from .time_estimate import TimeEstimate as TimeEstimate
 from .time_estimate import estimate_time as estimate_time
