@@ -5,12 +5,9 @@ Type and default come from the model, the meaning from the docstring below the f
 
 from __future__ import annotations
 
-import ast
-import inspect
 import json
 import re
 import types
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
@@ -28,6 +25,7 @@ from harness.suite.file_schema import (
     Tuning,
     Where,
 )
+from harness.suite.json_schema import attribute_docstrings, sentence
 from harness.suite.report_block import (
     Axis,
     Categories,
@@ -273,23 +271,6 @@ def section(model: type[Strict], title: str) -> str:
     return "\n".join([*lines, ""])
 
 
-def sentence(model: type[Strict]) -> str:
-    """First paragraph of a model's docstring, on one line."""
-    return " ".join((model.__doc__ or "").strip().split("\n\n")[0].split())
-
-
-def attribute_docstrings(model: type[Strict]) -> dict[str, str]:
-    """Field -> the text that stands below it in the source."""
-    [cls] = ast.parse(inspect.getsource(model)).body
-    assert isinstance(cls, ast.ClassDef)
-    found = {}
-    for before, after in zip(cls.body, cls.body[1:], strict=False):
-        match before, after:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                found[name] = " ".join(text.split())
-    return found
-
-
 def spelled_type(field: FieldInfo) -> str:
     """A field's type in words, with its bounds."""
     text = spelled_hint(field.annotation)
@@ -364,15 +345,3 @@ def inline_yaml(value: Any) -> str:
 def anchor(title: str) -> str:
     """The anchor that a heading gets on a page."""
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
-
-
-def models_below(model: type[Strict]) -> Iterator[type[Strict]]:
-    """The model and every model that a field of it names."""
-    yield model
-    for field in model.model_fields.values():
-        waiting = [field.annotation]
-        while waiting:
-            hint: Any = waiting.pop()
-            waiting += get_args(hint)
-            if isinstance(hint, type) and issubclass(hint, Strict):
-                yield from models_below(hint)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from paths import ROOT
-from suite_reference import EXAMPLES, SECTIONS, inline_yaml, models_below, reference
+from suite_reference import EXAMPLES, SECTIONS, inline_yaml, reference
 from task_page import previews, records
 
 import harness
@@ -18,6 +18,7 @@ from harness.cli.list_protocols import describe_protocols
 from harness.data.tasks import all_tasks
 from harness.suite.blocks import Strict
 from harness.suite.file_schema import SuiteFile
+from harness.suite.json_schema import models_below
 from harness.train.method_contract import check_method_file
 from harness.yaml_lines import parse_value
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from harness.cli.completion import complete_checked
 from harness.cli.list import show
 from harness.cli.options import ListFormat, MethodDirs, require_file
 from harness.runner import judge_suite
@@ -14,7 +15,10 @@ from harness.suite import Overrides, find_suite
 
 
 def check(
-    path: Annotated[Path, typer.Argument(help="A suite file (.yaml) or a method file (.py).")],
+    path: Annotated[
+        Path,
+        typer.Argument(help="A suite file (.yaml) or a method file (.py).", autocompletion=complete_checked),
+    ],
     methods_dir: MethodDirs = None,
     format: ListFormat = "terminal",
 ) -> None:

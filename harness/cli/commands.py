@@ -9,7 +9,9 @@ import typer
 
 from harness.cli import check as cli_check
 from harness.cli import export as cli_export
+from harness.cli import folders as cli_folders
 from harness.cli import list as cli_list
+from harness.cli import new as cli_new
 from harness.cli import report as cli_report
 from harness.cli import results as cli_store
 from harness.cli import run as cli_run
@@ -42,7 +44,8 @@ def program(
     """What stands before a command."""
 
 
-# in the order of the help: run, look at results, look after them, look around, look at one file
+# in the order of the help: begin, run, look at results, look after them, look around, look at one file
+app.command()(cli_new.new)
 app.command()(cli_run.run)
 app.command(cls=PlanCommand)(cli_run.plan)
 app.command()(cli_run.devices)
@@ -55,6 +58,8 @@ app.command()(cli_report.figures)
 app.command()(cli_report.site)
 app.command()(cli_store.score)
 app.command()(cli_store.verify)
+app.command()(cli_folders.compare)
+app.command()(cli_folders.merge)
 app.command()(cli_list.suites)
 app.command()(cli_list.methods)
 app.command()(cli_list.params)
@@ -63,6 +68,7 @@ app.command()(cli_list.preview)
 app.command()(cli_list.protocols)
 app.command()(cli_check.check)
 app.command()(cli_export.export)
+app.command()(cli_new.schema)
 
 
 def main() -> None:

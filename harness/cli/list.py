@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from harness.backbone import resolve_backbone
+from harness.cli.completion import complete_backbone, complete_folder, complete_suite, complete_task
 from harness.cli.options import DataDir, ListFormat, MethodDirs, Methods, ProtocolName, Settings, parse_settings, split
 from harness.data import require_folder
 from harness.method import method_paths, read_specs
@@ -18,7 +19,9 @@ from harness.suite import find_suite
 
 
 def suites(
-    folder: Annotated[Path, typer.Argument(help="Folder whose suite files are listed too.")] = Path(),
+    folder: Annotated[
+        Path, typer.Argument(help="Folder whose suite files are listed too.", autocompletion=complete_folder)
+    ] = Path(),
     format: ListFormat = "terminal",
 ) -> None:
     """List the suites that ship with the program and those of a folder: what each is for, and how many cells it has.
@@ -33,7 +36,11 @@ def suites(
 def methods(
     methods_dir: MethodDirs = None,
     backbone: Annotated[
-        str | None, typer.Option(help="Say of each method whether it fits this network: name, folder or hub id.")
+        str | None,
+        typer.Option(
+            help="Say of each method whether it fits this network: name, folder or hub id.",
+            autocompletion=complete_backbone,
+        ),
     ] = None,
     format: ListFormat = "terminal",
 ) -> None:
@@ -62,7 +69,9 @@ def tasks(data: DataDir = None, format: ListFormat = "terminal") -> None:
 
 
 def params(
-    backbone: Annotated[str, typer.Option(help="Known name, folder or hub id.")] = "t5-base",
+    backbone: Annotated[
+        str, typer.Option(help="Known name, folder or hub id.", autocompletion=complete_backbone)
+    ] = "t5-base",
     methods: Methods = None,
     settings: Settings = None,
     methods_dir: MethodDirs = None,
@@ -82,11 +91,15 @@ def params(
 
 
 def preview(
-    task: Annotated[str, typer.Argument(help="Name of a task.")],
-    backbone: Annotated[str, typer.Option(help="Backbone whose tokenizer is used.")] = "micro-t5",
+    task: Annotated[str, typer.Argument(help="Name of a task.", autocompletion=complete_task)],
+    backbone: Annotated[
+        str, typer.Option(help="Backbone whose tokenizer is used.", autocompletion=complete_backbone)
+    ] = "micro-t5",
     split_name: Annotated[Literal["train", "dev", "test"], typer.Option("--split", help="Which split.")] = "train",
     rows: Annotated[int, typer.Option(min=1, help="How many rows.")] = 3,
-    suite: Annotated[str | None, typer.Option(help="Suite file: its own tasks, its protocol.")] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="Suite file: its own tasks, its protocol.", autocompletion=complete_suite)
+    ] = None,
     protocol: ProtocolName = None,
     data: DataDir = None,
     format: ListFormat = "terminal",

@@ -8,20 +8,31 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from harness.cli import completion
 from harness.errors import UserError
 
 Methods = Annotated[
     str | None,
-    typer.Option(metavar="A,B,...", help="Only these rows of the suite, or other methods with their own defaults."),
+    typer.Option(
+        metavar="A,B,...",
+        help="Only these rows of the suite, or other methods with their own defaults.",
+        autocompletion=completion.complete_method_list,
+    ),
 ]
 Tasks = Annotated[
-    str | None, typer.Option(metavar="A,B,...", help="These tasks instead of the suite's: names, or titles of tables.")
+    str | None,
+    typer.Option(
+        metavar="A,B,...",
+        help="These tasks instead of the suite's: names, or titles of tables.",
+        autocompletion=completion.complete_task_list,
+    ),
 ]
 Backbones = Annotated[
     str | None,
     typer.Option(
         metavar="A,B,...",
         help="These instead of the suite's: known names, folders, hub ids, or short names of the suite's own.",
+        autocompletion=completion.complete_backbone_list,
     ),
 ]
 Seeds = Annotated[str | None, typer.Option(metavar="A,B,...", help="These training seeds instead of the suite's.")]
@@ -29,14 +40,33 @@ Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a suite value, e.g. recipe.steps=300.")
 ]
 ProtocolName = Annotated[
-    str | None, typer.Option("--protocol", metavar="NAME", help="Another protocol than the suite's, unchanged.")
+    str | None,
+    typer.Option(
+        "--protocol",
+        metavar="NAME",
+        help="Another protocol than the suite's, unchanged.",
+        autocompletion=completion.complete_protocol,
+    ),
 ]
-ResultsDir = Annotated[Path, typer.Option("--results", help="Folder of the results.")]
+ResultsDir = Annotated[
+    Path, typer.Option("--results", help="Folder of the results.", autocompletion=completion.complete_folder)
+]
 DataDir = Annotated[
-    str | None, typer.Option("--data", envvar="HARNESS_DATA", help="Folder with local copies of the tasks' data.")
+    str | None,
+    typer.Option(
+        "--data",
+        envvar="HARNESS_DATA",
+        help="Folder with local copies of the tasks' data.",
+        autocompletion=completion.complete_folder,
+    ),
 ]
 MethodDirs = Annotated[
-    list[Path] | None, typer.Option("--methods-dir", help="Another folder of method files; may be repeated.")
+    list[Path] | None,
+    typer.Option(
+        "--methods-dir",
+        help="Another folder of method files; may be repeated.",
+        autocompletion=completion.complete_folder,
+    ),
 ]
 RerunOption = Annotated[Literal["none", "failed", "stale"], typer.Option(help="Which stored results to make again.")]
 CheckpointEvery = Annotated[

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from harness.cli.completion import complete_folder, complete_layout_list, complete_suite
 from harness.cli.options import FormatOption
 from harness.errors import UserError
 from harness.garbage import without_gc
@@ -22,9 +23,10 @@ if TYPE_CHECKING:
     from harness.results import Gathered, Result
     from harness.suite import Bold, ReportBlock, ReportSeeds
 
-Results = Annotated[Path, typer.Argument(help="Folder of the results.")]
+Results = Annotated[Path, typer.Argument(help="Folder of the results.", autocompletion=complete_folder)]
 Folders = Annotated[
-    list[Path] | None, typer.Argument(metavar="[RESULTS]...", help="Folders of the results. \\[results]")
+    list[Path] | None,
+    typer.Argument(metavar="[RESULTS]...", help="Folders of the results. \\[results]", autocompletion=complete_folder),
 ]
 SuiteName = Annotated[str | None, typer.Option(help="Only this suite, or several: A,B.")]
 OutFile = Annotated[Path | None, typer.Option(help="Write to this file instead of the screen.")]
@@ -39,7 +41,10 @@ Published = Annotated[
 SuiteFileOption = Annotated[
     str | None,
     typer.Option(
-        "--layouts", metavar="SUITE", help="Suite file whose `report` block declares layouts and how they mark."
+        "--layouts",
+        metavar="SUITE",
+        help="Suite file whose `report` block declares layouts and how they mark.",
+        autocompletion=complete_suite,
     ),
 ]
 WhereOption = Annotated[
@@ -97,7 +102,14 @@ def report(
 
 @without_gc
 def table(
-    names: Annotated[str, typer.Argument(metavar="A,B,...", help="Names, e.g. accept-1; list shows them; or all.")],
+    names: Annotated[
+        str,
+        typer.Argument(
+            metavar="A,B,...",
+            help="Names, e.g. accept-1; list shows them; or all.",
+            autocompletion=complete_layout_list,
+        ),
+    ],
     results: Results = Path("results"),
     format: FormatOption = "terminal",
     suite: SuiteName = None,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.backbone import resolve_backbone
+from harness.cli.completion import complete_backbone_list, complete_suite
 from harness.cli.list import show
 from harness.cli.options import (
     Address,
@@ -45,7 +46,9 @@ from harness.suite import Overrides, find_suite, load_suite
 if TYPE_CHECKING:
     from harness.runner import RunSummary
 
-Suite = Annotated[str, typer.Argument(help="Suite file, or the name of a shipped suite.")]
+Suite = Annotated[
+    str, typer.Argument(help="Suite file, or the name of a shipped suite.", autocompletion=complete_suite)
+]
 
 
 def run(
@@ -175,9 +178,17 @@ def plan(
 def devices(
     device: Annotated[str, typer.Argument(metavar="NAME", help="A device, e.g. h200.")],
     backbones: Annotated[
-        str | None, typer.Option(metavar="A,B,...", help="Only these: known names, folders or hub ids. [all known]")
+        str | None,
+        typer.Option(
+            metavar="A,B,...",
+            help="Only these: known names, folders or hub ids. [all known]",
+            autocompletion=complete_backbone_list,
+        ),
     ] = None,
-    suite: Annotated[str | None, typer.Option(help="Only the backbones of this suite file or shipped suite.")] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(help="Only the backbones of this suite file or shipped suite.", autocompletion=complete_suite),
+    ] = None,
     format: ListFormat = "terminal",
 ) -> None:
     """Show which backbones fit the memory of a device, and in how many bits; needs neither the device nor a download.

@@ -1,5 +1,7 @@
 from .boards import Board as Board
 from .boards import collect_boards as collect_boards
+from .comparison import compare_folders as compare_folders
+from .comparison_tables import render_comparison as render_comparison
 from .declared.find_entries import EntryIndex as EntryIndex
 from .declared.lines import keys_of as keys_of
 from .declared.table import fill_layout as fill_layout

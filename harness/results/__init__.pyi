@@ -1,3 +1,4 @@
+from .merge import merge_folders as merge_folders
 from .notes import COMMON_TO_A_COLUMN as COMMON_TO_A_COLUMN
 from .notes import COMMON_TO_AN_ENTRY as COMMON_TO_AN_ENTRY
 from .notes import changed_since as changed_since
@@ -41,5 +42,8 @@ from .store import read_predictions as read_predictions
 from .store import read_result as read_result
 from .store import split_name as split_name
 from .store import tensors_path as tensors_path
+from .submission import Expected as Expected
+from .submission import Submission as Submission
+from .submission import check_submission as check_submission
 from .verify import Verified as Verified
 from .verify import verify_folder as verify_folder

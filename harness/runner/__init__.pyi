@@ -23,5 +23,6 @@ from .run_suite import run as run
 from .slurm_script import GRACE_S as GRACE_S
 from .slurm_script import Allocation as Allocation
 from .slurm_script import batch_script as batch_script
+from .submitted_suites import known_suites as known_suites
 from .time_estimate import TimeEstimate as TimeEstimate
 from .time_estimate import estimate_time as estimate_time

@@ -28,6 +28,8 @@ from .groups import suite_block as suite_block
 from .init_from import GRID_KEY as GRID_KEY
 from .init_from import INIT_FROM as INIT_FROM
 from .init_from import NO_SOURCE as NO_SOURCE
+from .json_schema import Names as Names
+from .json_schema import suite_schema as suite_schema
 from .make_groups import Group as Group
 from .make_groups import Overrides as Overrides
 from .make_groups import Suite as Suite
