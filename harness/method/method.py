@@ -91,7 +91,7 @@ class Method(nn.Module):
         super().__init__()
         self._attached: SharedLayers | None = None
         self.linear_head: LinearHead | None = None
-        """The harness sets it where `recipe.head` is linear. It trains and is stored, but is counted apart."""
+        """The harness sets it unless `recipe.head` is label. It trains and is stored, but is counted apart."""
 
     def prompt(self) -> Tensor | None:
         """Return the vectors that go in front of every text: [P, H], or [K, P, H] with one prompt per task, or None."""
@@ -243,17 +243,17 @@ class Method(nn.Module):
 
     @property
     def num_trained(self) -> int:
-        """Number of parameters that train, a linear head left out."""
+        """Number of parameters that train, a head left out."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad) - self.num_head
 
     @property
     def num_head(self) -> int:
-        """Number of weights of the linear head; 0 where answers are written as text."""
+        """Number of weights of the head, its hidden layer included; 0 where answers are written as text."""
         return 0 if self.linear_head is None else sum(p.numel() for p in self.linear_head.parameters())
 
     @property
     def num_kept(self) -> int:
-        """Number of parameters that inference has to keep, a linear head left out."""
+        """Number of parameters that inference has to keep, a head left out."""
         return sum(tensor.numel() for name, tensor in kept_tensors(self).items() if not name.startswith("linear_head."))
 
     @classmethod

@@ -445,8 +445,13 @@ def refusals(path: Path) -> str:
             "micro_qa",
             "'bert' is an encoder and writes no text, which task 'micro_qa'",
         ),
-        ("steps: 4,", "steps: 4, head: label,", "'bert' is an encoder and writes no text; its head must be linear"),
+        ("steps: 4,", "steps: 4, head: label,", "'bert' is an encoder and writes no text; its head must be linear or"),
         ("micro_sentiment, micro_similarity", "both", "linear serves one task; 'both' is a mixture of 2"),
+        (
+            "[micro_sentiment, micro_similarity]\nseeds: [1]\nrecipe: {",
+            "[both]\nseeds: [1]\nrecipe: {head: hidden, ",
+            "hidden serves one task; 'both' is a mixture of 2",
+        ),
         ("max_source_length: 24", "max_source_length: 46", "needs 49 positions (3 prompt + 46 source)"),
     ],
 )
@@ -464,13 +469,18 @@ def test_what_an_encoder_cannot_do_is_told_before_a_run(
         (
             "head_only:",
             "head_only: {recipe: {head: label}}",
-            "'head_only' trains a linear head alone; recipe.head must",
+            "'head_only' trains a head alone; recipe.head must be linear or hidden",
         ),
-        ("steps: 4,", "steps: 4, pooling: mean,", "mean is for linear heads of encoders; 'micro-t5' is"),
+        ("steps: 4,", "steps: 4, pooling: mean,", "mean is for heads of encoders; 'micro-t5' is"),
         (
             "steps: 4,",
             "steps: 4, head: linear,",
             "linear needs an encoder or a decoder-only backbone; 'micro-t5' is both",
+        ),
+        (
+            "steps: 4,",
+            "steps: 4, head: hidden,",
+            "hidden needs an encoder or a decoder-only backbone; 'micro-t5' is both",
         ),
     ],
 )
