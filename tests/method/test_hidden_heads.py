@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_encoders import SENTIMENT, encoded, make_checkpoint, make_trainer
 from torch import Tensor
 from transformers import (
     BertConfig,
@@ -15,16 +16,19 @@ from transformers import (
     LlamaConfig,
     RobertaConfig,
     RobertaForSequenceClassification,
+    get_linear_schedule_with_warmup,
 )
 from transformers.models.roberta.modeling_roberta import RobertaClassificationHead
 
 from harness.backbone.load import load_backbone
 from harness.backbone.network import Backbone
 from harness.method.linear_head import STARTING_STD, HeadReader, LinearHead, head_dropout
+from harness.train.row_order import RowOrder
 from harness.train.tiny_backbones import tiny_backbone
 
-SIZES = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
-         "max_position_embeddings": 40, "attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0}  # fmt: skip
+SIZES = {"vocab_size": 1_000, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+         "intermediate_size": 32, "max_position_embeddings": 40, "attention_probs_dropout_prob": 0.0,
+         "hidden_dropout_prob": 0.0}  # fmt: skip
 IDS = torch.tensor([[5, 9, 7, 8, 4], [8, 4, 11, 6, 3], [6, 6, 9, 12, 5], [7, 3, 5, 5, 9]])
 MASK = torch.ones_like(IDS)
 
@@ -46,7 +50,7 @@ def roberta(tmp_path_factory: pytest.TempPathFactory) -> RobertaForSequenceClass
 
 
 def saved(model: Any, body: Any, folder: Path) -> Any:
-    """Store the body of a classifier, and a tokenizer that this module never asks for anything."""
+    """Store the body of a classifier, and a tokenizer whose ids it has room for."""
     from transformers import AutoTokenizer
 
     from harness.backbone.names import SHIPPED
@@ -192,3 +196,48 @@ def test_rows_in_any_order_go_through_the_layer_of_their_own_cell() -> None:
         alone = HeadReader(backbone, [heads[cell]], np.zeros(1, np.int64))
         expected = alone.outputs(vectors[row : row + 1], mask[row : row + 1])
         torch.testing.assert_close(found[row], expected[0], rtol=1e-12, atol=1e-12)
+
+
+def test_bitfit_under_it_trains_as_a_classifier_of_transformers_whose_biases_alone_train(tmp_path: Path) -> None:
+    """Tensor for tensor, beside a plain loop of PyTorch over `BertForSequenceClassification` and the same rows."""
+    steps, lr, head_lr, batch_size = 6, 0.02, 0.05, 3  # 0.05 is that of make_trainer
+    backbone = load_backbone(str(make_checkpoint("bert", tmp_path / "bert")), "float64", "cpu")
+    trainer = make_trainer([("bitfit", {}, lr, 2, batch_size)], backbone, SENTIMENT, steps=steps, head="hidden")
+    method, recipe = trainer.states[0].outcome.method, trainer.states[0].recipe
+    theirs = BertForSequenceClassification.from_pretrained(tmp_path / "bert", num_labels=2).double().eval()
+    with torch.no_grad():
+        for ours, their in pairs(method.linear_head, theirs):
+            their.copy_(ours)
+    before = {name: parameter.detach().clone() for name, parameter in theirs.named_parameters()}
+    with trainer.fused.attached():
+        trainer.run(lambda *_: None, lambda _: None)
+    assert trainer.states[0].outcome.failure is None
+
+    for name, parameter in theirs.named_parameters():
+        parameter.requires_grad = name.endswith(".bias") or name.startswith(("bert.pooler", "classifier"))
+    head = [parameter for _, parameter in pairs(method.linear_head, theirs)]
+    body = [p for p in theirs.parameters() if p.requires_grad and all(p is not own for own in head)]
+    groups = [{"params": body, "lr": lr}, {"params": head, "lr": head_lr}]
+    optimizer = torch.optim.AdamW(groups, eps=recipe.eps, weight_decay=0.0)
+    schedule, order = get_linear_schedule_with_warmup(optimizer, 0, steps), RowOrder(4, 2)
+    rows = encoded(backbone)
+    for _ in range(steps):
+        chosen = order.draw(batch_size)
+        ids = torch.as_tensor(rows.sources(chosen, -1))
+        labels = torch.as_tensor(rows.targets(chosen))[:, 0]
+        optimizer.zero_grad()
+        logits = theirs(input_ids=ids.clamp(min=0), attention_mask=(ids >= 0).long()).logits
+        torch.nn.functional.cross_entropy(logits, labels).backward()
+        torch.nn.utils.clip_grad_norm_(body + head, recipe.clip_norm)
+        optimizer.step()
+        schedule.step()
+
+    vectors = {name.replace("/", "."): vector.detach() for name, vector in method.biases.vectors.items()}
+    moved = {name.removesuffix(".bias").removeprefix("bert."): parameter.detach() - before[name]
+             for name, parameter in theirs.named_parameters()
+             if parameter.requires_grad and not name.startswith(("bert.pooler", "classifier"))}  # fmt: skip
+    assert set(vectors) == set(moved)
+    for name, vector in vectors.items():
+        torch.testing.assert_close(vector, moved[name], rtol=1e-6, atol=1e-9)
+    for ours, their in pairs(method.linear_head, theirs):
+        torch.testing.assert_close(ours, their, rtol=1e-6, atol=1e-9)
