@@ -84,7 +84,7 @@ def matmul_params(backbone: Backbone) -> MatmulParams:
     head_size = _size(head) if head is not None else 0
     if not backbone.is_encoder_decoder:
         body = _matrices(model) - head_size
-        # an encoder reads no target; what a linear head costs is put in where there is one
+        # an encoder reads no target; what a head costs is put in where there is one
         return MatmulParams(body, body if backbone.writes_text else 0, head_size, reads_start=False)
     encoder, decoder = _matrices(model.get_encoder()), _matrices(model.get_decoder())
     crossing = sum(

@@ -7,10 +7,13 @@ from typing import Any
 
 from harness.backbone import Backbone, meta_backbone
 from harness.errors import UserError
-from harness.method import Method, Registered, Rule, explain_figure, get_class
+from harness.method import LinearHead, Method, Registered, Rule, explain_figure, get_class
 from harness.runner import check_method_options, method_settings
 from harness.text_tables import text_table
 from harness.train import misfit
+
+CLASSES = 2
+"""Classes of the heads whose size is shown."""
 
 
 def describe_params(
@@ -37,8 +40,27 @@ def describe_params(
     title = f"{built.name}: {built.num_params:,} parameters, width {built.hidden}"
     notes = [f"{row['method']}, published figure: {row['difference']}" for row in rows if row["difference"]]
     notes += [f"{name}, not counted: {reason}" for name, reason in left_out.items()]
+    heads = _heads(built)
+    if heads:
+        shown = ", ".join(f"{count:,} ({head})" for head, count in heads.items())
+        notes.append(f"a head of {CLASSES} classes trains beside these, and is counted apart: {shown}")
     text = "\n".join([title, text_table([_shown(row) for row in rows], columns), *notes])
-    return {"backbone": built.name, "num_params": built.num_params, "methods": rows, "left_out": left_out, "text": text}
+    return {
+        "backbone": built.name,
+        "num_params": built.num_params,
+        "methods": rows,
+        "left_out": left_out,
+        "heads": heads,
+        "text": text,
+    }
+
+
+def _heads(backbone: Backbone) -> dict[str, int]:
+    """Return the parameters of each kind of head over CLASSES classes; none where the network has no use for heads."""
+    if not backbone.kind.has_text_states:
+        return {}
+    made = {kind: LinearHead(CLASSES, backbone, kind == "hidden") for kind in ("linear", "hidden")}
+    return {kind: sum(p.numel() for p in head.parameters()) for kind, head in made.items()}
 
 
 def _count(

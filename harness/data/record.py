@@ -77,7 +77,7 @@ class DataRecord(Strict):
     """Split -> tokens of all choices of its rows, where the likeliest is the answer."""
     prompt: PromptRecord = PromptRecord()
     writing: WritingRecord | None = None
-    """None where no answer was written: by a rule, a linear head or a ranking, and in results of older versions."""
+    """None where no answer was written: by a rule, a head or a ranking, and in results of older versions."""
     fingerprint: str
     """Of all rows of the task's splits, drawn or not."""
     parts: dict[str, DataRecord] = {}

@@ -30,7 +30,7 @@ from harness.provenance import sha256_file
 from harness.results import Result, read_result, tensors_path
 
 HEAD = "linear_head."
-"""Prefix of the tensors of a linear head."""
+"""Prefix of the tensors of a head."""
 
 
 class Exported(Method):
@@ -73,7 +73,10 @@ def serve(method: Method, tensors: Mapping[str, Tensor], backbone: Backbone) -> 
 
 
 def exported_tensors(method: Method) -> dict[str, Tensor]:
-    """Return what `method.export` gives, and the linear head's weights [C, W] and bias [C], where there is one."""
+    """Return what `method.export` gives, and the head's weights [C, W] and bias [C], where there is one.
+
+    A hidden layer has a weight [W, W] and a bias [W] beside them.
+    """
     # a method that exports its whole state has the head in it, one that collapses has not: it is added here for both
     tensors = {name: tensor for name, tensor in own_export(method).items() if not name.startswith(HEAD)}
     head = {} if method.linear_head is None else dict(method.linear_head.named_parameters())
@@ -81,11 +84,19 @@ def exported_tensors(method: Method) -> dict[str, Tensor]:
 
 
 def _put_on_head(method: Method, tensors: Mapping[str, Tensor], backbone: Backbone) -> None:
-    """Give a method the linear head that is among the tensors, if there is one."""
-    own = {name.removeprefix(HEAD): tensor for name, tensor in tensors.items() if name.startswith(HEAD)}
-    if own:
-        method.linear_head = LinearHead(len(own["weight"]), backbone)
+    """Give a method the head that is among the tensors, if there is one."""
+    if own := _head_tensors(tensors):
+        method.linear_head = _head_of(own, backbone)
         method.linear_head.load_state_dict(own)
+
+
+def _head_of(own: Mapping[str, Tensor], backbone: Backbone) -> LinearHead:
+    """Return an untrained head of the same make as the one that these tensors are of, by name without prefix."""
+    return LinearHead(len(own["weight"]), backbone, "hidden.weight" in own)
+
+
+def _head_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(HEAD): tensor for name, tensor in tensors.items() if name.startswith(HEAD)}
 
 
 @dataclass(frozen=True)
@@ -219,8 +230,8 @@ def rebuild(
     cls = _method_class(result, registered)
     with torch.random.fork_rng():  # a method draws when it is created; the caller's random numbers stay as they are
         method = cls(cls.HP(**result.cell.hp), backbone)
-    if f"{HEAD}weight" in tensors:
-        method.linear_head = LinearHead(len(tensors[f"{HEAD}weight"]), backbone)
+    if own := _head_tensors(tensors):
+        method.linear_head = _head_of(own, backbone)
     try:
         # tensors on the meta device have no memory to copy into, so they are exchanged
         options: dict[str, Any] = {"assign": True} if backbone.device.type == "meta" else {}

@@ -95,7 +95,7 @@ class Method(nn.Module):
         super().__init__()
         self._attached: SharedLayers | None = None
         self.linear_head: LinearHead | None = None
-        """The harness sets it where `recipe.head` is linear. It trains and is stored, but is counted apart."""
+        """The harness sets it unless `recipe.head` is label. It trains and is stored, but is counted apart."""
         self.given_head: Mapping[str, Tensor] = {}
         """`weight` [C, W] and `bias` [C] of a head that `start_from` has found; the head starts from them."""
 
@@ -288,19 +288,19 @@ class Method(nn.Module):
 
     @property
     def num_trained(self) -> int:
-        """Number of parameters that train, a linear head left out."""
+        """Number of parameters that train, a head left out."""
         trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
         head = [] if self.linear_head is None else self.linear_head.parameters()
         return trained - sum(p.numel() for p in head if p.requires_grad)
 
     @property
     def num_head(self) -> int:
-        """Number of weights of the linear head; 0 where answers are written as text."""
+        """Number of weights of the head, its hidden layer included; 0 where answers are written as text."""
         return 0 if self.linear_head is None else sum(p.numel() for p in self.linear_head.parameters())
 
     @property
     def num_kept(self) -> int:
-        """Number of parameters that inference has to keep, a linear head left out."""
+        """Number of parameters that inference has to keep, a head left out."""
         return sum(tensor.numel() for name, tensor in kept_tensors(self).items() if not name.startswith("linear_head."))
 
     @classmethod

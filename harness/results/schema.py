@@ -65,7 +65,7 @@ class ParamCounts(Strict):
         return round(total / self.num_tasks)
 
     num_head: int = 0
-    """Weights of a linear head, which stand in neither of the other two."""
+    """Weights of a head, its hidden layer included, which stand in neither of the other two."""
 
 
 class Usage(Strict):

@@ -68,7 +68,7 @@ def _measure(backbone: Backbone, dropout: bool) -> Rate:
 
     def train(rows: int) -> None:
         given = embeds[:rows].requires_grad_()
-        # what a linear head adds to an encoder's states takes no time beside them
+        # what a head adds to an encoder's states takes no time beside them
         made = (
             backbone.token_losses(given, mask[:rows], labels[:rows])
             if backbone.writes_text

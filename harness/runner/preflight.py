@@ -151,9 +151,9 @@ class _Fits:
         try:
             recipe_at = plan.suite.document.where("recipe")
             check_head(cell.recipe.head, cell.recipe.pooling, plan.tasks[cell.task], backbone, recipe_at)
-            if cell.recipe.head == "linear" and cell.definition is not None:
+            if cell.recipe.has_head and cell.definition is not None:
                 task_at, field = plan.suite.document.where("define_tasks", cell.task), f"define_tasks.{cell.task}"
-                refuse_writing(cell.definition, "a linear head writes no answers", task_at, field)
+                refuse_writing(cell.definition, "a trained head writes no answers", task_at, field)
             _check_form(plan.tasks[cell.task], backbone, cell.recipe.max_source_length)
             sources = [self._shapes_of(cell, start) for start in cell.init_from]
             cls = _class(plan, cell)
@@ -200,7 +200,7 @@ class _Fits:
         """Raise UserError if answers are searched with beams and the method does not follow rows that change places."""
         task = self._plan.tasks[cell.task]
         searched = [part for part in task.parts or (task,) if part.num_beams > 1 and not part.is_ranked]
-        if not searched or cell.recipe.head == "linear":
+        if not searched or cell.recipe.has_head:
             return
         key = _method_key(cell)
         if key not in self._keeps_beams:
@@ -266,12 +266,12 @@ def _check_what_trains(cell: Cell, cls: type[Method], num_trained: int, where: s
     `head` is one that an adapter was trained with, {} without.
     """
     if not cls.trains:
-        if cell.recipe.head == "linear" and not head:
+        if cell.recipe.has_head and not head:
             problem = f"'{cell.label}' takes no step, so nothing would train its head; recipe.head must be label"
             raise UserError(problem, where=where, field="recipe.head")
         return
-    if cell.recipe.head != "linear" and not num_trained:
-        problem = f"'{cell.label}' trains a linear head alone; recipe.head must be linear"
+    if not cell.recipe.has_head and not num_trained:
+        problem = f"'{cell.label}' trains a head alone; recipe.head must be linear or hidden"
         raise UserError(problem, where=where, field="recipe.head")
 
 
@@ -428,7 +428,7 @@ def _check_positions(plan: Plan, cell: Cell, prompt_tokens: int, backbone: Backb
     """Raise UserError if prompt, text and answer together need more positions than the backbone has."""
     task = plan.tasks[cell.task]
     source = cell.recipe.max_source_length or task.max_source_length
-    target = 0 if cell.recipe.head == "linear" else target_tokens(task, backbone, cell.recipe.label_tokens)
+    target = 0 if cell.recipe.has_head else target_tokens(task, backbone, cell.recipe.label_tokens)
     place, field = plan.suite.document.path, f"{cell.label} on {cell.task}"
     require_positions(backbone, prompt_tokens, source, target, place, field)
 

@@ -81,10 +81,10 @@ class Recipe(Strict):
     """Whether dropout inside the frozen backbone is active in training, as in the papers' code."""
     quantization: Literal["none", "bf16", "int8", "nf4"] = "none"
     """How the frozen weights are stored; all but `none` are computed with in bfloat16."""
-    head: Literal["label", "linear"] = "label"
-    """Whether an answer is written as text, or read off the network's states by a trained linear layer."""
+    head: Literal["label", "linear", "hidden"] = "label"
+    """Whether an answer is written as text, or read off by a trained linear layer, alone or behind a hidden one."""
     head_lr: float = Field(1e-3, gt=0, allow_inf_nan=False)
-    """Learning rate of the linear head."""
+    """Learning rate of that head."""
     pooling: Literal["first", "mean"] | None = None
     """Where the head reads an encoder: at the first token (None), or as the mean over the tokens of the text."""
     label_tokens: LabelTokens = "longest_label"
@@ -97,6 +97,11 @@ class Recipe(Strict):
         if self.quantization != "none" and self.precision != "bfloat16":
             raise ValueError(f"quantization {self.quantization} needs recipe.precision: bfloat16, got {self.precision}")
         return self
+
+    @property
+    def has_head(self) -> bool:
+        """Whether answers are read off by a trained head."""
+        return self.head != "label"
 
     @property
     def effective_warmup(self) -> int:

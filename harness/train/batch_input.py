@@ -360,10 +360,8 @@ class BatchInput:
 
     def head_reader(self, rows: Rows) -> HeadReader:
         """Return the backbone as the heads of these rows read it, in the order that `build` returned."""
-        device = self.backbone.device
-        cells = on_device(rows.cells, device)
-        prompts = on_device(self.prompt_lengths[rows.cells], device)
-        return HeadReader(self.backbone, self.heads, cells, self.pooling, prompts)
+        prompts = on_device(self.prompt_lengths[rows.cells], self.backbone.device)
+        return HeadReader(self.backbone, self.heads, rows.cells, self.pooling, prompts)
 
     def build(self, encoded: Encoded, rows: Rows) -> tuple[Tensor, Tensor, Rows]:
         """Return embeddings [N, L, H], mask [N, L] (1 where a position counts), and the rows in the order of N.

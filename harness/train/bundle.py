@@ -403,7 +403,7 @@ def default_tokens(backbone: Backbone) -> int:
 def _encode(cell: Cell, data: TaskData, backbone: Backbone) -> tuple[dict[str, Encoded], DataRecord]:
     """Token ids of each split, and the record of the rows with how many texts were cut.
 
-    A linear head has class numbers, or the numbers asked for, in the place of target ids. Raises UserError if the
+    A head has class numbers, or the numbers asked for, in the place of target ids. Raises UserError if the
     tokenizer gives an id that the backbone has no embedding for.
     """
     length = cell.recipe.max_source_length or data.task.max_source_length
@@ -440,14 +440,14 @@ def _encode(cell: Cell, data: TaskData, backbone: Backbone) -> tuple[dict[str, E
     prompt = make_form(data.task, backbone).record
     changes = {"cuts": cuts, "prompt": prompt, "choice_tokens": tokens, "writing": written}
     record = data.record.model_copy(update=changes)
-    if cell.recipe.head == "linear":
+    if cell.recipe.has_head:
         return {name: head_targets(encoded[name], rows, data.task) for name, rows in splits.items()}, record
     return encoded, record
 
 
 def _writing_records(cell: Cell, task: Task, backbone: Backbone) -> list[WritingRecord | None]:
     """How the answers of a task, or of each task of a mixture, are written; None where a head or a ranking has them."""
-    if cell.recipe.head == "linear" or not backbone.writes_text:
+    if cell.recipe.has_head or not backbone.writes_text:
         return [None] * max(1, len(task.parts))
     found = writings(task, backbone, cell.recipe.label_tokens)
     return [

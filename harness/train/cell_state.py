@@ -22,7 +22,7 @@ class CellFailure(Exception):
 
 
 def checked_groups(method: Method, lr: float, head_lr: float = 1e-3) -> list[dict[str, Any]]:
-    """Return `method.param_groups(lr)` after checking it; a linear head gets a group of its own, at `head_lr`.
+    """Return `method.param_groups(lr)` after checking it; a head gets a group of its own, at `head_lr`.
 
     A group may hold a `weight_decay` in place of the recipe's. Raises ValueError if a learning rate or a decay is out
     of bounds, or if a trainable tensor is in no group or in two.

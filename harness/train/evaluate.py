@@ -36,7 +36,7 @@ def answer_split(
 ) -> dict[int, list[str]]:
     """Answers of each of `cells` (positions in `fused`) to every row, by cell, in the order of rows.
 
-    Answers are written as the task says, or read off by the cells' linear heads where they have them. The answer to a
+    Answers are written as the task says, or read off by the cells' heads where they have them. The answer to a
     row that has choices is the likeliest of them. `max_tokens` is the token budget of a micro-batch. With `only`, these
     rows alone are answered, and the answers to others are empty.
     `label_tokens` is that of the cells' recipes. Raises CellError where a method's code raises, and Stopped after a

@@ -96,7 +96,7 @@ class Bench:
         fused, embeds, mask, labels = self.inputs(lengths, only)
         reader = self.backbone
         if self.method.linear_head is not None:
-            cells = torch.zeros(len(embeds), dtype=torch.long)
+            cells = np.zeros(len(embeds), np.int64)
             reader = HeadReader(self.backbone, [self.method.linear_head], cells)
             labels = labels[:, :1] % 2
         losses = reader.token_losses(embeds, mask, labels).sum(1)

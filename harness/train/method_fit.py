@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses import fake_tensor
@@ -189,7 +190,7 @@ def _compute(method: Method | None, backbone: Backbone) -> None:
     labels = torch.zeros(ROWS, TARGETS, dtype=torch.long, device="meta")
     reader = backbone
     if not backbone.writes_text:
-        cells = torch.zeros(ROWS, dtype=torch.long, device="meta")
+        cells = np.zeros(ROWS, np.int64)
         reader, labels = HeadReader(backbone, [LinearHead(TARGETS, backbone)], cells), labels[:, :1]
     if method is None:
         reader.token_losses(embeds, mask, labels)
@@ -264,9 +265,9 @@ def build_to_train(
         method = cls(cls.HP(**cell.hp), backbone).to(backbone.device)
         if starts:
             method.start_from([read_source_tensors(start) for start in starts])
-        if cell.recipe.head == "linear":
+        if cell.recipe.has_head:
             # drawn last, so that the method starts from the same numbers with and without a head
-            method.linear_head = LinearHead(num_outputs(task), backbone)
+            method.linear_head = LinearHead(num_outputs(task), backbone, cell.recipe.head == "hidden")
             if method.given_head:
                 method.linear_head.load_state_dict(dict(method.given_head))
             method.linear_head.requires_grad_(method.trains)

@@ -131,13 +131,15 @@ def encoded(backbone: Backbone, task: Task = SENTIMENT, limit: int = 24) -> Enco
     return head_targets(encode(examples(task), backbone, task, limit), examples(task), task)
 
 
-def make_method(name: str, hp: dict[str, Any], backbone: Backbone, task: Task = SENTIMENT, seed: int = 1) -> Method:
+def make_method(
+    name: str, hp: dict[str, Any], backbone: Backbone, task: Task = SENTIMENT, seed: int = 1, head: str = "linear"
+) -> Method:
     cls = REGISTRY[name].cls
     assert cls is not None
     assert issubclass(cls, Method)
     torch.manual_seed(seed)
     method = cls(cls.HP(**hp), backbone)
-    method.linear_head = LinearHead(num_outputs(task), backbone)
+    method.linear_head = LinearHead(num_outputs(task), backbone, head == "hidden")
     return method
 
 
@@ -249,11 +251,13 @@ def test_the_parts_of_every_family_are_found(backbone: Backbone) -> None:
     assert {part.output.out_features for part in parts} == {32}
 
 
-def make_trainer(specs: list[Any], backbone: Backbone, task: Task, pooling: Any = "first", steps: int = 5) -> Any:
+def make_trainer(
+    specs: list[Any], backbone: Backbone, task: Task, pooling: Any = "first", steps: int = 5, head: Any = "linear"
+) -> Any:
     """A bundle of (method, hp, lr, seed, batch size) in training on TEXTS."""
     cells = []
     for name, hp, lr, seed, batch_size in specs:
-        recipe = Recipe(steps=steps, batch_size=batch_size, lr=lr, warmup_steps=0, eval_every=steps, head="linear",
+        recipe = Recipe(steps=steps, batch_size=batch_size, lr=lr, warmup_steps=0, eval_every=steps, head=head,
                         head_lr=0.05, pooling=pooling, precision="float64", backbone_dropout=False,
                         max_source_length=24)  # fmt: skip
         cells.append(Cell(suite="s", label=name, method=name, hp=hp, task=task.name, task_version=1, backbone="tiny",
@@ -262,7 +266,7 @@ def make_trainer(specs: list[Any], backbone: Backbone, task: Task, pooling: Any 
     count: dict[str, Any] = dict.fromkeys(("num_train", "num_dev", "num_test"), 4)
     record = DataRecord(source="", revision="", split_rule="", fingerprint="", **count)
     splits = dict.fromkeys(("train", "dev", "test"), encoded(backbone, task))
-    methods = [make_method(cell.method, cell.hp, backbone, task, cell.seed) for cell in cells]
+    methods = [make_method(cell.method, cell.hp, backbone, task, cell.seed, head) for cell in cells]
     return BundleTrainer(cells, methods, TaskData(task, rows, rows, rows, record), splits, backbone, 60)
 
 
@@ -445,8 +449,13 @@ def refusals(path: Path) -> str:
             "micro_qa",
             "'bert' is an encoder and writes no text, which task 'micro_qa'",
         ),
-        ("steps: 4,", "steps: 4, head: label,", "'bert' is an encoder and writes no text; its head must be linear"),
+        ("steps: 4,", "steps: 4, head: label,", "'bert' is an encoder and writes no text; its head must be linear or"),
         ("micro_sentiment, micro_similarity", "both", "linear serves one task; 'both' is a mixture of 2"),
+        (
+            "[micro_sentiment, micro_similarity]\nseeds: [1]\nrecipe: {",
+            "[both]\nseeds: [1]\nrecipe: {head: hidden, ",
+            "hidden serves one task; 'both' is a mixture of 2",
+        ),
         ("max_source_length: 24", "max_source_length: 46", "needs 49 positions (3 prompt + 46 source)"),
     ],
 )
@@ -464,13 +473,18 @@ def test_what_an_encoder_cannot_do_is_told_before_a_run(
         (
             "head_only:",
             "head_only: {recipe: {head: label}}",
-            "'head_only' trains a linear head alone; recipe.head must",
+            "'head_only' trains a head alone; recipe.head must be linear or hidden",
         ),
-        ("steps: 4,", "steps: 4, pooling: mean,", "mean is for linear heads of encoders; 'micro-t5' is"),
+        ("steps: 4,", "steps: 4, pooling: mean,", "mean is for heads of encoders; 'micro-t5' is"),
         (
             "steps: 4,",
             "steps: 4, head: linear,",
             "linear needs an encoder or a decoder-only backbone; 'micro-t5' is both",
+        ),
+        (
+            "steps: 4,",
+            "steps: 4, head: hidden,",
+            "hidden needs an encoder or a decoder-only backbone; 'micro-t5' is both",
         ),
     ],
 )

@@ -125,7 +125,7 @@ def test_a_linear_head_takes_no_settings_of_writing(tmp_path: Path, setting: str
     path = suite(tmp_path, **{key: value})
     text = path.read_text().replace("steps: 2,", "steps: 2, head: linear,").replace("majority:", "head_only:")
     path.write_text(text.replace("[micro-t5]", f"[{tmp_path / 'qwen'}]"))
-    expected = f"define_tasks.reviews.{key}: a linear head writes no answers, so '{key}' has nothing to act on"
+    expected = f"define_tasks.reviews.{key}: a trained head writes no answers, so '{key}' has nothing to act on"
     assert expected in message(path)
 
 

@@ -1,4 +1,4 @@
-"""A linear head over the last token: exact in a bundle, for every method, counted and stored apart."""
+"""Heads over the last token: exact in a bundle, for every method, counted and stored apart."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ NUM_ROWS = 12
 
 def headed(cell: Cell, backbone: Backbone) -> Method:
     method = make_method(cell, backbone)
-    method.linear_head = LinearHead(len(TASK.targets), backbone)
+    method.linear_head = LinearHead(len(TASK.targets), backbone, cell.recipe.head == "hidden")
     return method
 
 
-def trainer(specs: list[Spec], backbone: Backbone, steps: int = 6) -> BundleTrainer:
+def trainer(specs: list[Spec], backbone: Backbone, head: str, steps: int = 6) -> BundleTrainer:
     cells = [make_cell(*spec, steps=steps) for spec in specs]
     cells = [
-        c.model_copy(update={"recipe": c.recipe.model_copy(update={"head": "linear", "head_lr": 0.05})}) for c in cells
+        c.model_copy(update={"recipe": c.recipe.model_copy(update={"head": head, "head_lr": 0.05})}) for c in cells
     ]
     rows = [Example("x", TASK.targets[i % 2], (TASK.targets[i % 2],)) for i in range(NUM_ROWS)]
     count: dict[str, Any] = dict.fromkeys(("num_train", "num_dev", "num_test"), NUM_ROWS)
@@ -66,13 +66,14 @@ def tensors(made: BundleTrainer, index: int) -> dict[str, Tensor]:
     return {k: v.detach().clone() for k, v in made.states[index].outcome.method.state_dict().items()}
 
 
-def test_each_cell_of_a_bundle_trains_its_own_head_as_if_alone() -> None:
+@pytest.mark.parametrize("head", ["linear", "hidden"])
+def test_each_cell_of_a_bundle_trains_its_own_head_as_if_alone(head: str) -> None:
     specs = [*SPECS[:4], ("by_text", {}, 0.1, 5, 4)]
-    together = trainer(specs, tiny_backbone("decoder", "float64"))
+    together = trainer(specs, tiny_backbone("decoder", "float64"), head)
     together.run(lambda *_: None, lambda _: None)
     weights = []
     for index, spec in enumerate(specs):
-        alone = trainer([spec], tiny_backbone("decoder", "float64"))
+        alone = trainer([spec], tiny_backbone("decoder", "float64"), head)
         alone.run(lambda *_: None, lambda _: None)
         for name, tensor in tensors(alone, 0).items():
             torch.testing.assert_close(tensors(together, index)[name], tensor, rtol=1e-9, atol=1e-9)
@@ -80,6 +81,7 @@ def test_each_cell_of_a_bundle_trains_its_own_head_as_if_alone() -> None:
         assert ours.answers == theirs.answers
         assert [item.train_loss for item in ours.history] == pytest.approx([i.train_loss for i in theirs.history])
         weights.append(tensors(together, index)["linear_head.weight"])
+        assert ("linear_head.hidden.weight" in tensors(together, index)) == (head == "hidden")
     assert all(not torch.equal(weights[0], weight) for weight in weights[1:])
 
 
@@ -88,7 +90,7 @@ def test_the_head_reads_the_last_token_wherever_the_padding_is() -> None:
     head = LinearHead(3, backbone)
     ids = torch.tensor([[5, 9, 7, 0, 0], [8, 4, 11, 6, 3]])
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
-    found = HeadReader(backbone, [head], torch.zeros(2, dtype=torch.long)).outputs(backbone.embedding(ids), mask)
+    found = HeadReader(backbone, [head], np.zeros(2, np.int64)).outputs(backbone.embedding(ids), mask)
     for row, length in enumerate((3, 5)):
         states = backbone.model.model(input_ids=ids[row : row + 1, :length]).last_hidden_state
         torch.testing.assert_close(found[row], states[0, -1] @ head.weight.T, rtol=1e-12, atol=1e-12)
@@ -137,7 +139,7 @@ def losses_of_training(method: Method, backbone: Backbone) -> tuple[float, float
             optimizer.zero_grad()
             fused.refresh(grad=True, cells=[0])
             embeds, mask, _ = fused.build(encoded, Rows(np.zeros(3, np.int64), numbers))
-            reader = HeadReader(backbone, fused.heads, torch.zeros(3, dtype=torch.long))
+            reader = HeadReader(backbone, fused.heads, np.zeros(3, np.int64))
             loss = method.eval().token_losses(reader, embeds, mask, labels).mean()
             loss.backward()
             fused.backward()
@@ -177,6 +179,9 @@ methods:
   spot: {{prompt_length: 4, init_from: {{method: start, task: micro_paraphrase}}, recipe: {{lr: 0.05, head: linear}}}}
   prompt_tuning: {{prompt_length: 4, recipe: {{lr: 0.05, head: linear}}}}
   dept: {{prompt_length: 3, budget_length: 6, added_lr: 0.001, recipe: {{lr: 0.05, head: linear}}}}
+  deep: {{method: prompt_tuning, prompt_length: 4, recipe: {{lr: 0.05, head: hidden}}}}
+  deep_spot: {{method: spot, prompt_length: 4, init_from: {{method: start, task: micro_paraphrase}},
+              recipe: {{lr: 0.05, head: hidden}}}}
   written: {{method: prompt_tuning, prompt_length: 4, recipe: {{lr: 0.05}}}}
 """
 
@@ -187,7 +192,7 @@ def stored(llama: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("heads")
     (folder / "heads.yaml").write_text(SUITE.format(llama=llama))
     summary = run(folder / "heads.yaml", results=folder / "out", quiet=True)
-    assert (summary.num_trained, summary.num_failed) == (5, 0)
+    assert (summary.num_trained, summary.num_failed) == (7, 0)
     return folder
 
 
@@ -197,24 +202,40 @@ def test_heads_are_counted_apart_and_answer_with_labels_only(stored: Path) -> No
     params = {label: result.params for label, result in found.items()}
     assert params["prompt_tuning"] is not None
     assert (params["prompt_tuning"].num_trained, params["prompt_tuning"].num_head) == (4 * 32, 2 * 32)
+    assert params["deep"] is not None
+    assert (params["deep"].num_trained, params["deep"].num_kept) == (4 * 32, 4 * 32)
+    assert params["deep"].num_head == 2 * 32 + 32 * 32 + 32
     assert params["written"] is not None
     assert params["written"].num_head == 0
     assert found["dept"].test is not None
     assert found["dept"].test.num_unreadable == 0
-    assert len({result.cell_id for result in found.values()}) == 5
-    assert set(load_results(stored / "out")["method"]) == {"prompt_tuning", "dept", "written", "spot", "start"}
+    assert len({result.cell_id for result in found.values()}) == 7
+    assert set(load_results(stored / "out")["method"]) == {
+        *("prompt_tuning", "dept", "written", "spot", "start", "deep", "deep_spot")
+    }
 
 
-def test_a_head_is_exported_and_answers_as_it_did(stored: Path, llama: str) -> None:
-    (path,) = (stored / "out").glob("**/prompt_tuning/**/*.json")
+@pytest.mark.parametrize(
+    ("label", "shapes"),
+    [
+        ("prompt_tuning", {"weight": [2, 32]}),
+        ("deep", {"weight": [2, 32], "hidden.weight": [32, 32], "hidden.bias": [32]}),
+    ],
+)
+def test_a_head_is_exported_and_answers_as_it_did(
+    stored: Path, llama: str, label: str, shapes: dict[str, list[int]]
+) -> None:
+    (path,) = (stored / "out").glob(f"**/{label}/**/*.json")
     done = export_result(path, stored / "head.safetensors", llama)
-    assert done.shapes["linear_head.weight"] == [2, 32]
+    assert {name: shape for name, shape in done.shapes.items() if name.startswith("linear_head.")} == {
+        f"linear_head.{name}": shape for name, shape in shapes.items()
+    }
     backbone = load_backbone(llama, device="cpu")
     method = load_export(stored / "head.safetensors", backbone)
     assert method.linear_head is not None
-    torch.testing.assert_close(
-        method.linear_head.weight.detach(), load_file(path.with_suffix(".safetensors"))["linear_head.weight"]
-    )
+    kept = load_file(path.with_suffix(".safetensors"))
+    for name, tensor in method.linear_head.state_dict().items():
+        torch.testing.assert_close(tensor, kept[f"linear_head.{name}"], rtol=0, atol=0)
     encoded = tiny_rows([4, 6], backbone)
     answers = answer_split(BatchInput([method], backbone, 40), [0], encoded, TASK, 1_000)
     assert set(answers[0]) <= set(TASK.targets)
@@ -223,8 +244,8 @@ def test_a_head_is_exported_and_answers_as_it_did(stored: Path, llama: str) -> N
 @pytest.mark.parametrize(
     ("backbone", "task", "problem"),
     [
-        ("micro-t5", "micro_sentiment", "linear needs an encoder or a decoder-only backbone; 'micro-t5' is both"),
-        ("", "micro_qa", "linear needs classes or numbers; task 'micro_qa' has neither"),
+        ("micro-t5", "micro_sentiment", "{head} needs an encoder or a decoder-only backbone; 'micro-t5' is both"),
+        ("", "micro_qa", "{head} needs classes or numbers; task 'micro_qa' has neither"),
     ],
 )
 def test_a_head_without_a_last_token_or_classes_does_not_fit(
@@ -233,7 +254,9 @@ def test_a_head_without_a_last_token_or_classes_does_not_fit(
     path = write_suite(SUITE.format(llama=backbone or llama).replace("micro_sentiment", task))
     summary = run(path, results=path.parent / "out", quiet=True)
     assert summary.unfit
-    assert all(problem in line for line in summary.unfit)
+    told = {head: problem.format(head=head) for head in ("linear", "hidden")}
+    assert all(any(words in line for words in told.values()) for line in summary.unfit)
+    assert any(told["hidden"] in line for line in summary.unfit)
 
 
 def test_the_protocols_differ_in_how_llama_answers() -> None:

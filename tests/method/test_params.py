@@ -37,6 +37,9 @@ def test_all_methods_are_counted_on_a_decoder_but_those_that_it_cannot_have(tmp_
     found = describe_params(discover(tmp_path), None, str(tmp_path / "llama"), {})
     assert {row["method"] for row in found["methods"]} >= {"accept", "lora", "prompt_tuning"}
     assert set(found["left_out"]) == {"hyperdecoder", "raising"}
+    width = config["hidden_size"]  # a decoder's head has no bias on top
+    assert found["heads"] == {"linear": 2 * width, "hidden": 2 * width + width * width + width}
+    assert f"{found['heads']['hidden']:,} (hidden)" in found["text"]
     assert "raising, not counted: its code raises RuntimeError: boom" in found["text"]
     with pytest.raises(UserError, match="boom"):
         describe_params(discover(tmp_path), ["raising"], str(tmp_path / "llama"), {})
