@@ -81,7 +81,9 @@ def invent(
     truth = np.random.default_rng(len(cell.task)).integers(0, 2, num_rows)
     right = generator.random(num_rows) < min(0.98, skill + generator.normal(0, 0.01))
     predictions, references = [str(t if ok else 1 - t) for t, ok in zip(truth, right, strict=True)], truth.astype(str)
-    rows = [("test", i, [str(ref)], text) for i, (ref, text) in enumerate(zip(references, predictions, strict=True))]
+    rows: list[PredictionRow] = [
+        ("test", i, [str(ref)], text) for i, (ref, text) in enumerate(zip(references, predictions, strict=True))
+    ]
     scores = compute_metrics(["accuracy"], predictions, [[ref] for ref in references], ["0", "1"])
     history = [
         DevScore(step=1_000 * i, selection=min(99.0, scores["accuracy"] * i / 30), metrics=scores, train_loss=1 / i)

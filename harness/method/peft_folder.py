@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -210,7 +211,7 @@ def _own_logits(method: Method, network: Backbone, ids: Tensor, labels: Tensor, 
         embeds, mask = method(network.embedding(ids), torch.ones_like(ids))
         if method.linear_head is None:
             return network.target_logits(embeds, mask, labels)
-        cells = torch.zeros(len(ids), dtype=torch.long)
+        cells = np.zeros(len(ids), dtype=np.int64)
         reader = HeadReader(network, [method.linear_head], cells, pooling)
         return reader.outputs(embeds, mask)
     finally:

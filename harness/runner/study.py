@@ -95,16 +95,18 @@ def told(search: Search, point: Settings, result: Result | None) -> FrozenTrial:
     """A trial as Optuna is told of it: done, failed, left early at a mark, or without a result in training."""
     optuna = _optuna()
     states = optuna.trial.TrialState
-    common = {"params": inner_params(search, point), "distributions": distributions(search)}
-    if result is None:
-        return optuna.trial.create_trial(state=states.RUNNING, **common)
-    if result.raced_out_at is not None:
+    known: dict[str, Any] = {"state": states.RUNNING}
+    if result is not None and result.raced_out_at is not None:
         best = max((score.selection for score in result.dev_history), default=0.0)
-        return optuna.trial.create_trial(state=states.PRUNED, intermediate_values={result.raced_out_at: best}, **common)
-    value = dev_selection(result)
-    if value == float("-inf"):
-        return optuna.trial.create_trial(state=states.FAIL, **common)
-    return optuna.trial.create_trial(state=states.COMPLETE, value=value, **common)
+        known = {"state": states.PRUNED, "intermediate_values": {result.raced_out_at: best}}
+    elif result is not None:
+        value = dev_selection(result)
+        is_failed = value == float("-inf")
+        known = {"state": states.FAIL} if is_failed else {"state": states.COMPLETE, "value": value}
+    made: FrozenTrial = optuna.trial.create_trial(
+        params=inner_params(search, point), distributions=distributions(search), **known
+    )
+    return made
 
 
 def distributions(search: Search) -> dict[str, BaseDistribution]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,7 @@ def test_what_peft_loads_gives_the_logits_of_the_cell(
         sources, labels, ours = own_logits(path, network)
         model: Any = PeftModel.from_pretrained(fresh(name), str(out)).eval()
         theirs = peft_logits(model, sources, labels)
-        torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4, msg=lambda text, label=label: f"{label}: {text}")
+        torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4, msg=partial("{}: {}".format, label))
         if label in MERGED:
             merged = peft_logits(model.merge_and_unload(), sources, labels)
             torch.testing.assert_close(merged, ours, rtol=1e-3, atol=1e-3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import shutil
@@ -22,7 +23,6 @@ from harness.report.tables import render_boards
 from harness.report.tuning import tuning_records
 from harness.results.schema import DevScore, Result
 from harness.results.store import ResultStore
-from harness.runner import study as study_module
 from harness.runner.engines import LocalEngine
 from harness.runner.pack import pack
 from harness.runner.plan import Plan, make_plan
@@ -119,12 +119,13 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def score(point: dict[str, Any]) -> float:
     """A toy: best at lr 0.03, rank 20, init b."""
-    return (
+    made: float = (
         100
         - 10 * abs(math.log10(point["recipe.lr"] / 0.03))
         - abs(point["hp.rank"] - 20)
         + 5 * (point["hp.init"] == "b")
     )
+    return made
 
 
 def scored(dev: float) -> Result:
@@ -235,7 +236,7 @@ def test_a_search_has_its_budget_and_its_winner_runs_the_other_seed(searched: Pa
 
 
 def test_a_finished_search_asks_nothing_of_optuna(searched: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study_module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert plan_of(searched).pending() == []
     with pytest.raises(UserError, match=r"suite\.yaml:5: tuning\.strategy: tpe needs the package optuna.*\[tuning\]"):
         plan_of(searched, SUITE.replace("trials: 7", "trials: 8"))
