@@ -132,8 +132,9 @@ def _fit(spreads: Sequence[Spread]) -> tuple[float, float]:
 
 def _weights(support: Array) -> Array:
     """Likelihoods that add up to 1, from their logarithms."""
-    made = np.exp(support - support.max())
-    return made / made.sum()
+    made: Array = np.exp(support - support.max())
+    whole: Array = made / made.sum()
+    return whole
 
 
 def _log_f(ratio: Array, one: Array, other: NDArray[np.floating[Any]]) -> Array:
