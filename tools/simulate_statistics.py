@@ -183,15 +183,21 @@ class Simulation:
         for is_equal in (True, False):
             logits = equal if is_equal else apart
             for _ in range(num_boards if is_equal else max(1, num_boards // 4)):
-                comparison, means, tasks = Comparison(), {}, [f"t{i}" for i in range(self.world.tasks)]
+                comparison, tasks = Comparison(), [f"t{i}" for i in range(self.world.tasks)]
+                truths: dict[tuple[str, str], float] = {}
+                means: dict[str, dict[str, float]] = {}
                 for task in tasks:
                     hits, runs, units = self.board(logits)
                     samples = self.samples(hits, units)
                     comparison.add_task(task, samples)
                     means[task] = {name: float(item.scores.mean()) for name, item in samples.items()}
-                    truths = dict(zip(samples, self.truths(logits, runs), strict=True))
+                    found = self.truths(logits, runs)
+                    truths |= {(name, task): truth for name, truth in zip(samples, found, strict=True)}
                 comparison.finish(tasks)
                 if len(tasks) > 1:
+                    truths |= {
+                        (name, AVERAGE): float(np.mean([truths[name, task] for task in tasks])) for name in samples
+                    }
                     means[AVERAGE] = {name: float(np.mean([means[task][name] for task in tasks])) for name in samples}
                 kinds = {
                     (column, name): verdict.kind
@@ -200,8 +206,8 @@ class Simulation:
                 }
                 if is_equal:
                     false += "differs" in kinds.values()
-                    for (name, _), (low, high) in comparison.intervals.items():
-                        held.append(low - 1e-9 <= truths[name] <= high + 1e-9)
+                    for key, (low, high) in comparison.intervals.items():
+                        held.append(low - 1e-9 <= truths[key] <= high + 1e-9)
                         widths.append(high - low)
                 else:
                     best = f"m{self.world.methods - 1}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -14,7 +16,7 @@ def spreads(deviations: list[float], num_runs: int, seed: int, score: float = 80
     generator, place = np.random.default_rng(seed), score / 100
     level = 1e4 * place * (1 - place)
     return [
-        Spread(float(generator.normal(0, item, num_runs).var(ddof=1)), num_runs - 1.0, 0.0, level, 1e-6)
+        Spread(float(generator.normal(0, item, num_runs).var(ddof=1)), num_runs - 1.0, 0.0, level, 1e-6, num_runs - 1.0)
         for item in deviations
     ]
 
@@ -34,18 +36,18 @@ def test_entries_that_are_not_alike_speak_for_themselves() -> None:
     mixed = pool_seeds(spreads([0.2, 0.2, 0.2, 0.2, 8.0, 8.0, 8.0, 8.0], 5, 0))
     assert min(term.degrees for term in alike) > 12
     assert max(term.degrees for term in mixed) < 9
-    assert max(term.variance for term in mixed[:4]) < 2 < 15 < min(term.variance for term in mixed[4:])
+    assert max(term.variance for term in mixed[:4]) < 5 < 15 < min(term.variance for term in mixed[4:])
 
 
 def test_an_entry_that_is_less_stable_than_the_others_is_not_moved_towards_them() -> None:
     found = spreads([1.0] * 9, 3, 4)
-    wild = Spread(36.0, 2.0, 0.0, found[0].level, found[0].least)
+    wild = Spread(36.0, 2.0, 0.0, found[0].level, found[0].least, 2.0)
     assert pool_seeds([*found, wild])[-1].variance == 36.0
 
 
 def test_scores_near_100_are_expected_to_vary_less() -> None:
     (middle, *_), (high, *_) = (
-        pool_seeds([Spread(0.0, 1.0, 0.0, 1e4 * p * (1 - p), 0.01), *spreads([4.0] * 6, 3, 1, 50.0)])
+        pool_seeds([Spread(0.0, 1.0, 0.0, 1e4 * p * (1 - p), 0.01, 1.0), *spreads([4.0] * 6, 3, 1, 50.0)])
         for p in (0.5, 0.99)
     )
     assert high.variance < middle.variance / 10
@@ -58,7 +60,7 @@ def test_an_entry_without_another_keeps_its_own_variance() -> None:
 
 
 def test_a_rule_that_answers_always_alike_says_nothing_of_methods() -> None:
-    rule = Spread(0.0, 1.0, 0.0, 2_500.0, 0.01, alike=True)
+    rule = Spread(0.0, 1.0, 0.0, 2_500.0, 0.01, 1.0, alike=True)
     alone, beside = pool_seeds(spreads([3.0] * 5, 3, 2)), pool_seeds([rule, *spreads([3.0] * 5, 3, 2)])
     assert [term.variance for term in alone] == pytest.approx([term.variance for term in beside[1:]])
     hits = np.zeros((3, 50))
@@ -83,3 +85,8 @@ def test_the_luck_of_shared_draws_is_taken_out() -> None:
     raw, matched = spread_of(samples[0]), spread_of(samples[0], samples)
     assert raw.variance > 20 > 3 > matched.variance
     assert matched.degrees == 3.0  # 12 of the residuals of 4 methods with 5 runs, shared by 4
+
+
+def test_entries_that_vary_together_know_no_more_than_one_of_them() -> None:
+    found = [replace(item, counted=item.degrees / 10) for item in spreads([2.0] * 10, 3, 0)]
+    assert [term.degrees for term in pool_seeds(found)] == pytest.approx([2.0] * 10)

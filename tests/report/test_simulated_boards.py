@@ -12,14 +12,14 @@ def played(world: str, num_rows: int, num_runs: int, num_boards: int, gap: float
 
 
 def test_two_runs_of_each_method_tell_clear_differences_and_make_no_false_ones() -> None:
-    made = played("equal", 300, 2, 80)
+    made = played("equal", 300, 2, 60)
     assert made.told > 0.6, "each by itself they told next to none"
     assert made.false_boards <= 0.08
     assert made.coverage >= 0.93
 
 
 def test_a_method_that_is_less_stable_than_the_others_is_not_taken_for_stable() -> None:
-    assert played("unstable", 300, 3, 100).false_boards <= 0.1
+    assert played("unstable", 300, 3, 80).false_boards <= 0.1
 
 
 @pytest.mark.parametrize("world", ["f1", "macro-f1", "matthews"])
@@ -28,13 +28,15 @@ def test_scores_near_100_have_intervals_that_hold_the_truth(world: str) -> None:
 
 
 def test_rows_that_belong_together_need_to_be_told() -> None:
-    told, untold = (played(world, 300, 3, 60).coverage for world in ("groups", "groups-untold"))
+    told, untold = (played(world, 300, 3, 40).coverage for world in ("groups", "groups-untold"))
     assert told >= 0.92 > untold
 
 
 def test_the_shared_luck_of_draws_falls_out_of_differences() -> None:
-    assert played("draws", 300, 3, 40).told > 0.5
-    assert played("draws", 300, 3, 40).false_boards <= 0.1
+    assert played("draws", 300, 3, 20).told > 0.5
+    made = played("draws", 300, 2, 40)
+    assert made.false_boards <= 0.1
+    assert made.coverage >= 0.93, "scores themselves share it: ten runs of five methods are two draws"
 
 
 def test_the_command_prints_a_line_for_each_setting(capsys: pytest.CaptureFixture[str]) -> None:

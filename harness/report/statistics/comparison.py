@@ -90,8 +90,9 @@ class Comparison:
             limits = metric_range(sample.metrics)
             self._estimates[name, task] = sample.cautious_rows[0], estimate, limits, len(sample.scores)
         for name, sample in several.items():
-            self._spreads[name, task] = spread_of(sample)
             shared = [other for other in several.values() if other is sample or sample.pairs_with(other)]
+            spread = spread_of(sample)
+            self._spreads[name, task] = replace(spread, counted=spread.degrees / len(shared))
             if len(shared) > 1:
                 self._matched[name, task] = spread_of(sample, shared)
         for (one, first), (other, second) in itertools.combinations(several.items(), 2):

@@ -56,6 +56,9 @@ class Spread:
     """p (1 - p) times the squared range of the metric; 1 where the range is not known."""
     least: float
     """The smallest s^2 other than 0: runs that differ in one row. Below it s^2 says no more than "small"."""
+    counted: float
+    """Degrees that the entry brings to a pool: fewer than d where entries share the luck of their draws, and so vary
+    together."""
     alike: bool = False
     """Whether all runs gave the same answers, as a rule does: then there is no chance whose size could be learnt."""
 
@@ -80,7 +83,7 @@ def spread_of(sample: Sample, shared: Sequence[Sample] = ()) -> Spread:
         level = place * (1 - place) * (high - low) ** 2
     least = (100 / sample.num_rows) ** 2 / count
     alike = not sample.parts.size or bool(np.ptp(sample.parts, axis=1).max() < 1e-9 and np.ptp(sample.scores) < 1e-9)
-    return Spread(float((off**2).sum()) / degrees, degrees, sample.noise, level, least, alike)
+    return Spread(float((off**2).sum()) / degrees, degrees, sample.noise, level, least, degrees, alike)
 
 
 def pool_seeds(spreads: Sequence[Spread]) -> list[Term]:
@@ -93,7 +96,7 @@ def pool_seeds(spreads: Sequence[Spread]) -> list[Term]:
     more degrees than all entries have together.
     """
     varying = [item for item in spreads if not item.alike]
-    total = sum(item.degrees for item in varying)
+    total = sum(item.counted for item in varying)
     if len(varying) < 2:
         return [Term(item.variance, item.degrees) for item in spreads]
     common, prior = _fit(varying)
@@ -133,8 +136,8 @@ def _fit(spreads: Sequence[Spread]) -> tuple[float, float]:
 def _weights(support: Array) -> Array:
     """Likelihoods that add up to 1, from their logarithms."""
     made: Array = np.exp(support - support.max())
-    made /= made.sum()
-    return made
+    whole: Array = made / made.sum()
+    return whole
 
 
 def _log_f(ratio: Array, one: Array, other: NDArray[np.floating[Any]]) -> Array:
