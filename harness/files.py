@@ -89,6 +89,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     Raises UserError where `path` is a file or holds something, or where nothing can be written beside it.
     """
+    path = Path(os.path.abspath(path))  # "." has no name of its own
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         what = "exists and is not empty" if path.is_dir() else "is a file"
         raise UserError(what, where=str(path), hint="Name a new folder: what is there is never overwritten.")

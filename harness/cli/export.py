@@ -75,7 +75,7 @@ def _export_peft(
         group = _group(path)
         (own,) = (result for other, result in group if other == path)
         (board,) = collect_boards(result for _, result in group)
-        name = push or out.name
+        name = push or out.resolve().name
         adapter = Adapter(name, done.peft_type, done.base_model, done.code, done.notes, license)
         (verdict,) = judge([board], group)
         make_card(adapter, own, board, verdict).save(aside / "README.md")

@@ -9,6 +9,7 @@ outputs.
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -263,13 +264,13 @@ def _code(result: Result, method: Method, network: Backbone, name: str, base: st
     if network.quantization in PACKED:
         imports = [f"from transformers import {auto}, BitsAndBytesConfig"]
         options.append(f"quantization_config={_packed_options(network.quantization)}")
-    where = repr(base)
+    where = json.dumps(base)
     if name in SHIPPED:
         imports.append("from harness.backbone import resolve_backbone")
-        where = f"resolve_backbone({base!r})"
+        where = f"resolve_backbone({json.dumps(base)})"
     lines = ["import torch", "from peft import PeftModel", *imports, "",
              f"network = {auto}.from_pretrained({where}, {', '.join(options)})",
-             'model = PeftModel.from_pretrained(network, "{folder}")']  # fmt: skip
+             'model = PeftModel.from_pretrained(network, {folder})']  # fmt: skip
     return "\n".join(lines)
 
 

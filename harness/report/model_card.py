@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.data import METRICS
-from harness.report.boards import Board, BoardRow, Entry
+from harness.report.boards import Board, BoardRow
 from harness.report.statistics.intervals import LEVEL
 from harness.report.statistics.significance import Significance
 from harness.results import Result, results_by_task
@@ -47,14 +47,14 @@ def make_card(adapter: Adapter, result: Result, board: Board, significance: Sign
         license=adapter.license,
         tags=["peft", "parameter-efficient-fine-tuning", adapter.peft_type.lower(), cell.method],
         model_name=title,
-        eval_results=[item for task, entry in row.entries.items() for item in _evaluations(task, entry)],
+        eval_results=[item for part in results_by_task(result) for item in _evaluations(part)],
     )
     parts = [
         f"# {title}",
         f"A {adapter.peft_type} adapter of PEFT for `{adapter.base_model}`, trained and scored by the harness under "
         f"the protocol {cell.protocol.title}.",
         "## How to load it",
-        f"```python\n{adapter.code.format(folder=adapter.name)}\n```",
+        f"```python\n{adapter.code.replace('{folder}', json.dumps(adapter.name))}\n```",
         _reading(result),
         *adapter.notes,
         "## Scores",
@@ -73,32 +73,26 @@ def make_card(adapter: Adapter, result: Result, board: Board, significance: Sign
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(part for part in parts if part) + "\n")
 
 
-def _evaluations(task: str, entry: Entry) -> list[EvalResult]:
-    """Each reported metric of test, the mean over the runs, as the hub's index of models takes it."""
+def _evaluations(result: Result) -> list[EvalResult]:
+    """Return each reported metric of test of this cell, not of its group: the hub shows them as the folder's own."""
     from huggingface_hub import EvalResult
 
-    found = []
-    first = entry.runs[0] if entry.runs else None
-    for metric in first.metrics.reported if first and first.metrics else []:
-        values = [run.test.metrics[metric] for run in entry.runs if run.test]
-        kind = "text-classification" if first and first.metrics and first.metrics.labels else "text-generation"
-        found.append(
-            EvalResult(
-                task_type=kind,
-                dataset_type=task,
-                dataset_name=task,
-                dataset_split="test",
-                metric_type=metric,
-                dataset_revision=first.data.revision if first and first.data else None,
-                metric_name=_label(metric),
-                metric_value=round(sum(values) / len(values), 4),
-            )
+    if result.test is None or result.metrics is None:
+        return []
+    cell, data = result.cell, result.data
+    return [
+        EvalResult(
+            task_type="text-classification" if result.metrics.labels else "text-generation",
+            dataset_type=cell.task,
+            dataset_name=cell.task,
+            dataset_split="test",
+            dataset_revision=None if data is None else data.revision,
+            metric_type=metric,
+            metric_name=METRICS[metric].label if metric in METRICS else metric,
+            metric_value=round(result.test.metrics[metric], 4),
         )
-    return found
-
-
-def _label(metric: str) -> str:
-    return METRICS[metric].label if metric in METRICS else metric
+        for metric in result.metrics.reported
+    ]
 
 
 def _reading(result: Result) -> str:

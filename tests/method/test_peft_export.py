@@ -287,3 +287,17 @@ def test_an_adapter_that_peft_loads_otherwise_is_refused(config: dict[str, Any],
     save_file({**tensors, name: tensors[name] + 0.1}, tmp_path / "adapter_model.safetensors")
     with pytest.raises(ValueError, match="loaded by it, the adapter gives other logits"):
         tried_gap(cell.method, cell.backbone, tmp_path)
+
+
+def test_a_quantised_network_is_loaded_in_the_same_bits(networks: Path, tmp_path: Path) -> None:
+    name = str(networks / "llama")
+    made = stored(tmp_path / "runs", [name], "  lora: {rank: 2}\n", ", quantization: nf4, precision: bfloat16")
+    out = tmp_path / "lora"
+    done = CliRunner().invoke(
+        app, ["export", str(made["llama", "lora"]), str(out), "--format", "peft", "--backbone", name]
+    )
+    assert done.exit_code == 0, (done.output, done.exception)
+    code = (out / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    found: dict[str, Any] = {}
+    exec(code.replace('"llama"', repr(name)).replace('"lora"', repr(str(out))), found)
+    assert type(found["model"].base_model.model.model.layers[0].self_attn.q_proj.base_layer).__name__ == "Linear4bit"
