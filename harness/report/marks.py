@@ -91,7 +91,8 @@ def _mark_ties(marks: Marks, column: str, title: str, known: Mapping[str, float]
     verdicts = {name: significance.verdicts[name, column] for name in known if (name, column) in significance.verdicts}
     top = next((name for name, verdict in verdicts.items() if verdict.kind == "best"), None)
     if top is None:
-        reasons = list(dict.fromkeys(verdict.reason for verdict in verdicts.values() if verdict.reason))
+        found = list(dict.fromkeys(verdict.reason for verdict in verdicts.values() if verdict.reason))
+        reasons = [one for one in found if not any(one != other and one in other for other in found)]
         among = f" of {title}" if title else ""
         why = f": {'; '.join(reasons)}" if reasons else ""
         marks.empty.setdefault(column, []).append(f"nothing{among} is bold, since nothing was tested{why}")

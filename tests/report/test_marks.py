@@ -121,7 +121,7 @@ def test_the_habit_of_papers_is_there_on_request(stored: Path, tmp_path: Path, s
 def test_a_table_says_what_its_marks_mean(stored: Path) -> None:
     assert "In bold the best of a column and all that cannot be told from it" in ask("report", str(stored))
     assert "no test stands behind (--bold best)" in ask("report", str(stored), "--bold", "best")
-    once = "neither bold nor worse: not tested against the best of the column, one run cannot speak for its method"
+    once = "neither bold nor worse, not tested against the best of the column: one run cannot speak of a method"
     assert once in ask("report", str(stored), "--format", "markdown")
 
 
@@ -145,7 +145,7 @@ def test_where_nothing_could_be_tested_nothing_is_bold_and_the_column_says_why(t
         store(root, label, "cb", 1, *answers(share))
     assert marks_in(style, root, tmp_path) == ([], [])
     text = ask("report", str(root), "--format", "markdown")
-    assert "nothing is bold, since nothing was tested: one run cannot speak for its method" in text
+    assert "nothing is bold, since nothing was tested: one run cannot speak of a method" in text
     assert "cb (Acc.) [1]" in text
 
 
@@ -158,7 +158,7 @@ def test_without_predictions_nothing_is_bold(tmp_path: Path) -> None:
         path.unlink()
     text = ask("report", str(root), "--format", "markdown")
     assert "**" not in text
-    assert "nothing was tested: predictions are missing, were changed, or differ in their rows" in text
+    assert "nothing was tested: predictions are missing, were changed, or differ in rows between runs" in text
 
 
 def test_one_seed_that_chose_is_told_and_left_out_on_request(tmp_path: Path) -> None:

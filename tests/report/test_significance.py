@@ -94,7 +94,7 @@ def test_what_cannot_be_tested_says_so_and_is_no_tie(tmp_path: Path, damage: str
     assert ("near", "cb") not in made.ties
     assert ("near", AVERAGE) not in made.intervals
     text = render_boards([board], "markdown", significance=[made])
-    assert "cannot be told from the best: predictions are missing" in text
+    assert "not tested against the best of the column: predictions are missing" in text
     assert made.verdicts["near", "cb"].kind == "cannot tell"
 
 
@@ -148,7 +148,7 @@ def test_where_the_best_was_not_tested_nothing_reads_as_worse_than_it_unless_it_
     assert not any(column == "cb" for _, column in made.ties)
     assert "the best, top, could not be tested: " in made.verdicts["best", "cb"].reason
     text = render_boards([board], "markdown", significance=[made])
-    assert "cannot be told from the best: the best, top, could not be tested" in text
+    assert "nothing is bold, since nothing was tested: the best, top, could not be tested" in text
 
 
 def test_two_runs_far_apart_are_too_few_and_no_tie(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ WRONG: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a key that is only recorded": lambda s: s.update(protocol={"select.step": "last"}),
     "a seed below zero": lambda s: s.update(seeds=[-1]),
     "another version": lambda s: s.update(version=2),
-    "an unknown tuning": lambda s: s.update(tuning={"strategy": "random"}),
+    "an unknown tuning": lambda s: s.update(tuning={"strategy": "annealing"}),
     "an interval": lambda s: s.update(execution={"checkpoint_every": "10 minutes"}),
     "an unknown kind of task": lambda s: s.update(define_tasks={"mine": {"kind": "sorting", "files": "x.csv"}}),
 }

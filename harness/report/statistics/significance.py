@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from harness.data import all_tasks
+from harness.errors import UserError
 from harness.report.boards import Board, BoardRow, Entry, peers
 from harness.report.statistics.comparison import AVERAGE as AVERAGE
 from harness.report.statistics.comparison import Comparison, Gaps, Key, Verdict, judge
@@ -24,7 +25,7 @@ from harness.results import Answers, Result
 Reader = Callable[[Result], Answers | None]
 """Reads the test answers of a run; None where they are missing or were changed."""
 ONE_RUN = "one run cannot speak of a method"
-UNREADABLE = "predictions are missing, were changed, or differ in rows between runs"
+UNREADABLE = "predictions are missing, were changed, or differ in rows between runs, or the metric is not known here"
 OTHER_ROWS = "it answered other rows than the best, or was scored by other metrics"
 SOME_TASK = "it could not be tested on every task"
 ALONE = "no other entry of the column could be tested"
@@ -196,9 +197,14 @@ def _samples(rows: Sequence[BoardRow], task: str, read: Reader, made: Significan
             continue
         known[row.name] = entry, readable
     grouped = iter(_share_groups([item for _, runs in known.values() for _, item in runs], task, made))
-    return {
-        name: _sample(entry, [(seeds, next(grouped)) for seeds, _ in runs]) for name, (entry, runs) in known.items()
-    }
+    samples = {}
+    for name, (entry, runs) in known.items():
+        own = [(seeds, next(grouped)) for seeds, _ in runs]
+        try:
+            samples[name] = _sample(entry, own)
+        except UserError:  # a metric that nobody here knows: results come from elsewhere too
+            made.untested.append((name, task))
+    return samples
 
 
 def _share_groups(runs: Sequence[Answers], task: str, made: Significance) -> list[Answers]:
