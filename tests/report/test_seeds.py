@@ -70,6 +70,12 @@ def test_a_rule_that_answers_always_alike_says_nothing_of_methods() -> None:
     assert not spread_of(Sample.of_values([(1,), (2,), (3,)], hits, np.arange(50))).alike
 
 
+def test_a_score_that_is_no_number_spoils_no_other_entry() -> None:
+    found = spreads([3.0] * 5, 3, 2)
+    beside = pool_seeds([*found, replace(found[0], variance=float("nan"))])
+    assert [term.variance for term in beside[:5]] == [term.variance for term in pool_seeds(found)]
+
+
 def test_the_luck_of_shared_draws_is_taken_out() -> None:
     generator = np.random.default_rng(0)
     luck = generator.normal(0, 10, 5)

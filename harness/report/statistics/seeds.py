@@ -95,7 +95,7 @@ def pool_seeds(spreads: Sequence[Spread]) -> list[Term]:
     `tools.simulate_statistics`). An entry without another to compare it with keeps its own. No variance is known to
     more degrees than all entries have together.
     """
-    varying = [item for item in spreads if not item.alike]
+    varying = [item for item in spreads if not item.alike and math.isfinite(item.variance)]
     total = sum(item.counted for item in varying)
     if len(varying) < 2:
         return [Term(item.variance, item.degrees) for item in spreads]
