@@ -19,7 +19,7 @@ from test_report import beside
 from typer.testing import CliRunner
 
 from harness.cli.commands import app, main
-from harness.cli.report import marked
+from harness.cli.report import judge, marked
 from harness.method.method import Method
 from harness.method.registry import discover
 from harness.report.figures.colours import method_looks
@@ -135,13 +135,15 @@ def test_failed_missing_single_and_mixed_results_each_say_so(site: Path, documen
 
 
 def test_the_table_says_what_the_other_formats_say(results: Path, site: Path, documents: dict[Path, Document]) -> None:
-    boards = marked(list(ResultStore(results).scan()), None)
+    scanned = list(ResultStore(results).scan())
+    boards = marked(scanned, None)
+    verdicts = judge(boards, scanned)
     entry = next(row for row in boards[1].rows if row.label == "finetune").entries["rte"]
     shown = [cell.split() for cell in page(documents, site, "index.html").cells]
     assert [f"{entry.mean:.1f}±{entry.std:.1f}", "(2)"] in [cell[:2] for cell in shown]
-    assert (site / "data" / "leaderboards.csv").read_text() == render_boards(boards, "csv")
+    assert (site / "data" / "leaderboards.csv").read_text() == render_boards(boards, "csv", significance=verdicts)
     stored = json.loads((site / "data" / "leaderboards.json").read_text())
-    assert stored[1]["rows"] == json.loads(render_boards(boards, "json"))[1]["rows"]
+    assert stored[1]["rows"] == json.loads(render_boards(boards, "json", significance=verdicts))[1]["rows"]
     assert stored[1]["statistics"]["tied_with_best"]
 
 
