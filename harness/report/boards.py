@@ -443,7 +443,7 @@ def _without_repeats(members: list[Result]) -> tuple[list[Result], list[Result]]
     again = sorted((result for result in members if result.cell.repeat > 1), key=lambda result: result.cell.repeat)
     counted = [result for result in members if result.cell.repeat == 1]
     points = {_point_of(result) for result in counted} if again else set()
-    repeats = []
+    repeats: list[Result] = []
     for result in again:
         (repeats if _point_of(result) in points else counted).append(result)
         points.add(_point_of(result))
