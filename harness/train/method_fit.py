@@ -41,6 +41,7 @@ from harness.errors import UserError, shortened
 from harness.method import HeadReader, LinearHead, Method, SourceFile, num_outputs, read_source_tensors
 from harness.suite import Cell
 from harness.train.cell_state import checked_groups
+from harness.train.known_shapes import KnownShapes
 from harness.train.tiny_backbones import TinyTokenizer, tiny_backbone
 
 ROWS, LENGTH, TARGETS = 2, 5, 3
@@ -158,7 +159,8 @@ def _try(method: Method, backbone: Backbone, lr: float, sources: Sources) -> Non
 def _on_shapes(compute: Callable[[], None]) -> None:
     """Call `compute`, which works on the meta device."""
     try:
-        compute()
+        with KnownShapes():
+            compute()
     except (RuntimeError, NotImplementedError) as error:
         if "meta tensors" not in str(error):
             raise
