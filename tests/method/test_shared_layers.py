@@ -297,8 +297,8 @@ def test_methods_that_draw_per_pass_or_change_all_weights_run_alone() -> None:
         for name, item in discover().items()
         if item.cls is not None and issubclass(item.cls, Method) and item.cls.is_layer_side()
     }
-    # peft is of any kind: tests/method/test_peft_types.py
-    assert {name for name, cls in layer_side.items() if not cls.runs_alone()} == SHARING | {"peft"}
+    # peft and imported are of any kind: tests/method/test_peft_types.py, test_adapters_in.py
+    assert {name for name, cls in layer_side.items() if not cls.runs_alone()} == SHARING | {"imported", "peft"}
     assert {"adamix", "finetune", "prefix_tuning"} <= layer_side.keys() - SHARING
 
 

@@ -194,7 +194,7 @@ def test_an_exported_prompt_file_can_stand_in_for_a_source(trained: Path, tmp_pa
         ("init_from: {method: majority}", "'majority' trains nothing"),
         ("init_from: {file: none.safetensors}", "none.safetensors: cannot be read"),
         ("init_from: none", "'spot' starts from at least 1 sources, got 0"),
-        ("init_from: {}", "give either method, whose cell is the source, or file"),
+        ("init_from: {}", "give one of method, whose cell is the source, file, or adapter"),
         ("init_from: {method: spot}", "would start from itself: spot on micro_sentiment <- spot on micro_sentiment"),
         ("init_from: 3", "expected {method: ..., task: ...}"),
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 import shutil
@@ -143,11 +142,11 @@ def run_toy(search: Search, value: Callable[[dict[str, Any]], float | None] = sc
 
 
 def test_trials_are_those_of_optunas_own_sequential_study() -> None:
-    class Rounding(optuna.samplers.TPESampler):
+    class Rounding(optuna.samplers.TPESampler):  # type: ignore[misc]
         """Proposes the values that a cell can hold."""
 
         def sample_relative(self, *args: Any) -> dict[str, Any]:
-            found = super().sample_relative(*args)
+            found: dict[str, Any] = super().sample_relative(*args)
             return inner_params(SPACE, point_of(SPACE, found)) if found else found
 
     def sampler(number: int) -> Rounding:
@@ -236,7 +235,7 @@ def test_a_search_has_its_budget_and_its_winner_runs_the_other_seed(searched: Pa
 
 
 def test_a_finished_search_asks_nothing_of_optuna(searched: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("harness.runner.study.importlib.util.find_spec", lambda name: None)
     assert plan_of(searched).pending() == []
     with pytest.raises(UserError, match=r"suite\.yaml:5: tuning\.strategy: tpe needs the package optuna.*\[tuning\]"):
         plan_of(searched, SUITE.replace("trials: 7", "trials: 8"))
