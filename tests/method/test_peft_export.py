@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,8 @@ T5_ONLY = """\
   everywhere: {method: prefix_tuning, prefix_length: 3, places: all}
   majority:
 """
+ON_CONV1D = ("lora", "dora", "prompt_tuning", "prefix_tuning", "moved", "own_prefix")
+"""GPT-2's projections are `Conv1D`, which fewer types of PEFT take; its queries, keys and values are one module."""
 LABELS = [line.strip().split(":")[0] for line in METHODS.splitlines()]
 TYPES = {"dora": "LORA", "patterned": "LORA", "moved": "LORA", "allocated": "ADALORA", "own_prefix": "PREFIX_TUNING",
          "residual_prompt_tuning": "PROMPT_TUNING", "p_tuning": "PROMPT_TUNING"}  # fmt: skip
@@ -94,14 +97,8 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, networks: Path) -> Trained:
-    folder = tmp_path_factory.mktemp("out")
-    gpt2 = "\n".join(line for line in METHODS.splitlines() if "ia3" not in line)  # keys and values are one module
-    return (
-        stored(folder / "t5", [SHIPPED], METHODS + T5_ONLY)
-        | stored(folder / "llama", [str(networks / "llama")], METHODS)
-        | stored(folder / "gpt2", [str(networks / "gpt2")], gpt2)
-    )
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return stored(tmp_path_factory.mktemp("out"), [SHIPPED], METHODS + T5_ONLY)
 
 
 def own_logits(path: Path, network: Backbone) -> tuple[list[list[int]], Tensor, Tensor]:
@@ -146,16 +143,22 @@ def fresh(name: str) -> Any:
     return auto.from_pretrained(resolve_backbone(name), dtype=torch.float32).eval()
 
 
-@pytest.mark.parametrize("short", [SHIPPED, "llama", "gpt2"])
-def test_what_peft_loads_gives_the_logits_of_the_cell(
-    short: str, trained: Trained, networks: Path, tmp_path: Path
-) -> None:
-    name = short if short == SHIPPED else str(networks / short)
-    network = load_backbone(name, device="cpu")
-    for label in LABELS:
-        if (short, label) not in trained:
-            continue
-        path, out = trained[short, label], tmp_path / label
+def test_what_peft_loads_gives_the_logits_of_the_cell(trained: Trained, tmp_path: Path) -> None:
+    check_round_trips(SHIPPED, trained, LABELS, tmp_path)
+
+
+@pytest.mark.parametrize(("short", "labels"), [("llama", LABELS), ("gpt2", ON_CONV1D)])
+def test_decoders_leave_and_are_loaded_too(short: str, labels: Sequence[str], networks: Path, tmp_path: Path) -> None:
+    name = str(networks / short)
+    lines = [line for line in METHODS.splitlines() if line.strip().split(":")[0] in labels]
+    check_round_trips(name, stored(tmp_path / "runs", [name], "\n".join(lines)), labels, tmp_path)
+
+
+def check_round_trips(name: str, made: Trained, labels_of_rows: Sequence[str], tmp_path: Path) -> None:
+    """Hold PEFT's logits from each row's folder to those of its cell, merged into the network too."""
+    network, short = load_backbone(name, device="cpu"), Path(name).name
+    for label in labels_of_rows:
+        path, out = made[short, label], tmp_path / label
         done = CliRunner().invoke(app, ["export", str(path), str(out), "--format", "peft", "--backbone", name])
         assert done.exit_code == 0, (label, done.output, done.exception)
         config = json.loads((out / "adapter_config.json").read_text())
