@@ -38,13 +38,16 @@ def measure_answering(
     label_tokens: LabelTokens,
     measure: Measure,
 ) -> AnsweringCost | None:
-    """Measure the cell at position `cell` on the first rows of a split; None where nobody asked for it.
+    """Measure the cell at position `cell` on the first rows of a split.
+
+    None where nobody asked for it, and for a method without tensors, which is the bare backbone.
 
     `max_tokens` is the token budget of a micro-batch, as in evaluation. Everything has to be in evaluation mode.
     """
-    if not measure.answering:
-        return None
     backbone, method = fused.backbone, fused.methods[cell]
+    has_tensors = any(not name.startswith("linear_head.") for name in method.state_dict())
+    if not (measure.answering and has_tensors):
+        return None
     rows = slice(0, min(measure.rows, len(encoded)))
     with fused.detached():
         plain = _plain(method, backbone)
