@@ -8,21 +8,19 @@ apart are named.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from harness.data import is_trusted, mean_score
 from harness.report.statistics.intervals import Estimate, Sample, compare_samples, holm
-from harness.results import Answers, PredictionFiles, Result, results_by_task
+from harness.results import Answers, PredictionFiles, Result, differing_keys, flat_settings, results_by_task
 from harness.suite import Cell
 
 Scanned = Sequence[tuple[Path, Result]]
 """A results folder as a scan gives it: path and result of each cell."""
 Pairs = list[tuple[Result, Result]]
-PLACES = {"label", "grid", "grid_index", "search_seed", "seed"}
-"""Fields of a cell that are no settings: its place, and its seed, which a neighbour has too."""
 
 
 @dataclass(frozen=True)
@@ -220,12 +218,12 @@ def _neighbours(only_a: Sequence[Result], only_b: Sequence[Result]) -> Iterator[
     """Pair cells of one row, task, backbone and seed that differ in as few settings as possible, each cell once."""
     free: dict[tuple[Any, ...], list[tuple[Result, dict[str, Any]]]] = defaultdict(list)
     for result in only_b:
-        free[_place(result.cell)].append((result, flat_settings(result.cell)))
+        free[_place(result.cell)].append((result, _settings(result.cell)))
     for result in only_a:
         candidates = free[_place(result.cell)]
         if candidates:
-            own = flat_settings(result.cell)
-            nearest = min(candidates, key=lambda item: len(_apart(own, item[1])))
+            own = _settings(result.cell)
+            nearest = min(candidates, key=lambda item: len(differing_keys(own, item[1])))
             candidates.remove(nearest)
             yield result, nearest[0]
 
@@ -234,30 +232,17 @@ def _place(cell: Cell) -> tuple[Any, ...]:
     return cell.label, cell.task, cell.backbone, cell.seeds
 
 
-def flat_settings(cell: Cell) -> dict[str, Any]:
-    """Return what was resolved for a cell, without its place and seed: path of each setting -> value."""
-    return dict(_leaves(cell.model_dump(mode="json", exclude=PLACES), ()))
-
-
-def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
-        for key, inner in value.items():
-            yield from _leaves(inner, (*path, str(key)))
-    else:
-        yield ".".join(path), value
-
-
-def _apart(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Return the keys whose values differ; a key that one side lacks has None there."""
-    return [key for key in dict.fromkeys([*one, *other]) if one.get(key) != other.get(key)]
+def _settings(cell: Cell) -> dict[str, Any]:
+    """What may keep cells of one row, task, backbone and seed apart; the name of their suites is part of it."""
+    return flat_settings(cell, without=("seed",))
 
 
 def _settings_apart(pairs: Iterable[tuple[Result, Result]]) -> list[Difference]:
     found: list[tuple[str, str, Any, Any]] = []
     for one, other in pairs:
-        a, b, cell = flat_settings(one.cell), flat_settings(other.cell), one.cell
+        a, b, cell = _settings(one.cell), _settings(other.cell), one.cell
         where = f"{cell.label} on {cell.task}, {cell.backbone}"
-        found += [(where, key, a.get(key), b.get(key)) for key in _apart(a, b)]
+        found += [(where, key, a.get(key), b.get(key)) for key in differing_keys(a, b)]
     return _counted(found)
 
 

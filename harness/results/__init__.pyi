@@ -1,3 +1,5 @@
+from .cell_settings import differing_keys as differing_keys
+from .cell_settings import flat_settings as flat_settings
 from .merge import merge_folders as merge_folders
 from .notes import COMMON_TO_A_COLUMN as COMMON_TO_A_COLUMN
 from .notes import COMMON_TO_AN_ENTRY as COMMON_TO_AN_ENTRY

@@ -14,6 +14,7 @@ from typing import Any
 
 from harness.data import all_tasks
 from harness.errors import UserError
+from harness.results.cell_settings import differing_keys, flat_settings
 from harness.results.known_origins import judge_origins
 from harness.results.schema import Result
 from harness.results.selection import best_point, next_cells
@@ -24,7 +25,10 @@ from harness.suite import Cell, Group, Key, Protocol, ProtocolReference, Scope, 
 
 MAX_BYTES = 100_000_000
 """Bytes of one file unless the caller allows more: GitHub takes no larger one."""
-Settings = dict[str, Any]
+NO_IDENTITY = ("suite", "protocol")
+"""Fields of a cell that are no part of its id, beside its place in the grid."""
+MOST_TOLD = 5
+"""Settings that a finding names: a cell that differs in more is another experiment."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +174,7 @@ def _against_suite(runs: Sequence[Result], expected: Expected) -> Iterator[tuple
             yield "settings", f"a cell is none of the suite's: {_nearest(run.cell, list(group.cells.values()))}"
     yield from _forged_protocol(runs)
     missing = next_cells(group, found, expected.per_seed)
-    if missing and group.points:
+    if missing:
         seeds = sorted({seed for _, seed in missing})
         yield "seeds", f"lacks {len(missing)} cells that the suite asks for, of seeds {', '.join(map(str, seeds))}"
     yield from _not_asked_for(group, found, expected.per_seed)
@@ -301,21 +305,11 @@ def _scope(cell: Cell) -> Scope:
 
 def _nearest(cell: Cell, others: Sequence[Cell]) -> str:
     """Return in which settings a cell differs from the one of a suite that is nearest to it."""
-    own = _flat(cell)
-    apart = [{key: (value, theirs.get(key)) for key, value in own.items() if theirs.get(key) != value}
-             for theirs in map(_flat, others)]  # fmt: skip
-    nearest = min(apart, key=len)
-    told = ", ".join(f"{key} is {value}, not {wanted}" for key, (value, wanted) in list(nearest.items())[:5])
-    return told or "it lacks settings that the suite's have"
-
-
-def _flat(cell: Cell) -> Settings:
-    data = cell.model_dump(mode="json", exclude={"suite", "label", "protocol", "grid", "grid_index", "search_seed"})
-    flat: Settings = {}
-    for key, value in data.items():
-        inner = value if isinstance(value, dict) and key in ("recipe", "hp", "task_rules") else {"": value}
-        flat |= {f"{key}.{name}" if name else key: item for name, item in inner.items()}
-    return flat
+    own = flat_settings(cell, NO_IDENTITY)
+    theirs = [flat_settings(other, NO_IDENTITY) for other in others]
+    nearest = min(theirs, key=lambda settings: len(differing_keys(own, settings)))
+    keys = differing_keys(own, nearest)[:MOST_TOLD]
+    return ", ".join(f"{key} is {own.get(key)}, not {nearest.get(key)}" for key in keys)
 
 
 def _spelled(point: Mapping[str, Any]) -> str:
