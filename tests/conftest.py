@@ -43,7 +43,7 @@ os.environ["HARNESS_CACHE"] = "off"  # tests leave nothing in the user's cache
 
 
 ALL_ROWS = dict(micro.SIZES)
-FEW_ROWS = {"validation": 40, "test": 40}
+FEW_ROWS = {"train": 300, "validation": 40, "test": 40}
 
 
 @contextlib.contextmanager
@@ -66,7 +66,8 @@ def micro_rows(sizes: dict[str, int]) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def few_rows() -> Iterator[None]:
-    """Few rows to answer, where no test asks for a score: 200 of dev and 400 of test take most of a short run."""
+    """Few rows, where no test asks for a score: to answer 200 of dev and 400 of test takes most of a short run, and to
+    make and tokenise 2,000 of train most of what is left."""
     with micro_rows(FEW_ROWS):
         yield
 
@@ -78,12 +79,19 @@ def all_rows() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def forked_team(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def forked_team() -> Iterator[None]:
     """The processes of a team are forked from one that has imported everything; each import takes 6 s of processor."""
     forking = multiprocessing.get_context("forkserver")
     forking.set_forkserver_preload(["harness.train.bundle"])
-    monkeypatch.setattr("torch.multiprocessing.get_context", lambda method: forking)
+
+    def context(method: str) -> object:
+        assert method == "spawn", "what a run asks for, and what is exchanged here"
+        return forking
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch.multiprocessing.get_context", context)
+        yield
 
 
 @pytest.fixture(scope="session")

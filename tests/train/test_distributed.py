@@ -25,14 +25,18 @@ from harness.runner.run_suite import run
 from harness.train.checkpoint import read_header
 from harness.train.data_parallel import Team, TeamError, run_team
 
+# few rows: processes of their own would make and answer all 600 of a generated task at every evaluation
 SUITE = """\
 suite: team
 backbones: [micro-t5]
-tasks: [micro_sentiment]
+tasks: [reviews]
 seeds: [1]
 recipe: {steps: 3, batch_size: 5, eval_every: 3, warmup_steps: 1, warmup_max_share: 1.0, backbone_dropout: false}
+define_tasks:
+  reviews: {files: rows.csv, fields: {review: text}, label: verdict, labels: [bad, good], dev_share: 7, test_share: 9}
 methods: {finetune: {recipe: {lr: 0.001}}}
 """
+ROWS = [f"number {i} was {'fine' if i % 2 else 'no use'},{'good' if i % 2 else 'bad'}" for i in range(60)]
 
 
 class Recorded(Team):
@@ -65,13 +69,19 @@ def test_every_row_has_one_process() -> None:
         assert sorted(itertools.chain(*shares)) == list(range(count))
 
 
+def lay_out(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "team.yaml").write_text(SUITE)
+    (folder / "rows.csv").write_text("\n".join(["text,verdict", *ROWS]) + "\n")
+    return folder
+
+
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+def folders(tmp_path_factory: pytest.TempPathFactory, forked_team: None) -> dict[int, Path]:
     """Results of full fine-tuning by one process and by two."""
     found = {}
     for processes in (1, 2):
-        folder = tmp_path_factory.mktemp(f"by{processes}")
-        (folder / "team.yaml").write_text(SUITE)
+        folder = lay_out(tmp_path_factory.mktemp("team") / f"by{processes}")
         settings: dict[str, object] = {"execution.processes": processes}
         summary = run(folder / "team.yaml", results=folder / "out", settings=settings, quiet=True)
         assert (summary.num_trained, summary.num_failed) == (1, 0)
@@ -91,7 +101,7 @@ def test_two_processes_store_what_one_does(folders: dict[int, Path]) -> None:
     assert frames[0].equals(frames[1])
 
 
-LONG = {"execution.processes": 2, "execution.checkpoint_every": "2 steps", "recipe.steps": 40, "recipe.eval_every": 20,
+LONG = {"execution.processes": 2, "execution.checkpoint_every": "2 steps", "recipe.steps": 24, "recipe.eval_every": 12,
         "recipe.backbone_dropout": True}  # fmt: skip
 
 
@@ -105,7 +115,7 @@ def once_begun(folder: Path, act: Callable[[], object], after: int = 2) -> Abstr
     """Call `act` when there is a checkpoint of a step behind `after`."""
 
     def look() -> bool:
-        is_begun = after < step_of(folder) < 70
+        is_begun = after < step_of(folder) < 24
         if is_begun:
             act()
         return is_begun
@@ -128,12 +138,6 @@ def outcome(folder: Path) -> tuple[object, bytes]:
     return made.model_dump(include={"dev", "test", "dev_history", "status"}), path.with_suffix(
         ".safetensors"
     ).read_bytes()
-
-
-def lay_out(folder: Path) -> Path:
-    folder.mkdir()
-    (folder / "team.yaml").write_text(SUITE)
-    return folder
 
 
 @pytest.mark.usefixtures("forked_team")

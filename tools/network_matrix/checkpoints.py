@@ -6,6 +6,7 @@ what an architecture does between its input and its output.
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -180,8 +181,9 @@ def _lines(count: int) -> Iterator[str]:
     return (text(rng) for _ in range(count))
 
 
+@functools.cache  # 28 architectures share nine families, and learning a vocabulary takes longer than the weights
 def _tokenizer(tokens: Tokens) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of the program's own sentences, with the special tokens of a family."""
+    """A byte-level BPE of the program's own sentences, with the special tokens of a family; not to be changed."""
     named = {
         "pad_token": tokens.pad, "bos_token": tokens.begin, "eos_token": tokens.end, "sep_token": tokens.separator,
         "cls_token": tokens.begin if tokens.separator else None,
