@@ -120,7 +120,7 @@ def test_failed_missing_single_and_mixed_results_each_say_so(site: Path, documen
         "rows of this column were made with different protocols: not comparable",
         "runs differ in method source; rerun them with --rerun stale",
         "50 of 100 answers unreadable, so wrong",
-        "Entries with one run are not compared",
+        "Entries with one run are not compared: one run cannot speak of a method",
         "not tested against the best of the column: predictions are missing, were changed",
         "51 stored runs, 2 of them failed",
         "rte: 0 to 3 of 200 dev and test rows also stand in train, which rewards memory",
