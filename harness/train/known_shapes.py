@@ -34,6 +34,9 @@ class KnownShapes(TorchDispatchMode):
     Operators that write into a tensor or give a view of one always run.
     """
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
     def __torch_dispatch__(
         self, func: OpOverload, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
