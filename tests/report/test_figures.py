@@ -215,7 +215,7 @@ def test_the_command_draws_each_figure_in_each_format(small_results: Path, tmp_p
         done = CliRunner().invoke(app, ["figures", str(small_results), "--out", str(tmp_path / folder)])
         assert done.exit_code == 0, done.output
     costs = {f"{cost.name}-small-micro-t5" for cost in COSTS}
-    names = {*costs, "curves-small-micro-t5-micro_sentiment"}
+    names = {*costs, "curves-small-micro-t5-micro_sentiment", "budget-small-micro-t5"}
     assert {path.stem for path in (tmp_path / "one").iterdir()} == names
     assert {path.suffix for path in (tmp_path / "one").iterdir()} == {".svg", ".pdf", ".png"}
     for path in (tmp_path / "one").iterdir():
