@@ -236,7 +236,7 @@ def test_a_full_search_trains_anew_what_left_a_race(raced: Path, full: list[Resu
 def test_the_report_says_how_the_grid_was_searched(raced: Path, full: list[Result]) -> None:
     boards = collect_boards(stored(raced))
     text = render_boards(boards, "markdown")
-    assert "4 [1] |" in text
+    assert "4 [1] [2] |" in text
     assert "searched by halving: 3 of 4 grid runs left early, by dev score" in text
     (row,) = boards[0].rows
     entry = row.entries["micro_sentiment"]
