@@ -56,7 +56,8 @@ def _both(found: Comparison, a: str, b: str) -> Table:
 
 
 def _cells(line: Line, table: Table) -> list[Cell]:
-    texts = [line.method, line.point, line.task, line.backbone, _numbers(line.seeds)]
+    seeds = _numbers(line.seeds) + (f", repeat {line.repeat}" if line.repeat > 1 else "")
+    texts = [line.method, line.point, line.task, line.backbone, seeds]
     heads = [*map(Cell, texts), Cell(_score(line.a)), Cell(_score(line.b))]
     if line.problem or line.gap is None:
         notes = (table.note(line.problem),) if line.problem else ()

@@ -5,6 +5,7 @@ from .blocks import Form as Form
 from .blocks import ProtocolReference as ProtocolReference
 from .blocks import Strict as Strict
 from .blocks import TaskFile as TaskFile
+from .cell import NOT_IDENTITY as NOT_IDENTITY
 from .cell import Cell as Cell
 from .cell import Key as Key
 from .cell import Mixture as Mixture
