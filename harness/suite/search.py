@@ -81,7 +81,7 @@ def size_of(space: Mapping[str, list[Any] | Range]) -> int | None:
 
 
 def every_point(space: Mapping[str, list[Any] | Range]) -> list[Point]:
-    """Return all points of a space that can be counted."""
+    """Return all points of a space that can be counted. The last setting varies fastest; an empty space has one."""
     axes = [[*range(int(item.low), int(item.high) + 1)] if isinstance(item, Range) else item for item in space.values()]
     return [dict(zip(space, values, strict=True)) for values in itertools.product(*axes)]
 
