@@ -68,6 +68,7 @@ from .report_layout_files import figure_names as figure_names
 from .report_layout_files import find_figure as find_figure
 from .report_layout_files import find_table as find_table
 from .report_layout_files import table_names as table_names
+from .resolve_settings import ANSWERING as ANSWERING
 from .resolve_settings import TaskSpec as TaskSpec
 from .search import Search as Search
 from .shipped import find_suite as find_suite

@@ -58,6 +58,13 @@ class Search:
                 return list(found.values())
         raise UserError(f"holds fewer than {count} different points to try", field=", ".join(self.space))
 
+    def holds(self, point: Point) -> bool:
+        """Whether a point has a value of this space for each of its settings, and nothing else."""
+        if point.keys() != self.space.keys():
+            return False
+        found = [(item, point[key]) for key, item in self.space.items()]
+        return all(item.holds(value) if isinstance(item, Range) else value in item for item, value in found)
+
     def end_of_batch(self, first: int) -> int:
         """Return the number of the trial after those that are asked for together with trial `first`."""
         return min(self.trials, self.startup if first < self.startup else first + self.batch)
