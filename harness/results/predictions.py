@@ -50,6 +50,10 @@ class Answers:
         """Hash of the references. Runs with the same hash answered the same rows, so their answers can be paired."""
         return hash(tuple(tuple(refs) for refs in self.references))
 
+    def __add__(self, other: Answers) -> Answers:
+        """Both, without groups: those of two files are numbered apart."""
+        return Answers([*self.predictions, *other.predictions], [*self.references, *other.references])
+
 
 def split_of(result: Result, split: str) -> str:
     """Return the name of a split in a file of predictions: `test`, or `test:cb` for the task cb of a mixture."""
