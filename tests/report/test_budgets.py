@@ -17,7 +17,7 @@ from harness.report.figures.colours import method_looks
 from harness.report.search_curves import best_of_draws, search_curve
 from harness.report.tables import render_boards
 from harness.report.tuning import tuning_records
-from harness.results.schema import Result, Usage
+from harness.results.schema import AnsweringCost, AnsweringForm, Result, Usage
 
 USAGE = Usage(
     num_steps=100, num_samples=1_600, num_tokens=9, train_s=2.0, eval_s=1.0, total_s=3.0, peak_memory_bytes=1,
@@ -119,3 +119,14 @@ def test_a_search_whose_points_were_scored_on_different_rows_has_no_curve() -> N
     assert runs[0].data is not None
     runs[0] = runs[0].model_copy(update={"data": runs[0].data.model_copy(update={"fingerprint": "other"})})
     assert search_curve(board(*runs).rows[0].entries["cb"]) is None
+
+
+def test_json_holds_what_answering_costs_as_the_table_does() -> None:
+    form = AnsweringForm(ms_per_row=1.5, peak_bytes=9, disk_bytes=3)
+    cost = AnsweringCost(num_rows=4, num_rounds=5, batch_tokens=64, bare=form, beside=form, not_merged="a prompt")
+    measured = result("one", "cb", 1, dev=50, test=60).model_copy(update={"answering": cost})
+    made = board(measured, result("two", "cb", 1, dev=50, test=60))
+    rows = {row["label"]: row for row in json.loads(render_boards([made], "json"))[0]["rows"]}
+    assert rows["one"]["answering"][0]["beside"] == {"ms_per_row": 1.5, "peak_bytes": 9, "disk_bytes": 3}
+    assert "answering" not in rows["two"]
+    assert "1.5 / 1.5 / –" in render_boards([made], "markdown", costs=True)
