@@ -84,7 +84,7 @@ class Difference:
 
 
 @dataclass
-class Comparison:
+class FolderComparison:
     """What two folders have in common, and where they differ."""
 
     num_both: int = 0
@@ -101,11 +101,11 @@ class Comparison:
         return bool(self.only) or not all(line.is_equal for line in self.lines)
 
 
-def compare_folders(a: Scanned, b: Scanned) -> Comparison:
+def compare_folders(a: Scanned, b: Scanned) -> FolderComparison:
     """Compare two scanned folders."""
     matched, only_a, only_b = _match([result for _, result in a], [result for _, result in b])
     neighbours = list(_neighbours(only_a, only_b))
-    return Comparison(
+    return FolderComparison(
         num_both=len(matched),
         lines=_lines(matched, PredictionFiles(a), PredictionFiles(b)),
         only=[*_one_sided("A", only_a), *_one_sided("B", only_b)],

@@ -11,8 +11,8 @@ from stored_runs import answers, store
 from typer.testing import CliRunner
 
 from harness.cli.commands import app
-from harness.report.comparison import compare_folders
 from harness.report.statistics.intervals import Sample, compare_samples, holm
+from harness.report.two_folders import compare_folders
 from harness.results.predictions import read_answers
 from harness.results.store import ResultStore, checksum, predictions_path
 
