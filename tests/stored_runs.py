@@ -20,6 +20,7 @@ def store(
     index: int = 0, dev: float = 50.0, backbone: str = "tiny", usage: Usage | None = None, source: str = "a",
     protocol: ProtocolReference | None = None, draw: int | None = None, duplicates: int = 0,
     one_class: Mapping[str, str] | None = None, belongs_to: Sequence[str] = (),
+    repeat: int = 1,
 ) -> Result:  # fmt: skip
     """Write one run; its test score is computed from its predictions, which stand for the dev split too.
 
@@ -27,6 +28,7 @@ def store(
     """
     cell = Cell(
         suite="demo", label=label, method=label, hp={}, task=task, task_version=1, backbone=backbone, seed=seed,
+        repeat=repeat,
         recipe=Recipe(steps=100, lr=lr or 0.3), grid={} if lr is None else {"recipe.lr": lr}, grid_index=index,
         search_seed=1, protocol=protocol or ProtocolReference(version=1),
         few_shot=None if draw is None else Draw(k=16, rule="balanced", seed=draw),

@@ -73,7 +73,7 @@ def report(
     suite: SuiteName = None,
     out: OutFile = None,
     published: Published = None,
-    costs: Annotated[bool, typer.Option("--costs", help="Add time per step, peak memory and forgetting.")] = False,
+    costs: Annotated[bool, typer.Option("--costs", help="Add time, memory, search budgets and forgetting.")] = False,
     statistics: Annotated[
         bool, typer.Option("--statistics", help="Add intervals and mark what is not separable from the best.")
     ] = False,
@@ -175,6 +175,7 @@ def figures(
     layouts: SuiteFileOption = None,
     where: WhereOption = None,
     statistics: Annotated[bool, typer.Option("--statistics", help="Show intervals and ranks too.")] = False,
+    report_seeds: ReportSeedsOption = None,
 ) -> None:
     """Draw every figure that the results have enough numbers for, as SVG, PDF and PNG.
 
@@ -187,10 +188,10 @@ def figures(
     except ImportError:
         hint = "pip install 'peft-harness[figures]'"
         raise UserError("needs the package matplotlib", field="harness figures", hint=hint) from None
-    asked = conditions(where, suite)
+    asked, seeds = conditions(where, suite), report_block(layouts, None, report_seeds).report_seeds
     scanned = scan(results, suite)
-    boards = marked(scanned, None)
-    declared = draw_declared(figure_layouts(layouts), scanned, out, asked)
+    boards = marked(scanned, None, seeds)
+    declared = draw_declared(figure_layouts(layouts), scanned, out, asked, seeds)
     paths = [*draw_all(boards, judge(boards, scanned) if statistics else [], out), *declared]
     say("".join(f"{path}\n" for path in paths), end="")
 

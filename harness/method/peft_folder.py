@@ -128,6 +128,8 @@ def _with_head(adapter: PeftAdapter, method: Method, network: Backbone) -> PeftA
     adapter.config.task_type = TASK_TYPES[network.kind.name]
     if head is None:
         return adapter
+    if head.hidden is not None:
+        raise ValueError("its head has a hidden layer, which is none of PEFT's")
     if not network.writes_text:
         raise ValueError("its linear head reads an encoder's states as they are, and transformers' classifiers put "
                          "another layer between")  # fmt: skip

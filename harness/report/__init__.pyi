@@ -1,7 +1,5 @@
 from .boards import Board as Board
 from .boards import collect_boards as collect_boards
-from .comparison import compare_folders as compare_folders
-from .comparison_tables import render_comparison as render_comparison
 from .declared.find_entries import EntryIndex as EntryIndex
 from .declared.lines import keys_of as keys_of
 from .declared.table import fill_layout as fill_layout
@@ -20,3 +18,5 @@ from .tables import render_boards as render_boards
 from .tables import render_tables as render_tables
 from .tuning import lay_out_tuning as lay_out_tuning
 from .tuning import tuning_rows as tuning_rows
+from .two_folders import compare_folders as compare_folders
+from .two_folders_tables import render_comparison as render_comparison

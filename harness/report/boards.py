@@ -190,7 +190,7 @@ class BoardRow:
             f"{start.adapter} (SHA-256 {record.tensors[:10]})"
             for entry in self.entries.values()
             for run in entry.runs
-            if run.usage is not None and not run.usage.num_steps
+            if run.is_answered_from_files
             for start, record in zip(run.cell.init_from, run.starts, strict=False)
             if start.adapter is not None
         ]
@@ -539,7 +539,7 @@ def _settings(result: Result) -> dict[str, Any]:
         # two adapters of one name are told apart by their hashes, where both have results
         titles = [f"{start.title} {start.identity[:8]}" if start.adapter else start.title for start in cell.init_from]
         flat["cell.init_from"] = " + ".join(titles)
-        if result.usage is not None and not result.usage.num_steps:
+        if result.is_answered_from_files:
             flat.pop("hp.config", None)  # the hash stands for it
     # when the text length is swept, a method that copies it into its hp follows the sweep
     follows = {"hp.source_length"} if "recipe.max_source_length" in cell.grid else set()

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from harness.data import mean_score, round_score
 from harness.report.agreement import disagreements, is_same_method, is_unaltered
 from harness.report.boards import Board, BoardRow, Entry
-from harness.report.leaderboard_table import Cell, Column, Table
 from harness.report.published import Number, PublishedRow
+from harness.report.table_cells import Cell, Column, Table
 from harness.report.yardstick import kinds_apart
 
 

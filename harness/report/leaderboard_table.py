@@ -1,25 +1,19 @@
-"""Lays a leaderboard out as a table of cells, texts and footnotes, which the writers then put into a format."""
+"""Lays a leaderboard out as a table of texts and footnotes, which the writers then put into a format."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from harness.report.boards import Board, BoardRow, Entry, peers
-from harness.report.budgets import row_budget, unequal_budgets
+from harness.report.budgets import unequal_budgets
+from harness.report.cost_columns import cost_cells, cost_columns, costs_caption
 from harness.report.marks import NO_TESTS, UNTESTED, Marks, mark_board
 from harness.report.published import Number, PublishedRow
 from harness.report.statistics.intervals import LEVEL
 from harness.report.statistics.significance import AVERAGE, ONE_RUN, Significance
-from harness.results import AnsweringCost, Result, data_notes
+from harness.report.table_cells import DASH, TIED, Cell, Column, Table, span_of
+from harness.results import Result, data_notes
 
-DASH = "–"
-"""Stands where a score should be and none is; a cell that nothing was run for is empty."""
-TIED = "≈"
-"""Marks an entry that the tests cannot tell from the best of its column."""
-COST_COLUMNS = ("ms/step", "peak MiB")
-"""A run's share of its bundle's training time, and the bundle's peak memory (on a CPU, the whole process's)."""
 SPREAD_COLUMNS = ("± seeds", "± re-runs")
 """Columns of a board on which some cell was trained again with the same seed."""
 CHOSEN = (
@@ -29,70 +23,6 @@ CHOSEN = (
 """Footnote on the grid runs of a row."""
 LEFT_OUT = "The seed that chose a grid point is left out (--report-seeds others)"
 """Sentence above a table."""
-BUDGET_COLUMNS = ("steps searched", "samples searched", "device s searched")
-"""What one choice of a row's settings took per task: training steps, training samples, seconds of the device."""
-FORMS = ("bare", "beside", "merged")
-ANSWERING_COLUMNS = ("ms/answer", "answer MiB", "disk MiB")
-"""What answering costs: the bare backbone, the method beside it, merged into it; on disk the last two."""
-FORGETTING_COLUMN = "forgetting"
-"""Rise of the loss on a general text; a column of costs where some run was asked for it."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One cell. All texts are plain: each writer escapes them for its format."""
-
-    text: str = ""
-    rank: str = ""
-    """"best", which is bold, "second", which is underlined, or empty; see `marks`."""
-    spread: str = ""
-    """Standard deviation over runs, as printed."""
-    runs: str = ""
-    """Number of runs, as printed."""
-    interval: str = ""
-    """Confidence interval, as printed: "[70.1, 74.3]"."""
-    tied: bool = False
-    """Whether the tests cannot tell the entry from the best of its column."""
-    notes: tuple[int, ...] = ()
-    """Numbers of its footnotes, from 1."""
-
-
-@dataclass(frozen=True)
-class Column:
-    """The head of a column."""
-
-    title: str
-    benchmark: str = ""
-    """Title over neighbouring columns that have the same one."""
-    notes: tuple[int, ...] = ()
-    task: str = ""
-    """The task of a column of scores; empty for other columns."""
-
-
-@dataclass
-class Table:
-    """A table, with the texts above and below it."""
-
-    title: str
-    caption: str
-    columns: list[Column]
-    rows: list[list[Cell]] = field(default_factory=list)
-    apart: int | None = None
-    """Index of the first published row, which a rule sets apart; None without any."""
-    notes: list[str] = field(default_factory=list)
-    """Footnotes; number 1 is the first."""
-    remarks: list[str] = field(default_factory=list)
-    """Sentences below the footnotes."""
-    num_heads: int = 1
-    """How many of the first columns name a row."""
-    sections: dict[int, str] = field(default_factory=dict)
-    """Index of a row -> title of the section that begins there."""
-
-    def note(self, text: str) -> int:
-        """The number of the footnote `text`, which is added if the table does not have it yet."""
-        if text not in self.notes:
-            self.notes.append(text)
-        return self.notes.index(text) + 1
 
 
 def lay_out(
@@ -107,19 +37,19 @@ def lay_out(
     table = Table(f"{board.suite} on {board.backbone}", _caption(board, significance, costs, marks), [])
     tasks = [_column(board, task, table, significance, marks) for task in board.tasks]
     heads = [Column("method"), Column("params"), Column("grid runs")]
-    cost_columns = _cost_columns(board, table) if costs else []
+    cost_heads = cost_columns(board, table) if costs else []
     average = Column("average", notes=_empty_notes(AVERAGE, table, marks))
     spreads = [*map(Column, SPREAD_COLUMNS)] if has_reruns(board) else []
-    table.columns = [*heads, *tasks, average, *spreads, *cost_columns]
+    table.columns = [*heads, *tasks, average, *spreads, *cost_heads]
     for row in board.rows:
         cells = [_name(row, table), Cell(_params(row)), _grid_runs(row, table)]
         cells += [_cell(row, task, table, significance, marks) for task in board.tasks]
         cells.append(_average(row, board, table, significance, marks))
         cells += _spreads(row)[: len(spreads)]
-        table.rows.append([*cells, *(_costs(row, board, table) if costs else ())])
+        table.rows.append([*cells, *(cost_cells(row, board, table) if costs else ())])
     if board.published:
         table.apart = len(table.rows)
-    unmeasured = [Cell()] * (len(spreads) + len(cost_columns))
+    unmeasured = [Cell()] * (len(spreads) + len(cost_heads))
     table.rows += [[*_published_row(row, board, table), *unmeasured] for row in board.published]
     untested = NO_TESTS if marks.rule == "ties" and not marks.has_tests and len(board.rows) > 1 else ""
     below = [untested, board.published_note, *_statements(significance), *board.folders, board.origin]
@@ -147,17 +77,7 @@ def _caption(board: Board, significance: Significance | None, costs: bool, marks
             f"the best of the column{' with its k' if len(peers(board.rows)) > 1 else ''}. An entry without it is not "
             f"the best, unless a footnote says that it cannot be told ({LEVEL:.0%} for any false claim of the table)."
         )
-    if costs:
-        text += " ms/step is a run's share of its bundle's time, so cells that trained together share it."
-    measured = [cost for row in board.rows for cost in row.answering()] if costs else []
-    if measured:
-        text += f" ms/answer and answer MiB: bare backbone / method beside it / merged into it ({_how(measured)}); "
-        text += "disk MiB: what has to be stored beside the backbone / merged."
-    if costs and board.general_texts:
-        text += (
-            f" {FORGETTING_COLUMN} is the rise of the loss on a general text against the bare backbone, in nats per "
-            "token, as a mean over runs and tasks."
-        )
+    text += costs_caption(board) if costs else ""
     if board.published:
         text += " Rows marked published are figures of the named source: not measured here, not ranked."
     unequal = unequal_budgets(board)
@@ -167,16 +87,6 @@ def _caption(board: Board, significance: Significance | None, costs: bool, marks
 def _empty_notes(column: str, table: Table, marks: Marks) -> tuple[int, ...]:
     """Footnotes that say why nothing in a column is bold."""
     return tuple(map(table.note, marks.empty.get(column, ())))
-
-
-def _how(measured: Sequence[AnsweringCost]) -> str:
-    """How answers were timed: rows, rounds and batches, each as a span where runs differ."""
-    parts = {name: span_of(sorted({getattr(cost, name) for cost in measured}))
-             for name in ("num_rows", "num_rounds", "batch_tokens")}  # fmt: skip
-    return (
-        f"median of {parts['num_rounds']} rounds in alternation over {parts['num_rows']} dev rows in batches of "
-        f"{parts['batch_tokens']} tokens"
-    )
 
 
 def _column(board: Board, task: str, table: Table, significance: Significance | None, marks: Marks) -> Column:
@@ -311,68 +221,12 @@ def _name(row: BoardRow, table: Table) -> Cell:
     return Cell(row.name, notes=tuple(table.note(text) for text in texts))
 
 
-def _cost_columns(board: Board, table: Table) -> list[Column]:
-    columns = [Column(name) for name in (*COST_COLUMNS, *BUDGET_COLUMNS)]
-    if any(row.answering() for row in board.rows):
-        columns += [Column(name) for name in ANSWERING_COLUMNS]
-    if not board.general_texts:
-        return columns
-    differ = "measured on different texts: not comparable"
-    notes = (table.note(differ),) if len(board.general_texts) > 1 else ()
-    return [*columns, Column(FORGETTING_COLUMN, notes=notes)]
-
-
-def _costs(row: BoardRow, board: Board, table: Table) -> list[Cell]:
-    """Cells of `_cost_columns`: a step, what the search took, what answering costs, and forgetting."""
-    budget = row_budget(row)
-    spent = (budget.steps, budget.samples, budget.device_s) if budget else (None, None, None)
-    seconds, memory = row.step_seconds(), row.peak_memory()
-    cells = [
-        Cell(DASH if seconds is None else f"{1000 * seconds:.3g}"),
-        Cell(DASH if memory is None else f"{memory / 2**20:,.0f}"),
-        *(Cell(DASH if value is None else f"{value:,.0f}") for value in spent),
-    ]
-    if any(other.answering() for other in board.rows):
-        cells += _answering(row, table)
-    if board.general_texts:
-        rise = row.forgetting()
-        problems = tuple(table.note(f"forgetting: {problem}") for problem in row.forgetting_problems())
-        # a loss falls too; adding 0.0 turns -0.0 into 0.0
-        cells.append(Cell(DASH if rise is None else f"{round(rise, 3) + 0.0:.3f}", notes=problems))
-    return cells
-
-
-def _answering(row: BoardRow, table: Table) -> list[Cell]:
-    """Medians over the row's runs: bare / beside / merged, and on disk beside / merged."""
-    found = row.answering()
-    if not found:
-        return [Cell(DASH)] * len(ANSWERING_COLUMNS)
-    forms = {name: [own for cost in found if (own := getattr(cost, name)) is not None] for name in FORMS}
-    reasons = sorted({cost.not_merged for cost in found if cost.not_merged})
-    notes = tuple(table.note(f"not merged: {reason}") for reason in reasons)
-    time = [_median([own.ms_per_row for own in forms[name]], "{:.3g}", 1) for name in FORMS]
-    memory = [_median([own.peak_bytes for own in forms[name]], "{:,.1f}", 2**20) for name in FORMS]
-    disk = [_median([own.disk_bytes for own in forms[name]], "{:,.2f}", 2**20) for name in FORMS[1:]]
-    return [Cell(" / ".join(time), notes=notes), Cell(" / ".join(memory)), Cell(" / ".join(disk))]
-
-
-def _median(values: Sequence[float], form: str, unit: int) -> str:
-    return form.format(statistics.median(values) / unit) if values else DASH
-
-
 def _params(row: BoardRow) -> str:
     """Trained parameters; those kept for inference too, where they are fewer or more; the whole of a mixture."""
     trained, kept = row.params("num_trained"), row.params("num_kept")
     text = span_of(trained)
     text = text if kept == trained else f"{text} (kept {span_of(kept)})"
     return text + "".join(f" per task; {total:,} for {tasks} tasks" for total, tasks in row.mixture_params())
-
-
-def span_of(counts: Sequence[int]) -> str:
-    """Numbers in ascending order as one text: "76,800", or "400–9,000" from the first to the last."""
-    if not counts:
-        return DASH
-    return f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,}{DASH}{counts[-1]:,}"
 
 
 def _grid_runs(row: BoardRow, table: Table) -> Cell:

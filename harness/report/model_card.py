@@ -51,7 +51,7 @@ def make_card(adapter: Adapter, result: Result, board: Board, significance: Sign
     )
     parts = [
         f"# {title}",
-        f"A {adapter.peft_type} adapter of PEFT for `{adapter.base_model}`, trained and scored by the harness under "
+        f"A {adapter.peft_type} adapter of PEFT for `{adapter.base_model}`, {_history(result)} the harness under "
         f"the protocol {cell.protocol.title}.",
         "## How to load it",
         f"```python\n{adapter.code.replace('{folder}', json.dumps(adapter.name))}\n```",
@@ -136,13 +136,22 @@ def _scores(board: Board, row: BoardRow, significance: Significance | None) -> s
     return "\n".join([*lines, "", text])
 
 
+def _history(result: Result) -> str:
+    return "trained elsewhere, and scored by" if result.is_answered_from_files else "trained and scored by"
+
+
 def _place(result: Result, row: BoardRow) -> str:
     """Which of the group's runs this folder holds."""
     own = "" if result.test is None else f" Its own test score is {result.test.score:.1f}."
+    if result.is_answered_from_files:
+        titles = ", ".join(start.title for start in result.cell.init_from)
+        return f"This folder holds what `{titles}` held; no step was taken here.{own}"
     text = (f"This folder holds the run of seed {result.cell.seed}, the checkpoint of step {result.selected_step} of "
             f"{result.cell.recipe.steps}, chosen by the rule: {result.selection_rule}.{own}")  # fmt: skip
     shown = {run.cell_id for entry in row.entries.values() for run in entry.runs}
-    if result.cell_id not in shown:
+    if result.cell.repeat > 1:
+        text += f" It is training {result.cell.repeat} of that seed; the scores above are of the first."
+    elif result.cell_id not in shown:
         text += " It is not at the grid point that won on dev, whose scores stand above."
     return text
 
@@ -151,8 +160,12 @@ def _grid(result: Result, row: BoardRow) -> list[str]:
     if not result.cell.grid:
         return []
     runs = max(entry.num_grid_runs for entry in row.entries.values())
+    searches = [search for entry in row.entries.values() for search in entry.searches]
+    kinds = {run.cell.study.partition("-")[0] for search in searches for run in search if run.cell.study}
+    searched = f"{runs} points were tried, drawn by {' and '.join(sorted(kinds))}"
     swept = ", ".join(f"{key} = {value}" for key, value in result.cell.grid.items())
-    return [f"Of these a grid of {runs} runs was searched: {swept} here; the dev score chose."]
+    searched = searched if kinds else f"a grid of {runs} runs was searched"
+    return [f"Of these {searched}: {swept} here; the dev score chose."]
 
 
 def _rows(result: Result) -> str:

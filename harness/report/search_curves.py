@@ -10,6 +10,7 @@ from itertools import accumulate
 from harness.data import mean_score
 from harness.report.boards import Entry
 from harness.report.tuning import expected_best, trial_scores
+from harness.report.yardstick import kinds_apart
 
 BAND = (0.1, 0.9)
 """Shares of draws below and above which the band ends: eight of ten searches of that length lie inside."""
@@ -27,14 +28,18 @@ class SearchCurve:
 
 
 def search_curve(entry: Entry) -> SearchCurve | None:
-    """The curve of an entry; None without a search, where points left early, or where every point failed.
+    """The curve of an entry; None without a search, where points left early, and where every point failed.
+
+    Searches whose points were scored with different rows or metrics are left out, as in the table of searches.
 
     The points of a grid and of `random` might have come in any order: the curve is the expectation over orders, with
     the band of order statistics. Those of `tpe` follow from each other: the curve is the best score so far. A failed
     trial was spent too: its score is 0.
     """
     searches = [
-        trial_scores(search) for search in entry.searches if not any(r.raced_out_at is not None for r in search)
+        trial_scores(search)
+        for search in entry.searches
+        if not kinds_apart(search) and not any(r.raced_out_at is not None for r in search)
     ]
     known = [scores for scores in searches if any(scores)]
     if not known or max(map(len, known)) < 2:

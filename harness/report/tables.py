@@ -14,9 +14,10 @@ from dataclasses import replace
 from tabulate import tabulate
 
 from harness.report.boards import Board
-from harness.report.leaderboard_table import TIED, Cell, Column, Table, lay_out
+from harness.report.leaderboard_table import lay_out
 from harness.report.marks import mark_board
 from harness.report.statistics.significance import Significance
+from harness.report.table_cells import TIED, Cell, Column, Table
 from harness.report.writers.csv_json import as_csv, as_json, rows_csv
 from harness.report.writers.html import html
 from harness.report.writers.latex import latex

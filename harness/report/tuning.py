@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 from harness.data import mean_score, round_score
 from harness.report.boards import Board, Entry
-from harness.report.leaderboard_table import Cell, Column, Table
+from harness.report.table_cells import Cell, Column, Table
 from harness.report.yardstick import kinds_apart
 from harness.results import Result, best_point, dev_selection
 
@@ -39,7 +39,11 @@ class TuningRecord:
 
 
 def trial_scores(search: Sequence[Result]) -> list[float]:
-    """Dev scores in the order of the trials. One that failed used up budget and left no model: its score is 0."""
+    """Dev scores in the order of the trials. One that failed used up budget and left no model: its score is 0.
+
+    Points that do not fit the backbone were never run, and have none.
+    """
+    search = [result for result in search if result.status != "unfit"]
     scores = [0.0 if result.status == "failed" else dev_selection(result) for result in search]
     has_failed = any(result.status == "failed" for result in search)
     return [max(0.0, score) for score in scores] if has_failed else scores

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from harness.suite import Cell
+from harness.suite import NOT_IDENTITY, Cell
 
-GRID_PLACE = {"label", "grid", "grid_index", "search_seed"}
-"""Fields of a cell that say where it stands in a table and a grid, and set nothing."""
+GRID_PLACE = NOT_IDENTITY - {"suite", "protocol"}
+"""Fields of a cell that say where it stands in a table and a search, and set nothing."""
 
 
 def flat_settings(cell: Cell, without: Collection[str] = ()) -> dict[str, Any]:

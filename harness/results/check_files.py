@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from harness.errors import UserError
-from harness.results.predictions import SPLITS, read_table
+from harness.results.predictions import SPLITS, read_table, split_of
 from harness.results.schema import ParamCounts, Result
+from harness.results.selection import results_by_task
 
 COLUMNS = {"split", "row", "references", "prediction"}
 GROUPED = COLUMNS | {"group"}
@@ -26,15 +27,19 @@ def check_predictions(path: Path, result: Result) -> Iterator[str]:
         yield f"has the columns {', '.join(sorted(table.column_names))}, not {', '.join(sorted(COLUMNS))}"
         return
     splits, indices = table["split"].to_pylist(), table["row"].to_pylist()
-    strange = set(splits) - set(SPLITS)
+    expected = {
+        split_of(part, split): score.num_rows if score else 0
+        for part in results_by_task(result)
+        for split, score in zip(SPLITS, (part.dev, part.test), strict=True)
+    }
+    strange = set(splits) - set(expected)
     if strange:
         yield f"holds rows of {', '.join(sorted(map(str, strange)))}, which is no split"
-    for split, score in (("dev", result.dev), ("test", result.test)):
+    for split, count in expected.items():
         rows = [index for name, index in zip(splits, indices, strict=True) if name == split]
-        expected = score.num_rows if score else 0
-        if None in rows or sorted(rows) != list(range(expected)):
-            yield f"{split} has {expected} rows, the file holds {len(rows)}" + (
-                "" if len(rows) != expected else ", not each once"
+        if None in rows or sorted(rows) != list(range(count)):
+            yield f"{split} has {count} rows, the file holds {len(rows)}" + (
+                "" if len(rows) != count else ", not each once"
             )
 
 

@@ -51,6 +51,7 @@ class Answers:
         return hash(tuple(tuple(refs) for refs in self.references))
 
     def __add__(self, other: Answers) -> Answers:
+        """Both, without groups: those of two files are numbered apart."""
         return Answers([*self.predictions, *other.predictions], [*self.references, *other.references])
 
 

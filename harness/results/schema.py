@@ -231,3 +231,9 @@ class Result(Strict):
     def key(self) -> Key:
         """Its cell's key, with the identity as it is stored: `verify` holds that against the cell."""
         return self.cell.suite, self.cell.label, self.cell_id
+
+    @property
+    def is_answered_from_files(self) -> bool:
+        """Whether it answers with an adapter that was trained elsewhere, and took no step here."""
+        starts = any(start.adapter is not None for start in self.cell.init_from)
+        return starts and self.usage is not None and not self.usage.num_steps

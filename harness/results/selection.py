@@ -105,9 +105,10 @@ def next_repeats(
     """
     chosen = {seed: chosen_run(group, first, seed) for seed in group.seeds}
     trained = {run.key for run in chosen.values() if run is not None and run.status == "done"}
-    # a search has points of earlier ones in front, so that a cell's number in its grid is not its place here
-    keys = [point for point, run in first.items() if run.key in trained]
-    return [key for key in keys if key not in results]
+    # a search has points of earlier ones in front, so that a cell's number in its grid is not its place here. In the
+    # order of the group, and not of the results: a run that goes on packs the bundles of one that was never cut off
+    wanted = [point for point in group.cells if point in first and first[point].key in trained]
+    return [point for point in wanted if point not in results]
 
 
 def results_by_task(result: Result) -> list[Result]:
@@ -130,9 +131,9 @@ def _of_part(result: Result, part: Part) -> Result:
     changes = {
         "cell": result.cell.model_copy(update=cell_fields),
         "group_id": digest([result.group_id, name]),
-        "metrics": result.metrics.parts[name] if result.metrics else None,
-        "dev": result.dev.parts[name] if result.dev else None,
-        "test": result.test.parts[name] if result.test else None,
-        "data": result.data.parts[name] if result.data else None,
+        "metrics": result.metrics.parts.get(name) if result.metrics else None,
+        "dev": result.dev.parts.get(name) if result.dev else None,
+        "test": result.test.parts.get(name) if result.test else None,
+        "data": result.data.parts.get(name) if result.data else None,
     }
     return result.model_copy(update=changes)

@@ -17,11 +17,11 @@ from harness.errors import UserError
 from harness.results.cell_settings import differing_keys, flat_settings
 from harness.results.known_origins import judge_origins
 from harness.results.schema import Result
-from harness.results.selection import best_point, next_cells
+from harness.results.selection import best_point, next_cells, next_repeats
 from harness.results.store import ResultStore, read_result
 from harness.results.untrusted_files import find_strange
 from harness.results.verify import verify_folder
-from harness.suite import Cell, Group, Key, Protocol, ProtocolReference, Scope, resolve_protocol
+from harness.suite import ANSWERING, Cell, Group, Key, Protocol, ProtocolReference, Scope, resolve_protocol
 
 MAX_BYTES = 100_000_000
 """Bytes of one file unless the caller allows more: GitHub takes no larger one."""
@@ -105,6 +105,9 @@ def check_submission(
             found = _against_protocol(runs)
         else:
             found = _against_suite(runs, expected)
+            if any(run.cell.study.startswith("tpe-") for run in runs):
+                why = "points of a search by tpe are taken as they are: nobody asked for them again"
+                made.unknown.append(Remark(place, "selection", why))
         made.findings += [Remark(place, kind, problem) for kind, problem in dict.fromkeys(found)]
     for name, expected in suites.items():
         made.findings += _missing_entries(name, expected, [result for _, result in results])
@@ -158,26 +161,50 @@ def _against_suite(runs: Sequence[Result], expected: Expected) -> Iterator[tuple
     cell = runs[0].cell
     k = None if cell.few_shot is None else cell.few_shot.k
     own = (cell.label, cell.task, cell.backbone, k)
-    group = next((item for item in expected.groups if (item.label, item.task, item.backbone, item.k) == own), None)
-    if group is None:
+    groups = [item for item in expected.groups if (item.label, item.task, item.backbone, item.k) == own]
+    if not groups:
         yield "settings", f"suite {expected.name} has no such entry"
         return
-    places = {item.cell_id: place for place, item in group.cells.items()}
-    found: dict[tuple[int, int], Result] = {}
+    group = _with_trials(groups[0], runs)
+    repeats = {item.repeat: group.repeated(item.repeat) for item in groups if item.repeat > 1}
+    places = {
+        item.cell_id: (one.repeat, place) for one in (group, *repeats.values()) for place, item in one.cells.items()
+    }
+    every: dict[int, dict[tuple[int, int], Result]] = defaultdict(dict)
     for run in runs:
         if run.cell.protocol != expected.protocol:
             title = expected.protocol.title
             yield "protocol", f"was made under {run.cell.protocol.title}, the suite's is {title}"
         if run.cell.cell_id in places:
-            found[places[run.cell.cell_id]] = run
+            repeat, place = places[run.cell.cell_id]
+            every[repeat][place] = run
         else:
             yield "settings", f"a cell is none of the suite's: {_nearest(run.cell, list(group.cells.values()))}"
     yield from _forged_protocol(runs)
+    found = every[1]
     missing = next_cells(group, found, expected.per_seed)
+    for repeat, again in repeats.items():
+        missing += next_repeats(again, every[repeat], found)
     if missing:
         seeds = sorted({seed for _, seed in missing})
         yield "seeds", f"lacks {len(missing)} cells that the suite asks for, of seeds {', '.join(map(str, seeds))}"
+    if group.num_to_come:
+        yield "seeds", f"lacks {group.num_to_come} trials of the search that the suite asks for"
     yield from _not_asked_for(group, found, expected.per_seed)
+
+
+def _with_trials(group: Group, runs: Sequence[Result]) -> Group:
+    """Return the group of a search by `tpe` with the points that `runs` say its later trials had.
+
+    Which they are follows from results, so that any point of the space may be one.
+    """
+    search = group.search
+    if search is None:
+        return group
+    trials = {run.cell.grid_index: run.cell.grid for run in runs if run.cell.study == search.name}
+    while group.num_to_come and len(group.points) in trials and search.holds(trials[len(group.points)]):
+        group = group.with_points([trials[len(group.points)]])
+    return group
 
 
 def _not_asked_for(group: Group, found: Mapping[tuple[int, int], Result], per_seed: bool) -> Iterator[tuple[str, str]]:
@@ -224,30 +251,35 @@ def _against_protocol(runs: Sequence[Result]) -> Iterator[tuple[str, str]]:
         yield from _settings_against(run, protocol)
     # a search may be on the first seed alone; the winner then has the others
     lacking = set(protocol.seeds(scope)) - {run.cell.seed for run in runs}
-    if lacking:
+    if lacking and not all(run.is_answered_from_files for run in runs):
         yield "seeds", f"lacks seeds {', '.join(map(str, sorted(lacking)))} of the protocol"
     yield from _selection_of(runs)
 
 
 def _selection_of(runs: Sequence[Result]) -> Iterator[tuple[str, str]]:
     """Choose the grid point again from the dev scores of the searches that are here."""
-    by_point: dict[int, dict[int, Result]] = defaultdict(dict)
-    for run in runs:
-        by_point[run.cell.grid_index][run.cell.seed] = run
     if not any(run.cell.grid for run in runs):
         return
-    if sorted(by_point) != list(range(len(by_point))):
-        yield "seeds", f"lacks points of its grid: has {', '.join(map(str, sorted(by_point)))}, counted from 0"
+    by_point: dict[str, dict[int, Result]] = defaultdict(dict)
+    # repeats choose nothing; of equal scores the lowest number wins, as in a table
+    for run in sorted(runs, key=lambda run: (run.cell.grid_index, run.cell_id)):
+        if run.cell.repeat == 1:
+            by_point[_spelled(run.cell.grid)][run.cell.seed] = run
+    # a grid's number and a trial's of a search behind it may be the same
+    numbers = sorted({run.cell.grid_index for own in by_point.values() for run in own.values()})
+    if numbers != list(range(len(numbers))):
+        yield "seeds", f"lacks points of its grid: has {', '.join(map(str, numbers))}, counted from 0"
         return
     searched = sorted({run.cell.search_seed for run in runs})
+    points = list(by_point)
     for search in searched:
         if any(search not in own for own in by_point.values()):
             yield "seeds", f"lacks points of its grid on seed {search}, on which it was searched"
             continue
-        winner = best_point([by_point[point][search] for point in range(len(by_point))])
+        best = best_point([by_point[point][search] for point in points])
         for point, own in by_point.items():
             for seed, run in own.items():
-                if run.cell.search_seed == search and seed != search and point != winner:
+                if run.cell.search_seed == search and seed != search and (best is None or point != points[best]):
                     yield "selection", f"seed {seed} ran {_spelled(run.cell.grid)}, which dev on seed {search} " \
                                        "does not choose"  # fmt: skip
 
@@ -272,6 +304,8 @@ def _settings_against(run: Result, protocol: Protocol) -> Iterator[tuple[str, st
     recipe = cell.recipe.model_dump(mode="json")
     is_rule = run.backbone is not None and not run.backbone.num_params
     set_recipe = {} if is_rule else protocol.recipe(scope, _num_train(cell))
+    if run.is_answered_from_files:
+        set_recipe = {key: value for key, value in set_recipe.items() if key in ANSWERING}
     wanted = {f"recipe.{key}": value for key, value in set_recipe.items()}
     wanted |= {f"hp.{key}": value for key, value in protocol.hp(scope).items() if key in cell.hp}
     has = {**{f"recipe.{key}": value for key, value in recipe.items()},

@@ -147,6 +147,10 @@ def _check_completeness(result: Result) -> Iterator[Problem]:
         yield "incomplete", "is done, and yet holds a failure"
     if missing:
         yield "incomplete", f"is done, and lacks {', '.join(missing)}"
+    for part in result.cell.mixture.parts if result.cell.mixture else ():
+        held = (result.dev, result.test, result.metrics, result.data)
+        if any(item is not None and part.task not in item.parts for item in held):
+            yield "incomplete", f"is a mixture, and lacks what belongs to its task {part.task}"
     for split in ("dev", "test"):
         score = result.dev if split == "dev" else result.test
         if score is not None and result.data is not None:

@@ -312,7 +312,9 @@ def _with_earlier(plan: Plan, index: int, group: Group) -> Group:
     stored = [
         result
         for result in plan.store.beside(first)
-        if result.cell.seed == first.seed and result.group_id == first.group_id and result.status != "unfit"
+        if (result.cell.seed, result.cell.repeat) == (first.seed, 1)
+        and result.group_id == first.group_id
+        and result.status != "unfit"
     ]
     name, settings = group.search.name, set(group.search.space)
     if group.search.strategy == "tpe":

@@ -5,6 +5,7 @@ from .blocks import Form as Form
 from .blocks import ProtocolReference as ProtocolReference
 from .blocks import Strict as Strict
 from .blocks import TaskFile as TaskFile
+from .cell import NOT_IDENTITY as NOT_IDENTITY
 from .cell import Cell as Cell
 from .cell import Key as Key
 from .cell import Mixture as Mixture
@@ -67,6 +68,7 @@ from .report_layout_files import figure_names as figure_names
 from .report_layout_files import find_figure as find_figure
 from .report_layout_files import find_table as find_table
 from .report_layout_files import table_names as table_names
+from .resolve_settings import ANSWERING as ANSWERING
 from .resolve_settings import TaskSpec as TaskSpec
 from .search import Search as Search
 from .shipped import find_suite as find_suite

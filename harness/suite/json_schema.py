@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 
 from harness.suite.adapter_folder import ADAPTER_CONFIG
 from harness.suite.blocks import Strict
-from harness.suite.file_schema import SLUG, SUITE_FORMAT, MethodSpec, Recipe, SourceChoice, SuiteFile
+from harness.suite.file_schema import ADAPTER, SLUG, SUITE_FORMAT, MethodSpec, Recipe, SourceChoice, SuiteFile
 from harness.suite.init_from import INIT_FROM, NO_SOURCE
 from harness.suite.protocol import Key, protocol_keys, protocol_names
 from harness.suite.report_layout_files import figure_names, table_names
@@ -25,6 +25,7 @@ from harness.suite.report_layout_files import figure_names, table_names
 Schema = dict[str, Any]
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 NULL: Schema = {"type": "null"}
+RANGE = "range"
 ROW = "row"
 """Definition of a row under a label that is no shipped method; `row.NAME` is that of a row of the method NAME."""
 
@@ -46,7 +47,7 @@ def suite_schema(names: Names) -> Schema:
         made, more = model_schema(model)
         definitions |= {**more, model.__name__: made}
     definitions["Recipe"] = _settings(definitions["Recipe"])
-    definitions[INIT_FROM] = _init_from()
+    definitions |= {INIT_FROM: _init_from(), RANGE: _range(), ADAPTER: _adapter()}
     definitions |= {f"{ROW}.{name}": _row_of(spec) for name, spec in names.methods.items()}
     definitions[ROW] = _row(list(names.methods))
     known = suite["properties"]
@@ -139,7 +140,7 @@ def _offered(names: Sequence[str]) -> Schema:
 
 
 def _swept(value: Schema) -> Schema:
-    """A value, or `{sweep: [...]}` of such values."""
+    """A value, or `{sweep: [...]}` of such values; where it may be a number, `{range: [lowest, highest]}` too."""
     values = {"type": "array", "items": value, "minItems": 1, "uniqueItems": True}
     sweep = {
         "type": "object",
@@ -148,7 +149,49 @@ def _swept(value: Schema) -> Schema:
         "additionalProperties": False,
         "description": "Values that are tried.",
     }
-    return {"anyOf": [value, sweep]}
+    return {"anyOf": [value, sweep, *([_ref(RANGE)] if _takes_numbers(value) else [])]}
+
+
+def _takes_numbers(value: Schema) -> bool:
+    kinds = value.get("type", ())
+    named = {"integer", "number"} & set([kinds] if isinstance(kinds, str) else kinds)
+    return bool(named) or any(map(_takes_numbers, value.get("anyOf", ())))
+
+
+def _range() -> Schema:
+    """`{range: [1e-5, 1], log: true}`."""
+    ends = {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}
+    return {
+        "type": "object",
+        "properties": {
+            "range": {**ends, "description": "Lowest and highest value."},
+            "log": {"type": "boolean", "description": "Whether every decade is as likely as any other."},
+        },
+        "required": ["range"],
+        "additionalProperties": False,
+        "description": "Values that a search by random or tpe draws from.",
+    }
+
+
+def _adapter() -> Schema:
+    """One adapter, or several, which become a row each."""
+    paths: Schema = {
+        "anyOf": [{"type": "string", "minLength": 1}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]
+    }
+    named = {
+        "type": "object",
+        "properties": {
+            "folder": {**paths, "description": "Path of it, or several."},
+            "base_model": {
+                "enum": ["recorded", "any"],
+                "description": "Whether the network that it records must have the backbone's name.",
+            },
+        },
+        "required": ["folder"],
+        "additionalProperties": False,
+    }
+    about = "Folder of an adapter that was trained elsewhere, with which the row answers."
+    return {"anyOf": [*paths["anyOf"], named], "description": about}
 
 
 def _settings(model: Schema) -> Schema:
@@ -164,7 +207,10 @@ def _init_from() -> Schema:
     """What a row starts from."""
     source = _ref(SourceChoice.__name__)
     plain = {"anyOf": [NULL, {"const": NO_SOURCE}, source, {"type": "array", "items": source, "minItems": 1}]}
-    return {**_swept(plain), "description": "What its tensors start from: cells, or a file of prompt vectors."}
+    return {
+        **_swept(plain),
+        "description": "What its tensors start from: cells, an adapter, or a file.",
+    }
 
 
 def _row_of(spec: MethodSpec) -> Schema:
@@ -185,6 +231,8 @@ def _row_of(spec: MethodSpec) -> Schema:
         settings[ADAPTER_CONFIG] = {"type": "string", "description": "Folder whose adapter_config.json is the config."}
     if spec.takes_sources != (0, 0):
         settings[INIT_FROM] = _ref(INIT_FROM)
+    if spec.answers_from_files:
+        settings[ADAPTER] = _ref(ADAPTER)
     return {**row, "properties": {**row["properties"], **settings}}  # type: ignore[dict-item]
 
 
@@ -201,7 +249,9 @@ def _row(methods: Sequence[str]) -> Schema:
         {"if": {"properties": {"method": {"const": name}}, "required": ["method"]}, "then": _ref(f"{ROW}.{name}")}
         for name in methods
     ]
-    properties = {"method": _offered(methods), "recipe": _ref("Recipe"), INIT_FROM: _ref(INIT_FROM)}
+    properties = {
+        "method": _offered(methods), "recipe": _ref("Recipe"), INIT_FROM: _ref(INIT_FROM), ADAPTER: _ref(ADAPTER),
+    }  # fmt: skip
     return {"type": ["object", "null"], "properties": properties, "allOf": by_method}
 
 

@@ -31,13 +31,17 @@ def expand_suite(suite: Suite, methods: Mapping[str, MethodSpec], tasks: Mapping
     axes = itertools.product(suite.backbones, names, shots, labels)
     rows = [((label, task, backbone), k) for backbone, task, k, label in axes]
     family = GroupBuilder(suite, methods, tasks, labels, rows, limit)
-    # a rule answers without training, so its repeats would be copies
-    times = {label: 1 if methods[method].is_rule else suite.file.repeats for label, method in labels.items()}
+    times = {label: suite.file.repeats if _can_differ(methods[method]) else 1 for label, method in labels.items()}
     limit.require_table([family.count(place, k) for place, k in rows for _ in range(times[place[0]])])
     groups = [family.row(place, k) for place, k in rows]
     repeated = [[group.repeated(n) for n in range(2, times[group.label] + 1)] for group in groups]
     table = [one for group, more in zip(groups, repeated, strict=True) for one in (group, *more)]
     return [*table, *family.sources.values()]
+
+
+def _can_differ(method: MethodSpec) -> bool:
+    """Whether two runs of one cell may differ: repeats of what takes no step would be copies."""
+    return not (method.is_rule or method.answers_from_files)
 
 
 def _labels(suite: Suite, methods: Mapping[str, MethodSpec]) -> dict[str, str]:

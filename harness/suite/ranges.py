@@ -39,6 +39,10 @@ class Range:
         value = low * math.exp(share * math.log(high / low)) if self.log else low + share * (high - low)
         return self.rounded(value)
 
+    def holds(self, value: Any) -> bool:
+        """Whether a value is one that this range gives: a number inside of it, with few digits."""
+        return _is_number(value) and self.low <= value <= self.high and self.rounded(value) == value
+
     def rounded(self, value: float) -> float:
         """A value with few digits, as a cell holds it, and inside the range."""
         if self.is_whole:

@@ -58,6 +58,13 @@ class Search:
                 return list(found.values())
         raise UserError(f"holds fewer than {count} different points to try", field=", ".join(self.space))
 
+    def holds(self, point: Point) -> bool:
+        """Whether a point has a value of this space for each of its settings, and nothing else."""
+        if point.keys() != self.space.keys():
+            return False
+        found = [(item, point[key]) for key, item in self.space.items()]
+        return all(item.holds(value) if isinstance(item, Range) else value in item for item, value in found)
+
     def end_of_batch(self, first: int) -> int:
         """Return the number of the trial after those that are asked for together with trial `first`."""
         return min(self.trials, self.startup if first < self.startup else first + self.batch)
@@ -81,7 +88,7 @@ def size_of(space: Mapping[str, list[Any] | Range]) -> int | None:
 
 
 def every_point(space: Mapping[str, list[Any] | Range]) -> list[Point]:
-    """Return all points of a space that can be counted."""
+    """Return all points of a space that can be counted. The last setting varies fastest; an empty space has one."""
     axes = [[*range(int(item.low), int(item.high) + 1)] if isinstance(item, Range) else item for item in space.values()]
     return [dict(zip(space, values, strict=True)) for values in itertools.product(*axes)]
 

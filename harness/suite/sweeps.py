@@ -1,4 +1,4 @@
-"""Sweeps: `{sweep: [...]}` in a suite's settings, and the grid of points that the sweeps span.
+"""Sweeps: `{sweep: [...]}` in a suite's settings, and the space that sweeps and ranges span.
 
 `lr: {sweep: [0.1, 0.3]}` stands for two grid points. Several sweeps are crossed: each value of one with each of the
 others. A setting may hold a range instead (`ranges`); `search` draws points from both.
@@ -6,19 +6,16 @@ others. A setting may hold a range instead (`ranges`); `search` draws points fro
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from typing import Any
 
 from harness.errors import UserError
 from harness.suite.ranges import Range, read_range
 
-Sweeps = dict[str, list[Any]]
-"""Swept setting -> the values to try, e.g. {"recipe.lr": [0.1, 0.3], "hp.rank": [4, 8]}."""
 Space = dict[str, list[Any] | Range]
-"""The same, where a setting may have a range of values too."""
+"""Searched setting -> the values to try, or their range, e.g. {"recipe.lr": [0.1, 0.3], "hp.rank": [4, 8]}."""
 Point = dict[str, Any]
-"""One grid point: swept setting -> its value there, e.g. {"recipe.lr": 0.3, "hp.rank": 4}."""
+"""One point of a space: swept setting -> its value there, e.g. {"recipe.lr": 0.3, "hp.rank": 4}."""
 
 
 def is_searched(value: Any) -> bool:
@@ -42,11 +39,6 @@ def find_space(values: Mapping[str, Any], origins: Mapping[str, str], block: str
                     where = origins.get(path, origins[name])
                     found[f"{block}.{path}"] = _values(item, where, f"{shown}.{path}")
     return found
-
-
-def grid_points(sweeps: Sweeps) -> list[Point]:
-    """Return every grid point. The last sweep varies fastest; without any sweep there is one empty point."""
-    return [dict(zip(sweeps, values, strict=True)) for values in itertools.product(*sweeps.values())]
 
 
 def with_point(values: Mapping[str, Any], point: Point, block: str) -> dict[str, Any]:

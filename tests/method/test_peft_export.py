@@ -29,9 +29,12 @@ from harness.data.tokenization import encode
 from harness.method.export import rebuild, stored_tensors
 from harness.method.peft_folder import tried_gap, write_adapter
 from harness.method.registry import discover
+from harness.report.boards import collect_boards
+from harness.report.model_card import Adapter, make_card
 from harness.results.schema import Result
 from harness.results.store import ResultStore
 from harness.runner.run_suite import run
+from harness.suite.cell import Start
 from harness.train.batch_input import BatchInput, Rows
 from tools.network_matrix.checkpoints import build
 
@@ -210,6 +213,10 @@ def test_a_linear_head_of_a_decoder_is_transformers_classifier(networks: Path, t
     done = CliRunner().invoke(app, ["export", str(made["llama", "head_only"]), str(tmp_path / "x"), "--format", "peft",
                                     "--backbone", name])  # fmt: skip
     assert "it changes nothing of the network" in str(done.exception)
+    behind = stored(tmp_path / "hidden", [name], "  lora: {rank: 2}\n", ", head: hidden")
+    done = CliRunner().invoke(app, ["export", str(behind["llama", "lora"]), str(tmp_path / "y"), "--format", "peft",
+                                    "--backbone", name])  # fmt: skip
+    assert "its head has a hidden layer, which is none of PEFT's" in str(done.exception)
 
 
 def test_the_card_has_scores_settings_rows_and_code_that_runs(
@@ -232,6 +239,20 @@ def test_the_card_has_scores_settings_rows_and_code_that_runs(
                  "the run of seed 1, the checkpoint of step 3 of 3"):  # fmt: skip
         assert said in card.text, said
     assert str(tmp_path) not in card.content
+    again = result.model_copy(update={"cell": result.cell.model_copy(update={"repeat": 2}), "cell_id": "other"})
+    (board,), plain = collect_boards([result]), Adapter("mine", "LORA", SHIPPED, "", (), None)
+    told = make_card(plain, again, board, None).text
+    assert "It is training 2 of that seed; the scores above are of the first." in told
+    assert "not at the grid point" not in told
+    assert result.usage is not None
+    start = Start(title="theirs", adapter="theirs", identity="i", family="i")
+    cell, usage = (result.cell.model_copy(update={"init_from": [start]}),
+                   result.usage.model_copy(update={"num_steps": 0}))  # fmt: skip
+    taken = result.model_copy(update={"cell": cell, "usage": usage})
+    (board,) = collect_boards([taken])
+    told = make_card(plain, taken, board, None).text
+    assert "trained elsewhere, and scored by the harness" in told
+    assert "This folder holds what `theirs` held; no step was taken here." in told
     found: dict[str, Any] = {}
     exec(card.text.split("```python\n")[1].split("```")[0], found)
     assert found["model"].active_peft_config.r == 2

@@ -16,7 +16,8 @@ from harness.report.figures.budget import draw_budget
 from harness.report.figures.colours import method_looks
 from harness.report.search_curves import best_of_draws, search_curve
 from harness.report.tables import render_boards
-from harness.results.schema import Result, Usage
+from harness.report.tuning import tuning_records
+from harness.results.schema import AnsweringCost, AnsweringForm, Result, Usage
 
 USAGE = Usage(
     num_steps=100, num_samples=1_600, num_tokens=9, train_s=2.0, eval_s=1.0, total_s=3.0, peak_memory_bytes=1,
@@ -101,3 +102,31 @@ def test_all_rows_are_drawn_against_their_budget_in_one_figure() -> None:
     (axes,) = [axes for axes in figure.axes if axes.get_visible()]
     assert axes.get_legend_handles_labels()[1] == ["narrow", "wide"]
     assert draw_budget(board(result("plain", "cb", 1, dev=1, test=1)), method_looks({"plain"})) is None
+
+
+def test_points_that_do_not_fit_the_backbone_are_in_no_curve() -> None:
+    runs = search("some", 3)
+    unfit = result("some", "cb", 1, dev=0, test=None, lr=9, index=3).model_copy(update={"status": "unfit"})
+    made, bare = board(*runs, unfit), board(*runs)
+    curve, without = (search_curve(one.rows[0].entries["cb"]) for one in (made, bare))
+    assert curve == without is not None
+    (record,), (other,) = tuning_records(made), tuning_records(bare)
+    assert (record.num_points, record.expected_best_dev) == (4, other.expected_best_dev)
+
+
+def test_a_search_whose_points_were_scored_on_different_rows_has_no_curve() -> None:
+    runs = search("some", 3)
+    assert runs[0].data is not None
+    runs[0] = runs[0].model_copy(update={"data": runs[0].data.model_copy(update={"fingerprint": "other"})})
+    assert search_curve(board(*runs).rows[0].entries["cb"]) is None
+
+
+def test_json_holds_what_answering_costs_as_the_table_does() -> None:
+    form = AnsweringForm(ms_per_row=1.5, peak_bytes=9, disk_bytes=3)
+    cost = AnsweringCost(num_rows=4, num_rounds=5, batch_tokens=64, bare=form, beside=form, not_merged="a prompt")
+    measured = result("one", "cb", 1, dev=50, test=60).model_copy(update={"answering": cost})
+    made = board(measured, result("two", "cb", 1, dev=50, test=60))
+    rows = {row["label"]: row for row in json.loads(render_boards([made], "json"))[0]["rows"]}
+    assert rows["one"]["answering"][0]["beside"] == {"ms_per_row": 1.5, "peak_bytes": 9, "disk_bytes": 3}
+    assert "answering" not in rows["two"]
+    assert "1.5 / 1.5 / –" in render_boards([made], "markdown", costs=True)

@@ -19,8 +19,8 @@ from harness.errors import UserError
 from harness.report.declared.find_entries import EntryIndex
 from harness.report.declared.lines import keys_of, slots
 from harness.report.declared.table import TableRows, fill_layout
-from harness.report.leaderboard_table import DASH, Table
 from harness.report.published import find_published
+from harness.report.table_cells import DASH, Table
 from harness.report.tables import render_tables
 from harness.results.schema import Result
 from harness.results.store import ResultStore

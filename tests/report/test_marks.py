@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from harness.cli.commands import app
 from harness.errors import UserError
+from harness.report.boards import Board
 
 SCORES = {"far": 50, "near": 93, "best": 95, "once": 90}
 """Right answers of 100 (task cb) and of 400 (task rte); `once` was run with one seed."""
@@ -201,3 +202,20 @@ def test_one_seed_that_chose_is_told_and_left_out_on_request(tmp_path: Path) -> 
     assert [run["status"] for run in runs if (run["row"], run["seed"], run["test"]) == ("grid", 1, 90.0)] == [
         "left out: its dev score chose the grid point"
     ]
+
+
+def test_figures_leave_out_the_seed_that_chose_as_tables_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, suite, seen = tmp_path / "results", tmp_path / "suite.yaml", list[list[int]]()
+    for lr, index, dev in ((0.1, 0, 60.0), (0.3, 1, 90.0)):
+        store(root, "grid", "cb", 1, *answers(70), lr=lr, index=index, dev=dev)
+    store(root, "grid", "cb", 2, *answers(80), lr=0.3, index=1)
+    suite.write_text(SUITE.replace("report:\n", "report:\n  report_seeds: others\n"))
+
+    def seeds(boards: list[Board], *_: object) -> list[Path]:
+        seen.append([run.cell.seed for run in boards[0].rows[0].entries["cb"].runs])
+        return []
+
+    monkeypatch.setattr("harness.report.draw_all", seeds)
+    for further in ([], ["--report-seeds", "others"], ["--layouts", str(suite)]):
+        ask("figures", str(root), "--out", str(tmp_path / "out"), *further)
+    assert seen == [[1, 2], [2], [2]]

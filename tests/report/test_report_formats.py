@@ -14,9 +14,9 @@ from paths import GOLDEN
 from stored_runs import answers, store
 
 from harness.report.boards import collect_boards
-from harness.report.leaderboard_table import Cell, Column, Table
 from harness.report.published import find_published
 from harness.report.statistics.significance import assess_board
+from harness.report.table_cells import Cell, Column, Table
 from harness.report.tables import WRITERS, render_boards
 from harness.report.writers.latex import escape
 from harness.results.predictions import PredictionFiles

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from site_pages import Document, check_links
 from site_runs import HOSTILE, STRANGE, write_runs
+from stored_runs import answers, store
 from test_report import beside
 from typer.testing import CliRunner
 
@@ -23,12 +24,14 @@ from harness.cli.report import judge, marked
 from harness.method.method import Method
 from harness.method.registry import discover
 from harness.report.figures.colours import method_looks
-from harness.report.leaderboard_table import Cell
 from harness.report.site import write
+from harness.report.site.cells import facts_of
 from harness.report.site.grids import Item, board_grid
 from harness.report.site.method_files import read_method_file, read_method_files
 from harness.report.site.names import slug
+from harness.report.table_cells import Cell
 from harness.report.tables import render_boards
+from harness.results.schema import AnsweringCost, AnsweringForm
 from harness.results.store import ResultStore
 
 
@@ -304,3 +307,17 @@ def test_a_new_page_takes_the_place_of_the_old_one_without_torch(results: Path, 
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs", "site"]
     assert len(list(out.rglob("*.html"))) == 4
+
+
+def test_the_page_of_a_cell_holds_what_answering_costs_and_who_asked_for_the_cell(tmp_path: Path) -> None:
+    result = store(tmp_path, "one", "cb", 1, *answers(60), repeat=2)
+    form = AnsweringForm(ms_per_row=1.5, peak_bytes=9, disk_bytes=3)
+    cost = AnsweringCost(num_rows=4, num_rounds=5, batch_tokens=64, bare=form, beside=form, not_merged="a prompt")
+    cell = result.cell.model_copy(update={"study": "tpe-abc"})
+    found = {
+        facts.title: dict(facts.items)
+        for facts in facts_of(tmp_path / "x.json", result.model_copy(update={"answering": cost, "cell": cell}))
+    }
+    assert found["What answering costs"]["beside.ms_per_row"] == "1.5"
+    assert found["What answering costs"]["not_merged"] == "a prompt"
+    assert (found["Settings"]["search"], found["Settings"]["repeat"]) == ("tpe-abc", "2")

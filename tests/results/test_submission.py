@@ -233,6 +233,61 @@ def test_without_a_suite_the_choice_of_the_grid_point_is_made_again(results: Pat
     assert any("lacks points of its grid" in item.problem for item in check(results).findings)
 
 
+def test_repeats_are_cells_of_the_suite_and_choose_nothing(results: Path, suite: Path, tmp_path: Path) -> None:
+    repeated = tmp_path / "repeated.yaml"
+    repeated.write_text(suite.read_text().replace("seeds: [1, 2]", "seeds: [1, 2]\nrepeats: 2"))
+    lacks = [item.problem for item in check(results, repeated).findings]
+    assert lacks == ["lacks 2 cells that the suite asks for, of seeds 1, 2"] * 2, "a rule has no repeats"
+    winner = next(result.cell.recipe.lr for _, result in cells(results, "prompt_tuning") if result.cell.seed == 2)
+    for path, result in [*cells(results, "dept"), *cells(results, "prompt_tuning")]:
+        if result.cell.label == "dept" or result.cell.recipe.lr == winner:
+            for file in (path, predictions_path(path), tensors_path(path)):
+                shutil.copy(file, file.with_name(file.name.replace(path.stem, "again")))
+            rewrite(path.with_name("again.json"), lambda data: data["cell"].update(repeat=2))
+    assert check(results, repeated).findings == []
+    path = next(path for path, result in cells(results, "prompt_tuning")
+                if (result.cell.seed, result.cell.repeat) == (1, 2))  # fmt: skip
+    rewrite(path, lambda data: [item.update(selection=-1.0) for item in data["dev_history"]])
+    assert not any("does not choose" in item.problem for item in check(results).findings)
+
+
+def test_later_trials_of_a_search_may_have_any_point_of_its_space(results: Path, suite: Path, tmp_path: Path) -> None:
+    searched, known = tmp_path / "searched.yaml", [result for _, result in ResultStore(results).scan()]
+    for seed in range(20):
+        tuning = f"seeds: [1, 2]\ntuning: {{strategy: tpe, trials: 2, startup: 1, batch: 1, seed: {seed}}}"
+        text = suite.read_text().replace("seeds: [1, 2]", tuning).replace("[0.1, 0.3]", "[0.1, 0.3, 0.7]")
+        searched.write_text(text)
+        groups = known_suites(known, [searched])["small"].groups
+        (group,) = [group for group in groups if group.label == "prompt_tuning"]
+        if group.points[0]["recipe.lr"] != 0.7:
+            break
+    assert group.search is not None
+    name, drawn = group.search.name, group.points[0]["recipe.lr"]
+
+    def kinds() -> set[str]:
+        return {item.kind for item in check(results, searched).findings if "/prompt_tuning/" in item.path}
+
+    assert "settings" in kinds(), "a point that no search asked for"
+    for path, result in cells(results, "prompt_tuning"):
+        number = int(result.cell.recipe.lr != drawn)
+        rewrite(path, lambda data, number=number: data["cell"].update(study=name, grid_index=number))  # type: ignore[misc]
+    assert kinds() <= {"selection"}, "of equal dev scores the point of the lower number wins, which is another now"
+    told = [item.problem for item in check(results, searched).unknown if item.kind == "selection"]
+    assert told == ["points of a search by tpe are taken as they are: nobody asked for them again"]
+    drop(results, "prompt_tuning", 1, next(lr for lr in (0.1, 0.3) if lr != drawn))
+    assert any("lacks 1 trials" in item.problem for item in check(results, searched).findings)
+
+
+def test_no_recipe_and_no_seeds_are_asked_of_an_adapter_from_elsewhere(results: Path) -> None:
+    start = {"title": "mine", "file": "mine/x.safetensors", "adapter": "mine", "identity": "i", "family": "i"}
+    for path, result in cells(results, "dept"):
+        if result.cell.seed == 1:
+            rewrite(path, lambda data: (data["cell"].update(init_from=[start]), data["usage"].update(num_steps=0)))
+    drop(results, "dept", 2)
+    found = [item for item in check(results).findings if "/dept/" in item.path]
+    assert not [item for item in found if item.kind == "seeds" or "recipe." in item.problem], found
+
+
 def test_what_is_not_known_is_told_apart_and_counts_only_when_asked(results: Path, suite: Path, tmp_path: Path) -> None:
     shutil.rmtree(results / "small" / "micro_sentiment" / "prompt_tuning")
     for path, _ in cells(results, "dept"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from harness.cli.listings import describe_plan
 from harness.data.splits import load_task
 from harness.errors import UserError
 from harness.results.schema import Failure, Result
-from harness.results.store import read_result
+from harness.results.store import ResultStore, checksum, read_result
+from harness.results.verify import verify_folder
 from harness.runner.plan import Plan, make_plan
 from harness.runner.time_estimate import StoredCosts, TextLengths, _evaluated_positions, _sampled_lengths, rows_of
 from harness.suite.make_groups import Overrides
@@ -158,6 +160,17 @@ def test_a_choice_that_does_not_fit_the_network_is_said_and_not_cut(tmp_path: Pa
     failure = results(tmp_path)["quiz"].failure
     assert failure is not None
     assert "positions (4 prompt + 100 source + 514 target)" in failure.message
+
+
+def test_a_mixture_is_verified_task_by_task(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "out", tmp_path / "out")
+    assert verify_folder(tmp_path / "out").findings == []
+    (path,) = (path for path, result in ResultStore(tmp_path / "out").scan() if result.cell.task == "both")
+    content = json.loads(path.read_text())
+    del content["test"]["parts"]["quiz"]
+    path.write_text(json.dumps(content | {"checksum": checksum(content)}))
+    problems = [item.problem for item in verify_folder(tmp_path / "out").findings]
+    assert "is a mixture, and lacks what belongs to its task quiz" in problems
 
 
 def test_a_failed_cell_of_a_mixture_is_stored(trained: Path) -> None:

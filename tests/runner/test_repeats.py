@@ -16,6 +16,7 @@ import harness
 from harness.cli.commands import app
 from harness.report.boards import collect_boards
 from harness.results.schema import Result
+from harness.results.selection import next_repeats
 from harness.results.store import ResultStore
 from harness.runner.plan import make_plan
 from harness.suite.make_groups import Overrides
@@ -75,6 +76,15 @@ def test_repeats_wait_for_the_first_training(tmp_path: Path) -> None:
     (tmp_path / "suite.yaml").write_text(REPEATED)
     plan = make_plan(tmp_path / "suite.yaml", Overrides(), tmp_path / "results", None)
     assert {cell.repeat for cell in plan.pending()} == {1}
+
+
+def test_repeats_are_asked_for_in_one_order_whatever_was_stored_first(small_results: Path, tmp_path: Path) -> None:
+    (tmp_path / "suite.yaml").write_text(REPEATED)
+    plan = make_plan(tmp_path / "suite.yaml", Overrides(), small_results, None)
+    index = next(i for i, group in enumerate(plan.groups) if (group.label, group.repeat) == ("dept", 2))
+    first = plan.results[index - 1]
+    for stored in (first, dict(reversed(first.items()))):
+        assert next_repeats(plan.groups[index], {}, stored) == [(0, 1), (0, 2)]
 
 
 def test_no_mean_interval_test_or_count_holds_a_repeat(folder: Path, tmp_path: Path) -> None:

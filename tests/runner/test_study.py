@@ -20,7 +20,7 @@ from harness.report.boards import collect_boards
 from harness.report.search_curves import search_curve
 from harness.report.tables import render_boards
 from harness.report.tuning import tuning_records
-from harness.results.schema import DevScore, Result
+from harness.results.schema import DevScore, Files, Result
 from harness.results.store import ResultStore
 from harness.runner.engines import LocalEngine
 from harness.runner.pack import pack
@@ -306,6 +306,10 @@ def test_more_trials_go_on_with_the_same_study_and_other_ranges_begin_another(se
     assert {(cell.label, cell.grid_index) for cell in plan.pending()} == {
         (label, number) for label in ("prompt_tuning", "fragile") for number in (7, 8)
     }
+    store = ResultStore(tmp_path / "results")
+    for result in stored(searched):  # a repeat is no further point that was tried before
+        again = result.cell.model_copy(update={"repeat": 2})
+        store.write(result.model_copy(update={"cell": again, "cell_id": again.cell_id, "files": Files()}), [], None)
     known = {r.cell_id for r in stored(searched) if r.cell.seed == 1}
     other = plan_of(tmp_path, SUITE.replace("range: [0.001, 1]", "range: [0.01, 1]"))
     for group in other.groups:

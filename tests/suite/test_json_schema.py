@@ -77,6 +77,13 @@ TAKEN: dict[str, Callable[[dict[str, Any]], Any]] = {
     "rows as a list": lambda s: s.update(methods=["majority", "dept"]),
     "a sweep of the recipe": lambda s: s["recipe"].update(lr={"sweep": [0.1, 0.3]}),
     "a sweep of an hp": lambda s: s["methods"]["dept"].update(rank={"sweep": [2, 4]}),
+    "a range": lambda s: (
+        s.update(tuning={"strategy": "random", "trials": 3}),
+        s["recipe"].update(lr={"range": [0.01, 1], "log": True}),
+        s["methods"]["dept"].update(rank={"range": [2, 6]}, recipe={}),
+    ),
+    "an adapter from elsewhere": lambda s: s["methods"].update(mine={"adapter": "trained"}),
+    "adapters under the method's name": lambda s: s["methods"].update(imported={"adapter": {"folder": ["trained"]}}),
     "a row under its own label": lambda s: s["methods"].update(mine={"method": "dept", "rank": 2}),
     "a label of another method": lambda s: s["methods"].update(lora={"method": "dept", "rank": 2}),
     "a protocol with a key": lambda s: s.update(protocol={"base": "accept-2024", "stsb.round": "fifth"}),
@@ -100,6 +107,9 @@ WRONG: dict[str, Callable[[dict[str, Any]], Any]] = {
     "an empty sweep": lambda s: s["recipe"].update(steps={"sweep": []}),
     "a sweep with a key beside it": lambda s: s["recipe"].update(steps={"sweep": [4], "from": 1}),
     "a value twice in a sweep": lambda s: s["recipe"].update(steps={"sweep": [4, 4]}),
+    "a range of one number": lambda s: s["recipe"].update(steps={"range": [4]}),
+    "a range of a choice": lambda s: s["recipe"].update(schedule={"range": [0, 1]}),
+    "a number for an adapter": lambda s: s["methods"].update(mine={"adapter": 3}),
     "a misspelt hp": lambda s: s["methods"]["dept"].update(rnk=2),
     "a misspelt hp under a label": lambda s: s["methods"].update(mine={"method": "dept", "rnk": 2}),
     "a choice of an hp": lambda s: s["methods"]["dept"].update(scale="cod"),
@@ -134,6 +144,9 @@ def test_what_the_program_takes_meets_it(name: str, validator: Draft202012Valida
     data = small(tmp_path, TAKEN[name])
     (tmp_path / "somewhere").mkdir()
     (tmp_path / "somewhere" / "config.json").write_text("{}")
+    (tmp_path / "trained").mkdir()
+    (tmp_path / "trained" / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2}')
+    (tmp_path / "trained" / "adapter_model.safetensors").touch()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
         judge_suite(Path("small.yaml"), Overrides())

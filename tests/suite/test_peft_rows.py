@@ -156,3 +156,8 @@ def test_rows_of_several_kinds_train_store_and_answer_from_their_export(folder: 
         method = load_export(export.path, backbone)
         method.attach(backbone)
         method.detach(backbone)
+
+
+def test_an_adapter_from_elsewhere_has_no_repeats(folder: Path) -> None:
+    plan = plan_of(folder, "  mine: {adapter: trained}\n  lora:\nrepeats: 2\n")
+    assert [(group.label, group.repeat) for group in plan.groups] == [("mine", 1), ("lora", 1), ("lora", 2)]

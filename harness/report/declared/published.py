@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from harness.data import METRICS, all_tasks
 from harness.report.declared.lines import Slot
-from harness.report.leaderboard_table import DASH, Cell, Table
 from harness.report.published import Number, PublishedRecord, common_note, origin_of_numbers, record_spelling
+from harness.report.table_cells import DASH, Cell, Table
 from harness.suite import Condition, Value, Where, spelled
 
 

@@ -16,10 +16,11 @@ from harness.report.declared.find_entries import EntryIndex, FoundEntry
 from harness.report.declared.line_marks import LineScore, mark_line
 from harness.report.declared.lines import Slot, slots
 from harness.report.declared.published import published_rows
-from harness.report.leaderboard_table import CHOSEN, DASH, LEFT_OUT, Cell, Column, Table, entry_cell, span_of
+from harness.report.leaderboard_table import CHOSEN, LEFT_OUT, entry_cell
 from harness.report.marks import NO_TESTS, Marks
 from harness.report.published import PublishedRecord
 from harness.report.statistics.significance import Reader
+from harness.report.table_cells import DASH, Cell, Column, Table, span_of
 from harness.report.writers.csv_json import MARK_NAMES
 from harness.results import COMMON_TO_A_COLUMN, Result, data_notes, find_differences, origin_of, overlaps
 from harness.suite import Bold, TableLayout, Where

@@ -15,27 +15,33 @@ from harness.report.figures.colours import method_looks
 from harness.report.figures.gates import draw_gates
 from harness.report.figures.sweep import draw_sweep
 from harness.results import Result
-from harness.suite import DERIVED, FigureLayout, Where
+from harness.suite import DERIVED, FigureLayout, ReportSeeds, Where
 
 
 def draw_declared(
-    layouts: Mapping[str, FigureLayout], scanned: Sequence[tuple[Path, Result]], folder: Path, where: Where
+    layouts: Mapping[str, FigureLayout],
+    scanned: Sequence[tuple[Path, Result]],
+    folder: Path,
+    where: Where,
+    report_seeds: ReportSeeds = "all",
 ) -> list[Path]:
     """Draw the figures of `layouts` into `folder`; return the files. `where` replaces conditions of the layouts.
 
     Raises UserError if a file cannot be written, or tensors cannot be read.
     """
     with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
-        figures = [item for name, layout in layouts.items() for item in _figures(name, layout, scanned, where)]
+        figures = [
+            item for name, layout in layouts.items() for item in _figures(name, layout, scanned, where, report_seeds)
+        ]
         return [path for name, figure in figures for path in save(figure, folder, name)]
 
 
 def _figures(
-    name: str, layout: FigureLayout, scanned: Sequence[tuple[Path, Result]], where: Where
+    name: str, layout: FigureLayout, scanned: Sequence[tuple[Path, Result]], where: Where, report_seeds: ReportSeeds
 ) -> Iterator[tuple[str, Figure]]:
     """(file name without ending, figure) of one layout: one figure, or one per suite and backbone."""
     results = [result for _, result in scanned]
-    pool = EntryIndex(results, {layout.x.setting} if layout.x else ())
+    pool = EntryIndex(results, {layout.x.setting} if layout.x else (), report_seeds)
     files = {result.key: path for path, result in scanned}
     styles = method_looks({result.cell.method for result in results})
     if layout.categories:

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from harness.data import METRICS
 from harness.errors import UserError
 from harness.files import read_bounded
-from harness.report.leaderboard_table import DASH
+from harness.report.table_cells import DASH
 from harness.results import MAX_BYTES, Result, SplitScore, predictions_path, tensors_path
 
 SAMPLE = 20
@@ -46,6 +46,8 @@ def facts_of(path: Path, result: Result) -> list[Facts]:
     cell = result.cell
     swept = {"swept": ", ".join(cell.grid), "grid point": cell.grid_index} if cell.grid else {}
     settings = {"hp": cell.hp, "recipe": cell.recipe, "task": cell.task_rules, "few_shot": cell.few_shot, **swept}
+    settings |= {"search": cell.study} if cell.study else {}
+    settings |= {"repeat": cell.repeat} if cell.repeat > 1 else {}
     settings["protocol"] = cell.protocol.title
     counts = {**leaves(result.params), "selection rule": result.selection_rule}
     made = {"started": result.started_at, "finished": result.finished_at, "method's SHA-256": result.method_sha256}
@@ -65,6 +67,7 @@ def facts_of(path: Path, result: Result) -> list[Facts]:
         Facts("Selection and parameters", _items(counts)),
         Facts("Metrics", _items(leaves(result.metrics))),
         Facts("What it cost", _items(leaves(result.usage))),
+        Facts("What answering costs", _items(leaves(result.answering))),
         Facts("Forgetting", _items(leaves(result.forgetting))),
         Facts("Data", _items(leaves(result.data))),
         Facts("The task as the suite declares it", _items(leaves(cell.definition))),

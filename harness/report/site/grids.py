@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, replace
 
 from harness.report.boards import Board
 from harness.report.figures.colours import Look
-from harness.report.leaderboard_table import DASH, Cell, Column, Table, lay_out
+from harness.report.leaderboard_table import lay_out
 from harness.report.marks import Marks, mark_board, mark_within_k
 from harness.report.site import names
 from harness.report.statistics.significance import Significance
+from harness.report.table_cells import DASH, Cell, Column, Table
 from harness.suite import Bold
 
 

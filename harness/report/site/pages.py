@@ -11,7 +11,6 @@ from typing import Any
 from harness.data import SPLIT_RULES, Task, all_tasks
 from harness.report.boards import Board, Entry
 from harness.report.figures.colours import method_looks
-from harness.report.leaderboard_table import Cell, Column
 from harness.report.site import names
 from harness.report.site.cells import Facts, distinct, facts_of, history_of, sample_of, scores_of, show
 from harness.report.site.grids import Grid, Item, board_grid, plain_grid
@@ -19,6 +18,7 @@ from harness.report.site.method_files import MethodFile
 from harness.report.site.plots import curve, scatter
 from harness.report.site.runs import Run, runs_by_task
 from harness.report.statistics.significance import Significance
+from harness.report.table_cells import Cell, Column
 from harness.report.tuning import lay_out_tuning, tuning_records
 from harness.results import Result, notes_on
 from harness.suite import Bold

@@ -121,6 +121,7 @@ def as_json(board: Board, significance: Significance | None = None, marks: Marks
             "step_seconds": row.step_seconds(),
             "peak_memory_bytes": row.peak_memory(),
             **({"forgetting": row.forgetting()} if board.general_texts else {}),
+            **({"answering": [cost.model_dump(mode="json") for cost in costs]} if (costs := row.answering()) else {}),
             "average": row.average(board.tasks),
             "average_mark": _mark(made, row.name, AVERAGE),
             "tasks": {

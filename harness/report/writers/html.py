@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from html import escape
 
-from harness.report.leaderboard_table import TIED, Cell, Column, Table
+from harness.report.table_cells import TIED, Cell, Column, Table
 
 # the only style, inside the page: a table that is sent by mail or opened from disk looks the same
 STYLE = """

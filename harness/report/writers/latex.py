@@ -6,7 +6,7 @@ import itertools
 import re
 from collections.abc import Sequence
 
-from harness.report.leaderboard_table import DASH, TIED, Cell, Column, Table
+from harness.report.table_cells import DASH, TIED, Cell, Column, Table
 
 # inside a document LaTeX makes \@nodocument a \relax: then only the tables are wanted, not a document around them
 HEAD = r"""% compiles as it is; in a paper, \usepackage{booktabs,graphicx} and \input this file

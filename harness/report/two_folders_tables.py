@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from harness.report.comparison import Comparison, Difference, Line
-from harness.report.leaderboard_table import DASH, Cell, Column, Table
 from harness.report.statistics.intervals import LEVEL
+from harness.report.table_cells import DASH, Cell, Column, Table
 from harness.report.tables import render_tables
+from harness.report.two_folders import Difference, FolderComparison, Line
 
 MOST_VALUE = 60
 """Characters of a value in a table: a setting may be a whole text. JSON has all of it."""
 
 
-def render_comparison(found: Comparison, a: str, b: str, style: str) -> str:
+def render_comparison(found: FolderComparison, a: str, b: str, style: str) -> str:
     """Return a comparison of the folders named `a` and `b` as "terminal", "markdown" or "json"."""
     if style == "json":
         return json.dumps(_as_json(found, a, b), indent=1) + "\n"
@@ -32,7 +32,7 @@ def render_comparison(found: Comparison, a: str, b: str, style: str) -> str:
     return render_tables(tables, [], style)
 
 
-def _both(found: Comparison, a: str, b: str) -> Table:
+def _both(found: FolderComparison, a: str, b: str) -> Table:
     """The lines that are not equal; the others are counted."""
     names = ["method", "grid point", "task", "backbone", "seeds", "A", "B", "B − A", "p", "answers that differ"]
     caption = (
@@ -56,7 +56,8 @@ def _both(found: Comparison, a: str, b: str) -> Table:
 
 
 def _cells(line: Line, table: Table) -> list[Cell]:
-    texts = [line.method, line.point, line.task, line.backbone, _numbers(line.seeds)]
+    seeds = _numbers(line.seeds) + (f", repeat {line.repeat}" if line.repeat > 1 else "")
+    texts = [line.method, line.point, line.task, line.backbone, seeds]
     heads = [*map(Cell, texts), Cell(_score(line.a)), Cell(_score(line.b))]
     if line.problem or line.gap is None:
         notes = (table.note(line.problem),) if line.problem else ()
@@ -68,7 +69,7 @@ def _cells(line: Line, table: Table) -> list[Cell]:
     return [*heads, gap, Cell(DASH if p_value is None else f"{p_value:.3f}"), Cell(changed)]
 
 
-def _only(found: Comparison) -> Table:
+def _only(found: FolderComparison) -> Table:
     names = ["in", "suite", "method", "task", "backbone", "cells", "seeds"]
     table = Table("Cells in one folder", "No cell of the other folder has all their settings.", [*map(Column, names)])
     table.num_heads = 5
@@ -86,7 +87,7 @@ def _apart(title: str, caption: str, differences: Sequence[Difference]) -> Table
     return table
 
 
-def _as_json(found: Comparison, a: str, b: str) -> dict[str, Any]:
+def _as_json(found: FolderComparison, a: str, b: str) -> dict[str, Any]:
     """Everything that was found, numbers unrounded."""
     return {
         "a": a,

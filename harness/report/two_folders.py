@@ -48,6 +48,8 @@ class Line:
     """Those of them that are another text."""
     problem: str = ""
     """Why answers cannot be paired."""
+    repeat: int = 1
+    """Which training of the same cells and seeds this is; further ones are no further runs of the first."""
 
     @property
     def is_equal(self) -> bool:
@@ -82,7 +84,7 @@ class Difference:
 
 
 @dataclass
-class Comparison:
+class FolderComparison:
     """What two folders have in common, and where they differ."""
 
     num_both: int = 0
@@ -99,11 +101,11 @@ class Comparison:
         return bool(self.only) or not all(line.is_equal for line in self.lines)
 
 
-def compare_folders(a: Scanned, b: Scanned) -> Comparison:
+def compare_folders(a: Scanned, b: Scanned) -> FolderComparison:
     """Compare two scanned folders."""
     matched, only_a, only_b = _match([result for _, result in a], [result for _, result in b])
     neighbours = list(_neighbours(only_a, only_b))
-    return Comparison(
+    return FolderComparison(
         num_both=len(matched),
         lines=_lines(matched, PredictionFiles(a), PredictionFiles(b)),
         only=[*_one_sided("A", only_a), *_one_sided("B", only_b)],
@@ -133,13 +135,13 @@ def _unique(results: Sequence[Result]) -> list[Result]:
 
 def _lines(matched: Pairs, files_a: PredictionFiles, files_b: PredictionFiles) -> list[Line]:
     """Return a line for each grid point of each entry, in the order of the first folder."""
-    found: dict[tuple[str, ...], Pairs] = defaultdict(list)
+    found: dict[tuple[object, ...], Pairs] = defaultdict(list)
     for whole in matched:
         for one, other in zip(*map(results_by_task, whole), strict=True):
             cell = one.cell
-            place = (cell.suite, cell.label, spelled_point(cell), cell.task, cell.backbone, one.group_id)
+            place = (cell.suite, cell.label, spelled_point(cell), cell.task, cell.backbone, one.group_id, cell.repeat)
             found[place].append((one, other))
-    lines = [_line(place, pairs, files_a, files_b) for place, pairs in found.items()]
+    lines = [_line(pairs, files_a, files_b) for pairs in found.values()]
     tested = [(index, line.p_value) for index, line in enumerate(lines) if line.p_value is not None]
     corrected = holm([p_value for _, p_value in tested])
     for (index, _), adjusted in zip(tested, corrected, strict=True):
@@ -147,11 +149,11 @@ def _lines(matched: Pairs, files_a: PredictionFiles, files_b: PredictionFiles) -
     return lines
 
 
-def _line(place: tuple[str, ...], pairs: Pairs, files_a: PredictionFiles, files_b: PredictionFiles) -> Line:
-    suite, method, point, task, backbone, _ = place
+def _line(pairs: Pairs, files_a: PredictionFiles, files_b: PredictionFiles) -> Line:
+    cell = pairs[0][0].cell
     seeds = tuple(sorted({one.cell.seed for one, _ in pairs}))
     a, b = (_mean(side) for side in zip(*pairs, strict=True))
-    line = Line(suite, method, point, task, backbone, seeds, a, b)
+    line = Line(cell.suite, cell.label, spelled_point(cell), cell.task, cell.backbone, seeds, a, b, repeat=cell.repeat)
     ends = [(_end(one), _end(other)) for one, other in pairs]
     if any(one != other for one, other in ends):
         told = Counter(f"{one} in A, {other} in B" for one, other in ends if one != other)
@@ -160,11 +162,13 @@ def _line(place: tuple[str, ...], pairs: Pairs, files_a: PredictionFiles, files_
         return line  # all failed, or left their search: there is nothing to compare
     scored = [(one, other) for one, other in pairs if one.test is not None]
     answers = [(files_a.test_answers(one), files_b.test_answers(other)) for one, other in scored]
-    known = [(one, other) for one, other in answers if one is not None and other is not None]
+    known = [_share_groups(one, other) for one, other in answers if one is not None and other is not None]
     if len(known) < len(answers):
         return replace(line, problem="predictions are missing or were changed")
     if any(one.rows != other.rows for one, other in known):
         return replace(line, problem="other test rows")
+    if any((one.units != other.units).any() for one, other in known):
+        return replace(line, problem="rows that belong together are others")
     line = replace(
         line,
         num_answers=sum(len(one.predictions) for one, _ in known),
@@ -183,6 +187,11 @@ def _line(place: tuple[str, ...], pairs: Pairs, files_a: PredictionFiles, files_
     ]  # fmt: skip
     gap, p_value = compare_samples(samples[1], samples[0])
     return replace(line, gap=gap, p_value=p_value)
+
+
+def _share_groups(one: Answers, other: Answers) -> tuple[Answers, Answers]:
+    """Give answers that do not say which rows belong together (they are of an earlier version) what the others say."""
+    return replace(one, groups=one.groups or other.groups), replace(other, groups=other.groups or one.groups)
 
 
 def _end(result: Result) -> str:

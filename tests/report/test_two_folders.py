@@ -11,8 +11,8 @@ from stored_runs import answers, store
 from typer.testing import CliRunner
 
 from harness.cli.commands import app
-from harness.report.comparison import compare_folders
 from harness.report.statistics.intervals import Sample, compare_samples, holm
+from harness.report.two_folders import compare_folders
 from harness.results.predictions import read_answers
 from harness.results.store import ResultStore, checksum, predictions_path
 
@@ -142,3 +142,39 @@ def test_grid_points_and_parts_of_real_results_have_a_line_each(small_results: P
     assert [line.is_equal for line in found.lines] == [True] * 4
     assert min(line.num_answers for line in found.lines) > 0
     assert [found.only, found.settings, found.origins] == [[], [], []]
+
+
+def test_repeats_have_a_line_of_their_own_and_are_no_further_runs(tmp_path: Path) -> None:
+    for repeat, gap in ((1, 10), (2, 0)):
+        for seed in (1, 2):
+            store(tmp_path / "a", "one", "cb", seed, *answers(60 + seed), repeat=repeat)
+            store(tmp_path / "b", "one", "cb", seed, *answers(60 + gap + seed), repeat=repeat)
+    found = compare_folders(*map(scanned, (tmp_path / "a", tmp_path / "b")))
+    assert [(line.repeat, line.seeds, line.b, line.num_answers) for line in found.lines] == [
+        (1, (1, 2), 71.5, 200),
+        (2, (1, 2), 61.5, 200),
+    ]
+    first = [[item for item in scanned(tmp_path / side) if item[1].cell.repeat == 1] for side in "ab"]
+    assert compare_folders(*first).lines[0].gap == found.lines[0].gap
+
+
+def test_answers_of_an_earlier_version_take_the_groups_of_rows_of_the_other_folder(tmp_path: Path) -> None:
+    questions = [f"q{row // 10}" for row in range(100)]
+    for seed in (1, 2):
+        store(tmp_path / "old", "one", "cb", seed, *answers(60 + seed))
+        store(tmp_path / "new", "one", "cb", seed, *answers(70 + seed), belongs_to=questions)
+        store(tmp_path / "before", "one", "cb", seed, *answers(60 + seed), belongs_to=questions)
+        store(tmp_path / "other", "one", "cb", seed, *answers(60 + seed), belongs_to=["q"] * 99 + ["r"])
+    old, new, before, other = (scanned(tmp_path / name) for name in ("old", "new", "before", "other"))
+    (line,) = compare_folders(old, new).lines
+    assert (line.problem, line.gap) == ("", compare_folders(before, new).lines[0].gap)
+    assert compare_folders(other, new).lines[0].problem == "rows that belong together are others"
+
+
+def test_the_search_that_asked_for_a_point_is_no_setting_of_it(tmp_path: Path) -> None:
+    for name, lr in (("a", 0.1), ("b", 0.5)):
+        store(tmp_path / name, "one", "cb", 1, *answers(60), lr=lr)
+        ((path, _),) = scanned(tmp_path / name)
+        change(path, cell=json.loads(path.read_text())["cell"] | {"study": f"random-{name}"})
+    found = compare_folders(*map(scanned, (tmp_path / "a", tmp_path / "b")))
+    assert [item.key for item in found.settings] == ["recipe.lr"]
