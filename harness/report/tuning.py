@@ -85,6 +85,8 @@ def lay_out_tuning(board: Board) -> Table:
         "choose (never shown as a result), and their gap; then the best dev score to expect after so many grid runs "
         "(Tang et al. 2020: drawn without replacement; a failed run counts as a run with score 0)."
     )
+    if any(_is_guided(search) for row in board.rows for entry in row.entries.values() for search in entry.searches):
+        caption += " Of a search by tpe it is the best so far, in the order of its trials: they follow from each other."
     columns = [*map(Column, names), *(Column(f"dev after {count}") for count in counts)]
     table = Table(f"{board.suite} on {board.backbone}: tuning", caption, columns)
     for item in found:
@@ -138,9 +140,14 @@ def _best_after(search: Sequence[Result]) -> list[float]:
     """The best dev score to expect after 1, 2, ... runs; of a guided search, whose runs have one order, the best so
     far."""
     scores = trial_scores(search)
-    if any(result.cell.study.startswith("tpe-") for result in search):
+    if _is_guided(search):
         return list(itertools.accumulate(scores, max))
     return expected_best(scores)
+
+
+def _is_guided(search: Sequence[Result]) -> bool:
+    """Whether each trial follows from those before, so that their order is no accident."""
+    return any(result.cell.study.startswith("tpe-") for result in search)
 
 
 def _remarks(item: TuningRecord) -> list[str]:

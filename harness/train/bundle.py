@@ -361,7 +361,13 @@ class _Attempt:
             is_stored = outcome.failure is None and outcome.raced_out_at is None
             tensors = trainer.sharding.whole_tensors(outcome.method) if is_stored else {}
             if is_stored and self.team.size == 1:
-                outcome.answering = trainer.answering_cost(outcome, self.bundle.measure)
+                try:
+                    outcome.answering = trainer.answering_cost(outcome, self.bundle.measure)
+                except BackboneChanged:
+                    raise
+                except Exception as error:  # a finished cell is worth more than what its answering costs
+                    problem = f"{type(error).__name__}: {error}".splitlines()[0]
+                    self.listener.say(f"{outcome.cell.label}: what answering costs was not measured ({problem})")
             if self.team.rank == 0:
                 self.listener.on_product(trained_result(outcome, tensors, data, backbone, matmul, self.common))
             self.left.remove(outcome.cell)
