@@ -54,4 +54,5 @@ from .tokenization import join_encoded as join_encoded
 from .tokenization import longest_answer as longest_answer
 from .tokenization import max_new_tokens as max_new_tokens
 from .tokenization import require_known_ids as require_known_ids
+from .tokenization import require_writable as require_writable
 from .tokenization import writings as writings

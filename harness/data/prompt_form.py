@@ -74,6 +74,17 @@ class PromptForm:
         """Return the ids of an answer without its end, as it stands behind the prompt."""
         return self.target_ids(text, None, behind)[:-1]
 
+    def require_writable(self, example: Example) -> None:
+        """Raise UserError for an answer that spells a token which answers lose.
+
+        It would be trained and written without the token, and its reference would keep it: no answer could be right.
+        """
+        for text in dict.fromkeys([example.target, *example.references]):
+            spelled = None if self._spelled is None else self._spelled.search(text)
+            if spelled is not None:
+                problem = f"the answer {text!r:.60} spells {spelled[0]!r}, a token of backbone '{self._backbone.name}'"
+                raise UserError(f"{problem} that no answer holds", hint="Take it out of the answers.")
+
     def longest_target(self, texts: Iterable[str]) -> int:
         """Return the most ids that one of these answers takes with its end, whatever stands in front of it."""
         return max(len(self.target_ids(text, None)) for text in texts)
@@ -120,8 +131,14 @@ class PromptForm:
         return list(dict.fromkeys([*named, *(token.content for token in added if token.special)]))
 
     @functools.cached_property
+    def _spelled(self) -> re.Pattern[str] | None:
+        """The tokens that an answer loses; of `suffix` the begin and the end token."""
+        marks = self._tokenizer.convert_ids_to_tokens(sorted(_boundary_tokens(self._backbone)))
+        return _pattern(mark for mark in marks if isinstance(mark, str))
+
+    @functools.cached_property
     def _unmarked(self) -> Callable[[str], str]:
-        return functools.partial(_without, _pattern(self._special_tokens))
+        return functools.partial(_without, self._spelled)
 
 
 class _Plain(PromptForm):
@@ -136,6 +153,10 @@ class _Plain(PromptForm):
     @property
     def settings(self) -> list[Any]:
         return [self.name, self._task.system]
+
+    @functools.cached_property
+    def _spelled(self) -> re.Pattern[str] | None:
+        return _pattern(self._special_tokens)
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -199,6 +220,7 @@ class _Chat(PromptForm):
         """The prompt that answers are tokenised behind; what of it stands behind the generation prompt; what ends an
         answer. White space in front of an answer is part of it, but for a line break that is a token of its own. All
         else there, such as a closed block of thinking, is in the prompt."""
+        self._require_texts(tuple(role for role, _ in self._first))
         self._known_shapes.add(tuple(role for role, _ in self._first))
         frame = self._template.render((("user", NEUTRAL),), False) + self._tail
         self._frame_tokens = [
@@ -292,11 +314,21 @@ class _Chat(PromptForm):
         roles = tuple(role for role, _ in conversation)
         if roles in self._known_shapes:
             return
+        self._require_texts(roles)
         around = self._around(tuple((role, NEUTRAL) for role in roles))[1:]
         if around != (self._lead, self._tail):
             problem = f"writes {around!r:.80} around an answer behind {', '.join(roles[:6])}, and "
             raise self._template.error(f"{problem}{(self._lead, self._tail)!r:.80} behind a single text")
         self._known_shapes.add(roles)
+
+    def _require_texts(self, roles: Sequence[str]) -> None:
+        """Raise UserError where the template leaves the text of a message out: rows would read alike."""
+        marks = [f"{PROBE}{number}{PROBE}" for number in range(len(roles))]
+        shown = self._template.render(tuple(zip(roles, marks, strict=True)), True)
+        lost = next((role for role, mark in zip(roles, marks, strict=True) if mark not in shown), None)
+        if lost is not None:
+            problem = f"leaves out or rewrites the text of role {lost} in a conversation of {', '.join(roles[:6])}"
+            raise self._template.error(problem, "Take form: plain, or mend the template.")
 
     def _end_of_turn(self) -> int | None:
         """Return the token that ends an answer; None where the template has none, so that the end token does it."""
@@ -323,8 +355,8 @@ class _Chat(PromptForm):
         return tuple((role, self._unmarked(content)) for role, content in messages)
 
     @functools.cached_property
-    def _unmarked(self) -> Callable[[str], str]:
-        return functools.partial(_without, _pattern([*self._special_tokens, *self._frame_tokens]))
+    def _spelled(self) -> re.Pattern[str] | None:
+        return _pattern([*self._special_tokens, *self._frame_tokens])
 
 
 def make_form(task: Task, backbone: Backbone) -> PromptForm:

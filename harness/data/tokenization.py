@@ -103,6 +103,14 @@ def encode(examples: Sequence[Example], backbone: Backbone, task: Task, max_sour
     return Encoded(*ragged(sources), *ragged(targets), num_cut_sources=num_cut, num_cut_targets=num_long)
 
 
+def require_writable(examples: Sequence[Example], backbone: Backbone, task: Task) -> None:
+    """Raise UserError for an answer that nobody could write in the task's form. Labels are the suite's own words."""
+    if task.kind == "text":
+        form = make_form(task, backbone)
+        for example in examples:
+            form.require_writable(example)
+
+
 def has_cut_references(task: Task) -> bool:
     """Return whether references are cut like the targets of training, as DePT's code does for its text tasks."""
     return any(map(has_cut_references, task.parts)) or (task.kind == "text" and task.references == "first")
@@ -182,7 +190,11 @@ def longest_answer(
 
 
 def cached_encode(examples: Sequence[Example], backbone: Backbone, task: Task, max_source_length: int) -> Encoded:
-    """Return what `encode` returns: read from disk if the same rows were tokenised before, else made and stored."""
+    """Return what `encode` returns: read from disk if the same rows were tokenised before, else made and stored.
+
+    Raises UserError as `encode` and `require_writable` do.
+    """
+    require_writable(examples, backbone, task)  # references are no part of what is kept on disk
     folder = cache_folder()
     tokenizer = tokenizer_fingerprint(backbone.tokenizer)
     if folder is None or tokenizer is None:

@@ -29,6 +29,7 @@ from harness.data import (
     get_metric,
     make_form,
     refuse_writing,
+    require_writable,
 )
 from harness.errors import UserError
 from harness.method import (
@@ -377,7 +378,8 @@ def check_texts(plan: Plan, cells: Iterable[Cell]) -> None:
     """Raise UserError, at the row, where a backbone cannot take a text that a cell reads or answers with.
 
     So it is with a conversation that a chat template refuses, or whose last text has no room, with an answer that the
-    template rewrites, and with a choice without any token. Rows that cannot be read are left out.
+    template rewrites or that spells a special token, and with a choice without any token. Rows that cannot be read are
+    left out.
     """
     trained = [cell for cell in cells if _class(plan, cell) is not None]  # a rule reads no text
     asked = {(cell.task, cell.few_shot, cell.backbone, cell.recipe.max_source_length): cell for cell in trained}
@@ -400,7 +402,7 @@ def check_texts(plan: Plan, cells: Iterable[Cell]) -> None:
 
 def _may_be_refused(task: Task) -> bool:
     """Whether a tokenizer may be unable to take a row of a task; any other text is read as it is, or cut."""
-    return task.form in ("chat", "auto") or task.is_ranked
+    return task.form in ("chat", "auto") or task.is_ranked or (task.form == "plain" and task.kind == "text")
 
 
 def _check_split(data: TaskData, split: str, backbone: Backbone, limit: int) -> None:
@@ -408,6 +410,7 @@ def _check_split(data: TaskData, split: str, backbone: Backbone, limit: int) -> 
     task, examples = data.task, data.split(split)
 
     def tokenise(rows: Sequence[Example], encoder: Callable[..., Encoded]) -> None:
+        require_writable(rows, backbone, task)
         encoder(rows, backbone, task, limit)
         if split != "train":
             encode_choices(rows, backbone, task)

@@ -343,6 +343,39 @@ def test_a_template_that_rewrites_an_answer_or_depends_on_the_turns_is_told() ->
         source(made, "in", LIMIT, ("user", "the"), ("assistant", "No"))
 
 
+@pytest.mark.parametrize("role", ["user", "system"])
+def test_a_template_that_leaves_a_text_out_is_told(role: str) -> None:
+    """Every row would read alike, and nothing else would show it."""
+    without = FAMILIES["qwen"].template.replace(
+        "message.content", f"('' if message.role == '{role}' else message.content)"
+    )
+    with pytest.raises(
+        UserError, match=f"leaves out or rewrites the text of role {role} in a conversation of system, user"
+    ):
+        make_form(replace(TASK, form="chat", system="Be brief."), backbone("qwen", without))
+    later = FAMILIES["qwen"].template.replace("message.content", "('' if loop.index > 2 else message.content)")
+    made = make_form(replace(TASK, form="chat"), backbone("qwen", later))
+    with pytest.raises(UserError, match="the text of role user in a conversation of user, assistant, user"):
+        source(made, "in", LIMIT, ("user", "the"), ("assistant", "No"))
+
+
+@pytest.mark.parametrize(
+    ("name", "token", "is_refused"),
+    [("chat", "<|im_start|>", True), ("plain", "<|im_start|>", True), ("suffix", "<|im_end|>", True),
+     ("suffix", "<|im_start|>", False)],
+)  # fmt: skip
+def test_an_answer_that_spells_a_token_it_would_lose_is_told(name: Form, token: str, is_refused: bool) -> None:
+    """The network would be trained without the token, and its right answers would be scored against it."""
+    task, network = replace(TASK, form=name), backbone("qwen")
+    rows = [example("in", "No"), Example("in", "No", ("No", f"No{token}"))]
+    cached_encode(rows[:1], network, task, LIMIT)
+    if is_refused:
+        with pytest.raises(UserError, match=r"the answer 'No<.*spells '<\|im_\w+\|>'.*that no answer holds"):
+            cached_encode(rows, network, task, LIMIT)
+    else:
+        cached_encode(rows, network, task, LIMIT)
+
+
 @pytest.mark.parametrize("family", [name for name in CHATS if not FAMILIES[name].takes_system])
 def test_a_template_that_refuses_a_system_message_says_so_itself(family: str) -> None:
     with pytest.raises(UserError, match=r"refuses a conversation of system, user: .*[Ss]ystem role|.*roles are supp"):
