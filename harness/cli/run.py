@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -76,13 +75,9 @@ def run(
 
     Example: harness run suites/superglue.yaml --methods accept,ept,dept --tasks cb,wic --set recipe.steps=300
     """
-    overrides = read_overrides(methods, tasks, backbones, seeds, settings, protocol)
-    if checkpoint_every is not None:
-        overrides = replace(overrides, settings={**overrides.settings, "execution.checkpoint_every": checkpoint_every})
+    overrides = read_overrides(methods, tasks, backbones, seeds, settings, protocol, checkpoint_every)
     wait_s = parse_wait(wait)
-    path = find_suite(suite)
-    require_folder(data)
-    judge_suite(path, overrides, methods_dir or ())
+    path = judged(suite, overrides, data, methods_dir)
     from harness.runner import make_engine
     from harness.runner import run as run_suite
     from harness.stop import Stopped
@@ -165,9 +160,7 @@ def plan(
     Example: harness plan suites/quickstart.yaml
     """
     overrides = read_overrides(methods, tasks, backbones, seeds, settings, protocol)
-    path = find_suite(suite)
-    require_folder(data)
-    judge_suite(path, overrides, methods_dir or ())
+    path = judged(suite, overrides, data, methods_dir)
     from harness.cli.listings import describe_plan
     from harness.runner import make_plan
 
@@ -207,11 +200,22 @@ def devices(
 
 def read_overrides(
     methods: str | None, tasks: str | None, backbones: str | None, seeds: str | None, settings: list[str] | None,
-    protocol: str | None,
+    protocol: str | None, checkpoint_every: str | None = None,
 ) -> Overrides:  # fmt: skip
     """What the options change in a suite. Raises UserError for a text that cannot be read."""
     lists = split(methods), split(tasks), split(backbones)
-    return Overrides(*lists, split_ints(seeds), parse_settings(settings), protocol)
+    changed = parse_settings(settings)
+    if checkpoint_every is not None:
+        changed["execution.checkpoint_every"] = checkpoint_every
+    return Overrides(*lists, split_ints(seeds), changed, protocol)
+
+
+def judged(suite: str, overrides: Overrides, data: str | None, methods_dir: list[Path] | None) -> Path:
+    """The file of a suite. Raises UserError for every mistake that can be told before torch is imported."""
+    path = find_suite(suite)
+    require_folder(data)
+    judge_suite(path, overrides, methods_dir or ())
+    return path
 
 
 def _suite_backbones(suite: str) -> list[str]:

@@ -21,13 +21,11 @@ from harness.cli.options import (
     Tasks,
     parse_wait,
 )
-from harness.cli.run import read_overrides
-from harness.data import require_folder
+from harness.cli.run import judged, read_overrides
 from harness.errors import UserError
 from harness.files import write_whole
-from harness.runner import GRACE_S, Allocation, batch_script, judge_suite
+from harness.runner import GRACE_S, Allocation, batch_script
 from harness.screen import say
-from harness.suite import find_suite
 
 SBATCH = typer.Option(
     "--sbatch", metavar="OPTION", help="A further option of sbatch, e.g. --qos=long; may be repeated."
@@ -72,11 +70,9 @@ def slurm(
 
     Example: harness slurm suites/superglue.yaml --jobs 8 --gpus 1 --time 04:00:00 --results /shared/out
     """
-    overrides = read_overrides(methods, tasks, backbones, seeds, settings, protocol)
+    overrides = read_overrides(methods, tasks, backbones, seeds, settings, protocol, checkpoint_every)
     parse_wait(wait)
-    path = find_suite(suite)
-    require_folder(data)
-    judge_suite(path, overrides, methods_dir or ())
+    path = judged(suite, overrides, data, methods_dir)
     target = out or Path(f"harness-{path.stem}.sh")
     if target.is_dir():
         raise UserError("this is a folder; give the name of a file", where=str(target), field="--out")
@@ -89,7 +85,13 @@ def slurm(
     command += [part for setting in settings or () for part in ("--set", setting)]
     allocation = Allocation(jobs, time, cpus, gpus, grace, memory, partition, account, tuple(sbatch or ()))
     text = batch_script(path.stem, command, allocation, logs, Path.cwd(), setup or ())
-    logs.mkdir(parents=True, exist_ok=True)
-    write_whole(target, text.encode())
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the folder of logs cannot be made: {error.strerror}", where=str(logs)) from None
+    try:
+        write_whole(target, text.encode())
+    except OSError as error:
+        raise UserError(f"cannot be written: {error.strerror}", where=str(target), field="--out") from None
     say(f"written to {target}; logs will stand in {logs}")
     say(f"Next: sbatch {target}")

@@ -30,6 +30,19 @@ _FORMS = {
     "--account": (r"[\w.-]+", "a name of `sacctmgr show account`"),
     "--sbatch": (r"--[a-z][a-z-]*(=[^\s'\"]+)?", "one option as sbatch has it, e.g. --qos=long"),
 }
+_OWN = {
+    "array": "--jobs",
+    "time": "--time",
+    "cpus-per-task": "--cpus",
+    "gpus": "--gpus",
+    "mem": "--memory",
+    "partition": "--partition",
+    "account": "--account",
+    "signal": "--grace",
+    "output": "--results",
+}
+"""Options of sbatch that the script sets -> ours. Given a second time they would win, over our checks too."""
+_FIXED = ("job-name", "open-mode", "requeue", "no-requeue")
 
 
 @dataclass(frozen=True)
@@ -65,6 +78,13 @@ class Allocation:
             form, meaning = _FORMS[field]
             if text is not None and re.fullmatch(form, text, re.ASCII) is None:
                 raise UserError(f"expected {meaning}; got '{text}'", field=field)
+        for option in self.further:
+            # sbatch takes the beginning of a name for the name
+            name = option.removeprefix("--").partition("=")[0]
+            ours = next((own for theirs, own in _OWN.items() if theirs.startswith(name)), None)
+            if ours or any(fixed.startswith(name) for fixed in _FIXED):
+                hint = f"Give {ours}." if ours else "Change it in the script that is written."
+                raise UserError(f"'{option}' is set by the script itself", field="--sbatch", hint=hint)
         if seconds_of(self.time) < LEAST_TURN * self.grace_s:
             raise UserError(
                 f"a task stops {self.grace_s} seconds before its time limit of {self.time}: nothing would be trained",

@@ -106,6 +106,9 @@ def test_setup_and_processors_reach_the_command(tmp_path: Path) -> None:
         (Allocation(1, "1:00:00", 1, partition="a\n#SBATCH --exclusive"), "--partition"),
         (Allocation(1, "1:00:00", 1, account="me; rm"), "--account"),
         (Allocation(1, "1:00:00", 1, further=("exclusive",)), "--sbatch"),
+        (Allocation(1, "1:00:00", 1, further=("--time=1",)), "Give --time"),
+        (Allocation(1, "1:00:00", 1, further=("--sig=USR2",)), "Give --grace"),
+        (Allocation(1, "1:00:00", 1, further=("--no-requeue",)), "Change it in the script"),
     ],
 )
 def test_a_value_that_sbatch_cannot_read_is_told(tmp_path: Path, allocation: Allocation, field: str) -> None:
@@ -145,7 +148,15 @@ def test_the_command_writes_what_each_task_runs(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    ("options", "told"), [("--wait soon", "--wait"), ("--time never", "--time"), ("--set recipe.stepz=1", "steps")]
+    ("options", "told"),
+    [
+        ("--wait soon", "--wait"),
+        ("--time never", "--time"),
+        ("--set recipe.stepz=1", "steps"),
+        ("--checkpoint-every sometimes", "checkpoint_every"),
+        ("--results /dev/null/x", "cannot be made"),
+        ("--out /dev/null/x.sh", "cannot be written"),
+    ],
 )
 def test_a_mistake_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: str, told: str) -> None:
     monkeypatch.chdir(tmp_path)
