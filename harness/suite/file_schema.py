@@ -356,6 +356,15 @@ class SuiteFile(Strict):
             raise ValueError(f"lists {', '.join(repeated)} more than once")
         return value
 
+    @model_validator(mode="after")
+    def _one_process_measures(self) -> SuiteFile:
+        if self.measure.answering and self.execution.processes > 1:
+            raise ValueError(
+                "measure.answering times one process, and execution.processes has "
+                f"{self.execution.processes}: measure in a run of one"
+            )
+        return self
+
 
 @dataclass(frozen=True)
 class Defaults:

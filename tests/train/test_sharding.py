@@ -159,6 +159,10 @@ def test_only_what_trains_the_whole_backbone_is_sharded(method: str, expected: b
     ("settings", "expected"),
     [
         (["execution.sharding=fsdp"], "sharding fsdp needs execution.processes of 2 or more, got 1"),
+        (
+            ["execution.processes=2", "measure.answering=true"],
+            "measure.answering times one process, and execution.processes has 2",
+        ),
         (["execution.sharding=fsdp", "execution.processes=2", "execution.device_map=auto"], "device_map auto"),
         (["execution.sharding=fdsp", "execution.processes=2"], "execution.sharding"),
     ],
