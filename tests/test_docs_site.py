@@ -63,6 +63,9 @@ def test_every_cell_of_the_notebook_shows_what_it_printed() -> None:
         if cell["cell_type"] == "code":
             assert cell["outputs"], "".join(cell["source"])
             assert "error" not in {output["output_type"] for output in cell["outputs"]}
+            assert "stderr" not in {output.get("name") for output in cell["outputs"]}, (
+                "a warning, or a path of a machine"
+            )
 
 
 @pytest.mark.slow
