@@ -23,7 +23,7 @@ from harness.cli.options import (
 )
 from harness.cli.run import judged, read_overrides
 from harness.errors import UserError
-from harness.files import write_whole
+from harness.files import discard, put_in_place, write_aside
 from harness.runner import GRACE_S, Allocation, batch_script
 from harness.screen import say
 
@@ -86,12 +86,14 @@ def slurm(
     allocation = Allocation(jobs, time, cpus, gpus, grace, memory, partition, account, tuple(sbatch or ()))
     text = batch_script(path.stem, command, allocation, logs, Path.cwd(), setup or ())
     try:
-        logs.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"the folder of logs cannot be made: {error.strerror}", where=str(logs)) from None
-    try:
-        write_whole(target, text.encode())
+        written = write_aside(target, lambda aside: aside.write_text(text))
     except OSError as error:
         raise UserError(f"cannot be written: {error.strerror}", where=str(target), field="--out") from None
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        discard([written])
+        raise UserError(f"the folder of logs cannot be made: {error.strerror}", where=str(logs)) from None
+    put_in_place([written])
     say(f"written to {target}; logs will stand in {logs}")
     say(f"Next: sbatch {target}")
