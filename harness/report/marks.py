@@ -1,8 +1,9 @@
 """Decides what is bold: once for every format, every page and every declared table.
 
-`ties`, the default: bold are the best entry of a column and all that the tests cannot tell from it. An entry with one
-run is not tested, since one run cannot speak of a method; where nothing could be tested against the best, nothing is
-bold and the column says why. Nothing is underlined: a second place has no test behind it.
+`ties`, the default: bold are the best entry of a column and all that are tied with it. What cannot be told is neither:
+an entry with one run, since one run cannot speak of a method, and one that too few seeds leave open; its footnote says
+so. Where nothing could be told from the best, nothing is bold and the column says why. Nothing is underlined: a second
+place has no test behind it.
 
 `best`, the habit of papers: bold is the highest score as printed, underlined the next one, whatever the tests say.
 """
@@ -21,7 +22,7 @@ from harness.suite import Bold
 
 UNTESTED = "neither bold nor worse, not tested against the best of the column: "
 """Start of the footnote of an entry that no test compares with the best."""
-OPEN = "bold since it cannot be told from the best: "
+OPEN = "neither bold nor worse, left open: "
 """Start of the footnote of an entry that a test leaves open."""
 NO_TESTS = "Nothing is bold: no test was made"
 
@@ -49,7 +50,7 @@ class Marks:
             return f"In bold the highest score {within}, underlined the second; no test stands behind (--bold best)."
         return (
             f"In bold the best {within} and all that cannot be told from it (paired test, {LEVEL:.0%} for any "
-            "false claim of the table). Nothing bold: nothing could be tested."
+            "false claim of the table), but for those that a footnote leaves open. Nothing bold: nothing could be told."
         )
 
 
@@ -90,17 +91,18 @@ def _mark_ties(marks: Marks, column: str, title: str, known: Mapping[str, float]
         return
     verdicts = {name: significance.verdicts[name, column] for name in known if (name, column) in significance.verdicts}
     top = next((name for name, verdict in verdicts.items() if verdict.kind == "best"), None)
-    if top is None:
+    # a best entry beside others that are all open has been told from nobody
+    if top is None or not any(verdict.kind in ("tied", "differs") for verdict in verdicts.values()):
+        top = None
         found = list(dict.fromkeys(verdict.reason for verdict in verdicts.values() if verdict.reason))
         reasons = [one for one in found if not any(one != other and one in other for other in found)]
         among = f" of {title}" if title else ""
         why = f": {'; '.join(reasons)}" if reasons else ""
-        marks.empty.setdefault(column, []).append(f"nothing{among} is bold, since nothing was tested{why}")
+        marks.empty.setdefault(column, []).append(f"nothing{among} is bold, since nothing could be told{why}")
     for name, verdict in verdicts.items():
-        # too few seeds leave open what was tested: that too cannot be told from the best. And what prints equal is
-        # marked equal: a reader could not see why one of two equal scores is bold
-        is_open = verdict.kind in ("best", "tied") or verdict.reason == FEW_SEEDS
-        if top is not None and (is_open or round(known[name], 1) == round(known[top], 1)):
+        # what prints equal is marked equal: a reader could not see why one of two equal scores is bold
+        prints_equal = top is not None and round(known[name], 1) == round(known[top], 1)
+        if prints_equal or (top is not None and verdict.kind in ("best", "tied")):
             marks.ranks[name, column] = "best"
-        if verdict.kind == "cannot tell" and (top is not None or verdict.reason != ONE_RUN):
+        elif verdict.kind == "cannot tell" and (top is not None or verdict.reason not in (ONE_RUN, FEW_SEEDS)):
             marks.untested[name, column] = (OPEN if verdict.reason == FEW_SEEDS else UNTESTED) + verdict.reason

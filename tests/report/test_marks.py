@@ -146,8 +146,20 @@ def test_where_nothing_could_be_tested_nothing_is_bold_and_the_column_says_why(t
         store(root, label, "cb", 1, *answers(share))
     assert marks_in(style, root, tmp_path) == ([], [])
     text = ask("report", str(root), "--format", "markdown")
-    assert "nothing is bold, since nothing was tested: one run cannot speak of a method" in text
+    assert "nothing is bold, since nothing could be told: one run cannot speak of a method" in text
     assert "cb (Acc.) [1]" in text
+
+
+def test_what_too_few_seeds_leave_open_is_neither_bold_nor_worse(tmp_path: Path) -> None:
+    """57 and 78 beside 99 and 100: two runs do not tell how far the next one would lie, and that is no tie."""
+    root = tmp_path / "results"
+    shares = {"best": (99, 100), "near": (98, 100), "apart": (57, 78)}
+    for label, pair in shares.items():
+        for seed, share in enumerate(pair, 1):
+            store(root, label, "cb", seed, *answers(6 * share, 600))
+    bold, second = marks_in("markdown", root, tmp_path)
+    assert (set(bold), second) == ({99.0, 99.5}, [])
+    assert "neither bold nor worse, left open: too few seeds" in ask("report", str(root), "--format", "markdown")
 
 
 def test_without_predictions_nothing_is_bold(tmp_path: Path) -> None:
@@ -159,7 +171,7 @@ def test_without_predictions_nothing_is_bold(tmp_path: Path) -> None:
         path.unlink()
     text = ask("report", str(root), "--format", "markdown")
     assert "**" not in text
-    assert "nothing was tested: predictions are missing, were changed, or differ in rows between runs" in text
+    assert "nothing could be told: predictions are missing, were changed, or differ in rows between runs" in text
 
 
 def test_one_seed_that_chose_is_told_and_left_out_on_request(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def test_where_the_best_was_not_tested_nothing_reads_as_worse_than_it_unless_it_
     assert not any(column == "cb" for _, column in made.ties)
     assert "the best, top, could not be tested: " in made.verdicts["best", "cb"].reason
     text = render_boards([board], "markdown", significance=[made])
-    assert "nothing is bold, since nothing was tested: the best, top, could not be tested" in text
+    assert "nothing is bold, since nothing could be told: the best, top, could not be tested" in text
 
 
 def test_two_runs_far_apart_are_too_few_and_no_tie(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_two_runs_far_apart_are_too_few_and_no_tie(tmp_path: Path) -> None:
     assert kinds(made, "cb") == {"far": "cannot tell", "best": "best"}
     assert made.verdicts["far", "cb"].reason == FEW_SEEDS
     text = render_boards([board], "markdown", significance=[made])
-    assert "cannot be told from the best: too few seeds" in text
+    assert "nothing is bold, since nothing could be told: too few seeds" in text
     assert "≈" not in text.split("|--")[-1]
 
 
