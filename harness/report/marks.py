@@ -90,12 +90,15 @@ def _mark_ties(marks: Marks, column: str, title: str, known: Mapping[str, float]
     if len(known) < 2:
         return
     verdicts = {name: significance.verdicts[name, column] for name in known if (name, column) in significance.verdicts}
-    top = next((name for name, verdict in verdicts.items() if verdict.kind == "best"), None)
+    best = [name for name, verdict in verdicts.items() if verdict.kind == "best"]
+    top = best[0] if best else None
     # a best entry beside others that are all open has been told from nobody
-    if top is None or not any(verdict.kind in ("tied", "differs") for verdict in verdicts.values()):
+    if top is None or not {verdict.kind for verdict in verdicts.values()} & {"tied", "differs"}:
         top = None
-        found = list(dict.fromkeys(verdict.reason for verdict in verdicts.values() if verdict.reason))
-        reasons = [one for one in found if not any(one != other and one in other for other in found)]
+        found = list(dict.fromkeys([verdict.reason for verdict in verdicts.values() if verdict.reason]))
+        # a reason that stands within a longer one is told by it
+        told = "\n".join(found)
+        reasons = [reason for reason in found if told.count(reason) == 1]
         among = f" of {title}" if title else ""
         why = f": {'; '.join(reasons)}" if reasons else ""
         marks.empty.setdefault(column, []).append(f"nothing{among} is bold, since nothing could be told{why}")

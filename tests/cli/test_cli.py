@@ -147,7 +147,7 @@ def test_listings_speak_json(tmp_path: Path) -> None:
 
 
 def test_a_shipped_suite_is_found_by_name_and_checks(tmp_path: Path) -> None:
-    for name in ("quickstart", "gates"):
+    for name in ("quickstart", "superglue"):
         done = harness("check", f"{name}.yaml", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert "every setting is known and fits" in done.stdout

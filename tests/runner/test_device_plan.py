@@ -201,6 +201,6 @@ def test_peaks_are_found_by_the_drivers_names() -> None:
 
 
 def test_a_larger_backbone_needs_more_at_its_full_depth() -> None:
-    larger, smaller = full_tuning("t5-base"), full_tuning("t5-small")
+    larger, smaller = full_tuning("llama-3-8b"), full_tuning("llama-2-7b")
     assert larger.num_params > smaller.num_params
     assert all(larger.peak(shards) > smaller.peak(shards) for shards in (1, 2, 4, 8))

@@ -54,8 +54,8 @@ def test_each_further_cell_costs_as_many_calls(counted: dict[str, list[Counter[s
     faster = {
         name: (small[name], middle[name], count)
         for name, count in large.items()
-        # a handful of calls more is what a cache or a table's width may cost; fewer calls than before are no growth
-        if count - middle[name] > 1.1 * max(0, middle[name] - small[name]) + 5
+        # a handful of calls more is what a cache or a table's width may cost
+        if count - middle[name] > 1.1 * (middle[name] - small[name]) + 5
     }
     assert not faster
     assert large.total() > small.total(), "nothing was counted"

@@ -228,13 +228,7 @@ def check_pages(out: Path, results: list[Result]) -> None:
         check_cell_page(documents[path], result)
 
 
-ALIKE = {"transfer-superglue": ("transfer-glue", "transfer-mrqa"), "fewshot-transfer": ("fewshot", "fewshot-glue")}
-"""Dear suites of which nothing but the tasks is new, and two that stay: sources of a table; few shots from sources."""
-
-
-@pytest.mark.parametrize(
-    "suite", [pytest.param(suite, marks=[pytest.mark.slow] if suite in ALIKE else []) for suite in SUITES]
-)
+@pytest.mark.parametrize("suite", SUITES)
 def test_a_suite_runs_from_end_to_end(suite: str, wide: Path, decoder: Path, tiny_data: Path, tmp_path: Path) -> None:
     plan = plan_of(suite)
     first = plan.suite.file.tasks[0]

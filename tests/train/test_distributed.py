@@ -77,7 +77,7 @@ def lay_out(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory, forked_team: None) -> dict[int, Path]:
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """Results of full fine-tuning by one process and by two."""
     found = {}
     for processes in (1, 2):
