@@ -11,11 +11,11 @@ place has no test behind it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from harness.report.boards import Board, peers
-from harness.report.statistics.comparison import FEW_SEEDS, Key
+from harness.report.statistics.comparison import FEW_SEEDS, Key, Verdict
 from harness.report.statistics.intervals import LEVEL
 from harness.report.statistics.significance import AVERAGE, ONE_RUN, Significance
 from harness.suite import Bold
@@ -95,13 +95,10 @@ def _mark_ties(marks: Marks, column: str, title: str, known: Mapping[str, float]
     # a best entry beside others that are all open has been told from nobody
     if top is None or not {verdict.kind for verdict in verdicts.values()} & {"tied", "differs"}:
         top = None
-        found = list(dict.fromkeys([verdict.reason for verdict in verdicts.values() if verdict.reason]))
-        # a reason that stands within a longer one is told by it
-        told = "\n".join(found)
-        reasons = [reason for reason in found if told.count(reason) == 1]
         among = f" of {title}" if title else ""
-        why = f": {'; '.join(reasons)}" if reasons else ""
-        marks.empty.setdefault(column, []).append(f"nothing{among} is bold, since nothing could be told{why}")
+        why = "; ".join(_reasons(verdicts.values()))
+        text = f"nothing{among} is bold, since nothing could be told" + (f": {why}" if why else "")
+        marks.empty.setdefault(column, []).append(text)
     for name, verdict in verdicts.items():
         # what prints equal is marked equal: a reader could not see why one of two equal scores is bold
         prints_equal = top is not None and round(known[name], 1) == round(known[top], 1)
@@ -109,3 +106,10 @@ def _mark_ties(marks: Marks, column: str, title: str, known: Mapping[str, float]
             marks.ranks[name, column] = "best"
         elif verdict.kind == "cannot tell" and (top is not None or verdict.reason not in (ONE_RUN, FEW_SEEDS)):
             marks.untested[name, column] = (OPEN if verdict.reason == FEW_SEEDS else UNTESTED) + verdict.reason
+
+
+def _reasons(verdicts: Iterable[Verdict]) -> list[str]:
+    """Each reason once; one that stands within a longer one is told by it."""
+    found = list(dict.fromkeys(verdict.reason for verdict in verdicts if verdict.reason))
+    told = "\n".join(found)
+    return [reason for reason in found if told.count(reason) == 1]
