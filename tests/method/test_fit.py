@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 from typing_help import present
 
 from harness.backbone.fingerprint import weights_fingerprint
+from harness.backbone.load import meta_backbone
 from harness.backbone.names import SHIPPED
 from harness.backbone.network import Backbone
 from harness.cli.commands import app
@@ -59,6 +61,16 @@ def network(kind: str) -> Backbone:
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **NETWORKS[kind]))
     return Backbone(kind, model.eval(), TinyTokenizer(), None, "float32")
+
+
+def test_the_number_format_of_the_files_decides_nothing(folders: Path, tmp_path: Path) -> None:
+    """Most checkpoints of today are bfloat16; all are trained in float32. SmolLM2 was refused full fine-tuning."""
+    config = json.loads((folders / "qwen3" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
+    assert {weight.dtype for weight in meta_backbone(str(tmp_path)).model.parameters()} == {torch.float32}
+    for name in ("finetune", "lora", "prompt_tuning", "peft"):
+        settings = {"config": {"peft_type": "LORA"}} if name == "peft" else DEFAULTS.get(name, {})
+        assert misfit(METHODS[name], settings, str(tmp_path)) is None, name
 
 
 @pytest.mark.parametrize("kind", ["gpt_neox", "gpt2", "qwen3"])
