@@ -168,8 +168,8 @@ def backbone_config(name_or_path: str) -> dict[str, Any]:
 def untrained_network(config: dict[str, Any]) -> Any:
     """Build an untrained network from a configuration, on the current default device, in float32.
 
-    A configuration names the number format of its files. Networks are trained in float32 whatever that is, and a network
-    of bfloat16 would take half the memory and refuse to multiply with the float32 tensors of a cell.
+    A configuration names the number format of its files. Networks are trained in float32 whatever that is, and one of
+    bfloat16 would take half the memory and refuse to multiply with the float32 tensors of a cell.
     """
     from transformers import AutoConfig
 

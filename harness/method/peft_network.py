@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from peft import PeftConfig, get_peft_model
@@ -36,7 +37,7 @@ class PeftNetwork:
         self.view = NetworkView(backbone.model, private=moves_weights(config))
         set_targets(config, self.view.model)
         try:
-            with warnings.catch_warnings(record=True) as heard:
+            with warnings.catch_warnings(record=True) as heard, _on_shapes(config, backbone):
                 warnings.simplefilter("always")
                 self.model: Any = get_peft_model(self.view.model, config, ADAPTER)
         except (ValueError, TypeError, AttributeError, AssertionError, KeyError) as error:
@@ -110,6 +111,15 @@ def moves_weights(config: Any) -> bool:
     """Whether PEFT's start for a configuration moves a part of the network's weights into the adapter."""
     start = getattr(config, "init_lora_weights", True)
     return isinstance(start, str) and start not in SHARED_INITS
+
+
+def _on_shapes(config: PeftConfig, backbone: Backbone) -> AbstractContextManager[Any]:
+    """Where the network has shapes without numbers, a start that reads weights needs tensors of that kind around it.
+
+    PiSSA decomposes the weights and puts the result into A and B, which PEFT makes on the processor otherwise.
+    """
+    device = backbone.embedding.weight.device
+    return device if device.type == "meta" and moves_weights(config) else nullcontext()
 
 
 def _refuse_unused(messages: Iterable[str]) -> None:

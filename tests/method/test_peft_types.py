@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import OPTConfig, OPTForCausalLM
 
 from harness.backbone import Backbone, Seal
+from harness.backbone.load import load_backbone, meta_backbone
 from harness.method.method import Method
 from harness.method.peft_config import POSITIONWISE_TYPES, REFUSED_TYPES, make_peft_config
 from harness.method.registry import discover
@@ -203,6 +204,17 @@ LORA_SETTINGS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", LORA_SETTINGS)
 def test_a_setting_of_lora_does_what_it_does_in_peft(name: str) -> None:
     held_to_peft({"peft_type": "LORA", **LORA_SETTINGS[name]}, "decoder")
+
+
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora", "orthogonal", "mica"])
+def test_a_start_that_reads_the_weights_is_counted_without_them(start: str) -> None:
+    """PyTorch decomposes no matrix that has no numbers: `harness params` and the plan's hours ended there."""
+    settings = PEFT.HP(config={"peft_type": "LORA", "init_lora_weights": start})
+    shapes, real = (PEFT(settings, network) for network in (meta_backbone("micro-t5"), load_backbone("micro-t5")))
+    trained = [[(name, tensor.shape) for name, tensor in method.named_parameters()] for method in (shapes, real)]
+    assert trained[0] == trained[1]
+    assert shapes.num_kept == real.num_kept
+    assert shapes.network.config.init_lora_weights == start
 
 
 def test_trained_copies_of_modules_live_in_the_method_and_are_counted() -> None:
