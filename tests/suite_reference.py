@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from harness.suite.blocks import FewShot, ProtocolReference, Strict, TaskFile
+from harness.suite.blocks import FewShot, ProtocolReference, RowLimit, Strict, TaskFile
 from harness.suite.file_schema import (
     ExceptionRule,
     Execution,
@@ -44,6 +44,7 @@ SECTIONS: dict[type[Strict], str] = {
     SuiteFile: "the file",
     ProtocolReference: "protocol",
     FewShot: "few_shot",
+    RowLimit: "rows.TASK",
     TaskFile: "define_tasks.NAME",
     MixtureFile: "define_mixtures.NAME",
     Tuning: "tuning",
@@ -81,6 +82,7 @@ EXAMPLES: dict[type[Strict], list[dict[str, Any]]] = {
             "repeats": 3,
             "protocol": {"base": "accept-2024", "stsb.round": "fifth"},
             "few_shot": {"k": [4, 16, 32]},
+            "rows": {"cb": {"test": 20}},
             "define_tasks": {"reviews": {"files": "reviews.csv", **TASK}},
             "define_mixtures": {"pair": {"tasks": ["mnli", "qqp"]}},
             "tuning": {"seeds": "each"},
@@ -95,6 +97,7 @@ EXAMPLES: dict[type[Strict], list[dict[str, Any]]] = {
     ],
     ProtocolReference: [{"name": "ept-2025", "version": 1, "overrides": {"stsb.round": "fifth"}}],
     FewShot: [{"k": [4, 16, 32], "draw": "balanced", "draw_seeds": [42, 43, 44], "select_with": "k"}],
+    RowLimit: [{"train": 1_000, "dev": 400, "test": 800}],
     TaskFile: [
         {
             "kind": "classification",

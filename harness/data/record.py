@@ -67,6 +67,8 @@ class DataRecord(Strict):
     num_train: int
     num_dev: int
     num_test: int
+    whole: dict[str, int] = {}
+    """Split -> all its rows, where the suite's `rows` took a part of them; the numbers above are what was used."""
     num_duplicates: int = 0
     """Rows of dev and test whose source text also stands in train."""
     one_class: dict[str, str] = {}

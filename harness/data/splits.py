@@ -23,7 +23,7 @@ from harness.data.record import DataRecord
 from harness.data.tasks.declared import cell_mixture, cell_task
 from harness.data.tasks.task import NEEDED_SPLITS, SPLIT_RULES, Source, Task
 from harness.errors import UserError
-from harness.suite import Cell, Draw, Mixture, ProtocolReference, Strict, TaskFile
+from harness.suite import Cell, Draw, Mixture, ProtocolReference, RowLimit, Strict, TaskFile
 
 SPLIT_SEED = 42
 """The seed with which DePT's code cuts every split, whatever the training seed (docs/protocol.md)."""
@@ -56,7 +56,8 @@ def _load_rows(request: str, data_dir: str | None, suite_folder: str) -> TaskDat
     asked = _RowsRequest.model_validate_json(request)
     if asked.mixture is not None:
         return load_mixture(cell_mixture(asked.mixture, asked.task, asked.protocol, suite_folder), data_dir)
-    return load_task(cell_task(asked.task, asked.protocol, asked.definition, suite_folder), data_dir)
+    data = load_task(cell_task(asked.task, asked.protocol, asked.definition, suite_folder), data_dir)
+    return data if asked.row_limit is None else limit_rows(data, asked.row_limit)
 
 
 class _RowsRequest(Strict):
@@ -66,6 +67,7 @@ class _RowsRequest(Strict):
     protocol: ProtocolReference
     definition: TaskFile | None
     mixture: Mixture | None
+    row_limit: RowLimit | None = None
 
 
 def load_task(task: Task, data_dir: str | Path | None) -> TaskData:
@@ -170,6 +172,40 @@ def _told_source(origin: Origin, skipped: Sequence[str], edits: Mapping[str, int
     told = [f"{len(skipped)} broken rows left out"] if skipped else []
     told += [f"{edit} in {count:,} row{'' if count == 1 else 's'}" for edit, count in sorted(edits.items())]
     return origin.name + (f" ({'; '.join(told)})" if told else "")
+
+
+def limit_rows(data: TaskData, limit: RowLimit) -> TaskData:
+    """Return the task with at most the wanted rows of each split, drawn once for all seeds and kept in their order.
+
+    The first rows of a fixed permutation are taken, so 100 rows are a part of 200. Rows that belong together
+    (`Example.group`) are taken together while there is room.
+    """
+    splits: dict[str, list[Example]] = {}
+    for name in ("train", "dev", "test"):
+        rows, most = data.split(name), getattr(limit, name)
+        splits[name] = list(rows) if most is None or most >= len(rows) else _some_of(rows, most)
+    whole = {name: len(data.split(name)) for name, rows in splits.items() if len(rows) < len(data.split(name))}
+    changed = {
+        **{f"num_{name}": len(rows) for name, rows in splits.items()},
+        "num_duplicates": count_duplicates(splits["train"], [*splits["dev"], *splits["test"]]),
+        "fingerprint": _fingerprint(*splits.values()) if whole else data.record.fingerprint,
+        "one_class": _one_class(data.task, splits),
+        "whole": whole,
+    }
+    train, dev, test = splits.values()
+    return replace(data, train=train, dev=dev, test=test, record=data.record.model_copy(update=changed))
+
+
+def _some_of(rows: Sequence[Example], most: int) -> list[Example]:
+    """Return `most` rows or, where a group has no room, fewer; never part of a group and never none."""
+    groups: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
+        groups.setdefault(row.group or f"row {index}", []).append(index)
+    together, taken = list(groups.values()), list[int]()
+    for number in permutation(len(together)):
+        if not taken or len(taken) + len(together[number]) <= most:
+            taken += together[number]
+    return [rows[index] for index in sorted(taken)]
 
 
 def load_mixture(task: Task, data_dir: str | Path | None) -> TaskData:

@@ -545,4 +545,6 @@ def _settings(result: Result) -> dict[str, Any]:
     follows = {"hp.source_length"} if "recipe.max_source_length" in cell.grid else set()
     shots = cell.few_shot
     flat |= {"rows.k": shots.k, "rows.draw": shots.rule, "rows.select_with": shots.select_with} if shots else {}
+    if cell.row_limit is not None:
+        flat |= {f"rows.{split}": rows for split, rows in cell.row_limit.model_dump().items()}
     return {k: v for k, v in flat.items() if k not in cell.grid and k not in follows}

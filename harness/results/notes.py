@@ -20,11 +20,14 @@ from harness.suite import Cell, Key, ProtocolReference, resolve_protocol
 
 
 def notes_on(task: str, record: DataRecord) -> list[str]:
-    """A sentence for each of: sources cut, answers cut, answers too long to be written, splits of a single label."""
+    """A sentence for each of: rows left out, sources or answers cut, answers too long to write, splits of one label."""
     if record.parts:  # a mixture: its tasks have limits and splits of their own
         return [note for name, part in record.parts.items() for note in notes_on(name, part)]
     sizes = {"train": record.num_train, "dev": record.num_dev, "test": record.num_test}
     notes = []
+    if record.whole:
+        parts = {split: sizes[split] for split in record.whole}
+        notes.append(f"{task}: {_counts(parts, record.whole)} rows are used, as the suite says under rows")
     cuts = record.cuts
     if cuts is not None and any(cuts.sources.values()):
         counts = _counts(cuts.sources, sizes)

@@ -127,6 +127,8 @@ def _bundle_key(plan: Plan, cell: Cell) -> str:
         shared.append("layers")
     if cell.few_shot is not None:
         shared.append(cell.few_shot.model_dump_json())
+    if cell.row_limit is not None:
+        shared.append(cell.row_limit.model_dump_json())
     return json.dumps(
         [*shared, recipe.quantization, recipe.head, recipe.pooling, recipe.label_tokens, cell.key if alone else ""]
     )

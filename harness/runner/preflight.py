@@ -317,7 +317,7 @@ def _read_rows(plan: Plan, cells: Sequence[Cell]) -> None:
     All tasks are tried first, so that one message tells of everything that can be trained.
     """
     there, missing = [], []
-    for (name, _), cell in {(cell.task, cell.few_shot): cell for cell in cells}.items():
+    for (name, *_), cell in {(cell.task, cell.few_shot, cell.row_limit): cell for cell in cells}.items():
         for task in plan.tasks[name].parts or (plan.tasks[name],):
             for metric in task.metrics:
                 get_metric(metric)
@@ -382,7 +382,10 @@ def check_texts(plan: Plan, cells: Iterable[Cell]) -> None:
     left out.
     """
     trained = [cell for cell in cells if _class(plan, cell) is not None]  # a rule reads no text
-    asked = {(cell.task, cell.few_shot, cell.backbone, cell.recipe.max_source_length): cell for cell in trained}
+    asked = {
+        (cell.task, cell.few_shot, cell.row_limit, cell.backbone, cell.recipe.max_source_length): cell
+        for cell in trained
+    }
     network = functools.cache(lambda source, quantization: meta_backbone(source, quantization, True))
     for cell in asked.values():
         task = plan.tasks[cell.task]

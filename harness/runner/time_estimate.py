@@ -352,7 +352,8 @@ def _rows_key(cell: Cell) -> str:
     """Equal for cells whose rows have the same lengths."""
     shots = None if cell.few_shot is None else cell.few_shot.model_dump_json()
     protocol = cell.protocol.model_dump_json()
-    return json.dumps([cell.task, cell.backbone, protocol, cell.recipe.max_source_length, shots])
+    limit = None if cell.row_limit is None else cell.row_limit.model_dump_json()
+    return json.dumps([cell.task, cell.backbone, protocol, cell.recipe.max_source_length, shots, limit])
 
 
 def _is_of_this_device(result: Result) -> bool:

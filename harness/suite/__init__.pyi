@@ -3,6 +3,7 @@ from .blocks import ChoiceScore as ChoiceScore
 from .blocks import Draw as Draw
 from .blocks import Form as Form
 from .blocks import ProtocolReference as ProtocolReference
+from .blocks import RowLimit as RowLimit
 from .blocks import Strict as Strict
 from .blocks import TaskFile as TaskFile
 from .cell import NOT_IDENTITY as NOT_IDENTITY

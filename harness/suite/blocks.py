@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
 
 
 class Strict(BaseModel):
@@ -121,6 +121,23 @@ class FewShot(Strict):
         if len(set(value)) < len(value):
             raise ValueError("lists a number twice")
         return value
+
+
+class RowLimit(Strict):
+    """One entry of the `rows` block: at most so many rows of each split of a task; the others are left out."""
+
+    train: int | None = Field(None, ge=1)
+    """Training rows; None takes all."""
+    dev: int | None = Field(None, ge=1)
+    """Rows that choose checkpoints and grid points."""
+    test: int | None = Field(None, ge=1)
+    """Rows that are scored."""
+
+    @model_validator(mode="after")
+    def _limits_something(self) -> Self:
+        if self.train is None and self.dev is None and self.test is None:
+            raise ValueError("limits nothing; give train, dev or test")
+        return self
 
 
 class Draw(Strict):

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from harness.suite.blocks import Draw, ProtocolReference, Strict, TaskFile
+from harness.suite.blocks import Draw, ProtocolReference, RowLimit, Strict, TaskFile
 from harness.suite.file_schema import SLUG, Recipe, Sampling
 from harness.suite.sweeps import without_path
 
@@ -106,6 +106,8 @@ class Cell(Strict):
     """The tasks behind `task`, where that is the name of a mixture."""
     few_shot: Draw | None = None
     """The few training rows that the cell sees; None stands for all."""
+    row_limit: RowLimit | None = None
+    """How many rows of each split there are at most; None stands for all."""
     recipe: Recipe
     init_from: list[Start] = []
     """What its tensors start from; empty where the method's own start is taken."""
@@ -175,6 +177,8 @@ class Cell(Strict):
         # younger than many results, whose ids they leave alone
         if self.repeat == 1:
             identity.pop("repeat")
+        if self.row_limit is None:
+            identity.pop("row_limit")
         for block, fields in YOUNGER.items():
             for part in self._blocks(identity, block):
                 for name, default in fields.items():

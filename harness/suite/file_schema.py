@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from harness.errors import nearest
-from harness.suite.blocks import FewShot, ProtocolReference, Strict, TaskFile
+from harness.suite.blocks import FewShot, ProtocolReference, RowLimit, Strict, TaskFile
 from harness.suite.report_block import ReportBlock
 
 SUITE_FORMAT = 1
@@ -306,6 +306,8 @@ class SuiteFile(Strict):
     """The rules: a name, or `base` and the keys that differ."""
     few_shot: FewShot | None = None
     """Train on k rows of each task instead of all of them."""
+    rows: dict[Annotated[str, Field(pattern=SLUG)], RowLimit] = {}
+    """Use a part of a task's rows, where all cost too much; a note under each table says so."""
     define_tasks: dict[Annotated[str, Field(pattern=SLUG)], TaskFile] = {}
     """Tasks on your own data."""
     define_mixtures: dict[Annotated[str, Field(pattern=SLUG)], MixtureFile] = {}

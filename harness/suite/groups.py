@@ -262,6 +262,7 @@ class GroupBuilder:
                     definition=suite.file.define_tasks.get(task.name),
                     mixture=self._mixture(task.name),
                     few_shot=draws[seed],
+                    row_limit=suite.file.rows.get(task.name),
                     recipe=point.recipe,
                     init_from=[starts[choice][seed] for choice in point.init_from],
                     grid=point.point,

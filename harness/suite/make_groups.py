@@ -25,6 +25,7 @@ def expand_suite(suite: Suite, methods: Mapping[str, MethodSpec], tasks: Mapping
     labels = _labels(suite, methods)
     names = _task_names(suite, tasks)
     _check_exceptions(suite, tasks, labels)
+    _check_row_limits(suite, tasks)
     shots = suite.file.few_shot.k if suite.file.few_shot else [None]
     limit = CellLimit(suite)
     limit.require_entries(len(suite.backbones), len(names), len(shots), len(labels))
@@ -79,6 +80,19 @@ def _by_title(title: str, tasks: Mapping[str, TaskSpec]) -> str:
 
 def _plain(title: str) -> str:
     return "".join(char for char in title.lower() if char.isalnum())
+
+
+def _check_row_limits(suite: Suite, tasks: Mapping[str, TaskSpec]) -> None:
+    """Raise UserError where `rows` names no task, or one whose rows a mixture takes whole."""
+    mixtures = suite.file.define_mixtures
+    for name in suite.file.rows:
+        where = suite.document.where("rows", name)
+        require_choice(name, [task for task in tasks if task not in mixtures], kind="task", where=where)
+        if takers := [mixture for mixture, declared in mixtures.items() if name in declared.tasks]:
+            problem = (
+                f"mixture '{takers[0]}' takes all rows of '{name}'; a suite with mixtures cannot use a part of them"
+            )
+            raise UserError(problem, where=where, field=name)
 
 
 def _check_exceptions(suite: Suite, tasks: Mapping[str, TaskSpec], labels: Mapping[str, str]) -> None:
