@@ -58,6 +58,9 @@ def merge(
             autocompletion=complete_folder,
         ),
     ] = None,
+    without_tensors: Annotated[
+        bool, typer.Option("--without-tensors", help="Leave trained tensors out, to publish; one folder is enough.")
+    ] = False,
 ) -> None:
     """Merge results folders into a new one: equal cells become one, differing ones are refused; checksums are checked.
 
@@ -65,7 +68,7 @@ def merge(
     """
     from harness.results import merge_folders
 
-    done = merge_folders(folders, out, prefer or ())
+    done = merge_folders(folders, out, prefer or (), without_tensors)
     say(
         f"{done.num_cells:,} cells in {done.num_files:,} files, every checksum checked"
         + (f"; {done.num_equal:,} equal copies left out" if done.num_equal else "")

@@ -40,12 +40,17 @@ def verify(
     strict: Annotated[
         bool, typer.Option("--strict", help="With --submission: what is not known here counts as wrong.")
     ] = False,
+    without_tensors: Annotated[
+        bool, typer.Option("--without-tensors", help="Files of tensors may be absent, as where results are published.")
+    ] = False,
 ) -> None:
     """Check every stored file: fields, checksums, ids, scores, tensors, leftovers; exit code 1 if anything is wrong.
 
     Example: harness verify results --submission --suite superglue
     """
     if submission:
+        if without_tensors:
+            raise UserError("is not about a submission, whose tensors are checked", field="--without-tensors")
         _verify_submission(results, format, suite or [], methods_dir or [], max_mb, strict)
         return
     for name, value in (("--suite", suite), ("--methods-dir", methods_dir), ("--max-mb", max_mb), ("--strict", strict)):
@@ -53,7 +58,7 @@ def verify(
             raise UserError("is about a submission; add --submission", field=name)
     from harness.results import verify_folder
 
-    checked = verify_folder(results)
+    checked = verify_folder(results, without_tensors)
     say(json.dumps(asdict(checked), indent=1) if format == "json" else _table(checked))
     if checked.findings:
         raise typer.Exit(1)

@@ -45,20 +45,25 @@ class _Copy:
     sha256: str
 
 
-def merge_folders(folders: Sequence[Path], out: Path, prefer: Sequence[Path] = ()) -> Merged:
+def merge_folders(
+    folders: Sequence[Path], out: Path, prefer: Sequence[Path] = (), without_tensors: bool = False
+) -> Merged:
     """Write the results of all `folders`, with predictions and tensors, into the new folder `out`.
+
+    With `without_tensors` the tensors stay behind: what a board shows is in results and predictions, and one folder is
+    enough then. `verify_folder` takes such a folder by the same switch.
 
     Equal copies of a cell become one. Of copies that differ the one in the first folder of `prefer` counts.
 
     Raises UserError, with nothing written, for copies that differ without a preferred one, for a file that is damaged
     or missing, and if `out` exists; and for a disk that takes no more, after which the same merge goes on.
     """
-    _require_new(folders, out, prefer)
+    _require_new(folders, out, prefer, fewest=1 if without_tensors else 2)
     found = {folder: dict(_by_key(folder)) for folder in folders}
     chosen, num_equal, num_replaced = _chosen(found, prefer)
     if not chosen:
         raise UserError("hold no results", where=" and ".join(map(str, folders)))
-    copies = [copy for path, result in chosen.values() for copy in _files_of(path, result)]
+    copies = [copy for path, result in chosen.values() for copy in _files_of(path, result, without_tensors)]
     # all is read once before anything is written, so that a damaged file leaves nothing behind
     for copy in copies:
         _require_whole(copy)
@@ -73,10 +78,10 @@ def merge_folders(folders: Sequence[Path], out: Path, prefer: Sequence[Path] = (
     return Merged(len(chosen), num_equal, num_replaced, len(copies), num_kept)
 
 
-def _require_new(folders: Sequence[Path], out: Path, prefer: Sequence[Path]) -> None:
+def _require_new(folders: Sequence[Path], out: Path, prefer: Sequence[Path], fewest: int) -> None:
     """Raise UserError unless the folders are several and the new one is none yet, and lies in none of them."""
     places = [folder.resolve() for folder in folders]
-    if len(places) < 2:
+    if len(places) < fewest:
         raise UserError("needs two folders of results or more, and then the new one", field="harness merge")
     for index, (folder, place) in enumerate(zip(folders, places, strict=True)):
         if place in places[:index]:
@@ -138,12 +143,12 @@ def _differing(refused: Sequence[tuple[Path, Path]], folders: Sequence[Path]) ->
     return UserError(f"differs from {first}, a result of the same cell{more}", where=str(path), hint=hint)
 
 
-def _files_of(path: Path, result: Result) -> Iterator[_Copy]:
+def _files_of(path: Path, result: Result, without_tensors: bool) -> Iterator[_Copy]:
     """Yield the files of a result with what their content has to be; the JSON last, as when it was stored."""
     target = ResultStore("").path(result.cell)
     for file, place, sha256 in (
         (predictions_path(path), predictions_path(target), result.files.predictions),
-        (tensors_path(path), tensors_path(target), result.files.tensors),
+        (tensors_path(path), tensors_path(target), None if without_tensors else result.files.tensors),
     ):
         if sha256 is not None:
             yield _Copy(file, place, sha256)

@@ -61,15 +61,20 @@ class Verified:
     findings: list[Finding] = field(default_factory=list)
     not_recomputed: list[str] = field(default_factory=list)
     """Results with a metric that is code and that the user has not allowed by name, so it was not computed."""
+    without_tensors: bool = False
+    """Whether files of tensors may be absent."""
 
 
-def verify_folder(root: Path) -> Verified:
-    """Check every file below `root`. Raises UserError only if there is no such folder."""
+def verify_folder(root: Path, without_tensors: bool = False) -> Verified:
+    """Check every file below `root`. Raises UserError only if there is no such folder.
+
+    With `without_tensors` files of tensors may be absent, as in a folder that was published without them.
+    """
     if not root.is_dir():
         raise UserError("no such results folder", where=str(root))
     # one walk, so that every check sees the same files even if a run is writing
     files, links = _walk(root)
-    verified = Verified(num_files=len(files))
+    verified = Verified(num_files=len(files), without_tensors=without_tensors)
     found = verified.findings
     found += [Finding(_name(root, path), "link", "links to a folder; reports do not follow it") for path in links]
     seen: dict[Key, Path] = {}
@@ -215,6 +220,9 @@ def _check_beside(path: Path, result: Result, verified: Verified) -> Iterator[Pr
         ("predictions", predictions_path(path), result.files.predictions),
         ("tensors", tensors_path(path), result.files.tensors),
     ):
+        if name == "tensors" and verified.without_tensors and stored is not None and not file.exists():
+            intact[name] = False
+            continue
         problem = _compare(file, stored)
         intact[name] = stored is not None and problem is None
         if problem is not None:

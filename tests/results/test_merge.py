@@ -63,6 +63,23 @@ def test_tensors_of_real_results_come_along(small_results: Path, tmp_path: Path)
     assert verify_folder(tmp_path / "out").findings == []
 
 
+def test_a_folder_to_publish_leaves_its_tensors_behind(small_results: Path, tmp_path: Path) -> None:
+    """JSON and predictions are those of before, byte for byte, and `verify` asks for no tensors when told so."""
+    out = tmp_path / "out"
+    merge_folders([small_results], out, without_tensors=True)
+    whole = content(small_results)
+    assert content(out) == {
+        name: data for name, data in whole.items() if name.endswith((".json", ".parquet")) and "/." not in f"/{name}"
+    }
+    assert any(name.endswith(".safetensors") for name in whole)
+    assert {finding.kind for finding in verify_folder(out).findings} == {"missing"}
+    assert verify_folder(out, without_tensors=True).findings == []
+    predictions_path(one(out, "dept")).unlink()
+    assert [finding.kind for finding in verify_folder(out, without_tensors=True).findings] == ["missing"]
+    with pytest.raises(UserError, match="two folders"):
+        merge_folders([small_results], tmp_path / "other")
+
+
 def test_cells_that_differ_are_refused_unless_one_folder_is_preferred(
     folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
