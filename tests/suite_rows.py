@@ -63,6 +63,15 @@ def write_small_decoder(folder: Path) -> Path:
     return folder
 
 
+def write_small_encoder(folder: Path) -> Path:
+    """A small BERT with a tokenizer of bytes."""
+    from checkpoints import byte_tokenizer, write_checkpoint
+
+    config = {"model_type": "bert", "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2,
+              "num_attention_heads": 4, "max_position_embeddings": 512}  # fmt: skip
+    return write_checkpoint(folder, config, byte_tokenizer("<s> $A </s>"))
+
+
 def write_wide_backbone(folder: Path) -> Path:
     """A small T5 of width 768, which all subvector widths of the suites divide, with the micro T5's tokenizer.
 

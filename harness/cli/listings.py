@@ -74,7 +74,7 @@ def describe_plan(plan: Plan, probe: bool | None = None, rules: bool = False) ->
         text_table(list(budgets.values()), ["method", *counts, "steps_to_train"]),
         time["text"],
         *_describe_shots(plan),
-        *(f"{task}: {plan.tasks[task].split_rule}" for task in dict.fromkeys(g.task for g in plan.groups)),
+        *(f"{task}: {_split_rule(plan, task)}" for task in dict.fromkeys(g.task for g in plan.groups)),
         f"Protocol {plan.suite.protocol.reference.title}: {plan.suite.protocol.description}",
         protocol_table(plan.suite.protocol) if rules else "Its keys and their reasons: --rules",
     ]
@@ -178,8 +178,16 @@ def _describe_group(plan: Plan, index: int, misfits: Misfits) -> dict[str, Any]:
         "recipe": first.recipe.model_dump(mode="json"),
         "hp": first.hp,
         "grid": list(group.points),
-        "split_rule": plan.tasks[group.task].split_rule,
+        "split_rule": _split_rule(plan, group.task),
     }
+
+
+def _split_rule(plan: Plan, task: str) -> str:
+    """How a task's splits are made, and how many rows of them the suite uses."""
+    limit = plan.suite.file.rows.get(task)
+    parts = [f"{most:,} {split}" for split, most in limit.model_dump().items() if most] if limit else []
+    most = f"; of these at most {', '.join(parts)} rows are used" if parts else ""
+    return f"{plan.tasks[task].split_rule}{most}"
 
 
 def _starts(group: Group) -> set[str]:

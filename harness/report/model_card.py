@@ -173,6 +173,8 @@ def _rows(result: Result) -> str:
     if data is None:
         return ""
     few = "" if data.few_shot is None else f" {len(data.few_shot.rows)} of the training rows were drawn."
+    whole = ", ".join(f"{count:,} {split}" for split, count in data.whole.items())
+    few += f" They are a part: there are {whole} rows." if whole else ""
     return (f"`{result.cell.task}` (version {result.cell.task_version}) from {data.source}, revision {data.revision}: "
             f"{data.num_train:,} train, {data.num_dev:,} dev and {data.num_test:,} test rows ({data.split_rule}), "
             f"fingerprint `{data.fingerprint}`.{few}")  # fmt: skip

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from harness.cli.commands import app
 from harness.data.examples import Example, TaskData
 from harness.data.record import DataRecord
 from harness.data.splits import cell_rows, limit_rows
@@ -108,6 +110,8 @@ def test_rows_decide_the_cell_and_no_limit_leaves_its_id(write_suite: Write, tmp
     )
     for place, cell in limited.items():
         assert (cell.cell_id == whole[place].cell_id) == (place[1] == "micro_paraphrase")
+    said = CliRunner().invoke(app, ["plan", str(write_suite(SUITE)), "--results", str(tmp_path / "none")])
+    assert "of these at most 50 train, 20 dev, 30 test rows are used" in " ".join(said.output.split())
     assert "row_limit" not in limited["majority", "micro_paraphrase"]._identity()
 
 

@@ -46,6 +46,7 @@ def facts_of(path: Path, result: Result) -> list[Facts]:
     cell = result.cell
     swept = {"swept": ", ".join(cell.grid), "grid point": cell.grid_index} if cell.grid else {}
     settings = {"hp": cell.hp, "recipe": cell.recipe, "task": cell.task_rules, "few_shot": cell.few_shot, **swept}
+    settings |= {"row_limit": cell.row_limit} if cell.row_limit else {}
     settings |= {"search": cell.study} if cell.study else {}
     settings |= {"repeat": cell.repeat} if cell.repeat > 1 else {}
     settings["protocol"] = cell.protocol.title
