@@ -36,7 +36,7 @@ def compare(
 
     Example: harness compare results other --format markdown
     """
-    first, second = scan(a, suite), scan(b, suite)
+    first, second = scan([a], suite).scanned, scan([b], suite).scanned
     from harness.report import compare_folders, render_comparison
 
     found = compare_folders(first, second)

@@ -23,7 +23,7 @@ from harness.runner import (
     method_settings,
     refuse_namesakes,
 )
-from harness.suite import GRID_KEY, NO_SOURCE, Draw, Group, Overrides, Start, protocol_values
+from harness.suite import GRID_KEY, NO_SOURCE, Cell, Draw, Group, Overrides, Start, protocol_values
 from harness.text_tables import text_table
 from harness.train import Finding, misfit
 
@@ -39,6 +39,8 @@ SEARCHING = (
     "Searches by tpe. The points to come follow from the results of those before them; cells, steps and times count "
     "them as the known ones are on average. Tried before: points of an earlier grid or of other ranges, which count too"
 )
+SHOWN_POINTS = 3
+"""Points of an earlier search that a line names; JSON has all."""
 STARTS = "Starts: the selected tensors of other cells, which are trained first; in brackets what dev chooses from"
 
 
@@ -91,10 +93,11 @@ def describe_plan(plan: Plan, probe: bool | None = None, rules: bool = False) ->
 
 
 def _describe_searches(plan: Plan) -> list[str]:
-    """Of the rows whose next points follow from results, how many are still to come."""
+    """Of rows whose next points follow from results, how many are to come; and stored points that are left out."""
     found = [group for group in plan.groups if group.search is not None and group.search.strategy == "tpe"]
+    gone = [_describe_unresolved(plan.groups[index], cells) for index, cells in plan.unresolved.items()]
     if not found:
-        return []
+        return gone
     rows = [
         {
             "method": group.label,
@@ -107,7 +110,17 @@ def _describe_searches(plan: Plan) -> list[str]:
         for group in found
         if group.search is not None
     ]
-    return [SEARCHING, text_table(rows, ["method", "task", "backbone", "trials", "to come", "tried before"])]
+    return [SEARCHING, text_table(rows, ["method", "task", "backbone", "trials", "to come", "tried before"]), *gone]
+
+
+def _describe_unresolved(group: Group, cells: Sequence[Cell]) -> str:
+    """Which stored points of earlier searches a row leaves out."""
+    points = [", ".join(f"{key.split('.', 1)[1]}={value}" for key, value in cell.grid.items()) for cell in cells]
+    listed = "; ".join([*points[:SHOWN_POINTS], *(["..."] if len(points) > SHOWN_POINTS else [])])
+    return (
+        f"{group.label} on {group.task}: {len(cells)} stored points of earlier searches are left out, since today's "
+        f"method file and recipe do not give their cells: {listed}"
+    )
 
 
 def _describe_shots(plan: Plan) -> list[str]:
@@ -163,6 +176,7 @@ def _describe_group(plan: Plan, index: int, misfits: Misfits) -> dict[str, Any]:
         "grid_points": group.num_points,
         "trials_to_come": group.num_to_come,
         "earlier_points": group.num_earlier,
+        "unresolved_points": [cell.grid for cell in plan.unresolved.get(index, ())],
         "seeds": list(group.seeds),
         "repeat": group.repeat,
         "cells": cells,

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from harness.results import Gathered, Result
     from harness.suite import Bold, ReportBlock, ReportSeeds
 
-Results = Annotated[Path, typer.Argument(help="Folder of the results.", autocompletion=complete_folder)]
 Folders = Annotated[
     list[Path] | None,
     typer.Argument(metavar="[RESULTS]...", help="Folders of the results. \\[results]", autocompletion=complete_folder),
@@ -91,9 +90,9 @@ def report(
 
     block = report_block(layouts, bold, report_seeds)
     record = find_record(published)
-    found = scan_all(results or [Path("results")], suite)
+    found = scan(results, suite)
     scanned = found.scanned
-    boards = marked(scanned, record, block.report_seeds, found)
+    boards = marked(found, record, block.report_seeds)
     # JSON is for programs and holds all that is known; the highest score can be marked without the tests' time
     needs_tests = statistics or format == "json" or block.bold == "ties"
     verdicts = judge(boards, scanned) if needs_tests else []
@@ -110,7 +109,7 @@ def table(
             autocompletion=complete_layout_list,
         ),
     ],
-    results: Results = Path("results"),
+    results: Folders = None,
     format: FormatOption = "terminal",
     suite: SuiteName = None,
     out: OutFile = None,
@@ -129,18 +128,20 @@ def table(
         write(list_layouts(layouts), out)
         return
     asked = conditions(where, suite)
-    scanned = scan(results, suite)
+    found = scan(results, suite)
     block = report_block(layouts, bold, report_seeds)
-    write(layout_tables(names, layouts, asked, scanned, format, block.bold, block.report_seeds), out, format)
+    write(layout_tables(names, layouts, asked, found, format, block.bold, block.report_seeds), out, format)
 
 
 @without_gc
 def fidelity(
     name: Annotated[str, typer.Argument(metavar="NAME[:TABLE]", help="A record, e.g. accept-2024.")],
-    results: Results = Path("results"),
+    results: Folders = None,
     format: FormatOption = "terminal",
     suite: SuiteName = None,
     out: OutFile = None,
+    report_seeds: ReportSeedsOption = None,
+    layouts: SuiteFileOption = None,
 ) -> None:
     """Set our numbers beside published ones, cell by cell.
 
@@ -149,13 +150,18 @@ def fidelity(
     from harness.report import fidelity_rows, lay_out_fidelity, render_tables
 
     record = find_record(name)
-    boards = marked(scan(results, suite), record)
+    boards = marked(scan(results, suite), record, report_block(layouts, None, report_seeds).report_seeds)
     write(render_tables([lay_out_fidelity(board) for board in boards], fidelity_rows(boards), format), out, format)
 
 
 @without_gc
 def tuning(
-    results: Results = Path("results"), format: FormatOption = "terminal", suite: SuiteName = None, out: OutFile = None
+    results: Folders = None,
+    format: FormatOption = "terminal",
+    suite: SuiteName = None,
+    out: OutFile = None,
+    report_seeds: ReportSeedsOption = None,
+    layouts: SuiteFileOption = None,
 ) -> None:
     """Show what the grid searches gave, and what choosing by the test split would have shown.
 
@@ -163,14 +169,14 @@ def tuning(
     """
     from harness.report import lay_out_tuning, render_tables, tuning_rows
 
-    boards = marked(scan(results, suite), None)
+    boards = marked(scan(results, suite), None, report_block(layouts, None, report_seeds).report_seeds)
     write(render_tables([lay_out_tuning(board) for board in boards], tuning_rows(boards), format), out, format)
 
 
 @without_gc
 def figures(
     out: OutFolder,
-    results: Results = Path("results"),
+    results: Folders = None,
     suite: SuiteName = None,
     layouts: SuiteFileOption = None,
     where: WhereOption = None,
@@ -189,17 +195,17 @@ def figures(
         hint = "pip install 'peft-harness[figures]'"
         raise UserError("needs the package matplotlib", field="harness figures", hint=hint) from None
     asked, seeds = conditions(where, suite), report_block(layouts, None, report_seeds).report_seeds
-    scanned = scan(results, suite)
-    boards = marked(scanned, None, seeds)
+    found = scan(results, suite)
+    scanned, boards = found.scanned, marked(found, None, seeds)
     declared = draw_declared(figure_layouts(layouts), scanned, out, asked, seeds)
     paths = [*draw_all(boards, judge(boards, scanned) if statistics else [], out), *declared]
-    say("".join(f"{path}\n" for path in paths), end="")
+    say("".join(f"{line}\n" for line in [*paths, *found.notes]), end="")
 
 
 @without_gc
 def site(
     out: OutFolder,
-    results: Results = Path("results"),
+    results: Folders = None,
     suite: SuiteName = None,
     published: Published = None,
     methods_dir: Annotated[
@@ -220,23 +226,26 @@ def site(
 
     block = report_block(layouts, bold, report_seeds)
     record = find_record(published)
-    scanned = scan(results, suite)
-    boards = marked(scanned, record, block.report_seeds)
-    pages = write_site(boards, lambda: judge(boards, scanned), scanned, results, out, methods_dir or (), block.bold)
+    found = scan(results, suite)
+    scanned, boards = found.scanned, marked(found, record, block.report_seeds)
+    folders = folders_of(results)
+    pages = write_site(boards, lambda: judge(boards, scanned), scanned, folders, out, methods_dir or (), block.bold)
     say(pages, end="")
 
 
-def scan(results: Path, suite: str | None) -> list[tuple[Path, Result]]:
-    """Return all results below a folder, or those of the named suites (A,B). Raises UserError if there are none."""
-    from harness.results import ResultStore
-
-    return _of_suites(ResultStore(results).scan(), suite, str(results))
+def folders_of(results: Sequence[Path] | None) -> list[Path]:
+    """The folders that a command reads: those that it names, or else `results`."""
+    return list(results or [Path("results")])
 
 
-def scan_all(folders: Sequence[Path], suite: str | None) -> Gathered:
-    """Return the results of several folders, each cell once. Raises UserError if there are none."""
+def scan(results: Sequence[Path] | None, suite: str | None) -> Gathered:
+    """Return the results of some folders, or those of the named suites (A,B); each cell once.
+
+    Raises UserError if there are none.
+    """
     from harness.results import gather
 
+    folders = folders_of(results)
     found = gather(folders)
     found.scanned = _of_suites(found.scanned, suite, " and ".join(map(str, folders)))
     return found
@@ -259,18 +268,14 @@ def report_block(layouts: str | None, bold: Bold | None, report_seeds: ReportSee
     return block_of(layouts).model_copy(update={key: value for key, value in said.items() if value is not None})
 
 
-def marked(
-    scanned: Sequence[tuple[Path, Result]], record: PublishedRecord | None, report_seeds: ReportSeeds = "all",
-    found: Gathered | None = None,
-) -> list[Board]:  # fmt: skip
+def marked(found: Gathered, record: PublishedRecord | None, report_seeds: ReportSeeds = "all") -> list[Board]:
     """Make the leaderboards of results, and note in each entry what has changed since its runs were made."""
     from harness.report import collect_boards
     from harness.results import changed_since
 
-    reruns, notes = (found.reruns, found.notes) if found else ({}, [])
-    boards = collect_boards((result for _, result in scanned), record, report_seeds, reruns)
+    boards = collect_boards((result for _, result in found.scanned), record, report_seeds, found.reruns)
     for board in boards:
-        board.folders = notes
+        board.folders = found.notes
     for entry in (entry for board in boards for row in board.rows for entry in row.entries.values()):
         runs = [*entry.runs, *(run for search in entry.searches for run in search)]
         entry.stale = sorted({change for run in runs for change in changed_since(run)})

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from harness.cli.options import Format
 from harness.errors import UserError
-from harness.results import PredictionFiles, Result
+from harness.results import Gathered, PredictionFiles
 from harness.suite import (
     SETTINGS,
     Bold,
@@ -32,15 +31,15 @@ def list_layouts(suite: str | None) -> str:
 
 
 def layout_tables(
-    names: str, suite_file: str | None, where: Where, scanned: Sequence[tuple[Path, Result]], style: Format,
+    names: str, suite_file: str | None, where: Where, found: Gathered, style: Format,
     bold: Bold = "ties", report_seeds: ReportSeeds = "all",
 ) -> str:  # fmt: skip
     """Results in the shapes of some layouts; `all` are those that the suite file names."""
     from harness.report import EntryIndex, fill_layout, find_published, keys_of, render_tables
 
     block = _block(suite_file)
-    read = None if bold == "best" else PredictionFiles(scanned).test_answers
-    results = [result for _, result in scanned]
+    read = None if bold == "best" else PredictionFiles(found.scanned).test_answers
+    results = [result for _, result in found.scanned]
     filled = []
     for name in _asked_names(names, block):
         layout = find_table(name, block)
@@ -48,6 +47,8 @@ def layout_tables(
         filled.append(
             fill_layout(name, layout, EntryIndex(results, keys_of(layout), report_seeds), record, where, bold, read)
         )
+    for table, _ in filled:
+        table.remarks += [f"{text}." for text in found.notes]
     return render_tables([table for table, _ in filled], [item for _, records in filled for item in records], style)
 
 

@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from harness.cli.completion import complete_suite
+from harness.cli.completion import complete_folder, complete_suite
 from harness.cli.options import MethodDirs
-from harness.cli.report import Results, scan
+from harness.cli.report import scan
 from harness.errors import UserError, printable
 from harness.garbage import without_gc
 from harness.screen import say
 
 if TYPE_CHECKING:
     from harness.results import Submission, Verified
+
+Results = Annotated[Path, typer.Argument(help="Folder of the results.", autocompletion=complete_folder)]
 
 
 def verify(
@@ -116,7 +118,7 @@ def score(results: Results = Path("results")) -> None:
     """
     from harness.results import rescore_folder
 
-    checked = rescore_folder(scan(results, None))
+    checked = rescore_folder(scan([results], None).scanned)
     for line in [*checked.moved, *checked.refused]:
         say(line)
     say(f"{checked.num_scores:,} scores of {checked.num_runs:,} runs recomputed, {len(checked.moved)} differ")

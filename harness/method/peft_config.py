@@ -66,6 +66,9 @@ POSITIONWISE_TYPES = frozenset({
 # fmt: on
 """Types whose layers treat each position by itself. LILY's router takes a mean over rows, and POLY's goes by tasks."""
 
+SCALES = ("lora_alpha", "alpha", "psoft_alpha", "randlora_alpha", "scaling")
+"""Settings by which an update is multiplied. At 0 nothing would train."""
+
 TOKENS = ("token_indices", "cpt_token_ids")
 """Settings that list ids of tokens."""
 
@@ -241,6 +244,10 @@ def _check_meaning(config: Any) -> None:
         for key, value in (getattr(config, name, None) or {}).items():
             if kind != "ADALORA" and (not isinstance(value, (int, float)) or value <= 0):
                 raise SettingError(f"config.{name}.{key}", f"must be a number above 0, got {_short(value)}")
+    for name in SCALES:
+        value = getattr(config, name, None)
+        if value is not None and value <= 0:
+            raise SettingError(f"config.{name}", f"must be above 0, got {_short(value)}: it multiplies the update")
     if getattr(config, "use_asa", False):
         raise SettingError("config.use_asa", "cannot be set: its choice of subspaces in training is not wired here")
     if getattr(config, "opt_weighted_loss_type", "none") not in (None, "none"):

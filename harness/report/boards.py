@@ -17,6 +17,7 @@ from harness.data import BENCHMARK as OWN
 from harness.data import METRICS, all_tasks, mean_score, round_score, sample_std
 from harness.errors import UserError
 from harness.report.published import PublishedRecord, PublishedRow
+from harness.report.source_runs import SourceRuns
 from harness.report.yardstick import find_apart
 from harness.results import (
     COMMON_TO_A_COLUMN,
@@ -26,6 +27,7 @@ from harness.results import (
     best_point,
     commits_of,
     find_differences,
+    in_order_asked,
     origin_of,
     overlaps,
     results_by_task,
@@ -92,6 +94,8 @@ class Entry:
     reruns: list[list[Result]] = field(default_factory=list)
     """Runs of one cell with one seed, the one that counts first: repeats of the suite, and runs of other folders. Only
     `rerun_std` tells of them: no mean, interval or test holds a further run."""
+    sources: SourceRuns | None = None
+    """Where the runs find the source cells that they started from."""
     stale: list[str] = field(default_factory=list)
     """What has changed since the runs were made, such as the method file; the command fills it in."""
     mixed: list[str] = field(default_factory=list)
@@ -270,6 +274,11 @@ class Board:
     """Sentences on cells that stand in several of the folders that were read."""
 
     @property
+    def leaves_out_choosers(self) -> bool:
+        """Whether runs of the seed that chose a grid point are left out."""
+        return any(entry.left_out for row in self.rows for entry in row.entries.values())
+
+    @property
     def general_texts(self) -> set[str]:
         """SHA-256 of the general texts on which forgetting was measured; empty where it was not asked for."""
         runs = (run for row in self.rows for entry in row.entries.values() for run in entry.runs)
@@ -309,11 +318,14 @@ def collect_boards(
     cell.
     """
     by_board: dict[tuple[str, str], list[Result]] = defaultdict(list)
-    for result in (part for whole in results for part in results_by_task(whole)):
+    known = list(results)
+    sources = SourceRuns(known)
+    for result in (part for whole in known for part in results_by_task(whole)):
         by_board[(result.cell.suite, result.cell.backbone)].append(result)
     boards = [_board(suite, backbone, items, report_seeds) for (suite, backbone), items in sorted(by_board.items())]
     for entry in (entry for board in boards for row in board.rows for entry in row.entries.values()):
         _add_reruns(entry, reruns or {})
+        entry.sources = sources
     if record is not None:
         for board in boards:
             _add_published(board, record)
@@ -431,7 +443,10 @@ def make_entry(members: list[Result], report_seeds: ReportSeeds = "all") -> Entr
     members, repeats = _without_repeats(members)
     commits = commits_of(members)
     entry.commits = commits if len(commits) > 1 else []
-    ordered = sorted(members, key=lambda r: (r.cell.repetition, r.cell.grid_index, r.cell_id))
+    by_repetition: dict[Repetition, list[Result]] = defaultdict(list)
+    for result in members:
+        by_repetition[result.cell.repetition].append(result)
+    ordered = [result for _, found in sorted(by_repetition.items()) for result in in_order_asked(found)]
     has_grid = any(result.cell.grid != members[0].cell.grid for result in members)
     # without a grid there is nothing to choose, and every run counts
     shown = _winning_runs(ordered, entry) if has_grid else ordered

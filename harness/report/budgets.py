@@ -1,5 +1,8 @@
 """Search budgets: what the choice of a row's settings has cost, and whether the rows of a table had equal ones.
 
+What a row started from was trained for it (`init_from`), so it is part of the cost; each row that starts from a source
+bears the whole of it.
+
 Whoever tries more settings ranks higher (Dodge et al. 2019, "Show Your Work"), so a table has to say both.
 """
 
@@ -8,9 +11,10 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from harness.report.boards import Board, BoardRow, Entry, peers
+from harness.report.source_runs import SourceRuns
 from harness.results import Result
 
 SAME = 0.1
@@ -23,19 +27,24 @@ class Budget:
     """What one choice of settings has cost, its failures included; a mean where there were several."""
 
     trials: float
-    """Settings that were tried; 1 where there was nothing to choose."""
+    """Settings that were tried; 1 where there was nothing to choose. Points that do not fit the backbone, which takes
+    no step to find out, are none, and neither are those of source cells."""
     steps: float
-    """Training steps of all trials."""
+    """Training steps of all trials, and of the source cells that they start from."""
     samples: float
     """Rows that they were trained on, a row counted each time that it was."""
     device_s: float
     """Seconds of the device for training and evaluation, the trials' shares of their bundles."""
+    num_unknown: float = 0
+    """Source cells whose results are not here, so that their cost is missing."""
 
 
 def entry_budget(entry: Entry) -> Budget | None:
     """The budget of a method on a task: the mean over its searches. None if nothing of it was trained."""
     searches = entry.searches or [[run] for run in (*entry.runs, *entry.failed)]
-    spent = [_spent(search) for search in searches if any(run.usage and run.usage.num_steps for run in search)]
+    spent = [
+        _spent(search, entry.sources) for search in searches if any(run.usage and run.usage.num_steps for run in search)
+    ]
     return _mean(spent) if spent else None
 
 
@@ -90,16 +99,18 @@ def _span(values: Sequence[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _spent(search: Sequence[Result]) -> Budget:
-    usages = [run.usage for run in search if run.usage]
+def _spent(search: Sequence[Result], sources: SourceRuns | None) -> Budget:
+    before, num_unknown = sources.behind(search) if sources else ([], 0)
+    usages = [run.usage for run in (*search, *before) if run.usage]
     return Budget(
-        trials=len(search),
+        trials=sum(run.status != "unfit" for run in search),
         steps=sum(usage.num_steps for usage in usages),
         samples=sum(usage.num_samples for usage in usages),
         device_s=sum(usage.total_s for usage in usages),
+        num_unknown=num_unknown,
     )
 
 
 def _mean(budgets: Sequence[Budget]) -> Budget:
-    names = ("trials", "steps", "samples", "device_s")
+    names = [item.name for item in fields(Budget)]
     return Budget(*(statistics.fmean(getattr(budget, name) for budget in budgets) for name in names))

@@ -13,7 +13,9 @@ from harness.results import AnsweringCost
 COST_COLUMNS = ("ms/step", "peak MiB")
 """A run's share of its bundle's training time, and the bundle's peak memory (on a CPU, the whole process's)."""
 BUDGET_COLUMNS = ("steps searched", "samples searched", "device s searched")
-"""What one choice of a row's settings took per task: training steps, training samples, seconds of the device."""
+"""What one choice of a row's settings took per task: training steps, training samples, seconds of the device; with the
+source cells that the row starts from."""
+WITHOUT_SOURCES = "without source cells that the row starts from and whose results are not here"
 FORMS = ("bare", "beside", "merged")
 ANSWERING_COLUMNS = ("ms/answer", "answer MiB", "disk MiB")
 """What answering costs: the bare backbone, the method beside it, merged into it; on disk the last two."""
@@ -37,11 +39,12 @@ def cost_cells(row: BoardRow, board: Board, table: Table) -> list[Cell]:
     """The cells of a row in these columns."""
     budget = row_budget(row)
     spent = (budget.steps, budget.samples, budget.device_s) if budget else (None, None, None)
+    lacking = (table.note(WITHOUT_SOURCES),) if budget and budget.num_unknown else ()
     seconds, memory = row.step_seconds(), row.peak_memory()
     cells = [
         Cell(DASH if seconds is None else f"{1000 * seconds:.3g}"),
         Cell(DASH if memory is None else f"{memory / 2**20:,.0f}"),
-        *(Cell(DASH if value is None else f"{value:,.0f}") for value in spent),
+        *(Cell(DASH if value is None else f"{value:,.0f}", notes=lacking) for value in spent),
     ]
     if any(other.answering() for other in board.rows):
         cells += _answering(row, table)
@@ -56,6 +59,11 @@ def cost_cells(row: BoardRow, board: Board, table: Table) -> list[Cell]:
 def costs_caption(board: Board) -> str:
     """Sentences above a table on what its columns of costs hold, each behind a blank."""
     text = " ms/step is a run's share of its bundle's time, so cells that trained together share it."
+    text += (
+        " The columns searched are what one choice of a row's settings took, as a mean over tasks: all points of the "
+        "grid or search, failed ones included, and the source cells that they start from, without the winner's further "
+        "seeds."
+    )
     if measured := [cost for row in board.rows for cost in row.answering()]:
         text += f" ms/answer and answer MiB: bare backbone / method beside it / merged into it ({_how(measured)}); "
         text += "disk MiB: what has to be stored beside the backbone / merged."

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from harness.data import mean_score, round_score
 from harness.report.agreement import disagreements, is_same_method, is_unaltered
 from harness.report.boards import Board, BoardRow, Entry
+from harness.report.leaderboard_table import LEFT_OUT
 from harness.report.published import Number, PublishedRow
 from harness.report.table_cells import Cell, Column, Table
 from harness.report.yardstick import kinds_apart
@@ -87,6 +88,7 @@ def lay_out_fidelity(board: Board) -> Table:
     names = ("method", "published as", "task", "published", "ours", "difference", "runs")
     caption = "Test scores beside published ones: ours is the mean ± standard deviation over seeds, difference is ours "
     caption += "less theirs."
+    caption += f" {LEFT_OUT}." if board.leaves_out_choosers else ""
     table = Table(f"{board.suite} on {board.backbone}: fidelity", caption, [Column(name) for name in names])
     made = fidelity_of(board)
     found = made.comparisons
@@ -115,7 +117,7 @@ def lay_out_fidelity(board: Board) -> Table:
     else:
         table.remarks.append(f"{board.published_note or 'No measured method is among the published ones'}.")
     table.remarks += [f"Not compared: {text}." for text in made.left_out]
-    table.remarks.append(f"{board.origin}.")
+    table.remarks += [f"{text}." for text in (*board.folders, board.origin)]
     return table
 
 

@@ -69,7 +69,7 @@ def _caption(board: Board, significance: Significance | None, costs: bool, marks
             "trainings of one cell with one seed (in brackets how many beside the first), pooled over tasks; only the "
             "first counts."
         )
-    if any(entry.left_out for row in board.rows for entry in row.entries.values()):
+    if board.leaves_out_choosers:
         text += f" {LEFT_OUT}."
     if significance is not None:
         text += (

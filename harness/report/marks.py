@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from harness.report.boards import Board, peers
-from harness.report.statistics.comparison import FEW_SEEDS, Key, Verdict
+from harness.report.statistics.comparison import FEW_SEEDS, EntryKey, Verdict
 from harness.report.statistics.intervals import LEVEL
 from harness.report.statistics.significance import AVERAGE, ONE_RUN, Significance
 from harness.suite import Bold
@@ -32,11 +32,11 @@ class Marks:
     """The marks of one table of scores."""
 
     rule: Bold
-    ranks: dict[Key, str] = field(default_factory=dict)
+    ranks: dict[EntryKey, str] = field(default_factory=dict)
     """(row, column) -> "best" (bold), or "second" (underlined), which the rule `best` alone gives."""
     empty: dict[str, list[str]] = field(default_factory=dict)
     """Column -> sentences that say why nothing in it is bold."""
-    untested: dict[Key, str] = field(default_factory=dict)
+    untested: dict[EntryKey, str] = field(default_factory=dict)
     """Entries of a column with bold ones that no test compares with its best -> why."""
     has_tests: bool = False
 

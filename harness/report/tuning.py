@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 
 from harness.data import mean_score, round_score
 from harness.report.boards import Board, Entry
+from harness.report.leaderboard_table import LEFT_OUT
 from harness.report.table_cells import Cell, Column, Table
 from harness.report.yardstick import kinds_apart
 from harness.results import Result, best_point, dev_selection
@@ -28,8 +29,9 @@ class TuningRecord:
     num_failed: int
     num_raced_out: int
     """Grid points that successive halving stopped early. They have no test score, so `by_test` is then not known."""
-    by_dev: float
-    """Test score of the point with the best dev score: what the leaderboard shows."""
+    by_dev: float | None
+    """Test score of the point with the best dev score, on the seed that searched. Where that seed is left out of the
+    report it is the mean of the other seeds at that point; None if they have no run."""
     by_test: float | None
     """The best test score of any point. Choosing by it is forbidden; it is here to show what that would gain."""
     optimism: float | None
@@ -87,6 +89,8 @@ def lay_out_tuning(board: Board) -> Table:
     )
     if any(_is_guided(search) for row in board.rows for entry in row.entries.values() for search in entry.searches):
         caption += " Of a search by tpe it is the best so far, in the order of its trials: they follow from each other."
+    if board.leaves_out_choosers:
+        caption += f" {LEFT_OUT}: chosen by dev is the mean of the others, so optimism holds that seed's luck too."
     columns = [*map(Column, names), *(Column(f"dev after {count}") for count in counts)]
     table = Table(f"{board.suite} on {board.backbone}: tuning", caption, columns)
     for item in found:
@@ -110,6 +114,7 @@ def lay_out_tuning(board: Board) -> Table:
     searches = [s for row in board.rows for entry in row.entries.values() for s in entry.searches if _done(s)]
     if mixed := sum(not _is_fair(search) for search in searches):
         table.remarks.append(f"Left out: searches whose points were scored with different rows or metrics ({mixed}).")
+    table.remarks += [f"{text}." for text in board.folders]
     return table
 
 
@@ -120,7 +125,9 @@ def tuning_rows(boards: Sequence[Board]) -> list[dict[str, object]]:
 
 def _tuning_record(board: Board, name: str, task: str, entry: Entry) -> TuningRecord:
     searches = [search for search in entry.searches if _is_fair(search)]
-    by_dev = mean_score(_score(search[best_point(search) or 0]) for search in searches)
+    by_dev: float | None = mean_score(_score(search[best_point(search) or 0]) for search in searches)
+    if entry.left_out:
+        by_dev = entry.mean
     num_failed = sum(result.status == "failed" for search in searches for result in search)
     num_raced_out = sum(result.raced_out_at is not None for search in searches for result in search)
     num_points = max(map(len, searches))
@@ -133,7 +140,8 @@ def _tuning_record(board: Board, name: str, task: str, entry: Entry) -> TuningRe
     # points that do not fit the backbone were never run, in some searches perhaps more: the mean goes as far as the
     # shortest
     curve = tuple(mean_score(values) for values in zip(*curves, strict=False))
-    return TuningRecord(*head, by_test, round_score(by_test - by_dev), curve)
+    optimism = None if by_dev is None else round_score(by_test - by_dev)
+    return TuningRecord(*head, by_test, optimism, curve)
 
 
 def _best_after(search: Sequence[Result]) -> list[float]:

@@ -30,9 +30,13 @@ from .selection import best_point as best_point
 from .selection import best_step as best_step
 from .selection import chosen_run as chosen_run
 from .selection import dev_selection as dev_selection
+from .selection import in_order_asked as in_order_asked
 from .selection import next_cells as next_cells
 from .selection import next_repeats as next_repeats
+from .selection import num_to_repeat as num_to_repeat
+from .selection import num_to_train as num_to_train
 from .selection import results_by_task as results_by_task
+from .selection import winning_point as winning_point
 from .several_folders import Gathered as Gathered
 from .several_folders import gather as gather
 from .store import NotStored as NotStored

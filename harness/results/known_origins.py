@@ -19,11 +19,11 @@ from harness.shipped import shipped_methods
 from harness.suite import Cell, Part
 
 FILE = Path(__file__).parent / "known_fingerprints.json"
-Verdict = tuple[Literal["differs", "unknown"], Literal["method", "rows", "weights"], str]
+OriginDoubt = tuple[Literal["differs", "unknown"], Literal["method", "rows", "weights"], str]
 """(how it stands, what it is about, a sentence)"""
 
 
-def judge_origins(result: Result, methods: Mapping[str, str]) -> Iterator[Verdict]:
+def judge_origins(result: Result, methods: Mapping[str, str]) -> Iterator[OriginDoubt]:
     """Yield what of a result's origin differs from what is known, and what is not known.
 
     `methods` is method -> SHA-256 of its file, for methods that are known beside the shipped ones.
@@ -54,7 +54,7 @@ def known_fingerprints() -> dict[str, Any]:
     return content
 
 
-def _judge_method(result: Result, known: Mapping[str, str]) -> Iterator[Verdict]:
+def _judge_method(result: Result, known: Mapping[str, str]) -> Iterator[OriginDoubt]:
     name, sha256 = result.cell.method, result.method_sha256
     if name not in known:
         yield "unknown", "method", f"method {name} is none that is known here; its file has the SHA-256 {sha256[:16]}"
@@ -62,7 +62,7 @@ def _judge_method(result: Result, known: Mapping[str, str]) -> Iterator[Verdict]
         yield "differs", "method", f"the file of method {name} was another: {sha256[:16]}, known is {known[name][:16]}"
 
 
-def _judge_rows(cell: Cell | Part, record: DataRecord, is_few_shot: bool) -> Iterator[Verdict]:
+def _judge_rows(cell: Cell | Part, record: DataRecord, is_few_shot: bool) -> Iterator[OriginDoubt]:
     """Judge the rows of a task: by the recorded fingerprints, or else by the published sizes."""
     task = all_tasks().get(cell.task)
     if cell.definition is not None or task is None:
@@ -98,7 +98,7 @@ def _spelled(sizes: tuple[int | None, ...]) -> str:
     return "/".join("?" if size is None else f"{size:,}" for size in sizes)
 
 
-def _judge_weights(name: str, fingerprint: str) -> Iterator[Verdict]:
+def _judge_weights(name: str, fingerprint: str) -> Iterator[OriginDoubt]:
     # weights that were quantised have the fingerprint of the whole ones in front of a plus sign
     known = known_fingerprints()["weights"].get(name, [])
     if known and fingerprint.split("+")[0] not in known:

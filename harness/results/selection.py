@@ -30,6 +30,21 @@ def best_point(results: Sequence[Result | None]) -> int | None:
     return None if best == float("-inf") else scores.index(best)
 
 
+def in_order_asked(results: Iterable[Result]) -> list[Result]:
+    """Return the points of a table entry in the order in which they were asked for; of equal dev scores the first wins.
+
+    A table entry may hold the points of several searches, each of which numbers its own from 0. So the search that
+    began first stands in front. Runner and reports share this order, or a tie would show a point that was not chosen.
+    """
+    known = list(results)
+    begun: dict[str, str] = {}
+    for result in known:
+        if result.status != "unfit":  # judged anew by each run
+            study = result.cell.study
+            begun[study] = min(begun.get(study, result.started_at), result.started_at)
+    return sorted(known, key=lambda r: (begun.get(r.cell.study, ""), r.cell.grid_index, r.cell_id))
+
+
 def best_step(history: Iterable[tuple[int, float]]) -> int | None:
     """Return the step whose checkpoint is kept and tested: the one with the best dev score, the earliest of equals.
 
@@ -56,23 +71,17 @@ def chosen_run(group: Group, results: Mapping[tuple[int, int], Result], seed: in
     searched = [results.get((point, search)) for point in range(len(group.points))]
     if None in searched:
         return None
-    winner = _winner(group, results, search)
+    winner = winning_point(group, results, search)
     return searched[0] if winner is None else results.get((winner, seed))
 
 
-def _winner(group: Group, results: Mapping[tuple[int, int], Result | None], seed: int) -> int | None:
-    """The point of a searched seed with the best dev score; None if all failed or are missing.
-
-    Points that were tried before the search stand in front of its trials; of equal scores the one with the lowest
-    stored number wins, as in a table.
-    """
-    order = list(range(len(group.points)))
-    if group.num_earlier:
-        order.sort(
-            key=lambda at: (r.cell.grid_index, r.cell_id) if (r := results.get((at, seed))) else (len(order), "")
-        )
-    best = best_point([results.get((at, seed)) for at in order])
-    return None if best is None else order[best]
+def winning_point(group: Group, results: Mapping[tuple[int, int], Result | None], seed: int) -> int | None:
+    """Return the point of a seed with the best dev score, of equal ones the first asked for; None if all failed."""
+    found = {at: result for at in range(len(group.points)) if (result := results.get((at, seed))) is not None}
+    places = {id(result): at for at, result in found.items()}
+    ordered = in_order_asked(found.values())
+    best = best_point(ordered)
+    return None if best is None else places[id(ordered[best])]
 
 
 def next_cells(group: Group, results: Mapping[tuple[int, int], Result | None], per_seed: bool) -> list[tuple[int, int]]:
@@ -89,10 +98,45 @@ def next_cells(group: Group, results: Mapping[tuple[int, int], Result | None], p
         return [(0, seed) for seed in group.seeds if (0, seed) not in results]
     if missing or per_seed or group.num_to_come:
         return missing
-    winner = _winner(group, results, group.seeds[0])
+    winner = winning_point(group, results, group.seeds[0])
     if winner is None:  # every point failed on the first seed, so the other seeds would most likely fail too
         return []
     return [(winner, seed) for seed in group.seeds[1:] if (winner, seed) not in results]
+
+
+def num_to_train(group: Group, results: Mapping[tuple[int, int], Result], per_seed: bool) -> int:
+    """Return how many cells selection will ask for from now on, cells that a source shares with the table left out.
+
+    While a search goes on, the best of its points so far stands for its winner: another may still win, whose further
+    seeds are then missing too.
+    """
+    own = [seed for seed in group.seeds if seed not in group.shared_seeds]
+    if group.num_points == 1:
+        return sum((0, seed) not in results for seed in own)
+    searched = group.seeds if per_seed else group.seeds[:1]
+    points = range(len(group.points))
+    missing = sum((point, seed) not in results for seed in searched for point in points if seed in own)
+    missing += group.num_to_come * sum(seed in own for seed in searched)
+    if per_seed:
+        return missing
+    winner, further = winning_point(group, results, group.seeds[0]), [seed for seed in own if seed not in searched]
+    if winner is None:  # if all have failed, the winner's seeds are never asked for
+        return missing + (len(further) if missing else 0)
+    return missing + sum((winner, seed) not in results for seed in further)
+
+
+def num_to_repeat(
+    group: Group, results: Mapping[tuple[int, int], Result], first: Mapping[tuple[int, int], Result], per_seed: bool
+) -> int:
+    """Return how many cells of a group of repeats will be asked for; `first` are results as in `next_repeats`."""
+    if not num_to_train(group, first, per_seed):
+        return len(next_repeats(group, results, first))
+    count = 0
+    for seed in group.seeds:
+        search = seed if per_seed else group.seeds[0]
+        winner = 0 if group.num_points == 1 else winning_point(group, first, search)
+        count += winner is None or (winner, seed) not in results
+    return count
 
 
 def next_repeats(

@@ -17,7 +17,7 @@ from harness.errors import UserError
 from harness.results.cell_settings import differing_keys, flat_settings
 from harness.results.known_origins import judge_origins
 from harness.results.schema import Result
-from harness.results.selection import best_point, next_cells, next_repeats
+from harness.results.selection import best_point, in_order_asked, next_cells, next_repeats, winning_point
 from harness.results.store import ResultStore, read_result
 from harness.results.untrusted_files import find_strange
 from harness.results.verify import verify_folder
@@ -212,7 +212,7 @@ def _not_asked_for(group: Group, found: Mapping[tuple[int, int], Result], per_se
     if per_seed or len(group.points) == 1:
         return
     first = group.seeds[0]
-    winner = best_point([found.get((point, first)) for point in range(len(group.points))])
+    winner = winning_point(group, found, first)
     for point, seed in found:
         if seed != first and point != winner:
             chosen = "none" if winner is None else _spelled(group.points[winner])
@@ -261,8 +261,8 @@ def _selection_of(runs: Sequence[Result]) -> Iterator[tuple[str, str]]:
     if not any(run.cell.grid for run in runs):
         return
     by_point: dict[str, dict[int, Result]] = defaultdict(dict)
-    # repeats choose nothing; of equal scores the lowest number wins, as in a table
-    for run in sorted(runs, key=lambda run: (run.cell.grid_index, run.cell_id)):
+    # repeats choose nothing; of equal scores the first asked wins, as in a table
+    for run in in_order_asked(runs):
         if run.cell.repeat == 1:
             by_point[_spelled(run.cell.grid)][run.cell.seed] = run
     # a grid's number and a trial's of a search behind it may be the same

@@ -12,7 +12,7 @@ from harness.backbone import meta_backbone
 from harness.errors import UserError
 from harness.method import Method, Rule
 from harness.runner.plan import Plan, backbone_placement
-from harness.suite import Cell, Group
+from harness.suite import Cell, Group, Key
 from harness.train import Bundle, Race
 
 
@@ -29,7 +29,7 @@ def pack(plan: Plan, cells: Sequence[Cell]) -> list[Bundle]:
     return [_bundle(plan, part, races) for together in sharing.values() for part in _even_parts(plan, together, races)]
 
 
-def _bundle(plan: Plan, cells: Sequence[Cell], races: Mapping[tuple[str, ...], Race]) -> Bundle:
+def _bundle(plan: Plan, cells: Sequence[Cell], races: Mapping[Key, Race]) -> Bundle:
     """These cells as a bundle, with all that the process which trains them has to know of the plan."""
     execution = plan.suite.file.execution
     return Bundle(
@@ -39,7 +39,7 @@ def _bundle(plan: Plan, cells: Sequence[Cell], races: Mapping[tuple[str, ...], R
         data_dir=plan.data_dir,
         suite_folder=plan.suite.folder,
         micro_batch_tokens=execution.micro_batch_tokens,
-        races=tuple(dict.fromkeys(race for cell in cells if (race := races.get(_search_key(cell))))),
+        races=tuple(dict.fromkeys(race for cell in cells if (race := races.get(cell.key)))),
         compile=execution.compile,
         measure=plan.suite.file.measure,
         placement=backbone_placement(plan),
@@ -49,14 +49,14 @@ def _bundle(plan: Plan, cells: Sequence[Cell], races: Mapping[tuple[str, ...], R
     )
 
 
-def _even_parts(plan: Plan, together: Sequence[Cell], races: Mapping[tuple[str, ...], Race]) -> Iterator[list[Cell]]:
+def _even_parts(plan: Plan, together: Sequence[Cell], races: Mapping[Key, Race]) -> Iterator[list[Cell]]:
     """Cut cells into parts of about equal size, at most `bundle_cells`; a race is never cut.
 
     Equal parts, because a last part of one cell would run the whole backbone for its few rows.
     """
     limit, part = plan.suite.file.execution.bundle_cells, list[Cell]()
     even = math.ceil(len(together) / math.ceil(len(together) / limit))
-    for _, cells in itertools.groupby(together, lambda cell: races.get(_search_key(cell)) or cell.key):
+    for _, cells in itertools.groupby(together, lambda cell: races.get(cell.key) or cell.key):
         unit = list(cells)  # the points of a race, or one cell
         if len(unit) > limit:
             raise UserError(
@@ -72,34 +72,37 @@ def _even_parts(plan: Plan, together: Sequence[Cell], races: Mapping[tuple[str, 
         yield part
 
 
-def _races(plan: Plan) -> dict[tuple[str, ...], Race]:
-    """The grids that can race, by `_search_key`: those whose points share a bundle, its steps and its evaluations."""
-    tuning, races = plan.suite.file.tuning, dict[tuple[str, ...], Race]()
+def _races(plan: Plan) -> dict[Key, Race]:
+    """The race of each cell that is in one: points that are trained at one time, in one bundle, and for as many steps.
+
+    What is rerun of a search may be of several batches. Those never raced each other, so each batch is a race.
+    """
+    tuning, races = plan.suite.file.tuning, dict[Key, Race]()
     if not tuning.prunes:
         return races
     at_once = tuning.begin == "at_once"
     for group in (group for group in plan.groups if group.repeat == 1):
-        cells = [group.cells[(point, group.seeds[0])] for point in _racing_points(group)]
-        shared = {(_bundle_key(plan, cell), cell.recipe.steps, cell.recipe.eval_every) for cell in cells}
-        if len(cells) > 1 and len(shared) == 1:
-            for seed in group.seeds if plan.per_seed else group.seeds[:1]:
-                races[_search_key(group.cells[(0, seed)])] = Race(group.label, seed, len(cells), at_once)
+        for points in _batches(group):
+            cells = [group.cells[(point, group.seeds[0])] for point in points]
+            shared = {(_bundle_key(plan, cell), cell.recipe.steps, cell.recipe.eval_every) for cell in cells}
+            if len(cells) > 1 and len(shared) == 1:
+                for seed in group.seeds if plan.per_seed else group.seeds[:1]:
+                    race = Race(group.label, seed, len(cells), at_once, cells[0].study, cells[0].grid_index)
+                    races |= {group.cells[(point, seed)].key: race for point in points}
     return races
 
 
-def _racing_points(group: Group) -> range:
-    """The points that train at one time: a whole grid, or of a search by `tpe` the batch that was asked for last."""
-    last = len(group.points) - group.num_earlier
-    if group.search is None:
-        return range(len(group.points))
-    first = group.search.batch_of(last - 1)[0] if group.search.strategy == "tpe" else 0
-    return range(group.num_earlier + first, len(group.points))
+def _batches(group: Group) -> Iterator[range]:
+    """The points that train at one time: a whole grid, and of a search by `tpe` each batch that was asked for.
 
-
-def _search_key(cell: Cell) -> tuple[str, ...]:
-    """What the grid points of one search have in common: label, task, backbone, seed, repeat and number of shots."""
-    shots = "" if cell.few_shot is None else str(cell.few_shot.k)
-    return cell.label, cell.task, cell.backbone, str(cell.seed), str(cell.repeat), shots
+    Points that were tried before the search are in none: they raced elsewhere.
+    """
+    search, first, end = group.search, group.num_earlier, len(group.points)
+    while first < end:
+        guided = search is not None and search.strategy == "tpe"
+        last = group.num_earlier + search.batch_of(first - group.num_earlier)[1] if search and guided else end
+        yield range(first, min(last, end))
+        first = last
 
 
 @functools.lru_cache(maxsize=8)

@@ -14,7 +14,17 @@ from harness.errors import UserError
 from harness.garbage import without_gc
 from harness.method import MethodSpecs, Registered, SourceFile, discover
 from harness.provenance import sha256_file
-from harness.results import Result, ResultStore, chosen_run, next_cells, next_repeats, superseded, tensors_path
+from harness.results import (
+    Result,
+    ResultStore,
+    chosen_run,
+    next_cells,
+    next_repeats,
+    num_to_repeat,
+    num_to_train,
+    superseded,
+    tensors_path,
+)
 from harness.runner.resolve_suite import resolve_suite
 from harness.runner.study import Study, require_optuna
 from harness.suite import Cell, Group, GroupIndex, Key, Overrides, Point, SourceKey, Start, Suite, source_of
@@ -37,6 +47,8 @@ class Plan:
     `--rerun stale`."""
     refused: dict[Key, Result] = field(default_factory=dict)
     """By cell key, stored results which say that a cell does not fit its backbone. Each run judges that anew."""
+    unresolved: dict[int, list[Cell]] = field(default_factory=dict)
+    """By number of their group, stored points of earlier searches that the suite's settings no longer give."""
     studies: dict[int, Study] = field(default_factory=dict)
     """By number of their group, the searches by `tpe`, whose next points follow from results."""
     _fingerprints: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -179,9 +191,11 @@ class Plan:
         return group.num_cells(self.per_seed)
 
     def num_missing(self, index: int) -> int:
-        """Number of the cells in `num_cells` that have no result."""
-        own = self.groups[index].own_cells()
-        return max(0, self.num_cells(self.groups[index]) - sum(point in own for point in self.results[index]))
+        """Number of a group's cells that will be trained, as far as is known before its search has ended."""
+        group, results = self.groups[index], self.results[index]
+        if group.repeat > 1:
+            return num_to_repeat(group, results, self.results[index - group.repeat + 1], self.per_seed)
+        return num_to_train(group, results, self.per_seed)
 
     def record(self, result: Result) -> None:
         """Add a new result to the groups that hold its cell: two if a source shares it with the table."""
@@ -326,13 +340,20 @@ def _with_earlier(plan: Plan, index: int, group: Group) -> Group:
         for result in stored
         if result.cell.study != name and set(result.cell.grid) == settings and result.cell_id not in own
     ]
-    if not earlier:
-        return group
     earlier.sort(key=lambda cell: (cell.grid_index, cell.cell_id))
-    made = group.behind(earlier)
-    # the settings of a stored point, resolved today, have to give the stored cell; else it is of no use here
-    same = [cell for at, cell in enumerate(earlier) if made.cells[(at, first.seed)].cell_id == cell.cell_id]
-    return made if len(same) == len(earlier) else group
+    kept = [cell for cell in earlier if _is_still_given(group, cell)]
+    if len(kept) < len(earlier):
+        plan.unresolved[index] = [cell for cell in earlier if cell not in kept]
+    return group.behind(kept) if kept else group
+
+
+def _is_still_given(group: Group, cell: Cell) -> bool:
+    """Whether the settings of a stored point, resolved today, give the stored cell; else it is of no use here."""
+    try:
+        made = group.make_cells([cell.grid], [cell.grid_index], cell.study)
+    except UserError:  # a value that the method or the recipe takes no more
+        return False
+    return made[(0, cell.seed)].cell_id == cell.cell_id
 
 
 def backbone_placement(plan: Plan) -> Placement:

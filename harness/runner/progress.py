@@ -90,9 +90,9 @@ class Progress:
             self._bars.stop()
 
     def expect(self, num_cells: int, work: float) -> None:
-        """Announce cells to train and their work in row-steps (steps x batch size)."""
-        self.num_cells += num_cells
-        self.work_left += work
+        """Announce how many cells are left to train, and their work in row-steps (steps x batch size)."""
+        self.num_cells = self.num_done + num_cells
+        self.work_left = work
         if self._bars:
             self._bars.update(self._run_bar, total=self.num_cells)
 

@@ -139,7 +139,6 @@ class _Run:
                 )
                 try:
                     self._refuse(misfits)
-                    _expect_all(plan, self.progress)
                     self._train()
                 except OSError as error:  # from claims and checkpoints; an error of a bundle is recorded with its cells
                     raise self._unusable(error) from None
@@ -187,6 +186,7 @@ class _Run:
         wait, idle_since = SHORTEST_WAIT_S, time.monotonic()
         while self.plan.pending():
             self._refuse_new()
+            _tell_what_is_left(self.plan, self.progress)
             before = self.num_found + sum(self.counts.values())
             self.engine.run(self.bundles.round(), self.progress, self._store)
             left = {cell.key for cell in self.plan.pending()}
@@ -293,12 +293,17 @@ def _warn_of_duplicates(plan: Plan, cells: Iterable[Cell], progress: Progress) -
             progress.say(f"{name}: {record.num_duplicates:,} of {total:,} dev and test rows also stand in train")
 
 
-def _expect_all(plan: Plan, progress: Progress) -> None:
-    """Tell the display how much the whole run is, the winners' further seeds included, so that its time left is
-    true."""
+def _tell_what_is_left(plan: Plan, progress: Progress) -> None:
+    """Tell the display how much is left, the winners' further seeds included, so that its time left is true.
+
+    It is told again each round: only a finished search shows whether its winner's further seeds are there already.
+    """
+    num_cells, rows = 0, 0.0
     for index, group in enumerate(plan.groups):
         old = sum(cell.key in plan.superseded for cell in group.own_cells().values())
         count = max(0, plan.num_missing(index) - old)
         cls = plan.methods[group.method].cls
         trains = cls is None or (issubclass(cls, Method) and cls.trains)
-        progress.expect(count, count * work(group.cells[(0, group.seeds[0])]) if trains else 0)
+        num_cells += count
+        rows += count * work(group.cells[(0, group.seeds[0])]) if trains else 0
+    progress.expect(num_cells, rows)

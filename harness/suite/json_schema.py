@@ -19,7 +19,7 @@ from harness.suite.adapter_folder import ADAPTER_CONFIG
 from harness.suite.blocks import Strict
 from harness.suite.file_schema import ADAPTER, SLUG, SUITE_FORMAT, MethodSpec, Recipe, SourceChoice, SuiteFile
 from harness.suite.init_from import INIT_FROM, NO_SOURCE
-from harness.suite.protocol import Key, protocol_keys, protocol_names
+from harness.suite.protocol import ProtocolKey, protocol_keys, protocol_names
 from harness.suite.report_layout_files import figure_names, table_names
 
 Schema = dict[str, Any]
@@ -290,8 +290,8 @@ def _protocol() -> Schema:
     return {"anyOf": [names, changed, stored]}
 
 
-def _protocol_key(key: Key) -> Schema:
-    """What a key of a protocol may be, as `Key.checked` judges."""
+def _protocol_key(key: ProtocolKey) -> Schema:
+    """What a key of a protocol may be, as `ProtocolKey.checked` judges."""
     if key.choices is not None:
         # a choice is compared as text, so 20 is "20"
         numbers = [float(name) if "." in name else int(name) for name in key.choices if _is_numeric(name)]

@@ -37,7 +37,7 @@ class Scope:
 
 
 @dataclass(frozen=True)
-class Key:
+class ProtocolKey:
     """One question that a protocol decides, and the cells that it is about; empty bounds mean all cells."""
 
     name: str
@@ -183,7 +183,7 @@ class Protocol:
 
 
 @functools.cache
-def protocol_keys() -> Mapping[str, Key]:
+def protocol_keys() -> Mapping[str, ProtocolKey]:
     """Return every key by name, in the order of the contradictions that they settle."""
     document = read_document(FOLDER / "keys.yaml")
     return {name: _key(name, entry) for name, entry in document.data["keys"].items()}
@@ -233,7 +233,7 @@ def protocol_values(protocol: Protocol) -> list[dict[str, Any]]:
     ]
 
 
-def _key(name: str, entry: Mapping[str, Any]) -> Key:
+def _key(name: str, entry: Mapping[str, Any]) -> ProtocolKey:
     kind: Kind = "recorded" if entry.get("recorded") else "choice" if "choices" in entry else entry["kind"]
     bounds: dict[str, Any] = {
         part: tuple(entry.get(part, ())) for part in ("methods", "tasks", "benchmarks", "backbones")
@@ -242,7 +242,7 @@ def _key(name: str, entry: Mapping[str, Any]) -> Key:
     sets, choices = entry.get("sets", ""), entry.get("choices")
     few_shot = entry.get("few_shot", False)
     about, rows = entry["about"], tuple(entry["rows"])
-    return Key(name, rows, about, kind, sets, choices, **bounds, **numbers, few_shot=few_shot)
+    return ProtocolKey(name, rows, about, kind, sets, choices, **bounds, **numbers, few_shot=few_shot)
 
 
 def _checked_texts(value: Any, field: str, where: str) -> list[str]:

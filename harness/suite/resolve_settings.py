@@ -228,7 +228,21 @@ def _merge(entry: EntrySettings) -> tuple[SettingsLayer, SettingsLayer]:
         recipe.update(rule.recipe, document, "exceptions", index, "recipe")
         hp.update(rule.hp, document, "exceptions", index, "hp")
     _merge_overrides(entry, recipe, hp)
+    _require_config(entry, hp)
     return recipe, hp
+
+
+def _require_config(entry: EntrySettings, hp: SettingsLayer) -> None:
+    """Raise UserError for a row that trains an adapter of PEFT and says nothing of it."""
+    spec, start = entry.spec, entry.own.get(INIT_FROM)
+    given = bool(hp.values.get("config")) or (isinstance(start, dict) and ADAPTER in start)
+    trains = not (spec.error or spec.is_rule or spec.answers_from_files)
+    if given or not trains or "config" not in field_names(spec.hp_type):
+        return
+    where = entry.document.where(entry.block, entry.label)
+    hint = f"Write config: {{peft_type: LORA, r: 8}}, or {ADAPTER_CONFIG}: FOLDER with an adapter_config.json."
+    raise UserError("is missing: it names the adapter that is trained", where=where,
+                    field=f"{entry.block}.{entry.label}.config", hint=hint)  # fmt: skip
 
 
 def _adapter(entry: EntrySettings) -> dict[str, Any]:

@@ -26,18 +26,26 @@ CORRELATIONS = ("matthews", "pearson", "spearman")
 
 @dataclass(frozen=True)
 class Race:
-    """The grid points of one label on one seed. They share a bundle, and train for the same number of steps."""
+    """The points of a grid, or of one batch of a search, on one seed.
+
+    They share a bundle, and train for the same number of steps.
+    """
 
     label: str
     seed: int
     num_points: int
-    """Points of the whole grid, also those that an earlier run has finished."""
+    """Points in all, also those that an earlier run has finished."""
     begins_at_once: bool = False
     """Whether points are dropped even while none is better than chance (`tuning.begin: at_once`)."""
+    study: str = ""
+    """The search whose batch it is; empty for a grid."""
+    first: int = 0
+    """Number of its first point in the grid or search; the others follow it."""
 
     def holds(self, cell: Cell) -> bool:
-        """Whether a cell is one of its grid points."""
-        return (cell.label, cell.seed) == (self.label, self.seed)
+        """Whether a cell is one of its points. A repeat is none: it is trained after its point has won."""
+        same = (cell.label, cell.seed, cell.repeat, cell.study) == (self.label, self.seed, 1, self.study)
+        return same and self.first <= cell.grid_index < self.first + self.num_points
 
 
 def rungs(num_points: int, steps: int, eval_every: int) -> dict[int, int]:

@@ -113,7 +113,7 @@ def test_the_papers_tables_and_the_pages_show_every_task_of_a_mixture(trained: P
     assert result.test is not None
     assert one.entry.mean == result.test.parts["micro_sentiment"].score
     assert len(pool.find({"label": "student", "suite": "mixed"})) == 2
-    lines = list_runs(scanned, collect_boards(result for _, result in scanned), trained / "results")
+    lines = list_runs(scanned, collect_boards(result for _, result in scanned), [trained / "results"])
     assert {line.status for line in lines} == {SHOWN}
     path = next(path for path, made in scanned if made.cell_id == result.cell_id)
     assert sample_of(path, result).total == result.test.num_rows

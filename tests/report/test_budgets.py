@@ -17,7 +17,8 @@ from harness.report.figures.colours import method_looks
 from harness.report.search_curves import best_of_draws, search_curve
 from harness.report.tables import render_boards
 from harness.report.tuning import tuning_records
-from harness.results.schema import AnsweringCost, AnsweringForm, Result, Usage
+from harness.results.schema import AnsweringCost, AnsweringForm, Result, StartRecord, Usage
+from harness.suite.cell import Start
 
 USAGE = Usage(
     num_steps=100, num_samples=1_600, num_tokens=9, train_s=2.0, eval_s=1.0, total_s=3.0, peak_memory_bytes=1,
@@ -62,6 +63,42 @@ def test_a_table_of_unequal_budgets_says_so_above_itself() -> None:
 def test_equal_budgets_are_not_mentioned() -> None:
     assert unequal_budgets(board(*search("one", 4), *search("two", 3, failed=1))) == ""
     assert "Unequal" not in render_boards([board(*search("one", 4), *search("two", 4))], "markdown", costs=True)
+
+
+def test_a_point_that_does_not_fit_the_backbone_is_no_trial() -> None:
+    unfit = result("one", "cb", 1, dev=0, test=None, lr=9, index=3).model_copy(update={"status": "unfit"})
+    made = board(*search("one", 3), unfit, *search("two", 3))
+    assert {row.label: entry_budget(row.entries["cb"]).trials for row in made.rows} == {"one": 3, "two": 3}  # type: ignore[union-attr]
+    assert unequal_budgets(made) == ""
+
+
+def starting_from(run: Result, source: Result) -> Result:
+    start = Start(title="src", label=source.cell.label, task=source.cell.task, backbone="tiny", seed=source.cell.seed,
+                  identity="i", family="f")  # fmt: skip
+    cell = run.cell.model_copy(update={"init_from": [start]})
+    record = StartRecord(title="src", cell_id=source.cell_id, tensors="t")
+    return run.model_copy(update={"cell": cell, "cell_id": cell.cell_id, "group_id": cell.group_id, "starts": [record]})
+
+
+def test_what_source_cells_took_is_part_of_the_budget() -> None:
+    """The source was searched over three points; its winner's second seed, which the row starts from, is a run more."""
+    apart = {"suite": "sources", "task": "rte"}
+    sources = []
+    for run in search("src", 3):
+        cell = run.cell.model_copy(update=apart)
+        sources.append(run.model_copy(update={"cell": cell, "cell_id": cell.cell_id, "group_id": cell.group_id}))
+    rows = [starting_from(run, sources[-1]) for run in search("transfer", 2)]
+    made = next(one for one in collect_boards([*sources, *rows, *search("plain", 2)]) if one.suite == "demo")
+    budgets = {row.label: entry_budget(row.entries["cb"]) for row in made.rows}
+    found = budgets["transfer"]
+    assert found is not None
+    assert (found.trials, found.steps, found.samples, found.num_unknown) == (2, 200 + 400, 9_600, 0)
+    assert "training samples spent for a score: plain 3,200, transfer 9,600" in unequal_budgets(made)
+    first = starting_from(search("transfer", 1)[0], sources[0])
+    (alone,) = [one for one in collect_boards([*sources[:1], first]) if one.suite == "demo"]
+    assert row_budget(alone.rows[0]) == entry_budget(alone.rows[0].entries["cb"])
+    (lacking,) = collect_boards(rows)
+    assert "without source cells that the row starts from" in render_boards([lacking], "markdown", costs=True)
 
 
 def test_as_many_trials_of_more_steps_are_no_equal_budget() -> None:

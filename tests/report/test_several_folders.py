@@ -31,8 +31,23 @@ def two(tmp_path: Path) -> tuple[Path, Path]:
     return a, b
 
 
-def ask(*arguments: str) -> str:
-    done = CliRunner().invoke(app, ["report", *arguments], catch_exceptions=False)
+LAYOUT = """\
+suite: own
+backbones: [micro-t5]
+tasks: [micro_sentiment]
+methods: [dept]
+report:
+  tables: [mine]
+  define_tables:
+    mine:
+      title: mine
+      rows: [{title: dept, where: {label: dept}}, {title: lst, where: {label: lst}}]
+      columns: [{title: CB, where: {task: cb}}]
+"""
+
+
+def ask(*arguments: str, command: tuple[str, ...] = ("report",)) -> str:
+    done = CliRunner().invoke(app, [*command, *arguments], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.output
 
@@ -61,6 +76,22 @@ def test_what_both_have_is_told_and_the_other_run_is_a_rerun(two: tuple[Path, Pa
     entry = next(row for row in board["rows"] if row["method"] == "dept")["tasks"]["cb"]
     assert list(entry["reruns"].values()) == [[82.0, 86.0]]
     assert len(entry["scores"]) == 2
+
+
+def test_every_command_of_reports_reads_several_folders(two: tuple[Path, Path], tmp_path: Path) -> None:
+    a, b = map(str, two)
+    told = f"2 cells are in {a} and in {b}"
+    suite = tmp_path / "own.yaml"
+    suite.write_text(LAYOUT)
+    table = ask(a, b, "--layouts", str(suite), "--format", "markdown", command=("table", "all"))
+    assert "60.0" in next(line for line in table.splitlines() if line.startswith("| lst"))
+    assert told in table
+    assert told in ask(a, b, command=("fidelity", "accept-2024"))
+    assert told in ask(a, b, command=("tuning",))
+    ask(a, b, "--out", str(tmp_path / "site"), command=("site",))
+    files = [run["file"] for run in json.loads((tmp_path / "site" / "data" / "runs.json").read_text())]
+    assert len(files) == len(set(files)) == 6
+    assert all(Path(file).is_relative_to(two[0]) or Path(file).is_relative_to(two[1]) for file in files)
 
 
 def test_a_folder_given_twice_is_that_folder(two: tuple[Path, Path]) -> None:

@@ -32,6 +32,7 @@ from harness.report.site.names import slug
 from harness.report.table_cells import Cell
 from harness.report.tables import render_boards
 from harness.results.schema import AnsweringCost, AnsweringForm
+from harness.results.several_folders import Gathered
 from harness.results.store import ResultStore
 
 
@@ -139,7 +140,7 @@ def test_failed_missing_single_and_mixed_results_each_say_so(site: Path, documen
 
 def test_the_table_says_what_the_other_formats_say(results: Path, site: Path, documents: dict[Path, Document]) -> None:
     scanned = list(ResultStore(results).scan())
-    boards = marked(scanned, None)
+    boards = marked(Gathered(scanned), None)
     verdicts = judge(boards, scanned)
     entry = next(row for row in boards[1].rows if row.label == "finetune").entries["rte"]
     shown = [cell.split() for cell in page(documents, site, "index.html").cells]

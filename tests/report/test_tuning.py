@@ -88,3 +88,17 @@ def test_the_command_prints_tables_and_records(tmp_path: Path) -> None:
     assert values.endswith(",75.0 80.0"), "numbers with blanks between them, and nothing of Python"
     assert "<table>" in CliRunner().invoke(app, [*arguments, "html"]).output
     assert r"\toprule" in CliRunner().invoke(app, [*arguments, "latex"]).output
+
+
+def test_the_seed_that_chose_can_be_left_out(tmp_path: Path) -> None:
+    for index, (lr, share) in enumerate(((0.1, 60), (0.2, 70))):
+        store(tmp_path, "dept", "cb", 1, *answers(share), lr=lr, index=index, dev=50.0 - index)
+    store(tmp_path, "dept", "cb", 2, *answers(50), lr=0.1, dev=50.0)
+
+    def told(*options: str) -> tuple[float, float, float]:
+        done = CliRunner().invoke(app, ["tuning", str(tmp_path), "--format", "json", *options], catch_exceptions=False)
+        (record,) = json.loads(done.output)
+        return record["by_dev"], record["by_test"], record["optimism"]
+
+    assert told() == (60, 70, 10)
+    assert told("--report-seeds", "others") == (50, 70, 20)

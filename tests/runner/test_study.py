@@ -15,6 +15,7 @@ from kill_harness import forked
 from test_report import result as made_result
 
 import harness
+from harness.cli.listings import describe_plan
 from harness.errors import UserError
 from harness.report.boards import collect_boards
 from harness.report.search_curves import search_curve
@@ -319,6 +320,59 @@ def test_more_trials_go_on_with_the_same_study_and_other_ranges_begin_another(se
     assert not known & {cell.cell_id for cell in other.pending()}
 
 
+def with_dev(root: Path, dev: Callable[[float], float]) -> None:
+    """Give every result of the first seed other dev scores."""
+    store = ResultStore(root)
+    for _, result in list(store.scan()):
+        if result.cell.seed == 1:
+            history = [item.model_copy(update={"selection": dev(item.selection)}) for item in result.dev_history]
+            store.write(result.model_copy(update={"dev_history": history, "files": Files()}), [], None)
+
+
+def test_of_equal_points_the_first_asked_wins_and_the_count_ends_where_it_should(
+    searched: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(searched / "results", tmp_path / "results")
+    with_dev(tmp_path / "results", lambda score: score - 200)  # so that one of the new points wins
+    other = SUITE.replace("range: [0.001, 1]", "range: [0.01, 1]").split("  fragile:")[0]
+    (tmp_path / "suite.yaml").write_text(other)
+    harness.run(tmp_path / "suite.yaml", results=tmp_path / "results")
+    counts = [line.split("]")[0] for line in capfd.readouterr().err.splitlines() if line.startswith("[")]
+    assert counts[0] == "[1/7", "the winner so far has its second seed"
+    assert counts[-1] == "[8/8"
+    with_dev(tmp_path / "results", lambda score: 50.0)
+    plan = plan_of(tmp_path, other)
+    mine = [r for r in stored(tmp_path) if r.cell.label == "prompt_tuning" and r.cell.seed == 1]
+    first = min(mine, key=lambda r: (r.started_at, r.cell.grid_index))
+    assert first.cell.study in {r.cell.study for r in stored(searched)}
+    assert [cell.grid for cell in plan.pending()] in ([], [first.cell.grid])
+    (board,) = collect_boards(mine)
+    assert board.rows[0].entries["micro_sentiment"].runs == [first], "as in the runner"
+
+
+def test_a_point_that_is_no_longer_possible_takes_no_other_with_it(searched: Path, tmp_path: Path) -> None:
+    shutil.copytree(searched / "results", tmp_path / "results")
+    strict = FRAGILE.replace(
+        "strength: float = 0.1\n",
+        "strength: float = 0.1\n\n        def __post_init__(self) -> None:\n            if self.strength > 0.5:\n"
+        "                raise ValueError('too strong')\n",
+    )
+    other = SUITE.replace("  fragile:\n", "  fragile: {strength: {range: [0.0, 0.4]}}\n")
+    plan_of(tmp_path, other)
+    (tmp_path / "fragile.py").write_text(strict)
+    plan = make_plan(
+        tmp_path / "suite.yaml", Overrides(methods=["fragile"]), tmp_path / "results", None, [str(tmp_path)]
+    )
+    tried = [r.cell for r in stored(searched) if (r.cell.label, r.cell.seed) == ("fragile", 1)]
+    fits = [cell for cell in tried if cell.hp["strength"] <= 0.5]
+    assert 0 < len(fits) < len(tried)
+    assert plan.groups[0].num_earlier == len(fits)
+    assert plan.groups[0].points[: len(fits)] == tuple(cell.grid for cell in fits)
+    told = describe_plan(plan, probe=False)
+    assert told["groups"][0]["unresolved_points"] == [cell.grid for cell in tried if cell not in fits]
+    assert f"{len(tried) - len(fits)} stored points of earlier searches are left out" in told["text"]
+
+
 def test_a_point_that_a_grid_has_run_is_not_run_again(tmp_path: Path) -> None:
     base = SUITE.split("  fragile:")[0].replace("lr: {range: [0.001, 1], log: true}", "lr: 0.1")
     grid = base.replace("tuning: {strategy: tpe, trials: 7, startup: 3, batch: 2}\n", "")
@@ -340,6 +394,10 @@ def test_weak_points_leave_their_batch_early(tmp_path: Path) -> None:
     assert sum(left[i] is None for i in range(4)) == 1, "one of the first four trains to its end"
     assert sum(left[i] is None for i in range(4, 7)) == 1
     assert plan_of(tmp_path, text).pending() == []
+    (group,) = plan_of(tmp_path, text).groups
+    again = [group.cells[(point, 1)] for point in (0, 1, 5)]  # as --rerun failed asks for them
+    (bundle,) = pack(plan_of(tmp_path, text), again)
+    assert [(race.num_points, sum(map(race.holds, again))) for race in bundle.races] == [(4, 2), (3, 1)], "by batch"
     full = plan_of(tmp_path, text.replace("pruning: halving, begin: at_once", "pruning: none"))
     assert {cell.grid_index for cell in full.pending()} <= {i for i, step in left.items() if step is not None}
 

@@ -16,7 +16,15 @@ from harness.runner.plan import Plan, make_plan
 from harness.suite.blocks import ProtocolReference
 from harness.suite.file_schema import Recipe
 from harness.suite.make_groups import Overrides
-from harness.suite.protocol import FOLDER, Key, Scope, protocol_keys, protocol_names, protocol_values, resolve_protocol
+from harness.suite.protocol import (
+    FOLDER,
+    ProtocolKey,
+    Scope,
+    protocol_keys,
+    protocol_names,
+    protocol_values,
+    resolve_protocol,
+)
 from harness.validation import field_names
 from harness.yaml_lines import read_document
 
@@ -79,7 +87,7 @@ def test_a_shipped_file_holds_every_key_once_with_one_value_and_one_reason(name:
 
 
 @pytest.mark.parametrize("key", protocol_keys().values(), ids=lambda key: key.name)
-def test_a_key_names_only_what_exists(key: Key) -> None:
+def test_a_key_names_only_what_exists(key: ProtocolKey) -> None:
     assert set(key.methods) <= set(METHODS)
     assert set(key.tasks) <= set(TASKS)
     assert set(key.benchmarks) <= {BENCHMARK, *(task.benchmark for task in TASKS.values())}
@@ -100,7 +108,7 @@ def test_a_key_names_only_what_exists(key: Key) -> None:
 
 
 @pytest.mark.parametrize("key", [k for k in protocol_keys().values() if k.choices], ids=lambda key: key.name)
-def test_each_choice_makes_a_difference(key: Key) -> None:
+def test_each_choice_makes_a_difference(key: ProtocolKey) -> None:
     effects = [dict(key.effects(choice)) for choice in key.choices or {}]
     assert len(effects) > 1
     assert all(first != second for i, first in enumerate(effects) for second in effects[:i])

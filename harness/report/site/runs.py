@@ -47,20 +47,20 @@ class Run:
     train_s: float | None
     cell_id: str
     file: str
-    """Its JSON, relative to the results folder."""
+    """Its JSON, relative to the results folder; behind the folder's name where several were read."""
     page: str
     """Address of its page, from the root of the site."""
 
 
-def list_runs(scanned: Sequence[tuple[Path, Result]], boards: Iterable[Board], root: Path) -> list[Run]:
-    """One `Run` per result, in the order of the scan. `root` is the results folder."""
+def list_runs(scanned: Sequence[tuple[Path, Result]], boards: Iterable[Board], folders: Sequence[Path]) -> list[Run]:
+    """One `Run` per result, in the order of the scan. `folders` are the results folders."""
     rows = [row for board in boards for row in board.rows]
     # compared by key and not as objects: boards hold a copy of a mixture's result for each of its tasks
     statuses = {run.key: LEFT_OUT for row in rows for entry in row.entries.values() for run in entry.left_out}
     reruns = [run for row in rows for entry in row.entries.values() for same in entry.reruns for run in same[1:]]
     statuses |= {run.key: REPEATED for run in reruns}
     statuses |= {run.key: SHOWN for row in rows for entry in row.entries.values() for run in entry.runs}
-    return [_run(result, path.relative_to(root), statuses.get(result.key)) for path, result in scanned]
+    return [_run(result, _file(path, folders), statuses.get(result.key)) for path, result in scanned]
 
 
 def runs_by_task(scanned: Sequence[tuple[Path, Result]], runs: Sequence[Run]) -> dict[str, list[tuple[Result, Run]]]:
@@ -86,6 +86,11 @@ def as_csv(runs: Iterable[Run]) -> str:
 def as_json(runs: Iterable[Run]) -> str:
     """Runs as a JSON list of objects."""
     return json.dumps([asdict(run) for run in runs], indent=1) + "\n"
+
+
+def _file(path: Path, folders: Sequence[Path]) -> Path:
+    root = next(folder for folder in folders if path.is_relative_to(folder))
+    return path.relative_to(root) if len(folders) == 1 else path
 
 
 def _run(result: Result, file: Path, status: str | None) -> Run:

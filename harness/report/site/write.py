@@ -47,19 +47,19 @@ def write_site(
     boards: Sequence[Board],
     judge: Callable[[], Sequence[Significance | None]],
     scanned: Sequence[tuple[Path, Result]],
-    results: Path,
+    folders: Sequence[Path],
     out: Path,
     method_folders: Sequence[Path] = (),
     bold: Bold = "ties",
 ) -> str:
     """Write all pages into the folder `out`, in place of an earlier site; return one line about them.
 
-    `boards` must be made from the results in `scanned`, which lie below the folder `results`. `judge` computes the
+    `boards` must be made from the results in `scanned`, which lie below `folders`. `judge` computes the
     statistics of each board: it is called here because it takes long, and pages of cells are written meanwhile.
     `method_folders` hold the files of methods that are not shipped; `bold` says what tables mark. Raises UserError if
     `out` is a file or a folder of other things, or cannot be written.
     """
-    runs = list_runs(scanned, boards, results)
+    runs = list_runs(scanned, boards, folders)
     methods = read_method_files(method_folders)
     with _replacing(out) as folder:
         shutil.copytree(HERE / "static", folder / "assets")

@@ -21,7 +21,7 @@ from harness.report.statistics.seeds import Spread, pool_seeds, spread_of
 
 AVERAGE = "average"
 """Name of the column with the average over tasks."""
-Key = tuple[str, str]
+EntryKey = tuple[str, str]
 """(name of the row, task or AVERAGE)"""
 FEW_SEEDS = "too few seeds"
 """Why an entry cannot be told that could be, were the variance of seeds known."""
@@ -71,13 +71,13 @@ class _Difference:
 class Comparison:
     """The entries of rows that may be ranked against each other."""
 
-    intervals: dict[Key, tuple[float, float]] = field(default_factory=dict)
+    intervals: dict[EntryKey, tuple[float, float]] = field(default_factory=dict)
     gaps: dict[str, Gaps] = field(default_factory=dict)
     """Column -> the differences of all entries that have several runs on the same rows."""
-    _estimates: dict[Key, tuple[float, Estimate, tuple[float, float], int]] = field(default_factory=dict)
+    _estimates: dict[EntryKey, tuple[float, Estimate, tuple[float, float], int]] = field(default_factory=dict)
     """Middle of the interval, estimate without seeds, limits of the metric, and number of runs of each entry."""
-    _spreads: dict[Key, Spread] = field(default_factory=dict)
-    _matched: dict[Key, Spread] = field(default_factory=dict)
+    _spreads: dict[EntryKey, Spread] = field(default_factory=dict)
+    _matched: dict[EntryKey, Spread] = field(default_factory=dict)
     """Spreads without the luck of drawn training rows, of entries that share their draws with others."""
     _differences: dict[tuple[str, str, str], _Difference] = field(default_factory=dict)
 
@@ -117,7 +117,7 @@ class Comparison:
                 columns[AVERAGE][pair] = Gap(mean_of(found))
         self.gaps = {column: gaps for column, gaps in columns.items() if gaps}
 
-    def _add_intervals(self, tasks: Sequence[str], seeds: Mapping[Key, Term]) -> None:
+    def _add_intervals(self, tasks: Sequence[str], seeds: Mapping[EntryKey, Term]) -> None:
         whole = {}
         for key, (centre, estimate, limits, count) in self._estimates.items():
             several = [add_terms([seeds[key]], 1 / count)] if key in seeds else []
@@ -130,7 +130,7 @@ class Comparison:
                 self.intervals[name, AVERAGE] = mean_of([whole[key] for key in keys]).interval(low, high)
 
 
-def _pooled(spreads: Mapping[Key, Spread]) -> dict[Key, Term]:
+def _pooled(spreads: Mapping[EntryKey, Spread]) -> dict[EntryKey, Term]:
     return dict(zip(spreads, pool_seeds(list(spreads.values())), strict=True))
 
 

@@ -17,7 +17,7 @@ from harness.data import all_tasks
 from harness.errors import UserError
 from harness.report.boards import Board, BoardRow, Entry, peers
 from harness.report.statistics.comparison import AVERAGE as AVERAGE
-from harness.report.statistics.comparison import Comparison, Gaps, Key, Verdict, judge
+from harness.report.statistics.comparison import Comparison, EntryKey, Gaps, Verdict, judge
 from harness.report.statistics.intervals import LEVEL, Estimate, Ranking, Sample, Seeds, holm, rank_methods
 from harness.report.statistics.resampling import NUM_DRAWS
 from harness.results import Answers, Result
@@ -49,10 +49,10 @@ class Pair:
 class Significance:
     """The statistics of one board."""
 
-    intervals: dict[Key, tuple[float, float]] = field(default_factory=dict)
-    verdicts: dict[Key, Verdict] = field(default_factory=dict)
+    intervals: dict[EntryKey, tuple[float, float]] = field(default_factory=dict)
+    verdicts: dict[EntryKey, Verdict] = field(default_factory=dict)
     """One for each entry with a score, and for each average."""
-    ties: set[Key] = field(default_factory=set)
+    ties: set[EntryKey] = field(default_factory=set)
     """Entries that are tied with the best of their column, and that best itself if there are any."""
     pairs: list[Pair] = field(default_factory=list)
     """All pairs of entries of a column that have several runs on the same rows, within one k."""
@@ -60,7 +60,7 @@ class Significance:
     """Title of a group of rows, as `peers` gives it -> its ranks; "" for all rows of a board with one k."""
     warnings: dict[str, str] = field(default_factory=dict)
     """Task -> sentence, if the test split is too small to tell the best score from the second."""
-    untested: list[Key] = field(default_factory=list)
+    untested: list[EntryKey] = field(default_factory=list)
     """Entries with a score that could not be tested: predictions are missing, were changed, or differ in their rows."""
     has_single_runs: bool = False
     """Whether any entry has one run, whose interval then says nothing about other seeds."""
