@@ -3,6 +3,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
+# where a machine has it set, every process that a test starts would compile the program again, and all asserts are
+# rewritten in every run: 10 s of processor for each of the two
+export PYTHONDONTWRITEBYTECODE =
 # each process begins with one half of the files, in order: what a file's tests share is trained once, not twice
 TWO = -n 2 --dist worksteal
 

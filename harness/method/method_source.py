@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import hashlib
 import importlib.util
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,10 +52,16 @@ def _candidates(extra_folders: Sequence[str | Path]) -> Iterator[Path]:
         folders.append(Path(folder))
     for folder in folders:
         yield from (p for p in sorted(folder.glob("*.py")) if p.is_file() and not p.name.startswith(("_", ".")))
-    for entry in entry_points(group="harness.methods"):
+    for entry in _installed(tuple(sys.path)):
         module = importlib.util.find_spec(entry.module)
         if module and module.origin:
             yield Path(module.origin)
+
+
+@functools.cache
+def _installed(search_path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """The entry points of what is installed: 5 ms to read, and a plan asks twice."""
+    return tuple(entry_points(group="harness.methods"))
 
 
 def read_specs(extra_folders: Sequence[str | Path] = ()) -> dict[str, MethodSpec]:
@@ -67,23 +75,28 @@ def read_spec(path: Path) -> MethodSpec:
     Its `error` is `UNREADABLE` where a declaration is no plain one: computed, inherited from another class, or missing.
     """
     try:
-        source = path.read_bytes()
-        found = method_class(ast.parse(source), path.stem)
-        if found is None:
-            raise ValueError("declares no method of its name")
-        sha256 = hashlib.sha256(source).hexdigest()
-        values = assigned(found)
-        bases = [ast.unparse(base) for base in found.bases]
-        if bases == ["Rule"]:
-            return MethodSpec(path.stem, type(None), Defaults(), sha256)
-        defaults = _defaults(values["defaults"]) if "defaults" in values else Defaults()
-        # without a word of its own, a class that extends another may have that one's number: any is let through
-        unsaid = (0, 0) if bases == ["Method"] else (0, None)
-        takes = ast.literal_eval(values["takes_sources"]) if "takes_sources" in values else unsaid
-        trains = literal(values.get("trains")) is not False
-        return MethodSpec(path.stem, _hp_type(found), defaults, sha256, takes, trains)
+        return _declared(path.read_bytes(), path.stem)
     except (OSError, SyntaxError, ValueError, TypeError):
         return MethodSpec(path.stem, type(None), Defaults(), "", error=UNREADABLE)
+
+
+@functools.lru_cache(maxsize=1024)  # whoever plans suite after suite in one process parses each file once: 55 ms
+def _declared(source: bytes, name: str) -> MethodSpec:
+    """What a method file declares. Raises SyntaxError, ValueError or TypeError where it does not do so plainly."""
+    found = method_class(ast.parse(source), name)
+    if found is None:
+        raise ValueError("declares no method of its name")
+    sha256 = hashlib.sha256(source).hexdigest()
+    values = assigned(found)
+    bases = [ast.unparse(base) for base in found.bases]
+    if bases == ["Rule"]:
+        return MethodSpec(name, type(None), Defaults(), sha256)
+    defaults = _defaults(values["defaults"]) if "defaults" in values else Defaults()
+    # without a word of its own, a class that extends another may have that one's number: any is let through
+    unsaid = (0, 0) if bases == ["Method"] else (0, None)
+    takes = ast.literal_eval(values["takes_sources"]) if "takes_sources" in values else unsaid
+    trains = literal(values.get("trains")) is not False
+    return MethodSpec(name, _hp_type(found), defaults, sha256, takes, trains)
 
 
 def method_class(tree: ast.Module, name: str) -> ast.ClassDef | None:

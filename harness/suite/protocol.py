@@ -175,11 +175,28 @@ class Protocol:
 
     def _settings(self, prefix: str, place: Scope) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        for key in protocol_keys().values():
+        for key, settings in self._under(prefix):
             if key.concerns(place):
-                effects = key.effects(self.values[key.name])
-                found |= {t.removeprefix(prefix): v for t, v in effects.items() if t.startswith(prefix)}
+                found |= settings
         return found
+
+    def _under(self, prefix: str) -> list[tuple[Key, dict[str, Any]]]:
+        """The keys that set what begins with `prefix`, in their order, each with these settings and their values.
+
+        A grid asks for the same few prefixes once for every cell.
+        """
+        if prefix not in self._known_effects:
+            all_keys = protocol_keys().values()
+            pairs = [(key, key.effects(self.values[key.name])) for key in all_keys]
+            found = [(key, {t.removeprefix(prefix): v for t, v in effects.items() if t.startswith(prefix)})
+                     for key, effects in pairs]  # fmt: skip
+            self._known_effects[prefix] = [(key, settings) for key, settings in found if settings]
+        return self._known_effects[prefix]
+
+    @functools.cached_property
+    def _known_effects(self) -> dict[str, list[tuple[Key, dict[str, Any]]]]:
+        """By prefix, what `_under` has found."""
+        return {}
 
 
 @functools.cache

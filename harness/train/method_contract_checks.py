@@ -38,7 +38,8 @@ def build(cls: type[Method], backbone: Backbone, seed: int = 0) -> Method:
     number = max(NUM_SOURCES, cls.takes_sources[0]) if cls.takes_sources[1] is None else cls.takes_sources[0]
     sizes = {"source_length": SOURCE_LENGTH, "num_sources": number}
     hp = cls.HP(**{name: size for name, size in sizes.items() if name in cls.HP.__dataclass_fields__})
-    torch.manual_seed(seed)
+    # torch.manual_seed would keep a traceback for each of three kinds of device that may be used later
+    torch.default_generator.manual_seed(seed)
     method = cls(hp, backbone)
     if cls.takes_sources[0]:
         like = backbone.embedding.weight

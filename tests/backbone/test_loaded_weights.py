@@ -10,7 +10,7 @@ import torch
 from checkpoints import GPT2, byte_tokenizer, write_checkpoint, write_reviews
 from safetensors.torch import load_file, save_file
 
-from harness.backbone.load import load_backbone, require_safetensors
+from harness.backbone.load import DRAWS, _nothing_drawn, load_backbone, meta_backbone, require_safetensors
 from harness.backbone.loaded_weights import require_whole
 from harness.errors import UserError
 from harness.runner.run_suite import run
@@ -76,3 +76,27 @@ def test_an_adapter_is_told_from_a_network(folder: Path) -> None:
     (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     with pytest.raises(UserError, match="holds a PEFT adapter and not the network that it belongs to"):
         require_safetensors(str(folder))
+
+
+def test_only_a_network_without_values_is_built_without_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[bool] = []
+
+    def noted(draw: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def fill(tensor: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+            drawn.append(tensor.is_meta)
+            return draw(tensor, *args, **kwargs)
+
+        return fill
+
+    for name, draw in DRAWS.items():
+        monkeypatch.setitem(DRAWS, name, noted(draw))
+    with _nothing_drawn():  # another thread may build a network with values at this moment
+        weight = torch.nn.Linear(4, 4).weight
+    assert drawn == [False, False]
+    assert weight.unique().numel() > 8
+    drawn.clear()
+    for name in ("micro-t5", "llama-3.2-3b", "roberta-base"):
+        model = meta_backbone(name).model
+        assert all(parameter.is_meta for parameter in model.parameters())
+    assert not drawn
+    assert torch.nn.Linear(4, 4).weight.unique().numel() > 8, "drawn again"

@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
+from harness.backbone import KindName
 from harness.cli.listings import describe_contract
 from harness.method.method import Method
 from harness.method.registry import load_file
 from harness.train import method_contract as contract
 from harness.train.method_contract import Finding, check_method_file
+from harness.train.tiny_backbones import tiny_backbone
 
 HEAD = """
 from dataclasses import dataclass
@@ -459,3 +462,20 @@ class Broken(Rule):
     found = findings(tmp_path, body)["answers are texts, one per row"]
     assert not found.ok
     assert found.detail == "an answer is no text"
+
+
+@pytest.mark.parametrize("kind", ["encoder-decoder", "decoder", "encoder"])
+def test_what_is_done_to_a_tiny_network_is_not_in_the_next_one(kind: KindName) -> None:
+    first, second = tiny_backbone(kind).model, tiny_backbone(kind).model
+    for one, other in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(one, other)
+        assert one.data_ptr() != other.data_ptr()
+    for parameter in first.parameters():
+        parameter.data.fill_(7)
+    first.config.num_heads = 99
+    first.register_forward_hook(lambda *_: None)
+    third = tiny_backbone(kind).model
+    assert third.state_dict().keys() == second.state_dict().keys()
+    assert all(torch.equal(tensor, second.state_dict()[name]) for name, tensor in third.state_dict().items())
+    assert third.config.to_dict() == second.config.to_dict()
+    assert not third._forward_hooks
