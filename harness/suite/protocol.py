@@ -180,7 +180,7 @@ class Protocol:
                 found |= settings
         return found
 
-    def _under(self, prefix: str) -> list[tuple[Key, dict[str, Any]]]:
+    def _under(self, prefix: str) -> list[tuple[ProtocolKey, dict[str, Any]]]:
         """The keys that set what begins with `prefix`, in their order, each with these settings and their values.
 
         A grid asks for the same few prefixes once for every cell.
@@ -194,7 +194,7 @@ class Protocol:
         return self._known_effects[prefix]
 
     @functools.cached_property
-    def _known_effects(self) -> dict[str, list[tuple[Key, dict[str, Any]]]]:
+    def _known_effects(self) -> dict[str, list[tuple[ProtocolKey, dict[str, Any]]]]:
         """By prefix, what `_under` has found."""
         return {}
 
