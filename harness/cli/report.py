@@ -93,6 +93,8 @@ def report(
     found = scan(results, suite)
     scanned = found.scanned
     boards = marked(found, record, block.report_seeds)
+    if block.bold == "best":
+        compare_references(boards, scanned)
     # JSON is for programs and holds all that is known; the highest score can be marked without the tests' time
     needs_tests = statistics or format == "json" or block.bold == "ties"
     verdicts = judge(boards, scanned) if needs_tests else []
@@ -197,6 +199,7 @@ def figures(
     asked, seeds = conditions(where, suite), report_block(layouts, None, report_seeds).report_seeds
     found = scan(results, suite)
     scanned, boards = found.scanned, marked(found, None, seeds)
+    compare_references(boards, scanned)
     declared = draw_declared(figure_layouts(layouts), scanned, out, asked, seeds)
     paths = [*draw_all(boards, judge(boards, scanned) if statistics else [], out), *declared]
     say("".join(f"{line}\n" for line in [*paths, *found.notes]), end="")
@@ -228,6 +231,7 @@ def site(
     record = find_record(published)
     found = scan(results, suite)
     scanned, boards = found.scanned, marked(found, record, block.report_seeds)
+    compare_references(boards, scanned)
     folders = folders_of(results)
     pages = write_site(boards, lambda: judge(boards, scanned), scanned, folders, out, methods_dir or (), block.bold)
     say(pages, end="")
@@ -289,6 +293,14 @@ def judge(boards: Sequence[Board], scanned: Sequence[tuple[Path, Result]]) -> li
 
     files = PredictionFiles(scanned)
     return [assess_board(board, files.test_answers) for board in boards]
+
+
+def compare_references(boards: Sequence[Board], scanned: Sequence[tuple[Path, Result]]) -> None:
+    """Hold entries apart whose stored references differ, for marks and fronts without a test behind them."""
+    from harness.report import hold_references_apart
+    from harness.results import PredictionFiles
+
+    hold_references_apart(boards, PredictionFiles(scanned).test_answers)
 
 
 def find_record(name: str | None) -> PublishedRecord | None:

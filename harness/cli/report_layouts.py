@@ -38,7 +38,7 @@ def layout_tables(
     from harness.report import EntryIndex, fill_layout, find_published, keys_of, render_tables
 
     block = _block(suite_file)
-    read = None if bold == "best" else PredictionFiles(found.scanned).test_answers
+    read = PredictionFiles(found.scanned).test_answers
     results = [result for _, result in found.scanned]
     filled = []
     for name in _asked_names(names, block):

@@ -1,5 +1,6 @@
 from .boards import Board as Board
 from .boards import collect_boards as collect_boards
+from .boards import hold_references_apart as hold_references_apart
 from .declared.find_entries import EntryIndex as EntryIndex
 from .declared.lines import keys_of as keys_of
 from .declared.table import fill_layout as fill_layout

@@ -18,7 +18,7 @@ from harness.data import METRICS, all_tasks, mean_score, round_score, sample_std
 from harness.errors import UserError
 from harness.report.published import PublishedRecord, PublishedRow
 from harness.report.source_runs import SourceRuns
-from harness.report.yardstick import find_apart
+from harness.report.yardstick import Reader, find_apart
 from harness.results import (
     COMMON_TO_A_COLUMN,
     COMMON_TO_AN_ENTRY,
@@ -188,6 +188,14 @@ class BoardRow:
         same = [runs for entry in self.entries.values() for runs in entry.reruns]
         return pooled_std([[run.test.score for run in runs if run.test] for runs in same])
 
+    def heads(self) -> dict[str, list[str]]:
+        """Kind of trained head (`recipe.head`) -> the tasks on which answers were read off by it, not written."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for task, entry in self.entries.items():
+            for head in sorted({run.cell.recipe.head for run in entry.runs if run.cell.recipe.has_head}):
+                found[head].append(task)
+        return dict(found)
+
     def trained_elsewhere(self) -> list[str]:
         """Which adapters the row's runs answered with and took no step from, each with the start of its hash."""
         found = [
@@ -330,6 +338,19 @@ def collect_boards(
         for board in boards:
             _add_published(board, record)
     return boards
+
+
+def hold_references_apart(boards: Iterable[Board], read: Reader) -> None:
+    """Say of each entry whose stored references differ from those of its column that it may not be ranked.
+
+    For tables without tests, which would pair no such runs. `read` gives the test answers of a run.
+    """
+    for board in boards:
+        for task in board.tasks:
+            column = {row.name: row.entries[task] for row in board.rows if task in row.entries}
+            runs = {name: entry.runs for name, entry in column.items() if not entry.apart}
+            for name, reason in find_apart(runs, read).items():
+                column[name].apart = reason
 
 
 def _add_reruns(entry: Entry, reruns: Mapping[Key, Sequence[Result]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from harness.report.boards import Board, BoardRow, Entry, peers
@@ -216,9 +217,21 @@ def _spreads(row: BoardRow) -> list[Cell]:
 def _name(row: BoardRow, table: Table) -> Cell:
     """The name of a row; with footnotes if it was not trained here, or its tasks ran under different protocols."""
     texts = [f"not trained here: {origin}" for origin in row.trained_elsewhere()]
+    scored = [task for task, entry in row.entries.items() if entry.runs]
+    texts += [head_note(head) + _on(tasks, scored) for head, tasks in row.heads().items()]
     if len(row.protocols) > 1:
         texts.append(f"tasks of this row were run under different protocols: {'; '.join(row.protocols)}")
     return Cell(row.name, notes=tuple(table.note(text) for text in texts))
+
+
+def head_note(head: str) -> str:
+    """What a footnote says of answers that are not written."""
+    return f"answers are read off by a trained head (recipe.head: {head}), whose weights params leave out"
+
+
+def _on(tasks: Sequence[str], scored: Sequence[str]) -> str:
+    """On which tasks, if not on all."""
+    return "" if set(tasks) == set(scored) else f", on {', '.join(tasks)}"
 
 
 def _params(row: BoardRow) -> str:

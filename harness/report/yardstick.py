@@ -7,16 +7,18 @@ share all of these with most others of the column are compared; each other one s
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
-from harness.results import Result
+from harness.results import Answers, Result
 
 KINDS = ("rows", "references", "metrics", "task versions")
 """In what two yardsticks may differ, as tables name it."""
 Yardstick = tuple[Hashable, ...]
 """A value for each of KINDS; None where a result does not say, which fits any."""
 Name = TypeVar("Name", bound=Hashable)
+Reader = Callable[[Result], Answers | None]
+"""Reads the test answers of a run; None where they are missing or were changed."""
 
 
 def yardsticks(runs: Iterable[Result]) -> set[Yardstick]:
@@ -29,14 +31,33 @@ def kinds_apart(runs: Iterable[Result]) -> list[str]:
     return _differing(yardsticks(runs))
 
 
-def find_apart(runs: Mapping[Name, Sequence[Result]]) -> dict[Name, str]:
+def find_apart(runs: Mapping[Name, Sequence[Result]], read: Reader | None = None) -> dict[Name, str]:
     """Of the entries of one column those that may not be compared with the rest -> why. `runs` is entry -> its runs.
 
     Most entries of a column share a yardstick and are compared. If two yardsticks have as many entries, or the runs
     of an entry differ in it, there is nothing to compare those with.
+
+    A result names its rows and the limit at which references were cut, not the references: two tokenizers cut one text
+    at the same limit to different ones. With `read`, which gives the test answers of a run, those that stand beside the
+    results are compared too. Tests need no `read`: they pair no runs whose references differ.
     """
-    found = {name: yardsticks(items) for name, items in runs.items()}
-    found = {name: sticks for name, sticks in found.items() if sticks}
+    apart = _apart({name: yardsticks(items) for name, items in runs.items()})
+    if read is None:
+        return apart
+    compared = {name: items for name, items in runs.items() if name not in apart}
+    stored = {name: {_references(run, read) for run in items if run.test} for name, items in compared.items()}
+    return apart | _apart(stored)
+
+
+def _references(run: Result, read: Reader) -> Yardstick:
+    """The yardstick of a run as far as its stored references are one."""
+    answers = read(run)
+    return (None, None if answers is None else answers.rows, None, None)
+
+
+def _apart(measured: Mapping[Name, set[Yardstick]]) -> dict[Name, str]:
+    """Of entries and their yardsticks those that differ from most -> why."""
+    found = {name: sticks for name, sticks in measured.items() if sticks}
     if len(set().union(*found.values())) < 2:
         return {}
     usual = [_usual(kind, found.values()) for kind in range(len(KINDS))]

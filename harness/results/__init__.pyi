@@ -36,7 +36,6 @@ from .selection import next_repeats as next_repeats
 from .selection import num_to_repeat as num_to_repeat
 from .selection import num_to_train as num_to_train
 from .selection import results_by_task as results_by_task
-from .selection import winning_point as winning_point
 from .several_folders import Gathered as Gathered
 from .several_folders import gather as gather
 from .store import NotStored as NotStored

@@ -338,7 +338,11 @@ def _with_earlier(plan: Plan, index: int, group: Group) -> Group:
     earlier = [
         result.cell
         for result in stored
-        if result.cell.study != name and set(result.cell.grid) == settings and result.cell_id not in own
+        if result.cell.study != name
+        and set(result.cell.grid) == settings
+        and result.cell_id not in own
+        # what lost a race would be trained again to its end: it counts only in a suite that races too
+        and (result.raced_out_at is None or plan.suite.file.tuning.prunes)
     ]
     earlier.sort(key=lambda cell: (cell.grid_index, cell.cell_id))
     kept = [cell for cell in earlier if _is_still_given(group, cell)]

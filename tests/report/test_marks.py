@@ -162,6 +162,20 @@ def test_what_too_few_seeds_leave_open_is_neither_bold_nor_worse(tmp_path: Path)
     assert "neither bold nor worse, left open: too few seeds" in ask("report", str(root), "--format", "markdown")
 
 
+@pytest.mark.parametrize("style", ["markdown", "json", "site", "table"])
+def test_without_tests_too_an_entry_with_other_references_is_not_ranked(tmp_path: Path, style: str) -> None:
+    """Its rows have the fingerprint of the others: a tokenizer has cut the answers to them elsewhere."""
+    root = tmp_path / "results"
+    for label, share in (("far", 50), ("near", 60)):
+        store(root, label, "cb", 1, *answers(share))
+    store(root, "best", "cb", 1, ["1"] * 100, [["1"]] * 99 + [["0"]])
+    bold, second = marks_in(style, root, tmp_path, "--bold", "best")
+    assert set(bold) == {60.0}
+    assert set(second) == {50.0}
+    text = ask("report", str(root), "--format", "markdown", "--bold", "best")
+    assert "scored with other references than the rest: not ranked" in text
+
+
 def test_without_predictions_nothing_is_bold(tmp_path: Path) -> None:
     root = tmp_path / "results"
     for label, share in (("far", 50), ("best", 95)):

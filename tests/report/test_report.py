@@ -19,6 +19,8 @@ from harness.cli.commands import app
 from harness.data.record import DataRecord, PromptRecord
 from harness.errors import UserError
 from harness.report.boards import Board, collect_boards
+from harness.report.declared.find_entries import EntryIndex
+from harness.report.declared.table import fill_layout
 from harness.report.fidelity import lay_out_fidelity
 from harness.report.published import find_published
 from harness.report.tables import render_boards
@@ -28,6 +30,7 @@ from harness.results.schema import DevScore, Failure, MetricRecord, ParamCounts,
 from harness.suite.blocks import Draw, ProtocolReference
 from harness.suite.cell import Cell
 from harness.suite.file_schema import Recipe
+from harness.suite.report_block import TableLayout
 
 ACCEPT, EPT = ProtocolReference(version=1), ProtocolReference(name="ept-2025", version=1)
 
@@ -461,3 +464,26 @@ def test_a_column_made_with_different_prompts_says_so() -> None:
     joined = changed.model_copy(update={"prompt": PromptRecord(), "parts": {"a": changed}})
     runs[1] = runs[1].model_copy(update={"data": joined})
     assert find_differences(runs, COMMON_TO_AN_ENTRY) == ["prompt forms"]
+
+
+def test_a_row_whose_answers_are_read_off_by_a_head_says_so() -> None:
+    """In every format of a leaderboard, on which tasks if not on all; in a declared table below it."""
+
+    def headed(run: Result) -> Result:
+        cell = run.cell.model_copy(update={"recipe": run.cell.recipe.model_copy(update={"head": "linear"})})
+        return run.model_copy(update={"cell": cell, "cell_id": cell.cell_id, "group_id": cell.group_id})
+
+    whole = [headed(result("read", task, 1, 50, 60)) for task in ("cb", "rte")]
+    some = [headed(result("some", "cb", 1, 50, 60)), result("some", "rte", 1, 50, 60)]
+    plain = [result("written", task, 1, 50, 60) for task in ("cb", "rte")]
+    note = "answers are read off by a trained head (recipe.head: linear)"
+    for style in ("markdown", "terminal", "latex", "html"):
+        assert note in render_boards(collect_boards(whole), style)
+        assert note not in render_boards(collect_boards(plain), style)
+    assert f"{note}, whose weights params leave out, on cb" in render_boards(collect_boards(some), "markdown")
+    layout = TableLayout.model_validate({
+        "title": "t", "rows": [{"title": m, "where": {"method": m}} for m in ("read", "written")],
+        "columns": [{"title": "CB", "where": {"task": "cb"}}],
+    })  # fmt: skip
+    table, _ = fill_layout("t", layout, EntryIndex([*whole, *plain]), bold="best")
+    assert [text for text in table.remarks if note in text] == [f"read: {note}, whose weights params leave out."]

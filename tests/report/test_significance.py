@@ -250,3 +250,13 @@ def test_the_average_of_one_task_is_that_task_in_every_word(tmp_path: Path) -> N
     for line in render_boards([board], "markdown", significance=[made]).splitlines():
         spans = re.findall(r"\[[\d.]+, [\d.]+\]", line)
         assert len(set(spans)) <= 1
+
+
+def test_so_few_rows_that_no_swap_could_tell_tell_nothing_in_the_average_either(tmp_path: Path) -> None:
+    """All right beside all wrong on two rows of each task: among 16 swaps of all four rows two are as far apart."""
+    for label, right in (("worst", 0), ("best", 2)):
+        for task, seed in ((task, seed) for task in ("cb", "rte") for seed in (1, 2, 3)):
+            store(tmp_path, label, task, seed, *answers(right, 2))
+    _, made = assessed(tmp_path)
+    assert {made.verdicts["worst", column].kind for column in ("cb", "rte", AVERAGE)} == {"tied"}
+    assert next(pair for pair in made.pairs if pair.column == AVERAGE).p_value == 2 / 16

@@ -400,6 +400,9 @@ def test_weak_points_leave_their_batch_early(tmp_path: Path) -> None:
     assert [(race.num_points, sum(map(race.holds, again))) for race in bundle.races] == [(4, 2), (3, 1)], "by batch"
     full = plan_of(tmp_path, text.replace("pruning: halving, begin: at_once", "pruning: none"))
     assert {cell.grid_index for cell in full.pending()} <= {i for i, step in left.items() if step is not None}
+    other = plan_of(tmp_path, text.replace("pruning: halving, begin: at_once", "pruning: none, seed: 9"))
+    assert other.groups[0].num_earlier == sum(step is None for step in left.values())
+    assert {cell.study for cell in other.pending()} == {other.groups[0].search.name}, "no loser of a race goes on"  # type: ignore[union-attr]
 
 
 def test_a_batch_shares_a_bundle(tmp_path: Path) -> None:

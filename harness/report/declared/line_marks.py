@@ -62,7 +62,8 @@ def mark_line(scores: Sequence[LineScore | None], bold: Bold, read: Reader | Non
         if score is not None:
             by_tasks[score.tasks][place] = score
     for tasks, members in by_tasks.items():
-        board = _as_board(tasks, members)
+        # by tests, entries with other references are told apart already
+        board = _as_board(tasks, members, read if bold == "best" else None)
         for row in board.rows:
             reasons = (entry.apart for entry in row.entries.values() if entry.apart)
             made.notes[int(row.label)] += tuple(dict.fromkeys(reasons))
@@ -73,9 +74,11 @@ def mark_line(scores: Sequence[LineScore | None], bold: Bold, read: Reader | Non
     return made
 
 
-def _as_board(tasks: tuple[str, ...], members: dict[int, LineScore]) -> Board:
+def _as_board(tasks: tuple[str, ...], members: dict[int, LineScore], read: Reader | None) -> Board:
     """The scores of a line as a board: a row for each, whose label is its place in the line."""
-    apart = {task: find_apart({i: dict(score.entries)[task].runs for i, score in members.items()}) for task in tasks}
+    apart = {
+        task: find_apart({i: dict(score.entries)[task].runs for i, score in members.items()}, read) for task in tasks
+    }
     rows = []
     for place, score in members.items():
         own = {task: replace(entry, apart=apart[task].get(place, "")) for task, entry in score.entries}

@@ -16,7 +16,7 @@ from harness.report.declared.find_entries import EntryIndex, FoundEntry
 from harness.report.declared.line_marks import LineScore, mark_line
 from harness.report.declared.lines import Slot, slots
 from harness.report.declared.published import published_rows
-from harness.report.leaderboard_table import CHOSEN, LEFT_OUT, entry_cell
+from harness.report.leaderboard_table import CHOSEN, LEFT_OUT, entry_cell, head_note
 from harness.report.marks import NO_TESTS, Marks
 from harness.report.published import PublishedRecord
 from harness.report.statistics.significance import Reader
@@ -156,7 +156,7 @@ def fill_layout(
         records += extra
     if bold == "ties" and read is None and layout.best != "none":
         table.remarks.append(f"{NO_TESTS}.")
-    _write_remarks(table, grid)
+    _write_remarks(table, measured, grid)
     return table, records
 
 
@@ -215,13 +215,23 @@ def _write_row(table: Table, row: Slot, cells: Sequence[Cell], notes: tuple[int,
     table.rows.append([*heads, *cells])
 
 
-def _write_remarks(table: Table, grid: Sequence[Sequence[Score]]) -> None:
+def _head_notes(rows: Sequence[Slot], grid: Sequence[Sequence[Score]]) -> list[str]:
+    """A sentence for each kind of head: in which rows answers were read off by it, and not written."""
+    found: dict[str, dict[str, None]] = defaultdict(dict)
+    for row, line in zip(rows, grid, strict=True):
+        for result in _shown_results([line]):
+            if result.cell.recipe.has_head:
+                found[result.cell.recipe.head][" ".join(filter(None, row.titles))] = None
+    return [f"{', '.join(named)}: {head_note(head)}" for head, named in sorted(found.items())]
+
+
+def _write_remarks(table: Table, rows: Sequence[Slot], grid: Sequence[Sequence[Score]]) -> None:
     scores = [score for line in grid for score in line if score.is_score]
     results = _shown_results(grid)
     num_there = sum(score.value is not None for score in scores)
     table.remarks.append(f"{num_there} of {len(scores)} scores are there; an empty cell has no result.")
     table.remarks += [f"Metrics: {_metrics(metric_labels(results))}."] if num_there else []
-    table.remarks += [f"{text}." for text in data_notes(results)]
+    table.remarks += [f"{text}." for text in (*_head_notes(rows, grid), *data_notes(results))]
     entries = [entry for line in grid for score in line for _, entry in score.entries]
     if any(entry.left_out for entry in entries):
         table.remarks.append(f"{LEFT_OUT}.")

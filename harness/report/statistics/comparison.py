@@ -15,7 +15,17 @@ from statistics import fmean
 from typing import Literal
 
 from harness.report.statistics.best import cannot_be_best, chance_of_gap
-from harness.report.statistics.intervals import LEVEL, Estimate, Sample, Term, add_terms, mean_of, p_of_swaps, rows_gap
+from harness.report.statistics.intervals import (
+    LEVEL,
+    Estimate,
+    Sample,
+    Term,
+    add_terms,
+    least_p,
+    mean_of,
+    p_of_swaps,
+    rows_gap,
+)
 from harness.report.statistics.resampling import metric_range
 from harness.report.statistics.seeds import Spread, pool_seeds, spread_of
 
@@ -45,7 +55,7 @@ class Gap:
 
     estimate: Estimate
     p_swaps: float = 0.0
-    """Of the swap test; 0 where there are rows enough without it."""
+    """Of the swap test; where there are rows enough without it, and for an average, the least that it could be."""
 
     @property
     def p_value(self) -> float:
@@ -65,6 +75,7 @@ class _Difference:
     rows: Term
     p_swaps: float
     shares_draws: bool
+    num_units: int
 
 
 @dataclass
@@ -99,7 +110,7 @@ class Comparison:
             if first.comparable(second):
                 value, rows = rows_gap(first, second)
                 p_swaps, shares = p_of_swaps(first, second), first.pairs_with(second)
-                self._differences[task, one, other] = _Difference(value, rows, p_swaps, shares)
+                self._differences[task, one, other] = _Difference(value, rows, p_swaps, shares, first.num_units)
 
     def finish(self, tasks: Sequence[str]) -> None:
         """Learn the variance of seeds from all entries, then make intervals and differences of tasks and averages."""
@@ -114,7 +125,8 @@ class Comparison:
         for pair in list(columns[tasks[0]]) if len(tasks) > 1 else ():
             found = [columns[task][pair].estimate for task in tasks if pair in columns[task]]
             if len(found) == len(tasks):
-                columns[AVERAGE][pair] = Gap(mean_of(found))
+                num_units = sum(self._differences[task, *pair].num_units for task in tasks)
+                columns[AVERAGE][pair] = Gap(mean_of(found), least_p(num_units))
         self.gaps = {column: gaps for column, gaps in columns.items() if gaps}
 
     def _add_intervals(self, tasks: Sequence[str], seeds: Mapping[EntryKey, Term]) -> None:

@@ -299,10 +299,19 @@ def swap_test(one: Sample, other: Sample) -> float:
 
 
 def p_of_swaps(one: Sample, other: Sample) -> float:
-    """The p-value of the swap test where it counts too, beside Student's t; else 0."""
+    """The p-value of the swap test where it counts too, beside Student's t; else the least that it could be.
+
+    A metric that has no fast way to score many draws would take minutes. On few units the least still counts: all draws
+    of one row are that row, and a difference on it has no variance that Student's t could see.
+    """
     same = one.scores.mean() == other.scores.mean()
     counts = one.num_units <= SMALL and is_vectorised(one.metrics) and not same
-    return swap_test(one, other) if counts else 0.0
+    return swap_test(one, other) if counts else least_p(one.num_units)
+
+
+def least_p(num_units: int) -> float:
+    """The smallest two-sided p-value that any swap test of so many units can have: 2 of the 2^U outcomes."""
+    return 2.0 ** (1 - num_units)
 
 
 def compare_samples(one: Sample, other: Sample) -> tuple[Estimate, float]:

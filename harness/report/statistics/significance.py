@@ -9,7 +9,7 @@ so Holm's steps over columns would gain nothing.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,10 +20,9 @@ from harness.report.statistics.comparison import AVERAGE as AVERAGE
 from harness.report.statistics.comparison import Comparison, EntryKey, Gaps, Verdict, judge
 from harness.report.statistics.intervals import LEVEL, Estimate, Ranking, Sample, Seeds, holm, rank_methods
 from harness.report.statistics.resampling import NUM_DRAWS
-from harness.results import Answers, Result
+from harness.report.yardstick import Reader
+from harness.results import Answers
 
-Reader = Callable[[Result], Answers | None]
-"""Reads the test answers of a run; None where they are missing or were changed."""
 ONE_RUN = "one run cannot speak of a method"
 UNREADABLE = "predictions are missing, were changed, or differ in rows between runs, or the metric is not known here"
 OTHER_ROWS = "it answered other rows than the best, or was scored by other metrics"
