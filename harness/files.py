@@ -16,6 +16,16 @@ from pathlib import Path
 
 from harness.errors import UserError
 
+RESERVED = frozenset(
+    ["con", "prn", "aux", "nul", *(f"{device}{number}" for device in ("com", "lpt") for number in range(1, 10))]
+)
+"""Names that Windows keeps for devices, whatever ending follows."""
+
+
+def is_reserved(name: str) -> bool:
+    """Whether Windows cannot have a file or folder of this name: that of a device, or one with a dot at its end."""
+    return name.partition(".")[0].lower() in RESERVED or name.endswith(".")
+
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write one file. Raises OSError; the file that was there before is then unchanged."""

@@ -19,12 +19,70 @@ LocateKey = Callable[..., str]
 
 
 def validate_model(model: type[Model], data: Any, locate: LocateKey) -> Model:
-    """Validate plain data as `model`. Raises UserError for the first finding."""
+    """Validate plain data as `model`. Raises UserError for the first finding.
+
+    4.0 stands for 4 where a whole number is expected, as in JSON Schema.
+    """
+    # as JSON: strict models take a list for a tuple and 1 for 1.0 from JSON, and not from Python data
+    text = json.dumps(data, allow_nan=True)
     try:
-        # as JSON: strict models take a list for a tuple and 1 for 1.0 from JSON, and not from Python data
-        return model.model_validate_json(json.dumps(data, allow_nan=True))
+        return model.model_validate_json(text)
     except ValidationError as error:
-        raise _user_error(error, model, locate, ()) from None
+        found, told = error, json.loads(text)
+    # only once something is wrong: nearly every file is right as it stands
+    if sum(_make_whole(told, item) for item in found.errors(include_url=False)):
+        try:
+            return model.model_validate_json(json.dumps(told, allow_nan=True))
+        except ValidationError as error:
+            found = error
+    raise _user_error(found, model, locate, ()) from None
+
+
+def _make_whole(data: Any, finding: Mapping[str, Any]) -> bool:
+    """Write 4.0 in `data` as 4 where pydantic has missed a whole number; whether that was so."""
+    *way, last = finding["loc"] or ("",)
+    if not finding["type"].startswith("int_") or not _is_whole(finding["input"]):
+        return False
+    try:
+        for key in way:
+            data = data[key]
+        data[last] = int(data[last])
+    except (KeyError, IndexError, TypeError, ValueError):  # of a choice of types pydantic names the branch
+        return False
+    return True
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, float) and value.is_integer()
+
+
+def whole_numbers(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with 4.0 as 4 where the field of `kind`, a dataclass or pydantic model, is a whole number.
+
+    Values of a sweep and both ends of a range count too.
+    """
+    hints = get_type_hints(kind) if dataclasses.is_dataclass(kind) or issubclass(kind, BaseModel) else {}
+    return {name: _as_whole(value) if _is_integer(hints.get(name)) else value for name, value in values.items()}
+
+
+def _is_integer(hint: Any) -> bool:
+    """Whether a field takes whole numbers, and no others."""
+    kinds = [hint]
+    for each in kinds:
+        kinds += get_args(each)
+    return int in kinds and float not in kinds
+
+
+def _as_whole(value: Any) -> Any:
+    if _is_whole(value):
+        return int(value)
+    if isinstance(value, dict) and isinstance(value.get("sweep"), list):
+        return {**value, "sweep": [int(item) if _is_whole(item) else item for item in value["sweep"]]}
+    if isinstance(value, dict) and isinstance(value.get("range"), list):
+        ends = value["range"]
+        is_whole = all(_is_whole(end) or isinstance(end, int) for end in ends)
+        return {**value, "range": [int(end) if _is_whole(end) else end for end in ends]} if is_whole else value
+    return value
 
 
 def validate_settings(

@@ -271,7 +271,7 @@ def _local_first(name_or_path: str, location: str, load: Callable[[bool], Loaded
             raise UserError(
                 f"backbone '{name_or_path}' is not on this machine: '{location}' was not fetched before, and {closed}",
                 field="backbones",
-                hint="Name a folder with its checkpoint: --backbones PATH/TO/CHECKPOINT.",
+                hint="Name a folder with its checkpoint: --backbones PATH/TO/CHECKPOINT (export: --backbone).",
             )
         try:
             return load(local)

@@ -75,7 +75,7 @@ def main() -> None:
     """Run the command line: a user's mistake ends with one message and exit code 2."""
     replace_missing_characters()
     try:
-        app()
+        app(prog_name="harness")  # also as `python -m harness`, which completion could not be asked for
     except UserError as error:
         say(f"error: {error}", is_error=True)
         sys.exit(2)

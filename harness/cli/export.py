@@ -38,6 +38,8 @@ def export(
 
     Example: harness export results/quickstart/micro_sentiment/lora/micro-t5/CELL.json lora --format peft
     """
+    if result.is_dir():
+        raise UserError("is a folder; name the JSON of one cell in it", where=str(result))
     require_file(result)
     folders = tuple(str(folder) for folder in methods_dir or ())
     if format == "peft":

@@ -58,6 +58,7 @@ def new(
 def _require_name(kind: str, name: str) -> None:
     """Raise UserError for a name that is taken by what is shipped, or that cannot be one."""
     from harness.data import all_tasks
+    from harness.files import is_reserved
     from harness.method import method_paths
     from harness.shipped import shipped_suites
     from harness.suite import SLUG
@@ -65,6 +66,8 @@ def _require_name(kind: str, name: str) -> None:
     if not re.fullmatch(SLUG, name):
         problem = f"'{name}' cannot name a {kind}: letters, digits and _ . + - only, for it names a folder"
         raise UserError(problem, field="harness new")
+    if is_reserved(name):
+        raise UserError(f"'{name}' cannot name a {kind}: Windows keeps the name for itself", field="harness new")
     # the name becomes that of a class
     if kind == "method" and (not name.isidentifier() or keyword.iskeyword(name) or keyword.iskeyword(class_name(name))):
         problem = f"'{name}' cannot name a method's file: letters, digits and _ only, a letter first"

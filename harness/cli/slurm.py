@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -84,7 +85,8 @@ def slurm(
     command += [part for folder in methods_dir or () for part in ("--methods-dir", str(folder.absolute()))]
     command += [part for setting in settings or () for part in ("--set", setting)]
     allocation = Allocation(jobs, time, cpus, gpus, grace, memory, partition, account, tuple(sbatch or ()))
-    text = batch_script(path.stem, command, allocation, logs, Path.cwd(), setup or ())
+    python_path = os.environ.get("PYTHONPATH", "")
+    text = batch_script(path.stem, command, allocation, logs, Path.cwd(), setup or (), python_path)
     try:
         written = write_aside(target, lambda aside: aside.write_text(text))
     except OSError as error:

@@ -42,12 +42,14 @@ def prompt_adapter(prompt: Tensor, backbone: Backbone) -> PeftAdapter:
 
     if backbone.kind.prompt_start:
         raise ValueError("its vectors stand behind an encoder's first token, and PEFT puts them in front of it")
+    text = backbone.config.get_text_config()
     config = PromptTuningConfig(
         num_virtual_tokens=len(prompt),
         token_dim=prompt.shape[1],
         num_transformer_submodules=1,  # PEFT's default makes a second prompt for a decoder, which nothing reads
-        num_attention_heads=1,  # asked for, and without effect
-        num_layers=1,
+        # without effect, but whoever reads the folder may hold them against a network, as the harness does
+        num_attention_heads=getattr(text, "num_attention_heads", 1),
+        num_layers=getattr(text, "num_hidden_layers", 1),
     )
     return PeftAdapter(config, {"prompt_embeddings": _plain(prompt)})
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import re
 import typing
 import warnings
@@ -21,6 +22,7 @@ from pydantic.errors import PydanticUserError
 from harness.backbone import KindName
 from harness.errors import SettingError
 from harness.method.peft_adapter import TASK_TYPES
+from harness.suite import is_plain_note
 
 DEFAULT_TYPE = "LORA"
 """Taken where there is no configuration at all."""
@@ -68,6 +70,8 @@ POSITIONWISE_TYPES = frozenset({
 
 SCALES = ("lora_alpha", "alpha", "psoft_alpha", "randlora_alpha", "scaling")
 """Settings by which an update is multiplied. At 0 nothing would train."""
+LOOSE_SCALES = ("lora_alpha", "alpha")
+"""Those that PEFT declares as whole numbers and only multiplies by: files of PEFT hold 16.0 and 12.5 too."""
 
 TOKENS = ("token_indices", "cpt_token_ids")
 """Settings that list ids of tokens."""
@@ -189,26 +193,23 @@ def _is_default(value: Any, default: Any) -> bool:
 
 def _check_note(key: str, value: Any) -> None:
     """Raise SettingError for a note that points to code or outside of the adapter's folder."""
-    where = f"config.{key}"
-    if not value:
+    if is_plain_note(key, value):
         return
+    where = f"config.{key}"
     if key == "auto_mapping":
-        library = value.get("parent_library") if isinstance(value, dict) else None
-        if not isinstance(library, str) or not library.startswith("transformers."):
-            raise SettingError(where, f"names code to import ({_short(value)}); take it out")
-    elif key == "revision" and value != "main":
+        raise SettingError(where, f"names code to import ({_short(value)}); take it out")
+    if key == "revision":
         raise SettingError(where, f"names a version of another network ({_short(value)}); the suite names the backbone")
-    elif key == "base_model_name_or_path":
-        name = str(value)
-        if name.startswith(("/", "~", ".", "\\")) or ".." in name or name.endswith(".py") or "--" in name:
-            raise SettingError(where, f"points outside of the folder ({_short(name)}); take it out: the suite names "
-                               "the backbone")  # fmt: skip
+    raise SettingError(where, f"points outside of the folder ({_short(str(value))}); take it out: the suite names the "
+                       "backbone")  # fmt: skip
 
 
 def _check_value(key: str, value: Any, hint: Any) -> None:
     """Raise SettingError where a value is not of the type that PEFT declares."""
     if key == "init_lora_weights" and isinstance(value, str):
         _check_start(value)
+        return
+    if key in LOOSE_SCALES and isinstance(value, float) and math.isfinite(value):
         return
     try:
         declared: TypeAdapter[Any] = TypeAdapter(hint)

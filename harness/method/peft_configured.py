@@ -276,7 +276,13 @@ def _check_widths(config: Any, backbone: Backbone) -> None:
                          "configuration is for another network")  # fmt: skip
     text = backbone.config.get_text_config()
     layers, own = getattr(config, "num_layers", None), getattr(text, "num_hidden_layers", None)
-    if layers is not None and own is not None and layers != own:
+    # an exported prefix of an encoder-decoder is written as one of twice as many decoder layers: `prefix_adapter`
+    twice = (
+        2 * getattr(text, "num_decoder_layers", 0)
+        if peft_type({"peft_type": config.peft_type.value}) in PREFIXES
+        else own
+    )
+    if layers is not None and own is not None and layers not in (own, twice):
         raise ValueError(f"config.num_layers is {layers}, the backbone has {own}: this configuration is for another "
                          "network")  # fmt: skip
     given = getattr(config, "num_attention_heads", None)

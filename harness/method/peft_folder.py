@@ -28,6 +28,7 @@ from harness.method.linear_head import HeadReader
 from harness.method.method import Method
 from harness.method.network_view import NetworkView
 from harness.method.peft_adapter import TASK_TYPES, PeftAdapter
+from harness.method.peft_config import SCALES
 from harness.method.peft_network import moves_weights
 from harness.method.registry import discover
 from harness.results import Result, read_result
@@ -167,12 +168,17 @@ def _classifier(network: Backbone, num_outputs: int) -> Any:
 
 
 def _for_inference(adapter: PeftAdapter, base: str) -> PeftAdapter:
-    """Fill in what the configuration says beside the settings, and sort its lists of names: the same file each time."""
+    """Fill in what the configuration says beside the settings, and sort its lists of names: the same file each time.
+
+    A scale such as `lora_alpha`, which PEFT declares as a whole number, is written as one where it is one.
+    """
     config = copy.deepcopy(adapter.config)
     config.base_model_name_or_path, config.inference_mode, config.revision = base, True, None
     for key, value in vars(config).items():
         if isinstance(value, set):
             setattr(config, key, sorted(value))
+        elif key in SCALES and isinstance(value, float) and value.is_integer():
+            setattr(config, key, int(value))
     return replace(adapter, config=config)
 
 

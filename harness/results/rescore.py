@@ -36,7 +36,7 @@ def rescore_folder(scanned: Iterable[tuple[Path, Result]]) -> Rescored:
     A result may come from anybody, so a metric that would run code is loaded only if the user has allowed it by name.
     """
     made = Rescored()
-    for path, result in ((path, part) for path, whole in scanned for part in results_by_task(whole)):
+    for path, result in _with_wholes(scanned, made):
         if result.status != "done" or result.metrics is None:
             continue
         splits = [(name, split) for name, split in (("dev", result.dev), ("test", result.test)) if split is not None]
@@ -59,6 +59,46 @@ def rescore_folder(scanned: Iterable[tuple[Path, Result]]) -> Rescored:
             except (UserError, ValueError, KeyError, ArithmeticError) as error:  # answers that do not suit the metric
                 made.moved.append(f"{where}: cannot be recomputed: {error}")
     return made
+
+
+def _with_wholes(scanned: Iterable[tuple[Path, Result]], made: Rescored) -> Iterator[tuple[Path, Result]]:
+    """Yield one result per task, and hold the scores of each mixture against those of its tasks."""
+    for path, whole in scanned:
+        yield from ((path, part) for part in results_by_task(whole))
+        splits = [(name, split) for name, split in (("dev", whole.dev), ("test", whole.test)) if split is not None]
+        if whole.cell.mixture is None or whole.status != "done" or whole.metrics is None:
+            continue
+        for name, split in splits:
+            if split.parts:
+                made.num_scores += 1 + len(split.metrics)
+                made.moved += _whole_differences(f"{path}: {name}", split, whole.metrics)
+
+
+def _whole_differences(where: str, stored: SplitScore, record: MetricRecord) -> Iterator[str]:
+    """One line per number of a mixture that does not follow from those of its tasks, as training computes it.
+
+    Its score and its selection metric are the means of theirs, its counts the sums.
+    """
+    parts = stored.parts
+    own = {name: record.parts[name].selection for name in parts if name in record.parts}
+    if any(name not in own or own[name] not in part.metrics for name, part in parts.items()):
+        yield f"{where} {record.selection}: what selects a task of the mixture is not stored"
+        return
+    selected = mean_score(part.metrics[own[name]] for name, part in parts.items())
+    pairs = [("score", stored.score, mean_score(part.score for part in parts.values()))]
+    pairs += [(name, value, selected) for name, value in stored.metrics.items() if name == record.selection]
+    for name, old, new in pairs:
+        if not abs(old - new) <= TOLERANCE:
+            yield f"{where} {name} of the mixture: stored {old:.4f}, its tasks give {new:.4f} ({new - old:+.4f})"
+    if set(stored.metrics) != {record.selection}:
+        found = ", ".join(stored.metrics) or "none"
+        yield f"{where}: a mixture has the metric {record.selection} alone, stored are {found}"
+    for count, old, whole in (
+        ("rows", stored.num_rows, sum(part.num_rows for part in parts.values())),
+        ("unreadable answers", stored.num_unreadable, sum(part.num_unreadable for part in parts.values())),
+    ):
+        if old != whole:
+            yield f"{where} {count} of the mixture: stored {old}, its tasks give {whole}"
 
 
 def _differences(where: str, stored: SplitScore, answers: Answers, record: MetricRecord) -> Iterator[str]:

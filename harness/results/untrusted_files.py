@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
-from harness.files import read_bounded
+from harness.files import is_reserved, read_bounded
 from harness.results.store import MAX_BYTES
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,119}")
@@ -64,6 +64,8 @@ def find_strange(root: Path, max_bytes: int) -> Strange:
         lower = names.setdefault(name.lower(), name)
         if lower != name:
             made.found.append((name, "name", f"is {lower} where names have no case, as on Windows and macOS"))
+        if is_reserved(path.name):
+            made.found.append((name, "name", "is a name that Windows cannot have"))
         if not path.is_dir():
             files.append(path)
             made.found += [(name, *problem) for problem in _problems_of_file(root, path, max_bytes)]

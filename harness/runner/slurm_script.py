@@ -7,6 +7,7 @@ plain bash, to be read, changed and submitted again.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -115,12 +116,20 @@ def seconds_of(time: str) -> int:
 
 
 def batch_script(
-    name: str, command: Sequence[str], allocation: Allocation, logs: Path, folder: Path, setup: Sequence[str] = ()
+    name: str,
+    command: Sequence[str],
+    allocation: Allocation,
+    logs: Path,
+    folder: Path,
+    setup: Sequence[str] = (),
+    python_path: str = "",
 ) -> str:
     """The text of a script for `sbatch`.
 
     `command` is what each task runs in `folder`, behind the lines of `setup`. `logs` is a folder that exists on all
-    nodes. Raises UserError for values that sbatch would not read.
+    nodes. `python_path` is the caller's PYTHONPATH: it goes into the script, since sbatch may be called from another
+    shell, and clusters may start tasks without the caller's environment. Raises UserError for values that sbatch would
+    not read.
     """
     allocation.check()
     for field, text in (("--setup", line) for line in setup):
@@ -141,10 +150,23 @@ def batch_script(
         options="\n".join(f"#SBATCH {option}" for option in options),
         folder=shlex.quote(str(folder)),
         setup="".join(f"{line}\n" for line in setup),
+        python_path=_python_path(python_path, folder),
         command=shlex.join(command),
         most=MOST_RESTARTS,
         grace=allocation.grace_s,
     )
+
+
+def _python_path(given: str, folder: Path) -> str:
+    """The line that sets PYTHONPATH, with its relative entries as `folder` has them; nothing where none is set.
+
+    What the node sets itself stays behind it.
+    """
+    if not given:
+        return ""
+    entries = [str(folder / entry) for entry in given.split(os.pathsep)]  # an empty entry is the folder itself
+    path = shlex.quote(os.pathsep.join(dict.fromkeys(entries)))
+    return f'export PYTHONPATH={path}"${{PYTHONPATH:+:$PYTHONPATH}}"\n'
 
 
 _SCRIPT = """#!/bin/bash
@@ -152,7 +174,7 @@ _SCRIPT = """#!/bin/bash
 # what is stored stays, and what is missing is trained.
 {options}
 export OMP_NUM_THREADS="${{SLURM_CPUS_PER_TASK:-1}}" PYTHONUNBUFFERED=1
-cd {folder} || exit 2
+{python_path}cd {folder} || exit 2
 {setup}
 child=0 again=no
 # {grace} seconds before the time limit: stop behind a checkpoint, then go back into the queue

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from harness.method import read_specs
 from harness.results import Expected, Result
 from harness.runner.resolve_suite import resolve_suite
 from harness.shipped import shipped_suites
-from harness.suite import MethodSpec, Overrides, load_suite
+from harness.suite import ADAPTER, INIT_FROM, MethodSpec, Overrides, load_suite, method_of_row
 
 
 def known_suites(
@@ -34,7 +35,7 @@ def known_suites(
 
 def _expected(path: Path, rows: Mapping[str, str], methods: Mapping[str, MethodSpec]) -> Expected:
     file = load_suite(path, Overrides()).file
-    judged = [label for label in rows if _is_judged(label, file.methods, methods)]
+    judged = [label for label in rows if _is_judged(label, file.methods, methods, path.parent)]
     resolved = resolve_suite(path, Overrides(methods=judged or None), methods)
     return Expected(
         file.suite,
@@ -45,7 +46,22 @@ def _expected(path: Path, rows: Mapping[str, str], methods: Mapping[str, MethodS
     )
 
 
-def _is_judged(label: str, declared: Mapping[str, Mapping[str, object]], methods: Mapping[str, MethodSpec]) -> bool:
-    """Whether the cells of a row can be made: it is the file's or a method, and that says what it takes."""
-    name = declared[label].get("method", label) if label in declared else label
-    return isinstance(name, str) and name in methods and methods[name].error is None
+def _is_judged(
+    label: str, declared: Mapping[str, Mapping[str, Any]], methods: Mapping[str, MethodSpec], folder: Path
+) -> bool:
+    """Whether the cells of a row can be made: it is the file's or a method, that says what it takes, and the adapter
+    that it names is here, since its weights are part of a cell's identity."""
+    own = declared.get(label, {})
+    name = method_of_row(own, label, methods)
+    if not isinstance(name, str) or name not in methods or methods[name].error is not None:
+        return False
+    return all((folder / named).exists() for named in _adapters_of(own))
+
+
+def _adapters_of(row: Mapping[str, Any]) -> list[str]:
+    """The paths of adapters that a row answers with or starts from."""
+    said, start = row.get(ADAPTER), row.get(INIT_FROM)
+    starts = start if isinstance(start, list) else [start]
+    found = [said.get("folder") if isinstance(said, Mapping) else said]
+    found += [one.get(ADAPTER) for one in starts if isinstance(one, Mapping)]
+    return [named for named in found if isinstance(named, str)]

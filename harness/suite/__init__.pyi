@@ -1,3 +1,4 @@
+from .adapter_folder import is_plain_note as is_plain_note
 from .blocks import AnsweredBy as AnsweredBy
 from .blocks import ChoiceScore as ChoiceScore
 from .blocks import Draw as Draw
@@ -13,6 +14,7 @@ from .cell import Mixture as Mixture
 from .cell import Part as Part
 from .cell import Start as Start
 from .cell import digest as digest
+from .file_schema import ADAPTER as ADAPTER
 from .file_schema import NO_TEXT as NO_TEXT
 from .file_schema import SHIPPED_TEXT as SHIPPED_TEXT
 from .file_schema import SLUG as SLUG
@@ -26,6 +28,7 @@ from .group_index import GroupIndex as GroupIndex
 from .group_index import Point as Point
 from .group_index import SourceKey as SourceKey
 from .group_index import source_of as source_of
+from .groups import method_of_row as method_of_row
 from .groups import suite_block as suite_block
 from .init_from import GRID_KEY as GRID_KEY
 from .init_from import INIT_FROM as INIT_FROM

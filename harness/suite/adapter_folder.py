@@ -21,6 +21,31 @@ MAX_BYTES = 1_000_000
 """Bytes of a configuration; those of the hub have some thousand, with `rank_pattern` some ten thousand."""
 
 
+def is_plain_note(key: str, value: Any) -> bool:
+    """Whether a key says where an adapter comes from, and nothing of what it does nor of code or files elsewhere."""
+    if key == "auto_mapping":
+        library = value.get("parent_library") if isinstance(value, dict) else None
+        return not value or (isinstance(library, str) and library.startswith("transformers."))
+    if key == "revision":
+        return not value or value == "main"
+    if key == "base_model_name_or_path":
+        name = str(value or "")
+        leaves = name.startswith(("/", "~", ".", "\\")) or ".." in name or "--" in name
+        return not leaves and not name.endswith(".py")
+    return key in ("peft_version", "task_type", "inference_mode")
+
+
+def without_notes(config: Any) -> Any:
+    """Return a configuration of PEFT as a cell holds it: without plain notes and settings that are null.
+
+    Anything that names no type of PEFT is returned as it is.
+    """
+    if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
+        return config
+    kept = {key: value for key, value in config.items() if value is not None and not is_plain_note(key, value)}
+    return {**kept, "peft_type": config["peft_type"].upper()}
+
+
 def read_adapter(named: Any, folder: Path, where: str, field: str) -> dict[str, Any]:
     """Return the configuration that `named`, a path relative to `folder`, holds, without settings that are null.
 

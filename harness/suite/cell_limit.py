@@ -29,12 +29,17 @@ class CellLimit:
         self.most = suite.file.execution.max_cells
         self.num_cells = 0
 
-    def require_entries(self, backbones: int, tasks: int, shots: int, methods: int) -> None:
-        """Raise UserError if the table entries alone are too many. Each has at least one cell, so none is looked at."""
-        number = backbones * tasks * shots * methods
+    def require_entries(self, backbones: int, tasks: int, shots: int, methods: int, once: int = 0) -> None:
+        """Raise UserError if the table entries alone are too many. Each has at least one cell, so none is looked at.
+
+        `once` of the methods have one entry whatever the number of shots.
+        """
+        number = backbones * tasks * (shots * (methods - once) + once)
         if number > self.most:
             axes = {"backbones": backbones, "tasks": tasks, "numbers of shots": shots, "methods": methods}
             factors = " x ".join(f"{count:,} {axis}" for axis, count in axes.items() if count > 1)
+            if once and shots > 1:
+                factors += f", {once:,} of them once"
             raise self._refusal(f"declares {number:,} table entries ({factors}), each of one cell or more", number)
 
     def require_table(self, entries: list[EntryCount]) -> None:

@@ -150,18 +150,22 @@ class GroupBuilder:
     def row(self, place: EntryName, k: int | None = None) -> Group:
         """Return a group of the suite's table; with `k`, of its few-shot entries."""
         if (place, k) not in self.rows:
-            seeds = _seeds(self.suite, self.tasks[place[1]], k)
-            if self.methods[self.labels[place[0]]].answers_from_files:
-                seeds = seeds[:1]  # no seed changes what was trained elsewhere
-            self.rows[(place, k)] = self._make(place, seeds, self.labels[place[0]], self.suite.file.suite, k)
+            method = self.labels[place[0]]
+            seeds = self._row_seeds(place, method, k)
+            self.rows[(place, k)] = self._make(place, seeds, method, self.suite.file.suite, k)
         return self.rows[(place, k)]
+
+    def _row_seeds(self, place: EntryName, method: str, k: int | None) -> tuple[int, ...]:
+        """The seeds of a table entry; the first alone where no seed changes what was trained elsewhere."""
+        seeds = _seeds(self.suite, self.tasks[place[1]], k)
+        return seeds[:1] if self.methods[method].answers_from_files else seeds
 
     def count(self, place: EntryName, k: int | None = None, seeds: Sequence[int] = ()) -> EntryCount:
         """Return how many cells a group will have, before it is made; for `seeds` if given, else for the suite's."""
         label, task, backbone = place
         method = self.labels.get(label) or self._method(label, "")
         points = num_points(_entry(self.suite, label, self.methods[method], self.tasks[task], backbone, k))
-        return EntryCount(f"{label} on {task}", points, len(seeds or _seeds(self.suite, self.tasks[task], k)))
+        return EntryCount(f"{label} on {task}", points, len(seeds or self._row_seeds(place, method, k)))
 
     def source(self, place: EntryName, seeds: Sequence[int] | None, where: str) -> dict[int, Group]:
         """Return seed of the source -> the group that cells start from, for `seeds`; for the first seed if None."""
@@ -229,9 +233,13 @@ class GroupBuilder:
         method = str(method_of_row(rows[label], label, self.methods)) if label in rows else label
         if method not in self.methods:
             problem = f"no row and no method is called '{label}'" if label == method else f"unknown method '{method}'"
-            raise UserError(
-                problem, where=where, value=method, choices=sorted({*self.methods, *file.methods, *file.sources})
-            )
+            choices = {*self.methods, *file.methods, *file.sources}
+            if label in rows:
+                block, choices = "sources" if rows is file.sources else "methods", {*self.methods}
+                where = self.suite.document.where(block, label)
+                if label == method:
+                    problem = f"row '{label}' names no method, and no method is called so"
+            raise UserError(problem, where=where, value=method, choices=sorted(choices))
         if self.methods[method].is_rule:
             raise UserError(f"'{label}' trains nothing, so no cell can start from it", where=where)
         return method

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 
 from harness.suite.adapter_folder import ADAPTER_CONFIG
 from harness.suite.blocks import Strict
-from harness.suite.file_schema import ADAPTER, SLUG, SUITE_FORMAT, MethodSpec, Recipe, SourceChoice, SuiteFile
+from harness.suite.file_schema import ADAPTER, MAX_SEED, SLUG, SUITE_FORMAT, MethodSpec, Recipe, SourceChoice, SuiteFile
 from harness.suite.init_from import INIT_FROM, NO_SOURCE
 from harness.suite.protocol import ProtocolKey, protocol_keys, protocol_names
 from harness.suite.report_layout_files import figure_names, table_names
@@ -28,6 +28,10 @@ NULL: Schema = {"type": "null"}
 RANGE = "range"
 ROW = "row"
 """Definition of a row under a label that is no shipped method; `row.NAME` is that of a row of the method NAME."""
+
+
+BESIDE_ADAPTER: Schema = {"propertyNames": {"enum": [ADAPTER, "method", "recipe"]}}
+"""A row that answers with an adapter has no settings of its own: the folder decides."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,11 @@ def suite_schema(names: Names) -> Schema:
     known["sources"] = _about(_rows(names.methods, fewest=0), known["sources"])
     for axis in ("backbones", "tasks"):
         known[axis]["uniqueItems"] = True
+    _unique(known["seeds"])
+    _unique(definitions["FewShot"]["properties"]["k"])
+    _unique(definitions["MixtureFile"]["properties"]["tasks"])
+    for key in ("tables", "figures"):
+        _unique(definitions["ReportBlock"]["properties"][key])
     rule = definitions["ExceptionRule"]["properties"]
     rule["recipe"] = _about(_ref("Recipe"), rule["recipe"])
     task = definitions["TaskFile"]["properties"]
@@ -134,9 +143,16 @@ def _about(schema: Schema, before: Schema) -> Schema:
     return {"description": before["description"], **schema}
 
 
+def _unique(schema: Schema) -> None:
+    """Say of a list that it names nothing twice; of a choice of types the list is meant."""
+    for branch in (schema, *schema.get("anyOf", ())):
+        if branch.get("type") == "array":
+            branch["uniqueItems"] = True
+
+
 def _offered(names: Sequence[str]) -> Schema:
-    """Any text; an editor offers the names."""
-    return {"anyOf": [{"enum": sorted(names)}, {"type": "string"}]}
+    """Any text that is not empty; an editor offers the names."""
+    return {"anyOf": [{"enum": sorted(names)}, {"type": "string", "minLength": 1}]}
 
 
 def _swept(value: Schema) -> Schema:
@@ -231,9 +247,11 @@ def _row_of(spec: MethodSpec) -> Schema:
         settings[ADAPTER_CONFIG] = {"type": "string", "description": "Folder whose adapter_config.json is the config."}
     if spec.takes_sources != (0, 0):
         settings[INIT_FROM] = _ref(INIT_FROM)
+    made: Schema = {**row, "properties": {**row["properties"], **settings}}  # type: ignore[dict-item]
     if spec.answers_from_files:
-        settings[ADAPTER] = _ref(ADAPTER)
-    return {**row, "properties": {**row["properties"], **settings}}  # type: ignore[dict-item]
+        made["properties"][ADAPTER] = _ref(ADAPTER)
+        made["dependentSchemas"] = {ADAPTER: BESIDE_ADAPTER}
+    return made
 
 
 def _setting(hint: Any, field: dataclasses.Field[Any]) -> Schema:
@@ -252,6 +270,8 @@ def _row(methods: Sequence[str]) -> Schema:
     properties = {
         "method": _offered(methods), "recipe": _ref("Recipe"), INIT_FROM: _ref(INIT_FROM), ADAPTER: _ref(ADAPTER),
     }  # fmt: skip
+    without = {"required": [ADAPTER], "not": {"required": ["method"]}}
+    by_method.append({"if": {"type": "object", **without}, "then": BESIDE_ADAPTER})
     return {"type": ["object", "null"], "properties": properties, "allOf": by_method}
 
 
@@ -308,6 +328,12 @@ def _protocol_key(key: ProtocolKey) -> Schema:
     schema = kinds[key.kind]
     if key.maximum is not None:
         schema = {**schema, "maximum": key.maximum}
+    if key.sets == "seeds":
+        schema = {
+            **schema,
+            "items": {"type": "integer", "minimum": 0, "exclusiveMaximum": MAX_SEED},
+            "uniqueItems": True,
+        }
     if key.unset is not None:
         schema = {"anyOf": [{"const": key.unset}, schema]}
     return {**schema, "description": key.about}

@@ -28,9 +28,13 @@ def expand_suite(suite: Suite, methods: Mapping[str, MethodSpec], tasks: Mapping
     _check_row_limits(suite, tasks)
     shots = suite.file.few_shot.k if suite.file.few_shot else [None]
     limit = CellLimit(suite)
-    limit.require_entries(len(suite.backbones), len(names), len(shots), len(labels))
-    axes = itertools.product(suite.backbones, names, shots, labels)
-    rows = [((label, task, backbone), k) for backbone, task, k, label in axes]
+    once = {label for label, method in labels.items() if methods[method].answers_from_files}
+    limit.require_entries(len(suite.backbones), len(names), len(shots), len(labels), len(once))
+    rows = [
+        ((label, task, backbone), None if label in once else k)
+        for backbone, task, k, label in itertools.product(suite.backbones, names, shots, labels)
+        if k == shots[0] or label not in once  # no number of training rows changes what was trained elsewhere
+    ]
     family = GroupBuilder(suite, methods, tasks, labels, rows, limit)
     times = {label: suite.file.repeats if _can_differ(methods[method]) else 1 for label, method in labels.items()}
     limit.require_table([family.count(place, k) for place, k in rows for _ in range(times[place[0]])])

@@ -110,6 +110,9 @@ class ProtocolKey:
                 raise UserError(str(error), where=where, field=f"protocol.{self.name}") from None
         items = value if self.kind == "grid" else [value]
         wanted = int if self.kind == "integer" or self.sets == "seeds" else (int, float)
+        if wanted is int and isinstance(items, list):  # 4.0 is 4, as everywhere in a suite
+            items = [int(item) if isinstance(item, float) and item.is_integer() else item for item in items]
+            value = items if self.kind == "grid" else items[0]
         valid = isinstance(items, list) and items and all(_is_number(item, wanted) for item in items)
         # < inf also refuses NaN, which compares as false
         lowest = self.minimum if self.kind == "integer" else 0

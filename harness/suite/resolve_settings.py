@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.errors import UserError
-from harness.suite.adapter_folder import ADAPTER_CONFIG, read_adapter
+from harness.suite.adapter_folder import ADAPTER_CONFIG, read_adapter, without_notes
 from harness.suite.file_schema import ADAPTER, ExceptionRule, MethodSpec, Recipe, SourceChoice, Tuning
 from harness.suite.init_from import GRID_KEY, INIT_FROM, check_num_sources, read_sources, sources_title
 from harness.suite.protocol import Protocol, Scope
@@ -20,7 +20,7 @@ from harness.suite.ranges import Range
 from harness.suite.search import Search, corners, every_point, size_of
 from harness.suite.sweeps import Point, Space, find_space, is_searched, with_point
 from harness.suite.trained_adapter import TrainedAdapter, find_adapter
-from harness.validation import field_names, validate_settings
+from harness.validation import field_names, validate_settings, whole_numbers
 from harness.yaml_lines import Document
 
 ANSWERING = ("precision", "backbone_dropout", "quantization", "max_source_length", "head", "pooling", "label_tokens",
@@ -163,6 +163,11 @@ def _merge_and_find_space(entry: EntrySettings) -> tuple[SettingsLayer, Settings
         recipe = SettingsLayer()
     if entry.spec.answers_from_files:
         recipe.values = {name: value for name, value in recipe.values.items() if name in ANSWERING}
+    recipe.values = whole_numbers(Recipe, recipe.values)
+    if entry.spec.error is None:
+        hp.values = whole_numbers(entry.spec.hp_type, hp.values)
+    if "config" in hp.values:  # so that a cell is the same one where the method's file is read and not imported
+        hp.values["config"] = without_notes(hp.values["config"])
     shown = f"{entry.block}.{entry.label}"
     space = find_space(recipe.values, recipe.origins, "recipe", "recipe")
     space |= find_space(hp.values, hp.origins, "hp", shown)

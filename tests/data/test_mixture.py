@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +25,8 @@ from harness.report.tables import render_boards
 from harness.results.notes import data_notes
 from harness.results.rescore import rescore_folder
 from harness.results.schema import Result
-from harness.results.store import ResultStore, load_results
+from harness.results.store import ResultStore, checksum, load_results
+from harness.results.verify import verify_folder
 from harness.runner.plan import make_plan
 from harness.runner.run_suite import run
 from harness.suite.cell import Mixture, Part
@@ -87,6 +91,33 @@ def test_stored_predictions_give_the_scores_of_every_task_again(trained: Path) -
     checked = rescore_folder(ResultStore(trained / "results").scan())
     assert checked.moved == []
     assert checked.num_runs == 3 * 2 + 2, "three mixtures with two tasks each, and two teachers"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda split: split.update(score=99.0), "score of the mixture: stored 99.0000, its tasks give"),
+        (
+            lambda split: split["metrics"].update(dict.fromkeys(split["metrics"], 99.0)),
+            "of the mixture: stored 99.0000",
+        ),
+        (lambda split: split["metrics"].update(more=1.0), "a mixture has the metric"),
+        (lambda split: split.update(num_rows=3), "rows of the mixture: stored 3, its tasks give"),
+        (lambda split: split.update(num_unreadable=999), "unreadable answers of the mixture: stored 999"),
+    ],
+)
+def test_an_edited_score_of_the_mixture_itself_is_named(
+    trained: Path, tmp_path: Path, change: Callable[[dict[str, Any]], object], told: str
+) -> None:
+    shutil.copytree(trained / "results", tmp_path / "results")
+    path, _ = next(item for item in ResultStore(tmp_path / "results").scan() if item[1].cell.label == "student")
+    content = json.loads(path.read_text())
+    change(content["test"])
+    path.write_text(json.dumps(content | {"checksum": checksum(content)}))
+    (line,) = rescore_folder(ResultStore(tmp_path / "results").scan()).moved
+    assert line.startswith(f"{path}: test")
+    assert told in line
+    assert [item.kind for item in verify_folder(tmp_path / "results").findings if item.kind == "scores"] == ["scores"]
 
 
 def test_the_report_has_a_column_per_task_and_parameters_per_task_and_in_full(trained: Path) -> None:

@@ -246,6 +246,33 @@ def test_prompt_files_of_papers_answer_as_their_vectors(tmp_path: Path) -> None:
         filled("imported", narrow, backbone)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_every_kind_of_file_that_the_page_names_answers_alike(tmp_path: Path) -> None:
+    backbone = tiny_backbone("decoder")
+    torch.manual_seed(0)
+    prompt = torch.randn(5, 64)
+    writers: dict[str, Any] = {
+        "prefix_embeddings.pt": lambda path: torch.save(torch.nn.Parameter(prompt), path),
+        "prompt.npy": lambda path: np.save(path, prompt.numpy()),
+        "any.safetensors": lambda path: save_file({"anything": prompt}, path),
+        "any.bin": lambda path: torch.save({"anything": prompt}, path),
+        "any.pth": lambda path: torch.save(prompt, path),
+        "exported.safetensors": lambda path: save_file({"prompt": prompt}, path),
+    }
+    for name, write in writers.items():
+        write(tmp_path / name)
+        torch.testing.assert_close(filled("imported", tmp_path / name, backbone).prompt(), prompt, msg=name)
+    both = {"prompt": prompt, "added": torch.randn(24, 64)}
+    save_file(both, tmp_path / "both.safetensors")
+    method = filled("imported", tmp_path / "both.safetensors", backbone, source_length=24)
+    torch.testing.assert_close(method.added(), both["added"])
+    pickled = saved_lora(tmp_path / "lora")
+    expected = logits_with(filled("imported", pickled, backbone), backbone)
+    torch.save(load_file(pickled / "adapter_model.safetensors"), pickled / "adapter_model.bin")
+    (pickled / "adapter_model.safetensors").unlink()
+    torch.testing.assert_close(logits_with(filled("imported", pickled, backbone), backbone), expected)
+
+
 class Evil:
     def __reduce__(self) -> Any:
         return (Path.touch, (Path("touched"),))

@@ -24,9 +24,11 @@ from harness.backbone.load import load_backbone
 from harness.backbone.names import resolve_backbone
 from harness.backbone.network import Backbone
 from harness.cli.commands import app
-from harness.data import cell_rows
+from harness.data import all_tasks, load_task
 from harness.data.tokenization import encode
+from harness.method.adapter_tensors import read_adapter_tensors
 from harness.method.export import rebuild, stored_tensors
+from harness.method.method import Method
 from harness.method.peft_folder import tried_gap, write_adapter
 from harness.method.registry import discover
 from harness.report.boards import collect_boards
@@ -35,6 +37,7 @@ from harness.results.schema import Result
 from harness.results.store import ResultStore
 from harness.runner.run_suite import run
 from harness.suite.cell import Start
+from harness.suite.trained_adapter import find_adapter
 from harness.train.batch_input import BatchInput, Rows
 from tools.network_matrix.checkpoints import build
 
@@ -64,6 +67,13 @@ METHODS = """\
   loha: {method: peft, config: {peft_type: LOHA, r: 2}}
   own_prefix: {method: peft, config: {peft_type: PREFIX_TUNING, num_virtual_tokens: 3}}
 """
+ONE_PROMPT = """\
+  spot: {prompt_length: 3, init_from: {method: prompt_tuning, task: micro_entailment}}
+  dpt: {prompt_length: 3, bottleneck: 2}
+  mpt: {prompt_length: 3, init_from: [{method: prompt_tuning}]}
+  half: {method: lora, rank: 2, alpha: 2.5}
+"""
+"""Further methods that leave one prompt and nothing else, and a scale of LoRA that is no whole number."""
 T5_ONLY = """\
   accept: {prompt_length: 3, budget_length: 8, added_lr: 0.05}
   bitfit:
@@ -74,9 +84,11 @@ T5_ONLY = """\
 """
 ON_CONV1D = ("lora", "dora", "prompt_tuning", "prefix_tuning", "moved", "own_prefix")
 """GPT-2's projections are `Conv1D`, which fewer types of PEFT take; its queries, keys and values are one module."""
+ONE_PROMPT_LABELS = [line.strip().split(":")[0] for line in ONE_PROMPT.splitlines()]
 LABELS = [line.strip().split(":")[0] for line in METHODS.splitlines()]
-TYPES = {"dora": "LORA", "patterned": "LORA", "moved": "LORA", "allocated": "ADALORA", "own_prefix": "PREFIX_TUNING",
-         "residual_prompt_tuning": "PROMPT_TUNING", "p_tuning": "PROMPT_TUNING"}  # fmt: skip
+TYPES = {"dora": "LORA", "patterned": "LORA", "moved": "LORA", "half": "LORA", "allocated": "ADALORA",
+         "own_prefix": "PREFIX_TUNING"}  # fmt: skip
+TYPES |= dict.fromkeys(("residual_prompt_tuning", "p_tuning", "spot", "dpt", "mpt"), "PROMPT_TUNING")
 MERGED = ("lora", "dora", "ia3", "vera", "patterned", "allocated", "loha")
 SHIPPED = "micro-t5"
 Trained = dict[tuple[str, str], Path]
@@ -101,16 +113,20 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return stored(tmp_path_factory.mktemp("out"), [SHIPPED], METHODS + T5_ONLY)
+    return stored(tmp_path_factory.mktemp("out"), [SHIPPED], METHODS + ONE_PROMPT + T5_ONLY)
 
 
 def own_logits(path: Path, network: Backbone) -> tuple[list[list[int]], Tensor, Tensor]:
     """Ids of three test rows as the harness feeds them, ids of targets [3, T], and its logits [3, T, V]."""
     result = read(path)
     method = rebuild(path, result, discover(), network, stored_tensors(path, result))
-    data = cell_rows(result.cell, None, "")
-    encoded = encode(data.split("test"), network, data.task, data.task.max_source_length)
-    rows, fused = np.arange(3), BatchInput([method], network, data.task.max_source_length)
+    return logits_of(method, network, result.cell.task)
+
+
+def logits_of(method: Method, network: Backbone, name: str) -> tuple[list[list[int]], Tensor, Tensor]:
+    task = all_tasks()[name]
+    encoded = encode(load_task(task, None).test, network, task, task.max_source_length)
+    rows, fused = np.arange(3), BatchInput([method], network, task.max_source_length)
     labels = torch.as_tensor(encoded.targets(rows))
     fused.refresh(grad=False, cells=[0])
     with fused.attached(), torch.no_grad():
@@ -118,6 +134,15 @@ def own_logits(path: Path, network: Backbone) -> tuple[list[list[int]], Tensor, 
         logits = network.target_logits(embeds, mask, labels)
     sources = [encoded.sources(rows[i : i + 1], 0)[0].tolist() for i in range(3)]
     return sources, labels, logits
+
+
+def imported_logits(folder: Path, network: Backbone) -> Tensor:
+    """The logits [3, T, V] of the same rows by a row that answers with the folder: `adapter: FOLDER`."""
+    found = find_adapter(folder.name, folder.parent, "", "")
+    cls: Any = discover()["imported"].cls
+    method = cls(cls.HP(config=found.to_answer()), network)
+    method.start_from([read_adapter_tensors(found.weights, found.config)])
+    return logits_of(method.eval(), network, "micro_sentiment")[2]
 
 
 def read(path: Path) -> Result:
@@ -147,7 +172,7 @@ def fresh(name: str) -> Any:
 
 
 def test_what_peft_loads_gives_the_logits_of_the_cell(trained: Trained, tmp_path: Path) -> None:
-    check_round_trips(SHIPPED, trained, LABELS, tmp_path)
+    check_round_trips(SHIPPED, trained, [*LABELS, *ONE_PROMPT_LABELS], tmp_path)
 
 
 @pytest.mark.parametrize(("short", "labels"), [("llama", LABELS), ("gpt2", ON_CONV1D)])
@@ -172,6 +197,8 @@ def check_round_trips(name: str, made: Trained, labels_of_rows: Sequence[str], t
         model: Any = PeftModel.from_pretrained(fresh(name), str(out)).eval()
         theirs = peft_logits(model, sources, labels)
         torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4, msg=partial("{}: {}".format, label))
+        torch.testing.assert_close(imported_logits(out, network), ours, rtol=1e-4, atol=1e-4,
+                                   msg=partial("back in, {}: {}".format, label))  # fmt: skip
         if label in MERGED:
             merged = peft_logits(model.merge_and_unload(), sources, labels)
             torch.testing.assert_close(merged, ours, rtol=1e-3, atol=1e-3)
@@ -267,6 +294,7 @@ def test_mistakes_are_told_and_leave_nothing(trained: Trained, networks: Path, t
         return str(done.exception)
 
     peft = ("--format", "peft")
+    assert "is a folder; name the JSON of one cell in it" in said(str(path.parent), str(out), *peft)
     assert "has no trained tensors" in said(str(trained[SHIPPED, "majority"]), str(out), *peft)
     assert "is for a folder of PEFT. Say --format peft" in said(str(path), str(out), "--license", "mit")
     assert "is no name of a repository" in said(str(path), str(out), *peft, "--push", "a/b/c")

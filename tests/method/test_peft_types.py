@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,18 @@ from transformers import OPTConfig, OPTForCausalLM
 
 from harness.backbone import Backbone, Seal
 from harness.backbone.load import load_backbone, meta_backbone
+from harness.method.adapter_tensors import read_adapter_tensors
 from harness.method.method import Method
 from harness.method.peft_config import POSITIONWISE_TYPES, REFUSED_TYPES, make_peft_config
+from harness.method.peft_folder import tried_gap, write_adapter
 from harness.method.registry import discover
+from harness.suite.trained_adapter import find_adapter
 from harness.train.batch_input import BatchInput, Rows
 from harness.train.tiny_backbones import TinyTokenizer, tiny_backbone, tiny_rows
 
-PEFT: Any = discover()["peft"].cls
+REGISTRY: Any = discover()
+PEFT: Any = REGISTRY["peft"].cls
+IMPORTED: Any = REGISTRY["imported"].cls
 LENGTHS = [9, 9, 9]  # of one length: PEFT counts positions of padding, the harness does not
 
 PROMPT = {"num_virtual_tokens": 4}
@@ -141,12 +147,25 @@ def held_to_peft(config: dict[str, Any], network: str, steps: int = 6) -> Cell:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("network", ["decoder", "encoder-decoder"])
 @pytest.mark.parametrize("kind", TYPES)
-def test_a_type_trains_as_in_peft_and_leaves_the_backbone_alone(kind: str, network: str) -> None:
+def test_a_type_trains_as_in_peft_and_leaves_the_backbone_alone(kind: str, network: str, tmp_path: Path) -> None:
+    """And leaves as a folder that PEFT loads and that answers here, with equal logits."""
     if (kind, network) in REFUSED_ON:
         with pytest.raises(ValueError, match=kind):
             Cell(settings(kind), network)
         return
-    held_to_peft(settings(kind), network)
+    cell = held_to_peft(settings(kind), network)
+    out = tmp_path / "out"
+    out.mkdir()
+    write_adapter(cell.method, cell.backbone, out, "x")
+    assert tried_gap(cell.method, cell.backbone, out) < 1e-4
+    found = find_adapter("out", tmp_path, "", "")
+    back: Method = IMPORTED(IMPORTED.HP(config=found.to_answer()), cell.backbone)
+    back.start_from([read_adapter_tensors(found.weights, found.config)])
+    with cell.fused.attached(), torch.no_grad():
+        ours = cell.logits()
+    cell.fused = BatchInput([back.eval()], cell.backbone, 24)
+    with cell.fused.attached(), torch.no_grad():
+        torch.testing.assert_close(cell.logits(), ours, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -23,8 +23,10 @@ from harness.data import all_tasks, encode, load_task, max_new_tokens
 from harness.errors import UserError
 from harness.results.schema import Result
 from harness.results.store import ResultStore, read_predictions
+from harness.results.submission import check_submission
 from harness.runner.plan import make_plan
 from harness.runner.preflight import find_misfits
+from harness.runner.submitted_suites import known_suites
 from harness.suite.make_groups import Overrides
 from harness.train.evaluate import to_text
 from tools.network_matrix.checkpoints import build
@@ -149,6 +151,21 @@ def test_adapters_of_peft_are_scored_as_in_peft_and_shown_as_not_trained_here(fo
     assert "ms/answer" in shown.output
     assert "not merged: it changes the input" in shown.output
     assert harness.run(suite, results=out, quiet=True).num_trained == 0
+
+    # a stranger's folder: the method's file is read and not imported, and the adapter may lie elsewhere
+    checked = check_submission(out, lambda results: known_suites(results, [suite]))
+    assert [remark for remark in checked.findings if remark.kind in ("settings", "seeds", "selection")] == []
+    assert not any(remark.kind == "settings" for remark in checked.unknown)
+    shutil.move(folder / "adapters" / "lora", folder / "moved")
+    checked = check_submission(out, lambda results: known_suites(results, [suite]))
+    unjudged = {remark.path.split("/")[2] for remark in checked.unknown if remark.kind == "settings"}
+    assert unjudged == {"ours-lora", "further"}
+    shutil.move(folder / "moved", folder / "adapters" / "lora")
+    forged = suite.with_name("forged.yaml")
+    forged.write_text(suite.read_text().replace("lr: 0.001}", "lr: 0.002}"))
+    checked = check_submission(out, lambda results: known_suites(results, [forged]))
+    (remark,) = [remark for remark in checked.findings if remark.kind == "settings"]
+    assert "recipe.lr is 0.001, not 0.002" in remark.problem
 
     # another adapter under the same name makes its result a stale one
     before = found["ours-prompt"].cell_id

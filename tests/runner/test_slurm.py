@@ -92,6 +92,24 @@ def test_setup_and_processors_reach_the_command(tmp_path: Path) -> None:
     assert process.communicate(timeout=60)[0] == "2 a b\n"
 
 
+def test_the_callers_python_path_reaches_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clusters may start tasks without the caller's environment, and in another folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", f"lib's:/opt/x:{tmp_path}")
+    done = CliRunner().invoke(app, ["slurm", "quickstart", "--results", "out"])
+    assert done.exit_code == 0, done.output
+    lines = (tmp_path / "harness-quickstart.sh").read_text().splitlines()
+    (line,) = [line for line in lines if line.startswith("export PYTHONPATH=")]
+    for of_node, expected in (("", ""), ("/of/node", ":/of/node")):
+        shown = subprocess.run(["bash", "-c", f'{line}; printf %s "$PYTHONPATH"'], env={"PYTHONPATH": of_node},
+                               capture_output=True, text=True, check=True).stdout  # fmt: skip
+        assert shown == f"{tmp_path}/lib's:/opt/x:{tmp_path}{expected}"
+    assert lines.index(line) < next(i for i, text in enumerate(lines) if " -m harness run " in text)
+    monkeypatch.delenv("PYTHONPATH")
+    assert CliRunner().invoke(app, ["slurm", "quickstart", "--results", "out"]).exit_code == 0
+    assert "PYTHONPATH" not in (tmp_path / "harness-quickstart.sh").read_text()
+
+
 @pytest.mark.parametrize(
     ("allocation", "field"),
     [

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from harness.errors import UserError
@@ -150,3 +151,18 @@ def test_running_grows_with_the_number_of_cells(tmp_path: Path) -> None:
 
     work(3)()
     require_linear([calls_of(work(count)) for count in (10, 20, 30)])
+
+
+def test_what_was_trained_elsewhere_counts_once_whatever_seeds_and_shots_there_are(tmp_path: Path) -> None:
+    for name in "ab":
+        np.save(tmp_path / f"{name}.npy", np.zeros((3, 96), np.float32))
+    rows = "methods: {lora: {rank: 2, recipe: {lr: 0.1}}, a: {adapter: a.npy}, b: {adapter: b.npy}}\n"
+    head = "seeds: [1, 2, 3]\nfew_shot: {k: [4, 8]}\nexecution: {max_cells: %d}\n"
+    plan = plan_of(tmp_path, head % 8 + rows)
+    found = [(group.label, group.k, len(group.cells)) for group in plan.groups]
+    assert found == [("lora", 4, 3), ("a", None, 1), ("b", None, 1), ("lora", 8, 3)]
+    assert all(cell.few_shot is None for group in plan.groups if group.k is None for cell in group.cells.values())
+    with pytest.raises(UserError, match="declares 8 cells"):
+        plan_of(tmp_path, head % 7 + rows)
+    with pytest.raises(UserError, match=r"declares 4 table entries \(2 numbers of shots x 3 methods, 2 of them once\)"):
+        plan_of(tmp_path, head % 3 + rows)
