@@ -6,6 +6,8 @@ YAML 1.2, since 1.1 (PyYAML) reads `no` as false and `3e-1` as a text.
 
 from __future__ import annotations
 
+import copy
+import functools
 import re
 from pathlib import Path as FilePath
 from typing import Any
@@ -99,12 +101,8 @@ def read_document(path: str | FilePath) -> Document:
     file = FilePath(path)
     text = _read_text(file)
     shown = text.splitlines()
-    plain = _Plain()
     try:
-        raw = _parser().load(text)
-        if not isinstance(raw, CommentedMap):
-            raise _Refused("expected a mapping of keys to values at the top", 1)
-        data = plain.build(raw, ())
+        data, lines = _parsed(text)
     except _Refused as error:
         raise UserError(str(error), where=_location(str(file), error.line, shown)) from None
     except MarkedYAMLError as error:
@@ -113,7 +111,17 @@ def read_document(path: str | FilePath) -> Document:
         raise UserError(f"not valid YAML: {problem}", where=_location(str(file), line, shown)) from None
     except Exception as error:  # ruamel lets dozens of types escape on broken input
         raise UserError(f"not valid YAML: {_first_line(error)}", where=str(file)) from None
-    return Document(str(file), data, plain.lines, text)
+    return Document(str(file), copy.deepcopy(data), dict(lines), text)
+
+
+@functools.lru_cache(maxsize=16)  # a command reads its suite before torch is imported and again after: 5 ms a kilobyte
+def _parsed(text: str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
+    """Return the data of a mapping and the line of each key. Raises _Refused, and what ruamel raises."""
+    raw = _parser().load(text)
+    if not isinstance(raw, CommentedMap):
+        raise _Refused("expected a mapping of keys to values at the top", 1)
+    plain = _Plain()
+    return plain.build(raw, ()), plain.lines
 
 
 def parse_value(text: str, where: str = "--set") -> Any:

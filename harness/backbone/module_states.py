@@ -138,8 +138,8 @@ def _trace(module: nn.Module) -> ModuleState:
         "the names of tensors": tuple(weights),
         "requires_grad": tuple(weight.requires_grad for weight in weights.values() if weight is not None),
         # a `forward` or `compute_bias` on the module itself hides that of its class
-        "a function": tuple((name, value) for name, value in own.items() if _is_function(value)),
-        "a setting": tuple((name, value) for name, value in steady.items() if _is_setting(name, value)),
+        "a function": tuple([(name, value) for name, value in own.items() if _is_function(value)]),
+        "a setting": tuple([(name, value) for name, value in steady.items() if _is_setting(name, value)]),
         "the configuration": _settings(own.get("config")),
     }
 
@@ -169,9 +169,11 @@ def _settings(config: Any) -> dict[str, Any] | None:
 
 def _same(now: Any, before: Any) -> bool:
     """Whether plain values are equal and objects the same. Tensors compare by identity: `Seal` reads their numbers."""
+    if now is before:
+        return True
     if isinstance(now, tuple) and isinstance(before, tuple):
         return len(now) == len(before) and all(map(_same, now, before))
-    if isinstance(now, (bool, int, float, str, dict)) or now is None:
+    if isinstance(now, (bool, int, float, str, dict)):
         return bool(now == before)
     # each access makes a new bound method; two of one object and function are equal
-    return now is before or (_is_function(now) and bool(now == before))
+    return _is_function(now) and bool(now == before)

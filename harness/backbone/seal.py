@@ -188,8 +188,15 @@ def _weighted_sums(bits: Tensor, mixes: bool) -> Tensor:
     a weight: 0 and 2 changed places unseen with every second pair of weights.
     """
     weights = _weights(bits.device)
-    pieces = [piece ^ (piece >> 32 & 0xFFFFFFFF) if mixes else piece for piece in torch.split(bits, len(weights))]
+    if len(bits) <= len(weights):  # most tensors of a small network: cutting and joining would take a quarter
+        return ((_mixed(bits) if mixes else bits) * weights[: len(bits)]).sum(dim=0, keepdim=True)
+    pieces = [_mixed(piece) if mixes else piece for piece in torch.split(bits, len(weights))]
     return torch.stack([(piece * weights[: len(piece)]).sum() for piece in pieces])
+
+
+def _mixed(bits: Tensor) -> Tensor:
+    """[n] 64-bit integers -> the same with the upper half of each laid over the lower one."""
+    return bits ^ (bits >> 32 & 0xFFFFFFFF)
 
 
 @functools.cache

@@ -19,6 +19,7 @@ from harness.method.method_source import UNREADABLE, read_spec, read_specs
 from harness.method.registry import discover, load_file
 from harness.runner.plan import make_plan
 from harness.runner.resolve_suite import judge_suite, resolve_suite
+from harness.shipped import shipped_methods
 from harness.suite.make_groups import Overrides
 
 HEAVY = ("torch", "transformers", "pandas", "scipy", "peft")
@@ -177,3 +178,17 @@ def test_what_only_an_import_can_tell_is_let_through(
     if is_read:
         assert [item.name for item in dataclasses.fields(spec.hp_type)] == ["rank", line.split(":")[0]]
         assert spec.takes_sources == ((0, None) if parent == "Base" else (0, 0))
+
+
+def test_a_method_file_that_has_changed_is_read_again(tmp_path: Path) -> None:
+    path, source = tmp_path / "dept.py", (shipped_methods() / "dept.py").read_text()
+    path.write_text(source)
+    before = read_spec(path)
+    path.write_text(source + "# another\n")
+    after = read_spec(path)
+    assert before == dataclasses.replace(after, source_sha256=before.source_sha256, hp_type=before.hp_type)
+    assert before.source_sha256 != after.source_sha256
+    path.write_text("raise ValueError")
+    assert read_spec(path).error == UNREADABLE
+    path.unlink()
+    assert read_spec(path).error == UNREADABLE

@@ -252,3 +252,16 @@ def test_a_grid_of_absurd_size_is_refused_at_once(write_suite: Write) -> None:
 def test_a_mistake_on_the_command_line_is_not_blamed_on_the_file(key: str, value: object, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_suite(find_suite("quickstart"), Overrides(settings={key: value}))
+
+
+def test_what_is_done_to_the_data_of_a_file_is_not_in_its_next_reading(write_suite: Write) -> None:
+    path = write_suite(BASE)
+    first, untouched = read_document(path), read_document(path)
+    first.data["recipe"]["steps"] = 7
+    first.data["seeds"].append(44)
+    first.lines.clear()
+    again = read_document(path)
+    assert (again.data, again.lines) == (untouched.data, untouched.lines)
+    assert again.data["recipe"] == {"steps": 100}
+    path.write_text(BASE.replace("100", "200"))
+    assert read_document(path).data["recipe"] == {"steps": 200}
