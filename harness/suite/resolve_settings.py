@@ -1,7 +1,8 @@
 """The settings of one table entry: layers merged from weakest to strongest, then each grid point validated.
 
 The layers, weakest first: the method file's defaults, the protocol, the suite's recipe, the method's block in the
-suite, the exceptions, --set. Sweeps are found and crossed in `sweeps`; `search` draws points from sweeps and ranges.
+suite, the exceptions, --set. `sweeps` finds sweeps and crosses them to the points of a grid; `search` draws points from
+sweeps and ranges.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from harness.suite.file_schema import ADAPTER, ExceptionRule, MethodSpec, Recipe
 from harness.suite.init_from import GRID_KEY, INIT_FROM, check_num_sources, read_sources, sources_title
 from harness.suite.protocol import Protocol, Scope
 from harness.suite.ranges import Range
-from harness.suite.search import Search, corners, every_point, size_of
-from harness.suite.sweeps import Point, Space, find_space, is_searched, with_point
+from harness.suite.search import Search, corners
+from harness.suite.sweeps import Point, Space, every_point, find_space, is_searched, size_of, with_point
 from harness.suite.trained_adapter import TrainedAdapter, find_adapter
 from harness.validation import field_names, validate_settings, whole_numbers
 from harness.yaml_lines import Document

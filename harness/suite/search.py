@@ -7,9 +7,7 @@ k and i, so that two methods with the same range are tried at the same values. `
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
-import math
 import random
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -79,18 +77,6 @@ class Search:
     def _drawn(self, key: str, item: list[Any] | Range, draw: int) -> Any:
         share = random.Random(f"{self.seed} {key} {draw}").random()
         return item.at(share) if isinstance(item, Range) else item[int(share * len(item))]
-
-
-def size_of(space: Mapping[str, list[Any] | Range]) -> int | None:
-    """Return how many points a space holds; None if a range of it is not counted."""
-    sizes = [item.size if isinstance(item, Range) else len(item) for item in space.values()]
-    return math.prod(size for size in sizes if size) if None not in sizes else None
-
-
-def every_point(space: Mapping[str, list[Any] | Range]) -> list[Point]:
-    """Return all points of a space that can be counted. The last setting varies fastest; an empty space has one."""
-    axes = [[*range(int(item.low), int(item.high) + 1)] if isinstance(item, Range) else item for item in space.values()]
-    return [dict(zip(space, values, strict=True)) for values in itertools.product(*axes)]
 
 
 def corners(space: Mapping[str, list[Any] | Range]) -> list[Point]:

@@ -1,4 +1,4 @@
-"""Sweeps: `{sweep: [...]}` in a suite's settings, and the space that sweeps and ranges span.
+"""Sweeps: `{sweep: [...]}` in a suite's settings, the space that sweeps and ranges span, and all points of a grid.
 
 `lr: {sweep: [0.1, 0.3]}` stands for two grid points. Several sweeps are crossed: each value of one with each of the
 others. A setting may hold a range instead (`ranges`); `search` draws points from both.
@@ -6,6 +6,8 @@ others. A setting may hold a range instead (`ranges`); `search` draws points fro
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -97,3 +99,15 @@ def _hashable(value: Any) -> Any:
     if isinstance(value, dict):
         return frozenset((key, _hashable(item)) for key, item in value.items())
     return tuple(map(_hashable, value)) if isinstance(value, list) else value
+
+
+def size_of(space: Mapping[str, list[Any] | Range]) -> int | None:
+    """Return how many points a space holds; None if a range of it is not counted."""
+    sizes = [item.size if isinstance(item, Range) else len(item) for item in space.values()]
+    return math.prod(size for size in sizes if size) if None not in sizes else None
+
+
+def every_point(space: Mapping[str, list[Any] | Range]) -> list[Point]:
+    """Return all points of a space that can be counted. The last setting varies fastest; an empty space has one."""
+    axes = [[*range(int(item.low), int(item.high) + 1)] if isinstance(item, Range) else item for item in space.values()]
+    return [dict(zip(space, values, strict=True)) for values in itertools.product(*axes)]

@@ -19,7 +19,8 @@ from harness.runner.resolve_suite import judge_suite, resolve_suite
 from harness.suite.groups import Group
 from harness.suite.make_groups import Overrides
 from harness.suite.ranges import Range
-from harness.suite.search import Search, size_of
+from harness.suite.search import Search
+from harness.suite.sweeps import size_of
 
 HEAD = """\
 suite: searched
