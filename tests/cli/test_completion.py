@@ -12,7 +12,7 @@ from conftest import SMALL_SUITE
 from paths import ROOT
 from typer.testing import CliRunner
 
-from harness.cli.commands import app
+from harness.cli.commands import app, main
 
 HEAVY = ("torch", "transformers", "pandas", "scipy", "peft")
 OWN = SMALL_SUITE.replace("  majority:", "  own_row: {method: dept}\n  majority:") + (
@@ -96,3 +96,13 @@ def test_completing_imports_nothing_heavy(folder: Path) -> None:
     assert done.stdout.endswith("heavy: []\n"), done.stdout
     assert "quickstart" in done.stdout
     assert "cb,mnli" in done.stdout
+
+
+def test_as_a_module_the_program_has_its_own_name_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Under another name `python -m harness --show-completion` would complete a command that nobody types."""
+    monkeypatch.setattr(sys, "argv", ["/somewhere/harness/__main__.py", "new", "siute", "x"])
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().err.startswith("Usage: harness new ")

@@ -21,6 +21,7 @@ from harness.method.adapter_tensors import read_adapter_tensors
 from harness.method.merging import CannotMerge
 from harness.method.method import Method
 from harness.method.peft_config import REFUSED_TYPES
+from harness.method.peft_folder import write_adapter
 from harness.method.peft_targets import set_targets
 from harness.method.registry import discover
 from harness.suite.trained_adapter import TrainedAdapter, find_adapter
@@ -244,6 +245,22 @@ def test_prompt_files_of_papers_answer_as_their_vectors(tmp_path: Path) -> None:
     np.save(narrow / "prompt.npy", prompt[:, :32].numpy())
     with pytest.raises(ValueError, match=r"its vectors are \[8, 32\], and the backbone is 64 wide"):
         filled("imported", narrow, backbone)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_prefix_that_was_exported_from_an_encoder_decoder_answers_again(tmp_path: Path) -> None:
+    """Its folder says twice as many layers as the decoder has: PEFT would else give a layer another layer's prefix."""
+    backbone, out = tiny_backbone("encoder-decoder"), tmp_path / "out"
+    out.mkdir()
+    cls = REGISTRY["prefix_tuning"]
+    torch.manual_seed(0)
+    method = cls(cls.HP(prefix_length=3), backbone).eval()
+    write_adapter(method, backbone, out, "x")
+    assert json.loads((out / "adapter_config.json").read_text())["num_layers"] == 4
+    expected = logits_with(method, backbone)
+    torch.testing.assert_close(logits_with(filled("imported", out, backbone), backbone), expected)
+    bare = logits_with(METHODS["spot"](METHODS["spot"].HP(prompt_length=1), backbone), backbone)
+    assert float((expected - bare).abs().max()) > 1e-3, "the prefix changes nothing"
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -68,8 +68,8 @@ METHODS = """\
   own_prefix: {method: peft, config: {peft_type: PREFIX_TUNING, num_virtual_tokens: 3}}
 """
 ONE_PROMPT = """\
-  spot: {prompt_length: 3, init_from: {method: prompt_tuning, task: micro_entailment}}
-  dpt: {prompt_length: 3, bottleneck: 2}
+  spot: {prompt_length: 3, init_from: {method: prompt_tuning}}
+  dpt: {prompt_length: 3, rank: 2}
   mpt: {prompt_length: 3, init_from: [{method: prompt_tuning}]}
   half: {method: lora, rank: 2, alpha: 2.5}
 """

@@ -208,6 +208,23 @@ def test_mistakes_are_named_with_their_line(write_suite: Write, tmp_path: Path, 
 
 
 @pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("methd: prompt_tuning", "row 'teacher' names no method, and no method is called so (allowed: "),
+        ("method: prompt_tunning", "unknown method 'prompt_tunning'; did you mean prompt_tuning?"),
+    ],
+)
+def test_a_row_of_sources_without_a_method_is_told_with_its_own_line(
+    write_suite: Write, tmp_path: Path, key: str, message: str
+) -> None:
+    path = write_suite(SUITE.replace("method: prompt_tuning", key, 1))
+    with pytest.raises(UserError) as caught:
+        plan_of(path, tmp_path / "none", methods=["spot"])
+    assert message in str(caught.value)
+    assert "suite.yaml:7" in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ("{prompt_length: 5, init_from", "cannot start from teacher on micro_entailment: a source's prompt is [4, 96]"),
