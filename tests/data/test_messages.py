@@ -118,7 +118,7 @@ def test_a_mistake_in_a_conversation_is_one_sentence_with_file_and_row(tmp_path:
 
 @pytest.mark.parametrize("name", ["talks.jsonl", "talks.parquet"])
 def test_keys_without_a_value_are_none_and_others_are_left_out_and_counted(tmp_path: Path, name: str) -> None:
-    empty = {"name": None, "tool_calls": [], "reasoning_content": ""}
+    empty: dict[str, Any] = {"name": None, "tool_calls": [], "reasoning_content": ""}
     talks = [[{**USER, **empty}, ANSWER], [{**USER, "date": "May"}, {**ANSWER, "date": "June"}], [USER, ANSWER]]
     record = load_task(task(write(tmp_path, name, talks)), None).record
     assert record.source.endswith("('date' of messages left out in 1 row)")
