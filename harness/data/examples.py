@@ -104,7 +104,8 @@ class Converter:
         """
         if self.task.messages:
             column = self.task.messages
-            (*earlier, (role, text)), label = read_messages(self._value(where, row, column), where, column)
+            (*earlier, (role, text)), label, unread = read_messages(self._value(where, row, column), where, column)
+            self.edits.update(f"{key!r} of messages left out" for key in unread)
             source = _prefix(self.task) + text
             made = self._labelled(source, label, row, where)
             made = [replace(example, messages=(*earlier, (role, source))) for example in made]
@@ -128,6 +129,8 @@ class Converter:
         if self.task.kind == "choice":
             choices, names = self._choices(where, row)
             right = self._choice_matcher.match(label, choices, names, where)
+            if not self.task.ids_are_documented:
+                self._check_alone(right, choices, where)
             return [Example(source, choices[right], (str(right),), choices=choices)]
         if self.task.kind == "classification":
             target = self._targets[self._matcher.match(label, where)]
@@ -175,6 +178,19 @@ class Converter:
             raise UserError(f"choice {number} is empty", where=where, field=columns[min(number, len(columns) - 1)],
                             hint=hint if len(columns) > 1 else None)  # fmt: skip
         return space_punctuation(text) if self.task.space_punctuation else text
+
+    def _check_alone(self, right: int, choices: Sequence[str], where: str) -> None:
+        """Raise UserError if another choice has the text of the right one: the first of equal scores wins.
+
+        Shipped tasks are not asked: their rows are scored as published, as lm-evaluation-harness does.
+        """
+        twin = next((i for i, text in enumerate(choices) if text == choices[right] and i != right), None)
+        if twin is not None:
+            first, second = sorted((right, twin))
+            problem = (
+                f"choices {first} and {second} have the same text {choices[right]!r:.60}, and one of them is right"
+            )
+            raise UserError(problem, where=where, field=self.task.label, hint="Take one of the two out.")
 
     def _source(self, where: str, row: Row) -> str:
         parts = []

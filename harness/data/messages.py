@@ -12,14 +12,36 @@ Messages = tuple[tuple[str, str], ...]
 """(role, content) of each message, in order."""
 
 ROLES = ("system", "user", "assistant")
+READ = ("role", "content")
+"""Keys of a message that are read."""
 _FORM = 'Expected [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}].'
 
 
-def read_messages(value: object, where: str, column: str) -> tuple[Messages, str]:
-    """Return the conversation before the answer, and the answer, which is the last message.
+STEERING = {
+    "tool_calls": "a call of a tool",
+    "function_call": "a call of a function",
+    "tool_call_id": "the answer of a tool",
+    "name": "the name of who speaks",
+    "reasoning_content": "reasoning in front of the answer",
+    "reasoning": "reasoning in front of the answer",
+    "thinking": "reasoning in front of the answer",
+    "refusal": "a refusal in place of the answer",
+    "audio": "sound",
+    "images": "images",
+    "weight": "whether the message is trained on",
+    "train": "whether the message is trained on",
+    "prefix": "that the answer goes on",
+}
+"""Key of a message -> what it holds, of those that some chat template or trainer would read.
+
+Without them a row would be another one, so it is refused; other keys (a date, a language) are left out and counted."""
+
+
+def read_messages(value: object, where: str, column: str) -> tuple[Messages, str, tuple[str, ...]]:
+    """Return the conversation before the answer, the answer, which is the last message, and the keys left out.
 
     `value` is a list of {role, content}, or such a list as JSON. A system message may stand first; then user and
-    assistant take turns. Raises UserError, at `where`, for anything else.
+    assistant take turns. Raises UserError, at `where`, for anything else, and for a message with one of STEERING.
     """
     items = _as_list(value, where, column)
     messages = tuple(_message(item, number, where, column) for number, item in enumerate(items, 1))
@@ -35,7 +57,8 @@ def read_messages(value: object, where: str, column: str) -> tuple[Messages, str
     if not turns or turns[-1][0] != "assistant":
         problem = f"'{column}' does not end with a message of assistant, which would be the answer to train on"
         raise UserError(problem, where=where)
-    return messages[:-1], messages[-1][1]
+    unread = dict.fromkeys(key for item in items for key in item if key not in READ and not _is_nothing(item[key]))
+    return messages[:-1], messages[-1][1], tuple(unread)
 
 
 def _as_list(value: object, where: str, column: str) -> list[Any]:
@@ -56,6 +79,12 @@ def _message(item: object, number: int, where: str, column: str) -> tuple[str, s
         problem = f"message {number} of '{column}' has no role and content: {item!r:.60}"
         raise UserError(problem, where=where, hint=_FORM)
     role = require_choice(str(item["role"]), ROLES, kind=f"role of message {number} in '{column}'", where=where)
+    steering = next((key for key in STEERING if not _is_nothing(item.get(key))), None)
+    if steering is not None:
+        problem = (
+            f"message {number} of '{column}', of {role}, has '{steering}' ({STEERING[steering]}), which is not read"
+        )
+        raise UserError(problem, where=where, hint="Write it into content, or take the key or the row out.")
     content = item["content"]
     if content is None or (isinstance(content, str) and not content.strip()):
         raise UserError(f"message {number} of '{column}', of {role}, is empty", where=where)
@@ -63,3 +92,8 @@ def _message(item: object, number: int, where: str, column: str) -> tuple[str, s
         problem = f"the content of message {number} in '{column}' is no text but {type(content).__name__}"
         raise UserError(problem, where=where)
     return role, content
+
+
+def _is_nothing(value: object) -> bool:
+    """Return whether a key is there for its column alone: Parquet gives a key that one message has to all."""
+    return value is None or value == "" or (isinstance(value, (list, tuple, dict)) and not value)

@@ -136,6 +136,14 @@ class PromptForm:
         marks = self._tokenizer.convert_ids_to_tokens(sorted(_boundary_tokens(self._backbone)))
         return _pattern(mark for mark in marks if isinstance(mark, str))
 
+    def _readable(self, text: str) -> str:
+        """Return a text without the tokens that it spells. Raises UserError where nothing else stands in it."""
+        left = self._unmarked(text)
+        if left != text and not left.strip() and text.strip():
+            problem = f"the text {text!r:.60} is nothing but special tokens of backbone '{self._backbone.name}'"
+            raise UserError(f"{problem}, and nothing would be read", hint="Take the row or the message out.")
+        return left
+
     @functools.cached_property
     def _unmarked(self) -> Callable[[str], str]:
         return functools.partial(_without, self._spelled)
@@ -166,6 +174,9 @@ class _Plain(PromptForm):
     def source_ids(self, examples: Sequence[Example], limit: int) -> tuple[list[list[int]], int]:
         """As for `suffix`. The last blank of a decoder's text is the answer's: words are one token with it."""
         texts = [self._unmarked(self._text(example)) for example in examples]
+        for example in examples:
+            for text in (example.source, *(content for _, content in example.messages)):
+                self._readable(text)
         if self._backbone.kind.name != "decoder":
             return self._framed(texts, limit, "")
         found, num_cut = self._framed([text.removesuffix(" ") for text in texts], limit, "")
@@ -352,7 +363,7 @@ class _Chat(PromptForm):
         return ids
 
     def _unmarked_messages(self, messages: Messages) -> Messages:
-        return tuple((role, self._unmarked(content)) for role, content in messages)
+        return tuple((role, self._readable(content)) for role, content in messages)
 
     @functools.cached_property
     def _spelled(self) -> re.Pattern[str] | None:

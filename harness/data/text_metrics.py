@@ -36,8 +36,16 @@ MARK = "####"
 _BOX = "\\boxed{"
 
 _UNIT = r"\\(?:text|mathrm|textbf|mathbf)\{[^{}]*\}(?:\^\{?-?\d\}?)?"
-_CURRENCY = r"\\?[$€£¥₹₩₽₿]"
+_CODES = "USD EUR GBP JPY CNY RMB INR AUD CAD CHF NZD SGD HKD KRW BRL MXN ZAR RUB SEK NOK DKK PLN Rs RM"
+"""Currencies that stand in front of a number as letters, without a blank too: USD72. `Rs.` has a point of its own."""
+_CURRENCY = rf"(?:\\?[$€£¥₹₩₽₿]|(?:{_CODES.replace(' ', '|')})\.?)"
+_BLANKS = "[ \u00a0\u2009\u202f]"
 _PERCENT = r"\s?(?:\\?%|[Pp]ercent\b)"
+# in groups of three, none of which stands among other numbers: `2024 100 200`, `1 100/200` and `1 2345` are several
+_SPACED = (
+    rf"(?<!\d{_BLANKS})(?P<spaced>[1-9]\d{{0,2}}(?P<blank>{_BLANKS})\d{{3}}(?:(?P=blank)\d{{3}}){{0,9}})"
+    rf"(?!\d|{_BLANKS}?\d|\s?/|,\d{{3}}|-[^\W\d_])(?P<spaced_rest>\.\d+|,\d{{1,2}}(?!\d))?"
+)
 # a part that may fail late is bounded ({1,10}), so that no text takes more than a few steps for each of its characters
 _NUMBER = re.compile(
     rf"""(?<![\w.\\])
@@ -45,6 +53,7 @@ _NUMBER = re.compile(
     (?:
         (?P<whole>\d{{1,6}}\s?)?\\[dtc]?frac\s?\{{\s?(?P<top>-?\d+)\s?\}}\{{\s?(?P<bottom>\d+)\s?\}}
       | (?:(?P<thousands>\d{{1,3}}(?:,\d{{3}}){{1,10}}(?!\d))(?P<rest>\.\d+)?
+          | {_SPACED}
           | (?P<decimal>\d+(?:[.,]\d+)?|\.\d+)(?P<exponent>[eE][+-]?\d{{1,2}}(?!\d))?)
         (?:\s?/\s?(?P<divisor>\d+(?:\.\d+)?))?
     )
@@ -88,9 +97,9 @@ def number_of(text: str) -> str | None:
     number that leads if a word or a colon follows ("#### 3 apples in 2 days"), behind `####` also if a bracket does
     ("#### 72 (72)"), and else the last.
 
-    A number may have a sign, a currency, thousands (1,234), decimals (`.` or `,`), an exponent (1e5), a divisor (3/4,
-    \\frac{3}{4}) and a percent sign. Of a mixed number written `1 3/4` the fraction is read; `1\\frac{3}{4}` is read
-    whole. It takes time in proportion to the text.
+    A number may have a sign, a currency ($72, USD72), thousands (1,234 or 1 234), decimals (`.` or `,`), an exponent
+    (1e5), a divisor (3/4, \\frac{3}{4}) and a percent sign. Of a mixed number written `1 3/4` the fraction is read;
+    `1\\frac{3}{4}` is read whole. It takes time in proportion to the text.
     """
     if not text.isascii():  # digits of other scripts, and the long minus
         text = re.sub(r"\d", lambda digit: str(int(digit[0])), text).replace("−", "-")
@@ -153,6 +162,8 @@ def _plain(number: re.Match[str]) -> str | None:
         return f"{sign}{top}/{number['bottom']}".removeprefix("--")
     if number["thousands"] is not None:
         value = number["thousands"].replace(",", "") + (number["rest"] or "")
+    elif number["spaced"] is not None:
+        value = number["spaced"].replace(number["blank"], "") + (number["spaced_rest"] or "").replace(",", ".")
     else:
         value = number["decimal"].replace(",", ".")
         if number["exponent"] is not None:
@@ -193,7 +204,8 @@ def _parsed(form: str) -> list[Any]:
 
 
 def _numeric_signature(references: References) -> str:
-    return f"float_rounding:6|{_versions('math-verify', 'latex2sympy2_extended', 'sympy')}"
+    # of the reading here: 2 since thousands may have blanks and a currency may be letters
+    return f"reading:2|float_rounding:6|{_versions('math-verify', 'latex2sympy2_extended', 'sympy')}"
 
 
 def rouge(name: str) -> Callable[[Predictions, References, Sequence[str]], float]:

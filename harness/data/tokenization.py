@@ -32,8 +32,9 @@ from harness.data.tasks.task import Task
 from harness.errors import UserError
 from harness.suite import LabelTokens
 
-FORMAT = 4
-"""Part of every file's name. Raise it when `encode` gives other ids for the same rows, so that old files are left."""
+FORMAT = 5
+"""Part of every file's name. Raise it when `encode` gives other ids for the same rows, or refuses some of them, so that
+old files are left."""
 ARRAYS = ("source_ids", "source_offsets", "target_ids", "target_offsets")
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)
 """What NumPy raises on a damaged file, depending on where the damage is."""

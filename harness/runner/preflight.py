@@ -46,12 +46,14 @@ from harness.runner.plan import Plan, backbone_placement
 from harness.suite import INIT_FROM, NO_TEXT, Cell, Key, Start, other_base_model, source_of, suite_block
 from harness.train import (
     BundleFacts,
-    build_method,
+    Sizes,
+    build_on_shapes,
     cached_backbone,
     failed_result,
     misfit,
     read_general_text,
     require_positions,
+    sizes_of,
     target_tokens,
 )
 
@@ -189,12 +191,17 @@ class _Fits:
         """
         key = _method_key(cell)
         if key not in self._known_sizes:
-            method = self._build(cell)
-            _check_starts(self._plan, cell, method, sources)
+            name_or_path, cls = self._plan.suite.backbone_sources[cell.backbone], _class(self._plan, cell)
+            network = self._network(name_or_path, cell.recipe.quantization)
+            found: Method | Sizes | None = None
+            if cls is not None and not cell.init_from:  # built already, to see whether it fits
+                found = sizes_of(cls, cell.hp, name_or_path, cell.recipe.quantization, cell.recipe.lr)
+            if found is None:
+                method = found = self._build(cell)
+                _check_starts(self._plan, cell, method, sources)
             # an encoder counts no positions for keys and values, and neither does a T5
-            network = self._network(self._plan.suite.backbone_sources[cell.backbone], cell.recipe.quantization)
-            counted = method.num_positions if network.kind.name == "decoder" else method.num_prompt_tokens
-            self._known_sizes[key] = counted, method.num_trained
+            counted = found.num_positions if network.kind.name == "decoder" else found.num_prompt_tokens
+            self._known_sizes[key] = counted, found.num_trained
         return self._known_sizes[key]
 
     def _check_beams(self, cell: Cell, where: str) -> None:
@@ -242,8 +249,9 @@ class _Fits:
     def _build(self, cell: Cell) -> Method:
         plan, cls = self._plan, _class(self._plan, cell)
         assert cls is not None
-        backbone = meta_backbone(plan.suite.backbone_sources[cell.backbone], cell.recipe.quantization)
-        return build_method(cell, cls, backbone, plan.suite.document.where(*suite_block(plan.suite, cell.label)))
+        where = plan.suite.document.where(*suite_block(plan.suite, cell.label))
+        name_or_path = plan.suite.backbone_sources[cell.backbone]
+        return build_on_shapes(cell, cls, where, lambda: meta_backbone(name_or_path, cell.recipe.quantization))
 
 
 def _require_base_model(plan: Plan, cell: Cell, start: Start) -> None:

@@ -37,7 +37,7 @@ from harness.results import Result, read_result
 from harness.runner.device_speed import Rate, device_name, probed_rate
 from harness.runner.plan import Plan
 from harness.suite import Cell, Group, Recipe
-from harness.train import build_method, is_read_apart
+from harness.train import build_on_shapes, is_read_apart
 
 SAMPLED_ROWS = 500
 """Training rows that are tokenised for the mean length. Where lengths spread as much as their mean, the mean of 500 is
@@ -149,7 +149,7 @@ class _Known:
         source = self.plan.suite.backbone_sources[cell.backbone]
         key = (cell.method, json.dumps(cell.hp, sort_keys=True, default=str), source)
         if key not in self._prompts:
-            method = build_method(cell, _class(self.plan, cell), meta_backbone(source))
+            method = build_on_shapes(cell, _class(self.plan, cell), None, lambda: meta_backbone(source))
             self._prompts[key] = method.num_prompt_tokens, is_read_apart(method)
         tokens, may = self._prompts[key]
         if source not in self._networks:

@@ -27,8 +27,11 @@ from .fsdp import trains_backbone as trains_backbone
 from .loop import BundleTrainer as BundleTrainer
 from .method_contract import Finding as Finding
 from .method_contract import check_method_file as check_method_file
+from .method_fit import Sizes as Sizes
 from .method_fit import build_method as build_method
+from .method_fit import build_on_shapes as build_on_shapes
 from .method_fit import misfit as misfit
+from .method_fit import sizes_of as sizes_of
 from .network_limits import require_positions as require_positions
 from .network_limits import target_tokens as target_tokens
 from .race import Race as Race

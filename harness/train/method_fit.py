@@ -18,13 +18,14 @@ import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 
 from harness.backbone import (
     Backbone,
@@ -59,6 +60,23 @@ Shapes = tuple[tuple[tuple[str, torch.Size, torch.dtype], ...], ...]
 """Name, shape and type of the tensors of each source: all of them that counts here, and a key of a cache."""
 
 
+class Sizes(NamedTuple):
+    """How large a method is on a network."""
+
+    num_positions: int
+    num_prompt_tokens: int
+    num_trained: int
+
+
+class _Trial(NamedTuple):
+    """What came of trying a method on a network."""
+
+    error: Exception | None
+    kind: KindName
+    sizes: Sizes | None = None
+    """None where the method could not be created."""
+
+
 def misfit(
     cls: type[Method],
     hp: Mapping[str, Any],
@@ -72,6 +90,22 @@ def misfit(
     `name_or_path` names the backbone; `sources` are the tensors that the method starts from, whose values do not
     count. Raises UserError where the backbone has no configuration.
     """
+    return _asked(cls, hp, name_or_path, quantization, lr, sources)[0]
+
+
+def sizes_of(
+    cls: type[Method], hp: Mapping[str, Any], name_or_path: str, quantization: Scheme = "none", lr: float = 1e-3
+) -> Sizes | None:
+    """Return how large the method was that `misfit` tried; None where it could not be created.
+
+    Raises UserError where the backbone has no configuration.
+    """
+    return _asked(cls, hp, name_or_path, quantization, lr, ())[1]
+
+
+def _asked(
+    cls: type[Method], hp: Mapping[str, Any], name_or_path: str, quantization: Scheme, lr: float, sources: Sources
+) -> tuple[str | None, Sizes | None]:
     network = json.dumps(backbone_config(name_or_path), sort_keys=True, default=str)
     shapes = tuple(tuple((name, item.shape, item.dtype) for name, item in tensors.items()) for tensors in sources)
     key: Any = cls
@@ -81,8 +115,11 @@ def misfit(
 @functools.lru_cache(maxsize=4096)  # a suite asks the same for every seed and task; an answer is a short text
 def _remembered(
     cls: type[Method], hp: str, name_or_path: str, network: str, quantization: Scheme, lr: float, shapes: Shapes
-) -> str | None:
-    """Do as `misfit`, once for each set of arguments. `network` is the configuration: that of a folder may change."""
+) -> tuple[str | None, Sizes | None]:
+    """Do as `misfit` and `sizes_of`, once for each set of arguments.
+
+    `network` is the configuration: that of a folder may change.
+    """
     sources = [
         {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape, dtype in tensors} for tensors in shapes
     ]
@@ -108,40 +145,73 @@ def _judged(
     lr: float,
     sources: Sources,
     alone: Exception | None,
-) -> str | None:
+) -> tuple[str | None, Sizes | None]:
     """Try the method on the network that `build` returns; where that raises, try it on a tiny one of the same kind.
 
     `alone` is what that network raises without a method: mostly an operator that has no answer for shapes, such as
     those of mixtures of experts.
     """
     if isinstance(alone, CannotWrite):
-        return _sentence(str(alone))
-    error, kind = _tried(cls, hp, build, lr, sources)
+        return _sentence(str(alone)), None
+    error, kind, sizes = _tried(cls, hp, build, lr, sources)
     if error is None:
-        return None
+        return None, sizes
     # a method that may fit is not refused; where it does not, its cells fail by themselves
     if isinstance(error, UNDECIDED) or (alone is not None and _told_apart(error) == _told_apart(alone)):
-        return None
+        return None, sizes
     if isinstance(error, ValueError):  # a method's own way to say that settings do not fit
-        return _sentence(str(error))
-    on_tiny, _ = _tried(cls, hp, lambda: tiny_backbone(kind, meta=True), lr, ())
+        return _sentence(str(error)), sizes
+    on_tiny = _tried(cls, hp, lambda: tiny_backbone(kind, meta=True), lr, ()).error
     if on_tiny is not None and not isinstance(on_tiny, ValueError):
-        return None
-    return _sentence(f"it is not written for networks of this kind: {_told(error)}")
+        return None, sizes
+    return _sentence(f"it is not written for networks of this kind: {_told(error)}"), sizes
 
 
 def _tried(
     cls: type[Method], hp: Mapping[str, Any], build: Callable[[], Backbone], lr: float, sources: Sources
-) -> tuple[Exception | None, KindName]:
-    """Return what a method raises on a network, or None, and the kind of the network."""
+) -> _Trial:
+    """Try a method without the values that it draws; where that raises, try it with them, which decides."""
+    trial = _tried_once(cls, hp, build, lr, sources, _without_values)
+    return trial if trial.error is None else _tried_once(cls, hp, build, lr, sources, contextlib.nullcontext)
+
+
+def _tried_once(
+    cls: type[Method],
+    hp: Mapping[str, Any],
+    build: Callable[[], Backbone],
+    lr: float,
+    sources: Sources,
+    context: Callable[[], contextlib.AbstractContextManager[None]],
+) -> _Trial:
+    """Return what comes of a method that is created inside `context()`."""
     backbone = _OnShapes(build())
-    kind = backbone.kind.name
+    kind, sizes = backbone.kind.name, None
     try:
-        # moved as for training: a method need not make its tensors where the backbone's are
-        _try(cls(cls.HP(**hp), backbone).to(backbone.device), backbone, lr, sources)
+        with context():
+            # moved as for training: a method need not make its tensors where the backbone's are
+            method = cls(cls.HP(**hp), backbone).to(backbone.device)
+        sizes = Sizes(method.num_positions, method.num_prompt_tokens, method.num_trained)
+        _try(method, backbone, lr, sources)
     except Exception as error:  # a method file, PEFT and transformers may raise anything
-        return error, kind
-    return None, kind
+        return _Trial(error, kind, sizes)
+    return _Trial(None, kind, sizes)
+
+
+@contextlib.contextmanager
+def _without_values() -> Iterator[None]:
+    """Let tensors that name no device be made on the meta device, where drawing them costs nothing.
+
+    Some types of PEFT permute all 9 million places of a weight in every layer, or multiply square matrices.
+    """
+    with torch.device("meta"), _Undrawn():
+        yield
+
+
+class _Undrawn(TorchFunctionMode):
+    """Drops generators: none draws on the meta device."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **{name: value for name, value in (kwargs or {}).items() if name != "generator"})
 
 
 def _try(method: Method, backbone: Backbone, lr: float, sources: Sources) -> None:
@@ -251,6 +321,18 @@ def build_method(cell: Cell, cls: type[Method], backbone: Backbone, where: str |
     except ValueError as error:
         problem = f"does not fit backbone '{cell.backbone}': {error}"
         raise UserError(problem, where=where, field=f"methods.{cell.label}") from None
+
+
+def build_on_shapes(cell: Cell, cls: type[Method], where: str | None, build: Callable[[], Backbone]) -> Method:
+    """Do as `build_method` on a network of the meta device that `build` returns, without values where that goes.
+
+    Raises UserError, at `where`, if settings do not fit.
+    """
+    try:
+        with _without_values():
+            return build_method(cell, cls, build(), where)
+    except Exception:  # code that reads what it has drawn may raise anything; what is raised with values counts
+        return build_method(cell, cls, build(), where)
 
 
 def build_to_train(

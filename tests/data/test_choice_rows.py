@@ -127,6 +127,24 @@ def test_rows_without_two_texts_to_choose_from_are_refused(texts: object, expect
     assert expected in refused(0, texts)
 
 
+@pytest.mark.parametrize(
+    ("label", "texts"), [(0, ("cat", "cat")), ("C", ("cat", "dog", " cat ")), (1, ("a", "b", "b"))]
+)
+def test_a_right_choice_that_stands_there_twice_is_refused_with_its_row(label: object, texts: tuple[str, ...]) -> None:
+    assert "have the same text" in refused(label, texts)
+    names = {"text": list(texts), "label": ["x", "y", "z"][: len(texts)]}
+    assert "choices " in refused("x" if texts[0] != "a" else "y", names)
+
+
+def test_equal_texts_that_are_wrong_and_those_of_a_shipped_task_are_taken() -> None:
+    assert right(0, ("cat", "dog", "dog")) == 0
+    assert right("b", ("Cat", "cat")) == 1  # other texts to a network
+    assert right(1, ("cat", "cat"), ids_are_documented=True) == 1
+    row = {"goal": "Sit.", "sol1": "On a chair.", "sol2": "On a chair.", "label": 1}
+    ((example,),) = Converter(all_tasks()["piqa"]).read([("f:1", row)])
+    assert example.references == ("1",)
+
+
 def test_rows_may_differ_in_their_number_of_choices_where_a_column_holds_lists() -> None:
     made = Converter(task("options"))
     rows: list[tuple[str, dict[str, Any]]] = [("f:1", {"q": "?", "options": ["a1", "a2"], "answer": 0}),

@@ -102,6 +102,11 @@ def test_the_task_may_be_a_classification_of_conversations(tmp_path: Path) -> No
         ({"role": "user", "content": "x"}, "'talk' holds no conversation but {'role'"),
         ("How many?", "'talk' holds no conversation but a text that is not JSON"),
         (None, "field 'talk' is empty"),
+        ([USER, {**ANSWER, "tool_calls": [{"id": 1}]}], "message 2 of 'talk', of assistant, has 'tool_calls' (a call"),
+        ([USER, {**ANSWER, "content": "", "tool_calls": [{}]}], "message 2 of 'talk', of assistant, has 'tool_calls'"),
+        ([{**USER, "name": "Ann"}, ANSWER], "message 1 of 'talk', of user, has 'name' (the name of who speaks), which"),
+        ([USER, {**ANSWER, "reasoning_content": "2+2"}], "message 2 of 'talk', of assistant, has 'reasoning_content'"),
+        ([USER, {**ANSWER, "weight": 0}], "message 2 of 'talk', of assistant, has 'weight' (whether the message is"),
     ],
 )  # fmt: skip
 def test_a_mistake_in_a_conversation_is_one_sentence_with_file_and_row(tmp_path: Path, talk: Any, words: str) -> None:
@@ -109,6 +114,14 @@ def test_a_mistake_in_a_conversation_is_one_sentence_with_file_and_row(tmp_path:
     with pytest.raises(UserError) as caught:
         load_task(task(path), None)
     assert str(caught.value).startswith(f"{path}:2: {words}")
+
+
+@pytest.mark.parametrize("name", ["talks.jsonl", "talks.parquet"])
+def test_keys_without_a_value_are_none_and_others_are_left_out_and_counted(tmp_path: Path, name: str) -> None:
+    empty: dict[str, Any] = {"name": None, "tool_calls": [], "reasoning_content": ""}
+    talks = [[{**USER, **empty}, ANSWER], [{**USER, "date": "May"}, {**ANSWER, "date": "June"}], [USER, ANSWER]]
+    record = load_task(task(write(tmp_path, name, talks)), None).record
+    assert record.source.endswith("('date' of messages left out in 1 row)")
 
 
 def test_a_run_stops_at_such_a_row_before_anything_is_written(tmp_path: Path) -> None:
@@ -135,7 +148,7 @@ values = st.recursive(
 @given(values)
 def test_whatever_stands_there_is_a_conversation_or_a_user_error(value: Any) -> None:
     try:
-        before, answer = read_messages(value, "rows.jsonl:1", "talk")
+        before, answer, _ = read_messages(value, "rows.jsonl:1", "talk")
     except UserError as error:
         told = str(error)
     else:

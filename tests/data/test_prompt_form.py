@@ -76,7 +76,7 @@ def test_whatever_a_row_spells_no_special_token_is_lost_or_doubled(family: str, 
         assert special_ids(made, source(made, f"a{text}")) == special_ids(made, source(made, "word"))
         later, same = (
             source(made, "word", LIMIT, ("user", first), ("assistant", second))
-            for first, second in ((text, answer), ("word", "word"))
+            for first, second in ((f"a{text}", f"a{answer}"), ("word", "word"))
         )
         assert special_ids(made, later) == special_ids(made, same)
         target = made.target_ids(answer, None, text)
@@ -374,6 +374,15 @@ def test_an_answer_that_spells_a_token_it_would_lose_is_told(name: Form, token: 
             cached_encode(rows, network, task, LIMIT)
     else:
         cached_encode(rows, network, task, LIMIT)
+
+
+@pytest.mark.parametrize("name", ["plain", "chat"])
+def test_a_text_of_nothing_but_special_tokens_is_told(name: Form) -> None:
+    made = form("qwen", name)
+    for row in (example(" <|im_end|><|im_start|>\n"), example("in", "No", ("user", "<|im_end|>"), ("assistant", "in"))):
+        with pytest.raises(UserError, match="is nothing but special tokens of backbone"):
+            made.source_ids([row], LIMIT)
+    made.source_ids([example("in<|im_end|>"), example("")], LIMIT)
 
 
 @pytest.mark.parametrize("family", [name for name in CHATS if not FAMILIES[name].takes_system])

@@ -165,6 +165,43 @@ FOUND = {
     "#### 5 + 3": r"\boxed{5 + 3}",
     r"\boxed{2^{10}}": r"\boxed{2^{10}}",
     r"\boxed{3\sqrt{2}}": r"\boxed{3\sqrt{2}}",
+    "USD72": "72",
+    "The answer is USD72, not GBP 70.": "70",
+    "#### USD 1,000.50": "1000.50",
+    "#### -EUR5": "-5",
+    "Rs.72": "72",
+    "Rs. 5 000": "5000",
+    "US$72": "72",
+    "$1,000.50": "1000.50",
+    "72USD": "72",
+    "#### 72USD in 3 parts": "72",
+    "5 000 dollars": "5000",
+    "#### 5 000 dollars in 2 years": "5000",
+    "1 000 000": "1000000",
+    r"\boxed{1 000 000}": "1000000",
+    r"\boxed{1\,000\,000}": "1000000",
+    "It is €12 500,75.": "12500.75",
+    "12 500.75": "12500.75",
+    "-5 000": "-5000",
+    "5\u00a0000": "5000",
+    "5\u202f000 km": "5000",
+    "5 000/2 000": "000",
+    "it takes 10 000 of 20 000 steps": "20000",
+    # several numbers that stand side by side
+    "2024 100 200": "200",
+    "in 2021 300 people": "300",
+    "1 2345": "2345",
+    "0 123": "123",
+    "20 300 4": "4",
+    "20, 300": "300",
+    "1 100/200": "100/200",
+    "1 000\n200": "200",
+    "5 100-dollar bills": "100",
+    "5  000": "000",
+    # letters that are no currency
+    "GPT4": None,
+    "x72": None,
+    "MUSD72": None,
     "٧٢": "72",
     "\uff17\uff12": "72",
     "9" * 100: "9" * 100,
@@ -219,6 +256,24 @@ def test_numbers_are_equal_where_math_verify_says_so(one: str, other: str, form:
     expected = verify(parse(one), parse(other))
     assert is_same_number(form.format(other), one) is expected
     assert is_same_number(form.format(one), one) is True
+
+
+GROUPED = ["5 000", "1 000 000", "12 500.75", "-5 000", "about 5 000 dollars", "7 of 10 000"]
+
+
+@pytest.mark.parametrize("answer", GROUPED)
+def test_thousands_with_blanks_are_read_where_math_verify_reads_them_too(answer: str) -> None:
+    found = number_of(answer)
+    assert found is not None
+    assert verify(parse(found), parse(answer)) is True
+
+
+@given(st.integers(1, 10**12), st.integers(1, 10**12), st.sampled_from([" ", "\u00a0", "\u202f"]))
+def test_thousands_with_blanks_are_the_number_with_commas_and_no_other(one: int, other: int, blank: str) -> None:
+    spaced = f"{one:,}".replace(",", blank)
+    for form in ("{}", "It is {} dollars.", "#### {}", r"\boxed{{{}}}", "USD{}"):
+        assert number_of(form.format(spaced)) == str(one)
+        assert is_same_number(form.format(spaced), f"{other:,}") is (one == other)
 
 
 @settings(max_examples=200)

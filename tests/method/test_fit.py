@@ -30,7 +30,7 @@ from harness.runner.plan import make_plan
 from harness.runner.preflight import find_misfits
 from harness.runner.run_suite import run
 from harness.suite.make_groups import Overrides
-from harness.train.method_fit import _compute, _OnShapes, misfit
+from harness.train.method_fit import Sizes, _compute, _OnShapes, misfit, sizes_of
 from harness.train.tiny_backbones import TinyTokenizer
 
 SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -323,6 +323,41 @@ def test_a_mistake_in_a_methods_code_is_no_question_of_fit() -> None:
             return self.nothing_of_this_name
 
     assert misfit(Broken, {}, "micro-t5") is None
+
+
+def test_nothing_is_drawn_to_judge_a_method_unless_its_code_reads_it(
+    folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values of shapes alone cost nothing: some types of PEFT permute all places of every weight."""
+    made: list[bool] = []
+    permute = torch.randperm
+    monkeypatch.setattr(torch, "randperm", lambda *args, **kw: _noted(permute(*args, **kw), made))
+    fourier = {"config": {"peft_type": "FOURIERFT", "n_frequency": 7}}
+    assert misfit(METHODS["peft"], fourier, str(folders / "qwen3")) is None
+    assert made
+    assert all(made)
+
+    class Reads(METHODS["bitfit"]):  # type: ignore[misc, name-defined, valid-type]
+        def __init__(self, hp: Any, backbone: Backbone) -> None:
+            super().__init__(hp, backbone)
+            self.num_read = int(torch.randperm(5)[0]) + len(torch.rand(3).tolist())
+
+    made.clear()
+    assert misfit(Reads, {}, "micro-t5") is None
+    assert made == [True, False]
+    assert sizes_of(Reads, {}, "micro-t5") == sizes_of(METHODS["bitfit"], {}, "micro-t5")
+
+
+def _noted(tensor: torch.Tensor, made: list[bool]) -> torch.Tensor:
+    made.append(tensor.is_meta)
+    return tensor
+
+
+def test_the_sizes_of_a_trial_are_those_of_the_method_as_it_trains(folders: Path) -> None:
+    for name in ("lora", "prompt_tuning", "prefix_tuning"):
+        method = METHODS[name](METHODS[name].HP(), network("qwen3"))
+        counted = Sizes(method.num_positions, method.num_prompt_tokens, method.num_trained)
+        assert sizes_of(METHODS[name], {}, str(folders / "qwen3")) == counted
 
 
 @pytest.fixture
