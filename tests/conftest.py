@@ -145,8 +145,12 @@ def pytest_configure() -> None:
         wrap_spec_from_file_location(pytest_plugin._slipcover_instance, pytest_plugin._file_matcher)
 
 
-DEAREST = ("test_distributed.py", "test_ray.py", "test_suites_all.py", "test_sharding.py", "test_kill.py")
-"""Files whose single tests take longest, the longest first: 58 s for one of them alone on two idle cores."""
+DEAREST = (
+    "test_distributed.py", "test_ray.py", "test_compile.py", "test_suites_all.py", "test_sharding.py", "test_kill.py",
+    "test_network_matrix.py", "test_methods.py",
+)  # fmt: skip
+"""Files whose single tests take longest, the longest first: 58 s for one of them alone on two idle cores, 10 s for one
+of the last."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
