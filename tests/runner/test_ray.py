@@ -67,9 +67,9 @@ sources: {teacher: {method: prompt_tuning, prompt_length: 4}}
 methods:
   spot: {prompt_length: 4, init_from: {method: teacher, task: micro_entailment}}
 """
-# long enough to be killed in the middle, on little processor time
-SLOW_METHOD = NEW_METHOD.replace("import torch\n", "import time\n\nimport torch\n").replace(
-    "        return embeds +", "        time.sleep(0.2)\n        return embeds +"
+# long enough to be killed in the middle, on little processor time; nobody kills a run that does not wait
+SLOW_METHOD = NEW_METHOD.replace("import torch\n", "import os\nimport time\n\nimport torch\n").replace(
+    "        return embeds +", "        time.sleep(0 if 'NO_WAIT' in os.environ else 0.2)\n        return embeds +"
 )
 
 
@@ -94,6 +94,13 @@ def run(folder: Path, **options: Any) -> harness.runner.RunSummary:
     )  # fmt: skip
 
 
+def run_without_waiting(folder: Path, **options: Any) -> harness.runner.RunSummary:
+    """Run in this process, where no step waits."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NO_WAIT", "1")
+        return run(folder, **options)
+
+
 def ray_engine(address: str, gpus: int | None = None) -> RayEngine:
     made = make_engine("ray", address, gpus=gpus)
     assert isinstance(made, RayEngine)
@@ -114,7 +121,7 @@ def outcomes(folder: Path) -> dict[str, object]:
 def untouched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     """What the local engine makes of the suite."""
     folder = lay_out(tmp_path_factory.mktemp("local") / "run")
-    assert run(folder).num_failed == 0
+    assert run_without_waiting(folder).num_failed == 0
     return outcomes(folder)
 
 
@@ -126,8 +133,11 @@ def address() -> Iterator[str]:
     from ray.cluster_utils import Cluster
 
     small = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 80 * 2**20, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=small)
-    cluster.add_node(**{key: value for key, value in small.items() if key != "include_dashboard"})
+    with pytest.MonkeyPatch.context() as patch:
+        # Ray's workers give way to all others by default, and starve beside other tests
+        patch.setenv("RAY_worker_niceness", "0")
+        cluster = Cluster(initialize_head=True, head_node_args=small)
+        cluster.add_node(**{key: value for key, value in small.items() if key != "include_dashboard"})
     yield cluster.address
     cluster.shutdown()
 
@@ -230,7 +240,8 @@ def test_a_killed_driver_leaves_no_worker_and_the_same_command_continues(
     assert workers
     assert not alive
     assert list((folder / "results").rglob("*.driver"))
-    assert run(folder, quiet=False).num_failed == 0  # in this process: a state is the same wherever it was kept
+    # in this process: a state is the same wherever it was kept
+    assert run_without_waiting(folder, quiet=False).num_failed == 0
     assert "continued from a checkpoint at step" in capsys.readouterr().err
     assert outcomes(folder) == untouched
     assert not list((folder / "results").rglob("*.driver"))
