@@ -3,14 +3,12 @@ from .cell_settings import flat_settings as flat_settings
 from .merge import merge_folders as merge_folders
 from .notes import COMMON_TO_A_COLUMN as COMMON_TO_A_COLUMN
 from .notes import COMMON_TO_AN_ENTRY as COMMON_TO_AN_ENTRY
-from .notes import changed_since as changed_since
 from .notes import commits_of as commits_of
 from .notes import data_notes as data_notes
 from .notes import find_differences as find_differences
 from .notes import notes_on as notes_on
 from .notes import origin_of as origin_of
 from .notes import overlaps as overlaps
-from .notes import superseded as superseded
 from .predictions import MAX_BYTES as MAX_BYTES
 from .predictions import Answers as Answers
 from .predictions import PredictionFiles as PredictionFiles
@@ -38,6 +36,8 @@ from .selection import num_to_train as num_to_train
 from .selection import results_by_task as results_by_task
 from .several_folders import Gathered as Gathered
 from .several_folders import gather as gather
+from .stale import changed_since as changed_since
+from .stale import superseded as superseded
 from .store import NotStored as NotStored
 from .store import PredictionRow as PredictionRow
 from .store import ResultStore as ResultStore

@@ -21,7 +21,7 @@ from harness.data.few_shot import draw_few
 from harness.data.splits import load_task
 from harness.data.tasks import all_tasks
 from harness.errors import UserError
-from harness.results.notes import superseded
+from harness.results.stale import superseded
 from harness.results.store import ResultStore, load_results
 from harness.runner.pack import pack
 from harness.runner.plan import make_plan

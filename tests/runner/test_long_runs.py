@@ -24,8 +24,8 @@ from harness.data.examples import TaskData
 from harness.data.splits import load_task
 from harness.data.tasks import Task
 from harness.method.method import Method
-from harness.results.notes import changed_since
 from harness.results.schema import DevScore, Result
+from harness.results.stale import changed_since
 from harness.results.store import NotStored, ResultStore
 from harness.runner import run_suite as runner
 from harness.runner.engines import LocalEngine
