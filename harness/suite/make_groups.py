@@ -7,11 +7,12 @@ from collections.abc import Mapping
 
 from harness.errors import UserError, require_choice
 from harness.suite.cell_limit import CellLimit
-from harness.suite.file_schema import MethodSpec
+from harness.suite.file_schema import MethodSpec, Recipe
 from harness.suite.groups import Group, GroupBuilder, method_of_row
 from harness.suite.load import Suite, load_suite, short_name
 from harness.suite.overrides import Overrides
 from harness.suite.resolve_settings import TaskSpec
+from harness.validation import field_names
 
 __all__ = ["Group", "Overrides", "Suite", "expand_suite", "load_suite", "short_name"]
 
@@ -107,6 +108,11 @@ def _check_exceptions(suite: Suite, tasks: Mapping[str, TaskSpec], labels: Mappi
         "backbones": sorted({*backbones, *map(short_name, backbones)}),
     }
     for index, rule in enumerate(suite.file.exceptions):
+        for key in rule.recipe:  # here, since one that applies to no cell is merged into nothing
+            if key not in field_names(Recipe):
+                raise UserError("unknown", where=suite.document.where("exceptions", index, "recipe", key),
+                                field=f"exceptions.{index}.recipe.{key}", value=key,
+                                choices=field_names(Recipe))  # fmt: skip
         where = suite.document.where("exceptions", index)
         for axis, choices in known.items():
             for name in getattr(rule.where, axis):

@@ -49,6 +49,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "VBLORA": {"vector_length": 16, "num_vectors": 8, "r": 4},
     "WAVEFT": {"n_frequency": 16},
 }
+PROMPTS_AND_PREFIXES = ("MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "PROMPT_TUNING")
 TYPES = sorted({kind.value for kind in PEFT_TYPE_TO_CONFIG_MAPPING} - set(REFUSED_TYPES))
 
 
@@ -154,6 +155,8 @@ def test_a_type_trains_as_in_peft_and_leaves_the_backbone_alone(kind: str, netwo
             Cell(settings(kind), network)
         return
     cell = held_to_peft(settings(kind), network)
+    if network != "decoder" and kind not in PROMPTS_AND_PREFIXES:
+        return  # a layer's change is written alike on both
     out = tmp_path / "out"
     out.mkdir()
     write_adapter(cell.method, cell.backbone, out, "x")

@@ -26,8 +26,9 @@ from harness.runner.resolve_suite import judge_suite
 from harness.suite.make_groups import Overrides
 from harness.yaml_lines import read_document
 
-OF_WIDE, OF_SHIPPED = 40, 1
-"""Mutants of each suite, drawn anew where a suite changes. All of them are ten thousand, at 50 ms each."""
+OF_WIDE, NUM_SHIPPED = 16, 8
+"""Mutants of the wide suite, and shipped suites with a mutant each. All mutants are ten thousand, at 100 ms each; 639
+were held on 2026-11-28."""
 WIDE = """\
 suite: wide
 version: 1
@@ -138,10 +139,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_one_mistake_anywhere_is_judged_alike(folder: Path) -> None:
-    for path in (folder / "wide.yaml", *sorted(SUITES.glob("*.yaml"))):
+    for path in (folder / "wide.yaml", *random.Random(0).sample(sorted(SUITES.glob("*.yaml")), NUM_SHIPPED)):
         data = read_document(path).data
         drawn = random.Random(zlib.crc32(path.read_bytes()))
-        for what, key, made in drawn.sample(list(mutants(data)), OF_WIDE if path.stem == "wide" else OF_SHIPPED):
+        for what, key, made in drawn.sample(list(mutants(data)), OF_WIDE if path.stem == "wide" else 1):
             hold(folder, made, what, key)
 
 
@@ -166,6 +167,10 @@ CASES: dict[str, tuple[Any, bool]] = {
     "1.0 as a seed of the protocol": (lambda suite: suite["protocol"].update({"seeds.default": [1.0, 2]}), True),
     "a k twice": (lambda suite: suite["few_shot"].update(k=[4, 4]), False),
     "64.0 cells of a bundle": (lambda suite: suite["execution"].update(bundle_cells=64.0), True),
+    "a misspelt setting of an exception for no cell": (
+        lambda suite: suite["exceptions"].append({"where": {"tasks": ["cb"]}, "recipe": {"stepz": 3}}),
+        False,
+    ),
     "no name": (lambda suite: suite["backbones"].append(""), False),
 }
 
