@@ -21,6 +21,7 @@ from harness.runner import (
     lines_of,
     make_plan,
     method_settings,
+    read_own_rows,
     refuse_namesakes,
 )
 from harness.suite import GRID_KEY, NO_SOURCE, Cell, Draw, Group, Overrides, Start, protocol_values
@@ -135,10 +136,11 @@ def _describe_shots(plan: Plan) -> list[str]:
 def _known_misfits(plan: Plan) -> Misfits:
     """What does not fit of the cells without a result; a plan downloads nothing, not even a configuration.
 
-    Raises UserError for a row of these cells that a backbone cannot take.
+    Raises UserError for a row of these cells that cannot be read, or that a backbone cannot take.
     """
     done = {result.key for results in plan.results for result in results.values()}
     cells = [cell for group in plan.groups for cell in group.cells.values()]
+    read_own_rows(plan, (cell for cell in cells if cell.key not in done))
     known = {name for name in {cell.backbone for cell in cells} if has_config(plan.suite.backbone_sources[name])}
     cells = [cell for cell in cells if cell.key not in done and cell.backbone in known]
     misfits = find_misfits(plan, cells)

@@ -316,7 +316,10 @@ def _answers(value: object, where: str, column: str) -> list[str]:
     """Return the accepted answers in a text, a list of texts, or SQuAD's {"text": [...]}."""
     texts = value.get("text") if isinstance(value, dict) else [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise UserError(f"'{column}' holds no answer text", where=where)
+        given = next((text for text in texts if not isinstance(text, str)), None) if isinstance(texts, list) else value
+        problem = f"'{column}' holds no answer text but {type(given).__name__} {given!r:.60}"
+        is_number = isinstance(given, (int, float))
+        raise UserError(problem, where=where, hint=f'Write it as text: "{given}".' if is_number else None)
     return texts
 
 

@@ -13,6 +13,7 @@ from .preflight import Misfits as Misfits
 from .preflight import check_texts as check_texts
 from .preflight import find_misfits as find_misfits
 from .preflight import lines_of as lines_of
+from .preflight import read_own_rows as read_own_rows
 from .preflight import refuse_namesakes as refuse_namesakes
 from .resolve_suite import check_method_options as check_method_options
 from .resolve_suite import find_task as find_task

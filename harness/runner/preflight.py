@@ -382,6 +382,12 @@ def _check_form(task: Task, backbone: Backbone, limit: int | None) -> None:
             form.source_ids([Example("", "", ("",))], limit or part.max_source_length)
 
 
+def read_own_rows(plan: Plan, cells: Iterable[Cell]) -> None:
+    """Raise UserError, at the row, where the files that the user names, or generated rows, cannot be read."""
+    for cell in {(cell.task, cell.few_shot): cell for cell in cells if plan.tasks[cell.task].is_here}.values():
+        cell_rows(cell, plan.data_dir, plan.suite.folder)
+
+
 def check_texts(plan: Plan, cells: Iterable[Cell]) -> None:
     """Raise UserError, at the row, where a backbone cannot take a text that a cell reads or answers with.
 

@@ -157,8 +157,10 @@ def test_the_answers_field_can_be_written_as_the_papers_code_did() -> None:
 
 @pytest.mark.parametrize("answers", [[], [1], {"text": []}, 5])
 def test_a_row_without_an_answer_is_named(answers: object) -> None:
-    with pytest.raises(UserError, match="file:1: 'answers' holds no answer text"):
+    with pytest.raises(UserError, match="file:1: 'answers' holds no answer text") as told:
         convert(TASKS["newsqa"], **QUESTION, answers=answers)
+    is_number = answers in ([1], 5)
+    assert (" but int " in str(told.value)) == ('Write it as text: "' in str(told.value)) == is_number
 
 
 @given(st.text())

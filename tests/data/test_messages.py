@@ -12,13 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import harness
+from harness.cli.listings import describe_plan
 from harness.data.examples import Converter
 from harness.data.messages import read_messages
 from harness.data.splits import load_task
 from harness.data.tasks.declared import declared_task
 from harness.data.tasks.task import Task
 from harness.errors import UserError
+from harness.runner.plan import make_plan
 from harness.suite.blocks import TaskFile
+from harness.suite.make_groups import Overrides
 
 
 def message(role: str, content: Any) -> dict[str, Any]:
@@ -133,6 +136,9 @@ def test_a_run_stops_at_such_a_row_before_anything_is_written(tmp_path: Path) ->
     with pytest.raises(UserError, match=r"talks.jsonl:2: 'talk' does not end with a message of assistant"):
         harness.run(tmp_path / "suite.yaml", results=tmp_path / "out", quiet=True)
     assert not (tmp_path / "out").exists()
+    # rows that nobody can read are not rows that are elsewhere, which a plan does without
+    with pytest.raises(UserError, match=r"talks.jsonl:2: 'talk' does not end with a message of assistant"):
+        describe_plan(make_plan(tmp_path / "suite.yaml", Overrides(), tmp_path / "out", None))
 
 
 leaves = st.none() | st.booleans() | st.integers() | st.text(max_size=9) | st.sampled_from(["user", "assistant", "[]"])
