@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 
 from harness.report.boards import Board, BoardRow, Entry
 from harness.report.marks import mark_best, mark_board
-from harness.report.statistics.significance import AVERAGE, Reader, assess_board
-from harness.report.yardstick import find_apart
+from harness.report.statistics.significance import AVERAGE, assess_board
+from harness.report.yardstick import Reader, find_apart
 from harness.suite import Bold
 
 

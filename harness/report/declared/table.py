@@ -19,9 +19,9 @@ from harness.report.declared.published import published_rows
 from harness.report.leaderboard_table import CHOSEN, LEFT_OUT, entry_cell, head_note
 from harness.report.marks import NO_TESTS, Marks
 from harness.report.published import PublishedRecord
-from harness.report.statistics.significance import Reader
 from harness.report.table_cells import DASH, Cell, Column, Table, span_of
 from harness.report.writers.csv_json import MARK_NAMES
+from harness.report.yardstick import Reader
 from harness.results import COMMON_TO_A_COLUMN, Result, data_notes, find_differences, origin_of, overlaps
 from harness.suite import Bold, TableLayout, Where
 
