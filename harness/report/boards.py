@@ -32,7 +32,7 @@ from harness.results import (
     overlaps,
     results_by_task,
 )
-from harness.suite import Key, ReportSeeds
+from harness.suite import Cell, Key, ReportSeeds
 
 Repetition = tuple[tuple[int, ...], tuple[str, ...]]
 """What tells runs of one grid point apart: random seeds, and what the cell starts from. See `Cell.repetition`."""
@@ -517,8 +517,11 @@ def _winning_runs(members: list[Result], entry: Entry) -> list[Result]:
     repetitions: dict[Repetition, list[Result]] = defaultdict(list)
     for result in members:
         repetitions[result.cell.repetition].append(result)
-    size = max(map(len, repetitions.values()))  # of the whole grid, since at least one repetition searches it
-    searched = {name: results for name, results in repetitions.items() if len(results) == size}
+    # a seed that follows another's search may have as many points as the grid, if reruns have changed the winner
+    own = {name: results for name, results in repetitions.items() if any(_is_searched(r.cell) for r in results)}
+    own = own or repetitions
+    size = max(map(len, own.values()))  # of the whole grid, since at least one repetition searches it
+    searched = {name: results for name, results in own.items() if len(results) == size}
     winners = {name: results[best] for name, results in searched.items() if (best := best_point(results)) is not None}
     entry.searches = list(searched.values())
     grid_runs = [result for results in entry.searches for result in results]
@@ -533,6 +536,11 @@ def _winning_runs(members: list[Result], entry: Entry) -> list[Result]:
         winner = winners.get(name) or _winner_elsewhere(results, list(winners.values()))
         shown += [result for result in results if result.cell.grid == winner.cell.grid]
     return shown
+
+
+def _is_searched(cell: Cell) -> bool:
+    """Whether a cell is of its own seed's search. A seed that searched later has one cell that followed another."""
+    return cell.seed == cell.search_seed
 
 
 def _winner_elsewhere(results: list[Result], winners: list[Result]) -> Result:

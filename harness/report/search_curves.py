@@ -36,12 +36,13 @@ def search_curve(entry: Entry) -> SearchCurve | None:
     the band of order statistics. Those of `tpe` follow from each other: the curve is the best score so far. A failed
     trial was spent too: its score is 0.
     """
-    searches = [
+    known = [
         trial_scores(search)
         for search in entry.searches
-        if not kinds_apart(search) and not any(r.raced_out_at is not None for r in search)
+        if not kinds_apart(search)
+        and not any(r.raced_out_at is not None for r in search)
+        and any(r.status == "done" for r in search)  # not by its scores: a correlation of 0 is one
     ]
-    known = [scores for scores in searches if any(scores)]
     if not known or max(map(len, known)) < 2:
         return None
     is_guided = any(run.cell.study.startswith("tpe-") for search in entry.searches for run in search)

@@ -8,7 +8,7 @@ import json
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from test_report import result
+from test_report import result, searching
 
 from harness.report.boards import Board, collect_boards
 from harness.report.budgets import entry_budget, row_budget, unequal_budgets
@@ -139,6 +139,16 @@ def test_all_rows_are_drawn_against_their_budget_in_one_figure() -> None:
     (axes,) = [axes for axes in figure.axes if axes.get_visible()]
     assert axes.get_legend_handles_labels()[1] == ["narrow", "wide"]
     assert draw_budget(board(result("plain", "cb", 1, dev=1, test=1)), method_looks({"plain"})) is None
+
+
+def test_a_search_that_scored_0_throughout_is_in_the_mean_of_searches() -> None:
+    def own(seed: int, dev: float, index: int) -> Result:
+        return searching(result("some", "cb", seed, dev=dev, test=50, lr=0.1 * (index + 1), index=index))
+
+    runs = [own(1, 0, 0), own(1, 0, 1), own(2, 40, 0), own(2, 60, 1)]
+    curve = search_curve(board(*runs).rows[0].entries["cb"])
+    assert curve is not None
+    assert curve.best == [25, 30]
 
 
 def test_points_that_do_not_fit_the_backbone_are_in_no_curve() -> None:

@@ -197,3 +197,16 @@ def test_of_several_rows_that_fit_the_one_with_the_methods_name_counts() -> None
 @pytest.mark.parametrize(("text", "count"), [("76.8K", 76_800), ("76,800", 76_800), ("1.9M", 1.9e6), ("", None)])
 def test_printed_counts_are_read(text: str, count: float | None) -> None:
     assert parse_count(text) == (None if count is None else pytest.approx(count))
+
+
+def test_the_seed_that_chose_is_left_out_on_request(tmp_path: Path) -> None:
+    for seed, lr, index, share in ((1, 0.1, 0, 80), (1, 0.2, 1, 70), (2, 0.1, 0, 90)):
+        store(tmp_path, "lora", "rte", seed, *answers(share), backbone="t5-base", num_trained=TRAINED["lora"], lr=lr,
+              index=index, dev=50.0 - index)  # fmt: skip
+    arguments = ["fidelity", "accept-2024", str(tmp_path), "--format"]
+    (row,) = json.loads(CliRunner().invoke(app, [*arguments, "json"]).output)
+    assert (row["ours"], row["num_runs"]) == (85, 2)
+    (row,) = json.loads(CliRunner().invoke(app, [*arguments, "json", "--report-seeds", "others"]).output)
+    assert (row["ours"], row["num_runs"]) == (90, 1)
+    text = CliRunner().invoke(app, [*arguments, "terminal", "--report-seeds", "others"]).output
+    assert "seed that chose a grid point is left out" in " ".join(text.split())

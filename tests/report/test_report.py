@@ -65,6 +65,11 @@ def result(
     )  # fmt: skip
 
 
+def searching(run: Result) -> Result:
+    """The run as one of a search by its own seed, as with `tuning: {seeds: each}`."""
+    return run.model_copy(update={"cell": run.cell.model_copy(update={"search_seed": run.cell.seed})})
+
+
 def demo() -> list[Result]:
     return [
         # the point that is better on test loses on dev and must not be shown
@@ -487,3 +492,16 @@ def test_a_row_whose_answers_are_read_off_by_a_head_says_so() -> None:
     })  # fmt: skip
     table, _ = fill_layout("t", layout, EntryIndex([*whole, *plain]), bold="best")
     assert [text for text in table.remarks if note in text] == [f"read: {note}, whose weights params leave out."]
+
+
+def test_a_seed_that_follows_a_search_does_not_choose_for_itself_after_a_rerun() -> None:
+    """The second seed ran the former winner of two points, then the one of today; its own dev scores choose nothing."""
+    runs = [
+        result("grid", "cb", 1, dev=50, test=60, lr=0.1, index=0),
+        result("grid", "cb", 1, dev=55, test=62, lr=0.2, index=1),
+        result("grid", "cb", 2, dev=90, test=99, lr=0.1, index=0),
+        result("grid", "cb", 2, dev=50, test=64, lr=0.2, index=1),
+    ]
+    entry = collect_boards(runs)[0].rows[0].entries["cb"]
+    assert entry.scores == [62, 64]
+    assert (entry.num_grid_runs, len(entry.searches)) == (2, 1)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from stored_runs import answers, store
-from test_report import demo, result
+from test_report import demo, result, searching
 from typer.testing import CliRunner
 
 from harness.cli.commands import app
@@ -49,7 +49,7 @@ def test_optimism_is_what_choosing_by_test_would_add() -> None:
 
 def test_several_searched_seeds_are_averaged() -> None:
     runs = [
-        result("grid", "cb", seed, dev=dev, test=test, lr=lr, index=index)
+        searching(result("grid", "cb", seed, dev=dev, test=test, lr=lr, index=index))
         for seed in (1, 2)
         for lr, index, dev, test in ((0.1, 0, 50 + seed, 70), (0.2, 1, 60, 60 + seed))
     ]
