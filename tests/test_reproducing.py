@@ -20,7 +20,7 @@ from harness.suite.make_groups import Group
 
 PAGE = ROOT / "docs" / "reproducing.md"
 OTHERS = {"peft", "quickstart", "methods", "transfer", "transfer-few-shot", "peft-board", "commonsense", "arithmetic",
-          "generation", "choices"}  # fmt: skip
+          "generation", "choices", "real-encoder", "real-decoder"}  # fmt: skip
 MEANS: dict[str, float] = json.loads((ROOT / "benchmarks" / "mean_lengths.json").read_text())
 STAND_INS = {"mrpc": "rte", "stsb": "rte", "wsc": "rte"}
 TARGET_TOKENS = {"classification": 2.0, "regression": 4.0, "text": 6.0}

@@ -22,6 +22,7 @@ from harness.results import Result, ResultStore
 from tools.network_matrix.checkpoints import ARCHITECTURES, build
 
 SMALL: dict[str, dict[str, object]] = {
+    "peft": {"config": {"peft_type": "LORA"}},
     "prompt_tuning": {"prompt_length": 8}, "residual_prompt_tuning": {"prompt_length": 8}, "dpt": {"prompt_length": 8},
     "p_tuning": {"prompt_length": 8}, "prefix_tuning": {"prefix_length": 8}, "spot": {"prompt_length": 8},
     "attempt": {"prompt_length": 8}, "mpt": {"prompt_length": 8}, "tpt": {"prompt_length": 8},
