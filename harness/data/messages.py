@@ -85,13 +85,34 @@ def _message(item: object, number: int, where: str, column: str) -> tuple[str, s
             f"message {number} of '{column}', of {role}, has '{steering}' ({STEERING[steering]}), which is not read"
         )
         raise UserError(problem, where=where, hint="Write it into content, or take the key or the row out.")
-    content = item["content"]
+    content = _only_part(item["content"], f"message {number} of '{column}', of {role},", where)
     if content is None or (isinstance(content, str) and not content.strip()):
         raise UserError(f"message {number} of '{column}', of {role}, is empty", where=where)
     if not isinstance(content, str):
         problem = f"the content of message {number} in '{column}' is no text but {type(content).__name__}"
         raise UserError(problem, where=where)
     return role, content
+
+
+def _only_part(content: object, message: str, where: str) -> object:
+    """Return the text of a content in parts, [{"type": "text", "text": "..."}], and any other content as it is.
+
+    Raises UserError for several parts, which some programs join with a line break and others with nothing, and for one
+    that is no text.
+    """
+    if not isinstance(content, list | tuple) or not all(
+        isinstance(part, Mapping) and "type" in part for part in content
+    ):
+        return content
+    kinds = [str(part["type"]) for part in content]
+    if kinds == ["text"]:
+        return content[0].get("text")
+    if set(kinds) == {"text"}:
+        raise UserError(f"{message} has {len(kinds)} parts of text", where=where, hint="Join them into one text.")
+    if not kinds:
+        return ""
+    other = next(kind for kind in kinds if kind != "text")
+    raise UserError(f"{message} has a part of type '{other}'; only text is read", where=where)
 
 
 def _is_nothing(value: object) -> bool:

@@ -21,6 +21,8 @@ def render_comparison(found: FolderComparison, a: str, b: str, style: str) -> st
     if style == "json":
         return json.dumps(_as_json(found, a, b), indent=1) + "\n"
     tables = [_both(found, a, b)]
+    if not found.num_both:
+        tables[0].remarks = [f"No cell is in both folders, so there is nothing to compare of {a} and {b}."]
     if found.only:
         tables.append(_only(found))
     if found.settings:

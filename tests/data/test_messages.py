@@ -30,6 +30,7 @@ def message(role: str, content: Any) -> dict[str, Any]:
 
 USER, ANSWER = message("user", "How many legs has a cat?"), message("assistant", "Four.")
 SYSTEM = message("system", "Be brief.")
+TEXT = {"type": "text", "text": "Is it late?"}
 
 
 def task(path: Path, **settings: Any) -> Task:
@@ -50,6 +51,12 @@ def write(folder: Path, name: str, talks: list[Any]) -> Path:
     else:
         path.write_text("".join(json.dumps({"talk": talk}) + "\n" for talk in talks))
     return path
+
+
+def test_a_content_of_one_part_is_its_text() -> None:
+    """As many exports write it. Whether several parts are one line or two, nobody says."""
+    plain = read_messages([message("user", TEXT["text"]), ANSWER], "row 1", "talk")
+    assert read_messages([message("user", [TEXT]), ANSWER], "row 1", "talk") == plain
 
 
 @pytest.mark.parametrize("name", ["talks.jsonl", "talks.csv", "talks.parquet"])
@@ -100,6 +107,9 @@ def test_the_task_may_be_a_classification_of_conversations(tmp_path: Path) -> No
         ([message("user", " \n"), ANSWER], "message 1 of 'talk', of user, is empty"),
         ([message("user", None), ANSWER], "message 1 of 'talk', of user, is empty"),
         ([message("user", ["a"]), ANSWER], "the content of message 1 in 'talk' is no text but list"),
+        ([message("user", [TEXT, TEXT]), ANSWER], "message 1 of 'talk', of user, has 2 parts of text"),
+        ([message("user", [TEXT, {"type": "image"}]), ANSWER], "message 1 of 'talk', of user, has a part of type"),
+        ([message("user", [{"type": "text"}]), ANSWER], "message 1 of 'talk', of user, is empty"),
         ([{"from": "human", "value": "x"}, ANSWER], "message 1 of 'talk' has no role and content"),
         (["How?", "So."], "message 1 of 'talk' has no role and content"),
         ({"role": "user", "content": "x"}, "'talk' holds no conversation but {'role'"),

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from harness.cli.commands import app
 from harness.report.statistics.intervals import Sample, compare_samples, holm
 from harness.report.two_folders import compare_folders
+from harness.report.two_folders_tables import render_comparison
 from harness.results.predictions import read_answers
 from harness.results.store import ResultStore, checksum, predictions_path
 
@@ -56,6 +57,16 @@ def test_cells_in_both_are_compared_as_the_statistics_of_reports_compare_methods
     assert gap.value == pytest.approx(15.0)
     assert (one.p_value, one.adjusted) == (p_value, holm([p_value, 1.0])[0])
     assert (two.method, two.point, two.is_equal, two.p_value) == ("two", "lr=0.1", True, 1.0)
+
+
+def test_folders_without_a_common_cell_are_told_so(tmp_path: Path) -> None:
+    """An empty table and "0 of 0 grid points are equal" said nothing."""
+    for name, seed in (("a", 1), ("b", 2)):
+        store(tmp_path / name, name, "cb", seed, *answers(70))
+    found = compare_folders(*(scanned(tmp_path / name) for name in ("a", "b")))
+    shown = " ".join(render_comparison(found, "a", "b", "markdown").split())
+    assert "No cell is in both folders, so there is nothing to compare of a and b." in shown
+    assert "0 cells are in both" not in shown
 
 
 def test_cells_in_one_are_listed_with_the_setting_that_keeps_them_apart(folders: tuple[Path, Path]) -> None:
