@@ -63,8 +63,9 @@ def _without_versions(cell: Cell) -> tuple[str, ...]:
     protocol = cell.protocol.name, repr(sorted(cell.protocol.overrides.items()))
     grid = repr(sorted(cell.grid.items()))
     shots = "" if cell.few_shot is None else f"{cell.few_shot.k} {cell.few_shot.select_with}"
+    rows = shots if cell.row_limit is None else f"{shots} {cell.row_limit.model_dump_json()}"
     starts = repr([(start.title, start.seed) for start in cell.init_from])
-    return cell.label, cell.task, cell.backbone, str(cell.seeds), str(cell.repeat), shots, starts, grid, *protocol
+    return cell.label, cell.task, cell.backbone, str(cell.seeds), str(cell.repeat), rows, starts, grid, *protocol
 
 
 def _versions(cell: Cell) -> tuple[int, int | None, list[str]]:

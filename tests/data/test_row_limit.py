@@ -19,6 +19,7 @@ from harness.data.tasks import all_tasks
 from harness.errors import UserError
 from harness.report.boards import collect_boards
 from harness.report.tables import render_boards
+from harness.results.stale import superseded
 from harness.results.store import ResultStore, read_predictions
 from harness.results.verify import verify_folder
 from harness.runner.plan import make_plan
@@ -75,6 +76,18 @@ def test_fewer_rows_are_a_part_of_more_in_the_same_order(write_suite: Write, tmp
     assert places != list(range(10))  # no prefix of the file, which may be sorted by label
     enough = limit_rows(whole, RowLimit(test=10_000))
     assert enough.record == whole.record
+
+
+def test_a_part_of_the_rows_is_superseded_by_that_part_alone(write_suite: Write, tmp_path: Path) -> None:
+    """A result of an older task version over 30 rows says nothing of a cell over all: that one is missing."""
+    results = tmp_path / "results"
+    run(write_suite(SUITE), methods=["majority"], tasks=["micro_sentiment"], results=results)
+    cells = {
+        text: make_plan(write_suite(text), Overrides(methods=["majority"]), tmp_path / "none", None).asked()[0]
+        for text in (SUITE, SUITE.replace("rows: {micro_sentiment: {train: 50, dev: 20, test: 30}}\n", ""))
+    }
+    newer = [cell.model_copy(update={"task_version": cell.task_version + 1}) for cell in cells.values()]
+    assert set(superseded(ResultStore(results), newer)) == {newer[0].key}
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=40), st.integers(1, 45))
