@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -40,10 +39,8 @@ def merged_weights(changes: Sequence[LayerChange]) -> Merged:
             raise CannotMerge("it changes a module twice")
         if change.low_rank is not None and change.instead is None:
             found[weight] = weight + _update(change.low_rank, module).to(weight.dtype)
-        elif isinstance(change.instead, BaseTunerLayer):
-            found.update(_merged_layer(module, change.instead))
         else:
-            raise CannotMerge("it puts something in a module's place that PEFT cannot merge")
+            found.update(_merged_layer(module, change.instead))
     if not found:
         raise CannotMerge("it changes no module")
     return found
@@ -55,8 +52,13 @@ def _update(low_rank: LowRank, module: nn.Module) -> Tensor:
     return product.T if isinstance(module, Conv1D) else product
 
 
-def _merged_layer(module: nn.Module, layer: BaseTunerLayer) -> Merged:
+def _merged_layer(module: nn.Module, layer: object) -> Merged:
     """The weight, and where it changes the bias, of PEFT's layer once merged. Raises CannotMerge."""
+    # not at the top: PEFT imports bitsandbytes where it is there, and that torch's compiler: a quarter of a start
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if not isinstance(layer, BaseTunerLayer):
+        raise CannotMerge("it puts something in a module's place that PEFT cannot merge")
     # a copy: PEFT merges in place, and the weight's memory is the backbone's
     merged = copy.deepcopy(layer)
     try:

@@ -158,6 +158,9 @@ def test_a_quiet_run_prints_nothing_nor_do_its_processes(write_suite: Write, tmp
         "if __name__ == '__main__':\n"
         f"    harness.run({str(write_suite(SMALL_SUITE))!r}, results={str(tmp_path / 'out')!r}, "
         f"settings={{'execution.processes': {processes}}}, **{chosen!r})\n"
+        "    import sys\n"
+        "    unused = {'peft', 'bitsandbytes', 'torch._inductor.compile_fx'} & sys.modules.keys()\n"
+        "    assert not unused, f'a quarter of a start for nothing: {unused}'\n"
         "    import bitsandbytes\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
