@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from test_fused import make_cell
@@ -19,8 +19,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from typing_help import present
 
 import harness
+from harness.backbone import seal as seal_module
 from harness.backbone.network import Backbone
-from harness.backbone.seal import BackboneChanged, Seal, checksums
+from harness.backbone.seal import BackboneChanged, Seal, checksums, weighted_checksum
 from harness.data.tasks import all_tasks
 from harness.errors import UserError
 from harness.method.export import load_export
@@ -32,6 +33,8 @@ from harness.results.store import ResultStore
 from harness.train.caches import cached_backbone, drop_backbone
 from harness.train.method_fit import build_to_train
 from harness.train.tiny_backbones import tiny_backbone
+
+Checksums = Callable[[Sequence[torch.Tensor]], list[tuple[Any, ...]]]
 
 METHOD = """
 from dataclasses import dataclass
@@ -280,8 +283,26 @@ def test_what_is_put_back_bit_for_bit_is_no_change() -> None:
     assert seal.glance(training=False) == "'shared.weight' takes gradients"
 
 
+def of_other_devices(tensors: Sequence[torch.Tensor]) -> list[tuple[Any, ...]]:
+    """What `checksums` takes where tensors are not on a CPU."""
+    return [(tuple(tensor.shape), tensor.dtype, int(weighted_checksum(tensor))) for tensor in tensors]
+
+
+EITHER = pytest.mark.parametrize("checksums", [checksums, of_other_devices])
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Pieces of which a tensor of the test has several."""
+    monkeypatch.setattr(seal_module, "PIECE", 1 << 16)
+    seal_module._weights.cache_clear()
+    yield
+    seal_module._weights.cache_clear()
+
+
+@EITHER
 @pytest.mark.parametrize("kind", [torch.float64, torch.int64, torch.float32])
-def test_numbers_with_few_bits_do_not_change_places_unseen(kind: torch.dtype) -> None:
+def test_numbers_with_few_bits_do_not_change_places_unseen(kind: torch.dtype, checksums: Checksums) -> None:
     """In float64, 0 and 2 differ in one bit at the upper end."""
     numbers = torch.tensor([0, 1, 2, 4, -0.0, -2, -1, 1 << 40, 8, 16]).to(kind)
     for one in range(len(numbers)):
@@ -294,9 +315,13 @@ def test_numbers_with_few_bits_do_not_change_places_unseen(kind: torch.dtype) ->
     assert checksums([bits]) != checksums([~bits])
 
 
-@settings(max_examples=60, deadline=None)
+@EITHER
+@pytest.mark.usefixtures("small_pieces")
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_a_checksum_shows_every_change_of_one_number_and_every_exchange_of_two(data: st.DataObject) -> None:
+def test_a_checksum_shows_every_change_of_one_number_and_every_exchange_of_two(
+    data: st.DataObject, checksums: Checksums
+) -> None:
     kind = data.draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.int8, torch.bool]))
     count = data.draw(st.integers(2, 200_000))  # some of several pieces
     tensor = torch.arange(count).remainder(97).to(kind)
@@ -312,7 +337,8 @@ def test_a_checksum_shows_every_change_of_one_number_and_every_exchange_of_two(d
     assert checksums([tensor[None]]) != [before], "the shape counts"
 
 
-def test_a_mean_that_stays_is_no_excuse() -> None:
+@EITHER
+def test_a_mean_that_stays_is_no_excuse(checksums: Checksums) -> None:
     tensor = torch.randn(3, 5)
     for other in (-tensor, tensor.flip(0), tensor.T.contiguous().reshape(3, 5), tensor.roll(1)):
         assert checksums([tensor]) != checksums([other])
