@@ -56,7 +56,7 @@ class UserError(Exception):
         if self.choices:
             message += f" (allowed: {', '.join(self.choices)})"
         if self.hint:
-            message += f" {self.hint}" if message.endswith((".", ")")) else f". {self.hint}"
+            message += f" {self.hint}" if message.endswith((".", "?", "!")) else f". {self.hint}"
         return printable(shortened(message, MOST_SHOWN)) + self._line()
 
     def _line(self) -> str:

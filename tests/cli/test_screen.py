@@ -14,6 +14,7 @@ from paths import ROOT
 from stored_runs import answers, store
 
 from harness.cli.commands import main
+from harness.errors import UserError
 from harness.runner.progress import Progress
 from harness.screen import on_screen, replace_missing_characters, say
 
@@ -186,3 +187,16 @@ def test_a_cell_is_shown_with_the_metric_that_chose_it(tmp_path: Path, capsys: p
 def test_what_is_said_without_streams_is_lost_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", None)
     say("a program without a window has no streams")
+
+
+def test_a_message_and_its_hint_are_two_sentences() -> None:
+    said = [
+        str(UserError("no such row", value="lara", choices=["lora"], hint="See the page.")),
+        str(UserError("nothing answers (no network)", hint="Name a folder.")),
+        str(UserError("is it there?", hint="Look.")),
+    ]
+    assert said == [
+        "no such row; did you mean lora? (allowed: lora). See the page.",
+        "nothing answers (no network). Name a folder.",
+        "is it there? Look.",
+    ]
