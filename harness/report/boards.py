@@ -77,6 +77,11 @@ class Entry:
         return sample_std(self.scores)
 
     @property
+    def heads(self) -> list[str]:
+        """Kinds of trained heads (`recipe.head`) that answers were read off by; empty where they were written."""
+        return sorted({run.cell.recipe.head for run in self.runs if run.cell.recipe.has_head})
+
+    @property
     def num_answers(self) -> int:
         """Test rows answered, over all runs."""
         return sum(run.test.num_rows for run in self.runs if run.test)
@@ -192,7 +197,7 @@ class BoardRow:
         """Kind of trained head (`recipe.head`) -> the tasks on which answers were read off by it, not written."""
         found: dict[str, list[str]] = defaultdict(list)
         for task, entry in self.entries.items():
-            for head in sorted({run.cell.recipe.head for run in entry.runs if run.cell.recipe.has_head}):
+            for head in entry.heads:
                 found[head].append(task)
         return dict(found)
 

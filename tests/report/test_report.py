@@ -486,6 +486,11 @@ def test_a_row_whose_answers_are_read_off_by_a_head_says_so() -> None:
         assert note in render_boards(collect_boards(whole), style)
         assert note not in render_boards(collect_boards(plain), style)
     assert f"{note}, whose weights params leave out, on cb" in render_boards(collect_boards(some), "markdown")
+    lines = list(csv.DictReader(io.StringIO(render_boards(collect_boards(some), "csv"))))
+    assert {line["task"]: line["heads"] for line in lines} == {"cb": "linear", "rte": "", "average": ""}
+    (board,) = json.loads(render_boards(collect_boards(some), "json"))
+    tasks = board["rows"][0]["tasks"]
+    assert (tasks["cb"]["heads"], "heads" in tasks["rte"]) == (["linear"], False)
     layout = TableLayout.model_validate({
         "title": "t", "rows": [{"title": m, "where": {"method": m}} for m in ("read", "written")],
         "columns": [{"title": "CB", "where": {"task": "cb"}}],

@@ -20,6 +20,7 @@ CSV_COLUMNS = (
     "mark", "num_choosing_runs", "num_left_out", "not_ranked",
     "rerun_std", "num_reruns",
     "searched_steps", "searched_samples", "searched_device_s",
+    "heads",
 )  # fmt: skip
 
 
@@ -89,6 +90,7 @@ def _entry_csv(entry: Entry) -> dict[str, object]:
         "searched_steps": round(budget.steps) if budget else "",
         "searched_samples": round(budget.samples) if budget else "",
         "searched_device_s": _number(budget.device_s) if budget else "",
+        "heads": " ".join(entry.heads),
         "protocol": next((run.cell.protocol.title for run in (*entry.runs, *entry.failed)), ""),
     }
 
@@ -184,6 +186,7 @@ def _entry_json(entry: Entry) -> dict[str, Any]:
         "grid": entry.grid,
         "cells": [run.cell_id for run in entry.runs],
         "mixed": entry.mixed,
+        **({"heads": entry.heads} if entry.heads else {}),
         **({"commits": entry.commits} if entry.commits else {}),
         **({"not_ranked": entry.apart} if entry.apart else {}),
         **_reruns_json(entry),
