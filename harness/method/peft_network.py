@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from peft import PeftConfig, get_peft_model
 from torch import Tensor, nn
 
@@ -17,6 +18,9 @@ from harness.backbone import Backbone
 from harness.method.network_view import NetworkView
 from harness.method.peft_config import first_sentence
 from harness.method.peft_targets import set_targets
+
+# what holds by default, but said aloud: else PyTorch prints four lines where a type trains sparse tensors (FRoD)
+torch.sparse.check_sparse_tensor_invariants.disable()
 
 ADAPTER = "default"  # PEFT's own choice where there is one adapter only
 
@@ -34,6 +38,8 @@ class PeftNetwork:
     def __init__(self, config: PeftConfig, backbone: Backbone) -> None:
         """Raises ValueError where PEFT cannot put this into this network."""
         self.config = config
+        if hasattr(config, "progressbar"):  # FRoD's bar would stand between the lines of a run, once a cell and plan
+            config.progressbar = False
         self.view = NetworkView(backbone.model, private=moves_weights(config))
         set_targets(config, self.view.model)
         try:

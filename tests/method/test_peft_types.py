@@ -183,6 +183,11 @@ def test_a_type_that_treats_each_position_by_itself_gives_the_same_for_packed_ro
             torch.testing.assert_close(cell.logits(), padded, rtol=1e-4, atol=1e-5)
 
 
+def test_a_type_with_a_progress_bar_and_sparse_tensors_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
+    Cell(settings("FROD")).train(1)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_types_that_look_at_whole_rows_get_padded_ones() -> None:
     for kind in ("LILY", "POLY", "PREFIX_TUNING", "ADAPTION_PROMPT"):
         assert not Cell(settings(kind)).method.takes_packed_rows(), kind
