@@ -1,7 +1,8 @@
 """Search budgets: what the choice of a row's settings has cost, and whether the rows of a table had equal ones.
 
 What a row started from was trained for it (`init_from`), so it is part of the cost; each row that starts from a source
-bears the whole of it.
+bears the whole of it. What a mixture took is divided evenly over its tasks, as its parameters are; its trials count for
+each of them.
 
 Whoever tries more settings ranks higher (Dodge et al. 2019, "Show Your Work"), so a table has to say both.
 """
@@ -102,11 +103,13 @@ def _span(values: Sequence[float]) -> str:
 def _spent(search: Sequence[Result], sources: SourceRuns | None) -> Budget:
     before, num_unknown = sources.behind(search) if sources else ([], 0)
     usages = [run.usage for run in (*search, *before) if run.usage]
+    mixture = search[0].cell.mixture
+    num_tasks = len(mixture.parts) if mixture else 1
     return Budget(
         trials=sum(run.status != "unfit" for run in search),
-        steps=sum(usage.num_steps for usage in usages),
-        samples=sum(usage.num_samples for usage in usages),
-        device_s=sum(usage.total_s for usage in usages),
+        steps=sum(usage.num_steps for usage in usages) / num_tasks,
+        samples=sum(usage.num_samples for usage in usages) / num_tasks,
+        device_s=sum(usage.total_s for usage in usages) / num_tasks,
         num_unknown=num_unknown,
     )
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_report import result, searching
 
-from harness.report.boards import Board, collect_boards
+from harness.report.boards import Board, Entry, collect_boards
 from harness.report.budgets import entry_budget, row_budget, unequal_budgets
 from harness.report.figures.budget import draw_budget
 from harness.report.figures.colours import method_looks
@@ -18,7 +18,7 @@ from harness.report.search_curves import best_of_draws, search_curve
 from harness.report.tables import render_boards
 from harness.report.tuning import tuning_records
 from harness.results.schema import AnsweringCost, AnsweringForm, Result, StartRecord, Usage
-from harness.suite.cell import Start
+from harness.suite.cell import Mixture, Part, Start
 
 USAGE = Usage(
     num_steps=100, num_samples=1_600, num_tokens=9, train_s=2.0, eval_s=1.0, total_s=3.0, peak_memory_bytes=1,
@@ -46,6 +46,16 @@ def test_a_budget_counts_every_trial_of_the_search_and_no_further_seed() -> None
     assert budget is not None
     assert (budget.trials, budget.steps, budget.samples, budget.device_s) == (4, 400, 6_400, 12)
     assert row_budget(made.rows[0]) == budget
+
+
+def test_what_a_mixture_took_is_divided_over_its_tasks() -> None:
+    parts = [Part(task=task, task_version=1) for task in ("cb", "rte", "boolq", "wic")]
+    mixture = Mixture(parts=parts, sampling="equal", temperature=1)
+    alone = search("grid", 3)
+    mixed = [run.model_copy(update={"cell": run.cell.model_copy(update={"mixture": mixture})}) for run in alone]
+    budgets = [entry_budget(Entry(runs=runs[-1:], searches=[runs[:3]])) for runs in (alone, mixed)]
+    found = [(b.trials, b.steps, b.samples, b.device_s) for b in budgets if b is not None]
+    assert found == [(3, 300, 4_800, 9), (3, 75, 1_200, 2.25)]
 
 
 def test_a_table_of_unequal_budgets_says_so_above_itself() -> None:
