@@ -64,6 +64,8 @@ class ATTEMPT(Method):
             require_positive(self, "prompt_length", "bottleneck", "num_sources", "num_tasks", "source_length")
             if self.temperature is not None and not self.temperature > 0:
                 raise ValueError(f"temperature must be positive, got {self.temperature}")
+            if not self.attention_lr > 0:
+                raise ValueError(f"attention_lr must be positive, got {self.attention_lr}")
 
     sources: Tensor
     pad: Tensor

@@ -35,6 +35,8 @@ class DoRA(PeftMethod):
 
         def __post_init__(self) -> None:
             require_positive(self, "rank")
+            if not self.alpha > 0:  # at 0 nothing of B A counts, and nothing trains
+                raise ValueError(f"alpha must be positive, got {self.alpha}")
             if not 0 <= self.dropout < 1:
                 raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
 

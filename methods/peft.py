@@ -13,7 +13,7 @@ PEFT has saved. `docs/peft.md` has the rest.
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.method import ConfiguredPeft, Defaults, Paper, checked_peft_config, sweep
+from harness.method import ConfiguredPeft, Defaults, Paper, checked_peft_config, require_positive, sweep
 
 
 class Peft(ConfiguredPeft):
@@ -31,4 +31,5 @@ class Peft(ConfiguredPeft):
         num_steps: int | None = None
 
         def __post_init__(self) -> None:
+            require_positive(self, "num_tasks", "num_steps")
             object.__setattr__(self, "config", checked_peft_config(self.config))

@@ -6,6 +6,7 @@ configuration files or scripts were read; docs/protocol.md lists which.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 import sys
@@ -170,3 +171,31 @@ def test_a_summed_loss_gives_the_gradient_of_the_sum_and_records_the_mean(monkey
     torch.testing.assert_close(cut_gradient, gradient)
     assert loss == mean_loss == pytest.approx(float(cut_loss))
     assert np.isfinite(float(loss))
+
+
+# noise, dropout, ranks and terms of a loss that are left out then, as ablations of the papers do; a seed
+MAY_BE_ZERO = {
+    "adamix.consistency", "adapter_drop.dropped_layers", "dora.dropout", "ept.prompt_length", "ept.rank", "ept.spaces",
+    "hyperdecoder.label_smoothing", "hyperformer.label_smoothing", "lora.dropout", "mpt.distillation", "vera.dropout",
+    "vera.projection_seed",
+}  # fmt: skip
+MAY_BE_NEGATIVE = {"vera.d_initial", "vera.projection_seed"}  # a starting value whose sign means nothing; a seed
+FILLED_IN = {"imported.source_length", "imported.num_tasks"}
+"""Numbers of a row whose method is no file, so that no suite states them."""
+
+
+@pytest.mark.parametrize("name", sorted(REGISTRY))
+def test_a_number_at_which_nothing_would_train_is_refused(name: str) -> None:
+    """A scale of 0 trains nothing, a negative learning rate climbs, and neither makes a noise."""
+    hp_type = REGISTRY[name].HP
+    for setting in dataclasses.fields(hp_type):
+        key = f"{name}.{setting.name}"
+        if key in FILLED_IN or not re.search(r"\b(int|float)\b", str(setting.type)):
+            continue
+        for value, allowed in ((0, MAY_BE_ZERO), (-1, MAY_BE_NEGATIVE)):
+            refused = False
+            try:
+                hp_type(**{setting.name: value})
+            except ValueError:
+                refused = True
+            assert refused != (key in allowed), f"{key}: {value}"
