@@ -104,7 +104,7 @@ def check_method_file(path: Path) -> list[Finding]:
             first = reasons.setdefault(reason, name)
             finding = finding if first == name else Finding(name, False, cause=first)
         findings[name] = finding
-    checks.moved_bench.cache_clear()
+    checks.MOVED.clear()
     return list(findings.values())
 
 

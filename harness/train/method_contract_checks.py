@@ -5,7 +5,6 @@ All run on tiny random backbones. Equalities are checked in float64, where only 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -143,16 +142,21 @@ class Bench:
         return first
 
 
-@functools.lru_cache(maxsize=1)
+MOVED: dict[type[Method], Bench] = {}
+"""By class, what `moved_bench` has made."""
+
+
 def moved_bench(cls: type[Method]) -> Bench:
     """Return a bench two steps from its start, since many methods start at zero, where much does not show.
 
     It is to be read only. One serves several checks: the same seed would make the same again, and all of them come
     after those of seeds, of the backbone and of evaluation.
     """
-    bench = Bench(cls)
-    bench.move(steps=2)
-    return bench
+    if cls not in MOVED:
+        bench = Bench(cls)
+        bench.move(steps=2)
+        MOVED[cls] = bench
+    return MOVED[cls]
 
 
 def rule_answers(cls: type[Rule]) -> str:
