@@ -61,8 +61,18 @@ def whole_numbers(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
     Values of a sweep and both ends of a range count too.
     """
+    whole = _whole_fields(kind)
+    return {name: _as_whole(value) if name in whole else value for name, value in values.items()}
+
+
+@functools.cache
+def _whole_fields(kind: type) -> frozenset[str]:
+    """Return the fields of a dataclass or pydantic model that take whole numbers alone.
+
+    Kept, since a plan asks for every entry, and looking the types up took longer than all the rest of it.
+    """
     hints = get_type_hints(kind) if dataclasses.is_dataclass(kind) or issubclass(kind, BaseModel) else {}
-    return {name: _as_whole(value) if _is_integer(hints.get(name)) else value for name, value in values.items()}
+    return frozenset(name for name, hint in hints.items() if _is_integer(hint))
 
 
 def _is_integer(hint: Any) -> bool:

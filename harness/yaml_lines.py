@@ -114,7 +114,9 @@ def read_document(path: str | FilePath) -> Document:
     return Document(str(file), copy.deepcopy(data), dict(lines), text)
 
 
-@functools.lru_cache(maxsize=16)  # a command reads its suite before torch is imported and again after: 5 ms a kilobyte
+@functools.lru_cache(
+    maxsize=128
+)  # read before torch is imported and again after, 5 ms a kilobyte; 43 suites are shipped
 def _parsed(text: str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
     """Return the data of a mapping and the line of each key. Raises _Refused, and what ruamel raises."""
     raw = _parser().load(text)

@@ -72,7 +72,7 @@ def write_small_encoder(folder: Path) -> Path:
     return write_checkpoint(folder, config, byte_tokenizer("<s> $A </s>"))
 
 
-def write_wide_backbone(folder: Path) -> Path:
+def write_wide_backbone(folder: Path, layers: int = 1) -> Path:
     """A small T5 of width 768, which all subvector widths of the suites divide, with the micro T5's tokenizer.
 
     Its answers end at once: a random network would write to the limit of every task, 32 passes for an answer to MRQA.
@@ -82,7 +82,9 @@ def write_wide_backbone(folder: Path) -> Path:
 
     micro = Path(resolve_backbone("micro-t5"))
     config = T5Config.from_pretrained(micro)
-    config.update({"d_model": 768, "d_kv": 8, "d_ff": 32, "num_heads": 2, "num_layers": 2, "num_decoder_layers": 2})
+    config.update(
+        {"d_model": 768, "d_kv": 8, "d_ff": 32, "num_heads": 2, "num_layers": layers, "num_decoder_layers": layers}
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = T5ForConditionalGeneration(config)

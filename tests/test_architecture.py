@@ -46,10 +46,17 @@ def face(package: str) -> dict[str, str]:
     }
 
 
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    """All that a file says; each is asked for a dozen times."""
+    return list(ast.walk(ast.parse(path.read_text())))
+
+
+@cache
 def imports(path: Path) -> list[tuple[str, str | None]]:
     """(module, name) of everything that a file imports, at any depth; no name where a module is imported whole."""
     found: list[tuple[str, str | None]] = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             found += [(alias.name, None) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -133,7 +140,7 @@ def test_nothing_in_harness_names_a_method() -> None:
         "adapter",
     }  # also a library, a word, and a key of rows
     for path in MODULES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes(path):
             words = {getattr(node, "id", None), getattr(node, "attr", None)}
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 words.add(node.value)

@@ -17,6 +17,8 @@ ModuleState = dict[str, Any]
 must stay the same objects, or plain values that must stay equal."""
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+PLAIN = (bool, int, float, str)
+"""Types of settings."""
 SWITCHED = {"training", "gradient_checkpointing"}
 """Settings that the harness itself switches, so they are no sign of a change; `Seal.glance` checks the first."""
 GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks",
@@ -57,7 +59,7 @@ def changed_class(classes: Iterable[type[Any]]) -> str | None:
 
     Classes that they inherit from count too, but for PyTorch's own `Module`.
     """
-    own_and_inherited = dict.fromkeys(base for cls in classes for base in cls.__mro__)
+    own_and_inherited = dict.fromkeys(base for cls in dict.fromkeys(classes) for base in cls.__mro__)
     for cls in (base for base in own_and_inherited if base not in (object, nn.Module)):
         own = _functions(cls)
         before = _classes.setdefault(cls, own)
@@ -87,6 +89,8 @@ def rewrites_itself(module: nn.Module) -> bool:
 
     Rotary positions of the types `dynamic` and `longrope` do: their frequencies follow the length of the input.
     """
+    if "rope_type" not in vars(module) and not hasattr(type(module), "rope_type"):
+        return False  # PyTorch's own way to say so raises, which takes longer than all else here
     kinds = getattr(module, "rope_type", None)  # Gemma 3 has one type for each kind of attention
     kinds = kinds.values() if isinstance(kinds, dict) else (kinds,)
     return any(isinstance(kind, str) and ("dynamic" in kind or kind == "longrope") for kind in kinds)
@@ -129,17 +133,24 @@ def _trace(module: nn.Module) -> ModuleState:
     """Describe one module; see `ModuleState`."""
     own: dict[str, Any] = vars(module)
     # what a network overwrites as it runs differs without a fault
-    steady = {} if rewrites_itself(module) else own
-    weights = {**module._parameters, **({} if rewrites_itself(module) else module._buffers)}
+    rewrites = rewrites_itself(module)
+    steady = {} if rewrites else own
+    weights = {**module._parameters, **({} if rewrites else module._buffers)}
     return {
         "the place": (module, type(module)),
-        "a hook": tuple(hook for kind in HOOKS for hook in own.get(kind, {}).values()),
+        "a hook": tuple([hook for kind in HOOKS if own.get(kind) for hook in own[kind].values()]),
         "a tensor": tuple(weights.values()),
         "the names of tensors": tuple(weights),
-        "requires_grad": tuple(weight.requires_grad for weight in weights.values() if weight is not None),
+        "requires_grad": tuple([weight.requires_grad for weight in weights.values() if weight is not None]),
         # a `forward` or `compute_bias` on the module itself hides that of its class
-        "a function": tuple([(name, value) for name, value in own.items() if _is_function(value)]),
-        "a setting": tuple([(name, value) for name, value in steady.items() if _is_setting(name, value)]),
+        "a function": tuple([(name, value) for name, value in own.items() if callable(value) and _is_function(value)]),
+        "a setting": tuple(
+            [
+                (name, value)
+                for name, value in steady.items()
+                if isinstance(value, PLAIN) and not name.startswith("_") and name not in SWITCHED
+            ]
+        ),
         "the configuration": _settings(own.get("config")),
     }
 
@@ -152,10 +163,6 @@ def _functions(cls: type[Any]) -> dict[str, Any]:
 def _is_function(value: Any) -> bool:
     """Whether a value is a function, and not a module, a class or a configuration, which can be called too."""
     return callable(value) and not isinstance(value, (nn.Module, type)) and not hasattr(value, "to_dict")
-
-
-def _is_setting(name: str, value: Any) -> bool:
-    return isinstance(value, (bool, int, float, str)) and not name.startswith("_") and name not in SWITCHED
 
 
 def _settings(config: Any) -> dict[str, Any] | None:

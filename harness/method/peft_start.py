@@ -53,14 +53,17 @@ def fill_network(network: PeftNetwork, tensors: Mapping[str, Tensor]) -> None:
 def _put_back(network: PeftNetwork) -> None:
     """Fill the tensors that the method stores where PEFT has exchanged them: indices in a module's plain table."""
     stored = list(network.frozen.values())
+    exchanged: list[tuple[str, Tensor]] | None = None  # found by a walk through the network
     for module in network.model.modules():
         for table in [table for table in vars(module).values() if isinstance(table, dict)]:
             now = table.get(ADAPTER)
             if not isinstance(now, Tensor) or any(now is tensor for tensor in stored):
                 continue
-            name = next((name for name, other in network.exchanged() if other is now), None)
+            exchanged = network.exchanged() if exchanged is None else exchanged
+            name = next((name for name, other in exchanged if other is now), None)
             if name is not None and network.frozen[name].shape == now.shape:
                 table[ADAPTER] = network.frozen[name].copy_(now)
+                exchanged = None
 
 
 def adapter_tensors(network: PeftNetwork) -> dict[str, Tensor]:

@@ -19,7 +19,6 @@ from harness.suite.resolve_settings import (
     EntrySettings,
     GridPoint,
     TaskSpec,
-    find_search,
     num_points,
     resolve_entry,
     resolve_points,
@@ -248,7 +247,7 @@ class GroupBuilder:
         suite, (label, task_name, backbone) = self.suite, place
         task = self.tasks[task_name]
         entry = _entry(suite, label, spec, task, backbone, k)
-        points, search = resolve_entry(entry), find_search(entry)
+        points, search = resolve_entry(entry)
         draws = self._draws(task, k, seeds)
         # each choice once: a grid of hundreds of points names the same few
         choices = dict.fromkeys(choice for point in points for choice in point.init_from)

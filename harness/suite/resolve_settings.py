@@ -115,28 +115,24 @@ class GridPoint:
     init_from: tuple[SourceChoice, ...] = ()
 
 
-def resolve_entry(entry: EntrySettings) -> list[GridPoint]:
-    """Return every grid point, validated. Raises UserError for anything unknown or impossible.
+def resolve_entry(entry: EntrySettings) -> tuple[list[GridPoint], Search | None]:
+    """Return every grid point, validated, and how they are drawn. Raises UserError for anything unknown or impossible.
 
-    Of a search by `tpe` these are the points that need no result; `resolve_points` makes the others.
+    Of a search by `tpe` these are the points that need no result; `resolve_points` makes the others. There is no search
+    for a grid, also a whole one of at most `trials` points.
     """
     recipe, hp, space = _merge_and_find_space(entry)
     search = _search(entry, space)
     if any(isinstance(item, Range) for item in space.values()):
         _check_corners(entry, recipe, hp, space)
     points = search.first_points() if search else every_point(space)
-    return [_resolve_point(entry, recipe, hp, point) for point in points]
+    return [_resolve_point(entry, recipe, hp, point) for point in points], search
 
 
 def resolve_points(entry: EntrySettings, points: Sequence[Point]) -> list[GridPoint]:
     """Return these points of an entry's space, validated. Raises UserError."""
     recipe, hp, _ = _merge_and_find_space(entry)
     return [_resolve_point(entry, recipe, hp, point) for point in points]
-
-
-def find_search(entry: EntrySettings) -> Search | None:
-    """Return how an entry's points are drawn; None for a grid, also a whole one of at most `trials` points."""
-    return _search(entry, _merge_and_find_space(entry)[-1])
 
 
 def num_points(entry: EntrySettings) -> int:

@@ -78,8 +78,8 @@ class BatchInput:
         if len(methods) > 1 and any(m.runs_alone() and not given for m, given in zip(methods, self.given, strict=True)):
             raise ValueError("a method that attaches itself, or has a loss of its own, shares no bundle")
         # asked now, since methods that are in the backbone may hide from it what it is
-        self._can_pack = (
-            may_pack and backbone.takes_packed_rows and all(method.takes_packed_rows() for method in methods)
+        self._can_pack = (  # the network last: it has to try
+            may_pack and all(method.takes_packed_rows() for method in methods) and backbone.takes_packed_rows
         )
         self._reads_once = backbone.is_encoder_decoder or (
             backbone.takes_prefixes

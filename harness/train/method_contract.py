@@ -104,6 +104,7 @@ def check_method_file(path: Path) -> list[Finding]:
             first = reasons.setdefault(reason, name)
             finding = finding if first == name else Finding(name, False, cause=first)
         findings[name] = finding
+    checks.MOVED.clear()
     return list(findings.values())
 
 

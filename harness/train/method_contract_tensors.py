@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from harness.backbone import Backbone, known_backbones, meta_backbone
 from harness.method import Method, explain_figure, kept_tensors, own_export, serve
-from harness.train.method_contract_checks import LENGTHS, TOLERANCE, Bench, build
+from harness.train.method_contract_checks import LENGTHS, TOLERANCE, Bench, build, moved_bench
 from harness.train.tiny_backbones import tiny_backbone
 
 FULL_SIZE = "t5-base"
@@ -135,9 +135,7 @@ def _is_filled(cell: Any) -> bool:
 
 def repeats(cls: type[Method]) -> str:
     """Evaluation draws no random numbers: the same rows give the same logits again and again."""
-    # Two steps of training first: many methods start at zero, and noise times zero would not show.
-    bench = Bench(cls)
-    bench.train(steps=2)
+    bench = moved_bench(cls)  # noise times zero would not show
     with bench.attached():
         first, *others = (bench.logits() for _ in range(REPEATS))
     difference = max(float((first - other).abs().max()) for other in others)
@@ -154,8 +152,7 @@ def kept_suffices(cls: type[Method]) -> str:
     Tensors that kept() leaves out have the value that the seed gives them. Tensors that kept() computes, such as
     products, count where export() gives them too.
     """
-    trained = Bench(cls)
-    trained.train(steps=2)
+    trained = moved_bench(cls)
     with trained.attached():
         expected = trained.logits()
     kept, exported = kept_tensors(trained.method), own_export(trained.method)

@@ -39,6 +39,16 @@ def tiny_backbone(kind: KindName = "encoder-decoder", precision: str = "float32"
     return Backbone(f"tiny-{kind}", model.eval(), TinyTokenizer(), None, precision)
 
 
+def expect_packing(backbone: Backbone) -> None:
+    """Let a tiny backbone, which is as it was made, know of packed rows what another copy has found by trying."""
+    backbone._can_pack = _can_pack(backbone.kind.name, backbone.precision)
+
+
+@functools.cache
+def _can_pack(kind: KindName, precision: str) -> bool:
+    return tiny_backbone(kind, precision)._can_pack
+
+
 @functools.cache
 def _tiny_network(kind: KindName, meta: bool) -> Any:
     """Draw the network of a tiny backbone in float32. It is only copied, since methods change what they are given."""

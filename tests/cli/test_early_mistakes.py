@@ -61,8 +61,11 @@ def test_help_and_mistakes_import_nothing_heavy(tmp_path: Path) -> None:
     (tmp_path / "misspelt.yaml").write_text(SMALL_SUITE.replace("tasks:", "taks:"))
     code = (
         "import json, sys\n"
+        "from typer import testing\n"
         "from typer.testing import CliRunner\n"
         "from harness.cli.commands import app\n"
+        "tree = testing._get_command(app)\n"  # as in conftest: it is made once, and not for each mistake
+        "testing._get_command = lambda _: tree\n"
         "told = {}\n"
         "for name, arguments in {'help': ['--help'], 'suites': ['suites'], **json.loads(sys.argv[1])}.items():\n"
         "    done = CliRunner().invoke(app, arguments)\n"

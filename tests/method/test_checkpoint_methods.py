@@ -50,19 +50,26 @@ class ListeningEngine(LocalEngine):
             super().run(bundles, progress, on_product)
 
 
+def run(folder: Path, engine: LocalEngine) -> None:
+    harness.run(folder / "suite.yaml", methods=METHODS, results=folder / "results", quiet=True, engine=engine)
+
+
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody has stopped."""
+    folder = tmp_path_factory.mktemp("runs") / "untouched"
+    lay_out(folder, SUITE)
+    run(folder, LocalEngine())
+    return folder
+
+
 @pytest.mark.parametrize("most", [1, 2, 3])
-def test_what_is_left_of_a_bundle_goes_on_from_its_checkpoint(most: int, tmp_path: Path) -> None:
-    for name in ("untouched", "killed"):
-        lay_out(tmp_path / name, SUITE)
-
-    def run(name: str, engine: LocalEngine) -> None:
-        folder = tmp_path / name
-        harness.run(folder / "suite.yaml", methods=METHODS, results=folder / "results", quiet=True, engine=engine)
-
-    run("untouched", LocalEngine())
+def test_what_is_left_of_a_bundle_goes_on_from_its_checkpoint(most: int, untouched: Path, tmp_path: Path) -> None:
+    killed = tmp_path / "killed"
+    lay_out(killed, SUITE)
     with pytest.raises(Killed):
-        run("killed", DyingEngine(most))
+        run(killed, DyingEngine(most))
     listening = ListeningEngine()
-    run("killed", listening)
+    run(killed, listening)
     assert "continued from a checkpoint at step 4" in listening.said
-    assert outcomes(tmp_path / "killed", exact=True) == outcomes(tmp_path / "untouched", exact=True)
+    assert outcomes(killed, exact=True) == outcomes(untouched, exact=True)

@@ -33,6 +33,8 @@ from harness.suite.make_groups import Overrides
 from harness.train.method_fit import Sizes, _compute, _OnShapes, misfit, sizes_of
 from harness.train.tiny_backbones import TinyTokenizer
 
+pytestmark = pytest.mark.usefixtures("few_rows")
+
 SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
          "vocab_size": 128, "max_position_embeddings": 512, "bos_token_id": 0, "eos_token_id": 1}  # fmt: skip
 NETWORKS: dict[str, dict[str, Any]] = {

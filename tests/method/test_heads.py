@@ -36,6 +36,8 @@ from harness.train.evaluate import answer_split
 from harness.train.loop import BundleTrainer
 from harness.train.tiny_backbones import tiny_backbone, tiny_rows
 
+pytestmark = pytest.mark.usefixtures("few_rows")
+
 Write = Callable[[str], Path]
 TASK = all_tasks()["micro_sentiment"]
 REGISTRY = discover()
@@ -135,7 +137,7 @@ def losses_of_training(method: Method, backbone: Backbone) -> tuple[float, float
     if method.is_layer_side():
         method.attach(backbone)
     try:
-        for _ in range(6):
+        for _ in range(4):
             optimizer.zero_grad()
             fused.refresh(grad=True, cells=[0])
             embeds, mask, _ = fused.build(encoded, Rows(np.zeros(3, np.int64), numbers))

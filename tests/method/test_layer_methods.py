@@ -164,7 +164,7 @@ def test_training_steps_with_dropout_lower_the_loss(name: str, hp: dict[str, obj
         first = backbone.token_losses(*batch(backbone)).mean()
         backbone.model.train()
         method.train()
-        for _ in range(10):
+        for _ in range(5):
             optimizer.zero_grad()
             method.token_losses(backbone, *batch(backbone)).mean().backward()
             optimizer.step()

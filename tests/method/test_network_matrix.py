@@ -39,7 +39,8 @@ def test_a_tiny_checkpoint_loads_as_its_kind(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["Phi-3", "DeBERTa-v3"])
 def test_a_pair_trains_or_is_refused_as_the_page_says(name: str, tmp_path: Path) -> None:
-    found = judge(name, tmp_path)
+    # where 24 steps lower a loss on always the same rows, so do 10
+    found = judge(name, tmp_path, steps=10)
     assert [pair for pair in found if pair.outcome == "broken"] == []
     assert all(pair.reason for pair in found if pair.outcome == "refused")
     assert {pair.method: pair.outcome == "trains" for pair in found} == {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import micro_rows
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from test_peft_types import Cell
@@ -41,7 +42,7 @@ from harness.suite.trained_adapter import find_adapter
 from harness.train.batch_input import BatchInput, Rows
 from tools.network_matrix.checkpoints import build
 
-pytestmark = [pytest.mark.usefixtures("few_rows"), pytest.mark.filterwarnings("ignore")]
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 SUITE = """\
 suite: out
@@ -92,6 +93,13 @@ TYPES |= dict.fromkeys(("residual_prompt_tuning", "p_tuning", "spot", "dpt", "mp
 MERGED = ("lora", "dora", "ia3", "vera", "patterned", "allocated", "loha")
 SHIPPED = "micro-t5"
 Trained = dict[tuple[str, str], Path]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def eight_rows_to_answer() -> Iterator[None]:
+    """No score counts here, and three rows are compared."""
+    with micro_rows({"train": 40, "validation": 8, "test": 8}):
+        yield
 
 
 def stored(folder: Path, backbones: list[str], methods: str, recipe: str = "") -> Trained:

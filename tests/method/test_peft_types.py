@@ -130,7 +130,7 @@ def peft_logits(cell: Cell, config: dict[str, Any]) -> tuple[Tensor, int]:
 REFUSED_ON = {("ADAPTION_PROMPT", "encoder-decoder"), ("CPT", "encoder-decoder")}
 
 
-def held_to_peft(config: dict[str, Any], network: str, steps: int = 6) -> Cell:
+def held_to_peft(config: dict[str, Any], network: str, steps: int = 4) -> Cell:
     """Train a cell, and compare it with PEFT's own model that has its tensors; the backbone has to stay as it was."""
     cell = Cell(config, network)
     losses = cell.train(steps)

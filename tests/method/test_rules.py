@@ -23,6 +23,8 @@ from harness.results.store import ResultStore, read_predictions
 from harness.runner.run_suite import run
 from harness.train.method_contract import check_method_file
 
+pytestmark = pytest.mark.usefixtures("few_rows")
+
 RULES = ["majority", "random_guess"]
 KINDS = {"micro_sentiment": "classification", "micro_similarity": "regression", "micro_qa": "text"}
 Floor = dict[tuple[str, str, int], tuple[Result, pd.DataFrame]]

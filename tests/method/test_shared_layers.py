@@ -62,12 +62,17 @@ def run(made: BundleTrainer) -> BundleTrainer:
     return made
 
 
+def with_two_evaluations(cell: Cell) -> Cell:
+    """The first of them in the middle of training. The rate is above 0 from the second step on."""
+    return cell.model_copy(update={"recipe": cell.recipe.model_copy(update={"eval_every": 3})})
+
+
 LORA: list[Spec] = [("lora", {"rank": 4, "dropout": 0.0}, 0.003, seed, rows) for seed, rows in ((1, 4), (2, 3), (3, 5))]
 
 
 @pytest.mark.parametrize("specs", [SPECS, LORA, [*LORA, SPECS[-1]]], ids=["all", "one shape", "one shape and another"])
 def test_a_trajectory_is_the_same_alone_and_together(specs: list[Spec]) -> None:
-    made = [make_cell(*spec, steps=20) for spec in specs]
+    made = [with_two_evaluations(make_cell(*spec, steps=6)) for spec in specs]
     together = run(trainer(made, max_tokens=100))
     for index, cell in enumerate(made):
         alone = run(trainer([cell], max_tokens=10_000))
@@ -76,6 +81,7 @@ def test_a_trajectory_is_the_same_alone_and_together(specs: list[Spec]) -> None:
             (item.step, item.metrics) for item in second.history
         ]
         assert first.answers == second.answers
+        assert len(first.history) == 2
         assert [item.train_loss for item in first.history] == pytest.approx(
             [item.train_loss for item in second.history], rel=1e-9
         )

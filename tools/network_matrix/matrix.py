@@ -50,14 +50,14 @@ class Pair:
     """Why it was refused, or what broke."""
 
 
-def judge(architecture: str, folder: Path, methods: Sequence[str] | None = None) -> list[Pair]:
+def judge(architecture: str, folder: Path, methods: Sequence[str] | None = None, steps: int = STEPS) -> list[Pair]:
     """Train each method (all if None) on a tiny checkpoint of the architecture, made in `folder`."""
     name = "".join(char for char in architecture.lower() if char.isalnum())
     build(architecture, folder / name)
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, _rows())) + "\n")
     wanted = [found for found in trainable() if methods is None or found in methods]
     suite = folder / f"{name}.json"  # JSON is YAML
-    suite.write_text(json.dumps(_suite(str(folder / name), wanted)))
+    suite.write_text(json.dumps(_suite(str(folder / name), wanted, steps)))
     try:
         harness.run(suite, results=folder / "results", quiet=True)
     except UserError as error:  # nothing that the suite trains fits
@@ -89,7 +89,7 @@ def _pair(architecture: str, method: str, result: Result | None) -> Pair:
     return Pair(architecture, method, "trains")
 
 
-def _suite(backbone: str, methods: Sequence[str]) -> dict[str, object]:
+def _suite(backbone: str, methods: Sequence[str], steps: int) -> dict[str, object]:
     classes = {name: found.cls for name, found in discover().items()}
     rows: dict[str, dict[str, object]] = {}
     for method in methods:
@@ -109,7 +109,7 @@ def _suite(backbone: str, methods: Sequence[str]) -> dict[str, object]:
         "backbones": [backbone],
         "tasks": ["second"],
         "seeds": [42],
-        "recipe": {"steps": STEPS, "eval_every": STEPS // 2, "batch_size": 8, "warmup_steps": 0,
+        "recipe": {"steps": steps, "eval_every": steps // 2, "batch_size": 8, "warmup_steps": 0,
                    "backbone_dropout": False},
         "define_tasks": {"first": task, "second": {**task, "version": 2}},
         "sources": {"source": source} if any("init_from" in row for row in rows.values()) else {},
