@@ -187,6 +187,14 @@ def test_a_batch_lies_apart_and_a_repeated_point_is_asked_again() -> None:
     assert len({str(point) for point in tried}) == 11, "each of the budget is another cell"
 
 
+def test_points_in_training_count_as_bad_ones_for_the_next() -> None:
+    first = SPACE.first_points()
+    results = [scored(score(point)) for point in first]
+    asked = asked_point(SPACE, "4", first, results)
+    assert asked == asked_point(SPACE, "4", first, results)
+    assert asked != asked_point(SPACE, "4", [*first, asked], results), "by the same random numbers"
+
+
 def test_failed_trials_are_told_as_failed_and_count() -> None:
     batch = Search("tpe", SPACE.space, 12, 5, 4, 4)
     points = run_toy(batch, lambda point: None if point["hp.init"] == "b" else score(point))
@@ -316,6 +324,7 @@ def test_more_trials_go_on_with_the_same_study_and_other_ranges_begin_another(se
     for group in other.groups:
         assert (group.num_earlier, group.num_points, group.num_to_come) == (7, 14, 4)
         assert {group.cells[(at, 1)].cell_id for at in range(7)} <= known
+    assert other.unresolved == {}
     assert {cell.grid_index for cell in other.pending()} == {0, 1, 2}
     assert not known & {cell.cell_id for cell in other.pending()}
 
@@ -399,7 +408,7 @@ def test_weak_points_leave_their_batch_early(tmp_path: Path) -> None:
     (bundle,) = pack(plan_of(tmp_path, text), again)
     assert [(race.num_points, sum(map(race.holds, again))) for race in bundle.races] == [(4, 2), (3, 1)], "by batch"
     full = plan_of(tmp_path, text.replace("pruning: halving, begin: at_once", "pruning: none"))
-    assert {cell.grid_index for cell in full.pending()} <= {i for i, step in left.items() if step is not None}
+    assert {cell.grid_index for cell in full.pending()} == {i for i, step in left.items() if step is not None}
     other = plan_of(tmp_path, text.replace("pruning: halving, begin: at_once", "pruning: none, seed: 9"))
     assert other.groups[0].num_earlier == sum(step is None for step in left.values())
     assert {cell.study for cell in other.pending()} == {other.groups[0].search.name}, "no loser of a race goes on"  # type: ignore[union-attr]
