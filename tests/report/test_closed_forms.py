@@ -139,7 +139,7 @@ def test_a_difference_has_paired_rows_and_the_pooled_variance_of_both(draws: boo
     for item in values.values() if draws else ():
         for run, count in zip(item, luck, strict=True):
             run[:count] = 100.0
-    names = [(1, k) for k in range(4)] if draws else [(k,) for k in range(4)]
+    names: list[tuple[int, ...]] = [(1, k) for k in range(4)] if draws else [(k,) for k in range(4)]
     samples = {name: sample_of(item, names) for name, item in values.items()}
     comparison = Comparison()
     comparison.add_task("cb", samples)

@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from harness.report.search_curves import search_curve
 from harness.report.tables import render_boards
 from harness.report.tuning import tuning_records
 from harness.results.schema import DevScore, Files, Result
+from harness.results.selection import chosen_run, in_order_asked, next_cells
 from harness.results.store import ResultStore
 from harness.runner.engines import LocalEngine
 from harness.runner.pack import pack
@@ -216,6 +218,31 @@ def test_no_more_points_while_a_result_is_missing_or_nothing_fits() -> None:
     assert Study(batch, []).next_points(first, [*results[:3], None]) == []
     unfit = [scored(1.0).model_copy(update={"status": "unfit"})] * 4
     assert Study(batch, []).next_points(first, unfit) == []
+
+
+def test_no_seed_and_no_other_cell_follows_a_search_that_goes_on(tmp_path: Path) -> None:
+    group = plan_of(tmp_path).groups[0]
+    results = {(at, 1): scored(50.0 + at) for at in range(len(group.points))}
+    assert (len(group.points), group.num_to_come) == (3, 4)
+    assert next_cells(group, results, per_seed=False) == []
+    assert chosen_run(group, results, 1) is None
+    ended = replace(group, search=None)
+    assert next_cells(ended, results, per_seed=False) == [(2, 2)]
+    assert chosen_run(ended, results, 1) is results[2, 1]
+
+
+def test_points_of_the_search_that_began_first_stand_first_whatever_their_numbers() -> None:
+    def of_study(study: str, began: str, numbers: tuple[int, ...]) -> list[Result]:
+        found = []
+        for number in numbers:
+            made = made_result("grid", "cb", 1, dev=50, test=50, lr=0.01 * (number + 1) + len(study), index=number)
+            cell = made.cell.model_copy(update={"study": study})
+            found.append(made.model_copy(update={"cell": cell, "cell_id": cell.cell_id, "started_at": began}))
+        return found
+
+    for names in (("tpe-a", "tpe-bb"), ("tpe-bb", "tpe-a")):
+        old, new = of_study(names[0], "2026-01-02", (4, 5)), of_study(names[1], "2026-01-03", (0, 1, 4))
+        assert in_order_asked([*new, *reversed(old)]) == [*old, *new]
 
 
 def test_a_search_has_its_budget_and_its_winner_runs_the_other_seed(searched: Path) -> None:
