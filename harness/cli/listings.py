@@ -36,9 +36,10 @@ RACING = (
 )
 
 
+TRIED = "Tried before: points of an earlier grid or of other ranges, which count too"
 SEARCHING = (
     "Searches by tpe. The points to come follow from the results of those before them; cells, steps and times count "
-    "them as the known ones are on average. Tried before: points of an earlier grid or of other ranges, which count too"
+    f"them as the known ones are on average. {TRIED}"
 )
 SHOWN_POINTS = 3
 """Points of an earlier search that a line names; JSON has all."""
@@ -94,24 +95,24 @@ def describe_plan(plan: Plan, probe: bool | None = None, rules: bool = False) ->
 
 
 def _describe_searches(plan: Plan) -> list[str]:
-    """Of rows whose next points follow from results, how many are to come; and stored points that are left out."""
-    found = [group for group in plan.groups if group.search is not None and group.search.strategy == "tpe"]
+    """How many points of which rows are to come or were tried before today's, and stored points that are left out."""
     gone = [_describe_unresolved(plan.groups[index], cells) for index, cells in plan.unresolved.items()]
-    if not found:
-        return gone
     rows = [
         {
             "method": group.label,
             "task": group.task,
             "backbone": group.backbone,
-            "trials": group.search.trials,
+            "trials": group.num_points - group.num_earlier,
             "to come": group.num_to_come,
             "tried before": group.num_earlier,
         }
-        for group in found
-        if group.search is not None
+        for group in plan.groups
+        if group.repeat == 1 and (group.num_earlier or (group.search is not None and group.search.strategy == "tpe"))
     ]
-    return [SEARCHING, text_table(rows, ["method", "task", "backbone", "trials", "to come", "tried before"]), *gone]
+    if not rows:
+        return gone
+    text = SEARCHING if any(group.search and group.search.strategy == "tpe" for group in plan.groups) else TRIED
+    return [text, text_table(rows, ["method", "task", "backbone", "trials", "to come", "tried before"]), *gone]
 
 
 def _describe_unresolved(group: Group, cells: Sequence[Cell]) -> str:

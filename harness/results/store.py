@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,9 +58,13 @@ class ResultStore:
         """Return the stored result of `cell`, or None. Raises UserError on a damaged file or one of another format."""
         return _read_if_there(self.path(cell))
 
-    def beside(self, cell: Cell) -> list[Result]:
-        """Return all results of the table entry of `cell`, by their paths. Raises UserError on a damaged file."""
-        found = map(_read_if_there, sorted(self.path(cell).parent.glob("[!.]*.json")))
+    def beside(self, cell: Cell, but: Collection[str] = ()) -> list[Result]:
+        """Return all results of the table entry of `cell`, by their paths, but those of the cell ids `but`.
+
+        Raises UserError on a damaged file.
+        """
+        paths = sorted(self.path(cell).parent.glob("[!.]*.json"))
+        found = [_read_if_there(path) for path in paths if path.stem not in but]
         return [result for result in found if result is not None]
 
     def scan(self) -> Iterator[tuple[Path, Result]]:

@@ -286,7 +286,7 @@ def make_plan(
     for index, group in enumerate(groups):
         if group.repeat > 1:
             groups[index] = groups[index - group.repeat + 1].repeated(group.repeat)
-        elif group.search is not None:  # all of them before any is looked up, since the index is made then
+        elif group.points[0]:  # all of them before any is looked up, since the index is made then
             groups[index] = _with_earlier(plan, index, group)
     for index, group in enumerate(groups):
         plan.results.append({})
@@ -316,29 +316,29 @@ def _look_up(plan: Plan, index: int, cells: Mapping[Point, Cell]) -> None:
 
 
 def _with_earlier(plan: Plan, index: int, group: Group) -> Group:
-    """The group of a search behind the points that its table entry has stored from a grid or from other ranges.
+    """The group of a grid or search behind the points that its table entry has stored from another one.
 
-    They were tried, so a table counts them, and one of them may win. What the search itself has stored tells which
+    They were tried, so a table counts them, and one of them may win. What a search itself has stored tells which
     points its trials had.
     """
-    assert group.search is not None
-    first = group.cells[(0, group.seeds[0])]
+    search, first = group.search, group.cells[(0, group.seeds[0])]
+    name, settings = search.name if search else "", set(first.grid)
+    own = {cell.cell_id for cell in group.cells.values()}
     stored = [
         result
-        for result in plan.store.beside(first)
-        if (result.cell.seed, result.cell.repeat) == (first.seed, 1)
+        # a grid needs none of its own results here, so an unedited one reads nothing
+        for result in plan.store.beside(first, own if search is None else ())
+        if (result.cell.repetition, result.cell.repeat) == (first.repetition, 1)
         and result.group_id == first.group_id
         and result.status != "unfit"
     ]
-    name, settings = group.search.name, set(group.search.space)
-    if group.search.strategy == "tpe":
+    if search is not None and search.strategy == "tpe":
         known = [result.cell for result in stored if result.cell.study == name]
-        plan.studies[index] = Study(group.search, known, plan.suite.document.where("tuning", "strategy"))
-    own = {cell.cell_id for cell in group.cells.values()}
+        plan.studies[index] = Study(search, known, plan.suite.document.where("tuning", "strategy"))
     earlier = [
         result.cell
         for result in stored
-        if result.cell.study != name
+        if (search is None or result.cell.study != name)
         and set(result.cell.grid) == settings
         and result.cell_id not in own
         # what lost a race would be trained again to its end: it counts only in a suite that races too

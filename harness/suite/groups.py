@@ -57,8 +57,8 @@ class Group:
     search: Search | None = None
     """How the points are drawn; None for a grid. By `tpe` the group grows as results come in (`with_points`)."""
     num_earlier: int = 0
-    """Of a search: how many of the first points are no trials of it but were tried for this entry before, by a grid or
-    over other ranges."""
+    """How many of the first points are none of today's grid or search but were tried for this entry before, by another
+    grid or over other ranges."""
     make_cells: Callable[[Sequence[dict[str, Any]], Sequence[int], str], CellsAt] = field(
         default=lambda points, indices, study: {}, repr=False, compare=False
     )
@@ -79,17 +79,25 @@ class Group:
         assert self.search is not None
         first = len(self.points)
         numbers = range(first - self.num_earlier, first - self.num_earlier + len(points))
-        made = self.make_cells(points, numbers, self.search.name)
+        made = self._in_place(self.make_cells(points, numbers, self.search.name))
         cells = {(first + index, seed): cell for (index, seed), cell in made.items()}
         return replace(self, points=(*self.points, *points), cells={**self.cells, **cells})
 
     def behind(self, earlier: Sequence[Cell]) -> Group:
         """Return the group with points in front that were tried for this entry before, given by their stored cells."""
-        made = [self.make_cells([cell.grid], [cell.grid_index], cell.study) for cell in earlier]
+        made = [self._in_place(self.make_cells([cell.grid], [cell.grid_index], cell.study)) for cell in earlier]
         before = {(at, seed): cell for at, cells in enumerate(made) for (_, seed), cell in cells.items()}
         after = {(point + len(earlier), seed): cell for (point, seed), cell in self.cells.items()}
         points = (*(cell.grid for cell in earlier), *self.points)
         return replace(self, points=points, cells={**before, **after}, num_earlier=len(earlier))
+
+    def _in_place(self, made: CellsAt) -> CellsAt:
+        """Return cells of further points, those of shared seeds under the suite of the table entry they belong to."""
+        suites = {seed: self.cells[(0, seed)].suite for seed in self.seeds}
+        return {
+            at: cell if cell.suite == suites[at[1]] else cell.model_copy(update={"suite": suites[at[1]]})
+            for at, cell in made.items()
+        }
 
     def num_cells(self, per_seed: bool) -> int:
         """Return how many cells selection will ask for: the grid for the first seed, then the winner for the others.

@@ -70,3 +70,28 @@ def test_few_degrees_make_no_tie() -> None:
     assert verdict(16.0, 1) == ("cannot tell", FEW_SEEDS)
     assert verdict(16.0, 20) == ("differs", "")
     assert verdict(1.0, 1) == ("tied", "")
+
+
+def test_each_step_has_the_range_of_what_is_left() -> None:
+    """2.2 standard errors: not told as the lowest of four, whose range is 2.57, but as the last of them, at 1.96."""
+    ratios = [5.0, 4.0, 2.2]
+    made = cannot_be_best(ratios, [math.inf] * 3, [0.0] * 3)
+    assert made == pytest.approx([chance_of_gap(ratio, 4, 4 - step, math.inf) for step, ratio in enumerate(ratios)])
+    tukey = scipy.stats.studentized_range.sf(math.sqrt(2) * 2.2, 4, math.inf)
+    assert tukey > 0.1 > made[2], "in one step"
+    assert made[0] == pytest.approx(scipy.stats.studentized_range.sf(math.sqrt(2) * 5, 4, math.inf), rel=1e-3)
+
+
+def test_few_seeds_leave_open_only_what_more_of_them_could_tell() -> None:
+    """By the same level, the same step and the same swaps as a claim."""
+
+    def kinds(ratios: dict[str, float], num_families: int = 1, p_swaps: float = 0.0) -> dict[str, str]:
+        gaps = {("best", name): Gap(Estimate(value, (Term(1.0, 1.0),)), p_swaps) for name, value in ratios.items()}
+        made = judge({"best": 100.0} | {name: 100.0 - value for name, value in ratios.items()}, gaps, num_families)
+        return {name: made[name].kind for name in ratios}
+
+    assert kinds({"one": 2.2}) == {"one": "cannot tell"}  # known exactly, its p is 0.028
+    assert kinds({"one": 2.2}, num_families=3) == {"one": "tied"}
+    assert kinds({"one": 9.0}, p_swaps=0.2) == {"one": "tied"}, "rows are too few, not seeds"
+    assert kinds({"one": 2.1, "two": 2.0}) == {"one": "tied", "two": "tied"}  # the range of three is 2.34
+    assert kinds({"one": 2.5, "two": 2.3}) == {"one": "cannot tell", "two": "cannot tell"}  # of two of three it is 2.20

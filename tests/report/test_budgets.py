@@ -18,6 +18,7 @@ from harness.report.search_curves import best_of_draws, search_curve
 from harness.report.tables import render_boards
 from harness.report.tuning import tuning_records
 from harness.results.schema import AnsweringCost, AnsweringForm, Result, StartRecord, Usage
+from harness.suite.blocks import Draw
 from harness.suite.cell import Mixture, Part, Start
 
 USAGE = Usage(
@@ -116,6 +117,37 @@ def test_as_many_trials_of_more_steps_are_no_equal_budget() -> None:
     assert "training samples spent for a score: short 6,400, long 12,800" in sentence
 
 
+def test_a_budget_is_the_mean_over_searches_and_then_over_tasks() -> None:
+    def own(seed: int, index: int, steps: int, task: str = "cb") -> Result:
+        run = searching(result("one", task, seed, dev=50, test=60, lr=0.1 * (index + 1), index=index))
+        return run.model_copy(update={"usage": USAGE.model_copy(update={"num_steps": steps})})
+
+    runs = [own(1, 0, 100), own(1, 1, 100), own(2, 0, 200), own(2, 1, 400), own(1, 0, 1_000, "rte")]
+    (row,) = board(*runs).rows
+    entry, whole = entry_budget(row.entries["cb"]), row_budget(row)
+    assert entry is not None
+    assert whole is not None
+    assert (entry.trials, entry.steps) == (2, (200 + 600) / 2)
+    assert (whole.trials, whole.steps) == ((2 + 1) / 2, (400 + 1_000) / 2)
+
+
+def test_rows_of_another_k_are_not_held_to_one_budget() -> None:
+    def drawn(label: str, k: int, points: int) -> list[Result]:
+        made = []
+        for run in search(label, points):
+            cell = run.cell.model_copy(update={"few_shot": Draw(k=k, rule="balanced", seed=run.cell.seed)})
+            made.append(run.model_copy(update={"cell": cell, "cell_id": cell.cell_id, "group_id": cell.group_id}))
+        return made
+
+    assert unequal_budgets(board(*drawn("one", 4, 2), *drawn("two", 4, 2), *drawn("one", 16, 5))) == ""
+    assert "one 2, two 3" in unequal_budgets(board(*drawn("one", 4, 2), *drawn("two", 4, 3)))
+
+
+def test_samples_that_differ_by_a_tenth_are_equal() -> None:
+    assert unequal_budgets(board(*search("one", 2, steps=100), *search("two", 2, steps=110))) == ""
+    assert "samples" in unequal_budgets(board(*search("one", 2, steps=100), *search("two", 2, steps=111)))
+
+
 def test_costs_show_what_the_search_took() -> None:
     text = render_boards([board(*search("grid", 3))], "markdown", costs=True)
     (head,) = [line for line in text.splitlines() if line.startswith("| method")]
@@ -148,7 +180,26 @@ def test_all_rows_are_drawn_against_their_budget_in_one_figure() -> None:
     assert figure is not None
     (axes,) = [axes for axes in figure.axes if axes.get_visible()]
     assert axes.get_legend_handles_labels()[1] == ["narrow", "wide"]
+    assert len(axes.collections) == 2, "a band each"
     assert draw_budget(board(result("plain", "cb", 1, dev=1, test=1)), method_looks({"plain"})) is None
+
+
+def test_each_task_has_a_panel_and_a_search_by_tpe_steps_and_no_band() -> None:
+    runs = search("grid", 3)
+    for index in range(3):
+        run = result("guided", "rte", 1, dev=50 + index, test=60, lr=0.1 * (index + 1), index=index)
+        runs.append(run.model_copy(update={"cell": run.cell.model_copy(update={"study": "tpe-0"})}))
+    figure = draw_budget(board(*runs), method_looks({"grid", "guided"}))
+    assert figure is not None
+    panels = {axes.get_title(): axes for axes in figure.axes if axes.get_visible()}
+    assert sorted(panels) == ["cb", "rte"]
+    assert [len(panels[task].collections) for task in ("cb", "rte")] == [1, 0]
+    assert [panels[task].lines[0].get_drawstyle() for task in ("cb", "rte")] == ["default", "steps-post"]
+
+
+def test_a_search_of_which_every_point_failed_has_no_curve() -> None:
+    runs = [result("grid", "cb", 1, dev=0, test=None, lr=0.1 * (i + 1), index=i) for i in range(3)]
+    assert search_curve(board(*runs).rows[0].entries["cb"]) is None
 
 
 def test_a_search_that_scored_0_throughout_is_in_the_mean_of_searches() -> None:

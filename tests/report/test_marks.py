@@ -162,6 +162,23 @@ def test_what_too_few_seeds_leave_open_is_neither_bold_nor_worse(tmp_path: Path)
     assert "neither bold nor worse, left open: too few seeds" in ask("report", str(root), "--format", "markdown")
 
 
+def test_what_prints_equal_to_the_best_is_bold_and_a_single_score_has_nothing_to_compare(tmp_path: Path) -> None:
+    """`once` has the best score and one run, which is not tested: a reader could not see why it is not bold."""
+    for label, share, num_runs in (("far", 50, 3), ("near", 94, 3), ("best", 95, 3), ("once", 95, 1)):
+        for seed in range(1, num_runs + 1):
+            store(tmp_path / "several", label, "cb", seed, *answers(share))
+    lines = ask("report", str(tmp_path / "several"), "--format", "markdown").splitlines()
+    bold = {
+        name: any(f"| {name} " in line and "**" in line for line in lines) for name in ("far", "near", "best", "once")
+    }
+    assert bold == {"far": False, "near": True, "best": True, "once": True}
+    store(tmp_path / "alone", "one", "cb", 1, *answers(95))
+    store(tmp_path / "alone", "one", "cb", 2, *answers(96))
+    text = ask("report", str(tmp_path / "alone"), "--format", "markdown")
+    assert "**" not in text
+    assert "nothing is bold" not in text
+
+
 @pytest.mark.parametrize("style", ["markdown", "json", "site", "table"])
 def test_without_tests_too_an_entry_with_other_references_is_not_ranked(tmp_path: Path, style: str) -> None:
     """Its rows have the fingerprint of the others: a tokenizer has cut the answers to them elsewhere."""

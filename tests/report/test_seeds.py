@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from test_report import result
 
+from harness.report.boards import collect_boards, pooled_std
 from harness.report.statistics.intervals import Sample
 from harness.report.statistics.seeds import Spread, pool_seeds, spread_of
 
@@ -96,3 +98,19 @@ def test_the_luck_of_shared_draws_is_taken_out() -> None:
 def test_entries_that_vary_together_know_no_more_than_one_of_them() -> None:
     found = [replace(item, counted=item.degrees / 10) for item in spreads([2.0] * 10, 3, 0)]
     assert [term.degrees for term in pool_seeds(found)] == pytest.approx([2.0] * 10)
+
+
+def test_a_pooled_deviation_weighs_each_sample_by_its_degrees_of_freedom() -> None:
+    """Squares of 2 with one degree, of 6 with three; a single value says nothing."""
+    assert pooled_std([[1.0, 3.0], [0.0, 0.0, 2.0, 2.0], [50.0]]) == pytest.approx(((2 + 4) / (1 + 3)) ** 0.5)
+    assert pooled_std([[1.0], []]) is None
+
+
+def test_spreads_of_seeds_and_of_reruns_are_within_a_task_and_a_cell() -> None:
+    runs = [result("one", task, seed, 1, score) for task, score in (("cb", 40), ("rte", 80)) for seed in (1, 2)]
+    (row,) = collect_boards(runs)[0].rows
+    assert row.seed_std() == 0, "tasks lie 40 points apart, their seeds do not"
+    again = [run.model_copy(update={"cell": run.cell.model_copy(update={"repeat": 2})}) for run in runs]
+    (repeated,) = collect_boards([*runs, *again])[0].rows
+    assert (repeated.rerun_std(), repeated.seed_std()) == (0, 0)
+    assert sum(entry.num_reruns for entry in repeated.entries.values()) == 4

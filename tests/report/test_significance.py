@@ -98,10 +98,25 @@ def test_what_cannot_be_tested_says_so_and_is_no_tie(tmp_path: Path, damage: str
     assert made.verdicts["near", "cb"].kind == "cannot tell"
 
 
+@pytest.mark.parametrize("task", ["cb", "rte"])
+def test_an_average_with_a_task_that_could_not_be_tested_cannot_be_told(tmp_path: Path, task: str) -> None:
+    two_tasks(tmp_path)
+    path = next(path for path, r in ResultStore(tmp_path).scan() if (r.cell.label, r.cell.task) == ("far", task))
+    predictions_path(path).unlink()
+    _, made = assessed(tmp_path)
+    assert {column: made.verdicts["far", column].kind for column in ("cb", "rte", AVERAGE)} == {
+        "cb": "differs", "rte": "differs", task: "cannot tell", AVERAGE: "cannot tell",
+    }  # fmt: skip
+    assert not any("far" in (pair.one, pair.other) for pair in made.pairs if pair.column == AVERAGE)
+
+
 def test_methods_that_answered_other_rows_are_not_compared(tmp_path: Path) -> None:
-    store(tmp_path, "one", "cb", 1, ["1"] * 50, [["1"]] * 50)
-    store(tmp_path, "other", "cb", 1, ["1"] * 50, [["0"]] * 50)
-    assert assessed(tmp_path)[1].pairs == []
+    for seed in (1, 2):
+        store(tmp_path, "one", "cb", seed, ["1"] * 50, [["1"]] * 50)
+        store(tmp_path, "other", "cb", seed, ["1"] * 50, [["0"]] * 50)
+    _, made = assessed(tmp_path)
+    assert made.pairs == []
+    assert kinds(made, "cb") == {"one": "cannot tell", "other": "cannot tell"}
 
 
 def kinds(made: Significance, column: str) -> dict[str, str]:

@@ -157,7 +157,7 @@ def test_swaps_of_other_metrics_go_on_until_a_small_p_is_known() -> None:
         Sample.of([((1,), Answers(made, truth))], ["macro_f1"], ["0", "1", "2"], 50)
         for made in ([refs[0] for refs in truth], wrong)
     )
-    assert swap_test(one, other) <= 1e-5
+    assert 0 < swap_test(one, other) <= 1e-5
 
 
 def test_the_swap_test_of_f1_is_the_listing_of_all_swaps() -> None:

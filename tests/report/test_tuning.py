@@ -16,7 +16,9 @@ from typer.testing import CliRunner
 
 from harness.cli.commands import app
 from harness.report.boards import collect_boards
-from harness.report.tuning import expected_best, lay_out_tuning, tuning_records
+from harness.report.search_curves import SearchCurve, search_curve
+from harness.report.tables import render_boards
+from harness.report.tuning import expected_best, lay_out_tuning, trial_scores, tuning_records
 
 
 @given(st.lists(st.integers(0, 100), min_size=1, max_size=5), st.integers(0, 2))
@@ -59,6 +61,43 @@ def test_several_searched_seeds_are_averaged() -> None:
     assert (record.by_dev, record.by_test) == (61.5, 70)
     assert record.expected_best_dev[0] == pytest.approx((51 + 60 + 52 + 60) / 4)
     assert "2 × 2 searches" in [cell.text for cell in lay_out_tuning(board).rows[0]]
+    (others,) = collect_boards(runs, report_seeds="others")
+    entry = others.rows[0].entries["cb"]
+    assert (len(entry.runs), entry.choosers, entry.left_out) == (2, [], []), "each is what a search gives"
+
+
+def test_points_that_left_early_leave_neither_a_curve_nor_a_choice_by_test() -> None:
+    runs = [result("grid", "cb", 1, dev=50 + i, test=60, lr=0.1 * (i + 1), index=i) for i in range(3)]
+    runs[1] = runs[1].model_copy(update={"raced_out_at": 10, "test": None, "dev": None})
+    (board,) = collect_boards(runs)
+    (record,) = tuning_records(board)
+    assert (record.num_points, record.num_raced_out, record.by_dev) == (3, 1, 60)
+    assert (record.by_test, record.optimism, record.expected_best_dev) == (None, None, ())
+    told = "searched by halving: 1 of 3 left early, untested, so no choice by test is known"
+    assert told in lay_out_tuning(board).notes
+    assert search_curve(board.rows[0].entries["cb"]) is None
+
+
+def test_a_failed_run_is_a_run_with_score_0_also_beside_scores_below_0() -> None:
+    runs = [result("grid", "cb", 1, dev=-20.0, test=60, lr=0.1), result("grid", "cb", 1, 0, None, lr=0.2, index=1)]
+    assert trial_scores(runs) == [0.0, 0.0], "Matthews below 0 is no worse than no model"
+    assert trial_scores(runs[:1]) == [-20.0]
+
+
+def test_of_a_search_by_tpe_the_best_so_far_counts_in_the_order_of_its_trials() -> None:
+    found = []
+    for index, dev in enumerate((60, 50, 80, 70)):
+        run = result("grid", "cb", 1, dev=dev, test=60, lr=0.1 * (index + 1), index=index)
+        found.append(run.model_copy(update={"cell": run.cell.model_copy(update={"study": "tpe-0"})}))
+    (board,) = collect_boards(reversed(found))
+    (record,) = tuning_records(board)
+    assert record.expected_best_dev == (60, 60, 80, 80)
+    assert "Of a search by tpe it is the best so far, in the order of its trials" in lay_out_tuning(board).caption
+    curve = search_curve(board.rows[0].entries["cb"])
+    assert curve == SearchCurve([60, 60, 80, 80], [60, 60, 80, 80], [60, 60, 80, 80], is_guided=True), "and no band"
+    assert "points drawn by tpe" in render_boards([board], "markdown")
+    found[0] = found[0].model_copy(update={"cell": found[0].cell.model_copy(update={"study": ""})})
+    assert "points drawn by tpe, and points of earlier searches" in render_boards(collect_boards(found), "markdown")
 
 
 def test_a_board_without_a_grid_says_so() -> None:

@@ -101,6 +101,8 @@ def test_the_table_says_which_and_why_in_every_format(board: Board, kind: str) -
     sentence = f"scored with other {kind} than the rest: not ranked"
     for style in ("markdown", "terminal", "latex", "html"):
         assert sentence in render_boards([board], style)
+        if kind != "task versions":  # whose rows lack a task, and so have no average
+            assert "an average with a score that is not ranked is not ranked" in render_boards([board], style)
     lines = list(csv.DictReader(io.StringIO(render_boards([board], "csv"))))
     told = {(line["method"], line["task"]) for line in lines if line["not_ranked"] == sentence}
     assert told == {(name_of(board, "odd"), "cb")}
@@ -139,6 +141,23 @@ def test_runs_of_one_entry_that_differ_are_not_ranked() -> None:
 def test_what_an_older_result_does_not_say_fits_any() -> None:
     new, old = cut(result("a", "cb", 1, 1, 50), 20), result("b", "cb", 1, 1, 50)
     assert find_apart({"new": [new], "old": [old], "bare": [old.model_copy(update={"data": None})]}) == {}
+
+
+def test_limits_that_cut_nothing_and_metrics_that_are_not_reported_do_not_matter() -> None:
+    base = [result(label, "cb", 1, 1, 50) for label in "abc"]
+    limits = [cut(base[0], 20), cut(base[1], 30), base[2]]
+    uncut = [
+        with_data(run, cuts=run.data.cuts.model_copy(update={"targets": {}})) if run.data and run.data.cuts else run
+        for run in limits
+    ]
+    assert find_apart({run.cell.label: [run] for run in uncut}) == {}
+    assert list(find_apart({run.cell.label: [run] for run in limits[:2]})) == ["a", "b"], "where they were cut they do"
+    extra = [in_metric(run, signatures={"bleu": version}) for run, version in zip(base, "123", strict=True)]
+    assert find_apart({run.cell.label: [run] for run in extra}) == {}
+    reported = [in_metric(run, reported=[name]) for run, name in zip(base, ("accuracy", "accuracy", "f1"), strict=True)]
+    assert find_apart({run.cell.label: [run] for run in reported}) == {
+        "c": "scored with other metrics than the rest: not ranked"
+    }
 
 
 def test_declared_tables_and_figures_leave_it_out_too() -> None:

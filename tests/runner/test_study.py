@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from harness.report.search_curves import search_curve
 from harness.report.tables import render_boards
 from harness.report.tuning import tuning_records
 from harness.results.schema import DevScore, Files, Result
+from harness.results.selection import chosen_run, in_order_asked, next_cells
 from harness.results.store import ResultStore
 from harness.runner.engines import LocalEngine
 from harness.runner.pack import pack
@@ -187,6 +189,14 @@ def test_a_batch_lies_apart_and_a_repeated_point_is_asked_again() -> None:
     assert len({str(point) for point in tried}) == 11, "each of the budget is another cell"
 
 
+def test_points_in_training_count_as_bad_ones_for_the_next() -> None:
+    first = SPACE.first_points()
+    results = [scored(score(point)) for point in first]
+    asked = asked_point(SPACE, "4", first, results)
+    assert asked == asked_point(SPACE, "4", first, results)
+    assert asked != asked_point(SPACE, "4", [*first, asked], results), "by the same random numbers"
+
+
 def test_failed_trials_are_told_as_failed_and_count() -> None:
     batch = Search("tpe", SPACE.space, 12, 5, 4, 4)
     points = run_toy(batch, lambda point: None if point["hp.init"] == "b" else score(point))
@@ -208,6 +218,31 @@ def test_no_more_points_while_a_result_is_missing_or_nothing_fits() -> None:
     assert Study(batch, []).next_points(first, [*results[:3], None]) == []
     unfit = [scored(1.0).model_copy(update={"status": "unfit"})] * 4
     assert Study(batch, []).next_points(first, unfit) == []
+
+
+def test_no_seed_and_no_other_cell_follows_a_search_that_goes_on(tmp_path: Path) -> None:
+    group = plan_of(tmp_path).groups[0]
+    results = {(at, 1): scored(50.0 + at) for at in range(len(group.points))}
+    assert (len(group.points), group.num_to_come) == (3, 4)
+    assert next_cells(group, results, per_seed=False) == []
+    assert chosen_run(group, results, 1) is None
+    ended = replace(group, search=None)
+    assert next_cells(ended, results, per_seed=False) == [(2, 2)]
+    assert chosen_run(ended, results, 1) is results[2, 1]
+
+
+def test_points_of_the_search_that_began_first_stand_first_whatever_their_numbers() -> None:
+    def of_study(study: str, began: str, numbers: tuple[int, ...]) -> list[Result]:
+        found = []
+        for number in numbers:
+            made = made_result("grid", "cb", 1, dev=50, test=50, lr=0.01 * (number + 1) + len(study), index=number)
+            cell = made.cell.model_copy(update={"study": study})
+            found.append(made.model_copy(update={"cell": cell, "cell_id": cell.cell_id, "started_at": began}))
+        return found
+
+    for names in (("tpe-a", "tpe-bb"), ("tpe-bb", "tpe-a")):
+        old, new = of_study(names[0], "2026-01-02", (4, 5)), of_study(names[1], "2026-01-03", (0, 1, 4))
+        assert in_order_asked([*new, *reversed(old)]) == [*old, *new]
 
 
 def test_a_search_has_its_budget_and_its_winner_runs_the_other_seed(searched: Path) -> None:
@@ -316,6 +351,7 @@ def test_more_trials_go_on_with_the_same_study_and_other_ranges_begin_another(se
     for group in other.groups:
         assert (group.num_earlier, group.num_points, group.num_to_come) == (7, 14, 4)
         assert {group.cells[(at, 1)].cell_id for at in range(7)} <= known
+    assert other.unresolved == {}
     assert {cell.grid_index for cell in other.pending()} == {0, 1, 2}
     assert not known & {cell.cell_id for cell in other.pending()}
 
@@ -399,7 +435,7 @@ def test_weak_points_leave_their_batch_early(tmp_path: Path) -> None:
     (bundle,) = pack(plan_of(tmp_path, text), again)
     assert [(race.num_points, sum(map(race.holds, again))) for race in bundle.races] == [(4, 2), (3, 1)], "by batch"
     full = plan_of(tmp_path, text.replace("pruning: halving, begin: at_once", "pruning: none"))
-    assert {cell.grid_index for cell in full.pending()} <= {i for i, step in left.items() if step is not None}
+    assert {cell.grid_index for cell in full.pending()} == {i for i, step in left.items() if step is not None}
     other = plan_of(tmp_path, text.replace("pruning: halving, begin: at_once", "pruning: none, seed: 9"))
     assert other.groups[0].num_earlier == sum(step is None for step in left.values())
     assert {cell.study for cell in other.pending()} == {other.groups[0].search.name}, "no loser of a race goes on"  # type: ignore[union-attr]

@@ -65,6 +65,19 @@ def test_a_source_that_is_a_cell_of_the_table_too_is_one_cell(write_suite: Write
     assert [plan.num_cells(group) for group in (row, source)] == [2, 2], "its grid counts in the table alone"
 
 
+def test_further_points_of_such_a_source_are_cells_of_the_table_too(write_suite: Write, tmp_path: Path) -> None:
+    text = SUITE.replace("BUNDLE", "8").replace("{sweep: [0.1, 0.3]}", "{range: [0.1, 1.0]}")
+    plan = planned(write_suite(text + "tuning: {strategy: tpe, trials: 4, startup: 2}\n"), tmp_path)
+    row, source = (next(g for g in plan.groups if (g.label, g.task, g.is_source) == ("row", "micro_sentiment", kind))
+                   for kind in (False, True))  # fmt: skip
+    old = [row.make_cells([{"recipe.lr": 0.7}], [0], "")[(0, 42)]]
+    for grown in ([group.with_points([{"recipe.lr": 0.5}]) for group in (row, source)],
+                  [group.behind(old) for group in (row, source)]):  # fmt: skip
+        for point, cell in grown[0].cells.items():
+            assert grown[1].cells[point].key == cell.key
+        assert {cell.suite for cell in grown[1].own_cells().values()} == {SOURCES_SUITE}
+
+
 @pytest.mark.parametrize("bundle_cells", [1, 8])
 def test_such_a_cell_is_trained_once_and_found_by_both(
     bundle_cells: int, rows: Path, write_suite: Write, tmp_path: Path

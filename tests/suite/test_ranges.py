@@ -66,7 +66,20 @@ def test_more_trials_go_on_where_fewer_ended_and_methods_meet_the_same_values() 
     wider = Search("random", {"recipe.lr": lr, "hp.rank": [2, 4, 8]}, 4, 0, 8, 4)
     assert [point["recipe.lr"] for point in wider.first_points()] == [p["recipe.lr"] for p in few.first_points()]
     assert few.name == many.name, "the same search, with a larger budget"
-    assert len({few.name, wider.name, Search("random", {"recipe.lr": lr}, 4, 1, 8, 4).name}) == 3
+    other = Search("random", {"recipe.lr": lr}, 4, 1, 8, 4)
+    assert len({few.name, wider.name, other.name}) == 3
+    assert few.first_points() != other.first_points(), "tuning.seed decides them"
+    assert few.name == Search("random", {"recipe.lr": lr}, 4, 0, 2, 4).name, "startup is of tpe"
+    guided = Search("tpe", {"recipe.lr": lr}, 12, 0, 8, 4)
+    assert guided.name != Search("tpe", {"recipe.lr": lr}, 12, 0, 2, 4).name
+    assert guided.first_points() == many.first_points()[:8], "both begin with the same points"
+    all_of_them = Search("random", {"hp.rank": list(range(12))}, 12, 0, 8, 4).first_points()
+    assert sorted(point["hp.rank"] for point in all_of_them) == list(range(12)), "none is tried twice"
+
+
+def test_a_linear_range_far_from_0_keeps_the_digits_of_its_width() -> None:
+    drawn = {Range(1e5, 1e5 + 1).at((i + 0.5) / 20) for i in range(20)}
+    assert len(drawn) == 20
 
 
 def test_points_are_known_before_anything_is_trained(tmp_path: Path) -> None:
