@@ -59,8 +59,9 @@ def layers_of_texts(network: Backbone) -> Iterator[nn.Module]:
 
 
 def trained(specs: list[Spec], backbone: Backbone, packs: bool, **recipe: Any) -> BundleTrainer:
-    """A bundle after 8 steps on made-up rows, on packed ones or on padded ones."""
-    cells = [make_cell(*spec, seed=seed, steps=8, **recipe) for seed, spec in enumerate(specs)]
+    """A bundle after 4 steps on made-up rows, on packed ones or on padded ones."""
+    # the first of the warm-up's moves nothing, so three do, each from the tensors and moments of those before
+    cells = [make_cell(*spec, seed=seed, steps=4, **recipe) for seed, spec in enumerate(specs)]
     data, encoded = made_up_rows(cells[0], backbone)
     methods = [make_method(cell, backbone) for cell in cells]
     made = BundleTrainer(cells, methods, data, dict.fromkeys(("train", "dev", "test"), encoded), backbone, 120)
@@ -74,7 +75,7 @@ def trained(specs: list[Spec], backbone: Backbone, packs: bool, **recipe: Any) -
 
 @pytest.mark.parametrize("specs", [SPECS, SPECS[:2], *([spec] for spec in ALONE)], ids=lambda specs: specs[-1][0])
 @pytest.mark.parametrize("recipe", [{}, {"head": "linear"}], ids=["text", "head"])
-def test_eight_steps_end_where_padded_rows_end(network: Backbone, specs: list[Spec], recipe: dict[str, Any]) -> None:
+def test_four_steps_end_where_padded_rows_end(network: Backbone, specs: list[Spec], recipe: dict[str, Any]) -> None:
     if not (network.kind.has_text_states if recipe else network.writes_text):
         pytest.skip("this kind of network has no such output")
     if network.takes_prefixes and specs[0][0] == "prompt_tuning":
