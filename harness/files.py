@@ -41,7 +41,8 @@ def write_aside(path: Path, write: Callable[[Path], object]) -> tuple[Path, Path
     # 32 random bits: two processes that write the same path never share a hidden file
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        write(aside)
+        with usual_rights(aside):
+            write(aside)
         # without the flush, a power cut after the rename could leave a file with the right name and no content
         with open(aside, "rb+") as file:
             os.fsync(file.fileno())
@@ -49,6 +50,20 @@ def write_aside(path: Path, write: Callable[[Path], object]) -> tuple[Path, Path
         discard([(aside, path)])
         raise
     return aside, path
+
+
+@contextlib.contextmanager
+def usual_rights(path: Path) -> Iterator[None]:
+    """Let the file that is written inside have the rights of any new file, as the umask of the process has them.
+
+    `save_file` of safetensors writes a file that its owner alone can read, which neither an adapter to give away nor a
+    checkpoint in a folder shared by several users may be. Raises OSError.
+    """
+    path.touch()
+    rights = stat.S_IMODE(path.stat().st_mode)
+    yield
+    if stat.S_IMODE(path.stat().st_mode) != rights:
+        path.chmod(rights)
 
 
 def put_in_place(written: Sequence[tuple[Path, Path]]) -> None:

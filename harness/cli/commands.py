@@ -71,10 +71,22 @@ app.command()(cli_export.export)
 app.command()(cli_new.schema)
 
 
+def _refuse_shell(words: list[str]) -> None:
+    """Raise UserError where a shell is named to an option that takes the calling one: Typer drops the word unsaid."""
+    option, *named = words or [""]
+    if option in ("--install-completion", "--show-completion") and named:
+        raise UserError(
+            f"takes no value, got '{named[0]}'; it is for the shell that it is called from",
+            field=option,
+            hint=f"Type `harness {option}` in that shell: bash, zsh, fish or PowerShell.",
+        )
+
+
 def main() -> None:
     """Run the command line: a user's mistake ends with one message and exit code 2."""
     replace_missing_characters()
     try:
+        _refuse_shell(sys.argv[1:])
         app(prog_name="harness")  # also as `python -m harness`, which completion could not be asked for
     except UserError as error:
         say(f"error: {error}", is_error=True)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from harness.backbone import PACKED, SHIPPED, Backbone, Pooling, load_backbone, resolve_backbone
 from harness.errors import UserError
+from harness.files import usual_rights
 from harness.method.export import first_line, rebuild, stored_tensors
 from harness.method.linear_head import HeadReader
 from harness.method.method import Method
@@ -101,7 +102,9 @@ def write_adapter(method: Method, network: Backbone, folder: Path, base: str) ->
     """Write a method's adapter into a folder that is there. Raises ValueError where PEFT has no type for it."""
     adapter = _for_inference(_with_head(method.peft_adapter(network), method, network), base)
     adapter.config.save_pretrained(str(folder))
-    save_file(dict(adapter.tensors), folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    weights = folder / "adapter_model.safetensors"
+    with usual_rights(weights):
+        save_file(dict(adapter.tensors), weights, metadata={"format": "pt"})
     return adapter
 
 

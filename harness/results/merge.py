@@ -89,7 +89,8 @@ def _require_new(folders: Sequence[Path], out: Path, prefer: Sequence[Path], few
     if os.path.lexists(out):
         raise UserError("is there already; a merge writes a new folder", where=str(out))
     if not out.absolute().parent.is_dir():
-        raise UserError("no such folder", where=str(out.absolute().parent))
+        parent = out.absolute().parent
+        raise UserError("is a file, no folder" if parent.exists() else "no such folder", where=str(parent))
     inside = next((folder for folder, place in zip(folders, places, strict=True)
                    if out.resolve().is_relative_to(place)), None)  # fmt: skip
     if inside is not None:

@@ -90,7 +90,7 @@ def check_submission(
     made.num_results, made.num_files = checked.num_results, checked.num_files
     made.findings += [Remark(item.path, item.kind, item.problem) for item in checked.findings]
     made.unknown += [Remark(".", "scores", line) for line in checked.not_recomputed]
-    results = list(_readable(root))
+    results, unread = _readable(root)
     if not results:
         made.findings.append(Remark(".", "incomplete", "holds no result"))
     for path, result in results:
@@ -108,7 +108,11 @@ def check_submission(
             if any(run.cell.study.startswith("tpe-") for run in runs):
                 why = "points of a search by tpe are taken as they are: nobody asked for them again"
                 made.unknown.append(Remark(place, "selection", why))
-        made.findings += [Remark(place, kind, problem) for kind, problem in dict.fromkeys(found)]
+        for kind, problem in dict.fromkeys(found):
+            # what follows from a file that was dropped must not look like a fault of its own
+            is_lack = kind in ("seeds", "selection") and place in unread
+            because = f"; without what cannot be used: {', '.join(unread[place])}" if is_lack else ""
+            made.findings.append(Remark(place, kind, problem + because))
     for name, expected in suites.items():
         made.findings += _missing_entries(name, expected, [result for _, result in results])
     made.findings = sorted(dict.fromkeys(made.findings), key=lambda item: (item.path, item.kind, item.problem))
@@ -116,19 +120,26 @@ def check_submission(
     return made
 
 
-def _readable(root: Path) -> Iterator[tuple[Path, Result]]:
-    """Yield the results that can be read, each cell once; `verify_folder` has named the others."""
+def _readable(root: Path) -> tuple[list[tuple[Path, Result]], dict[str, list[str]]]:
+    """Return the results that can be read, each cell once, and folder -> names of the files that cannot.
+
+    `verify_folder` has said what is wrong with these.
+    """
     seen: set[Key] = set()
+    read, unread = [], defaultdict(list)
     for path in sorted(root.rglob("*.json")):
-        if any(part.startswith(".") for part in path.relative_to(root).parts):
+        place = path.relative_to(root)
+        if any(part.startswith(".") for part in place.parts):
             continue
         try:
             result = read_result(path)
         except UserError:
+            unread[place.parent.as_posix()].append(path.name)
             continue
         if result.key not in seen:
             seen.add(result.key)
-            yield path, result
+            read.append((path, result))
+    return read, unread
 
 
 def _place(cell: Cell) -> str:

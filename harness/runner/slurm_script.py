@@ -191,6 +191,8 @@ while true; do
 done
 # 0, 1 and 2 are the command's own: done, with failed cells, a mistake that another try would repeat
 if [ "$again" = yes ] && [ "$code" -gt 2 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {most} ]; then
+  # without this line nothing tells that a turn was too short for the start of the command
+  echo "turn $((${{SLURM_RESTART_COUNT:-0}} + 1)) ends before its time limit; back into the queue"
   # SLURM_JOB_ID of one of the tasks is that of the whole array
   scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
 fi

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 
-from harness.errors import UserError, require_choice
+from harness.errors import UserError, nearest, require_choice
 from harness.suite.cell_limit import CellLimit
 from harness.suite.file_schema import MethodSpec, Recipe
 from harness.suite.groups import Group, GroupBuilder, method_of_row
@@ -59,7 +59,8 @@ def _labels(suite: Suite, methods: Mapping[str, MethodSpec]) -> dict[str, str]:
         where = suite.document.where("methods", label) if listed else "--methods"
         choices = sorted({*methods, *([] if listed else suite.file.methods)})
         if not isinstance(method, str) or method not in methods:
-            raise UserError(f"unknown method '{method}'", where=where, value=method, choices=choices)
+            hint = None if nearest(method, choices) else "A method file of your own needs --methods-dir FOLDER."
+            raise UserError(f"unknown method '{method}'", where=where, value=method, choices=choices, hint=hint)
         labels[label] = method
     for key in suite.overrides.settings:
         if key.startswith("methods."):

@@ -106,3 +106,17 @@ def test_as_a_module_the_program_has_its_own_name_too(
     with pytest.raises(SystemExit):
         main()
     assert capsys.readouterr().err.startswith("Usage: harness new ")
+
+
+@pytest.mark.parametrize("option", ["--install-completion", "--show-completion"])
+def test_a_shell_that_is_named_is_not_taken_for_the_calling_one(
+    option: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From bash, `--install-completion zsh` wrote completion of bash and said so."""
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setattr(sys, "argv", ["harness", option, "zsh"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert f"{option}: takes no value, got 'zsh'" in capsys.readouterr().err
+    assert not (folder / ".bashrc").exists()

@@ -181,6 +181,9 @@ def fresh(name: str) -> Any:
 
 def test_what_peft_loads_gives_the_logits_of_the_cell(trained: Trained, tmp_path: Path) -> None:
     check_round_trips(SHIPPED, trained, [*LABELS, *ONE_PROMPT_LABELS], tmp_path)
+    rights = {path.name: path.stat().st_mode for path in tmp_path.glob("*/*") if path.is_file()}
+    assert "adapter_model.safetensors" in rights
+    assert len(set(rights.values())) == 1, "what is to be given away can be read by all whom the umask lets read"
 
 
 @pytest.mark.parametrize(("short", "labels"), [("llama", LABELS), ("gpt2", ON_CONV1D)])

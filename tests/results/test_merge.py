@@ -152,6 +152,7 @@ def test_a_merge_that_was_cut_off_goes_on_and_leaves_nothing_of_another_choice(
         (["a", "b", "a"], "is there already"),
         (["a", "b", "a/out"], "where its results would count twice"),
         (["a", "b", "no/out"], "no such folder"),
+        (["a", "b", "file/out"], "file: is a file, no folder"),
         (["a", "c", "out"], "no such results folder"),
         (["d", "e", "out"], "hold no results"),
     ],
@@ -161,6 +162,7 @@ def test_a_mistake_is_one_message_and_writes_nothing(
 ) -> None:
     for empty in ("d", "e"):
         (tmp_path / empty).mkdir()
+    (tmp_path / "file").touch()
     before = content(tmp_path)
     done = CliRunner().invoke(app, ["merge", *(str(tmp_path / name) for name in arguments)])
     assert isinstance(done.exception, UserError)

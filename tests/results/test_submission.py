@@ -233,6 +233,15 @@ def test_without_a_suite_the_choice_of_the_grid_point_is_made_again(results: Pat
     assert any("lacks points of its grid" in item.problem for item in check(results).findings)
 
 
+def test_what_is_lacking_for_a_file_that_was_dropped_names_the_file(results: Path, suite: Path) -> None:
+    """An edited result counts as missing, and its row was said to lack a cell that lay in the folder."""
+    path = first(results)
+    path.write_text(path.read_text().replace('"score": ', '"score": 1', 1))
+    problems = {item.kind: item.problem for item in check(results, suite).findings}
+    assert set(problems) == {"edited", "seeds"}
+    assert problems["seeds"].endswith(f"; without what cannot be used: {path.name}")
+
+
 def test_repeats_are_cells_of_the_suite_and_choose_nothing(results: Path, suite: Path, tmp_path: Path) -> None:
     repeated = tmp_path / "repeated.yaml"
     repeated.write_text(suite.read_text().replace("seeds: [1, 2]", "seeds: [1, 2]\nrepeats: 2"))

@@ -62,8 +62,9 @@ def test_a_signal_lets_the_run_stop_behind_its_step(
     folder = tmp_path / "a folder's"
     wait_for(folder / "begun")
     process.send_signal(sent)
-    process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=60)
     assert process.returncode == 143
+    assert ("turn 1 ends before its time limit; back into the queue" in said) == requeued
     assert (folder / "saved").exists(), "the script must wait for the run to stop"
     assert (tmp_path / "requeued").exists() == requeued
     if requeued:

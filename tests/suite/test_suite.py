@@ -131,6 +131,7 @@ def test_yaml_is_read_as_version_1_2(write_suite: Write) -> None:
     ("old", "new", "expected"),
     [
         ("dept:", "depth:", ["suite.yaml:7", "unknown method 'depth'", "did you mean dept?"]),
+        ("dept:", "own_file:", ["suite.yaml:7", "unknown method 'own_file'", "needs --methods-dir FOLDER"]),
         ("[cb,", "[bc,", ["suite.yaml:3", "unknown task 'bc'", "cb"]),
         ("recipe: {steps: 100}", "recipes: {steps: 100}", ["suite.yaml:5", "recipes", "did you mean recipe?"]),
         ("steps: 100", "step: 100", ["suite.yaml:5", "recipe.step", "did you mean steps?"]),

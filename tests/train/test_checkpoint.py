@@ -202,6 +202,9 @@ def test_a_checkpoint_holds_plain_tensors_and_json(tmp_path: Path) -> None:
     plan = CheckpointPlan(tmp_path / "state.safetensors", "key")
     checkpoint.write_checkpoint(plan, made(bundle()).training_state())
     assert [path.name for path in tmp_path.iterdir()] == [plan.path.name]
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert plan.path.stat().st_mode == plain.stat().st_mode, "several users may share a folder of results"
     assert all(isinstance(tensor, torch.Tensor) for tensor in load_file(plan.path).values())
     header = read_header(plan.path)
     assert header is not None
