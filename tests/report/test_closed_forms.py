@@ -180,7 +180,8 @@ def test_luck_that_is_shared_counts_once_in_scores_and_in_differences_from_other
 
 def test_draws_pair_runs_only_where_each_is_one_run_s() -> None:
     values = runs_of(0.7, 2, 40, 0)
-    once, twice, alone = (sample_of(values, names) for names in ([(1, 7), (1, 8)], [(1, 7), (1, 7)], [(1,), (2,)]))
+    seeds: list[list[tuple[int, ...]]] = [[(1, 7), (1, 8)], [(1, 7), (1, 7)], [(1,), (2,)]]
+    once, twice, alone = (sample_of(values, names) for names in seeds)
     assert once.pairs_with(once)
     assert not once.pairs_with(sample_of(values, [(1, 7), (1, 9)]))
     assert not twice.pairs_with(twice), "which of them belongs to which is not known"

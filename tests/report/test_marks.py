@@ -16,14 +16,17 @@ from typer.testing import CliRunner
 
 from harness.cli.commands import app
 from harness.errors import UserError
-from harness.report.boards import Board, make_entry
+from harness.report.boards import Board, collect_boards, make_entry
+from harness.report.declared.find_entries import EntryIndex
 from harness.report.declared.line_marks import LineScore, mark_line
-from harness.report.marks import UNTESTED
+from harness.report.declared.table import fill_layout
+from harness.report.leaderboard_table import lay_out
+from harness.report.marks import NO_TESTS, UNTESTED, mark_board
 from harness.report.statistics.significance import ONE_RUN
 from harness.results.predictions import Answers
 from harness.results.schema import Result
 from harness.suite.blocks import Draw
-from harness.suite.report_block import Bold
+from harness.suite.report_block import Bold, TableLayout
 
 SCORES = {"far": 50, "near": 93, "best": 95, "once": 90}
 """Right answers of 100 (task cb) and of 400 (task rte); `once` was run with one seed."""
@@ -316,3 +319,18 @@ def test_a_line_compares_scores_of_one_task_one_k_and_one_reference(bold: Bold) 
     if bold == "best":
         assert apart.ranks == ["", "best", "second"]
         assert apart.notes[0] == ("scored with other references than the rest: not ranked",)
+
+
+def test_a_table_that_was_not_tested_says_so() -> None:
+    runs = [result(label, "cb", seed, 1, 50) for label in ("one", "two") for seed in (1, 2)]
+    (board,), (alone,) = collect_boards(runs), collect_boards(runs[:2])
+    assert f"{NO_TESTS}." in lay_out(board).remarks
+    assert f"{NO_TESTS}." not in lay_out(board, marks=mark_board(board, None, "best")).remarks
+    assert f"{NO_TESTS}." not in lay_out(alone).remarks, "there is nothing to compare"
+    layout = TableLayout.model_validate({
+        "title": "t", "rows": [{"title": name, "where": {"label": name}} for name in ("one", "two")],
+        "columns": [{"title": "CB", "where": {"task": "cb"}}],
+    })  # fmt: skip
+    for read_runs, told in ((None, True), (read, False)):
+        table, _ = fill_layout("t", layout, EntryIndex(runs), read=read_runs)
+        assert (f"{NO_TESTS}." in table.remarks) == told
