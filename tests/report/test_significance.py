@@ -181,7 +181,9 @@ def test_where_the_best_was_not_tested_nothing_reads_as_worse_than_it_unless_it_
     assert not any(column == "cb" for _, column in made.ties)
     assert "the best, top, could not be tested: " in made.verdicts["best", "cb"].reason
     text = render_boards([board], "markdown", significance=[made])
-    assert "nothing is bold, since nothing could be told: the best, top, could not be tested" in text
+    (note,) = [line for line in text.splitlines() if "nothing is bold" in line]
+    assert "nothing is bold, since nothing could be told: the best, top, could not be tested" in note
+    assert note.count(ONE_RUN if damage == "one run" else "predictions are missing") == 1, "each reason once"
 
 
 def test_two_runs_far_apart_are_too_few_and_no_tie(tmp_path: Path) -> None:
