@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import itertools
 import json
 
@@ -146,6 +148,14 @@ def test_rows_of_another_k_are_not_held_to_one_budget() -> None:
 def test_samples_that_differ_by_a_tenth_are_equal() -> None:
     assert unequal_budgets(board(*search("one", 2, steps=100), *search("two", 2, steps=110))) == ""
     assert "samples" in unequal_budgets(board(*search("one", 2, steps=100), *search("two", 2, steps=111)))
+
+
+def test_csv_and_json_hold_the_budget_always() -> None:
+    made = board(*search("grid", 3))
+    line = next(csv.DictReader(io.StringIO(render_boards([made], "csv"))))
+    assert [line[f"searched_{name}"] for name in ("steps", "samples", "device_s")] == ["300", "4800", "9.0"]
+    stored = json.loads(render_boards([made], "json"))[0]["rows"][0]["tasks"]["cb"]["budget"]
+    assert stored == {"trials": 3, "steps": 300, "samples": 4_800, "device_s": 9, "num_unknown": 0}
 
 
 def test_costs_show_what_the_search_took() -> None:

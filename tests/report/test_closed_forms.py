@@ -178,6 +178,23 @@ def test_luck_that_is_shared_counts_once_in_scores_and_in_differences_from_other
     assert comparison.intervals["a", "cb"] == pytest.approx((centre - half, centre + half))
 
 
+def test_draws_pair_runs_only_where_each_is_one_run_s() -> None:
+    values = runs_of(0.7, 2, 40, 0)
+    seeds: list[list[tuple[int, ...]]] = [[(1, 7), (1, 8)], [(1, 7), (1, 7)], [(1,), (2,)]]
+    once, twice, alone = (sample_of(values, names) for names in seeds)
+    assert once.pairs_with(once)
+    assert not once.pairs_with(sample_of(values, [(1, 7), (1, 9)]))
+    assert not twice.pairs_with(twice), "which of them belongs to which is not known"
+    assert not alone.pairs_with(alone), "a training seed gives two methods other random numbers"
+
+
+def test_runs_are_compared_by_one_metric_alone() -> None:
+    truth = [["1"], ["0"]] * 5
+    one, other = (Sample.of([((1,), Answers(["1"] * 10, truth))], [name], ["0", "1"], 9) for name in ("accuracy", "f1"))
+    assert one.comparable(one)
+    assert not one.comparable(other)
+
+
 def test_intervals_end_where_scores_do() -> None:
     comparison = Comparison()
     comparison.add_task("cb", {"best": sample_of(np.full((2, 9), 100.0)), "worst": sample_of(np.zeros((2, 9)))})

@@ -16,7 +16,7 @@ from harness.report.declared.find_entries import EntryIndex
 from harness.report.declared.table import fill_layout
 from harness.report.figures.colours import method_looks
 from harness.report.leaderboard_table import lay_out
-from harness.report.marks import mark_board
+from harness.report.marks import mark_board, mark_within_k
 from harness.report.site.grids import board_grid
 from harness.report.site.names import board_id, cell_page
 from harness.report.site.plots import scatter
@@ -69,6 +69,8 @@ def test_best_and_second_are_those_of_each_k(board: Board) -> None:
                 name = row[0].text.split()[0]
                 assert row[index].rank == {"dept": "best", "ept": "second", "lora": ""}[name]
     assert "among rows of one k" in table.caption
+    places = {"dept": "best", "ept": "second", "lora": ""}
+    assert mark_within_k(board, ("cb", "rte")) == [places[row.label] for row in board.rows], "as on pages"
 
 
 def test_statistics_compare_rows_of_one_k_alone(board: Board) -> None:

@@ -11,11 +11,22 @@ from pathlib import Path
 
 import pytest
 from stored_runs import answers, store
+from test_report import result
 from typer.testing import CliRunner
 
 from harness.cli.commands import app
 from harness.errors import UserError
-from harness.report.boards import Board
+from harness.report.boards import Board, collect_boards, make_entry
+from harness.report.declared.find_entries import EntryIndex
+from harness.report.declared.line_marks import LineScore, mark_line
+from harness.report.declared.table import fill_layout
+from harness.report.leaderboard_table import lay_out
+from harness.report.marks import NO_TESTS, UNTESTED, mark_board
+from harness.report.statistics.significance import ONE_RUN
+from harness.results.predictions import Answers
+from harness.results.schema import Result
+from harness.suite.blocks import Draw
+from harness.suite.report_block import Bold, TableLayout
 
 SCORES = {"far": 50, "near": 93, "best": 95, "once": 90}
 """Right answers of 100 (task cb) and of 400 (task rte); `once` was run with one seed."""
@@ -262,3 +273,64 @@ def test_figures_leave_out_the_seed_that_chose_as_tables_do(tmp_path: Path, monk
     for further in ([], ["--report-seeds", "others"], ["--layouts", str(suite)]):
         ask("figures", str(root), "--out", str(tmp_path / "out"), *further)
     assert seen == [[1, 2], [2], [2]]
+
+
+def in_line(
+    score: float, task: str = "cb", num_runs: int = 3, k: int | None = None, *, reported: bool = True
+) -> LineScore:
+    runs = []
+    for seed in range(1, num_runs + 1):
+        made = result("some", task, seed, 1, score)
+        draw = None if k is None else Draw(k=k, rule="balanced", seed=seed)
+        runs.append(made.model_copy(update={"cell": made.cell.model_copy(update={"few_shot": draw})}))
+    return LineScore(score, ((task, make_entry(runs)),), reported)
+
+
+def read(run: Result) -> Answers:
+    right = round(run.test.score) if run.test else 0
+    return Answers(*answers(right))
+
+
+def test_a_line_of_a_declared_table_is_marked_as_a_column_is() -> None:
+    line = [in_line(95), in_line(94), in_line(50), None, in_line(90, num_runs=1)]
+    made = mark_line(line, "ties", read)
+    assert made.ranks == ["best", "best", "", "", ""]
+    assert made.notes[4] == (f"{UNTESTED}{ONE_RUN}",)
+    assert mark_line(line, "ties", None).ranks == [""] * 5, "without predictions nothing is tested"
+    assert mark_line(line, "best", None).ranks == ["best", "second", "", "", ""]
+    other = mark_line([in_line(95), in_line(50, reported=False)], "ties", read)
+    assert other.ranks == ["", ""]
+    assert other.empty == ["nothing is bold, since nothing was tested: tests are about the reported metric"]
+
+
+@pytest.mark.parametrize("bold", ["ties", "best"])
+def test_a_line_compares_scores_of_one_task_one_k_and_one_reference(bold: Bold) -> None:
+    tasks = mark_line([in_line(95), in_line(50), in_line(80, "rte"), in_line(30, "rte")], bold, read)
+    drawn = mark_line([in_line(95, k=4), in_line(50, k=4), in_line(80, k=16), in_line(30, k=16)], bold, read)
+    second = "second" if bold == "best" else ""
+    assert tasks.ranks == drawn.ranks == ["best", second, "best", second]
+
+    def elsewhere(run: Result) -> Answers:
+        references = [["1"]] * 99 + [["0"]] if run.test and run.test.score == 95 else [["1"]] * 100
+        return Answers(read(run).predictions, references)
+
+    apart = mark_line([in_line(95), in_line(60), in_line(20)], bold, elsewhere)
+    assert apart.ranks[0] == ""
+    if bold == "best":
+        assert apart.ranks == ["", "best", "second"]
+        assert apart.notes[0] == ("scored with other references than the rest: not ranked",)
+
+
+def test_a_table_that_was_not_tested_says_so() -> None:
+    runs = [result(label, "cb", seed, 1, 50) for label in ("one", "two") for seed in (1, 2)]
+    (board,), (alone,) = collect_boards(runs), collect_boards(runs[:2])
+    assert f"{NO_TESTS}." in lay_out(board).remarks
+    assert f"{NO_TESTS}." not in lay_out(board, marks=mark_board(board, None, "best")).remarks
+    assert f"{NO_TESTS}." not in lay_out(alone).remarks, "there is nothing to compare"
+    layout = TableLayout.model_validate({
+        "title": "t", "rows": [{"title": name, "where": {"label": name}} for name in ("one", "two")],
+        "columns": [{"title": "CB", "where": {"task": "cb"}}],
+    })  # fmt: skip
+    for read_runs, told in ((None, True), (read, False)):
+        table, _ = fill_layout("t", layout, EntryIndex(runs), read=read_runs)
+        assert (f"{NO_TESTS}." in table.remarks) == told

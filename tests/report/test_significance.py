@@ -19,6 +19,7 @@ from harness.report.statistics.intervals import Sample
 from harness.report.statistics.significance import ONE_RUN, Significance, assess_board
 from harness.report.tables import render_boards
 from harness.results.predictions import Answers, PredictionFiles
+from harness.results.schema import Result
 from harness.results.store import ResultStore, predictions_path
 
 
@@ -98,6 +99,22 @@ def test_what_cannot_be_tested_says_so_and_is_no_tie(tmp_path: Path, damage: str
     assert made.verdicts["near", "cb"].kind == "cannot tell"
 
 
+def test_a_metric_that_is_not_known_here_is_not_tested(tmp_path: Path) -> None:
+    two_tasks(tmp_path)
+    scanned = list(ResultStore(tmp_path).scan())
+
+    def renamed(run: Result) -> Result:
+        if run.cell.task != "cb" or run.metrics is None:
+            return run
+        return run.model_copy(update={"metrics": run.metrics.model_copy(update={"reported": ["nobody_knows"]})})
+
+    (board,) = collect_boards(renamed(run) for _, run in scanned)
+    made = assess_board(board, PredictionFiles(scanned).test_answers)
+    assert sorted(made.untested) == [("best", "cb"), ("far", "cb"), ("near", "cb")]
+    assert set(kinds(made, "cb").values()) == set(kinds(made, AVERAGE).values()) == {"cannot tell"}
+    assert kinds(made, "rte")["far"] == "differs", "as if that task were not there"
+
+
 @pytest.mark.parametrize("task", ["cb", "rte"])
 def test_an_average_with_a_task_that_could_not_be_tested_cannot_be_told(tmp_path: Path, task: str) -> None:
     two_tasks(tmp_path)
@@ -132,6 +149,7 @@ def test_one_run_cannot_speak_of_a_method(tmp_path: Path) -> None:
     for column in ("cb", "rte", AVERAGE):
         assert kinds(made, column) == {"one": "cannot tell", "other": "cannot tell"}
     assert {verdict.reason for verdict in made.verdicts.values()} == {ONE_RUN}
+    assert {item["reason"] for item in made.as_json()["verdicts"]} == {ONE_RUN}
     assert (made.pairs, made.ties) == ([], set())
     text = render_boards([board], "markdown", significance=[made])
     assert "one run cannot speak of a method" in text
@@ -163,7 +181,9 @@ def test_where_the_best_was_not_tested_nothing_reads_as_worse_than_it_unless_it_
     assert not any(column == "cb" for _, column in made.ties)
     assert "the best, top, could not be tested: " in made.verdicts["best", "cb"].reason
     text = render_boards([board], "markdown", significance=[made])
-    assert "nothing is bold, since nothing could be told: the best, top, could not be tested" in text
+    (note,) = [line for line in text.splitlines() if "nothing is bold" in line]
+    assert "nothing is bold, since nothing could be told: the best, top, could not be tested" in note
+    assert note.count(ONE_RUN if damage == "one run" else "predictions are missing") == 1, "each reason once"
 
 
 def test_two_runs_far_apart_are_too_few_and_no_tie(tmp_path: Path) -> None:

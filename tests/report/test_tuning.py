@@ -67,14 +67,16 @@ def test_several_searched_seeds_are_averaged() -> None:
 
 
 def test_points_that_left_early_leave_neither_a_curve_nor_a_choice_by_test() -> None:
-    runs = [result("grid", "cb", 1, dev=50 + i, test=60, lr=0.1 * (i + 1), index=i) for i in range(3)]
+    devs = (50, 90, 52)  # the one that leaves had the best score of fewer steps, and is never chosen
+    runs = [result("grid", "cb", 1, dev=dev, test=60 + i, lr=0.1 * (i + 1), index=i) for i, dev in enumerate(devs)]
     runs[1] = runs[1].model_copy(update={"raced_out_at": 10, "test": None, "dev": None})
     (board,) = collect_boards(runs)
     (record,) = tuning_records(board)
-    assert (record.num_points, record.num_raced_out, record.by_dev) == (3, 1, 60)
+    assert (record.num_points, record.num_raced_out, record.by_dev) == (3, 1, 62)
     assert (record.by_test, record.optimism, record.expected_best_dev) == (None, None, ())
     told = "searched by halving: 1 of 3 left early, untested, so no choice by test is known"
     assert told in lay_out_tuning(board).notes
+    assert "searched by halving: 1 of 3 grid runs left early, by dev score" in render_boards([board], "markdown")
     assert search_curve(board.rows[0].entries["cb"]) is None
 
 

@@ -195,6 +195,8 @@ def test_points_in_training_count_as_bad_ones_for_the_next() -> None:
     asked = asked_point(SPACE, "4", first, results)
     assert asked == asked_point(SPACE, "4", first, results)
     assert asked != asked_point(SPACE, "4", [*first, asked], results), "by the same random numbers"
+    assert SPACE.holds(asked), "rounded as a cell holds it"
+    assert asked != asked_point(replace(SPACE, seed=6), "4", first, results), "tuning.seed decides its random numbers"
 
 
 def test_failed_trials_are_told_as_failed_and_count() -> None:
