@@ -43,6 +43,15 @@ def collect_provenance(device: str) -> dict[str, Any]:
     return {**_fixed(), "device": device}
 
 
+@functools.cache
+def code_digest() -> str:
+    """Return a SHA-256 over the names and bytes of the program's own Python files, committed or not."""
+    digest = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        digest.update(f"{path.relative_to(PACKAGE).as_posix()}\0{sha256_file(path)}\n".encode())
+    return digest.hexdigest()
+
+
 def sha256_file(path: Path) -> str:
     """Return the SHA-256 of a file's bytes. Reads 1 MiB at a time, since a file of weights may not fit into memory."""
     digest = hashlib.sha256()

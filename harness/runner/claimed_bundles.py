@@ -12,7 +12,7 @@ from pathlib import Path
 from harness import stop
 from harness.backbone import best_device, local_tokenizer, weights_fingerprint
 from harness.data import cell_rows, template_digest
-from harness.provenance import collect_provenance
+from harness.provenance import code_digest, collect_provenance
 from harness.results import Result
 from harness.runner.claims import Claims
 from harness.runner.pack import pack
@@ -21,6 +21,8 @@ from harness.suite import Cell, Key
 from harness.train import Bundle, CheckpointPlan, drop_markers, read_header
 
 SECONDS = {"s": 1, "m": 60, "h": 3_600}
+COMPUTING = ("torch", "transformers", "peft")
+"""Libraries that compute the steps of a training."""
 
 
 class ClaimedBundles:
@@ -160,9 +162,7 @@ class ClaimedBundles:
                 for cell in cells:
                     del left[cell.key]
             elif cells:
-                self._pass_over(
-                    path, cells, header.step, "rows, weights, commit, versions, device or bundles are others"
-                )
+                self._pass_over(path, cells, header.step, "rows, weights, code, versions, device or bundles are others")
         return begun
 
     def _pass_over(self, path: Path, cells: Sequence[Cell], step: int, why: str) -> None:
@@ -185,7 +185,8 @@ class ClaimedBundles:
     def _key(self, bundle: Bundle) -> str | None:
         """Digest of all that a checkpoint must share with a run that goes on from it; None for a rule or a broken file.
 
-        Device and versions are in it: on another device, or with another PyTorch, the numbers would differ.
+        Device, versions and the program's code are in it: on another device, or with another PyTorch, the numbers would
+        differ.
         """
         methods = [self.plan.methods[cell.method] for cell in bundle.cells]
         if any(method.spec.is_rule or method.cls is None for method in methods):
@@ -195,7 +196,7 @@ class ClaimedBundles:
         except Exception:  # training the bundle will raise it again, and record it
             return None
         made = collect_provenance(best_device())
-        versions = [made["harness"], made["commit"], made["versions"].get("torch")]
+        versions = [made["harness"], code_digest(), *(made["versions"].get(name) for name in COMPUTING)]
         weights = weights_fingerprint(bundle.backbone, bundle.cells[0].recipe.quantization)
         task = self.plan.tasks[bundle.cells[0].task]
         if any(part.form in ("chat", "auto") for part in task.parts or (task,)):  # another template makes other ids

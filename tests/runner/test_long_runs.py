@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 from typing_help import present
 
 import harness
-from harness import stop
+from harness import provenance, stop
 from harness.cli.commands import app
 from harness.cli.listings import describe_plan
 from harness.data import splits
@@ -65,7 +66,7 @@ class Shift(Method):
 
 
 def run(folder: Path, **options: Any) -> runner.RunSummary:
-    return harness.run(folder / "suite.yaml", results=folder / "results", quiet=True, **options)
+    return harness.run(folder / "suite.yaml", results=folder / "results", **{"quiet": True, **options})
 
 
 def results_of(folder: Path) -> list[Result]:
@@ -125,6 +126,35 @@ def test_a_signal_stops_behind_the_step_and_the_same_command_continues(
     assert not (folder / "results" / ".checkpoints").exists() or not any(
         (folder / "results" / ".checkpoints").rglob("*.*")
     )
+
+
+def test_other_code_of_the_program_starts_anew_and_another_commit_goes_on(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package = tmp_path / "package"
+    (package / "train").mkdir(parents=True)
+    (package / "train" / "loop.py").write_text("one\n")
+    monkeypatch.setattr(provenance, "PACKAGE", package)
+
+    def steps(stop_at: int = -1) -> list[int]:
+        provenance.code_digest.cache_clear()
+        engine = SignallingEngine(stop_at, signal.SIGINT)
+        with contextlib.suppress(stop.Stopped):
+            run(folder, methods=["dept"], engine=engine, quiet=False)
+        return engine.seen
+
+    try:
+        assert steps(1) == [1]
+        monkeypatch.setattr(provenance, "_git", lambda *arguments: "another")
+        provenance._fixed.cache_clear()
+        (package / "notes.txt").write_text("no code\n")
+        assert steps(2) == [2]
+        (package / "train" / "loop.py").write_text("two\n")
+        assert steps(3)[0] == 1
+        assert "code, versions, device or bundles are others" in capsys.readouterr().err
+    finally:
+        provenance.code_digest.cache_clear()
+        provenance._fixed.cache_clear()
 
 
 def test_a_second_signal_stops_at_once(folder: Path) -> None:
