@@ -177,8 +177,7 @@ def full_tuning(source: str, tokens: int = ROWS * LENGTH, length: int = LENGTH) 
     num_params = _num_weights(model)
     layers = [_num_weights(m) for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     backward = step_bytes(source, "none", rows, length, trains_weights=True)
-    with _shape(source, "none") as backbone:
-        evaluation = evaluation_bytes(backbone, 2 * rows, length)
+    evaluation = _answering_bytes(source, "none", 2 * rows, length)
     activations = round(backward - 4 * num_params)
     return FullTuning(num_params, max(layers, default=0), num_params - sum(layers), activations, evaluation)
 
@@ -187,14 +186,18 @@ def _num_weights(module: Any) -> int:
     return sum(weight.numel() for weight in module.parameters())
 
 
-@functools.cache
 def _evaluation(source: str, storage: Scheme, rows: int) -> int:
     """Peak bytes of answering `rows` rows of one cell beside the weights."""
-    apart = shares_prompts(source, LENGTH + TARGETS, dropout=False)
+    if shares_prompts(source, LENGTH + TARGETS, dropout=False):
+        return _answering_bytes(source, storage, rows, TEXT, PromptPass(1, PROMPT))
+    return _answering_bytes(source, storage, rows, LENGTH)
+
+
+@functools.cache
+def _answering_bytes(source: str, storage: Scheme, rows: int, length: int, prompts: PromptPass | None = None) -> int:
+    """The same from operators run on shapes; arguments as for `evaluation_bytes`."""
     with _shape(source, storage) as backbone:
-        if apart:
-            return evaluation_bytes(backbone, rows, TEXT, PromptPass(1, PROMPT))
-        return evaluation_bytes(backbone, rows, LENGTH)
+        return evaluation_bytes(backbone, rows, length, prompts)
 
 
 @contextmanager
