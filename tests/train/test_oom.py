@@ -25,7 +25,7 @@ from harness.train.loop import BundleTrainer
 from harness.train.step import EVALUATION_FACTOR
 from harness.train.tiny_backbones import tiny_backbone, tiny_rows
 
-NUM_ROWS = 20
+NUM_ROWS = 12
 
 
 class SmallMemory(Backbone):
@@ -60,7 +60,7 @@ def made(max_tokens: int, limit: int = 10**9, spared: int = 0, dropout: bool = F
     tiny = tiny_backbone(precision="float64")
     backbone = SmallMemory(tiny.name, tiny.model, tiny.tokenizer, None, "float64")
     backbone.limit, backbone.spared = limit, spared
-    cells = [make_cell(*spec, steps=12) for spec in [*SPECS[:3], ("by_text", {}, 0.1, 5, 4)]]
+    cells = [make_cell(*spec, steps=5) for spec in [*SPECS[:3], ("by_text", {}, 0.1, 5, 4)]]
     if dropout:
         recipes = [cell.recipe.model_copy(update={"backbone_dropout": True}) for cell in cells]
         cells = [cell.model_copy(update={"recipe": r}) for cell, r in zip(cells, recipes, strict=True)]
