@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,11 +44,10 @@ def checkpoint(folder: Path, name: str) -> str:
     return str(folder / name)
 
 
-@pytest.fixture(params=[name for name in NETWORKS if name not in OWN_ATTENTION])
-def network(request: pytest.FixtureRequest, folder: Path) -> Iterator[Backbone]:
-    """A tiny network of each architecture that takes packed rows, with gradients for its own weights."""
-    name = request.param
-    backbone = load_backbone(checkpoint(folder, name), "float32" if name in IN_FLOAT32 else "float64")
+@functools.cache
+def loaded(path: str, precision: str) -> Backbone:
+    """A network that several tests use; each leaves it as it was, or the trace that it leaves is a fault."""
+    backbone = load_backbone(path, precision)
     own = vars(backbone)
     again = backbone._recomputed_within
     # PyTorch leaves such a mode for the backward pass, where layers may be computed again
@@ -58,8 +58,17 @@ def network(request: pytest.FixtureRequest, folder: Path) -> Iterator[Backbone]:
 
     own["_recomputed_within"] = recomputed_within
     backbone.model.requires_grad_(True)
+    return backbone
+
+
+@pytest.fixture(params=[name for name in NETWORKS if name not in OWN_ATTENTION])
+def network(request: pytest.FixtureRequest, folder: Path) -> Iterator[Backbone]:
+    """A tiny network of each architecture that takes packed rows, with gradients for its own weights."""
+    name = request.param
+    backbone = loaded(checkpoint(folder, name), "float32" if name in IN_FLOAT32 else "float64")
     with in_float64():
         yield backbone
+    backbone.recomputes = False
 
 
 @contextlib.contextmanager

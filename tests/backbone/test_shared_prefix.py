@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,17 +39,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("networks")
 
 
+@functools.cache
+def loaded(path: str, precision: str) -> Backbone:
+    """A network that several tests use; each leaves it as it was, or the trace that it leaves is a fault."""
+    backbone = load_backbone(path, precision)
+    # PyTorch leaves such a mode for the backward pass, where layers may be computed again
+    vars(backbone)["_recomputed_within"] = lambda: (contextlib.nullcontext(), in_float64())
+    return backbone
+
+
 @pytest.fixture(params=DECODERS)
 def network(request: pytest.FixtureRequest, folder: Path) -> Iterator[Backbone]:
     """A tiny network of each architecture."""
     name = request.param
     if not (folder / name).exists():
         build(name, folder / name)
-    backbone = load_backbone(str(folder / name), "float32" if name in IN_FLOAT32 else "float64")
-    # PyTorch leaves such a mode for the backward pass, where layers may be computed again
-    vars(backbone)["_recomputed_within"] = lambda: (contextlib.nullcontext(), in_float64())
+    backbone = loaded(str(folder / name), "float32" if name in IN_FLOAT32 else "float64")
     with in_float64():
         yield backbone
+    backbone.recomputes = False
 
 
 class Rows:
