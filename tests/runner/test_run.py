@@ -25,7 +25,7 @@ from harness.suite.make_groups import Overrides
 from harness.train.checkpoint import CheckpointWriter
 from harness.train.method_contract import check_method_file
 
-pytestmark = pytest.mark.usefixtures("few_rows")
+pytestmark = pytest.mark.usefixtures("fewest_rows")
 
 NEW_METHOD = '''\
 """Shift: one vector added to every token embedding."""

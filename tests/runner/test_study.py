@@ -34,7 +34,7 @@ from harness.suite.search import Search
 from harness.train.bundle import Bundle
 from harness.train.cell_result import CellResult
 
-pytestmark = pytest.mark.usefixtures("few_rows")
+pytestmark = pytest.mark.usefixtures("fewest_rows")
 
 SUITE = """\
 suite: searched

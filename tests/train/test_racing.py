@@ -6,13 +6,14 @@ import itertools
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import ALL_ROWS, micro_rows
 from hypothesis import given
 from hypothesis import strategies as st
 from typing_help import present
@@ -37,7 +38,7 @@ from harness.train.cell_result import CellResult
 from harness.train.evaluate import chance_level
 from harness.train.race import ChanceLevel, eliminated, rungs, standard_error
 
-pytestmark = pytest.mark.usefixtures("few_rows")
+pytestmark = pytest.mark.usefixtures("fewest_rows")
 
 SUITE = """\
 suite: race
@@ -45,7 +46,7 @@ backbones: [micro-t5]
 tasks: [micro_sentiment]
 seeds: [1, 2]
 tuning: {strategy: halving, begin: at_once}
-recipe: {steps: 16, batch_size: 8, eval_every: 2, warmup_steps: 1, warmup_max_share: 1.0, backbone_dropout: false}
+recipe: {steps: 8, batch_size: 4, eval_every: 2, warmup_steps: 1, warmup_max_share: 1.0, backbone_dropout: false}
 methods:
   prompt_tuning: {prompt_length: 4, recipe: {lr: {sweep: [0.0001, 0.3, 0.01, 1.0]}}}
 """
@@ -75,6 +76,13 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
     return run(tmp_path_factory.mktemp("full"), SUITE.replace("halving, begin: at_once", "grid"))
 
 
+@pytest.fixture
+def all_to_learn_from() -> Iterator[None]:
+    """All rows of train, and of the others as many as tell 90 % from chance."""
+    with micro_rows({**ALL_ROWS, "validation": 60, "test": 60}):
+        yield
+
+
 def test_marks_are_halvings_that_end_with_one_point() -> None:
     assert rungs(6, 30_000, 1_000) == {4_000: 3, 8_000: 2, 15_000: 1}
     assert rungs(4, 16, 2) == {4: 2, 8: 1}
@@ -102,9 +110,9 @@ def test_losers_score_no_better_than_who_stays_and_come_later_among_equals(score
 def test_the_weaker_half_leaves_at_each_mark(raced: Path, full: list[Result]) -> None:
     search = [r for r in stored(raced) if r.cell.seed == 1]
     whole = {r.cell.grid_index: r for r in full if r.cell.seed == 1}
-    assert sorted(r.raced_out_at or 16 for r in search) == [4, 4, 8, 16]
+    assert sorted(r.raced_out_at or 8 for r in search) == [2, 2, 4, 8]
     alive = [0, 1, 2, 3]
-    for step, keep in ((4, 2), (8, 1)):
+    for step, keep in ((2, 2), (4, 1)):
         best = {i: max(d.selection for d in whole[i].dev_history if d.step <= step) for i in alive}
         expected = eliminated(best, keep)
         assert {r.cell.grid_index for r in search if r.raced_out_at == step} == set(expected)
@@ -117,9 +125,9 @@ def test_no_race_is_decided_before_a_point_has_learnt_anything(raced: Path, full
     assert [r.test for r in waiting] == [r.test for r in full if r.cell.seed == 1]
 
 
-@pytest.mark.usefixtures("all_rows")
+@pytest.mark.usefixtures("all_to_learn_from")
 def test_a_race_begins_when_a_point_has_learnt(tmp_path: Path) -> None:
-    text = SUITE.split("methods:")[0].replace(", begin: at_once", "").replace("steps: 16, batch_size: 8, eval_every: 2",
+    text = SUITE.split("methods:")[0].replace(", begin: at_once", "").replace("steps: 8, batch_size: 4, eval_every: 2",
         "steps: 80, batch_size: 16, eval_every: 40")  # fmt: skip
     text += "methods:\n  lora: {rank: 8, dropout: 0.0, alpha: 16, recipe: {lr: {sweep: [0.000001, 0.01]}}}\n"
     slow, fast = run(tmp_path, text, seeds=[1])
@@ -166,7 +174,7 @@ def test_a_race_changes_nothing_in_who_stays(raced: Path, full: list[Result]) ->
         if result.cell.seed != 1:
             continue
         same = whole[(1, result.cell.grid_index)]
-        end = result.raced_out_at or 16
+        end = result.raced_out_at or 8
         assert result.cell_id == same.cell_id, "the strategy is no part of a cell"
         assert [d.selection for d in result.dev_history] == [d.selection for d in same.dev_history if d.step <= end]
         if result.raced_out_at is None:
@@ -257,7 +265,7 @@ def test_what_tuning_gave_is_not_told_from_the_survivors_of_a_race(raced: Path) 
 
 
 def test_methods_that_cannot_share_a_bundle_are_searched_in_full(tmp_path: Path) -> None:
-    text = SUITE.split("methods:")[0].replace("steps: 16", "steps: 4") + (
+    text = SUITE.split("methods:")[0].replace("steps: 8", "steps: 4") + (
         "methods:\n  adamix: {rank: 2, recipe: {lr: {sweep: [0.001, 0.01]}}}\n"
         "  prompt_tuning: {prompt_length: 2, recipe: {lr: 0.1, max_source_length: {sweep: [8, 16]}}}\n"
         "  longer: {method: prompt_tuning, prompt_length: 2, recipe: {lr: 0.1, steps: {sweep: [4, 8]}}}\n"
@@ -281,7 +289,7 @@ def test_a_grid_larger_than_a_bundle_is_refused(tmp_path: Path) -> None:
 
 def test_races_of_two_seeds_are_apart(tmp_path: Path) -> None:
     each = SUITE.replace("{strategy: halving,", "{strategy: halving, seeds: each,")
-    done = run(tmp_path, each.replace("steps: 16", "steps: 8").replace("0.0001, 0.3, ", ""))
+    done = run(tmp_path, each.replace("0.0001, 0.3, ", ""))
     for seed in (1, 2):
         assert sorted(r.raced_out_at or 8 for r in done if r.cell.seed == seed) == [4, 8]
 
