@@ -18,13 +18,13 @@ ModuleState = dict[str, Any]
 must stay the same objects, or plain values that must stay equal."""
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-GLANCE = "all attributes"
-"""Not an aspect of its own, but what tells at a glance that several are as they were."""
 SWITCHED = {"training", "gradient_checkpointing"}
 """Settings that the harness itself switches, so they are no sign of a change; `Seal.glance` checks the first."""
 GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks",
                 "_global_backward_pre_hooks")  # fmt: skip
 """Hooks that PyTorch calls at every module of the process."""
+GLANCE = "all attributes"
+"""Not an aspect of its own, but what tells at a glance that several are as they were."""
 _classes: dict[type[Any], dict[str, Any]] = {}
 """Functions and properties of each class when it was first met. To replace one changes every network of the process,
 also one that is loaded anew, so it has to be put back by hand."""
