@@ -6,7 +6,8 @@ compared with its description afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from operator import is_, itemgetter
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,9 +25,13 @@ SWITCHED = {"training", "gradient_checkpointing"}
 GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks",
                 "_global_backward_pre_hooks")  # fmt: skip
 """Hooks that PyTorch calls at every module of the process."""
+GLANCE = "all attributes"
+"""Not an aspect of its own, but what tells at a glance that several are as they were."""
 _classes: dict[type[Any], dict[str, Any]] = {}
 """Functions and properties of each class when it was first met. To replace one changes every network of the process,
 also one that is loaded anew, so it has to be put back by hand."""
+_members: dict[type[Any], tuple[tuple[str, ...], tuple[Any, ...]]] = {}
+"""All that each class held, by name, when its functions were last looked through and found as in `_classes`."""
 _hooks: dict[str, dict[int, Any]] = {}
 """What stood in each of GLOBAL_HOOKS when the first network was described, which has to be put back too."""
 
@@ -36,7 +41,7 @@ def module_states(model: nn.Module) -> list[ModuleState]:
     for name in GLOBAL_HOOKS:
         _hooks.setdefault(name, dict(getattr(torch_module, name)))
     changed_class(map(type, model.modules()))  # meets them
-    return [_trace(module) for module in model.modules()]
+    return [{**_trace(module), GLANCE: _Glance(module)} for module in model.modules()]
 
 
 def first_change(model: nn.Module, before: list[ModuleState]) -> str | None:
@@ -46,7 +51,10 @@ def first_change(model: nn.Module, before: list[ModuleState]) -> str | None:
     if (function := changed_class(map(type, model.modules()))) is not None:
         return function
     named = list(model.named_modules())
+    configurations: dict[int, dict[str, Any] | None] = {}
     for (name, module), earlier in zip(named, before, strict=False):
+        if _is_as_it_was(module, earlier, configurations):
+            continue
         now = _trace(module)
         for aspect, value in now.items():
             if not _same(value, earlier[aspect]):
@@ -61,12 +69,23 @@ def changed_class(classes: Iterable[type[Any]]) -> str | None:
     """
     own_and_inherited = dict.fromkeys(base for cls in dict.fromkeys(classes) for base in cls.__mro__)
     for cls in (base for base in own_and_inherited if base not in (object, nn.Module)):
+        members = (*vars(cls),), (*vars(cls).values(),)
+        if _are_the_same(members, _members.get(cls)):
+            continue
         own = _functions(cls)
         before = _classes.setdefault(cls, own)
         for name in {**before, **own}:
             if own.get(name) is not before.get(name):
                 return f"`{name}` of the class {cls.__name__}"
+        _members[cls] = members
     return None
+
+
+def _are_the_same(
+    now: tuple[tuple[str, ...], tuple[Any, ...]], before: tuple[tuple[str, ...], tuple[Any, ...]] | None
+) -> bool:
+    """Whether names are equal and the objects under them the same ones."""
+    return before is not None and now[0] == before[0] and all(map(is_, now[1], before[1]))
 
 
 def restore_process() -> None:
@@ -153,6 +172,42 @@ def _trace(module: nn.Module) -> ModuleState:
         ),
         "the configuration": _settings(own.get("config")),
     }
+
+
+class _Glance:
+    """All attributes of a module, to see in a tenth of the time of `_trace` that it is as it was."""
+
+    def __init__(self, module: nn.Module) -> None:
+        own = vars(module)
+        self._names = (*own,)
+        self._values_of: Callable[[dict[str, Any]], tuple[Any, ...]] = itemgetter(*own.keys() - SWITCHED)
+        self._values = self._values_of(own)
+        self._hooks = [own[kind] for kind in HOOKS if kind in own]
+        # rotary positions may rewrite themselves, and a module with hooks is looked through each time
+        self._is_plain = not any(self._hooks) and not hasattr(module, "rope_type")
+
+    def shows_the_same(self, own: dict[str, Any]) -> bool:
+        """Whether the attributes `own` are the same objects as then, and there is no hook. What stands in weights and
+        in a configuration is not looked at."""
+        if not self._is_plain or any(self._hooks) or (*own,) != self._names:
+            return False
+        return all(map(is_, self._values_of(own), self._values))
+
+
+def _is_as_it_was(module: nn.Module, earlier: ModuleState, configurations: dict[int, dict[str, Any] | None]) -> bool:
+    """Whether nothing that `_trace` describes can have changed. `configurations` keeps their values for one look."""
+    own = vars(module)
+    if earlier["the place"] != (module, type(module)) or not earlier[GLANCE].shows_the_same(own):
+        return False
+    weights = {**module._parameters, **module._buffers}
+    if (*weights,) != earlier["the names of tensors"] or not all(map(is_, weights.values(), earlier["a tensor"])):
+        return False
+    if tuple(w.requires_grad for w in weights.values() if w is not None) != earlier["requires_grad"]:
+        return False
+    config = own.get("config")
+    if id(config) not in configurations:
+        configurations[id(config)] = _settings(config)
+    return _same(configurations[id(config)], earlier["the configuration"])
 
 
 def _functions(cls: type[Any]) -> dict[str, Any]:

@@ -57,15 +57,19 @@ methods:
   prompt_tuning: {prompt_length: 4, recipe: {lr: {sweep: [0.1, 0.3]}}}
 """
 NUM_CELLS = 6
+# own rows, of which there are few: workers would make and answer all 600 of a generated task
 STARTS = """\
 suite: starts
 backbones: [micro-t5]
-tasks: [micro_sentiment]
+tasks: [first]
 seeds: [1]
 recipe: {steps: 2, batch_size: 2, eval_every: 2, backbone_dropout: false, lr: 0.3}
+define_tasks:
+  first: {files: rows.csv, fields: {review: text}, label: verdict, labels: [bad, good]}
+  second: {files: rows.csv, fields: {view: text}, label: verdict, labels: [good, bad]}
 sources: {teacher: {method: prompt_tuning, prompt_length: 4}}
 methods:
-  spot: {prompt_length: 4, init_from: {method: teacher, task: micro_entailment}}
+  spot: {prompt_length: 4, init_from: {method: teacher, task: second}}
 """
 # long enough to be killed in the middle, on little processor time; nobody kills a run that does not wait
 SLOW_METHOD = NEW_METHOD.replace("import torch\n", "import os\nimport time\n\nimport torch\n").replace(
@@ -182,7 +186,8 @@ def though_a_worker_dies(
 
 
 def where_cells_start_from_results_that_workers_do_not_see(engine: RayEngine, tmp_path: Path) -> None:
-    suite = tmp_path / "suite.yaml"
+    folder = lay_out(tmp_path / "starts")
+    suite = folder / "suite.yaml"
     suite.write_text(STARTS)
     alone = harness.run(suite, results=tmp_path / "alone", quiet=True)
     (tmp_path / "hidden").mkdir()

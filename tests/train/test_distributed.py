@@ -101,8 +101,9 @@ def test_two_processes_store_what_one_does(folders: dict[int, Path]) -> None:
     assert frames[0].equals(frames[1])
 
 
-LONG = {"execution.processes": 2, "execution.checkpoint_every": "2 steps", "recipe.steps": 24, "recipe.eval_every": 12,
-        "recipe.backbone_dropout": True}  # fmt: skip
+STEPS = 16
+LONG = {"execution.processes": 2, "execution.checkpoint_every": "2 steps", "recipe.steps": STEPS,
+        "recipe.eval_every": STEPS // 2, "recipe.backbone_dropout": True}  # fmt: skip
 
 
 def step_of(folder: Path) -> int:
@@ -115,7 +116,7 @@ def once_begun(folder: Path, act: Callable[[], object], after: int = 2) -> Abstr
     """Call `act` when there is a checkpoint of a step behind `after`."""
 
     def look() -> bool:
-        is_begun = after < step_of(folder) < 24
+        is_begun = after < step_of(folder) < STEPS
         if is_begun:
             act()
         return is_begun
