@@ -9,7 +9,7 @@ export PYTHONDONTWRITEBYTECODE =
 # each process begins with one half of the files, in order: what a file's tests share is trained once, not twice
 TWO = -n 2 --dist worksteal
 
-.PHONY: quickstart test check longest leaderboard site docs methods-table networks bench bench-quick bench-startup bench-gpu bench-gpu-memory lint types wheel-check clean
+.PHONY: quickstart test check coverage longest leaderboard site docs methods-table networks bench bench-quick bench-startup bench-gpu bench-gpu-memory lint types wheel-check clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/harness run suites/quickstart.yaml
@@ -18,9 +18,11 @@ quickstart: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(TWO)
 
-# SlipCover writes into the code of harness/ and methods/ alone and stops where a line was seen: 4 % of the tests' time,
-# where coverage.py makes Python 3.11 trace all code, the libraries' too: 53 %
-check: lint types
+check: lint types test
+
+# which lines no test runs. SlipCover writes into the code of harness/ and methods/ alone and stops where a line was seen:
+# 4 % of the tests' time, where coverage.py makes Python 3.11 trace all code, the libraries' too: 53 %
+coverage: $(VENV)/.installed-dev
 	$(BIN)/python -m slipcover --source harness,methods --skip-covered -m pytest $(TWO)
 
 # the longest files and functions of harness/ and methods/: a note for the reader, not a limit

@@ -192,7 +192,7 @@ done
 # 0, 1 and 2 are the command's own: done, with failed cells, a mistake that another try would repeat
 if [ "$again" = yes ] && [ "$code" -gt 2 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {most} ]; then
   # without this line nothing tells that a turn was too short for the start of the command
-  echo "turn $((${{SLURM_RESTART_COUNT:-0}} + 1)) ends before its time limit; back into the queue"
+  printf 'turn %s ends before its time limit; back into the queue\\n' "$((${{SLURM_RESTART_COUNT:-0}} + 1))"
   # SLURM_JOB_ID of one of the tasks is that of the whole array
   scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
 fi
