@@ -114,9 +114,8 @@ def read_document(path: str | FilePath) -> Document:
     return Document(str(file), copy.deepcopy(data), dict(lines), text)
 
 
-@functools.lru_cache(
-    maxsize=128
-)  # read before torch is imported and again after, 5 ms a kilobyte; 43 suites are shipped
+# a command reads its suite before torch is imported and again after, 5 ms a kilobyte, and some read all that is shipped
+@functools.lru_cache(maxsize=128)
 def _parsed(text: str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
     """Return the data of a mapping and the line of each key. Raises _Refused, and what ruamel raises."""
     raw = _parser().load(text)

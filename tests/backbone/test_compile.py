@@ -9,8 +9,6 @@ import pytest
 import torch
 from test_fused import LENGTH, SPECS, make_cell, make_method
 
-from harness.backbone.load import untrained_network
-from harness.backbone.network import Backbone
 from harness.data.examples import Example, TaskData
 from harness.data.record import DataRecord
 from harness.data.tasks import all_tasks
@@ -23,18 +21,8 @@ TOLERANCE = 1e-5
 NUM_ROWS, STEPS, MICRO_BATCH_TOKENS = 12, 3, 120
 
 
-def shallow(kind: Kind) -> Backbone:
-    """A tiny network of one layer a stack: tracing takes as long as a stack has layers, and all layers are alike."""
-    tiny = tiny_backbone(kind, precision="float64")
-    config = {**tiny.config.to_dict(), "num_layers": 1, "num_decoder_layers": 1, "num_hidden_layers": 1}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = untrained_network(config).to(torch.float64)
-    return Backbone(tiny.name, model.eval(), tiny.tokenizer, None, "float64")
-
-
-def trained(kind: Kind, compiler: str | None, is_shallow: bool) -> BundleTrainer:
-    backbone = shallow(kind) if is_shallow else tiny_backbone(kind, precision="float64")
+def trained(kind: Kind, compiler: str | None = None) -> BundleTrainer:
+    backbone = tiny_backbone(kind, precision="float64")
     if compiler is not None:
         backbone.compile(True)
     if compiler == "trace":  # the graph as traced, with symbolic lengths, without minutes of C++ compilation
@@ -63,8 +51,7 @@ def trained(kind: Kind, compiler: str | None, is_shallow: bool) -> BundleTrainer
     ],
 )
 def test_compiled_equals_eager(kind: Kind, compiler: str) -> None:
-    is_shallow = compiler == "trace"
-    eager, compiled = trained(kind, None, is_shallow), trained(kind, compiler, is_shallow)
+    eager, compiled = trained(kind), trained(kind, compiler)
     assert compiled.backbone.is_compiled
     for one, other in zip(eager.states, compiled.states, strict=True):
         for name, tensor in one.outcome.method.state_dict().items():
