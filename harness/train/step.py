@@ -85,8 +85,6 @@ def overhead_tokens(backbone: Backbone, calls_per_module: float = 1.0) -> int:
     return round(min(by_width, by_weights) * calls_per_module)
 
 
-PADDING_IN_ATTENTION = 8
-"""What a position costs in times of one of padding, where rows are packed: padding takes part in attention alone."""
 LEAST_PADDING = 0.05
 """Share of padding from which a micro-batch is packed. Moving states into padded rows for attention, and back, costs
 3 to 4 % of a layer of SmolLM2-135M or T5-small, by the bytes that it moves."""
@@ -326,8 +324,12 @@ class BundleStep:
         return losses.sum(1).to(weights.dtype) * weights[cells], cells
 
     def _micro_batches(self, lengths: Index, max_tokens: int) -> list[Index]:
-        """Positions of the rows of each micro-batch, by the lengths of all rows, [N]."""
-        return micro_batches(lengths, max_tokens, self.overhead * (PADDING_IN_ATTENTION if self.fused.packs else 1))
+        """Positions of the rows of each micro-batch, by the lengths of all rows, [N].
+
+        Packed rows are cut by the budget alone: attention pads rows of like lengths together anyway, so one more
+        micro-batch would save nothing.
+        """
+        return micro_batches(lengths, max_tokens, None if self.fused.packs else self.overhead)
 
     def _is_packed(self, lengths: Index) -> bool:
         """Whether a micro-batch of rows with these lengths, [N], is computed without padding."""

@@ -23,7 +23,7 @@ from harness.train.bundle import MICRO_BATCH_TOKENS
 from harness.train.cell_result import usage_of
 from harness.train.cell_state import Outcome, Work
 from harness.train.data_parallel import Team
-from harness.train.step import LEAST_PADDING, PADDING_IN_ATTENTION, overhead_tokens
+from harness.train.step import LEAST_PADDING, overhead_tokens
 from harness.train.tiny_backbones import tiny_backbone, tiny_rows
 
 
@@ -77,7 +77,7 @@ def test_padding_is_counted_where_a_micro_batch_is_not_packed() -> None:
     made._account(rows)
     lengths = made.fused.lengths(made.encoded["train"], rows)
     found = {True: 0, False: 0}
-    for batch in micro_batches(lengths, 90, overhead_tokens(made.backbone) * PADDING_IN_ATTENTION):
+    for batch in micro_batches(lengths, 90):
         padding = int((lengths[batch].max() - lengths[batch]).sum())
         found[padding > LEAST_PADDING * len(batch) * lengths[batch].max()] += padding
     assert found[True] > 0
