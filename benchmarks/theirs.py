@@ -18,7 +18,7 @@ from peft import LoraConfig, PeftConfig, PrefixTuningConfig, PromptTuningConfig,
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from benchmarks.workload import TARGET_TOKENS, Workload, is_decoder, model
+from benchmarks.workload import TARGET_TOKENS, Workload, is_decoder, learning_rate, model
 
 BATCH_SIZE = 16
 EVALUATION_BATCH = 64
@@ -41,9 +41,6 @@ CONFIGS: Mapping[str, Callable[[bool], PeftConfig | None]] = {
     "finetune": lambda _: None,
 }
 """By method, PEFT's configuration for a decoder or another network; None where all weights train."""
-LEARNING_RATES = {"prompt_tuning": 0.3}
-LEARNING_RATE = 1e-4
-"""For all but prompts; a network that has left the range of its numbers is no work that anybody has."""
 
 
 def _task_type(decoder: bool) -> str:
@@ -117,7 +114,7 @@ def train_rate(
             output_dir=folder,
             per_device_train_batch_size=BATCH_SIZE,
             max_steps=steps + WARM_UP_STEPS,
-            learning_rate=LEARNING_RATES.get(method, LEARNING_RATE),
+            learning_rate=learning_rate(method),
             train_sampling_strategy="random" if padded else "group_by_length",
             gradient_checkpointing=False,
             bf16=bf16,

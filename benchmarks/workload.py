@@ -25,6 +25,9 @@ LENGTHS = Path(__file__).with_name("lengths.json")
 NUM_ROWS = 4_096
 TARGET_TOKENS = 2
 """A digit and the end."""
+LEARNING_RATES = {"prompt_tuning": 0.3, "dept": 0.3, "accept": 0.3, "ept": 0.3}
+LEARNING_RATE = 1e-4
+"""For all but prompts; a network that has left the range of its numbers is no work that anybody has."""
 VOCABULARY = 32_000
 """Ids are drawn below the smallest vocabulary of all shapes."""
 # for the quick form, which only shows that all runs
@@ -110,6 +113,11 @@ def workload(task: str, num_rows: int = NUM_ROWS, vocabulary: int = VOCABULARY) 
     targets = np.stack([3 + np.arange(num_rows) % 2, np.full(num_rows, TinyTokenizer.eos_token_id)], 1).ravel()
     target_offsets = np.arange(num_rows + 1) * TARGET_TOKENS
     return Workload(task, stored["max_source_length"], Encoded(ids, offsets, targets, target_offsets))
+
+
+def learning_rate(method: str) -> float:
+    """What all contenders train a method with."""
+    return LEARNING_RATES.get(method, LEARNING_RATE)
 
 
 def shape_config(shape: str) -> dict[str, Any]:
