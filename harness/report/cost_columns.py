@@ -52,7 +52,7 @@ def cost_cells(row: BoardRow, board: Board, table: Table) -> list[Cell]:
         rise = row.forgetting()
         problems = tuple(table.note(f"forgetting: {problem}") for problem in row.forgetting_problems())
         # a loss falls too; adding 0.0 turns -0.0 into 0.0
-        cells.append(Cell(DASH if rise is None else f"{round(rise, 3) + 0.0:.3f}", notes=problems))
+        cells.append(Cell(DASH if rise is None else f"{rise:z.3f}", notes=problems))
     return cells
 
 

@@ -100,17 +100,17 @@ def lay_out_fidelity(board: Board) -> Table:
                 Cell(item.method),
                 Cell(item.published_method, notes=(table.note(f"published: {item.source}"),)),
                 Cell(f"{item.task} ({item.metric})", notes=overlap),
-                Cell(f"{item.published:.1f}", spread=theirs),
-                Cell(f"{item.ours:.1f}", spread="" if item.ours_std is None else f"{item.ours_std:.1f}"),
-                Cell(f"{item.difference:+.1f}"),
+                Cell(f"{item.published:z.1f}", spread=theirs),
+                Cell(f"{item.ours:z.1f}", spread="" if item.ours_std is None else f"{item.ours_std:z.1f}"),
+                Cell(f"{item.difference:+z.1f}"),
                 Cell(str(item.num_runs)),
             ]
         )
     if found:
         gaps = [item.difference for item in found]
         table.remarks.append(
-            f"{len(gaps)} cell{'s' if len(gaps) > 1 else ''}: ours are {mean_score(gaps):+.1f} points from theirs on "
-            f"average, {mean_score(map(abs, gaps)):.1f} whatever the sign."
+            f"{len(gaps)} cell{'s' if len(gaps) > 1 else ''}: ours are {mean_score(gaps):+z.1f} points from theirs on "
+            f"average, {mean_score(map(abs, gaps)):z.1f} whatever the sign."
         )
     elif made.left_out:
         table.remarks.append("No measured row was made with the settings of a published one.")

@@ -135,8 +135,8 @@ def entry_cell(entry: Entry, table: Table, rank: str = "") -> Cell:
     notes = tuple(table.note(text) for text in _entry_notes(entry))
     if entry.mean is None:
         return Cell(DASH, notes=notes)
-    spread = f"{entry.std:.1f}" if entry.std is not None else ""
-    return Cell(f"{entry.mean:.1f}", rank, spread, str(len(entry.runs)), notes=notes)
+    spread = f"{entry.std:z.1f}" if entry.std is not None else ""
+    return Cell(f"{entry.mean:z.1f}", rank, spread, str(len(entry.runs)), notes=notes)
 
 
 def _interval_and_tie(row: BoardRow, column: str, significance: Significance | None, marks: Marks) -> tuple[str, bool]:
@@ -144,7 +144,7 @@ def _interval_and_tie(row: BoardRow, column: str, significance: Significance | N
     if significance is None:
         return "", False
     span = significance.intervals.get((row.name, column))
-    text = "" if span is None else f"[{span[0]:.1f}, {span[1]:.1f}]"
+    text = "" if span is None else f"[{span[0]:z.1f}, {span[1]:z.1f}]"
     is_tied = (row.name, column) in significance.ties
     return text, is_tied and (marks.rule == "best" or marks.of(row.name, column) == "best")
 
@@ -196,7 +196,7 @@ def _average(row: BoardRow, board: Board, table: Table, significance: Significan
     if row.comparable_score(AVERAGE, board.tasks) is None:
         notes += (table.note("an average with a score that is not ranked is not ranked"),)
     interval, tied = _interval_and_tie(row, AVERAGE, significance, marks)
-    return Cell(f"{average:.1f}", marks.of(row.name, AVERAGE), interval=interval, tied=tied, notes=notes)
+    return Cell(f"{average:z.1f}", marks.of(row.name, AVERAGE), interval=interval, tied=tied, notes=notes)
 
 
 def has_reruns(board: Board) -> bool:
@@ -209,8 +209,8 @@ def _spreads(row: BoardRow) -> list[Cell]:
     seeds, reruns = row.seed_std(), row.rerun_std()
     count = sum(entry.num_reruns for entry in row.entries.values())
     return [
-        Cell(DASH if seeds is None else f"{seeds:.2f}"),
-        Cell(DASH) if reruns is None else Cell(f"{reruns:.2f}", runs=str(count)),
+        Cell(DASH if seeds is None else f"{seeds:z.2f}"),
+        Cell(DASH) if reruns is None else Cell(f"{reruns:z.2f}", runs=str(count)),
     ]
 
 
@@ -274,7 +274,7 @@ def _published_row(row: PublishedRow, board: Board, table: Table) -> list[Cell]:
         Cell(", ".join(row.params) or DASH),
         Cell(),
         *(_published_cell(row.numbers.get(task), row.common_note, table) for task in board.tasks),
-        Cell(DASH if average is None else f"{average:.1f}"),
+        Cell(DASH if average is None else f"{average:z.1f}"),
     ]
 
 
@@ -283,7 +283,7 @@ def _published_cell(number: Number | None, common_note: str, table: Table) -> Ce
         return Cell()
     notes = (table.note(f"published: {number.note}"),) if number.note not in ("", common_note) else ()
     spread = f"{number.std:g}" if number.std is not None else ""
-    return Cell(DASH if number.value is None else f"{number.value:.1f}", spread=spread, notes=notes)
+    return Cell(DASH if number.value is None else f"{number.value:z.1f}", spread=spread, notes=notes)
 
 
 def _statements(significance: Significance | None) -> list[str]:
@@ -304,10 +304,10 @@ def _statements(significance: Significance | None) -> list[str]:
         )
     for title, ranking in significance.rankings.items():
         order = sorted(ranking.ranks, key=ranking.ranks.__getitem__)
-        listed = ", ".join(f"{name} {ranking.ranks[name]:.1f}" for name in order)
+        listed = ", ".join(f"{name} {ranking.ranks[name]:z.1f}" for name in order)
         within = f" within {title}" if title else ""
         texts.append(
             f"Average ranks over {ranking.num_tasks} tasks{within}: {listed}; Friedman p = {ranking.p_value:.2g}; "
-            f"ranks closer than {ranking.critical_difference:.1f} are not separable (Nemenyi)"
+            f"ranks closer than {ranking.critical_difference:z.1f} are not separable (Nemenyi)"
         )
     return texts

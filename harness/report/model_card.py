@@ -126,10 +126,10 @@ def _scores(board: Board, row: BoardRow, significance: Significance | None) -> s
         if entry.mean is None:
             continue
         span = None if significance is None else significance.intervals.get((row.name, task))
-        interval = "" if span is None else f" [{span[0]:.1f}, {span[1]:.1f}]"
+        interval = "" if span is None else f" [{span[0]:z.1f}, {span[1]:z.1f}]"
         pairs = zip(entry.scores, entry.runs, strict=True)
-        seeds = ", ".join(f"{score:.1f} (seed {run.cell.seed})" for score, run in pairs)
-        lines.append(f"| {task} | {board.metrics.get(task, '')} | {entry.mean:.1f}{interval} | {seeds} |")
+        seeds = ", ".join(f"{score:z.1f} (seed {run.cell.seed})" for score, run in pairs)
+        lines.append(f"| {task} | {board.metrics.get(task, '')} | {entry.mean:z.1f}{interval} | {seeds} |")
     single = any(len(entry.runs) == 1 for entry in row.entries.values())
     text = f"In brackets: the {1 - LEVEL:.0%} interval over test rows and seeds"
     text += "; of one run it says nothing about other seeds." if single else "."
@@ -142,7 +142,7 @@ def _history(result: Result) -> str:
 
 def _place(result: Result, row: BoardRow) -> str:
     """Which of the group's runs this folder holds."""
-    own = "" if result.test is None else f" Its own test score is {result.test.score:.1f}."
+    own = "" if result.test is None else f" Its own test score is {result.test.score:z.1f}."
     if result.is_answered_from_files:
         titles = ", ".join(start.title for start in result.cell.init_from)
         return f"This folder holds what `{titles}` held; no step was taken here.{own}"

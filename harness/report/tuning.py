@@ -102,13 +102,13 @@ def lay_out_tuning(board: Board) -> Table:
             Cell(_runs(item), notes=tuple(map(table.note, _remarks(item)))),
         ]
         scores = [
-            Cell("–" if score is None else f"{score:.1f}") for score in (item.by_dev, item.by_test, item.optimism)
+            Cell("–" if score is None else f"{score:z.1f}") for score in (item.by_dev, item.by_test, item.optimism)
         ]
-        table.rows.append([*head, *scores, *(Cell(f"{curve[n - 1]:.1f}" if n <= len(curve) else "") for n in counts)])
+        table.rows.append([*head, *scores, *(Cell(f"{curve[n - 1]:z.1f}" if n <= len(curve) else "") for n in counts)])
     known = [item.optimism for item in found if item.optimism is not None]
     if known:
         mean = mean_score(known)
-        table.remarks.append(f"A table chosen by test would stand {mean:.1f} points higher on average.")
+        table.remarks.append(f"A table chosen by test would stand {mean:z.1f} points higher on average.")
     elif not found:
         table.remarks.append("No grid was searched.")
     searches = [s for row in board.rows for entry in row.entries.values() for s in entry.searches if _done(s)]

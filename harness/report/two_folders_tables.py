@@ -67,8 +67,8 @@ def _cells(line: Line, table: Table) -> list[Cell]:
     low, high = line.gap.interval()
     p_value = line.p_value if line.adjusted is None else line.adjusted
     changed = f"{line.num_changed:,} of {line.num_answers:,}"
-    gap = Cell(f"{line.gap.value:+.1f}", interval=f"[{low:+.1f}, {high:+.1f}]")
-    return [*heads, gap, Cell(DASH if p_value is None else f"{p_value:.3f}"), Cell(changed)]
+    gap = Cell(f"{line.gap.value:+z.1f}", interval=f"[{low:+z.1f}, {high:+z.1f}]")
+    return [*heads, gap, Cell(DASH if p_value is None else f"{p_value:z.3f}"), Cell(changed)]
 
 
 def _only(found: FolderComparison) -> Table:
@@ -118,7 +118,7 @@ def _line_as_json(line: Line) -> dict[str, Any]:
 
 
 def _score(value: float | None) -> str:
-    return DASH if value is None else f"{value:.1f}"
+    return DASH if value is None else f"{value:z.1f}"
 
 
 def _numbers(values: Sequence[int]) -> str:

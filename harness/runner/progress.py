@@ -119,7 +119,7 @@ class Progress:
         bundle.work = float(sum(rows))
         now = time.monotonic()
         rate = (step - begun) / max(1e-9, now - bundle.started)
-        best = f", best dev {max(score.selection for score in scores.values()):.1f}" if scores else ""
+        best = f", best dev {max(score.selection for score in scores.values()):z.1f}" if scores else ""
         note = f"{_speed(rate)}{best}, {self._time_left()}"
         if self._bars and bundle.bar is not None:
             self._bars.update(bundle.bar, completed=step, total=steps, note=note)
@@ -217,8 +217,8 @@ def _dev(result: Result) -> str:
     assert result.dev is not None
     chosen_by = result.metrics.selection if result.metrics else ""
     other = result.dev.metrics.get(chosen_by, result.dev.score)
-    reported = f"{result.dev.score:.1f}"
-    return reported if f"{other:.1f}" == reported else f"{reported}, {chosen_by} {other:.1f}"
+    reported = f"{result.dev.score:z.1f}"
+    return reported if f"{other:z.1f}" == reported else f"{reported}, {chosen_by} {other:z.1f}"
 
 
 def _speed(steps_per_s: float) -> str:

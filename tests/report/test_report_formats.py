@@ -18,6 +18,8 @@ from harness.report.published import find_published
 from harness.report.statistics.significance import assess_board
 from harness.report.table_cells import Cell, Column, Table
 from harness.report.tables import WRITERS, render_boards
+from harness.report.two_folders import compare_folders
+from harness.report.two_folders_tables import render_comparison
 from harness.report.writers.latex import escape
 from harness.results.predictions import PredictionFiles
 from harness.results.store import ResultStore
@@ -178,3 +180,30 @@ def test_texts_of_results_cannot_become_markup() -> None:
     page = read(WRITERS["html"]([hostile_table()]))
     assert "script" not in page.tags
     assert page.text.count(HOSTILE) == 13
+
+
+@pytest.mark.parametrize("style", list(WRITERS))
+def test_a_score_just_below_zero_has_no_sign_where_it_is_shown_as_zero(tmp_path: Path, style: str) -> None:
+    """A Matthews correlation of -0.025, of 8,000 answers of which one more is wrong than right."""
+    references = [["1"]] * 4_000 + [["0"]] * 4_000
+    predictions = ["1"] * 2_000 + ["0"] * 2_000 + ["1"] * 2_001 + ["0"] * 1_999
+    for seed in (1, 2):
+        made = store(tmp_path, "prompt", "cola", seed, predictions, references, metric="matthews")
+        assert made.test is not None
+        assert -0.05 < made.test.score < 0
+    scanned = list(ResultStore(tmp_path).scan())
+    boards = collect_boards(result for _, result in scanned)
+    text = render_boards(
+        boards, style, True, [assess_board(board, PredictionFiles(scanned).test_answers) for board in boards]
+    )
+    assert re.search(r"[-−]0\.0(?!\d)", text) is None
+    assert re.search(r"(?<![\d.])0\.0(?!\d)|[-−]0\.0\d", text), text
+
+
+def test_a_difference_just_below_zero_has_no_sign_either(tmp_path: Path) -> None:
+    for folder, right in (("a", 4_001), ("b", 4_000)):
+        store(tmp_path / folder, "prompt", "cola", 1, *answers(right, 8_000))
+    found = compare_folders(*(list(ResultStore(tmp_path / name).scan()) for name in "ab"))
+    table = render_comparison(found, "a", "b", "terminal")
+    assert "+0.0" in table
+    assert re.search(r"-0\.0(?!\d)", table) is None, table

@@ -91,7 +91,7 @@ def _cell(
     if label and labels.get(number.task, label) != label:
         notes.append(table.note(f"published as {label}, not in the metric of our scores"))
     spread = f"{number.std:g}" if number.std is not None else ""
-    return Cell(DASH if number.value is None else f"{number.value:.1f}", spread=spread, notes=tuple(notes))
+    return Cell(DASH if number.value is None else f"{number.value:z.1f}", spread=spread, notes=tuple(notes))
 
 
 def _as_record(name: str, row: Slot, column: Slot, number: Number) -> dict[str, object]:

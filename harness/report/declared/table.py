@@ -86,8 +86,8 @@ class Filler:
         if len(values) < len(entry.scores):  # a mean over some of the runs would pass for one over all
             return Score(Cell(DASH, notes=(self.table.note(f"{metric} was not computed"),)), None, results)
         spread, mean = sample_std(values), mean_score(values)
-        text = "" if spread is None else f"{spread:.1f}"
-        shown = replace(cell, text=f"{mean:.1f}", spread=text)
+        text = "" if spread is None else f"{spread:z.1f}"
+        shown = replace(cell, text=f"{mean:z.1f}", spread=text)
         return Score(shown, mean, results, entries=(("", entry),), is_reported=False)
 
     def _mean(self, where: Where, tasks: Sequence[str], metric: str | None) -> Score:
@@ -98,7 +98,7 @@ class Filler:
         if len(values) == len(tasks):
             mean = mean_score(values)
             entries = tuple((task, entry) for task, s in zip(tasks, scores, strict=True) for _, entry in s.entries)
-            return Score(Cell(f"{mean:.1f}"), mean, results, entries=entries, is_reported=metric is None)
+            return Score(Cell(f"{mean:z.1f}"), mean, results, entries=entries, is_reported=metric is None)
         if not values:
             return Score(Cell(DASH) if results else Cell(), None, results)
         note = self.table.note("no mean without a score on each of its tasks")

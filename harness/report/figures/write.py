@@ -84,7 +84,7 @@ def draw_ranks(board: Board, ranking: Ranking, styles: Mapping[str, Look], among
     axes.set_yticks(range(len(order)), order)
     axes.invert_yaxis()
     text = f"average rank over {ranking.num_tasks} tasks\nshaded: not separable from the best (Nemenyi, "
-    label_axes(axes, f"{text}CD = {ranking.critical_difference:.1f})", "")
+    label_axes(axes, f"{text}CD = {ranking.critical_difference:z.1f})", "")
     return figure
 
 

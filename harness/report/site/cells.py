@@ -132,7 +132,7 @@ def history_of(result: Result) -> Markup:
     """The rows of the table of dev scores as HTML; they hold numbers alone, so nothing is escaped."""
     rows = [
         f'<tr><th scope="row">{show(item.step)}{" (selected)" if item.step == result.selected_step else ""}</th>'
-        f"<td>{item.selection:.2f}</td>"
+        f"<td>{item.selection:z.2f}</td>"
         f"<td>{DASH if item.train_loss is None else format(item.train_loss, '.4f')}</td></tr>\n"
         for item in result.dev_history
     ]
@@ -192,7 +192,7 @@ def _score(split: SplitScore | None, metric: str | None) -> str:
     if split is None:
         return DASH
     value = split.score if metric is None else split.metrics.get(metric)
-    return DASH if value is None else f"{value:.2f}"
+    return DASH if value is None else f"{value:z.2f}"
 
 
 def distinct(texts: Iterable[str]) -> list[str]:

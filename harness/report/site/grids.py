@@ -136,9 +136,9 @@ def _add_average(grid: Grid, board: Board, benchmark: str, marks: Marks) -> None
     means = [row.average(tasks) for row in board.rows]
     # these averages are not tested, so by the tests none is bold
     ranks = mark_within_k(board, tasks) if marks.rule == "best" else [""] * len(means)
-    cells = [Cell(DASH if mean is None else f"{mean:.1f}", rank) for mean, rank in zip(means, ranks, strict=True)]
+    cells = [Cell(DASH if mean is None else f"{mean:z.1f}", rank) for mean, rank in zip(means, ranks, strict=True)]
     theirs = [row.average(tasks) for row in board.published]
-    cells += [Cell(DASH if mean is None else f"{mean:.1f}") for mean in theirs]
+    cells += [Cell(DASH if mean is None else f"{mean:z.1f}") for mean in theirs]
     note = "averages of one benchmark are not tested against each other, so no test makes one bold"
     if note not in grid.notes:
         grid.notes.append(note)

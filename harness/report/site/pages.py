@@ -184,7 +184,7 @@ def _links(entry: Entry) -> tuple[tuple[str, str], ...]:
 def _seed(result: Result) -> str:
     """The text of a link to a run: "seed 42: 71.2"."""
     failed = result.status in ("failed", "unfit")
-    score = f"{result.test.score:.1f}" if result.test else result.status if failed else "no test score"
+    score = f"{result.test.score:z.1f}" if result.test else result.status if failed else "no test score"
     draw = f", draw {result.cell.few_shot.seed}" if result.cell.few_shot else ""
     again = f", repeat {result.cell.repeat}" if result.cell.repeat > 1 else ""
     return f"seed {result.cell.seed}{draw}{again}: {score}"

@@ -240,8 +240,8 @@ def _warn(
     if margin > gap:
         runs = next(row for row in rows if row.name == best).entries[task].runs
         num_rows = next(run.test.num_rows for run in runs if run.test)
-        text = f"the best score{f' of {title}' if title else ''} is known to ±{margin:.1f}"
-        text += f", the second is {gap:.1f} below it"
+        text = f"the best score{f' of {title}' if title else ''} is known to ±{margin:z.1f}"
+        text += f", the second is {gap:z.1f} below it"
         earlier = made.warnings.get(task)
         made.warnings[task] = f"{earlier}; {text}" if earlier else f"{num_rows:,} test rows: {text}"
 
