@@ -4,7 +4,8 @@
 
 A forward and backward pass is timed at several numbers of rows. A line through the times gives what a pass costs
 before its first position, and what a position costs; their ratio is what `OVERHEAD_NUMBERS` of harness/train/step.py
-says. The cut into micro-batches is then worked out for many batches of each task.
+says. The cut into micro-batches is then worked out for many batches of each task. A network that packs its rows on a
+processor is cut by the token budget alone, which the last row of each task is nearest to.
 """
 
 from __future__ import annotations

@@ -36,7 +36,8 @@ class LowRank:
     def added(self, states: Tensor, output: Tensor) -> Tensor:
         """Module's input [N, ..., in] and output [N, ..., out] -> the output plus the update, [N, ..., out]."""
         dropped = self.dropout(_cast(states, self.down.weight))
-        changed = torch.add(output, self.up(self.down(dropped)), alpha=self.scale)  # in one pass over the states
+        # the scale meets R numbers of a position, not `out`; as torch.add's alpha it would be rounded to bfloat16
+        changed: Tensor = output + self.up(self.down(dropped) * self.scale)
         return changed.to(output.dtype)
 
 
@@ -88,9 +89,9 @@ def add_all_updates(updates: Sequence[LowRank], parts: CellBlocks, states: Tenso
     down = torch.stack([update.down.weight for update in updates])  # [C, R, in]
     up = torch.stack([update.up.weight for update in updates])  # [C, out, R]
     block = parts.gathered(dropped).reshape(len(updates), -1, states.shape[-1])  # [C, M * positions, in]
-    update = torch.bmm(torch.bmm(block, down.mT), up.mT)  # [C, M * positions, out]
+    update = torch.bmm(torch.bmm(block, down.mT) * first.scale, up.mT)  # [C, M * positions, out]
     rows = parts.scattered(update.reshape(-1, *output.shape[1:]))
-    return torch.add(output, rows, alpha=first.scale).to(output.dtype)
+    return (output + rows).to(output.dtype)
 
 
 def _cast(states: Tensor, like: Tensor) -> Tensor:

@@ -51,7 +51,6 @@ def cost_cells(row: BoardRow, board: Board, table: Table) -> list[Cell]:
     if board.general_texts:
         rise = row.forgetting()
         problems = tuple(table.note(f"forgetting: {problem}") for problem in row.forgetting_problems())
-        # a loss falls too; adding 0.0 turns -0.0 into 0.0
         cells.append(Cell(DASH if rise is None else f"{rise:z.3f}", notes=problems))
     return cells
 

@@ -89,7 +89,7 @@ def _evaluations(result: Result) -> list[EvalResult]:
             dataset_revision=None if data is None else data.revision,
             metric_type=metric,
             metric_name=METRICS[metric].label if metric in METRICS else metric,
-            metric_value=round(result.test.metrics[metric], 4),
+            metric_value=round(result.test.metrics[metric], 4) + 0.0,  # no -0.0
         )
         for metric in result.metrics.reported
     ]

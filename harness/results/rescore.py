@@ -89,7 +89,7 @@ def _whole_differences(where: str, stored: SplitScore, record: MetricRecord) -> 
     pairs += [(name, value, selected) for name, value in stored.metrics.items() if name == record.selection]
     for name, old, new in pairs:
         if not abs(old - new) <= TOLERANCE:
-            yield f"{where} {name} of the mixture: stored {old:.4f}, its tasks give {new:.4f} ({new - old:+.4f})"
+            yield f"{where} {name} of the mixture: stored {old:.4f}, its tasks give {new:.4f} ({new - old:+z.4f})"
     if set(stored.metrics) != {record.selection}:
         found = ", ".join(stored.metrics) or "none"
         yield f"{where}: a mixture has the metric {record.selection} alone, stored are {found}"
@@ -116,7 +116,7 @@ def _differences(where: str, stored: SplitScore, answers: Answers, record: Metri
         # written this way round so that a stored nan differs too
         if not abs(old - new) <= TOLERANCE:
             label = METRICS[name].label if name in METRICS else name
-            yield f"{where} {label}: stored {old:.4f}, recomputed {new:.4f} ({new - old:+.4f})"
+            yield f"{where} {label}: stored {old:.4f}, recomputed {new:.4f} ({new - old:+z.4f})"
     # a result does not say whether a task without labels asks for numbers: either count may be the right one
     kinds = (False,) if record.labels else (False, True)
     counts = [count_unreadable(answers.predictions, record.labels, numeric, answers.references) for numeric in kinds]

@@ -327,7 +327,7 @@ class BundleStep:
         """Positions of the rows of each micro-batch, by the lengths of all rows, [N].
 
         Packed rows are cut by the budget alone: attention pads rows of like lengths together anyway, so one more
-        micro-batch would save nothing.
+        micro-batch would save less than its calls cost.
         """
         return micro_batches(lengths, max_tokens, None if self.fused.packs else self.overhead)
 

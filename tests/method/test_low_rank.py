@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,3 +41,19 @@ def test_updates_that_cannot_be_together_are_not() -> None:
     assert _together([[change(2)], [change(2, scale=2.0)]]) == []
     assert _together([[change(2)], []]) == []
     assert _together([[change(2)], [change(2), LayerChange(nn.Linear(6, 5), after=torch.relu)]]) == []
+
+
+@pytest.mark.parametrize("scale", [16 / 12, 0.1])
+def test_a_scale_is_not_rounded_to_bfloat16(scale: float) -> None:
+    """As torch.add's alpha it was: the update came out 0.1 to 0.3 % too large, in training alone."""
+    torch.manual_seed(0)
+    update = LowRank(nn.Linear(64, 8, bias=False), nn.Linear(8, 48, bias=False), scale, nn.Identity())
+    states, output = torch.randn(4_000, 64), torch.zeros(4_000, 48, dtype=torch.bfloat16)
+    with torch.no_grad():
+        wanted = update.up(update.down(states)) * scale
+        with torch.autocast("cpu", torch.bfloat16):
+            alone = update.added(states, output)
+            together = add_all_updates([update, update], CellBlocks([2_000, 2_000]), states, output)
+    for found in (alone.float(), together.float()):
+        slope = (found * wanted).sum() / (wanted * wanted).sum()
+        assert abs(float(slope) - 1) < 5e-4

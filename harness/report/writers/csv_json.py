@@ -104,7 +104,7 @@ def _params_of_first(entry: Entry, kind: Literal["num_trained", "num_kept"]) -> 
 
 def _number(value: float | None) -> object:
     # four digits after the point tell one row in a million apart
-    return "" if value is None else round(value, 4)
+    return "" if value is None else round(value, 4) + 0.0  # no -0.0
 
 
 def as_json(board: Board, significance: Significance | None = None, marks: Marks | None = None) -> dict[str, Any]:

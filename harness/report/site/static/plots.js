@@ -127,9 +127,12 @@
     border: { color: look.line },
   });
 
+  // -0.04 is shown as 0.0
+  const score = (value) => (Number(value.toFixed(1)) || 0).toFixed(1);
+
   const describe = (point, cost) => {
-    const span = point.interval ? ` [${point.interval.map((v) => v.toFixed(1)).join(", ")}]` : "";
-    return `${point.name}: ${point.y.toFixed(1)}${span}, ${number.format(point.x)} ${cost}`;
+    const span = point.interval ? ` [${point.interval.map(score).join(", ")}]` : "";
+    return `${point.name}: ${score(point.y)}${span}, ${number.format(point.x)} ${cost}`;
   };
 
   const scatterChart = (canvas, points, floors, xLabel, yLabel) => {
