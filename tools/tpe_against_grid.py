@@ -129,7 +129,7 @@ def report(found: list[dict[str, Any]]) -> str:
     for other in ("grid", "random"):
         for kind in ("test", "dev"):
             mean, low, high = interval(differences(found, other, kind))
-            lines.append(f"tpe - {other}, {kind}: {mean:+z.1f} points [{low:+.1f}, {high:+.1f}]")
+            lines.append(f"tpe - {other}, {kind}: {mean:+z.1f} points [{low:+z.1f}, {high:+z.1f}]")
     trials = min(len(item["best_dev_after"]) for item in found)
     for strategy in STRATEGIES:
         curves = [item["best_dev_after"] for item in found if item["strategy"] == strategy]

@@ -68,7 +68,7 @@ def _cells(line: Line, table: Table) -> list[Cell]:
     p_value = line.p_value if line.adjusted is None else line.adjusted
     changed = f"{line.num_changed:,} of {line.num_answers:,}"
     gap = Cell(f"{line.gap.value:+z.1f}", interval=f"[{low:+z.1f}, {high:+z.1f}]")
-    return [*heads, gap, Cell(DASH if p_value is None else f"{p_value:z.3f}"), Cell(changed)]
+    return [*heads, gap, Cell(DASH if p_value is None else f"{p_value:.3f}"), Cell(changed)]
 
 
 def _only(found: FolderComparison) -> Table:

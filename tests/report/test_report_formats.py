@@ -20,6 +20,7 @@ from harness.report.table_cells import Cell, Column, Table
 from harness.report.tables import WRITERS, render_boards
 from harness.report.two_folders import compare_folders
 from harness.report.two_folders_tables import render_comparison
+from harness.report.writers.csv_json import _number
 from harness.report.writers.latex import escape
 from harness.results.predictions import PredictionFiles
 from harness.results.store import ResultStore
@@ -207,3 +208,7 @@ def test_a_difference_just_below_zero_has_no_sign_either(tmp_path: Path) -> None
     table = render_comparison(found, "a", "b", "terminal")
     assert "+0.0" in table
     assert re.search(r"-0\.0(?!\d)", table) is None, table
+
+
+def test_a_number_that_a_file_rounds_to_zero_has_no_sign() -> None:
+    assert [str(_number(value)) for value in (-0.00004, -0.00006, 0.5)] == ["0.0", "-0.0001", "0.5"]
