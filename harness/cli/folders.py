@@ -24,6 +24,9 @@ def compare(
     ],
     format: Annotated[Literal["terminal", "markdown", "json"], typer.Option("--format", help="Form.")] = "terminal",
     suite: SuiteName = None,
+    shared_only: Annotated[
+        bool, typer.Option("--shared-only", help="Leave out what one folder alone has, as where B makes a part of A again.")
+    ] = False,
     out: OutFile = None,
     fail_on_difference: Annotated[
         bool,
@@ -39,7 +42,7 @@ def compare(
     first, second = scan([a], suite).scanned, scan([b], suite).scanned
     from harness.report import compare_folders, render_comparison
 
-    found = compare_folders(first, second)
+    found = compare_folders(first, second, shared_only=shared_only)
     write(render_comparison(found, str(a), str(b), format), out)
     if fail_on_difference and found.differs:
         raise typer.Exit(1)

@@ -97,13 +97,16 @@ class FolderComparison:
 
     @property
     def differs(self) -> bool:
-        """Whether a cell is missing on one side, or has other answers, another score or another end."""
-        return bool(self.only) or not all(line.is_equal for line in self.lines)
+        """Whether a cell is missing on one side, or has other answers, another score or another end; also where no cell
+        is in both, since then nothing was found equal."""
+        return bool(self.only) or not self.num_both or not all(line.is_equal for line in self.lines)
 
 
-def compare_folders(a: Scanned, b: Scanned) -> FolderComparison:
-    """Compare two scanned folders."""
+def compare_folders(a: Scanned, b: Scanned, *, shared_only: bool = False) -> FolderComparison:
+    """Compare two scanned folders; with `shared_only` the cells alone that both have, as where one makes a part again."""
     matched, only_a, only_b = _match([result for _, result in a], [result for _, result in b])
+    if shared_only:
+        only_a, only_b = [], []
     neighbours = list(_neighbours(only_a, only_b))
     return FolderComparison(
         num_both=len(matched),

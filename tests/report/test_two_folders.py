@@ -81,6 +81,21 @@ def test_cells_in_one_are_listed_with_the_setting_that_keeps_them_apart(folders:
     assert found.origins == []
 
 
+def test_a_part_that_was_made_again_is_compared_alone(folders: tuple[Path, Path]) -> None:
+    asked = ["compare", *map(str, folders), "--shared-only"]
+    shown = CliRunner().invoke(app, asked).output
+    assert "4 cells are in both folders" in shown
+    assert "Cells in one folder" not in shown
+    assert "Settings that differ" not in shown
+    found = compare_folders(*map(scanned, folders), shared_only=True)
+    assert (found.num_both, found.only, found.settings) == (4, [], [])
+    equal = [*asked[:2], asked[1], "--shared-only", "--fail-on-difference"]
+    assert CliRunner().invoke(app, equal).exit_code == 0
+    store(folders[1] / "other", "three", "cb", 1, *answers(50), lr=0.7)
+    nothing = ["compare", asked[1], str(folders[1] / "other"), "--shared-only", "--fail-on-difference"]
+    assert CliRunner().invoke(app, nothing).exit_code == 1  # no common cell is no equality
+
+
 def test_origins_that_differ_are_named_and_are_no_difference_of_the_folders(tmp_path: Path) -> None:
     for name in ("a", "b"):
         store(tmp_path / name, "one", "cb", 1, *answers(60), source=name * 64)

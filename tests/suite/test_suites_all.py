@@ -75,7 +75,7 @@ EXPECTED = {
     "generation": 6 * 2,
     "choices": 4 * 8,
     "peft": 11 * 2 + 4 + 1,  # grids of two rates; one row has two lengths as well
-    "real-encoder": 6 * (27 * (4 + 2) + 3),  # races of four rates, two more seeds
+    "real-encoder": 6 * (27 * (3 + 2) + 3),  # three rates, two more seeds
     "real-decoder": 4 * (11 * 4 + 2 * 3),  # grids of two, two more seeds
     "transfer": 3 * 4 + 2 * 4,
     "transfer-few-shot": 4 * 6 + 2 * 6,
