@@ -66,6 +66,15 @@ def micro_rows(sizes: dict[str, int]) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def no_wait_for_the_disk() -> Iterator[None]:
+    """No power cut is tested, and each of thousands of small files would wait 4 ms for the disk, or 40. Processes that
+    tests start and kill do wait."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", os.fstat)  # a closed file is still an error
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def one_tree_of_commands() -> Iterator[None]:
     """Typer makes the tree of all commands anew at each call, though it is always the same: 34 ms of processor."""
     from typer import main, testing
