@@ -51,7 +51,7 @@ def floor_hours(plan: Plan, group: Group) -> float:
     assert issubclass(method.cls, Method)
     rows = rows_of(cell, lengths_of(plan, cell), int(cell.hp.get("prompt_length", 0)))
     weights = matmul(cell.backbone)
-    flops = weights.step_flops(*rows.training, weights_train=method.cls.trains_weights)
+    flops = weights.step_flops(*rows.training, num_passes=3 if method.cls.trains_weights else 2)
     flops += EVALUATION_FLOPS * weights.per_source * rows.evaluation
     peak = peak_flops("NVIDIA H200", cell.recipe.precision)
     assert peak is not None

@@ -57,20 +57,19 @@ class MatmulParams:
     """Whether the network reads a start token before the target. Else it reads one target token less than it predicts,
     since the last token of the text predicts the first."""
 
-    def step_flops(
-        self, rows: int, source_positions: int, target_positions: int, *, weights_train: bool = False
-    ) -> float:
-        """Return the FLOPs of training on these rows and positions, padding left out: 4 or 6 per weight and position.
+    def step_flops(self, rows: int, source_positions: int, target_positions: int, *, num_passes: int = 2) -> float:
+        """Return the FLOPs of training on these rows and positions, padding left out: 2, 4 or 6 per weight and position.
 
         A forward pass takes 2 FLOPs per weight and token, the gradient of the activations another 2 (Kaplan et al.
         2020, "Scaling Laws for Neural Language Models", section 2.1). The third 2 of their 6·N, the gradient of the
-        weights, is needed only where the weights train themselves. Not counted are the scores of attention, norms, and
+        weights, is needed only where the weights train themselves, and the second only where something before the
+        network's end does. `num_passes` is a method's `Method.num_passes`. Not counted are the scores of attention, norms, and
         what a method itself computes. Every layer counts as passing on a gradient, although the first layer of a frozen
         T5's decoder need not.
         """
         read = target_positions if self.reads_start else target_positions - rows
         weights = self.per_source * source_positions + self.per_target * read + self.head * target_positions
-        return (6.0 if weights_train else 4.0) * weights
+        return 2.0 * num_passes * weights
 
 
 def matmul_params(backbone: Backbone) -> MatmulParams:

@@ -25,7 +25,8 @@ def compare(
     format: Annotated[Literal["terminal", "markdown", "json"], typer.Option("--format", help="Form.")] = "terminal",
     suite: SuiteName = None,
     shared_only: Annotated[
-        bool, typer.Option("--shared-only", help="Leave out what one folder alone has, as where B makes a part of A again.")
+        bool,
+        typer.Option("--shared-only", help="Leave out what one folder alone has, as where B makes a part of A again."),
     ] = False,
     out: OutFile = None,
     fail_on_difference: Annotated[

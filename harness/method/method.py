@@ -294,6 +294,17 @@ class Method(nn.Module):
         return trained - sum(p.numel() for p in head if p.requires_grad)
 
     @property
+    def num_passes(self) -> int:
+        """How many times a training step computes with the backbone's matrices: forward, backward, for their gradients.
+
+        1 where the head alone trains, 2 where anything in front of the network or inside it does, 3 where its own
+        matrices do.
+        """
+        if self.trains_weights:
+            return 3
+        return 2 if self.num_trained else 1
+
+    @property
     def num_head(self) -> int:
         """Number of weights of the head, its hidden layer included; 0 where answers are written as text."""
         return 0 if self.linear_head is None else sum(p.numel() for p in self.linear_head.parameters())

@@ -127,8 +127,9 @@ class _Known:
         self.stored = StoredCosts(stored)
         self._measured: dict[str, TextLengths | None] = {}
         """By `_rows_key`."""
-        self._prompts: dict[tuple[str, ...], tuple[int, bool]] = {}
-        """By method, settings and backbone: positions of a prompt, and whether the method lets it be read apart."""
+        self._prompts: dict[tuple[str, ...], tuple[int, bool, int]] = {}
+        """By method, settings and backbone: positions of a prompt, whether the method lets it be read apart, and
+        `Method.num_passes`."""
         self._networks: dict[str, Backbone] = {}
         """By name or path; to be read only, since the code of a method may change what it is given."""
 
@@ -142,16 +143,9 @@ class _Known:
         return self._measured[key]
 
     def prompt(self, cell: Cell, lengths: TextLengths) -> tuple[int, bool, bool]:
-        """Prompt positions of a cell, and whether they are read apart in evaluations and in training.
-
-        All of it comes from the method built on a backbone without weights.
-        """
+        """Prompt positions of a cell, and whether they are read apart in evaluations and in training."""
         source = self.plan.suite.backbone_sources[cell.backbone]
-        key = (cell.method, json.dumps(cell.hp, sort_keys=True, default=str), source)
-        if key not in self._prompts:
-            method = build_on_shapes(cell, _class(self.plan, cell), None, lambda: meta_backbone(source))
-            self._prompts[key] = method.num_prompt_tokens, is_read_apart(method)
-        tokens, may = self._prompts[key]
+        tokens, may, _ = self._built(cell)
         if source not in self._networks:
             self._networks[source] = meta_backbone(source)
         backbone = self._networks[source]
@@ -161,6 +155,19 @@ class _Known:
         apart = may and backbone.shares_prompts(most)
         backbone.model.train(cell.recipe.backbone_dropout)
         return tokens, apart, apart and backbone.shares_prompts(most)
+
+    def num_passes(self, cell: Cell) -> int:
+        """`Method.num_passes` of a cell's method."""
+        return self._built(cell)[2]
+
+    def _built(self, cell: Cell) -> tuple[int, bool, int]:
+        """What is asked of the method, built on a backbone without weights."""
+        source = self.plan.suite.backbone_sources[cell.backbone]
+        key = (cell.method, json.dumps(cell.hp, sort_keys=True, default=str), source)
+        if key not in self._prompts:
+            method = build_on_shapes(cell, _class(self.plan, cell), None, lambda: meta_backbone(source))
+            self._prompts[key] = method.num_prompt_tokens, is_read_apart(method), method.num_passes
+        return self._prompts[key]
 
 
 def _probe(name_or_path: str, recipe: Recipe, wanted: bool | None) -> Rate | str:
@@ -195,8 +202,7 @@ def _estimate(known: _Known, group: Group, cell: Cell, missing: int, rate: Rate 
         return replace(head, origin="does not fit the backbone")
     except Exception as error:  # a mistake in a method's code, which a run records as the failure of its cells
         return replace(head, origin=f"the method raises {type(error).__name__}")
-    trains = _class(plan, cell).trains_weights
-    flops = missing * matmul.step_flops(*rows.training, weights_train=trains)
+    flops = missing * matmul.step_flops(*rows.training, num_passes=known.num_passes(cell))
     peak = peak_flops(device_name(), cell.recipe.precision)
     counted = replace(head, flops=flops, floor_s=None if peak is None else flops / peak)
     if isinstance(rate, str):

@@ -268,7 +268,7 @@ def usage_of(
     """
     work, seconds = outcome.work, outcome.train_s
     flops = matmul.step_flops(
-        work.samples, work.source_positions, work.target_tokens, weights_train=outcome.method.trains_weights
+        work.samples, work.source_positions, work.target_tokens, num_passes=outcome.method.num_passes
     )
     return Usage(
         num_steps=outcome.num_steps,

@@ -134,6 +134,19 @@ def test_flops_equal_those_that_pytorch_counts(kind: Kind) -> None:
     assert counted == matmul.step_flops(rows=2, source_positions=2 * (7 + 4), target_positions=2 * 2) - skipped
 
 
+@pytest.mark.parametrize("kind", ["encoder-decoder", "decoder"])
+def test_a_pass_forward_alone_is_what_a_head_takes(kind: Kind) -> None:
+    backbone = tiny_backbone(kind)
+    matmul = matmul_params(backbone)
+    ids = torch.ones(2, 7, dtype=torch.long)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        backbone.token_losses(backbone.embedding(ids), torch.ones_like(ids), torch.full((2, 2), 3))
+    assert int(counter.get_total_flops()) == matmul.step_flops(2, 2 * 7, 2 * 2, num_passes=1)
+    cells = [make_cell("head_only", {}, 1e-3, 1, 2, steps=1), make_cell(*SPECS[0], steps=1)]
+    cells.append(make_cell("finetune", {}, 1e-3, 1, 2, steps=1))
+    assert [make_method(cell, backbone).num_passes for cell in cells] == [1, 2, 3]
+
+
 def test_matrices_of_gpt_2_count_although_they_are_no_linear_modules() -> None:
     config = GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=128, n_positions=64)
     matmul = matmul_params(Backbone("gpt2", GPT2LMHeadModel(config), None, None, "float32"))
@@ -151,7 +164,7 @@ def test_flops_of_full_fine_tuning_equal_those_that_pytorch_counts(kind: Kind) -
     if kind == "encoder-decoder":
         encoder, decoder = config.num_layers * 2 * 4**2, config.num_decoder_layers * 2 * 2**2
         scores = 6 * (encoder + decoder) * 2 * config.num_heads * config.d_kv
-    expected = matmul.step_flops(2, source_positions=2 * 4, target_positions=2 * 2, weights_train=True)
+    expected = matmul.step_flops(2, source_positions=2 * 4, target_positions=2 * 2, num_passes=3)
     assert counted == expected + scores
 
 
