@@ -58,14 +58,14 @@ class MatmulParams:
     since the last token of the text predicts the first."""
 
     def step_flops(self, rows: int, source_positions: int, target_positions: int, *, num_passes: int = 2) -> float:
-        """Return the FLOPs of training on these rows and positions, padding left out: 2, 4 or 6 per weight and position.
+        """Return the FLOPs of training on these rows and positions, padding left out: 2, 4 or 6 per weight.
 
         A forward pass takes 2 FLOPs per weight and token, the gradient of the activations another 2 (Kaplan et al.
         2020, "Scaling Laws for Neural Language Models", section 2.1). The third 2 of their 6·N, the gradient of the
-        weights, is needed only where the weights train themselves, and the second only where something before the
-        network's end does. `num_passes` is a method's `Method.num_passes`. Not counted are the scores of attention, norms, and
-        what a method itself computes. Every layer counts as passing on a gradient, although the first layer of a frozen
-        T5's decoder need not.
+        weights, is needed only where the weights train themselves, and the second only where something trains in front
+        of the network or inside it. `num_passes` is the method's `Method.num_passes`. Not counted are the scores of
+        attention, norms, and what a method itself computes. Every layer counts as passing on a gradient, although the
+        first layer of a frozen T5's decoder need not.
         """
         read = target_positions if self.reads_start else target_positions - rows
         weights = self.per_source * source_positions + self.per_target * read + self.head * target_positions

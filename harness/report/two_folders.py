@@ -103,7 +103,7 @@ class FolderComparison:
 
 
 def compare_folders(a: Scanned, b: Scanned, *, shared_only: bool = False) -> FolderComparison:
-    """Compare two scanned folders; with `shared_only` the cells alone that both have, as where one makes a part again."""
+    """Compare two scanned folders; with `shared_only` the cells that both have alone: one may make a part again."""
     matched, only_a, only_b = _match([result for _, result in a], [result for _, result in b])
     if shared_only:
         only_a, only_b = [], []
