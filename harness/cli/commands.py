@@ -16,6 +16,7 @@ from harness.cli import report as cli_report
 from harness.cli import results as cli_store
 from harness.cli import run as cli_run
 from harness.cli import slurm as cli_slurm
+from harness.cli.choices import CommandWithChoices
 from harness.cli.moved import PlanCommand, ReportCommand
 from harness.errors import UserError
 from harness.provenance import program_version
@@ -45,30 +46,30 @@ def program(
 
 
 # in the order of the help: begin, run, look at results, look after them, look around, look at one file
-app.command()(cli_new.new)
-app.command()(cli_run.run)
+app.command(cls=CommandWithChoices)(cli_new.new)
+app.command(cls=CommandWithChoices)(cli_run.run)
 app.command(cls=PlanCommand)(cli_run.plan)
-app.command()(cli_run.devices)
-app.command()(cli_slurm.slurm)
+app.command(cls=CommandWithChoices)(cli_run.devices)
+app.command(cls=CommandWithChoices)(cli_slurm.slurm)
 app.command(cls=ReportCommand)(cli_report.report)
-app.command()(cli_report.table)
-app.command()(cli_report.fidelity)
-app.command()(cli_report.tuning)
-app.command()(cli_report.figures)
-app.command()(cli_report.site)
-app.command()(cli_store.score)
-app.command()(cli_store.verify)
-app.command()(cli_folders.compare)
-app.command()(cli_folders.merge)
-app.command()(cli_list.suites)
-app.command()(cli_list.methods)
-app.command()(cli_list.params)
-app.command()(cli_list.tasks)
-app.command()(cli_list.preview)
-app.command()(cli_list.protocols)
-app.command()(cli_check.check)
-app.command()(cli_export.export)
-app.command()(cli_new.schema)
+app.command(cls=CommandWithChoices)(cli_report.table)
+app.command(cls=CommandWithChoices)(cli_report.fidelity)
+app.command(cls=CommandWithChoices)(cli_report.tuning)
+app.command(cls=CommandWithChoices)(cli_report.figures)
+app.command(cls=CommandWithChoices)(cli_report.site)
+app.command(cls=CommandWithChoices)(cli_store.score)
+app.command(cls=CommandWithChoices)(cli_store.verify)
+app.command(cls=CommandWithChoices)(cli_folders.compare)
+app.command(cls=CommandWithChoices)(cli_folders.merge)
+app.command(cls=CommandWithChoices)(cli_list.suites)
+app.command(cls=CommandWithChoices)(cli_list.methods)
+app.command(cls=CommandWithChoices)(cli_list.params)
+app.command(cls=CommandWithChoices)(cli_list.tasks)
+app.command(cls=CommandWithChoices)(cli_list.preview)
+app.command(cls=CommandWithChoices)(cli_list.protocols)
+app.command(cls=CommandWithChoices)(cli_check.check)
+app.command(cls=CommandWithChoices)(cli_export.export)
+app.command(cls=CommandWithChoices)(cli_new.schema)
 
 
 def _refuse_shell(words: list[str]) -> None:

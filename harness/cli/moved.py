@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from typer.core import TyperCommand
-
+from harness.cli.choices import CommandWithChoices
 from harness.errors import UserError
 
 
-class CommandWithOldOptions(TyperCommand):
+class CommandWithOldOptions(CommandWithChoices):
     """A command some of whose options are commands of their own today."""
 
     moved: ClassVar[Mapping[str, str]]

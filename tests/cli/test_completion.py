@@ -102,7 +102,7 @@ def test_as_a_module_the_program_has_its_own_name_too(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Under another name `python -m harness --show-completion` would complete a command that nobody types."""
-    monkeypatch.setattr(sys, "argv", ["/somewhere/harness/__main__.py", "new", "siute", "x"])
+    monkeypatch.setattr(sys, "argv", ["/somewhere/harness/__main__.py", "new", "--nonsense"])
     with pytest.raises(SystemExit):
         main()
     assert capsys.readouterr().err.startswith("Usage: harness new ")

@@ -48,6 +48,11 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "an hp to count": (["params", "--methods", "dept", "--set", "dept.ranks=3"], "did you mean rank?"),
     "a task to preview": (["preview", "boolqq"], "did you mean boolq?"),
     "a backbone to fit": (["devices", "h200", "--backbones", "t5-bas"], "did you mean t5-base?"),
+    "a word of an option": (
+        ["report", "--format", "markdwn"],
+        "--format: unknown value 'markdwn'; did you mean markdown?",
+    ),
+    "a word of an argument": (["new", "suit", "mine"], "kind: unknown value 'suit'; did you mean suite?"),
     "a folder to compare": (["compare", "nowhere", "elsewhere"], "no such results folder"),
     "folders to merge": (["merge", "nowhere", "elsewhere", "out"], "no such results folder"),
     "a suite of a submission": (["verify", ".", "--submission", "--suite", "quickstrt"], "did you mean quickstart?"),
