@@ -152,17 +152,18 @@ class ClaimedBundles:
             sources = {key: cell["source"] for key, cell in zip(header.keys, header.cells, strict=True)}
             cells = [left[key] for key in header.keys if key in left]
             if any(sources[cell.key] != self._origin(cell) for cell in cells):
-                self._pass_over(path, cells, header.step, "a method file or a starting tensor is another one")
+                self._pass_over(path, cells, header.step, "another method file or starting tensor")
                 continue
             if not cells and set(header.keys) <= known and not pending:
                 path.unlink(missing_ok=True)
             bundles = pack(self.plan, cells) if cells else []
-            if len(bundles) == 1 and header.key == self._key(bundles[0]):
+            key = self._key(bundles[0]) if len(bundles) == 1 else None
+            if header.key == key:
                 begun.append(replace(bundles[0], checkpoint=self._checkpoint(path, header.key, cells)))
                 for cell in cells:
                     del left[cell.key]
             elif cells:
-                self._pass_over(path, cells, header.step, "rows, weights, code, versions, device or bundles are others")
+                self._pass_over(path, cells, header.step, _said_to_differ(header.key, key))
         return begun
 
     def _pass_over(self, path: Path, cells: Sequence[Cell], step: int, why: str) -> None:
@@ -170,7 +171,7 @@ class ClaimedBundles:
         if path not in self._passed_over:
             self._passed_over.add(path)
             labels = ", ".join(dict.fromkeys(cell.label for cell in cells))
-            self.say(f"{cells[0].task}: the checkpoint of {labels} at step {step:,} is passed over, for {why}")
+            self.say(f"{cells[0].task}: the checkpoint of {labels} at step {step:,} is passed over: {why}")
 
     def _checkpoint(self, path: Path, key: str, cells: Iterable[Cell]) -> CheckpointPlan:
         """Where and how often the checkpoint of these cells is written."""
@@ -183,10 +184,10 @@ class ClaimedBundles:
         return " ".join([self.plan.methods[cell.method].spec.source_sha256, *starts])
 
     def _key(self, bundle: Bundle) -> str | None:
-        """Digest of all that a checkpoint must share with a run that goes on from it; None for a rule or a broken file.
+        """Digests of all that a checkpoint must share with a run that goes on from it; None for a rule or broken file.
 
         Device, versions and the program's code are in it: on another device, or with another PyTorch, the numbers would
-        differ.
+        differ. Each has a digest of its own, so that one can say which of them is another.
         """
         methods = [self.plan.methods[cell.method] for cell in bundle.cells]
         if any(method.spec.is_rule or method.cls is None for method in methods):
@@ -196,17 +197,30 @@ class ClaimedBundles:
         except Exception:  # training the bundle will raise it again, and record it
             return None
         made = collect_provenance(best_device())
-        versions = [made["harness"], code_digest(), *(made["versions"].get(name) for name in COMPUTING)]
-        weights = weights_fingerprint(bundle.backbone, bundle.cells[0].recipe.quantization)
         task = self.plan.tasks[bundle.cells[0].task]
-        if any(part.form in ("chat", "auto") for part in task.parts or (task,)):  # another template makes other ids
-            versions.append(template_digest(local_tokenizer(bundle.backbone)))
-        processes = [bundle.processes, bundle.sharding]
-        return _digest([rows, weights, bundle.micro_batch_tokens, made["device"], versions, processes])
+        chats = any(part.form in ("chat", "auto") for part in task.parts or (task,))
+        parts: dict[str, object] = {
+            "rows": rows,
+            "weights": weights_fingerprint(bundle.backbone, bundle.cells[0].recipe.quantization),
+            "chat template": template_digest(local_tokenizer(bundle.backbone)) if chats else None,  # it makes the ids
+            "code of the program": [made["harness"], code_digest()],
+            "versions of libraries": [made["versions"].get(name) for name in COMPUTING],
+            "device": made["device"],
+            "bundles": [bundle.micro_batch_tokens, bundle.processes, bundle.sharding],
+        }
+        return json.dumps({name: _digest(part) for name, part in parts.items()})
 
     @property
     def _folder(self) -> Path:
         return self.plan.store.root / ".checkpoints" / self.plan.suite.file.suite
+
+
+def _said_to_differ(stored: str, key: str | None) -> str:
+    """Which parts of two keys differ; without a key the cells make several bundles today."""
+    if key is None:
+        return "other bundles"
+    then = json.loads(stored) if stored.startswith("{") else {}  # keys had no parts once
+    return ", ".join(f"other {name}" for name, digest in json.loads(key).items() if then.get(name) != digest)
 
 
 def interval(text: str) -> tuple[float | None, int | None]:

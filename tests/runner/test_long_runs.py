@@ -151,7 +151,7 @@ def test_other_code_of_the_program_starts_anew_and_another_commit_goes_on(
         assert steps(2) == [2]
         (package / "train" / "loop.py").write_text("two\n")
         assert steps(3)[0] == 1
-        assert "code, versions, device or bundles are others" in capsys.readouterr().err
+        assert "is passed over: other code of the program\n" in capsys.readouterr().err
     finally:
         provenance.code_digest.cache_clear()
         provenance._fixed.cache_clear()

@@ -435,5 +435,8 @@ def test_a_checkpoint_that_is_passed_over_is_mentioned_once(
     other = {**settings, "execution.micro_batch_tokens": 512}
     assert harness.run(suite, results=results, settings=other).num_failed == 0
     said = capsys.readouterr().err
-    assert said.count("micro_sentiment: the checkpoint of prompt_tuning, dept at step 1 is passed over, for rows") == 1
+    assert (
+        said.count("micro_sentiment: the checkpoint of prompt_tuning, dept at step 1 is passed over: other bundles")
+        == 1
+    )
     assert "continued from" not in said
