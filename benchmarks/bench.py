@@ -25,9 +25,10 @@ from tabulate import tabulate
 
 from benchmarks import ours, theirs
 from benchmarks.ours import Measured
-from benchmarks.workload import TARGET_TOKENS, Workload, workload
+from benchmarks.workload import TARGET_TOKENS, Workload, known_shape, workload
 from harness import provenance
 from harness.runner import device_name
+from tools.arguments import over_zero, whole
 
 README = Path(__file__).with_name("README.md")
 TASKS = ("sst2", "mnli", "boolq", "multirc")
@@ -119,7 +120,7 @@ def training(work: Workload, method: str, shape: str, options: argparse.Namespac
         found.append(Contender(f"{CAREFUL}, no waste, {precision}", careful, steps, has_floor=floor))
         if options.compile:
             found.append(Contender(f"{CAREFUL}, no waste, {precision}, compiled", trainer(False, bf16, True), steps))
-        sizes = (1,) if method in ours.ALONE else (1, *options.bundles)
+        sizes = (1,) if ours.runs_alone(method, shape) else (1, *options.bundles)
         held = FLOOR_CELLS if bundled else 1
         if options.floors:
             sizes = (held,)
@@ -269,6 +270,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--shape",
         nargs="+",
+        type=known_shape,
         default=None,
         help="t5-small, smollm2-135m, llama-2-7b:nf4, ...; t5-base on a GPU by default",
     )
@@ -279,12 +281,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--variants", nargs="*", choices=ours.VARIANTS, default=None, help="bundles of these too; on a GPU all"
     )
     parser.add_argument("--precision", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
-    parser.add_argument("--bundles", nargs="+", type=int, default=list(BUNDLES))
+    parser.add_argument("--bundles", nargs="+", type=whole, default=list(BUNDLES))
     parser.add_argument("--compile", action="store_true", help="also with torch.compile: the Trainer, and bundles")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="behind these a job starts no new round")
-    parser.add_argument("--eval-rows", type=int, default=1_000, help="rows that each contender answers, by all cells")
+    parser.add_argument("--rounds", type=whole, default=3)
+    parser.add_argument("--steps", type=whole, default=6)
+    parser.add_argument(
+        "--seconds", type=over_zero, default=float("inf"), help="behind these a job starts no new round"
+    )
+    parser.add_argument("--eval-rows", type=whole, default=1_000, help="rows that each contender answers, by all cells")
     parser.add_argument("--floors", action="store_true", help="only what has a floor, and what it is compared with")
     parser.add_argument("--skip-padded", dest="padded", action="store_false", help="without (a), which takes longest")
     parser.add_argument("--quick", action="store_true", help="one round on mini shapes and one task, on any machine")

@@ -39,6 +39,7 @@ from harness.data import cell_rows
 from harness.runner import Plan, device_name, judge_suite, make_plan
 from harness.runner.pack import pack
 from harness.suite import Overrides
+from tools.arguments import whole
 
 MARKS = ("<!-- loading:begin -->\n", "<!-- loading:end -->")
 SIZES = {"deep": (10, 100, 1_000, 10_000), "wide": (10, 100, 1_000)}
@@ -193,8 +194,8 @@ def write(text: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--most", type=int, default=10_000, help="cells of the largest suite")
-    parser.add_argument("--runs", type=int, default=1, help="of each suite, in alternation")
+    parser.add_argument("--most", type=whole, default=10_000, help="cells of the largest suite")
+    parser.add_argument("--runs", type=whole, default=1, help="of each suite, in alternation")
     parser.add_argument("--write", action="store_true", help="put the figures into benchmarks/README.md")
     parser.add_argument("--child", nargs=2, metavar=("SHAPE", "CELLS"), help=argparse.SUPPRESS)
     options = parser.parse_args()

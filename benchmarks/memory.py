@@ -21,6 +21,7 @@ from harness.backbone import Backbone, RowPrefixes, Scheme, backbone_config
 from harness.runner import LENGTH, PROMPT, TARGETS, TEXT, MemoryNeed, memory_need
 from harness.suite import short_name
 from harness.train import TinyTokenizer
+from tools.arguments import whole
 
 PAGE = Path(__file__).with_name("README.md")
 MARK = ("<!-- memory:begin -->\n", "<!-- memory:end -->")
@@ -150,7 +151,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backbones", default=",".join(SHAPES))
     parser.add_argument("--storages", default=",".join(STORAGES))
-    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--rows", type=whole, default=16)
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--quick", action="store_true", help="the smallest network, on a CPU too; writes nothing")
     options = parser.parse_args()

@@ -22,11 +22,12 @@ from tabulate import tabulate
 
 from benchmarks import ours
 from benchmarks.bench import TASKS
-from benchmarks.workload import Workload, backbone, workload
+from benchmarks.workload import Workload, backbone, known_shape, workload
 from harness.backbone import Backbone
 from harness.train import BundleTrainer, default_tokens
 from harness.train.batch_input import micro_batches
 from harness.train.step import overhead_tokens
+from tools.arguments import whole
 
 BATCH_SIZE = 16
 NUM_BATCHES = 500
@@ -81,9 +82,9 @@ def measure(network: Backbone, method: str, repeats: int) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", default="smollm2-135m")
+    parser.add_argument("--shape", type=known_shape, default="smollm2-135m")
     parser.add_argument("--method", choices=list(ours.HP), default="lora")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=whole, default=5)
     options = parser.parse_args()
     network = backbone(options.shape, "cpu", "float32")
     seconds = measure(network, options.method, options.repeats)

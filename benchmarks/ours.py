@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.workload import TARGET_TOKENS, Workload, backbone, learning_rate, task_data
+from benchmarks.workload import TARGET_TOKENS, Workload, backbone, is_decoder, learning_rate, task_data
 from harness.backbone import Backbone, MatmulParams, matmul_params, peak_flops, peak_memory_bytes, reset_peak_memory
 from harness.data import Encoded, all_tasks
 from harness.method import Method, discover
@@ -29,8 +29,6 @@ HP: dict[str, dict[str, Any]] = {
 }
 VARIANTS = ("dept", "accept", "ept")
 """Methods beside prompt tuning whose bundles are compared with its contenders; their own defaults."""
-ALONE = ("finetune",)
-"""Methods whose cells share no forward pass."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,12 @@ class Measured:
     padding: float | None = None
     utilisation: float | None = None
     peak_bytes: int | None = None
+
+
+def runs_alone(method: str, shape: str) -> bool:
+    """Whether cells of a method share no forward pass; on a decoder, keys and values may stand in front of rows."""
+    cls = _class(method)
+    return cls.runs_alone() and not (cls.gives_keys_and_values() and is_decoder(shape))
 
 
 def train_rate(
@@ -129,10 +133,15 @@ def _hp(name: str, length: int) -> dict[str, Any]:
     return HP[name] | ({"source_length": length} if name in VARIANTS else {})
 
 
-def _method(cell: Cell, network: Any) -> Method:
-    cls = discover()[cell.method].cls
+def _class(method: str) -> type[Method]:
+    cls = discover()[method].cls
     assert cls is not None
     assert issubclass(cls, Method)
+    return cls
+
+
+def _method(cell: Cell, network: Any) -> Method:
+    cls = _class(cell.method)
     torch.manual_seed(cell.seed)
     return cls(cls.HP(**cell.hp), network).to(network.device)
 

@@ -12,7 +12,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import ours
 from benchmarks.bench import TASKS
-from benchmarks.workload import backbone, workload
+from benchmarks.workload import backbone, known_shape, workload
+from tools.arguments import whole
 
 WARM_UP_STEPS = 2
 
@@ -20,14 +21,16 @@ WARM_UP_STEPS = 2
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--shape", default=None, help="t5-small, t5-base, ...; t5-base on a GPU by default")
+    parser.add_argument(
+        "--shape", type=known_shape, default=None, help="t5-small, t5-base, ...; t5-base on a GPU by default"
+    )
     parser.add_argument("--task", choices=TASKS, default="sst2")
     parser.add_argument("--method", choices=list(ours.HP), default="prompt_tuning")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--cells", type=int, default=18)
-    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--cells", type=whole, default=18)
+    parser.add_argument("--steps", type=whole, default=2)
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--rows", type=int, default=20, help="operations to show")
+    parser.add_argument("--rows", type=whole, default=20, help="operations to show")
     return parser.parse_args()
 
 

@@ -6,8 +6,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.integrations.bitsandbytes import replace_with_bnb_linear
-from transformers.quantizers.base import HfQuantizer
 
 from harness.backbone import PACKED, Scheme, bitsandbytes_config, prepare_quantized, untrained_network
 
@@ -19,6 +17,10 @@ def random_network(config: dict[str, Any], storage: Scheme, device: str) -> Any:
     with torch.device("meta"):
         model = untrained_network(config)
     if storage in PACKED:
+        # behind the import of harness, which lets bitsandbytes log errors alone
+        from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+        from transformers.quantizers.base import HfQuantizer
+
         kept = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
         replace_with_bnb_linear(model, kept, bitsandbytes_config(storage))
     made: dict[int, nn.Parameter] = {}

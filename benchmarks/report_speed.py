@@ -1,6 +1,6 @@
 """How long reports of many results take.
 
-    python benchmarks/report_speed.py --results 10000 --out DIR
+    python -m benchmarks.report_speed --results 10000 --out DIR
 
 writes results with invented scores, a grid of learning rates over tasks, methods, backbones and seeds, and prints the
 seconds of each command. DIR is kept, so that a second call only measures; the pages go to DIR-site.
@@ -21,6 +21,7 @@ from harness.backbone import BackboneRecord
 from harness.data import DataRecord, compute_metrics
 from harness.results import DevScore, MetricRecord, ParamCounts, PredictionRow, Result, ResultStore, SplitScore, Usage
 from harness.suite import Cell, ProtocolReference, Recipe
+from tools.arguments import whole
 
 TASKS = ("mnli", "qqp", "qnli", "sst2", "mrpc", "rte", "cola", "boolq", "cb", "multirc", "wic", "wsc")
 BACKBONES = {"t5-small": 60_506_624, "t5-base": 222_903_552, "t5-large": 737_668_096}
@@ -38,8 +39,8 @@ COMMANDS = (
 def main() -> None:
     """Write what is missing, then time every command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=int, default=10_000)
-    parser.add_argument("--rows", type=int, default=400, help="test rows of each task")
+    parser.add_argument("--results", type=whole, default=10_000)
+    parser.add_argument("--rows", type=whole, default=400, help="test rows of each task")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     if not options.out.exists():

@@ -24,6 +24,8 @@ from typing import Any
 
 from tabulate import tabulate
 
+from tools.arguments import whole
+
 README = Path(__file__).with_name("README.md")
 QUICKSTART = Path(__file__).parents[1] / "suites" / "quickstart.yaml"
 MARKS = ("<!-- startup:begin -->\n", "<!-- startup:end -->")
@@ -145,8 +147,8 @@ def quickstart_cells() -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="*", type=int, default=list(SIZES), help="cells of the generated suites")
-    parser.add_argument("--runs", type=int, default=3, help="of each suite, in alternation")
+    parser.add_argument("--sizes", nargs="*", type=whole, default=list(SIZES), help="cells of the generated suites")
+    parser.add_argument("--runs", type=whole, default=3, help="of each suite, in alternation")
     parser.add_argument("--write", action="store_true", help="put the figures into benchmarks/README.md")
     parser.add_argument("--child", nargs=3, metavar=("SUITE", "RESULTS", "STARTED"), help=argparse.SUPPRESS)
     options = parser.parse_args()

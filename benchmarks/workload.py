@@ -6,6 +6,7 @@ that the program knows, and may say how weights are stored: `t5-small`, `smollm2
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 from dataclasses import dataclass
@@ -121,16 +122,26 @@ def learning_rate(method: str) -> float:
 
 
 def shape_config(shape: str) -> dict[str, Any]:
-    """The configuration of a shape; `mini` is a small T5. Raises SystemExit for a name that nobody knows."""
+    """The configuration of a shape; `mini` is a small T5. Raises ValueError for a name that nobody knows."""
     name = shape.partition(":")[0]
     if name in DECODERS:
         return DECODERS[name]
     path = CONFIGS / f"{'t5-small' if name == 'mini' else name}.json"
     if not path.exists():
-        known = ", ".join(["mini", *DECODERS, *sorted(item.stem for item in CONFIGS.glob("*.json"))])
-        raise SystemExit(f"unknown shape '{name}'; known: {known}")
+        known = ", ".join(dict.fromkeys(["mini", *DECODERS, *sorted(item.stem for item in CONFIGS.glob("*.json"))]))
+        raise ValueError(f"unknown shape '{name}'; known: {known}")
     values: dict[str, Any] = json.loads(path.read_text())["config"]
     return values | MINI if name == "mini" else values
+
+
+def known_shape(text: str) -> str:
+    """The name of a shape on a command line. Raises ArgumentTypeError for another one, which argparse prints."""
+    try:
+        shape_config(text)
+        storage(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def is_decoder(shape: str) -> bool:
@@ -144,7 +155,7 @@ def storage(shape: str) -> Scheme:
     for scheme in get_args(Scheme):
         if scheme == name:
             return scheme  # type: ignore[no-any-return]
-    raise SystemExit(f"unknown storage '{name}' of {shape}; known: {', '.join(get_args(Scheme))}")
+    raise ValueError(f"unknown storage '{name}' of {shape}; known: {', '.join(get_args(Scheme))}")
 
 
 def model(shape: str, device: str) -> Any:

@@ -24,10 +24,11 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from benchmarks.workload import backbone
+from benchmarks.workload import backbone, known_shape
 from harness.backbone import Backbone, Writing
 from harness.backbone import writing as writing_module
 from harness.backbone.writing import Reader
+from tools.arguments import whole
 
 END = 1
 STAYING = 2.0
@@ -145,13 +146,13 @@ def compared(network: Backbone, rows: Rows, most: int, rounds: int) -> list[list
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", default="smollm2-135m")
+    parser.add_argument("--shape", type=known_shape, default="smollm2-135m")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="float32")
-    parser.add_argument("--rows", type=int, default=16)
-    parser.add_argument("--text", type=int, default=128, help="tokens of the longest text")
-    parser.add_argument("--most", type=int, default=128, help="tokens of the longest answer that is drawn")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rows", type=whole, default=16)
+    parser.add_argument("--text", type=whole, default=128, help="tokens of the longest text")
+    parser.add_argument("--most", type=whole, default=128, help="tokens of the longest answer that is drawn")
+    parser.add_argument("--rounds", type=whole, default=3)
     options = parser.parse_args()
     network = backbone(options.shape, options.device, options.precision)
     moving = moving_in_steps(network, options.rows, options.text)

@@ -186,8 +186,10 @@ def test_shapes_of_decoders_are_those_of_the_published_networks() -> None:
     assert not is_decoder("t5-base")
     assert [storage(shape) for shape in ("t5-base", "llama-2-7b:nf4", "llama-2-7b:bf16")] == ["none", "nf4", "bf16"]
     for shape in ("t5-huge", "t5-base:int3"):
-        with pytest.raises(SystemExit, match="unknown"):
+        with pytest.raises(ValueError, match="unknown"):
             model(shape, "cpu")
+        with pytest.raises(SystemExit, match="2"):
+            bench.parse(["--shape", shape])
 
 
 def test_weights_can_be_packed_as_a_shape_says() -> None:
@@ -270,6 +272,28 @@ def test_cells_that_run_alone_have_no_bundles() -> None:
     options = bench.parse(["--precision", "float32", "--bundles", "6"])
     found = bench.training(workload("sst2", num_rows=64), "finetune", "mini-decoder", options)
     assert [item.cells for item in found] == [0, 0, 1]
+
+
+@pytest.mark.filterwarnings("ignore")  # as in its main: the Trainer's names of options change
+@pytest.mark.parametrize("shape", ["mini", "mini-decoder"])
+def test_the_quick_form_runs_every_contender(shape: str) -> None:
+    """Of all methods and of both kinds of network, and it ends with a table; small bundles and (b) are enough here."""
+    options = bench.parse(["--quick", "--bundles", "2", "--skip-padded"])
+    options.steps, options.eval_rows = 1, 6
+    report = bench.bench(shape, options)
+    jobs = [line.split("|")[2].strip() for line in report.splitlines() if line.startswith("| sst2")]
+    assert {*jobs} == {*theirs.CONFIGS, bench.EVALUATION}
+    prefixes = [line for line in report.splitlines() if "prefix_tuning" in line and "ours, 2 cells" in line]
+    assert bool(prefixes) == (shape == "mini-decoder")  # a T5's cells of prefix tuning train alone
+
+
+@pytest.mark.parametrize("nonsense", [["--rounds", "0"], ["--bundles", "-2"], ["--seconds", "nan"], ["--steps", "x"]])
+def test_nonsense_is_refused_before_anything_is_measured(
+    nonsense: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        bench.parse(["--quick", *nonsense])
+    assert f"argument {nonsense[0]}: '{nonsense[1]}' is no" in capsys.readouterr().err
 
 
 def test_short_texts_are_trained_on_in_more_steps_unless_a_prompt_makes_them_long() -> None:

@@ -22,6 +22,7 @@ from harness.method import read_specs
 from harness.shipped import shipped_suites
 from harness.suite import MethodSpec, Overrides, expand_suite, load_suite
 from harness.text_tables import text_table
+from tools.arguments import over_zero, whole
 
 BATCH = 20_000
 """Draws at a time; with 64 grid points an array of them takes 10 MB."""
@@ -67,10 +68,10 @@ def searched(suite_path: str, methods: Mapping[str, MethodSpec]) -> Counter[tupl
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print a line for each shipped suite and shape of its searches."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--deviation", type=float, default=2.0, help="between seeds, in points")
+    parser.add_argument("--deviation", type=over_zero, default=2.0, help="between seeds, in points")
     parser.add_argument("--score", type=float, default=90.0, help="true score, 0-100")
-    parser.add_argument("--dev-rows", type=int, default=500)
-    parser.add_argument("--draws", type=int, default=200_000)
+    parser.add_argument("--dev-rows", type=whole, default=500)
+    parser.add_argument("--draws", type=whole, default=200_000)
     given = parser.parse_args(arguments)
     methods = read_specs()
     shapes = {path.stem: searched(str(path), methods) for path in sorted(shipped_suites().glob("*.yaml"))}

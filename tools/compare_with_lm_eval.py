@@ -23,6 +23,7 @@ from harness.data import Example, Task, all_tasks, encode, encode_choices, load_
 from harness.method import Method
 from harness.suite import ChoiceScore
 from harness.train import BatchInput, Rows, choice_scores, likeliest
+from tools.arguments import whole
 
 SCORES: tuple[ChoiceScore, ...] = ("sum", "per_character", "per_byte")
 """What lm-evaluation-harness calls acc, acc_norm and acc_bytes."""
@@ -137,7 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("backbone", help="name or folder")
     parser.add_argument("--data", required=True, help="folder with COPA and BoolQ, as `harness run --data` takes it")
-    parser.add_argument("--rows", type=int, help="the first N validation rows of each; all unless given")
+    parser.add_argument("--rows", type=whole, help="the first N validation rows of each; all unless given")
     parser.add_argument("--tasks", default="copa,boolq")
     given = parser.parse_args()
     backbone = load_backbone(given.backbone, "float32", "cpu")

@@ -24,6 +24,7 @@ import scipy.special
 from harness.report.statistics.comparison import AVERAGE, Comparison, judge
 from harness.report.statistics.intervals import Sample
 from harness.results import Answers
+from tools.arguments import over_zero, whole
 
 HARDNESS = 1.5
 """Deviation of the rows' logits. At a score of 80 it makes three quarters of the rows all but always right."""
@@ -246,14 +247,14 @@ def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.simulate_statistics", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--mechanisms", nargs="+", choices=WORLDS, default=list(WORLDS), help="worlds to try")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 5], help="runs of each method")
-    parser.add_argument("--rows", nargs="+", type=int, default=[28, 300, 5_000], help="test rows")
+    parser.add_argument("--seeds", nargs="+", type=whole, default=[1, 2, 3, 5], help="runs of each method")
+    parser.add_argument("--rows", nargs="+", type=whole, default=[28, 300, 5_000], help="test rows")
     parser.add_argument(
-        "--boards", type=int, default=1_000, help="boards of equal methods; of F1 and the like a quarter"
+        "--boards", type=whole, default=1_000, help="boards of equal methods; of F1 and the like a quarter"
     )
     parser.add_argument("--gap", type=float, default=10.0, help="points by which the better method is better")
-    parser.add_argument("--methods", type=int, help="methods of a board")
-    parser.add_argument("--deviation", type=float, help="deviation between runs, points")
+    parser.add_argument("--methods", type=whole, help="methods of a board")
+    parser.add_argument("--deviation", type=over_zero, help="deviation between runs, points")
     parser.add_argument("--score", type=float, help="true score of the equal methods")
     parser.add_argument("--random", type=int, default=0, help="seed of the simulation itself")
     parser.add_argument("--quick", action="store_true", help="100 boards, 28 and 300 rows, 2 and 3 seeds")

@@ -25,6 +25,7 @@ from scipy import stats
 import harness
 from harness.results import Result, best_point, dev_selection, load_results, read_result
 from harness.suite import Range
+from tools.arguments import whole
 
 STRATEGIES = ("grid", "random", "tpe")
 LEVEL = 0.95
@@ -152,7 +153,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for suites, results and found.json")
     for name, default in (("repetitions", 5), ("trials", 8), ("steps", 30)):
-        parser.add_argument(f"--{name}", type=int, default=default)
+        parser.add_argument(f"--{name}", type=whole, default=default)
     parser.add_argument("--task", default="micro_paraphrase")
     parser.add_argument("--methods", default=",".join(row.label for row in ROWS))
     parser.add_argument("--only", type=int, help="train this repetition alone, as one of several processes")

@@ -60,7 +60,7 @@ def describe_plan(plan: Plan, probe: bool | None = None, rules: bool = False) ->
         for key in ("cells", "done", "missing", "failed", "unfit", "stale", "steps_to_train"):
             total[key] = total.get(key, 0) + item[key]
     starts = [{**item, "starts_from": one} for item in groups for one in item["starts_from"]]
-    time = describe_time(estimate_time(plan, probe))
+    time = describe_time(estimate_time(plan, probe, {i: item["missing"] for i, item in enumerate(groups)}, misfits))
     shots = ["k"] if plan.suite.file.few_shot else []
     repeats = ["repeat"] if plan.suite.file.repeats > 1 else []
     columns = ["method", "task", *shots, "backbone", "grid_points", "seeds", *repeats]

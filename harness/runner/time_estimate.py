@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -36,7 +36,7 @@ from harness.method import Method
 from harness.results import Result, read_result
 from harness.runner.device_speed import Rate, device_name, probed_rate
 from harness.runner.plan import Plan
-from harness.suite import Cell, Group, Recipe
+from harness.suite import Cell, Group, Key, Recipe
 from harness.train import build_on_shapes, is_read_apart
 
 SAMPLED_ROWS = 500
@@ -97,13 +97,21 @@ class Rows:
     """Positions of prompts, texts and choices in all evaluations, and what the tokens of long answers cost in such."""
 
 
-def estimate_time(plan: Plan, probe: bool | None = None) -> list[TimeEstimate]:
+def estimate_time(
+    plan: Plan,
+    probe: bool | None = None,
+    to_train: Mapping[int, int] | None = None,
+    misfits: Container[Key] = (),
+) -> list[TimeEstimate]:
     """One estimate for each group that has cells to train.
 
-    With `probe`, the device is measured where no stored result tells its speed. With None, it is measured only if the
-    weights are on this machine and load within seconds.
+    `to_train` says how many, by the group's index: by default all without a result. Points whose cells are among
+    `misfits` are left out of a group's mean. With `probe`, the device is measured where no stored result tells its
+    speed. With None, it is measured only if the weights are on this machine and load within seconds.
     """
-    counts = {index: missing for index in range(len(plan.groups)) if (missing := plan.num_missing(index))}
+    if to_train is None:
+        to_train = {index: plan.num_missing(index) for index in range(len(plan.groups))}
+    counts = {index: count for index, count in to_train.items() if count}
     known = _Known(plan, stored_results(plan.store.root) if counts else ())
     estimates = []
     for index, missing in counts.items():
@@ -115,7 +123,7 @@ def estimate_time(plan: Plan, probe: bool | None = None) -> list[TimeEstimate]:
         processes = plan.suite.file.execution.processes
         backbone = plan.suite.backbone_sources[group.backbone]
         rate = known.stored.rate(cell, processes) or _probe(backbone, cell.recipe, probe)
-        estimates.append(_estimate(known, group, cell, missing, rate))
+        estimates.append(_estimate(known, group, cell, missing, rate, misfits))
     return estimates
 
 
@@ -187,7 +195,9 @@ def _num_params(name_or_path: str) -> int:
     return meta_backbone(name_or_path).num_params
 
 
-def _estimate(known: _Known, group: Group, cell: Cell, missing: int, rate: Rate | str) -> TimeEstimate:
+def _estimate(
+    known: _Known, group: Group, cell: Cell, missing: int, rate: Rate | str, misfits: Container[Key]
+) -> TimeEstimate:
     """The estimate for one group; where something is unknown, as much of it as there is, with the reason."""
     head = TimeEstimate(group.label, group.task, group.backbone, missing)
     plan = known.plan
@@ -197,7 +207,7 @@ def _estimate(known: _Known, group: Group, cell: Cell, missing: int, rate: Rate 
         lacking = "configuration of the backbone" if matmul is None else "rows or tokenizer"
         return replace(head, origin=f"{lacking} not on this machine")
     try:
-        rows = _mean_rows(known, group, lengths)
+        rows = _mean_rows(known, group, lengths, misfits)
     except UserError:
         return replace(head, origin="does not fit the backbone")
     except Exception as error:  # a mistake in a method's code, which a run records as the failure of its cells
@@ -211,9 +221,10 @@ def _estimate(known: _Known, group: Group, cell: Cell, missing: int, rate: Rate 
     return replace(counted, train_s=flops / rate.train_flops, eval_s=evaluation, origin=rate.origin)
 
 
-def _mean_rows(known: _Known, group: Group, lengths: TextLengths) -> Rows:
+def _mean_rows(known: _Known, group: Group, lengths: TextLengths, misfits: Container[Key]) -> Rows:
     """What a cell of the group needs on average; grid points may differ in steps, batch size and prompt length."""
-    points = [group.cells[(point, group.seeds[0])] for point in range(len(group.points))]
+    every = [group.cells[(point, group.seeds[0])] for point in range(len(group.points))]
+    points = [cell for cell in every if cell.key not in misfits] or every
     prompts = {str(cell.hp): known.prompt(cell, lengths) for cell in {str(cell.hp): cell for cell in points}.values()}
     written = _planned_writing(known.plan.tasks[group.task], lengths.target)
     trains = _class(known.plan, points[0]).trains

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,10 @@ def test_plan_counts_what_does_not_fit_and_ends_with_one(ran: tuple[Path, Any]) 
     told = CliRunner().invoke(app, ["plan", str(folder / "suite.yaml"), "--results", str(folder / "new"), "--no-probe"])
     assert told.exit_code == 1
     assert "1 rows do not fit and are left out" in told.output
+    timed = told.output.partition("Time of the missing cells")[2]
+    assert "prompt_tuning" in timed
+    assert "wide" not in timed
+    assert re.search(r"^all +2 ", timed, re.MULTILINE)
     done = CliRunner().invoke(app, ["run", str(folder / "suite.yaml"), "--results", str(folder / "out"), "--quiet"])
     assert done.exit_code == 1
     assert "a subvector width of 7" in done.output

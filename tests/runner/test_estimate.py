@@ -24,7 +24,7 @@ from harness.data import cell_rows
 from harness.data.tokenization import encode
 from harness.results.store import read_result
 from harness.runner.plan import Plan, make_plan
-from harness.runner.time_estimate import estimate_time, stored_rate, stored_results
+from harness.runner.time_estimate import TimeEstimate, estimate_time, stored_rate, stored_results
 from harness.suite.make_groups import Overrides
 
 WIDER = SMALL_SUITE.replace("seeds: [1, 2]", "seeds: [1, 2, 3]")
@@ -187,6 +187,17 @@ def test_another_method_lends_its_rate(plan_of: Callable[..., Plan], small_resul
     assert dept.method == "dept"
     assert dept.origin == "3 stored cells of micro-t5"
     assert math.isfinite(present(dept.seconds))
+
+
+def test_points_that_do_not_fit_are_no_part_of_the_mean(write_suite: Callable[[str], Path], tmp_path: Path) -> None:
+    def dept(lengths: str) -> TimeEstimate:
+        path = write_suite(SMALL_SUITE.replace("prompt_length: 3, budget", f"prompt_length: {lengths}, budget"))
+        plan = make_plan(path, Overrides(methods=["dept"]), tmp_path / "none", None)
+        return estimate_time(
+            plan, False, {0: 1}, {c.key for c in plan.groups[0].cells.values() if c.hp["prompt_length"] == 5}
+        )[0]
+
+    assert dept("{sweep: [3, 5]}").flops == dept("3").flops != dept("{sweep: [3, 4]}").flops
 
 
 def test_what_is_not_on_this_machine_is_named(plan_of: Callable[..., Plan]) -> None:
