@@ -193,9 +193,8 @@ def test_points_that_do_not_fit_are_no_part_of_the_mean(write_suite: Callable[[s
     def dept(lengths: str) -> TimeEstimate:
         path = write_suite(SMALL_SUITE.replace("prompt_length: 3, budget", f"prompt_length: {lengths}, budget"))
         plan = make_plan(path, Overrides(methods=["dept"]), tmp_path / "none", None)
-        return estimate_time(
-            plan, False, {0: 1}, {c.key for c in plan.groups[0].cells.values() if c.hp["prompt_length"] == 5}
-        )[0]
+        misfits = {cell.key for cell in plan.groups[0].cells.values() if cell.hp["prompt_length"] == 5}
+        return estimate_time(plan, False, {0: 1}, misfits)[0]
 
     assert dept("{sweep: [3, 5]}").flops == dept("3").flops != dept("{sweep: [3, 4]}").flops
 
