@@ -46,6 +46,8 @@ def key_head_shape(backbone: Backbone) -> tuple[int, int]:
             raise ValueError(problem)
         return int(config.num_heads), int(config.d_kv)
     heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
+        heads = 1  # Falcon 7B and StarCoder; a newer Falcon repeats its keys before it stores them
     try:
         size = getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
     except RuntimeError:  # what transformers raises where each layer has one of its own, as in Gemma 4

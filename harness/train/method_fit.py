@@ -40,6 +40,7 @@ from harness.backbone import (
 from harness.data import Task
 from harness.errors import UserError, shortened
 from harness.method import HeadReader, LinearHead, Method, SourceFile, num_outputs, read_source_tensors
+from harness.shipped import PACKAGE
 from harness.suite import Cell
 from harness.train.cell_state import checked_groups
 from harness.train.known_shapes import KnownShapes
@@ -296,12 +297,19 @@ class _OnShapes(Backbone):
 
 
 def _told(error: Exception) -> str:
-    """Return type and first line of an exception, and the innermost line outside of libraries that it came from."""
+    """Return type and first line of an exception, and the innermost line of a method's file that it came from.
+
+    A line of the program itself is left out: it says nothing to a user, and moves with every version.
+    """
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if "site-packages" not in Path(frame.filename).parts]
-    frame = (own or frames)[-1]
+    own = [
+        frame
+        for frame in frames
+        if "site-packages" not in Path(frame.filename).parts and not Path(frame.filename).is_relative_to(PACKAGE)
+    ]
     lines = str(error).strip().splitlines() or [""]
-    return f"{Path(frame.filename).name}:{frame.lineno} stops with {type(error).__name__} ({lines[0]})"
+    what = f"{type(error).__name__} ({lines[0]})"
+    return f"{Path(own[-1].filename).name}:{own[-1].lineno} stops with {what}" if own else what
 
 
 def _sentence(text: str) -> str:

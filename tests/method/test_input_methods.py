@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from torch import Tensor
 
+from harness.backbone.load import untrained_network
 from harness.backbone.network import Backbone
 from harness.cli.list_params import describe_params
 from harness.method.method import Method
 from harness.method.prompt_init import vocabulary_rows
 from harness.method.registry import discover
-from harness.train.tiny_backbones import tiny_backbone
+from harness.train.tiny_backbones import TinyTokenizer, tiny_backbone
 
 REGISTRY = discover()
 
@@ -121,6 +122,35 @@ def test_prefix_tuning_equals_peft_on_a_decoder() -> None:
     whole = torch.cat([embeds, other.embedding(labels[:, :-1])], 1)
     theirs = model(inputs_embeds=whole, attention_mask=torch.ones(whole.shape[:2], dtype=torch.long)).logits
     close(ours, theirs[:, -4:])
+
+
+SMALL: dict[str, Any] = {"vocab_size": 100, "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64}
+DECODERS: dict[str, dict[str, Any]] = {
+    "all heads": {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 100},
+    "grouped": {**SMALL, "model_type": "llama", "intermediate_size": 64, "num_key_value_heads": 2},
+    "one head": {**SMALL, "model_type": "falcon", "multi_query": True},
+    "one head repeated": {**SMALL, "model_type": "falcon", "new_decoder_architecture": True, "num_kv_heads": 2},
+    "one head of StarCoder": {"model_type": "gpt_bigcode", "n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 100,
+                              "multi_query": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("config", DECODERS.values(), ids=DECODERS)
+def test_a_prefix_of_real_tokens_stands_for_these_tokens(config: dict[str, Any]) -> None:
+    """Whatever heads the keys have: with those of five tokens as prefix, a text is what it is behind the tokens."""
+    torch.manual_seed(0)
+    network = Backbone("tiny", untrained_network(config).eval().double(), TinyTokenizer(), None, "float64")
+    front, text, labels = torch.randint(3, 99, (1, 5)), torch.randint(3, 99, (2, 6)), torch.randint(3, 99, (2, 3))
+    read = network.model(input_ids=front, use_cache=True)[network.cache_keyword]
+    method = make("prefix_tuning", network, prefix_length=5)
+    pairs = [part[0].transpose(0, 1).flatten(1) for layer in read.layers for part in (layer.keys, layer.values)]
+    with torch.no_grad():
+        method.vectors.copy_(torch.cat(pairs, 1))
+    method.attach(network)
+    ours = network.target_logits(network.token_vectors(text), torch.ones_like(text), labels)
+    method.detach(network)
+    whole = torch.cat([front.expand(2, -1), text], 1)
+    close(ours, network.target_logits(network.token_vectors(whole), torch.ones_like(whole), labels))
 
 
 def test_a_prefix_in_the_encoder_is_what_its_attention_sees() -> None:
