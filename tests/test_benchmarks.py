@@ -274,17 +274,16 @@ def test_cells_that_run_alone_have_no_bundles() -> None:
     assert [item.cells for item in found] == [0, 0, 1]
 
 
-@pytest.mark.filterwarnings("ignore")  # as in its main: the Trainer's names of options change
 @pytest.mark.parametrize("shape", ["mini", "mini-decoder"])
-def test_the_quick_form_runs_every_contender(shape: str) -> None:
-    """Of all methods and of both kinds of network, and it ends with a table; small bundles and (b) are enough here."""
-    options = bench.parse(["--quick", "--bundles", "2", "--skip-padded"])
-    options.steps, options.eval_rows = 1, 6
-    report = bench.bench(shape, options)
-    jobs = [line.split("|")[2].strip() for line in report.splitlines() if line.startswith("| sst2")]
-    assert {*jobs} == {*theirs.CONFIGS, bench.EVALUATION}
-    prefixes = [line for line in report.splitlines() if "prefix_tuning" in line and "ours, 2 cells" in line]
-    assert bool(prefixes) == (shape == "mini-decoder")  # a T5's cells of prefix tuning train alone
+def test_only_what_shares_a_pass_is_put_into_bundles(shape: str) -> None:
+    """A T5 trains each cell of prefix tuning alone: a bundle would end the quick form, which runs all methods."""
+    options, work = bench.parse(["--quick", "--bundles", "2", "--skip-padded"]), workload("sst2", num_rows=64)
+    found = {method: bench.training(work, method, shape, options) for method in options.methods}
+    alone = {"finetune"} | ({"prefix_tuning"} if shape == "mini" else set())
+    assert {method: [item.cells for item in items] for method, items in found.items()} == {
+        method: [0, 1] if method in alone else [0, 1, 2] for method in theirs.CONFIGS
+    }
+    assert found["prefix_tuning"][-1].run(1, 0).rate > 0
 
 
 @pytest.mark.parametrize("nonsense", [["--rounds", "0"], ["--bundles", "-2"], ["--seconds", "nan"], ["--steps", "x"]])
