@@ -34,7 +34,7 @@ from harness.backbone import (
 from harness.data import Encoded, TaskData, longest_answer
 from harness.method import CellError, Method, errors_of_cell
 from harness.suite import Cell
-from harness.train.batch_input import BatchInput, Index, Rows, micro_batches
+from harness.train.batch_input import BatchInput, Index, Rows, micro_batches, micro_batches_of_cells
 from harness.train.cell_state import CellState, describe_failure, lr_factor
 from harness.train.data_parallel import ALONE, UNSHARDED, Team, Unsharded
 from harness.train.optimizer import JointAdamW
@@ -303,7 +303,7 @@ class BundleStep:
         One with fewer micro-batches adds a single row that counts nothing.
         """
         mine = rows.take(self.team.share)
-        batches = self._micro_batches(self.fused.lengths(self.encoded["train"], mine), max_tokens)
+        batches = self._micro_batches(mine.cells, self.fused.lengths(self.encoded["train"], mine), max_tokens)
         num_fillers = self.sharding.most(len(batches)) - len(batches)
         filler = rows.take(np.zeros(1, np.int64))
         return [(mine.take(batch), True) for batch in batches] + [(filler, False)] * num_fillers
@@ -323,13 +323,19 @@ class BundleStep:
             losses = self._token_losses(backbone, embeds, mask, labels, prefixes)
         return losses.sum(1).to(weights.dtype) * weights[cells], cells
 
-    def _micro_batches(self, lengths: Index, max_tokens: int) -> list[Index]:
-        """Positions of the rows of each micro-batch, by the lengths of all rows, [N].
+    def _micro_batches(self, cells: Index, lengths: Index, max_tokens: int) -> list[Index]:
+        """Positions of the rows of each micro-batch, by the cells and the lengths of all rows, [N].
 
         Packed rows are cut by the budget alone: attention pads rows of like lengths together anyway, so one more
-        micro-batch would save less than its calls cost.
+        micro-batch would save less than its calls cost. Where cells change layers each stays in one piece.
         """
-        return micro_batches(lengths, max_tokens, None if self.fused.packs else self.overhead)
+        if not self.fused.packs:
+            return micro_batches(lengths, max_tokens, self.overhead)
+        methods = [self.states[i].outcome.method for i in self.active]
+        if len(methods) > 1 and any(type(method).layer_changes is not Method.layer_changes for method in methods):
+            # where rows are nearly as long as each other they are padded after all, by at most this share
+            return micro_batches_of_cells(lengths, cells, int((1 - LEAST_PADDING) * max_tokens))
+        return micro_batches(lengths, max_tokens)
 
     def _is_packed(self, lengths: Index) -> bool:
         """Whether a micro-batch of rows with these lengths, [N], is computed without padding."""
@@ -372,7 +378,7 @@ class BundleStep:
             filled = self.fused.positions_apart(group, padded=True) - prompts
             for own in self.team.shares:
                 apart, padding = apart + prompts, padding + filled
-                for batch in self._micro_batches(lengths[of_group[own]], self.budget.tokens):
+                for batch in self._micro_batches(rows.cells[of_group[own]], lengths[of_group[own]], self.budget.tokens):
                     within = of_group[own][batch]
                     if not self._is_packed(lengths[within]):
                         np.add.at(padding, rows.cells[within], lengths[within].max() - lengths[within])

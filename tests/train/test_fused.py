@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -21,7 +24,7 @@ from harness.method.registry import discover
 from harness.suite.blocks import ProtocolReference
 from harness.suite.cell import Cell
 from harness.suite.file_schema import Recipe
-from harness.train.batch_input import BatchInput, Rows, micro_batches
+from harness.train.batch_input import BatchInput, Rows, micro_batches, micro_batches_of_cells
 from harness.train.loop import BundleTrainer
 from harness.train.tiny_backbones import tiny_backbone, tiny_rows
 
@@ -293,6 +296,24 @@ def test_no_step_makes_the_host_wait_for_the_device(members: list[Cell], monkeyp
         made._evaluate(made.active, 3)
     assert in_steps == 0
     assert reads.count > 0  # losses and answers are read at last, so the counter works
+
+
+@given(
+    cells=st.lists(st.lists(st.integers(1, 60), min_size=1, max_size=8), min_size=1, max_size=6),
+    max_tokens=st.integers(20, 200),
+)
+def test_cells_stay_whole_where_they_fit_into_a_micro_batch(cells: list[list[int]], max_tokens: int) -> None:
+    lengths = np.array([length for own in cells for length in own])
+    owner = np.repeat(np.arange(len(cells)), [len(own) for own in cells])
+    batches = micro_batches_of_cells(lengths, owner, max_tokens)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
+    assert all(lengths[batch].sum() <= max_tokens or len(batch) == 1 for batch in batches)
+    for cell, own in enumerate(cells):
+        if sum(own) <= max_tokens:
+            assert sum(cell in owner[batch] for batch in batches) == 1
+    sums = [int(lengths[batch].sum()) for batch in batches]
+    if max(sum(own) for own in cells) <= max_tokens:  # no two neighbours could have been one
+        assert all(one + other > max_tokens for one, other in itertools.pairwise(sums))
 
 
 def test_micro_batches_keep_the_token_budget_and_every_row() -> None:
