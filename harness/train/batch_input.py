@@ -545,23 +545,22 @@ def micro_batches_of_cells(lengths: Index, cells: Index, max_tokens: int) -> lis
     """Cut rows of these lengths, [N], of these cells, [N], into micro-batches that hold whole cells where they fit.
 
     For rows without padding, whose order is free. What a cell changes in a layer is then computed once a step, not once
-    in every micro-batch: 48 cells of 16 kinds, sorted by length into 7 micro-batches, took 1.6 times as long. In
-    `cells` the rows of a cell stand together. A cell with more than `max_tokens` positions is cut by `micro_batches`.
+    in every micro-batch: 48 cells of 16 kinds, sorted by length into 7 micro-batches, took 1.4 times as long. In
+    `cells` the rows of a cell stand together. As in `micro_batches`, which cuts a cell that does not fit by itself,
+    rows x longest stays within `max_tokens` or is one row: cross-attention and masks pad even packed rows.
     """
     batches: list[Index] = []
-    filled: list[Index] = []
-    room = max_tokens
+    filled = np.zeros(0, np.int64)
     for own in np.split(np.arange(len(cells)), np.flatnonzero(np.diff(cells)) + 1):
-        total = int(lengths[own].sum())
-        if total > room and filled:
-            batches.append(np.concatenate(filled))
-            filled, room = [], max_tokens
-        if total > max_tokens:
-            batches += [own[part] for part in micro_batches(lengths[own], max_tokens)]
-        else:
-            filled.append(own)
-            room -= total
-    return [*batches, np.concatenate(filled)] if filled else batches
+        both = np.concatenate([filled, own])
+        if len(both) * lengths[both].max() <= max_tokens:
+            filled = both
+            continue
+        if len(filled):
+            batches.append(filled)
+        *whole, filled = (own[part] for part in micro_batches(lengths[own], max_tokens))
+        batches += whole
+    return [*batches, filled]
 
 
 def _full_cuts(lengths: Index, max_tokens: int) -> list[int]:

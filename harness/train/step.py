@@ -333,8 +333,7 @@ class BundleStep:
             return micro_batches(lengths, max_tokens, self.overhead)
         methods = [self.states[i].outcome.method for i in self.active]
         if len(methods) > 1 and any(type(method).layer_changes is not Method.layer_changes for method in methods):
-            # where rows are nearly as long as each other they are padded after all, by at most this share
-            return micro_batches_of_cells(lengths, cells, int((1 - LEAST_PADDING) * max_tokens))
+            return micro_batches_of_cells(lengths, cells, max_tokens)
         return micro_batches(lengths, max_tokens)
 
     def _is_packed(self, lengths: Index) -> bool:

@@ -307,13 +307,15 @@ def test_cells_stay_whole_where_they_fit_into_a_micro_batch(cells: list[list[int
     owner = np.repeat(np.arange(len(cells)), [len(own) for own in cells])
     batches = micro_batches_of_cells(lengths, owner, max_tokens)
     assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
-    assert all(lengths[batch].sum() <= max_tokens or len(batch) == 1 for batch in batches)
+    padded = [len(batch) * int(lengths[batch].max()) for batch in batches]
+    assert all(size <= max_tokens or len(batch) == 1 for size, batch in zip(padded, batches, strict=True))
     for cell, own in enumerate(cells):
-        if sum(own) <= max_tokens:
+        if len(own) * max(own) <= max_tokens:
             assert sum(cell in owner[batch] for batch in batches) == 1
-    sums = [int(lengths[batch].sum()) for batch in batches]
-    if max(sum(own) for own in cells) <= max_tokens:  # no two neighbours could have been one
-        assert all(one + other > max_tokens for one, other in itertools.pairwise(sums))
+    if all(len(own) * max(own) <= max_tokens for own in cells):  # no two neighbours could have been one
+        for one, other in itertools.pairwise(batches):
+            both = np.concatenate([one, other])
+            assert len(both) * lengths[both].max() > max_tokens
 
 
 def test_micro_batches_keep_the_token_budget_and_every_row() -> None:
