@@ -95,6 +95,8 @@ class Rows:
     """(rows, positions of prompts and texts, target tokens) of all steps."""
     evaluation: float
     """Positions of prompts, texts and choices in all evaluations, and what the tokens of long answers cost in such."""
+    num_passes: int = 2
+    """`Method.num_passes`."""
 
 
 def estimate_time(
@@ -212,7 +214,7 @@ def _estimate(
         return replace(head, origin="does not fit the backbone")
     except Exception as error:  # a mistake in a method's code, which a run records as the failure of its cells
         return replace(head, origin=f"the method raises {type(error).__name__}")
-    flops = missing * matmul.step_flops(*rows.training, num_passes=known.num_passes(cell))
+    flops = missing * matmul.step_flops(*rows.training, num_passes=rows.num_passes)
     peak = peak_flops(device_name(), cell.recipe.precision)
     counted = replace(head, flops=flops, floor_s=None if peak is None else flops / peak)
     if isinstance(rate, str):
@@ -230,7 +232,7 @@ def _mean_rows(known: _Known, group: Group, lengths: TextLengths, misfits: Conta
     trains = _class(known.plan, points[0]).trains
     rows = [rows_of(cell, lengths, *prompts[str(cell.hp)], written, trains) for cell in points]
     samples, source, target = (round(fmean(part)) for part in zip(*(one.training for one in rows), strict=True))
-    return Rows((samples, source, target), fmean(one.evaluation for one in rows))
+    return Rows((samples, source, target), fmean(one.evaluation for one in rows), known.num_passes(points[0]))
 
 
 def rows_of(

@@ -199,6 +199,18 @@ def test_points_that_do_not_fit_are_no_part_of_the_mean(write_suite: Callable[[s
     assert dept("{sweep: [3, 5]}").flops == dept("3").flops != dept("{sweep: [3, 4]}").flops
 
 
+def test_a_first_point_that_cannot_be_built_leaves_the_others_their_time(
+    write_suite: Callable[[str], Path], tmp_path: Path
+) -> None:
+    row = "wide: {method: accept, prompt_width: {sweep: [7, 8]}, recipe: {lr: 0.1}}"
+    path = write_suite(f"{SMALL_SUITE.partition('methods:')[0]}methods:\n  {row}\n")
+    plan = make_plan(path, Overrides(), tmp_path / "none", None)
+    cells = plan.groups[0].cells
+    assert cells[(0, 1)].hp["prompt_width"] == 7, "the first point is one that cannot be built"
+    (found,) = estimate_time(plan, False, {0: 1}, {cell.key for cell in cells.values() if cell.hp["prompt_width"] == 7})
+    assert found.flops, found.origin
+
+
 def test_what_is_not_on_this_machine_is_named(plan_of: Callable[..., Plan]) -> None:
     text = SMALL_SUITE.replace("[micro_sentiment]", "[cb]").replace("[micro-t5]", "[t5-base]")
     made = estimate_time(plan_of(text))
